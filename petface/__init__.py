@@ -1,0 +1,1 @@
+"""What the three scripts and the tools import. Layers: see README, "How the code is laid out"."""

@@ -1,0 +1,106 @@
+"""The one way to write a file: whole or not at all; and the one rule for text in CSV cells."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from petface.errors import UserError
+
+TEMPORARY_SUFFIX = ".partial-write"
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`; on success flush it to disk and rename it over `path`.
+
+    A crash, a full disk or an exception leaves the old file as it was. A stale temporary file of an
+    earlier crash is overwritten. A full disk raises `UserError` with the path and the free bytes.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, mode, **text) as handle:  # type: ignore[call-overload]
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise write_error(path, error) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_error(path: str | Path, error: OSError) -> UserError:
+    """Say which file could not be written, why, and how many bytes are free there."""
+    folder = Path(path).parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    return UserError(f"cannot write {path}: {error.strerror or error} ({free:,} bytes free)")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented UTF-8 JSON; NaN is refused because other readers refuse it too."""
+    with atomic_write(path, "w") as handle:
+        json.dump(value, handle, indent=2, ensure_ascii=False, allow_nan=False)
+        handle.write("\n")
+
+
+def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a whole CSV (UTF-8, LF); text cells go through `safe_cell`."""
+    with atomic_write(path, "w") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([safe_cell(cell) for cell in row] for row in rows)
+
+
+def safe_cell(cell: object) -> object:
+    """Neutralise text that a spreadsheet would run as a formula: an apostrophe goes in front.
+
+    Numbers pass unchanged, so a negative number stays a number. `plain_cell` is the inverse.
+    """
+    if isinstance(cell, str) and cell.startswith((*_FORMULA_STARTS, "'")):
+        return "'" + cell
+    return cell
+
+
+def plain_cell(cell: str) -> str:
+    """Undo `safe_cell` for a text cell read back from a CSV."""
+    return cell[1:] if cell.startswith("'") else cell
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system allows opening a folder."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
