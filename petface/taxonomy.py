@@ -46,22 +46,12 @@ SPECIES_CONFIG: Final = {
 SPECIES: Final = tuple(SPECIES_CONFIG)
 SPECIES_FEATURES: Final = {name: config.features for name, config in SPECIES_CONFIG.items()}
 
-# Used only for heads whose checkpoint carries no vocabulary. Gender has its own fall-back.
+# Used only for heads whose checkpoint carries no vocabulary and whose size fits. Only lists that are public
+# fact stand here: a guessed list would print wrong labels. Gender has its own fall-back.
 FALLBACK_VOCABULARIES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "chimp": {
         "breed": ("P. t. ellioti", "P. t. schweinfurthii", "P. t. troglodytes", "P. t. verus"),
     },
-    "chinchilla": {
-        "color1": ("Beige", "Black", "Gray", "Violet", "White"),
-        "color2": ("Ebony", "Mosaic", "Pied", "Standard"),
-    },
-    "degus": {
-        "color1": ("Agouti", "Blue", "Cream", "Sand", "White"),
-        "color2": ("Pied", "Solid"),
-    },
-    "ferret": {"color1": ("Albino", "Black", "Champagne", "Cinnamon", "Sable", "Silver")},
-    "hedgehog": {"color1": ("Albino", "Cinnamon", "Pinto", "Salt & Pepper")},
-    "javasparrow": {"color": ("Cinnamon", "Cream", "Normal", "Pied", "Silver", "White")},
 }
 
 _WHOLE_NUMBER = re.compile(r"\+?\d+(\.0*)?", re.ASCII)
