@@ -1,0 +1,147 @@
+"""Convolutional bodies by name, where their stages begin, and where their first weights come from."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from petface.errors import UserError
+
+STAGE_NAMES: Final = ("stem", "layer1", "layer2", "layer3", "layer4")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A torchvision architecture: width of its pooled features, its classifier, its five stages.
+
+    `stages` maps each of `STAGE_NAMES` to prefixes of parameter names, so that "layer4" means the last
+    stage of any architecture.
+    """
+
+    constructor: str
+    num_features: int
+    classifier: str
+    stages: dict[str, tuple[str, ...]]
+
+
+_RESNET_STAGES: Final = {
+    "stem": ("conv1.", "bn1."),
+    "layer1": ("layer1.",),
+    "layer2": ("layer2.",),
+    "layer3": ("layer3.",),
+    "layer4": ("layer4.",),
+}
+BACKBONES: Final = {
+    "resnet18": Backbone("resnet18", 512, "fc", _RESNET_STAGES),
+    "mobilenet_v2": Backbone(
+        "mobilenet_v2",
+        1280,
+        "classifier",
+        {
+            "stem": ("features.0.", "features.1."),
+            "layer1": ("features.2.", "features.3."),
+            "layer2": tuple(f"features.{i}." for i in range(4, 7)),
+            "layer3": tuple(f"features.{i}." for i in range(7, 14)),
+            "layer4": tuple(f"features.{i}." for i in range(14, 19)),
+        },
+    ),
+}
+
+
+def describe(name: str) -> Backbone:
+    """Look a backbone up by name; an unknown one is refused with the list."""
+    if name not in BACKBONES:
+        raise UserError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
+    return BACKBONES[name]
+
+
+def build_classifier(name: str, num_classes: int) -> nn.Module:
+    """Build an untrained network with one linear layer: (B, 3, H, W) float -> (B, num_classes) logits."""
+    backbone = describe(name)
+    network: nn.Module = getattr(torchvision.models, backbone.constructor)(weights=None)
+    setattr(network, backbone.classifier, nn.Linear(backbone.num_features, num_classes))
+    return network
+
+
+def build_body(name: str) -> nn.Module:
+    """Build an untrained body without classifier: (B, 3, H, W) float -> (B, num_features)."""
+    backbone = describe(name)
+    network: nn.Module = getattr(torchvision.models, backbone.constructor)(weights=None)
+    setattr(network, backbone.classifier, nn.Identity())
+    return network
+
+
+def body_state(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Keep what belongs to the body of a whole network's state: the classifier is left out."""
+    prefix = describe(name).classifier + "."
+    return {key: value for key, value in state.items() if not key.startswith(prefix)}
+
+
+def stage_of(name: str, parameter: str) -> str:
+    """Tell which stage a body parameter belongs to; every parameter is in exactly one."""
+    stages = describe(name).stages
+    found = [stage for stage, prefixes in stages.items() if parameter.startswith(prefixes)]
+    assert len(found) == 1, f"{name}: parameter {parameter} is in stages {found}"
+    return found[0]
+
+
+def load_initial_weights(body: nn.Module, name: str, weights: str, policy: str) -> str:
+    """Fill `body` with its first weights in place and say where they came from.
+
+    `weights` is "none", "torchvision" (ImageNet, downloaded once by torchvision) or the path of a local
+    state dictionary or checkpoint. `policy`: "require" stops where torchvision's weights cannot be had,
+    "auto" goes on from random weights and says so in the returned text, "none" never looks. A local
+    file that does not fit is always an error.
+    """
+    if weights == "none" or policy == "none":
+        return "random"
+    if weights != "torchvision":
+        _load_local(body, name, Path(weights))
+        return f"file {Path(weights).name}"
+    constructor = describe(name).constructor
+    try:
+        with _network_patience(20.0):
+            enum = torchvision.models.get_model_weights(constructor).DEFAULT
+            state = enum.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network, or a damaged download
+        if policy == "require":
+            raise UserError(
+                f"ImageNet weights for {name} could not be had ({error}); "
+                'set PRETRAINED = "auto" to go on without, or WEIGHTS to a local file'
+            ) from error
+        return f"random (ImageNet weights for {name} could not be had: {error})"
+    body.load_state_dict(body_state(name, dict(state)))
+    return f"torchvision {enum}"
+
+
+def _load_local(body: nn.Module, name: str, path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"WEIGHTS: no such file {path}; give a file, 'torchvision' or 'none'")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state = content.get("model", content)
+        # Checkpoints of stage 2 hold their body under "body."; whole networks hold it bare.
+        bodies = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
+        body.load_state_dict(body_state(name, bodies or state))
+    except Exception as error:  # torch raises many types for a file that is not a state dictionary
+        reason = str(error).splitlines()[0]
+        raise UserError(f"WEIGHTS: {path} does not fit a {name} body: {reason}") from error
+
+
+@contextmanager
+def _network_patience(seconds: float) -> Iterator[None]:
+    """Bound each network wait, so that a silent firewall cannot hold a run up for minutes."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
