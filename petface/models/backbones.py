@@ -6,10 +6,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-import torch
 import torchvision
 from torch import Tensor, nn
 
@@ -93,23 +91,15 @@ def stage_of(name: str, parameter: str) -> str:
     return found[0]
 
 
-def load_initial_weights(body: nn.Module, name: str, weights: str, policy: str) -> str:
-    """Fill `body` with its first weights in place and say where they came from.
+def load_torchvision_weights(body: nn.Module, name: str, policy: str) -> str:
+    """Fill `body` in place with torchvision's ImageNet weights, downloaded once; say what was loaded.
 
-    `weights` is "none", "torchvision" (ImageNet, downloaded once by torchvision) or the path of a local
-    state dictionary or checkpoint. `policy`: "require" stops where torchvision's weights cannot be had,
-    "auto" goes on from random weights and says so in the returned text, "none" never looks. A local
-    file that does not fit is always an error.
+    Where they cannot be had, `policy` "require" raises `UserError`; "auto" leaves the random weights and
+    says so in the returned text.
     """
-    if weights == "none" or policy == "none":
-        return "random"
-    if weights != "torchvision":
-        _load_local(body, name, Path(weights))
-        return f"file {Path(weights).name}"
-    constructor = describe(name).constructor
     try:
         with _network_patience(20.0):
-            enum = torchvision.models.get_model_weights(constructor).DEFAULT
+            enum = torchvision.models.get_model_weights(describe(name).constructor).DEFAULT
             state = enum.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network, or a damaged download
         if policy == "require":
@@ -120,20 +110,6 @@ def load_initial_weights(body: nn.Module, name: str, weights: str, policy: str) 
         return f"random (ImageNet weights for {name} could not be had: {error})"
     body.load_state_dict(body_state(name, dict(state)))
     return f"torchvision {enum}"
-
-
-def _load_local(body: nn.Module, name: str, path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"WEIGHTS: no such file {path}; give a file, 'torchvision' or 'none'")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        state = content.get("model", content)
-        # Checkpoints of stage 2 hold their body under "body."; whole networks hold it bare.
-        bodies = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
-        body.load_state_dict(body_state(name, bodies or state))
-    except Exception as error:  # torch raises many types for a file that is not a state dictionary
-        reason = str(error).splitlines()[0]
-        raise UserError(f"WEIGHTS: {path} does not fit a {name} body: {reason}") from error
 
 
 @contextmanager

@@ -1,0 +1,231 @@
+"""Checkpoints: written whole, read without executing anything, old layouts through named adapters.
+
+A checkpoint is a plain dictionary of tensors, numbers, strings, lists and dictionaries, so that
+`torch.load(weights_only=True)` reads it. The zip container keeps a CRC-32 of every record, which torch
+stores but does not check; `load` does.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from petface import files, taxonomy
+from petface.errors import UserError
+from petface.images import Preprocessing
+from petface.models import backbones, layouts, multi_head
+
+FORMAT = 1
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be used: the message names the file, the reason and the way out."""
+
+    def __init__(self, path: str | Path, reason: str, way_out: str = "") -> None:
+        super().__init__(f"{path}: {reason}" + (f"; {way_out}" if way_out else ""))
+
+
+@dataclass(frozen=True)
+class Stage1Checkpoint:
+    """A species classifier ready for use: `classes[k]` is the name of logit k."""
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
+class Stage2Checkpoint:
+    """A specialist ready for use.
+
+    `vocabularies[head][k]` names logit k of a head; `sources[head]` says where the names came from
+    ("checkpoint", "built-in", "gender", "index").
+    """
+
+    model: multi_head._MultiHeadModel
+    species: str
+    vocabularies: dict[str, tuple[str, ...]]
+    sources: dict[str, str]
+    preprocessing: Preprocessing
+
+
+def save(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically, with the format number."""
+    with files.atomic_write(path) as handle:
+        torch.save({"format": FORMAT, **content}, handle)
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint's dictionary on the CPU; anything wrong is a `CheckpointError`.
+
+    Nothing in the file is executed: only tensors and plain values are accepted, without exception.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(path, "no such file", "train first, or check the path")
+    try:
+        if zipfile.is_zipfile(path):  # checkpoints of torch before 1.6 are not, and carry no checksum
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise CheckpointError(path, f"checksum of {damaged} is wrong", _COPY_AGAIN)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile and torch raise a dozen types for damaged files
+        if "weights_only" in str(error).lower() or "unsupported global" in str(error).lower():
+            raise CheckpointError(
+                path,
+                "holds pickled objects, not only weights; nothing of it was run",
+                "store model.state_dict() and plain values instead",
+            ) from error
+        raise CheckpointError(path, f"damaged or not a checkpoint ({error})", _COPY_AGAIN) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(path, f"holds a {type(content).__name__}, not a dictionary")
+    number = content.get("format", 0)
+    if not isinstance(number, int) or number > FORMAT:
+        raise CheckpointError(
+            path, f"has format {number}, newer than {FORMAT}", "update PetFace, or train again"
+        )
+    return content
+
+
+_COPY_AGAIN = "copy the file again, or use last.pt of the same run"
+
+
+def initialise_body(body: nn.Module, name: str, weights: str, policy: str) -> str:
+    """Fill a body with its first weights in place and say where they came from.
+
+    `weights`: "none", "torchvision" (ImageNet) or the path of a checkpoint or state dictionary; `policy`:
+    "require", "auto" or "none", see `backbones.load_torchvision_weights`. A local file that does not
+    fit is always an error.
+    """
+    if policy == "none" or weights == "none":
+        return "random"
+    if weights == "torchvision":
+        return backbones.load_torchvision_weights(body, name, policy)
+    state = _weights_in(weights, load(weights))
+    own = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
+    try:
+        body.load_state_dict(backbones.body_state(name, own or state))
+    except RuntimeError as error:
+        raise CheckpointError(weights, f"does not fit a {name} body ({_first(error)})") from error
+    return f"file {Path(weights).name}"
+
+
+def read_stage1(path: str | Path) -> Stage1Checkpoint:
+    """Read a species classifier: `"model"`, `"class_to_index"` and, where present, its preprocessing."""
+    content = load(path)
+    state = _weights_in(path, content)
+    table = content.get("class_to_index")
+    if not isinstance(table, dict) or sorted(table.values()) != list(range(len(table))):
+        raise CheckpointError(
+            path, '"class_to_index" is missing or does not number its classes from 0', "use best.pt"
+        )
+    classes = tuple(sorted(table, key=table.__getitem__))
+    name = content.get("backbone", "resnet18")
+    model = _fill(path, backbones.build_classifier(name, len(classes)), state)
+    return Stage1Checkpoint(model, classes, _preprocessing(path, content))
+
+
+def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
+    """Read a specialist of any layout for `species`.
+
+    Head names pass through `FEATURE_ALIASES` and are filtered to the species' features; heads without a
+    class are skipped. Vocabulary of a head: the checkpoint's, else the built-in list of that species,
+    else female and male for gender, else "0" ... "K-1".
+    """
+    content = load(path)
+    owner = content.get("species", species)
+    if owner != species:
+        raise CheckpointError(path, f"is a specialist for {owner}, not for {species}")
+    name = content.get("backbone", "resnet18")
+    try:
+        found = layouts.read(_weights_in(path, content), content)
+    except ValueError as error:
+        raise CheckpointError(path, str(error)) from error
+    allowed = taxonomy.features_of(species)
+    heads = {
+        taxonomy.FEATURE_ALIASES.get(head, head): tensors for head, tensors in found.heads.items()
+    }
+    heads = {head: heads[head] for head in taxonomy.FEATURES if head in heads and head in allowed}
+    sizes = {head: len(bias) for head, (_, bias) in heads.items() if len(bias) > 0}
+    if not sizes:
+        raise CheckpointError(path, f"has no head for {species} (heads: {sorted(found.heads)})")
+    vocabularies, sources = {}, {}
+    stored = {taxonomy.FEATURE_ALIASES.get(h, h): v for h, v in found.vocabularies.items()}
+    for head, size in sizes.items():
+        vocabularies[head], sources[head] = _vocabulary(path, species, head, size, stored)
+    kind = (
+        multi_head.ChinchillaMultiHeadResNet18
+        if stored
+        else multi_head.GenericMultiHeadResNet18
+    )
+    model = kind(sizes, name)
+    state = {f"body.{key}": value for key, value in found.body.items()}
+    for head in sizes:
+        state[f"heads.{head}.weight"], state[f"heads.{head}.bias"] = heads[head]
+    _fill(path, model, state)
+    return Stage2Checkpoint(model, species, vocabularies, sources, _preprocessing(path, content))
+
+
+def _vocabulary(
+    path: str | Path, species: str, head: str, size: int, stored: Mapping[str, tuple[str, ...]]
+) -> tuple[tuple[str, ...], str]:
+    if head in stored:
+        if len(stored[head]) != size:
+            raise CheckpointError(
+                path, f"head {head} has {size} outputs but {len(stored[head])} class names"
+            )
+        return stored[head], "checkpoint"
+    built_in = taxonomy.FALLBACK_VOCABULARIES.get(species, {}).get(head, ())
+    if len(built_in) == size:
+        return built_in, "built-in"
+    if head == "gender" and size == len(taxonomy.GENDER_VOCABULARY):
+        return taxonomy.GENDER_VOCABULARY, "gender"
+    return tuple(str(index) for index in range(size)), "index"
+
+
+def _weights_in(path: str | Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Find the state dictionary in a checkpoint; DataParallel's `module.` prefix is dropped."""
+    for key in ("model", "model_state_dict", "state_dict"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    state = {
+        str(key).removeprefix("module."): value
+        for key, value in content.items()
+        if isinstance(value, Tensor)
+    }
+    if not state:
+        raise CheckpointError(path, 'holds no weights under "model"', "use best.pt or last.pt")
+    return state
+
+
+def _fill(path: str | Path, model: Any, state: Mapping[str, Tensor]) -> Any:
+    try:
+        model.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise CheckpointError(path, f"weights do not fit the network ({_first(error)})") from error
+    return model.eval()
+
+
+def _preprocessing(path: str | Path, content: Mapping[str, Any]) -> Preprocessing:
+    """Read how images must be prepared; old checkpoints stored nothing and meant 224 px, stretched."""
+    if "preprocessing" not in content:
+        return Preprocessing()
+    try:
+        return Preprocessing.from_dict(content["preprocessing"])
+    except UserError as error:
+        raise CheckpointError(path, f"preprocessing: {error}") from error
+
+
+def _first(error: Exception) -> str:
+    """Shorten load_state_dict's pages to their first two lines."""
+    return " ".join(line.strip() for line in str(error).splitlines()[:2])

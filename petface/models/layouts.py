@@ -1,0 +1,98 @@
+"""The weight and vocabulary layouts that specialists were stored in over time, brought to one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+_HEAD = re.compile(r"(?:heads\.|head_)(?P<head>.+?)(?:\.(?:\d+|fc|linear))?\.(?P<kind>weight|bias)")
+_BODY_PREFIXES = ("body.", "backbone.", "encoder.", "trunk.", "base.", "resnet.", "features.")
+# A body kept as nn.Sequential(*list(resnet.children())[:-1]) numbers its children.
+_SEQUENTIAL = {"0": "conv1", "1": "bn1", **{str(4 + i): f"layer{1 + i}" for i in range(4)}}
+_NAME_KEYS = ("classes", "class_names", "labels", "vocab", "names", "idx_to_class", "class_to_idx")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A specialist in parts: body weights with torchvision's names, (weight, bias) and names per head."""
+
+    body: dict[str, Tensor]
+    heads: dict[str, tuple[Tensor, Tensor]]
+    vocabularies: dict[str, tuple[str, ...]]
+
+
+def read(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Found:
+    """Take a state dictionary and the checkpoint around it apart; `ValueError` says what is missing.
+
+    Layouts known: `head_vocabs`; `feature_infos`; `heads_meta`; `vocabs` + `heads`; and the legacy one with
+    flat `head_<name>.*` weights and no vocabulary, whose classes follow from the shapes.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    body: dict[str, Tensor] = {}
+    for key, value in state.items():
+        match = _HEAD.fullmatch(key)
+        if match:
+            parts.setdefault(match["head"], {})[match["kind"]] = value
+        else:
+            body[_torchvision_name(key)] = value
+    heads = {}
+    for head, tensors in parts.items():
+        if set(tensors) != {"weight", "bias"} or len(tensors["weight"]) != len(tensors["bias"]):
+            raise ValueError(f"head {head} lacks a weight or a bias, or they differ in size")
+        heads[head] = (tensors["weight"], tensors["bias"])
+    if not heads:
+        raise ValueError("holds no head (no weights under heads.<name> or head_<name>)")
+    return Found(body, heads, _vocabularies(content))
+
+
+def _torchvision_name(key: str) -> str:
+    for prefix in _BODY_PREFIXES:
+        rest = key.removeprefix(prefix)
+        first, _, tail = rest.partition(".")
+        if rest != key and first in _SEQUENTIAL and prefix != "body.":
+            return f"{_SEQUENTIAL[first]}.{tail}"
+        if rest != key and prefix != "features.":  # MobileNet's own names begin with "features."
+            return rest
+    return key
+
+
+def _vocabularies(content: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    for key in ("head_vocabs", "feature_infos", "heads_meta", "vocabs"):
+        entries = content.get(key)
+        if entries is None:
+            continue
+        if isinstance(entries, list):  # [{"name": head, "classes": [...]}, ...]
+            entries = {
+                entry.get("name", entry.get("feature")): entry
+                for entry in entries
+                if isinstance(entry, dict)
+            }
+        if not isinstance(entries, dict):
+            raise ValueError(f'"{key}" is a {type(entries).__name__}, not a table of heads')
+        found = {str(head): _names(entry) for head, entry in entries.items()}
+        return {head: names for head, names in found.items() if names is not None}
+    return {}
+
+
+def _names(entry: Any) -> tuple[str, ...] | None:
+    """Class names in index order from a list, {name: index}, {index: name} or a dictionary around one."""
+    if isinstance(entry, (list, tuple)):
+        return tuple(str(name) for name in entry)
+    if not isinstance(entry, dict):
+        return None
+    for key in _NAME_KEYS:
+        if isinstance(entry.get(key), (list, tuple, dict)):
+            return _names(entry[key])
+    if entry and all(isinstance(index, int) for index in entry.values()):
+        pairs = [(index, name) for name, index in entry.items()]
+    elif entry and all(str(index).isdigit() for index in entry):
+        pairs = [(int(index), name) for index, name in entry.items()]
+    else:
+        return () if not entry else None
+    if sorted(index for index, _ in pairs) != list(range(len(pairs))):
+        raise ValueError(f"a vocabulary does not number its {len(pairs)} classes from 0")
+    return tuple(str(name) for _, name in sorted(pairs))
