@@ -1,0 +1,270 @@
+"""The one place that turns a file, bytes, a PIL image or an array into RGB uint8, guarded; and resizes it.
+
+Rules, the same in training, evaluation and serving:
+
+- PNG, JPEG (and MPO), WEBP, GIF, BMP and TIFF only; regular files only, so a pipe or a folder never hangs.
+- More than `MAX_PIXELS` is refused from the header, before anything is decoded.
+- EXIF orientation is applied; a damaged EXIF block counts as none.
+- 16-bit grey is scaled to 8 bit, v / 257 rounded; 32-bit whole numbers are clipped to 16 bit first; float
+  grey runs from 0 to 1. 16-bit colour PNG arrives from Pillow as the high byte of each value.
+- Transparency (alpha channel, palette alpha, colour key) is composited on black.
+- Animated files give their first frame. 1-bit, grey, palette, CMYK and YCbCr become RGB as Pillow converts them.
+- What is damaged raises `ImageError`. A flipped bit in a PNG is always found (it has a checksum); in a JPEG
+  only one that stops the decoder is, because the format holds no checksum.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import IO, Any, Final, TypeAlias
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from petface.errors import UserError
+
+IMAGE_SUFFIXES: Final = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+)
+MAX_PIXELS: Final = 50_000_000  # 150 MB as RGB
+RESIZE_RULES: Final = ("stretch", "center_crop", "letterbox")
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow opens MPO through JPEG
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(UserError):
+    """An image that cannot be used; `reason` is "unreadable" or "too_large", as in the `status` column."""
+
+    def __init__(self, message: str, reason: str = "unreadable") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes network input; stored in every checkpoint and obeyed by everything downstream.
+
+    `resize` is "stretch" (both sides to `size_px`), "center_crop" (short side to `size_px`, centre kept) or
+    "letterbox" (long side to `size_px`, black borders). `mean` and `std` are per channel on the scale
+    0..1; None leaves the values in [0, 1]. Nonsense raises `UserError`.
+    """
+
+    size_px: int = 224
+    resize: str = "stretch"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size_px, bool) or not isinstance(self.size_px, int) or self.size_px < 1:
+            raise UserError(
+                f"preprocessing: size_px must be a whole number from 1, not {self.size_px!r}"
+            )
+        if self.resize not in RESIZE_RULES:
+            raise UserError(
+                f"preprocessing: unknown resize rule {self.resize!r}; known: {', '.join(RESIZE_RULES)}"
+            )
+        if (self.mean is None) != (self.std is None):
+            raise UserError("preprocessing: mean and std go together: give both or neither")
+        object.__setattr__(self, "mean", _three_numbers("mean", self.mean))
+        object.__setattr__(self, "std", _three_numbers("std", self.std))
+        if self.std is not None and min(self.std) <= 0:
+            raise UserError(f"preprocessing: std must be above 0, not {self.std}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain Python (no tuples), ready for JSON and for a checkpoint."""
+        values = asdict(self)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Read what `to_dict` gave; a missing, unknown or nonsensical entry raises `UserError`."""
+        names = [field.name for field in fields(cls)]
+        if not isinstance(values, Mapping) or set(values) != set(names):
+            found = sorted(map(str, values)) if isinstance(values, Mapping) else repr(values)
+            raise UserError(f"preprocessing: expected the entries {names}, found {found}")
+        return cls(**values)
+
+
+def decode(source: ImageSource) -> np.ndarray:
+    """Decode one image to (H, W, 3) uint8, C-contiguous and writable, never sharing memory with `source`.
+
+    `source` is a path, the bytes of an encoded image, a PIL image (at its current frame) or an array:
+    (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8, (H, W) uint16 or bool. Raises `ImageError` naming the
+    source and what is wrong, whatever the bytes are.
+    """
+    name = _name_of(source)
+    try:
+        if isinstance(source, np.ndarray):
+            return _rgb_array(_image_of(source, name), name)
+        if isinstance(source, Image.Image):
+            return _rgb_array(source, name)
+        if isinstance(source, bytes | bytearray | memoryview):
+            return _decode_stream(io.BytesIO(source), len(source), name)
+        return _decode_file(source, name)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name}: {error}", "too_large") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not a {', '.join(_FORMATS)} image") from error
+    except Exception as error:  # damaged bytes make Pillow raise nearly every type there is
+        detail = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ImageError(f"{name}: {detail or type(error).__name__}") from error
+
+
+def resize(image: np.ndarray, size_px: int, rule: str) -> np.ndarray:
+    """Resize (H, W, 3) uint8 to (size_px, size_px, 3) by one of `RESIZE_RULES`, C-contiguous.
+
+    Bilinear with antialiasing, as torchvision's `Resize` does on PIL images. An image of that size already is
+    given back as it is, not copied.
+    """
+    assert rule in RESIZE_RULES, rule
+    height, width = image.shape[:2]
+    if (height, width) == (size_px, size_px):
+        return np.ascontiguousarray(image)
+    picture = Image.fromarray(image)
+    bilinear = Image.Resampling.BILINEAR
+    if rule == "stretch":
+        return np.array(picture.resize((size_px, size_px), bilinear))
+    if rule == "center_crop":
+        # The crop is taken in source pixels: resizing all of a 1x5000 strip first would make 750 MB.
+        box = _center_box(width, height, size_px)
+        return np.array(picture.resize((size_px, size_px), bilinear, box=box))
+    scale = size_px / max(width, height)
+    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    canvas = Image.new("RGB", (size_px, size_px))
+    corner = ((size_px - inner[0]) // 2, (size_px - inner[1]) // 2)
+    canvas.paste(picture.resize(inner, bilinear), corner)
+    return np.array(canvas)
+
+
+def _center_box(width: int, height: int, size_px: int) -> tuple[float, float, float, float]:
+    """Give the source box (left, top, right, bottom) that lands on the central square.
+
+    Same rounding as torchvision's `Resize(size_px)` followed by `CenterCrop(size_px)`.
+    """
+    short = min(width, height)
+    starts, lengths = [], []
+    for side in (width, height):
+        resized = size_px * side // short
+        starts.append(round((resized - size_px) / 2) * side / resized)
+        lengths.append(size_px * side / resized)
+    right, bottom = starts[0] + lengths[0], starts[1] + lengths[1]
+    return starts[0], starts[1], min(right, width), min(bottom, height)
+
+
+def _decode_file(path: str | os.PathLike[str], name: str) -> np.ndarray:
+    """Decode a regular file; anything else at that path is refused before it is opened."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: no such file") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{name}: not a regular file")
+    with open(path, "rb") as handle:
+        return _decode_stream(handle, status.st_size, name)
+
+
+def _decode_stream(handle: IO[bytes], num_bytes: int, name: str) -> np.ndarray:
+    """Decode the encoded image in `handle`."""
+    if num_bytes == 0:
+        raise ImageError(f"{name}: empty (0 bytes)")
+    with Image.open(handle, formats=_FORMATS) as image:
+        return _rgb_array(image, name)
+
+
+def _image_of(array: np.ndarray, name: str) -> Image.Image:
+    """Wrap an array so that it takes the same way as a file."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    is_grey = array.ndim == 2 and array.dtype in (np.uint8, np.uint16, np.bool_)
+    is_colour = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
+    if not (is_grey or is_colour) or array.size == 0:
+        raise ImageError(
+            f"{name}: expected (H, W, 3), (H, W, 4) or (H, W) of uint8, or (H, W) of uint16 or bool, "
+            f"with at least one pixel"
+        )
+    _check_pixels(array.shape[1], array.shape[0], name)
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _check_pixels(width: int, height: int, name: str) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"{name}: {width}x{height} has no pixels")
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{name}: {width}x{height} is more than {MAX_PIXELS:,} pixels", "too_large"
+        )
+
+
+def _rgb_array(image: Image.Image, name: str) -> np.ndarray:
+    """Bring any PIL image to (H, W, 3) uint8 by the rules at the top of this file."""
+    _check_pixels(*image.size, name)
+    image.load()
+    orientation = _orientation(image)  # after load(): TIFF applies its own there and drops the tag
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        rgb = Image.fromarray(_eight_bit(np.asarray(image))).convert("RGB")
+    elif image.has_transparency_data:
+        layer = image.convert("LA") if image.mode == "La" else image
+        layer = layer.convert("RGBA")
+        rgb = Image.new("RGB", layer.size)
+        rgb.paste(layer.convert("RGB"), mask=layer.getchannel("A"))
+    else:
+        rgb = image.convert("RGB")
+    if orientation in _TRANSPOSE:
+        rgb = rgb.transpose(_TRANSPOSE[orientation])
+    return np.array(rgb)
+
+
+def _eight_bit(grey: np.ndarray) -> np.ndarray:
+    """Scale deep grey to uint8: whole numbers from 0..65535, floats from 0..1 (NaN is black)."""
+    if grey.dtype.kind == "f":
+        return np.rint(np.clip(np.nan_to_num(grey), 0, 1) * 255).astype(np.uint8)
+    return ((np.clip(grey, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # a damaged EXIF block does not make the pixels unreadable
+        return 1
+
+
+def _name_of(source: ImageSource) -> str:
+    """Name the source in messages; bytes of a file name that are not UTF-8 are shown escaped."""
+    if isinstance(source, np.ndarray):
+        return f"array {source.shape} {source.dtype}"
+    if isinstance(source, Image.Image):
+        return f"PIL image ({source.mode}, {source.width}x{source.height})"
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"image of {len(source):,} bytes"
+    return os.fsencode(source).decode("utf-8", "backslashreplace")
+
+
+def _three_numbers(name: str, values: Any) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise UserError(f"preprocessing: {name} must be three finite numbers, not {values!r}")
+    return numbers
