@@ -1,16 +1,18 @@
-"""The one place that turns a file, bytes, a PIL image or an array into RGB uint8, guarded; and resizes it.
+"""The one place that turns a file, bytes, a PIL image or an array into RGB uint8; and resizes it.
 
 Rules, the same in training, evaluation and serving:
 
-- PNG, JPEG (and MPO), WEBP, GIF, BMP and TIFF only; regular files only, so a pipe or a folder never hangs.
+- PNG, JPEG (and MPO), WEBP, GIF, BMP and TIFF only; regular files only, so that a pipe or a folder
+  never hangs.
 - More than `MAX_PIXELS` is refused from the header, before anything is decoded.
 - EXIF orientation is applied; a damaged EXIF block counts as none.
-- 16-bit grey is scaled to 8 bit, v / 257 rounded; 32-bit whole numbers are clipped to 16 bit first; float
-  grey runs from 0 to 1. 16-bit colour PNG arrives from Pillow as the high byte of each value.
+- 16-bit grey is scaled to 8 bit, v / 257 rounded; 32-bit whole numbers are clipped to 16 bit first;
+  float grey runs from 0 to 1. Of 16-bit colour Pillow gives the high byte.
 - Transparency (alpha channel, palette alpha, colour key) is composited on black.
-- Animated files give their first frame. 1-bit, grey, palette, CMYK and YCbCr become RGB as Pillow converts them.
-- What is damaged raises `ImageError`. A flipped bit in a PNG is always found (it has a checksum); in a JPEG
-  only one that stops the decoder is, because the format holds no checksum.
+- Animated files give their first frame. 1-bit, grey, palette, CMYK and YCbCr become RGB as Pillow
+  converts them.
+- What is damaged raises `ImageError`. A flipped bit in a PNG is always found, by its checksums; in a
+  JPEG, which has none, only one that stops the decoder is.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import IO, Any, Final, TypeAlias
 
 import numpy as np
@@ -50,7 +53,7 @@ _TRANSPOSE = {
 
 
 class ImageError(UserError):
-    """An image that cannot be used; `reason` is "unreadable" or "too_large", as in the `status` column."""
+    """An image that cannot be used; `reason` ("unreadable", "too_large") is its row's `status`."""
 
     def __init__(self, message: str, reason: str = "unreadable") -> None:
         super().__init__(message)
@@ -59,11 +62,11 @@ class ImageError(UserError):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes network input; stored in every checkpoint and obeyed by everything downstream.
+    """How an image becomes network input; stored in checkpoints, obeyed by everything downstream.
 
-    `resize` is "stretch" (both sides to `size_px`), "center_crop" (short side to `size_px`, centre kept) or
-    "letterbox" (long side to `size_px`, black borders). `mean` and `std` are per channel on the scale
-    0..1; None leaves the values in [0, 1]. Nonsense raises `UserError`.
+    `resize` is "stretch" (both sides to `size_px`), "center_crop" (short side to `size_px`, centre
+    kept) or "letterbox" (long side to `size_px`, black borders). `mean` and `std` are per channel on
+    the scale 0..1; None leaves the values in [0, 1]. Nonsense raises `UserError`.
     """
 
     size_px: int = 224
@@ -78,7 +81,7 @@ class Preprocessing:
             )
         if self.resize not in RESIZE_RULES:
             raise UserError(
-                f"preprocessing: unknown resize rule {self.resize!r}; known: {', '.join(RESIZE_RULES)}"
+                f"preprocessing: resize must be one of {', '.join(RESIZE_RULES)}, not {self.resize!r}"
             )
         if (self.mean is None) != (self.std is None):
             raise UserError("preprocessing: mean and std go together: give both or neither")
@@ -103,11 +106,11 @@ class Preprocessing:
 
 
 def decode(source: ImageSource) -> np.ndarray:
-    """Decode one image to (H, W, 3) uint8, C-contiguous and writable, never sharing memory with `source`.
+    """Decode one image to (H, W, 3) uint8, C-contiguous, writable, sharing nothing with `source`.
 
-    `source` is a path, the bytes of an encoded image, a PIL image (at its current frame) or an array:
-    (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8, (H, W) uint16 or bool. Raises `ImageError` naming the
-    source and what is wrong, whatever the bytes are.
+    `source` is a path, the bytes of an encoded image, a PIL image (at its current frame) or an
+    array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8, (H, W) uint16 or bool. Raises
+    `ImageError` naming the source and what is wrong, whatever the bytes are.
     """
     name = _name_of(source)
     try:
@@ -132,8 +135,8 @@ def decode(source: ImageSource) -> np.ndarray:
 def resize(image: np.ndarray, size_px: int, rule: str) -> np.ndarray:
     """Resize (H, W, 3) uint8 to (size_px, size_px, 3) by one of `RESIZE_RULES`, C-contiguous.
 
-    Bilinear with antialiasing, as torchvision's `Resize` does on PIL images. An image of that size already is
-    given back as it is, not copied.
+    Bilinear with antialiasing, as torchvision's `Resize` does on PIL images. An image that has this
+    size already is given back as it is, not copied.
     """
     assert rule in RESIZE_RULES, rule
     height, width = image.shape[:2]
@@ -144,7 +147,7 @@ def resize(image: np.ndarray, size_px: int, rule: str) -> np.ndarray:
     if rule == "stretch":
         return np.array(picture.resize((size_px, size_px), bilinear))
     if rule == "center_crop":
-        # The crop is taken in source pixels: resizing all of a 1x5000 strip first would make 750 MB.
+        # Cropped in source pixels: a whole 1x5000 strip would take 750 MB once resized.
         box = _center_box(width, height, size_px)
         return np.array(picture.resize((size_px, size_px), bilinear, box=box))
     scale = size_px / max(width, height)
@@ -178,7 +181,7 @@ def _decode_file(path: str | os.PathLike[str], name: str) -> np.ndarray:
         raise ImageError(f"{name}: no such file") from error
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(f"{name}: not a regular file")
-    with open(path, "rb") as handle:
+    with Path(path).open("rb") as handle:
         return _decode_stream(handle, status.st_size, name)
 
 
@@ -198,8 +201,8 @@ def _image_of(array: np.ndarray, name: str) -> Image.Image:
     is_colour = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
     if not (is_grey or is_colour) or array.size == 0:
         raise ImageError(
-            f"{name}: expected (H, W, 3), (H, W, 4) or (H, W) of uint8, or (H, W) of uint16 or bool, "
-            f"with at least one pixel"
+            f"{name}: expected (H, W, 3), (H, W, 4) or (H, W) of uint8, or (H, W) of uint16 or "
+            "bool, with at least one pixel"
         )
     _check_pixels(array.shape[1], array.shape[0], name)
     return Image.fromarray(np.ascontiguousarray(array))
