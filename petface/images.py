@@ -11,8 +11,8 @@ Rules, the same in training, evaluation and serving:
 - Transparency (alpha channel, palette alpha, colour key) is composited on black.
 - Animated files give their first frame. 1-bit, grey, palette, CMYK and YCbCr become RGB as Pillow
   converts them.
-- What is damaged raises `ImageError`. A flipped bit in a PNG is always found, by its checksums; in a
-  JPEG, which has none, only one that stops the decoder is.
+- What is damaged raises `ImageError`. A flipped bit in a PNG is always found, by its checksums; in
+  a JPEG, which has none, only one that stops the decoder is.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Preprocessing:
     """How an image becomes network input; stored in checkpoints, obeyed by everything downstream.
 
     `resize` is "stretch" (both sides to `size_px`), "center_crop" (short side to `size_px`, centre
-    kept) or "letterbox" (long side to `size_px`, black borders). `mean` and `std` are per channel on
-    the scale 0..1; None leaves the values in [0, 1]. Nonsense raises `UserError`.
+    kept) or "letterbox" (long side to `size_px`, black borders). `mean` and `std` are per channel
+    on the scale 0..1; None leaves the values in [0, 1]. Nonsense raises `UserError`.
     """
 
     size_px: int = 224
@@ -80,9 +80,8 @@ class Preprocessing:
                 f"preprocessing: size_px must be a whole number from 1, not {self.size_px!r}"
             )
         if self.resize not in RESIZE_RULES:
-            raise UserError(
-                f"preprocessing: resize must be one of {', '.join(RESIZE_RULES)}, not {self.resize!r}"
-            )
+            known = ", ".join(RESIZE_RULES)
+            raise UserError(f"preprocessing: resize must be one of {known}, not {self.resize!r}")
         if (self.mean is None) != (self.std is None):
             raise UserError("preprocessing: mean and std go together: give both or neither")
         object.__setattr__(self, "mean", _three_numbers("mean", self.mean))
