@@ -70,7 +70,9 @@ def load(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(path, "no such file", "train first, or check the path")
     try:
-        if zipfile.is_zipfile(path):  # checkpoints of torch before 1.6 are not, and carry no checksum
+        if zipfile.is_zipfile(
+            path
+        ):  # checkpoints of torch before 1.6 are not, and carry no checksum
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
             if damaged is not None:
@@ -85,7 +87,9 @@ def load(path: str | Path) -> dict[str, Any]:
                 "holds pickled objects, not only weights; nothing of it was run",
                 "store model.state_dict() and plain values instead",
             ) from error
-        raise CheckpointError(path, f"damaged or not a checkpoint ({error})", _COPY_AGAIN) from error
+        raise CheckpointError(
+            path, f"damaged or not a checkpoint ({error})", _COPY_AGAIN
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(path, f"holds a {type(content).__name__}, not a dictionary")
     number = content.get("format", 0)
@@ -160,13 +164,13 @@ def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
         raise CheckpointError(path, f"has no head for {species} (heads: {sorted(found.heads)})")
     vocabularies, sources = {}, {}
     stored = {taxonomy.FEATURE_ALIASES.get(h, h): v for h, v in found.vocabularies.items()}
+    if content.get("format", 0) >= 1 and not stored.keys() >= sizes.keys():
+        raise CheckpointError(
+            path, f'"head_vocabs" lacks {sorted(sizes.keys() - stored.keys())}', _COPY_AGAIN
+        )
     for head, size in sizes.items():
         vocabularies[head], sources[head] = _vocabulary(path, species, head, size, stored)
-    kind = (
-        multi_head.ChinchillaMultiHeadResNet18
-        if stored
-        else multi_head.GenericMultiHeadResNet18
-    )
+    kind = multi_head.ChinchillaMultiHeadResNet18 if stored else multi_head.GenericMultiHeadResNet18
     model = kind(sizes, name)
     state = {f"body.{key}": value for key, value in found.body.items()}
     for head in sizes:

@@ -53,7 +53,7 @@ def _torchvision_name(key: str) -> str:
     for prefix in _BODY_PREFIXES:
         rest = key.removeprefix(prefix)
         first, _, tail = rest.partition(".")
-        if rest != key and first in _SEQUENTIAL and prefix != "body.":
+        if rest != key and first in _SEQUENTIAL:
             return f"{_SEQUENTIAL[first]}.{tail}"
         if rest != key and prefix != "features.":  # MobileNet's own names begin with "features."
             return rest

@@ -1,0 +1,202 @@
+"""From image files to batches on the device: decoded ahead, uint8, with labels and masks."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from petface import images
+from petface.catalog import Catalog
+from petface.images import ImageError, Preprocessing
+
+OK, UNREADABLE, TOO_LARGE = 0, 1, 2  # what became of an image, one byte each
+STATUS_NAMES = ("ok", "unreadable", "too_large")
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Which images a pass works on: places in the catalog, their labels (-1 unknown), their regime."""
+
+    images: np.ndarray  # (M,) int64 into the catalog
+    labels: dict[str, np.ndarray]  # each (M,) int64
+    is_tail: np.ndarray  # (M,) bool: strong augmentation
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch of readable images; unreadable ones are left out and named in `failures`."""
+
+    step: int
+    positions: np.ndarray  # (B,) int64 into the samples
+    images: Tensor  # (B, 3, H, W) uint8, on the device
+    labels: dict[str, Tensor]  # each (B,) int64, on the device
+    is_tail: Tensor  # (B,) bool, on the CPU
+    failures: list[tuple[int, str]] = field(default_factory=list)  # (catalog place, message)
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """A slice of the catalog after decoding: one array per preprocessing, status of every image."""
+
+    arrays: tuple[Tensor, ...]  # each (number of ok images, size, size, 3) uint8
+    status: np.ndarray  # (n,) uint8
+    failures: list[tuple[int, str]]
+
+
+class FileImages:
+    """Images read from their files, decoded once and resized to each of `rules`."""
+
+    def __init__(self, catalog: Catalog, *rules: Preprocessing) -> None:
+        self.catalog = catalog
+        self.rules = rules
+
+    def read(self, indices: np.ndarray) -> Decoded:
+        """Decode the images at `indices` (n,) of the catalog."""
+        arrays = [np.empty((len(indices), r.size_px, r.size_px, 3), np.uint8) for r in self.rules]
+        status = np.zeros(len(indices), np.uint8)
+        failures: list[tuple[int, str]] = []
+        num_ok = 0
+        for place, index in enumerate(indices.tolist()):
+            try:
+                pixels = images.decode(self.catalog.path(index))
+            except ImageError as error:
+                status[place] = STATUS_NAMES.index(error.reason)
+                failures.append((index, str(error)))
+                continue
+            for array, rule in zip(arrays, self.rules, strict=True):
+                array[num_ok] = images.resize(pixels, rule.size_px, rule.resize)
+            num_ok += 1
+        return Decoded(tuple(torch.from_numpy(a[:num_ok]) for a in arrays), status, failures)
+
+
+def read_ahead(
+    source: FileImages, slices: Sequence[np.ndarray], num_workers: int, *, depth: int = 3
+) -> Iterator[Decoded]:
+    """Yield `source.read(s)` for each slice in order, decoded ahead of the consumer.
+
+    `num_workers` 0 decodes in one thread of this process, more in that many worker processes.
+    """
+    if num_workers > 0:
+        loader = DataLoader(
+            _Slices(source, slices),
+            batch_size=None,
+            num_workers=min(num_workers, len(slices)) or 0,
+            prefetch_factor=depth if slices else None,
+            collate_fn=_as_is,
+        )
+        for arrays, status, failures in loader:
+            yield Decoded(arrays, status.numpy(), failures)
+        return
+    ready: queue.Queue[Decoded | BaseException] = queue.Queue(maxsize=depth)
+    left = threading.Event()
+
+    def hand_over(item: Decoded | BaseException) -> None:
+        while not left.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for part in slices:
+                if left.is_set():
+                    return
+                hand_over(source.read(part))
+        except BaseException as error:  # handed over and raised where it can be seen
+            hand_over(error)
+
+    thread = threading.Thread(target=work, daemon=True, name="decode")
+    thread.start()
+    try:
+        for _ in slices:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        left.set()
+        thread.join()
+
+
+def batches(
+    source: FileImages,
+    samples: Samples,
+    order: np.ndarray,
+    batch_size: int,
+    device: torch.device,
+    *,
+    num_workers: int = 0,
+    first_step: int = 0,
+) -> Iterator[Batch]:
+    """Yield device batches of `samples` in `order` (n,) from `first_step` on.
+
+    Batches hold `batch_size` images or a few fewer: sizes are evened out, so that no batch is tiny.
+    """
+    slices = even_slices(order, batch_size)[first_step:]
+    decoded = read_ahead(source, [samples.images[part] for part in slices], num_workers)
+    for step, (part, item) in enumerate(zip(slices, decoded, strict=True), start=first_step):
+        positions = part[item.status == OK]
+        pixels = item.arrays[0].permute(0, 3, 1, 2)  # (B, 3, H, W), channels_last in memory
+        yield Batch(
+            step,
+            positions,
+            to_device(pixels, device),
+            {
+                name: to_device(torch.from_numpy(label[positions].astype(np.int64)), device)
+                for name, label in samples.labels.items()
+            },
+            torch.from_numpy(samples.is_tail[positions]),
+            item.failures,
+        )
+
+
+def even_slices(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Cut (n,) into the fewest parts of at most `batch_size`, equal in size to within one."""
+    return np.array_split(order, -(-len(order) // batch_size)) if len(order) else []
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Upload without waiting, where the device allows it."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def worker_count(wanted: int) -> int:
+    """Resolve -1: none on small machines, where a thread does as well, else one per core up to 16."""
+    if wanted >= 0:
+        return wanted
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return 0 if cores <= 4 else min(16, cores)
+
+
+class _Slices(Dataset):
+    """One item = one slice decoded; tensors travel through shared memory."""
+
+    def __init__(self, source: FileImages, slices: Sequence[np.ndarray]) -> None:
+        self.source, self.slices = source, slices
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, place: int) -> tuple[tuple[Tensor, ...], Tensor, list[tuple[int, str]]]:
+        decoded = self.source.read(self.slices[place])
+        return decoded.arrays, torch.from_numpy(decoded.status), decoded.failures
+
+
+def _as_is(item: object) -> object:
+    return item

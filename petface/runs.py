@@ -1,0 +1,186 @@
+"""The run folder: one holder at a time, never overwritten by accident, and it explains itself."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from petface import files
+from petface.errors import UserError
+from petface.settings import Settings
+
+FREE_TO_CHANGE = frozenset({"DEVICE", "NUM_WORKERS"})  # what a resumed run may set otherwise
+_PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
+
+
+class RunFolder:
+    """A folder that this process holds; see `open_run`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last = path / "last.pt"
+        self.best = path / "best.pt"
+
+    def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
+        """Write `metrics.csv`, one row per epoch; the columns are the keys of the first row."""
+        if history:
+            rows = [[row.get(key, "") for key in history[0]] for row in history]
+            files.write_csv(self.path / "metrics.csv", list(history[0]), rows)
+
+    def write_errors(self, failures: Sequence[Sequence[str]]) -> None:
+        """Write `errors.csv`: the images that could not be used, each once."""
+        files.write_csv(self.path / "errors.csv", ("species", "message"), failures)
+
+    def finish(self, final: dict[str, Any]) -> None:
+        """Write `final.json`, which marks the run as finished."""
+        files.write_json(self.path / "final.json", final)
+
+
+def run_path(root: str, name: str) -> Path:
+    """Join a run's name to the folder of runs; absolute names and `..` are refused."""
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts or "\0" in name:
+        raise UserError(f"run name {name!r} must be a plain name inside {root}")
+    return Path(root, name)
+
+
+@contextmanager
+def open_run(path: Path, settings: Settings, *, force: bool = False) -> Iterator[RunFolder]:
+    """Hold a run folder: create it, or go on in an unfinished one with equal settings.
+
+    `UserError` where another process holds it, where the run is finished (unless `force`, which deletes
+    the old run's files), or where the unfinished run was started with other settings.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115 held until the end
+    except OSError as error:
+        raise files.write_error(path / "run.lock", error) from error
+    with lock:
+        _hold(lock, path)
+        if force:
+            _clear(path)
+        elif (path / "final.json").exists():
+            raise UserError(
+                f"{path} holds a finished run; choose another RUN_NAME, or --force to replace it"
+            )
+        elif (path / "last.pt").exists():
+            _refuse_other_settings(path, settings)
+        settings.write(path / "settings.toml")
+        files.write_json(path / "environment.json", environment())
+        yield RunFolder(path)
+
+
+def _hold(lock: Any, path: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        raise UserError(
+            f"{path} is in use by {holder}; wait for it or take another name"
+        ) from error
+    lock.truncate(0)
+    started = time.strftime("%Y-%m-%d %H:%M:%S")
+    lock.write(f"process {os.getpid()} on {socket.gethostname()} since {started}\n")
+    lock.flush()
+
+
+def _clear(path: Path) -> None:
+    for pattern in ("*.pt", "*.csv", "*.json", "*.png", "*.txt", f"*{files.TEMPORARY_SUFFIX}"):
+        for file in path.glob(pattern):
+            file.unlink()
+
+
+def _refuse_other_settings(path: Path, settings: Settings) -> None:
+    with open(path / "settings.toml", "rb") as handle:
+        before = tomllib.load(handle)
+    now = json.loads(json.dumps(settings.as_dict()))
+    changed = [
+        f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name not in FREE_TO_CHANGE
+    ]
+    if changed:
+        raise UserError(
+            f"{path} holds an unfinished run with other settings ({'; '.join(changed)}); use "
+            f"--config {path / 'settings.toml'} to go on, another RUN_NAME, or --force to start over"
+        )
+
+
+def environment() -> dict[str, Any]:
+    """Collect what a run's figures depend on: versions, processor, accelerator, command."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "system": platform.platform(),
+        "processor": _processor(),
+        "num_threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
+    return f"{len(names)} x {names[0]}" if names else platform.processor()
+
+
+class StopRequest:
+    """While entered, SIGINT and SIGTERM only ask to stop; a second signal leaves at once."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            os._exit(128 + number)
+        self.signal_number = number
+        print("\nstopping after this step; once more to leave at once", file=sys.stderr)
+
+    def __bool__(self) -> bool:
+        return self.signal_number is not None
+
+    @property
+    def exit_code(self) -> int:
+        """130 after SIGINT, 143 after SIGTERM, 0 if nobody asked."""
+        return 128 + self.signal_number if self.signal_number is not None else 0
+
+
+def summary_block(values: dict[str, Any]) -> str:
+    """Format the greppable `key: value` lines that a run prints last."""
+    return "\n".join(
+        f"{key}: {value:.4f}" if isinstance(value, float) else f"{key}: {value}"
+        for key, value in values.items()
+    )
