@@ -123,7 +123,7 @@ def decode(source: ImageSource) -> np.ndarray:
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name}: {error}", "too_large") from error
+        raise ImageError(f"{name}: more than {MAX_PIXELS:,} pixels", "too_large") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not a {', '.join(_FORMATS)} image") from error
     except Exception as error:  # damaged bytes make Pillow raise nearly every type there is
