@@ -1,0 +1,103 @@
+"""Losses over labels that may be unknown: pure functions, exactly 0 where nothing is known.
+
+Nothing here reads a tensor's value from Python, so no call waits for the device and all of it
+compiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from petface.taxonomy import UNKNOWN
+
+
+def masked_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Average the cross-entropy over the rows whose label is known.
+
+    logits (B, K) of any floating type, targets (B,) int64 with -1 for unknown, class_weights (K,)
+    or None; returns a float32 scalar, computed in float32. Equals
+    `torch.nn.functional.cross_entropy(weight=, ignore_index=-1, label_smoothing=)`, divided as
+    there by the summed weight of the known targets, except that it is 0 with a zero gradient where
+    that sum is 0 (nothing known, all weights zero) or K is 0. Non-finite logits in a row of unknown
+    label are not looked at; in a known row they make the loss NaN. Label smoothing: Szegedy et al.
+    2016, arXiv 1512.00567.
+    """
+    assert 0.0 <= label_smoothing <= 1.0, label_smoothing
+    if logits.shape[1] == 0:
+        return logits.float().sum()
+    known, index, log_p = _known_log_probabilities(logits, targets)
+    weight = _weight_of_target(class_weights, known, index)
+    loss = -weight * log_p.gather(1, index[:, None])[:, 0]
+    if label_smoothing > 0.0:
+        spread = -(log_p if class_weights is None else log_p * class_weights.float()).mean(dim=1)
+        # a batch whose known targets all weigh nothing is 0 as a whole, not divided by 1 below
+        spread = torch.where(known & (weight.sum() > 0), spread, 0.0)
+        loss = (1.0 - label_smoothing) * loss + label_smoothing * spread
+    return _weighted_mean(loss, weight)
+
+
+def masked_focal_loss(
+    logits: Tensor, targets: Tensor, gamma: float, class_weights: Tensor | None = None
+) -> Tensor:
+    """Average the focal loss -w (1 - p)^gamma log p over the rows whose label is known.
+
+    Shapes, types, normalisation and the cases that give 0 are those of `masked_cross_entropy`,
+    which this is at gamma = 0. Source: Lin et al. 2017, arXiv 1708.02002, equation 5, with the
+    class weight as alpha.
+    """
+    assert gamma >= 0.0, gamma
+    if gamma == 0.0 or logits.shape[1] == 0:
+        return masked_cross_entropy(logits, targets, class_weights)
+    known, index, log_p = _known_log_probabilities(logits, targets)
+    weight = _weight_of_target(class_weights, known, index)
+    # log(1 - p) is summed from the other classes: 1 - exp(log p) loses every digit near p = 1, and
+    # the derivative of a bare power there is infinite for gamma < 1. The lowest finite number
+    # stands for -inf, so that a single class, which has no others, gets a zero gradient, not NaN.
+    others = log_p.scatter(1, index[:, None], torch.finfo(torch.float32).min)
+    modulation = torch.exp(gamma * others.logsumexp(dim=1))
+    loss = -weight * modulation * log_p.gather(1, index[:, None])[:, 0]
+    return _weighted_mean(loss, weight)
+
+
+def inverse_frequency_weights(counts: Tensor | np.ndarray | Sequence[int]) -> Tensor:
+    """Weigh each class by N / (K_present * count); a class without samples gets 0.
+
+    counts (K,) samples per class; returns float32 (K,). The mean weight over the N samples is 1, so
+    the loss keeps its scale. This is scikit-learn's `class_weight="balanced"` over the classes
+    present.
+    """
+    count = torch.as_tensor(counts, dtype=torch.float64)
+    assert count.ndim == 1, count.shape
+    present = count > 0
+    weights = count.sum() / (present.sum() * count.clamp(min=1))
+    return torch.where(present, weights, 0.0).float()
+
+
+def _known_log_probabilities(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Give known (B,) bool, a class index that is valid in every row (B,), log p (B, K) float32."""
+    assert logits.ndim == 2 and targets.shape == logits.shape[:1], (logits.shape, targets.shape)
+    known = targets != UNKNOWN
+    index = torch.where(known, targets, 0)
+    # masked before the softmax: afterwards 0 * NaN in the backward pass would poison the gradient
+    log_p = torch.where(known[:, None], logits.float(), 0.0).log_softmax(dim=1)
+    return known, index, log_p
+
+
+def _weight_of_target(class_weights: Tensor | None, known: Tensor, index: Tensor) -> Tensor:
+    """Look up the weight of each row's target, 0 where it is unknown: (B,) float32."""
+    return known.float() if class_weights is None else class_weights.float()[index] * known
+
+
+def _weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
+    """Divide the summed loss by the summed weight; 0 / 0 is 0."""
+    total = weight.sum()
+    return loss.sum() / torch.where(total > 0, total, 1.0)

@@ -1,0 +1,172 @@
+"""Figures from predictions: counts first, the rest from the counts; NaN means "not defined"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from petface.taxonomy import UNKNOWN
+
+_CELLS_PER_CHUNK = 4_000_000  # bootstrap counts held at once: 32 MB of int64
+
+
+@dataclass(frozen=True, eq=False)
+class PrecisionRecallF1:
+    """Per-class arrays (K,) and their macro averages; see `precision_recall_f1`."""
+
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+    support: np.ndarray  # int64, rows whose true class this is
+    macro_precision: float
+    macro_recall: float
+    macro_f1: float
+
+
+class Confusion(NamedTuple):
+    """One cell off the diagonal; `frac_of_true` is its share of the true class."""
+
+    true: str
+    predicted: str
+    num: int
+    frac_of_true: float
+
+
+def confusion_matrix(
+    true: npt.ArrayLike, predicted: npt.ArrayLike, num_classes: int
+) -> npt.NDArray[np.int64]:
+    """Count (true, predicted) pairs: int64 (K, K), rows are true classes.
+
+    true (N,) and predicted (N,) are class indices. Rows with true = -1 are left out whatever was
+    predicted there; anywhere else both must lie in 0..K-1 (asserted).
+    """
+    true_index, predicted_index = np.asarray(true, np.int64), np.asarray(predicted, np.int64)
+    assert true_index.ndim == 1, true_index.shape
+    assert true_index.shape == predicted_index.shape, (true_index.shape, predicted_index.shape)
+    known = true_index != UNKNOWN
+    true_index, predicted_index = true_index[known], predicted_index[known]
+    for name, index in (("true", true_index), ("predicted", predicted_index)):
+        inside = (index >= 0) & (index < num_classes)
+        assert inside.all(), f"{name} class {index[~inside][0]} is outside 0..{num_classes - 1}"
+    pairs = np.bincount(true_index * num_classes + predicted_index, minlength=num_classes**2)
+    return pairs.reshape(num_classes, num_classes).astype(np.int64)
+
+
+def accuracy(cm: np.ndarray) -> float:
+    """Give the share of the diagonal; NaN for an empty matrix."""
+    total = cm.sum()
+    return float(np.trace(cm) / total) if total else float("nan")
+
+
+def recall_per_class(cm: np.ndarray) -> npt.NDArray[np.float64]:
+    """Give each class's recall (K,) float64; NaN where the class has no support."""
+    return _ratio(np.diag(cm), cm.sum(axis=1), empty=np.nan)
+
+
+def balanced_accuracy(cm: np.ndarray) -> float:
+    """Average the recall over the classes that have support; NaN where none has."""
+    supported = cm.sum(axis=1) > 0
+    return float(recall_per_class(cm)[supported].mean()) if supported.any() else float("nan")
+
+
+def precision_recall_f1(cm: np.ndarray) -> PrecisionRecallF1:
+    """Compute precision, recall and F1 of each class, and their unweighted means.
+
+    0 / 0 is 0. The macro means run over the classes that occur as a true or a predicted label, as
+    scikit-learn's `precision_recall_fscore_support(average="macro", zero_division=0)` does when it
+    is given no list of labels; a class of the vocabulary that never occurs does not lower them. NaN
+    where no class occurs.
+    """
+    hits, support, predicted = np.diag(cm), cm.sum(axis=1), cm.sum(axis=0)
+    precision = _ratio(hits, predicted, empty=0.0)
+    recall = _ratio(hits, support, empty=0.0)
+    f1 = _ratio(2 * hits, support + predicted, empty=0.0)
+    occurs = (support + predicted) > 0
+    macro = [
+        float(v[occurs].mean()) if occurs.any() else float("nan") for v in (precision, recall, f1)
+    ]
+    return PrecisionRecallF1(precision, recall, f1, support.astype(np.int64), *macro)
+
+
+def majority_baseline(train_counts: npt.ArrayLike, test_counts: npt.ArrayLike) -> float:
+    """Give the accuracy on the test part of always answering the most frequent training class.
+
+    Both (K,) counts per class. The first of equally frequent classes is taken. NaN where the
+    training part or the test part has no known label.
+    """
+    train, test = np.asarray(train_counts), np.asarray(test_counts)
+    assert train.ndim == 1 and train.shape == test.shape, (train.shape, test.shape)
+    if not train.sum() or not test.sum():
+        return float("nan")
+    return float(test[train.argmax()] / test.sum())
+
+
+def cluster_bootstrap_interval(
+    num_correct_per_record: npt.ArrayLike,
+    num_per_record: npt.ArrayLike,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Give a percentile interval of sum(correct) / sum(num) when whole records are resampled.
+
+    Both (R,) whole numbers, images right and images evaluated of each record. The photos of one
+    animal are right or wrong together, so an interval over images would be too narrow. Records
+    without an evaluated image do not count; without any other, (NaN, NaN). Where every record has
+    the same share right (all images right, one record only) the interval has no width: the
+    bootstrap sees no spread to learn from. Source: Davison & Hinkley 1997, Bootstrap Methods and
+    their Application, sections 3.8 and 5.3.1.
+    """
+    correct, num = np.asarray(num_correct_per_record), np.asarray(num_per_record)
+    assert correct.ndim == 1 and correct.shape == num.shape, (correct.shape, num.shape)
+    assert 0.0 < confidence < 1.0 and resamples > 0, (confidence, resamples)
+    correct, num = correct[num > 0].astype(np.int64), num[num > 0].astype(np.int64)
+    if not len(num):
+        return float("nan"), float("nan")
+    assert (correct >= 0).all() and (correct <= num).all(), "more images right than evaluated"
+    # Records with equal (correct, num) are interchangeable, so drawing how often each kind comes is
+    # the same resampling as drawing record by record, at a thousandth of the cost.
+    base = int(num.max()) + 1
+    kinds, frequency = np.unique(correct * base + num, return_counts=True)
+    kind_correct, kind_num = np.divmod(kinds, base)
+    generator = np.random.default_rng(seed)
+    rows = max(1, _CELLS_PER_CHUNK // len(kinds))
+    ratios = []
+    for start in range(0, resamples, rows):
+        size = min(rows, resamples - start)
+        drawn = generator.multinomial(len(num), frequency / len(num), size=size)  # (size, kinds)
+        ratios.append((drawn @ kind_correct) / (drawn @ kind_num))
+    outside = (1.0 - confidence) / 2.0
+    # "weibull" is the book's rule: the (resamples + 1) * p-th ordered value
+    low, high = np.quantile(np.concatenate(ratios), (outside, 1.0 - outside), method="weibull")
+    return float(low), float(high)
+
+
+def top_confusions(cm: np.ndarray, class_names: Sequence[str], k: int) -> list[Confusion]:
+    """List the `k` most frequent mistakes or fewer, most frequent first, ties in class order."""
+    assert cm.shape == (len(class_names), len(class_names)), (cm.shape, len(class_names))
+    assert k >= 0, k
+    mistakes = cm.copy()
+    np.fill_diagonal(mistakes, 0)
+    support = cm.sum(axis=1)
+    cells = np.flatnonzero(mistakes)
+    cells = cells[np.argsort(-mistakes.flat[cells], kind="stable")][:k]
+    return [
+        Confusion(
+            class_names[row],
+            class_names[column],
+            int(cm[row, column]),
+            float(cm[row, column] / support[row]),
+        )
+        for row, column in zip(*np.unravel_index(cells, cm.shape), strict=True)
+    ]
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray, *, empty: float) -> npt.NDArray[np.float64]:
+    """Divide elementwise; `empty` where the whole is 0."""
+    return np.divide(part, whole, out=np.full(len(whole), empty), where=whole > 0)

@@ -1,0 +1,184 @@
+"""Metrics against scikit-learn, a naive bootstrap, hand calculations and a coverage simulation."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from petface.metrics import (
+    accuracy,
+    balanced_accuracy,
+    cluster_bootstrap_interval,
+    confusion_matrix,
+    majority_baseline,
+    precision_recall_f1,
+    recall_per_class,
+    top_confusions,
+)
+
+
+def random_labels(seed: int, num_classes: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Draw labels in which class 2 is never true, class 3 never predicted, class 5 neither."""
+    generator = np.random.default_rng(seed)
+    true = generator.choice([-1, 0, 1, 3, 4], size=300)
+    predicted = np.where(
+        generator.random(300) < 0.6, true, generator.choice([0, 1, 2, 4], size=300)
+    )
+    predicted[(predicted == 3) | (predicted == -1)] = 0
+    assert not {2, 5} & set(true) and not {3, 5} & set(predicted) and num_classes == 6
+    return true, predicted
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_counts_and_averages_equal_scikit_learn(seed: int) -> None:
+    true, predicted = random_labels(seed)
+    known = true != -1
+    t, p = true[known], predicted[known]
+    cm = confusion_matrix(true, predicted, 6)
+    assert cm.dtype == np.int64
+    np.testing.assert_array_equal(cm, sklearn.metrics.confusion_matrix(t, p, labels=range(6)))
+    assert accuracy(cm) == pytest.approx(sklearn.metrics.accuracy_score(t, p))
+    supported = np.unique(t)
+    recalls = sklearn.metrics.recall_score(t, p, labels=supported, average=None)
+    np.testing.assert_allclose(recall_per_class(cm)[supported], recalls)
+    assert np.isnan(recall_per_class(cm)[[2, 5]]).all()
+    assert balanced_accuracy(cm) == pytest.approx(recalls.mean())
+
+    scores = precision_recall_f1(cm)
+    expected = sklearn.metrics.precision_recall_fscore_support(
+        t, p, labels=range(6), average=None, zero_division=0
+    )
+    for ours, theirs in zip(
+        (scores.precision, scores.recall, scores.f1, scores.support), expected, strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs)
+    macro = sklearn.metrics.precision_recall_fscore_support(t, p, average="macro", zero_division=0)
+    assert (scores.macro_precision, scores.macro_recall, scores.macro_f1) == pytest.approx(
+        macro[:3]
+    )
+
+
+def test_balanced_accuracy_equals_scikit_learn() -> None:
+    true = np.array([0, 0, 0, 1, 1, 2])
+    predicted = np.array([0, 0, 1, 1, 1, 0])
+    expected = sklearn.metrics.balanced_accuracy_score(true, predicted)
+    assert balanced_accuracy(confusion_matrix(true, predicted, 4)) == pytest.approx(expected)
+
+
+def test_unknown_rows_are_left_out_whatever_was_predicted_there() -> None:
+    cm = confusion_matrix(np.array([-1, 1, -1], np.int16), np.array([-1, 1, 9]), 2)
+    assert cm.tolist() == [[0, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("true", "predicted"), [([2], [0]), ([-2], [0]), ([0], [2]), ([0], [-1]), ([0, 1], [0])]
+)
+def test_indices_out_of_range_are_a_programmers_error(true: list, predicted: list) -> None:
+    with pytest.raises(AssertionError):
+        confusion_matrix(true, predicted, 2)
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_nothing_known_is_nan_everywhere_without_a_warning(num_classes: int) -> None:
+    with np.errstate(all="raise"):
+        cm = confusion_matrix([-1, -1], [0, 0], num_classes)
+        scores = precision_recall_f1(cm)
+        assert cm.shape == (num_classes, num_classes)
+        assert math.isnan(accuracy(cm)) and math.isnan(balanced_accuracy(cm))
+        assert np.isnan(recall_per_class(cm)).all() and math.isnan(scores.macro_f1)
+        assert scores.f1.tolist() == [0.0] * num_classes
+        assert top_confusions(cm, ["a"] * num_classes, 5) == []
+
+
+def test_majority_baseline_answers_the_training_class() -> None:
+    assert majority_baseline([5, 90, 3], [50, 30, 20]) == pytest.approx(0.3)
+    assert majority_baseline([7, 7], [1, 3]) == pytest.approx(0.25)  # the first of equals
+    assert math.isnan(majority_baseline([0, 0], [1, 3]))
+    assert math.isnan(majority_baseline([1, 0], [0, 0]))
+    assert math.isnan(majority_baseline([], []))
+
+
+def test_top_confusions_by_hand() -> None:
+    cm = np.array([[10, 3, 0], [1, 0, 3], [5, 0, 99]])
+    top = top_confusions(cm, ["cat", "dog", "pig"], 3)
+    assert [(c.true, c.predicted, c.num) for c in top] == [
+        ("pig", "cat", 5),
+        ("cat", "dog", 3),
+        ("dog", "pig", 3),
+    ]
+    assert [c.frac_of_true for c in top] == pytest.approx([5 / 104, 3 / 13, 3 / 4])
+    assert len(top_confusions(cm, ["cat", "dog", "pig"], 50)) == 4
+    assert cm[0, 0] == 10  # the caller's matrix is not touched
+
+
+def draw_records(generator: np.random.Generator, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw records of 1 to 6 photos whose share right varies by animal, 0.75 on average."""
+    photos = generator.integers(1, 7, num)
+    return generator.binomial(photos, generator.beta(1.5, 0.5, num)), photos
+
+
+def test_interval_agrees_with_a_naive_bootstrap() -> None:
+    correct, photos = draw_records(np.random.default_rng(0), 120)
+    generator = np.random.default_rng(1)
+    ratios = []
+    for _ in range(4000):
+        chosen = generator.integers(0, len(photos), len(photos))
+        ratios.append(correct[chosen].sum() / photos[chosen].sum())
+    expected = np.quantile(ratios, [0.05, 0.95])
+    ours = cluster_bootstrap_interval(correct, photos, confidence=0.9, resamples=4000)
+    np.testing.assert_allclose(ours, expected, atol=0.006)  # its own error is 0.002
+
+
+def test_interval_covers_the_truth_where_one_over_images_does_not() -> None:
+    generator = np.random.default_rng(2)
+    clustered = over_images = 0
+    for trial in range(300):
+        correct, photos = draw_records(generator, 150)
+        low, high = cluster_bootstrap_interval(correct, photos, resamples=400, seed=trial)
+        clustered += low <= 0.75 <= high
+        p, num = correct.sum() / photos.sum(), photos.sum()
+        over_images += abs(p - 0.75) <= 1.96 * math.sqrt(p * (1 - p) / num)
+    assert 0.91 <= clustered / 300 <= 0.98
+    assert over_images / 300 < 0.87
+
+
+def test_interval_is_deterministic_and_widens_with_confidence() -> None:
+    correct, photos = draw_records(np.random.default_rng(3), 80)
+    first = cluster_bootstrap_interval(correct, photos, seed=7)
+    assert first == cluster_bootstrap_interval(correct, photos, seed=7)
+    assert first != cluster_bootstrap_interval(correct, photos, seed=8)
+    wide = cluster_bootstrap_interval(correct, photos, seed=7, confidence=0.99)
+    assert wide[0] < first[0] < correct.sum() / photos.sum() < first[1] < wide[1]
+
+
+def test_interval_edge_cases() -> None:
+    assert all(math.isnan(edge) for edge in cluster_bootstrap_interval([], []))
+    assert all(math.isnan(edge) for edge in cluster_bootstrap_interval([0, 0], [0, 0]))
+    assert cluster_bootstrap_interval([4, 4], [4, 4]) == (1.0, 1.0)
+    assert cluster_bootstrap_interval([1], [4]) == (0.25, 0.25)
+    correct, photos = draw_records(np.random.default_rng(4), 60)
+    padded = np.append(correct, [0, 0, 0]), np.append(photos, [0, 0, 0])
+    assert cluster_bootstrap_interval(*padded) == cluster_bootstrap_interval(correct, photos)
+    with pytest.raises(AssertionError):
+        cluster_bootstrap_interval([5], [4])
+
+
+def test_interval_of_a_quarter_million_records_is_quick_and_flat_in_memory() -> None:
+    correct, photos = draw_records(np.random.default_rng(5), 250_000)
+    tracemalloc.start()
+    low, high = cluster_bootstrap_interval(correct, photos)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.747 < low < high < 0.753
+    assert peak < 100e6
+
+
+def test_interval_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    correct, photos = draw_records(np.random.default_rng(6), 90)
+    whole = cluster_bootstrap_interval(correct, photos)
+    monkeypatch.setattr("petface.metrics._CELLS_PER_CHUNK", 100)
+    assert cluster_bootstrap_interval(correct, photos) == whole
