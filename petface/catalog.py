@@ -1,0 +1,192 @@
+"""Tables: images in a few arrays that loader workers share, and CSV files read strictly."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from petface.errors import UserError
+
+_WIDE_ARRAY_CHARACTERS = 16_000_000  # 64 MB at four bytes a character
+
+
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """N images of R records in some classes, ordered by class, then record, then path.
+
+    Paths are bytes, because a file name need not be UTF-8. Class and record names are text.
+    """
+
+    root: bytes  # absolute folder; every path is relative to it
+    classes: tuple[str, ...]  # sorted
+    path_bytes: np.ndarray  # (total length of all paths,) uint8
+    path_offsets: np.ndarray  # (N + 1,) int64
+    class_index: np.ndarray  # (N,) int16
+    record_index: np.ndarray  # (N,) int32, into the two arrays below
+    record_names: np.ndarray  # (R,) str, canonical, sorted inside each class
+    record_class: np.ndarray  # (R,) int16
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.class_index)
+
+    @property
+    def num_records(self) -> int:
+        """Count the records, each in exactly one class."""
+        return len(self.record_names)
+
+    def relative_path(self, i: int) -> bytes:
+        """Give the path of image `i` below the root, as the file system spells it."""
+        start, end = self.path_offsets[i : i + 2]
+        return self.path_bytes[start:end].tobytes()
+
+    def path(self, i: int) -> str:
+        """Give the absolute path of image `i`; undecodable bytes become surrogate escapes."""
+        return os.fsdecode(os.path.join(self.root, self.relative_path(i)))  # noqa: PTH118 (hot)
+
+
+class CatalogBuilder:
+    """Gather images in any order and in bounded memory, then `build` the ordered table."""
+
+    def __init__(self, root: str | bytes | Path) -> None:
+        self._root = os.fsencode(os.path.abspath(root))
+        self._ids: dict[str, dict[str, int]] = {}  # class -> record -> number in order of arrival
+        self._num_records = 0
+        self._paths = bytearray()
+        self._offsets = array("q", [0])
+        self._records = array("i")  # one per image
+        self._record_seen_twice = False
+
+    def add(self, class_name: str, record: str, relative_paths: Iterable[bytes]) -> None:
+        """Add images of one record; a record without an image is not kept."""
+        relative_paths = sorted(relative_paths)
+        if not relative_paths:
+            return
+        records = self._ids.setdefault(class_name, {})
+        number = records.setdefault(record, self._num_records)
+        self._record_seen_twice |= number != self._num_records
+        self._num_records += number == self._num_records
+        for path in relative_paths:
+            self._paths += path
+            self._offsets.append(len(self._paths))
+            self._records.append(number)
+
+    def build(self) -> Catalog:
+        """Order everything by class, record and path, whatever the order of arrival."""
+        classes = tuple(sorted(self._ids))
+        assert len(classes) <= np.iinfo(np.int16).max, "too many classes for int16"
+        names: list[str] = []
+        numbers = array("i")
+        record_class = array("h")
+        for class_number, name in enumerate(classes):
+            ordered = sorted(self._ids[name].items())
+            names.extend(record for record, _ in ordered)
+            numbers.extend(number for _, number in ordered)
+            record_class.extend([class_number] * len(ordered))
+        rank = np.empty(self._num_records, dtype=np.int32)
+        rank[np.asarray(numbers)] = np.arange(self._num_records, dtype=np.int32)
+        record_index = rank[np.asarray(self._records)]
+        if self._record_seen_twice or np.any(record_index[1:] < record_index[:-1]):
+            record_index = self._reorder(record_index)
+        return Catalog(
+            root=self._root,
+            classes=classes,
+            path_bytes=np.frombuffer(self._paths, dtype=np.uint8),
+            path_offsets=np.array(self._offsets, dtype=np.int64),
+            class_index=np.array(record_class, dtype=np.int16)[record_index],
+            record_index=record_index,
+            record_names=string_array(names),
+            record_class=np.array(record_class, dtype=np.int16),
+        )
+
+    def _reorder(self, record_index: np.ndarray) -> np.ndarray:
+        """Sort the stored paths by record, then by bytes; return each image's record, sorted."""
+        order = np.argsort(record_index, kind="stable")
+        record_index = record_index[order]
+        paths, offsets = bytearray(), array("q", [0])
+        limits = np.flatnonzero(np.diff(record_index)) + 1
+        for rows in np.split(order, limits):
+            spans = ((self._offsets[row], self._offsets[row + 1]) for row in rows.tolist())
+            for path in sorted(bytes(self._paths[start:end]) for start, end in spans):
+                paths += path
+                offsets.append(len(paths))
+        self._paths, self._offsets = paths, offsets
+        return record_index
+
+
+def string_array(names: Sequence[str]) -> np.ndarray:
+    """Make a (len,) array of text.
+
+    Fixed width where that is small; objects where one long name would make every row wide.
+    """
+    width = max(map(len, names), default=1)
+    if width * len(names) > _WIDE_ARRAY_CHARACTERS:
+        wide = np.empty(len(names), dtype=object)
+        wide[:] = names
+        return wide
+    return np.array(names, dtype=f"U{max(width, 1)}")
+
+
+def strict_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield (first line, cells) of every row that is not blank, the header first.
+
+    Raises `UserError` with file and line for bytes that are not UTF-8, NUL, a quote that does not
+    close, a row longer or shorter than the header, and an empty file.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if (position := data.find(b"\0")) >= 0:
+        raise line_error(path, _line_at(data, position), "a NUL byte; save the file as UTF-8 text")
+    try:
+        data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        raise line_error(path, _line_at(data, error.start), what) from error
+    width, line = 0, 1
+    reader = csv.reader(
+        io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline=""), strict=True
+    )
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            what = f"the row that begins here is not valid CSV ({error}); is a quote not closed?"
+            raise line_error(path, line, what) from error
+        if cells is None:
+            break
+        if _is_blank(cells, width):
+            continue
+        width = width or len(cells)
+        if len(cells) != width:
+            what = f"{len(cells)} cells where the header has {width}; quote labels with commas"
+            raise line_error(path, line, what)
+        yield line, cells
+    if not width:
+        raise UserError(f"{path} is empty; it needs a header with a Name column")
+
+
+def line_error(path: str | Path, line: int, what: str) -> UserError:
+    """Name file and line of what the user should mend."""
+    return UserError(f"{path}, line {line}: {what}")
+
+
+def _is_blank(cells: list[str], width: int) -> bool:
+    """Tell a blank line, or a row of as many blank cells as the header has."""
+    if cells and cells[0].strip():
+        return False
+    return len(cells) in (0, 1, width) and not any(cell.strip() for cell in cells)
+
+
+def _line_at(data: bytes, position: int) -> int:
+    return 1 + len(re.findall(rb"\r\n|\r|\n", data[:position]))
