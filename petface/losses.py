@@ -61,7 +61,7 @@ def masked_focal_loss(
     weight = _weight_of_target(class_weights, known, index)
     # log(1 - p) is summed from the other classes: 1 - exp(log p) loses every digit near p = 1, and
     # the derivative of a bare power there is infinite for gamma < 1. The lowest finite number
-    # stands for -inf, so that a single class, which has no others, gets a zero gradient, not NaN.
+    # stands for -inf, so that the gradient is 0, not NaN, where every other logit is -inf.
     others = log_p.scatter(1, index[:, None], torch.finfo(torch.float32).min)
     modulation = torch.exp(gamma * others.logsumexp(dim=1))
     loss = -weight * modulation * log_p.gather(1, index[:, None])[:, 0]

@@ -49,10 +49,10 @@ def tail_classes(
         tail = count <= np.quantile(count[present], tail_quantile)
     else:
         order = np.argsort(count, kind="stable")
+        # a share, not `tail_share * sum`: 29 of 100 is exactly 0.29, but 0.29 * 100 is below 29
         held_frac = np.cumsum(count[order]) / count.sum()
         tail = np.zeros(len(count), dtype=bool)
-        # the margin is for rounding: 0.3 of 10 images must be 3, not 2.9999999999999996
-        tail[order] = held_frac <= tail_share + 1e-12
+        tail[order] = held_frac <= tail_share
     return tail & present
 
 

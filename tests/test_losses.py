@@ -162,6 +162,14 @@ def test_a_single_class_costs_nothing(loss) -> None:  # type: ignore[no-untyped-
     assert result.item() == 0.0 and (logits.grad == 0).all()
 
 
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_gradient_is_zero_where_every_other_class_is_ruled_out(gamma: float) -> None:
+    logits = torch.tensor([[2.0, -math.inf, -math.inf]], requires_grad=True)
+    loss = masked_focal_loss(logits, torch.tensor([0]), gamma)
+    loss.backward()
+    assert loss.item() == 0.0 and (logits.grad == 0).all()
+
+
 def test_targets_below_minus_one_are_refused() -> None:
     with pytest.raises((IndexError, RuntimeError)):
         masked_cross_entropy(torch.zeros(1, 3), torch.tensor([-2]))

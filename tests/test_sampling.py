@@ -216,13 +216,15 @@ def test_classes_without_samples_or_weight_are_passed_over() -> None:
     assert ClassWeightedSampler([0], [1.0], num_samples=3).draw(0).tolist() == [0, 0, 0]
 
 
-def test_an_offset_next_to_one_does_not_add_a_draw() -> None:
-    class Topmost:
+@pytest.mark.parametrize("offset", [0.0, float(np.nextafter(1.0, 0.0))])
+def test_the_outermost_offsets_neither_lose_nor_add_a_draw(offset: float) -> None:
+    class Fixed:
         def random(self) -> float:
-            return float(np.nextafter(1.0, 0.0))
+            return offset
 
-    sampler = ClassWeightedSampler([0] * 5 + [1] * 5, [1.0, 1.0], num_samples=1_012_934)
-    assert sampler._draws_per_class(Topmost()).sum() == 1_012_934  # type: ignore[arg-type]
+    for weights in np.random.default_rng(0).random((200, 3)):
+        sampler = ClassWeightedSampler([0, 0, 0, 1, 1, 2], weights, num_samples=1_012_934)
+        assert sampler._draws_per_class(Fixed()).sum() == 1_012_934  # type: ignore[arg-type]
 
 
 def test_full_size_draw_covers_every_class() -> None:
