@@ -1,0 +1,132 @@
+"""Read the settings of a script from its module and its source: name, type, value, comment, group.
+
+A setting is an annotated upper-case constant at module level, `LR: PositiveFloat = 1e-3  # step
+size`; a comment line `# --- Data ---` opens a group. Private constants, `Final` ones and those
+without annotation are no settings.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import io
+import re
+import tokenize
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_type_hints
+
+from petface.errors import SettingsError
+from petface.settings.value_types import accept, describe
+
+_HEADING = re.compile(r"#\s*([-=─])\1+(?:\s+(.*?))?[-=─\s]*")  # without a title it is only a rule
+_FINAL = re.compile(r"['\"]?(typing\.)?Final\b")
+_LINTER_NOTE = re.compile(r"\s*#\s*(noqa|type:|fmt:|ruff:).*")
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One setting of a script; `default` is the value in the script's file."""
+
+    name: str
+    hint: Any
+    default: Any
+    comment: str
+    group: str
+
+    @property
+    def flag(self) -> str:
+        return flag_of(self.name)
+
+
+def flag_of(name: str) -> str:
+    """Name the flag of a constant or switch: `BATCH_SIZE` is `--batch-size`."""
+    return "--" + name.lower().replace("_", "-")
+
+
+def script_name(module: ModuleType) -> str:
+    """Name the script's file, relative to the working folder where it lies below it."""
+    assert module.__file__, "settings are read from the source file of a script"
+    path = Path(module.__file__)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def gather(module: ModuleType) -> tuple[Constant, ...]:
+    """List the settings of `module` in order; a bad value or type names file and line."""
+    script = script_name(module)
+    with tokenize.open(str(module.__file__)) as handle:
+        source = handle.read()
+    comments = _Comments(source)
+    constants: dict[str, Constant] = {}
+    for node in ast.parse(source).body:
+        if not (
+            isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value
+        ):
+            continue
+        name, annotation = node.target.id, ast.unparse(node.annotation)
+        if name.startswith("_") or not name.isupper() or _FINAL.match(annotation):
+            continue
+        place = f"{script}:{node.lineno}"
+        hint = _hint(module, name, annotation, place)
+        value = checked(getattr(module, name), hint, f"{place}: {name}")
+        constants[name] = Constant(name, hint, value, *comments.of(node))
+    return tuple(constants.values())
+
+
+def checked(value: Any, hint: Any, label: str) -> Any:
+    """Return `value` as `hint` wants it, or raise a SettingsError that begins with `label`."""
+    try:
+        return accept(value, hint)
+    except ValueError:
+        raise SettingsError(f"{label} must be {describe(hint)}, not {value!r}") from None
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Say which of `names` look like `name`, as the end of a message; empty if none does."""
+    plain = {known.strip("-").replace("-", "_").lower(): known for known in names}
+    close = difflib.get_close_matches(name.strip("-").replace("-", "_").lower(), plain, n=3)
+    return f"; nearest: {', '.join(plain[key] for key in close)}" if close else ""
+
+
+def _hint(module: ModuleType, name: str, annotation: str, place: str) -> Any:
+    """Resolve one annotation in the names of `module`, whether or not Python kept it as text."""
+    alone = ModuleType(
+        module.__name__
+    )  # so that another annotation of the script cannot get in the way
+    alone.__annotations__ = {name: annotation}
+    try:
+        hint = get_type_hints(alone, vars(module), include_extras=True)[name]
+        describe(hint)
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
+        raise SettingsError(f"{place}: the type of {name} cannot be used: {error}") from None
+    return hint
+
+
+class _Comments:
+    """The comments of a source by line number: beside code, alone, headings of groups."""
+
+    def __init__(self, source: str) -> None:
+        lines = source.split("\n")
+        self.alone: dict[int, str] = {}
+        self.beside: dict[int, str] = {}
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.COMMENT:
+                row, column = token.start
+                (self.beside if lines[row - 1][:column].strip() else self.alone)[row] = token.string
+        matches = {row: _HEADING.fullmatch(text) for row, text in self.alone.items()}
+        self.headings = {row: match[2] or "" for row, match in matches.items() if match}
+
+    def of(self, node: ast.AnnAssign) -> tuple[str, str]:
+        """Return the comment beside a constant, else the lines directly above it; and its group."""
+        row = node.lineno
+        while row - 1 in self.alone and row - 1 not in self.headings:
+            row -= 1
+        beside = self.beside.get(node.lineno) or self.beside.get(node.end_lineno or node.lineno)
+        parts = [beside] if beside else [self.alone[number] for number in range(row, node.lineno)]
+        comment = " ".join(_LINTER_NOTE.sub("", part).lstrip("#").strip() for part in parts)
+        titles = [
+            title for number, title in self.headings.items() if title and number < node.lineno
+        ]
+        return comment, titles[-1] if titles else ""

@@ -1,0 +1,670 @@
+"""Settings: which constants count, what a type accepts, presets, flags, help, round trip."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import itertools
+import pickle
+import random
+import sys
+import tomllib
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+import pytest
+
+from petface.errors import SettingsError
+from petface.settings import (
+    Fraction,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Range,
+    Seed,
+    read_settings,
+)
+from petface.settings.value_types import accept, describe, parse, to_toml
+
+SCRIPT = '''"""Train something small.
+
+    python train.py
+"""
+
+from typing import Annotated, Final, Literal
+
+from petface.settings import Fraction, NonNegative, Positive, PositiveFloat, Range, Seed
+
+# --- Data ---
+# Where the photos lie.
+# One folder per class.
+IMAGES_ROOT: str = "data/images"
+SPECIES: str | tuple[str, ...] = "all"  # one species, several, or "all"
+SPLIT_FRACTIONS: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)  # train, val, test
+
+# --- Recipe ---
+
+BATCH_SIZE: Positive = 256  # images per step  # noqa: E501
+LR: PositiveFloat = 1e-3  # step size of AdamW
+PHASE_LR: tuple[float, ...] = (1e-3, 3e-4)
+TAIL_MODE: Literal["head_exclusion", "quantile", "none"] = "head_exclusion"  # who is minority
+HEAD_CLASSES: tuple[str, ...] = (  # never minority
+    "cat",
+    "dog",
+)
+USE_AMP: bool = True  # mixed precision on CUDA
+MAX_STEPS: Positive | None = None  # stop early
+NOTE: str | None = None
+LABEL_SMOOTHING: Annotated[float, Range(0, 1, open_high=True)] = 0
+WARMUP_STEPS: NonNegative = 0
+SEED: Seed = 0
+
+lower_case: int = 1
+PLAIN = 2
+_PRIVATE: int = 3
+FIXED: Final = ("not", "a setting")
+FIXED_TOO: Final[int] = 4
+DECLARED: int
+'''
+_numbers = itertools.count()
+
+
+def load(folder: Path, source: str = SCRIPT) -> ModuleType:
+    """Import `source` as the module of a script `train.py` in `folder`."""
+    path = folder / "train.py"
+    path.write_text(source, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(f"settings_script_{next(_numbers)}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.chdir(tmp_path)
+    return load(tmp_path)
+
+
+def preset(folder: Path, text: str, name: str = "a.toml") -> str:
+    (folder / name).write_text(text, encoding="utf-8")
+    return name
+
+
+def refused(module: ModuleType, *argv: str, **more: Any) -> str:
+    with pytest.raises(SettingsError) as caught:
+        read_settings(module, argv, **more)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- What is a setting ---
+
+
+def test_only_annotated_public_upper_case_constants_are_settings(module: ModuleType) -> None:
+    settings = read_settings(module, [])
+    assert settings.as_dict() == {
+        "IMAGES_ROOT": "data/images",
+        "SPECIES": "all",
+        "SPLIT_FRACTIONS": (0.8, 0.1, 0.1),
+        "BATCH_SIZE": 256,
+        "LR": 1e-3,
+        "PHASE_LR": (1e-3, 3e-4),
+        "TAIL_MODE": "head_exclusion",
+        "HEAD_CLASSES": ("cat", "dog"),
+        "USE_AMP": True,
+        "MAX_STEPS": None,
+        "NOTE": None,
+        "LABEL_SMOOTHING": 0.0,
+        "WARMUP_STEPS": 0,
+        "SEED": 0,
+    }
+    assert list(settings.as_dict())[:2] == ["IMAGES_ROOT", "SPECIES"]  # the order of the file
+    assert type(settings.LABEL_SMOOTHING) is float  # written as 0
+
+
+def test_annotations_kept_as_text_are_resolved(tmp_path: Path) -> None:
+    later = "from __future__ import annotations\n" + SCRIPT.replace("SEED: Seed", 'SEED: "Seed"')
+    module = load(tmp_path, later + "\nBAD_FOR_OTHERS: 'NoSuchType'\n")  # no value: no setting
+    assert read_settings(module, ["--seed", "5"]).SEED == 5
+    assert "--seed" in refused(module, "--seed", "-1")
+
+
+def test_main_module_is_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load(tmp_path)
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--lr", "0.5"])
+    assert read_settings(sys.modules["__main__"]).LR == 0.5
+
+
+def test_module_is_never_written_to(module: ModuleType) -> None:
+    before = dict(vars(module))
+    settings = read_settings(module, ["--lr", "0.5", "--head-classes", "pig"])
+    settings.as_dict()["LR"] = 7.0
+    assert settings.LR == 0.5
+    assert dict(vars(module)) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("LR: PositiveFloat = -1.0", ["train.py:5: LR must be a number > 0, not -1.0"]),
+        ("LR: float = float('nan')", ["train.py:5", "nan"]),
+        ("LR: float = True", ["train.py:5", "not True"]),
+        ("N: int = 1.0", ["train.py:5", "a whole number"]),
+        ("N: int = None", ["train.py:5", "not None"]),
+        ("MODE: Literal['a', 'b'] = 'c'", ["train.py:5", "one of a, b", "'c'"]),
+        ("CLASSES: dict = {}", ["train.py:5", "CLASSES", "no type for a setting"]),
+        ("CLASSES: tuple[list[int], ...] = ()", ["train.py:5", "no type for a setting"]),
+        ("LR: 'Flaot' = 1.0", ["train.py:5", "LR", "Flaot"]),
+    ],
+)
+def test_bad_line_in_the_script_names_file_and_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    head = "from typing import Literal\nfrom petface.settings import PositiveFloat\n\nOK: int = 1\n"
+    message = refused(load(tmp_path, head + line + "\n"), "--ok", "2")
+    assert all(word in message for word in words), message
+
+
+# --- What each type accepts ---
+
+ACCEPTED: list[tuple[Any, Any, Any]] = [
+    (float, 3, 3.0),
+    (float, -0.5, -0.5),
+    (int, -3, -3),
+    (bool, False, False),
+    (str, "", ""),
+    (Positive, 1, 1),
+    (NonNegative, 0, 0),
+    (PositiveFloat, 1e-300, 1e-300),
+    (NonNegativeFloat, 0, 0.0),
+    (Fraction, 1, 1.0),
+    (Seed, 2**32 - 1, 2**32 - 1),
+    (Annotated[int, Range(2, 4)], 4, 4),
+    (Annotated[float, Range(high=0, open_high=True)], -1, -1.0),
+    (tuple[float, ...], [1, 2.5], (1.0, 2.5)),
+    (tuple[float, ...], [], ()),
+    (tuple[int, str], [1, "a"], (1, "a")),
+    (tuple[tuple[int, ...], ...], [[1], []], ((1,), ())),
+    (str | tuple[str, ...], "a", "a"),
+    (str | tuple[str, ...], ["a"], ("a",)),
+    (int | None, "none", None),
+    (str | None, "None", None),
+    (str | None, "nonesuch", "nonesuch"),
+    (float | None, 1, 1.0),
+    (Literal["a", 1], 1, 1),
+    (bool | Literal["auto"], "auto", "auto"),
+]
+REFUSED: list[tuple[Any, Any]] = [
+    (float, True),
+    (float, "1"),
+    (float, float("nan")),
+    (float, float("-inf")),
+    (float, 10**400),
+    (int, True),
+    (int, 1.0),
+    (int, "1"),
+    (bool, 1),
+    (bool, "true"),
+    (str, 1),
+    (str, "\udcff"),
+    (str, None),
+    (Positive, 0),
+    (NonNegative, -1),
+    (PositiveFloat, 0.0),
+    (NonNegativeFloat, -1e-9),
+    (Fraction, 1.0000001),
+    (Fraction, -0.1),
+    (Seed, 2**32),
+    (Annotated[int, Range(2, 4)], 5),
+    (Annotated[float, Range(high=0, open_high=True)], 0),
+    (tuple[float, ...], 1.0),
+    (tuple[float, ...], "1,2"),
+    (tuple[float, ...], [1.0, "a"]),
+    (tuple[Fraction, ...], [0.5, 2.0]),
+    (tuple[int, str], [1]),
+    (tuple[int, str], [1, "a", "b"]),
+    (str | tuple[str, ...], [1]),
+    (Positive | None, 0),
+    (Literal["a", 1], True),
+    (Literal["a", 1], "A"),
+]
+
+
+@pytest.mark.parametrize(("hint", "value", "expected"), ACCEPTED)
+def test_accepted_values(hint: Any, value: Any, expected: Any) -> None:
+    assert repr(accept(value, hint)) == repr(expected)  # repr tells 1 from 1.0 and True
+
+
+@pytest.mark.parametrize(("hint", "value"), REFUSED)
+def test_refused_values(hint: Any, value: Any) -> None:
+    with pytest.raises(ValueError):
+        accept(value, hint)
+
+
+@pytest.mark.parametrize(
+    ("hint", "text", "expected"),
+    [
+        (float, "-1e-3", -1e-3),
+        (float, "3", 3.0),
+        (int, "1_000", 1000),
+        (bool, "False", False),
+        (str, "a,b", "a,b"),
+        (str, "none", "none"),
+        (str | None, "none", None),
+        (Positive | None, "None", None),
+        (Positive | None, "3", 3),
+        (str | int, "3", 3),
+        (tuple[str, ...], "", ()),
+        (tuple[str, ...], "cat, dog,", ("cat", "dog")),
+        (tuple[float, ...], "1,-2e3", (1.0, -2e3)),
+        (str | tuple[str, ...], "cat", "cat"),
+        (str | tuple[str, ...], "cat,", ("cat",)),
+        (str | tuple[str, ...], "cat,dog", ("cat", "dog")),
+        (tuple[str, ...] | None, "none", None),
+        (Literal["a", 1], "1", 1),
+        (bool | Literal["auto"], "auto", "auto"),
+    ],
+)
+def test_text_of_a_flag(hint: Any, text: str, expected: Any) -> None:
+    assert repr(parse(text, hint)) == repr(expected)
+
+
+@pytest.mark.parametrize(
+    ("hint", "text"),
+    [
+        (float, "1,5"),
+        (float, "nan"),
+        (int, "1e3"),
+        (int, ""),
+        (bool, "yes"),
+        (Fraction, "1.5"),
+        (Positive | None, "0"),
+        (tuple[int, int], "1"),
+        (tuple[int, ...], "1,b"),
+        (Literal["a", 1], "b"),
+    ],
+)
+def test_refused_text_of_a_flag(hint: Any, text: str) -> None:
+    with pytest.raises(ValueError):
+        parse(text, hint)
+
+
+def test_descriptions() -> None:
+    assert describe(Fraction) == "a number >= 0 and <= 1"
+    assert describe(PositiveFloat | None) == "a number > 0 or none"
+    assert describe(str | tuple[str, ...]) == "text or a list, each text"
+    assert describe(tuple[int, bool]) == "a list of 2: a whole number, true or false"
+    assert describe(Literal["a", "b"]) == "one of a, b"
+
+
+# --- Presets ---
+
+
+def test_presets_then_flags_wherever_they_stand(module: ModuleType, tmp_path: Path) -> None:
+    one = preset(tmp_path, "# demo\nLR = 1\n\nBATCH_SIZE = 64\n", "one.toml")
+    two = preset(tmp_path, 'BATCH_SIZE = 32\nHEAD_CLASSES = ["pig"]\nUSE_AMP = false\n', "two.toml")
+    settings = read_settings(module, ["--use-amp", "--config", one, f"--config={two}"])
+    assert (settings.LR, settings.BATCH_SIZE, settings.HEAD_CLASSES) == (1.0, 32, ("pig",))
+    assert settings.USE_AMP is True
+    origins = [settings.origin(n) for n in ("LR", "BATCH_SIZE", "HEAD_CLASSES", "USE_AMP", "SEED")]
+    assert origins == ["one.toml:2", "two.toml:1", "two.toml:2", "--use-amp", "file"]
+    assert read_settings(module, ["--config", two, "--config", one]).BATCH_SIZE == 64
+
+
+def test_lines_of_keys_are_exact(module: ModuleType, tmp_path: Path) -> None:
+    text = (
+        'NOTE = """\nLR = 7\nSEED = 8\n"""\n'  # looks like keys, is text
+        "HEAD_CLASSES = [\n"
+        '  "a", # LR = 9\n'
+        "\n"
+        "]\n\n"
+        '"LR" = 0.5\n'
+        "  SEED=3 # SEED = 4\n"
+    )
+    settings = read_settings(module, ["--config", preset(tmp_path, text)])
+    assert (settings.NOTE, settings.LR, settings.SEED) == ("LR = 7\nSEED = 8\n", 0.5, 3)
+    assert settings.origin("NOTE") == "a.toml:1"
+    assert settings.origin("HEAD_CLASSES") == "a.toml:5"
+    assert settings.origin("LR") == "a.toml:10"
+    assert settings.origin("SEED") == "a.toml:11"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("\n\nBATCHSIZE = 3", ["a.toml:3: ", "BATCHSIZE", "nearest: BATCH_SIZE"]),
+        ("lr = 3", ["a.toml:1: ", "nearest: LR"]),
+        ("XYZZY = 3", ["a.toml:1: ", "train.py has no constant XYZZY", "--help"]),
+        ("PLAIN = 3", ["a.toml:1: ", "PLAIN"]),
+        ("SEED = 1\nLR = 'fast'", ["a.toml:2: LR must be a number > 0, not 'fast'"]),
+        ("LR = nan", ["a.toml:1: LR"]),
+        ("USE_AMP = 1", ["a.toml:1: USE_AMP must be true or false, not 1"]),
+        ("SPLIT_FRACTIONS = [0.9, 0.1]", ["a.toml:1: SPLIT_FRACTIONS must be a list of 3"]),
+        ("TAIL_MODE = 'quantil'", ["a.toml:1", "head_exclusion, quantile, none"]),
+        ("SEED = 1979-05-27", ["a.toml:1: SEED"]),
+        ("SEED = 1\n[Recipe]\nLR = 1", ["a.toml:2: [Recipe] is a table"]),
+        ("LR.x = 1", ["a.toml:1: [LR] is a table"]),
+        ("LR = 1\nLR = 2", ["a.toml:2: not valid TOML"]),
+        ("SEED = 1\nLR = \nBATCH_SIZE = 1", ["a.toml:2: not valid TOML"]),
+        ("SEED = 1\nHEAD_CLASSES = [", ["a.toml:2: not valid TOML"]),
+    ],
+)
+def test_bad_preset_names_file_and_line(
+    module: ModuleType, tmp_path: Path, text: str, words: list[str]
+) -> None:
+    message = refused(module, "--config", preset(tmp_path, text))
+    assert all(word in message for word in words), message
+
+
+def test_encoding_of_presets(module: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "dos.toml").write_bytes(b"\xef\xbb\xbfSEED = 1\r\nNOTE = 'a'\r\n")
+    settings = read_settings(module, ["--config", "dos.toml"])
+    assert (settings.NOTE, settings.origin("NOTE")) == ("a", "dos.toml:2")
+    (tmp_path / "latin.toml").write_bytes("SEED = 1\nNOTE = 'café'\n".encode("latin-1"))
+    assert refused(module, "--config", "latin.toml").startswith("latin.toml:2: not UTF-8")
+
+
+def test_missing_preset_names_its_neighbours(module: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    assert "no .toml file" in refused(module, "--config", "configs/demo.toml")
+    preset(tmp_path, "", "configs/demo.toml")
+    preset(tmp_path, "", "configs/reference.toml")
+    assert refused(module, "--config", "configs/dem.toml").endswith("nearest: demo.toml")
+    listed = refused(module, "--config", "configs/xyz.toml")
+    assert "configs/xyz.toml" in listed and listed.endswith("demo.toml, reference.toml")
+    assert "no folder confgs" in refused(module, "--config", "confgs/demo.toml")
+    assert "--config configs: " in refused(module, "--config", "configs")
+
+
+# --- Flags ---
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--batch-size", "64"], "BATCH_SIZE", 64),
+        (["--batch-size=64"], "BATCH_SIZE", 64),
+        (["--batch-size", "8", "--batch-size", "9"], "BATCH_SIZE", 9),
+        (["--use-amp"], "USE_AMP", True),
+        (["--no-use-amp"], "USE_AMP", False),
+        (["--use-amp", "false"], "USE_AMP", False),
+        (["--use-amp=False"], "USE_AMP", False),
+        (["--no-use-amp", "--use-amp", "--lr", "1"], "USE_AMP", True),
+        (["--species", "cat", "dog", "--lr", "1"], "SPECIES", ("cat", "dog")),
+        (["--species", "cat,dog"], "SPECIES", ("cat", "dog")),
+        (["--species", "cat"], "SPECIES", "cat"),
+        (["--head-classes", "cat"], "HEAD_CLASSES", ("cat",)),
+        (["--head-classes", ""], "HEAD_CLASSES", ()),
+        (["--head-classes="], "HEAD_CLASSES", ()),
+        (["--phase-lr", "-1e-3", "-2"], "PHASE_LR", (-1e-3, -2.0)),
+        (["--max-steps", "7"], "MAX_STEPS", 7),
+        (["--max-steps", "none"], "MAX_STEPS", None),
+        (["--tail-mode", "none"], "TAIL_MODE", "none"),
+        (["--note", "a=b"], "NOTE", "a=b"),
+        (["--note=a=b --lr"], "NOTE", "a=b --lr"),
+    ],
+)
+def test_flags(module: ModuleType, argv: list[str], name: str, value: Any) -> None:
+    settings = read_settings(module, argv)
+    assert repr(getattr(settings, name)) == repr(value)
+    flags = [word.split("=")[0] for word in argv]
+    assert (
+        settings.origin(name)
+        == [f for f in flags if f.endswith(name.lower().replace("_", "-"))][-1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--batchsize", "3"], ["unknown flag --batchsize; nearest: --batch-size"]),
+        (["--batch_size", "3"], ["nearest: --batch-size"]),
+        (["--batch", "3"], ["unknown flag --batch"]),  # no abbreviations
+        (["--LR", "3"], ["nearest: --lr"]),
+        (["--no-use-apm"], ["nearest: --no-use-amp"]),
+        (["--no-lr"], ["unknown flag --no-lr"]),
+        (["--xyzzy"], ["unknown flag --xyzzy", "--help"]),
+        (["--plain", "3"], ["unknown flag --plain"]),
+        (["-b", "3"], ["unknown flag -b"]),
+        (["--force"], ["unknown flag --force"]),
+        (["--lr", "fast"], ["--lr must be a number > 0, not 'fast'"]),
+        (["--lr", "inf"], ["--lr"]),
+        (["--lr", "-1e-3"], ["--lr must be a number > 0, not '-1e-3'"]),
+        (["--lr", "1", "2"], ["unexpected '2'"]),
+        (["--lr"], ["--lr needs a value"]),
+        (["--lr", "--seed", "1"], ["--lr needs a value"]),
+        (["--species"], ["--species needs a value"]),
+        (["--config"], ["--config needs a value"]),
+        (["--use-amp", "yes"], ["--use-amp must be true or false, not 'yes'"]),
+        (["--use-amp="], ["--use-amp must be true or false"]),
+        (["--no-use-amp=true"], ["--no-use-amp takes no value"]),
+        (["--split-fractions", "1", "0"], ["--split-fractions must be a list of 3"]),
+        (["--note", "\udcff"], ["--note must be text"]),
+        (["photos"], ["unexpected 'photos'"]),
+        (["--", "photos"], ["unexpected 'photos'"]),
+        ([""], ["unexpected ''"]),
+    ],
+)
+def test_bad_flags(module: ModuleType, argv: list[str], words: list[str]) -> None:
+    message = refused(module, *argv)
+    assert all(word in message for word in words), message
+
+
+def test_switches_are_no_settings(module: ModuleType, tmp_path: Path) -> None:
+    switches = {"force": "overwrite a finished run", "dry_run": "stop before the first step"}
+    settings = read_settings(module, ["--dry-run", "--lr", "1"], switches=switches)
+    assert settings.switches == {"dry_run"}
+    assert read_settings(module, [], switches=switches).switches == frozenset()
+    assert "dry_run" not in settings.as_dict()
+    settings.write(tmp_path / "settings.toml")
+    assert "force" not in (tmp_path / "settings.toml").read_text()
+    assert "takes no value" in refused(module, "--force=yes", switches=switches)
+    assert "nearest: --force" in refused(module, "--forse", switches=switches)
+    with pytest.raises(AssertionError):
+        read_settings(module, [], switches={"lr": "shares its flag with LR"})
+
+
+def test_positional_words(module: ModuleType) -> None:
+    positional = ("photos", "photos to name")
+    argv = ["a.png", "--lr", "1", "b.png", "--use-amp", "c.png", "--", "--d.png"]
+    settings = read_settings(module, argv, positional=positional)
+    assert settings.positional == ("a.png", "b.png", "c.png", "--d.png")
+    assert (settings.LR, settings.USE_AMP) == (1.0, True)
+    argv = ["--species", "cat", "dog", "--", "a.png", "--use-amp"]
+    settings = read_settings(module, argv, positional=positional)
+    assert (settings.SPECIES, settings.positional) == (("cat", "dog"), ("a.png", "--use-amp"))
+    assert read_settings(module, [], positional=positional).positional == ()
+
+
+def test_help_shows_everything(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        read_settings(
+            module,
+            ["--lr", "1", "-h"],
+            switches={"force": "overwrite"},
+            positional=("photos", "in"),
+        )
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for line in (
+        "usage: python train.py [--config PRESET.toml ...] [--flag value ...] [photos ...]",
+        "Train something small.",
+        "Data:",
+        "Recipe:",
+        '  --images-root  text; in the file: "data/images"',
+        "      Where the photos lie. One folder per class.",
+        '      one species, several, or "all"',
+        "  --lr  a number > 0; in the file: 0.001",
+        "      images per step",
+        "      never minority",
+        '  --tail-mode  one of head_exclusion, quantile, none; in the file: "head_exclusion"',
+        "  --use-amp, --no-use-amp  true or false; in the file: true",
+        "  --label-smoothing  a number >= 0 and < 1; in the file: 0.0",
+        "  --force",
+        "      overwrite",
+    ):
+        assert line in text.split("\n"), line
+    assert "--config PRESET.toml" in text and "noqa" not in text
+    heads = [line.split()[0].strip(",") for line in text.split("\n") if line.startswith("  --")]
+    flags = ["--" + n.lower().replace("_", "-") for n in read_settings(module, []).as_dict()]
+    assert heads == [*flags, "--force", "--config"]
+
+
+def test_help_flag_is_not_swallowed_by_a_list(
+    module: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        read_settings(module, ["--species", "cat", "-h"])
+    assert end.value.code == 0 and "usage" in capsys.readouterr().out
+
+
+# --- The object ---
+
+
+def test_settings_object(module: ModuleType) -> None:
+    settings = read_settings(module, ["--lr", "0.5"])
+    with pytest.raises(FrozenInstanceError):
+        settings.LR = 1.0
+    with pytest.raises(AttributeError, match="no constant LRR; nearest: LR"):
+        _ = settings.LRR
+    with pytest.raises(AttributeError, match="nearest: BATCH_SIZE"):
+        settings.origin("BATCH_SIZES")
+    assert settings == read_settings(module, ["--lr", "5e-1", "--seed", "0"])
+    assert settings != read_settings(module, ["--lr", "0.4"])
+    assert "LR=0.5, " in repr(settings) and "HEAD_CLASSES=('cat', 'dog')" in repr(settings)
+    assert copy.deepcopy(settings) == settings == pickle.loads(pickle.dumps(settings))
+
+
+def test_provenance(module: ModuleType, tmp_path: Path) -> None:
+    assert read_settings(module, []).provenance() == "all constants as in train.py"
+    same = preset(tmp_path, "LR = 0.001\n")  # set, but to what the file says
+    assert read_settings(module, ["--config", same]).provenance() == "all constants as in train.py"
+    one = preset(tmp_path, "SEED = 1\nBATCH_SIZE = 64\nNOTE = 'a\"b'\n")
+    settings = read_settings(module, ["--config", one, "--lr", "0.5"])
+    assert settings.provenance().split("\n") == [
+        "BATCH_SIZE = 64      from a.toml:2 (train.py: 256)",
+        "LR         = 0.5     from --lr (train.py: 0.001)",
+        'NOTE       = "a\\"b"  from a.toml:3 (train.py: "none")',
+        "SEED       = 1       from a.toml:1 (train.py: 0)",
+    ]
+
+
+# --- The round trip ---
+
+
+def test_written_settings_are_a_complete_preset(module: ModuleType, tmp_path: Path) -> None:
+    settings = read_settings(module, ["--species", "cat,", "--lr", "1e-05", "--max-steps", "3"])
+    settings.write(tmp_path / "run" / "settings.toml")
+    text = (tmp_path / "run" / "settings.toml").read_text(encoding="utf-8")
+    written = tomllib.loads(text)
+    assert set(settings.as_dict()) - set(written) == {"NOTE"}
+    assert '# NOTE = "none"' in text.split("\n")
+    assert 'SPECIES = ["cat"]  # one species, several, or "all"' in text.split("\n")
+    assert text.index("# --- Data ---") < text.index("SPECIES") < text.index("# --- Recipe ---")
+    again = read_settings(module, ["--config", "run/settings.toml"])
+    assert again == settings
+    assert again.provenance().count("\n") == 2  # the three that differ, and no others
+    again.write(tmp_path / "again.toml")
+    assert (tmp_path / "again.toml").read_text(encoding="utf-8") == text
+
+
+AWKWARD = [
+    "quotes \" and '",
+    "back\\slash\\n",
+    "line\nbreak\r\n\ttab",
+    "\x00\x01\x1f\x7f\x80\x9f",
+    "é ü 猫 🐱 \u202e right to left \u2028 \ufeff\u00a0",
+    "# no comment = []",
+    '"""',
+    "",
+    "none",
+]
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_awkward_text_survives(module: ModuleType, text: str) -> None:
+    module.IMAGES_ROOT, module.HEAD_CLASSES = text, (text, "x")
+    settings = read_settings(module, [])
+    settings.write("settings.toml")
+    written = tomllib.loads(Path("settings.toml").read_bytes().decode("utf-8"))
+    assert written["IMAGES_ROOT"] == text and written["HEAD_CLASSES"] == [text, "x"]
+    module.IMAGES_ROOT, module.HEAD_CLASSES = "other", ()
+    assert read_settings(module, ["--config", "settings.toml"]) == settings
+
+
+def test_random_values_survive() -> None:
+    draw = random.Random(0)
+    for _ in range(300):
+        number = draw.choice([1, -1]) * draw.random() * 10.0 ** draw.randint(-320, 300)
+        codes = [
+            draw.choice([draw.randrange(0xD800), draw.randrange(0xE000, 0x110000)]) for _ in "12345"
+        ]
+        value = (number, float(draw.randint(-5, 5)), "".join(map(chr, codes)), draw.getrandbits(70))
+        hint = tuple[float, float, str, int]
+        assert repr(accept(tomllib.loads(f"x = {to_toml(value)}")["x"], hint)) == repr(value)
+
+
+def test_none_over_another_default_survives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = load(tmp_path, "STEPS: int | None = 5  # how many\nNAME: str | None = 'a'\n")
+    settings = read_settings(module, ["--steps", "none", "--name", "none"])
+    assert (settings.STEPS, settings.NAME) == (None, None)
+    settings.write("settings.toml")
+    assert read_settings(module, ["--config", "settings.toml"]) == settings
+
+
+def test_comments_cannot_break_the_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = "# --- A\x7f ---\nSEED: int = 1  # bell \x07 \x7f, a\ttab and 猫\n"
+    settings = read_settings(load(tmp_path, source), [])
+    settings.write("settings.toml")
+    assert tomllib.loads(Path("settings.toml").read_text(encoding="utf-8")) == {"SEED": 1}
+    assert "猫" in Path("settings.toml").read_text(encoding="utf-8")
+
+
+def test_write_is_atomic(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = read_settings(module, [])
+    settings.write("settings.toml")
+    before = Path("settings.toml").read_bytes()
+    monkeypatch.setattr("os.replace", _full_disk)
+    with pytest.raises(ValueError, match="settings.toml"):
+        read_settings(module, ["--seed", "9"]).write("settings.toml")
+    assert Path("settings.toml").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.glob("settings*")) == ["settings.toml"]
+
+
+def _full_disk(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("lines", "comment", "group"),
+    [
+        ("# --- A ---\nN: int = 1", "", "A"),
+        ("# === A: what counts ===\n# above\nN: int = 1", "above", "A: what counts"),
+        ("# ---- A\n#\n# one\n# two\nN: int = 1", "one two", "A"),
+        ("# not mine\n\nN: int = 1", "", ""),
+        ("# above\nN: int = 1  # beside", "beside", ""),
+        ("# --- A ---\nM: int = 1\n# --- B ---\n# ------\nN: int = 1", "", "B"),
+        ("N: tuple[str, ...] = (\n    '# text',  # inner\n)  # last", "last", ""),
+        ("# --config is no heading\nN: int = 1", "--config is no heading", ""),
+        ("X = '''\n# --- A ---\n# above\n'''\nN: int = 1", "", ""),
+        ("N: int = 1  # first\nN: int = 2  # second", "second", ""),
+    ],
+)
+def test_comments_and_groups(tmp_path: Path, lines: str, comment: str, group: str) -> None:
+    from petface.settings.constants import gather
+
+    constant = gather(load(tmp_path, lines + "\n"))[-1]
+    assert (constant.name, constant.comment.strip(), constant.group) == ("N", comment, group)
