@@ -62,7 +62,8 @@ def make_splits(
         # small strata first, so that the large ones can mend the total
         order = sorted(by_stratum, key=lambda stratum: (len(by_stratum[stratum]), stratum))
         sizes = [len(by_stratum[stratum]) for stratum in order]
-        tests = _apportion(sizes, [0] * len(sizes), fractions[TEST], MIN_RECORDS_FOR_TEST)
+        for_val = [int(size >= MIN_RECORDS_FOR_VAL and fractions[VAL] > 0) for size in sizes]
+        tests = _apportion(sizes, for_val, fractions[TEST], MIN_RECORDS_FOR_TEST)
         vals = _apportion(sizes, tests, fractions[VAL], MIN_RECORDS_FOR_VAL)
         for stratum, num_test, num_val in zip(order, tests, vals, strict=True):
             drawn = [row for _, row in sorted(by_stratum[stratum])]
@@ -98,7 +99,7 @@ def write_splits(
     Processes that write the same split at once do not harm each other: each renames its own files.
     """
     path = Path(path)
-    assert side_file(path) != path, "a split file cannot end in .json"
+    assert side_file(path) != path, "a split file ends in .csv"
     texts = zip(species.tolist(), records.tolist(), record_split.tolist(), strict=True)
     rows = sorted((name, record, SPLITS[split]) for name, record, split in texts)
     per_species = {
@@ -131,12 +132,10 @@ def read_side_file(path: str | Path) -> dict[str, Any]:
         facts = json.loads(side.read_text(encoding="utf-8"))
         if facts["format"] > FORMAT:
             raise UserError(f"{side} is of format {facts['format']}, newer than this program reads")
-        for key, kind in (("seed", int), ("fractions", list), ("species", dict)):
-            assert isinstance(facts[key], kind)
-        expected = facts["sha256_of_csv"]
+        expected, _, _ = facts["sha256_of_csv"], facts["seed"], facts["fractions"]
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{side}, which belongs to {path}, cannot be read. {_way_out(path)}"
         ) from error
@@ -148,8 +147,8 @@ def read_side_file(path: str | Path) -> dict[str, Any]:
 def read_splits(path: str | Path, species: np.ndarray, records: np.ndarray) -> np.ndarray:
     """Read the split of each given record: (R,) int8 into `SPLITS`.
 
-    The given species may be some of those in the file, but each with exactly the records it had when
-    the file was made. Raises `UserError` for an edited file and for changed data.
+    The given species may be some of those in the file, but each with exactly the records it had
+    when the file was made. Raises `UserError` for an edited file and for changed data.
     """
     path = Path(path)
     if not path.is_file():
@@ -242,10 +241,8 @@ def _apportion(sizes: list[int], taken: list[int], frac: float, minimum: int) ->
     for size, used in zip(sizes, taken, strict=True):
         share = min(max(target / left, frac * (1 - _MAX_DISTORTION)), frac * (1 + _MAX_DISTORTION))
         count = math.floor(size * share + 0.5)
-        if size < minimum or frac == 0:
-            count = 0
-        else:
-            count = max(1, min(count, size - used - 1))
+        fits = size >= minimum and frac > 0
+        count = max(1, min(count, size - used - 1)) if fits else 0
         counts.append(count)
         target, left = target - count, left - size
     return counts
@@ -284,6 +281,6 @@ def _some(records: list[str]) -> str:
 
 def _way_out(path: str | Path) -> str:
     return (
-        f"Restore the files, or delete {path} and {side_file(path)} to make a new split: models and "
-        "figures made with the old one are then no longer comparable"
+        f"Restore the files, or delete {path} and {side_file(path)} to make a new split: models "
+        "and figures made with the old one are then no longer comparable"
     )
