@@ -108,24 +108,21 @@ def draw_parameters(
     def choose(name: str) -> Tensor:
         return torch.where(is_tail, float(getattr(tail, name)), float(getattr(base, name)))
 
-    def around_zero(name: str, draw: Tensor) -> Tensor:
-        return choose(name) * (2 * draw - 1)
-
-    def factor(name: str, draw: Tensor) -> Tensor:
-        return 1 + choose(name) * (2 * draw - 1)
+    def around(centre: float, name: str, draw: Tensor) -> Tensor:
+        return centre + choose(name) * (2 * draw - 1)
 
     scale_min, scale_max = choose("scale_min"), choose("scale_max")
     erased = draws[9] < choose("erase_p")
     return AugmentParameters(
         flip=draws[0] < choose("flip_p"),
-        angle_deg=around_zero("rotate_deg", draws[1]),
-        translate_x_frac=around_zero("translate_frac", draws[2]),
-        translate_y_frac=around_zero("translate_frac", draws[3]),
+        angle_deg=around(0, "rotate_deg", draws[1]),
+        translate_x_frac=around(0, "translate_frac", draws[2]),
+        translate_y_frac=around(0, "translate_frac", draws[3]),
         scale=scale_min + (scale_max - scale_min) * draws[4],
-        brightness=factor("brightness", draws[5]),
-        contrast=factor("contrast", draws[6]),
-        saturation=factor("saturation", draws[7]),
-        hue=around_zero("hue", draws[8]),
+        brightness=around(1, "brightness", draws[5]),
+        contrast=around(1, "contrast", draws[6]),
+        saturation=around(1, "saturation", draws[7]),
+        hue=around(0, "hue", draws[8]),
         erase_box_frac=_draw_boxes(erased, choose("erase_area_max_frac"), draws[10:]),
     )
 

@@ -221,6 +221,15 @@ def test_erasing_blackens_one_rectangle_of_the_drawn_area(area_max):
     assert ((columns - (box[:, 2] - box[:, 0]) * width).abs() <= 1).all()
 
 
+def test_a_pixel_is_erased_where_its_centre_lies_in_the_box():
+    white = torch.full((1, 3, 5, 4), 255, dtype=torch.uint8)
+    box = torch.tensor([[0.3, 0.12, 0.6, 0.65]])  # columns 1.2..2.4, rows 0.6..3.25
+    black = augment(white, replace(nothing(1), erase_box_frac=box))[0, 0] == 0
+    wanted = torch.zeros(5, 4, dtype=torch.bool)
+    wanted[1:3, 1] = True  # centres 1.5 and 2.5 down, 1.5 across
+    assert torch.equal(black, wanted)
+
+
 def test_large_batches_are_the_same_as_their_parts():
     images = pictures(70, 80, 80)  # more than one sub-batch
     parameters = draw_parameters(torch.arange(70) % 5 == 0, BASE, TAIL, generator())
