@@ -34,9 +34,7 @@ class AugmentRegime:
     saturation: float = 0.0
     hue: float = 0.0  # shift drawn from -hue..hue, in turns of the colour circle (at most 0.5)
     erase_p: float = 0.0  # probability of blackening one rectangle
-    erase_area_max_frac: float = (
-        0.0  # its largest share of the image; the smallest is a tenth of it
-    )
+    erase_area_max_frac: float = 0.0  # its largest share of the image, the smallest is a tenth
 
     def __post_init__(self) -> None:
         most = {"rotate_deg": 180.0, "hue": 0.5, "scale_min": 100.0, "scale_max": 100.0}
@@ -76,6 +74,7 @@ TAIL: Final = AugmentRegime(
     erase_p=0.25,
     erase_area_max_frac=0.2,
 )
+REGIMES: Final = {"none": NONE, "mild": BASE, "strong": TAIL}  # by the name that settings use
 
 
 @dataclass(frozen=True)
@@ -159,6 +158,11 @@ def augment_batch(
 ) -> Tensor:
     """Draw parameters and augment: (B, 3, H, W) uint8 -> (B, 3, H, W) `dtype` in [0, 1]."""
     return augment(images, draw_parameters(is_tail, base, tail, generator), dtype)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Turn (B, 3, H, W) uint8 into float32 in [0, 1]: what `augment` does without any change."""
+    return images.float().div_(255)
 
 
 def normalise(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:

@@ -23,7 +23,9 @@ STATUS_NAMES = ("ok", "unreadable", "too_large")
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Which images a pass works on: places in the catalog, their labels (-1 unknown), their regime."""
+    """Which images a pass works on: places in the catalog, their labels (-1 unknown), their
+    regime.
+    """
 
     images: np.ndarray  # (M,) int64 into the catalog
     labels: dict[str, np.ndarray]  # each (M,) int64
@@ -104,7 +106,8 @@ def read_ahead(
     def hand_over(item: Decoded | BaseException) -> None:
         while not left.is_set():
             try:
-                return ready.put(item, timeout=0.1)
+                ready.put(item, timeout=0.1)
+                return
             except queue.Full:
                 continue
 
@@ -175,7 +178,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def worker_count(wanted: int) -> int:
-    """Resolve -1: none on small machines, where a thread does as well, else one per core up to 16."""
+    """Resolve -1: none on small machines, where a thread does as well, else one per core up to
+    16.
+    """
     if wanted >= 0:
         return wanted
     cores = (

@@ -1,8 +1,8 @@
 """Checkpoints: written whole, read without executing anything, old layouts through named adapters.
 
 A checkpoint is a plain dictionary of tensors, numbers, strings, lists and dictionaries, so that
-`torch.load(weights_only=True)` reads it. The zip container keeps a CRC-32 of every record, which torch
-stores but does not check; `load` does.
+`torch.load(weights_only=True)` reads it. The zip container keeps a CRC-32 of every record, which
+torch stores but does not check; `load` does.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ _COPY_AGAIN = "copy the file again, or use last.pt of the same run"
 def initialise_body(body: nn.Module, name: str, weights: str, policy: str) -> str:
     """Fill a body with its first weights in place and say where they came from.
 
-    `weights`: "none", "torchvision" (ImageNet) or the path of a checkpoint or state dictionary; `policy`:
-    "require", "auto" or "none", see `backbones.load_torchvision_weights`. A local file that does not
-    fit is always an error.
+    `weights`: "none", "torchvision" (ImageNet) or the path of a checkpoint or state dictionary;
+    `policy`: "require", "auto" or "none", see `backbones.load_torchvision_weights`. A local file
+    that does not fit is always an error.
     """
     if policy == "none" or weights == "none":
         return "random"
@@ -117,14 +117,16 @@ def initialise_body(body: nn.Module, name: str, weights: str, policy: str) -> st
     state = _weights_in(weights, load(weights))
     own = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
     try:
-        body.load_state_dict(backbones.body_state(name, own or state))
+        backbones.fill_body(body, name, own or state)
     except RuntimeError as error:
         raise CheckpointError(weights, f"does not fit a {name} body ({_first(error)})") from error
     return f"file {Path(weights).name}"
 
 
 def read_stage1(path: str | Path) -> Stage1Checkpoint:
-    """Read a species classifier: `"model"`, `"class_to_index"` and, where present, its preprocessing."""
+    """Read a species classifier: `"model"`, `"class_to_index"` and, where present, its
+    preprocessing.
+    """
     content = load(path)
     state = _weights_in(path, content)
     table = content.get("class_to_index")
@@ -141,9 +143,9 @@ def read_stage1(path: str | Path) -> Stage1Checkpoint:
 def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
     """Read a specialist of any layout for `species`.
 
-    Head names pass through `FEATURE_ALIASES` and are filtered to the species' features; heads without a
-    class are skipped. Vocabulary of a head: the checkpoint's, else the built-in list of that species,
-    else female and male for gender, else "0" ... "K-1".
+    Head names pass through `FEATURE_ALIASES` and are filtered to the species' features; heads
+    without a class are skipped. Vocabulary of a head: the checkpoint's, else the built-in list of
+    that species, else female and male for gender, else "0" ... "K-1".
     """
     content = load(path)
     owner = content.get("species", species)
@@ -221,7 +223,9 @@ def _fill(path: str | Path, model: Any, state: Mapping[str, Tensor]) -> Any:
 
 
 def _preprocessing(path: str | Path, content: Mapping[str, Any]) -> Preprocessing:
-    """Read how images must be prepared; old checkpoints stored nothing and meant 224 px, stretched."""
+    """Read how images must be prepared; old checkpoints stored nothing and meant 224 px,
+    stretched.
+    """
     if "preprocessing" not in content:
         return Preprocessing()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,29 @@ class Dataset:
         first = int(records[0])  # the records of a class are consecutive
         aligned = self.annotations[species].align(_records_of(self.catalog, number))
         return images, {feature: labels[records - first] for feature, labels in aligned.items()}
+
+    def image_label_names(self, species: str) -> dict[str, np.ndarray]:
+        """Give the raw labels of a species' images, (n,) str objects each, "" where unknown."""
+        _, labels = self.image_labels(species)
+        return {
+            feature: np.array([*self.annotations[species].vocabularies[feature], ""], object)[label]
+            for feature, label in labels.items()
+        }
+
+    def fingerprint(self) -> str:
+        """Give a hex SHA-256 of images, records, labels and split: what an evaluation depends
+        on.
+        """
+        catalog = self.catalog
+        digest = hashlib.sha256(repr(catalog.classes).encode())
+        for column in (catalog.path_bytes, catalog.path_offsets, catalog.record_index):
+            digest.update(column.tobytes())
+        digest.update(self.record_split.tobytes())
+        for species, table in sorted(self.annotations.items()):
+            digest.update(repr((species, table.vocabularies)).encode())
+            for _, labels in sorted(self.image_labels(species)[1].items()):
+                digest.update(labels.tobytes())
+        return digest.hexdigest()
 
     def unmatched(self, species: str) -> tuple[list[str], list[str]]:
         """List the records without a row, and the rows without a record that has an image."""

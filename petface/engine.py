@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from petface import metrics
-from petface.batches import Batch
+from petface.augment import AugmentRegime, augment_batch, normalise, to_float
+from petface.batches import Batch, FileImages, Samples, batches
 from petface.errors import UserError
+from petface.images import Preprocessing
 from petface.models.multi_head import train_mode
+from petface.runs import FailureLog
+from petface.schedule import EarlyStopping
 
 MAX_BAD_STEPS = 10  # non-finite steps in a row before a run stops
 
@@ -61,7 +65,9 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:
-    """Resolve "auto": fp16 on CUDA (bf16 where built in), bf16 on CPUs that compute in it, else fp32."""
+    """Resolve "auto": fp16 on CUDA (bf16 where built in), bf16 on CPUs that compute in it, else
+    fp32.
+    """
     if wanted == "auto":
         if device.type == "cuda":
             wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -78,6 +84,36 @@ def _cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What every pass of a run shares. `num_classes` names the heads in output order."""
+
+    model: nn.Module
+    num_classes: dict[str, int]
+    loss: Callable[[Outputs, Batch], Tensor]
+    source: FileImages
+    preprocessing: Preprocessing
+    device: torch.device
+    precision: Precision
+    batch_size: int
+    num_workers: int
+    failures: FailureLog
+
+    def batches(self, samples: Samples, order: np.ndarray, first_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of a pass; unreadable images go into the failure log."""
+        for batch in batches(
+            self.source,
+            samples,
+            order,
+            self.batch_size,
+            self.device,
+            num_workers=self.num_workers,
+            first_step=first_step,
+        ):
+            self.failures.add(batch.failures)
+            yield batch
+
+
 @dataclass
 class EpochState:
     """How far an epoch is, in plain values: what an exact resume in its middle needs."""
@@ -91,57 +127,81 @@ class EpochState:
     num_bad_in_a_row: int = 0
     seconds: float = 0.0
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain dictionary for a checkpoint; `EpochState(**d)` is the inverse."""
-        return asdict(self)
-
     @property
     def mean_loss(self) -> float:
         """Mean over the images seen, NaN before the first."""
         return self.loss_sum / self.num_images if self.num_images else math.nan
 
 
+@dataclass(eq=False)
+class Progress:
+    """Everything besides the weights that an exact resume needs."""
+
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    stopping: EarlyStopping
+    epoch: EpochState = field(default_factory=EpochState)
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors for a checkpoint."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "early_stopping": self.stopping.state_dict(),
+            "epoch": self.epoch.epoch,
+            "epoch_state": asdict(self.epoch),
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.stopping.load_state_dict(state["early_stopping"])
+        self.epoch = EpochState(**state["epoch_state"])
+        self.history = state["history"]
+
+
 def train_epoch(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    prepare: Callable[[Batch, torch.Generator], Tensor],
-    loss: Callable[[Outputs, Batch], Tensor],
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    precision: Precision,
-    state: EpochState,
+    job: Job,
+    progress: Progress,
+    samples: Samples,
+    order: np.ndarray,
+    regimes: tuple[AugmentRegime, AugmentRegime],
     *,
     seed: int,
-    num_images: int,
-    set_rate: Callable[[int], None] = lambda step: None,
-    on_failures: Callable[[Batch], None] = lambda batch: None,
-    stop: Callable[[], bool] = lambda: False,
+    rate: Callable[[float], float],
+    stop: Callable[[], bool] = bool,
 ) -> bool:
-    """Run the rest of an epoch in place; True when it ended, False when `stop` asked to leave.
+    """Run the rest of an epoch over `order` (n,); True when it ended, False when `stop` asked to
+    leave.
 
-    `prepare` augments (B, 3, H, W) uint8 into floats with the step's own random generator, seeded by
-    (seed, epoch, step): a resumed epoch draws what the straight one would have drawn. `set_rate(step)`
-    sets the learning rate; `num_images` is the length of the whole epoch, for the progress bar.
+    `rate(t)` gives the learning rate at t = epochs done so far, a fraction included. Augmentation
+    and dropout draw from a generator seeded by (seed, epoch, step), so that a resumed epoch draws
+    what the straight one would have drawn.
     """
-    train_mode(model)
+    state = progress.epoch
+    train_mode(job.model)
     generator = torch.Generator()
+    num_steps = -(-len(order) // job.batch_size)
     begun, seconds_before = time.perf_counter(), state.seconds
-    title = f"epoch {state.epoch:3d} train"
-    with _bar(title, num_images, initial=state.num_images + state.num_unreadable) as bar:
-        for batch in batches:
-            step_seed = _step_seed(seed, state.epoch, batch.step)
-            generator.manual_seed(step_seed)
-            torch.manual_seed(step_seed)  # dropout
-            set_rate(batch.step)
-            if batch.failures:
-                state.num_unreadable += len(batch.failures)
-                on_failures(batch)
+    done = state.num_images + state.num_unreadable
+    with _bar(f"epoch {state.epoch + 1} train", len(order), done) as bar:
+        for batch in job.batches(samples, order, state.step):
+            for group in progress.optimizer.param_groups:
+                group["lr"] = rate(state.epoch + batch.step / num_steps)
             if len(batch.positions):
-                x = prepare(batch, generator)
-                with precision.autocast(x.device):
-                    value = loss(_outputs(model, x), batch)
-                finite = _update(value, optimizer, scaler)
+                step_seed = _step_seed(seed, state.epoch, batch.step)
+                torch.manual_seed(step_seed)  # dropout
+                x = augment_batch(
+                    batch.images, batch.is_tail, *regimes, generator.manual_seed(step_seed)
+                )
+                with job.precision.autocast(job.device):
+                    value = job.loss(_outputs(job.model, _normalised(job, x)), batch)
+                finite = _update(value, progress.optimizer, progress.scaler)
                 _account(state, len(batch.positions), value, finite)
+            state.num_unreadable += len(batch.failures)
             state.step = batch.step + 1
             state.seconds = seconds_before + time.perf_counter() - begun
             bar.set_postfix_str(f"loss {state.mean_loss:.3f}", refresh=False)
@@ -177,9 +237,9 @@ def _account(state: EpochState, num_images: int, value: Tensor, finite: bool) ->
     state.num_bad_in_a_row += 1
     if state.num_bad_in_a_row >= MAX_BAD_STEPS:
         raise UserError(
-            f"loss or gradients were not finite in {MAX_BAD_STEPS} steps in a row, the last in epoch "
-            f"{state.epoch}, step {state.step} (loss {value.item()}); lower LR, or PRECISION = "
-            '"fp32"; best.pt is whole'
+            f"loss or gradients were not finite in {MAX_BAD_STEPS} steps in a row, the last in "
+            f"epoch {state.epoch + 1}, step {state.step} (loss {value.item()}); lower LR, or set "
+            'PRECISION = "fp32"; best.pt is whole'
         )
 
 
@@ -202,52 +262,44 @@ class Evaluation:
         return metrics.balanced_accuracy(self.confusions[head])
 
 
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    prepare: Callable[[Batch], Tensor],
-    loss: Callable[[Outputs, Batch], Tensor],
-    num_classes: dict[str, int],
-    precision: Precision,
-    *,
-    num_images: int,
-    title: str = "validate",
-) -> Evaluation:
-    """Pass once over a part without gradients; heads are those of `num_classes`, in output order."""
-    confusions = {head: np.zeros((size, size), np.int64) for head, size in num_classes.items()}
+def evaluate(job: Job, samples: Samples, title: str) -> Evaluation:
+    """Pass once over `samples` without gradients."""
+    sizes = job.num_classes
+    confusions = {head: np.zeros((size, size), np.int64) for head, size in sizes.items()}
     loss_sum, num_seen, num_unreadable, num_non_finite = 0.0, 0, 0, 0
-    with _bar(f"{title:>15}", num_images) as bar:
-        for batch, outputs in predict(model, batches, prepare, precision):
-            finite = torch.stack([torch.isfinite(o).all(dim=1) for o in outputs]).all(dim=0)
-            num_non_finite += int((~finite).sum())
-            for head, logits in zip(num_classes, outputs, strict=True):
-                true = torch.where(finite, batch.labels[head], -1).cpu().numpy()
-                predicted = logits.argmax(dim=1).cpu().numpy()
-                confusions[head] += metrics.confusion_matrix(true, predicted, num_classes[head])
-            loss_sum += float(loss(outputs, batch)) * len(batch.positions)
-            num_seen += len(batch.positions)
+    job.model.eval()
+    with _bar(title, len(samples)) as bar:
+        for batch in job.batches(samples, np.arange(len(samples))):
             num_unreadable += len(batch.failures)
             bar.update(len(batch.positions) + len(batch.failures))
+            if not len(batch.positions):
+                continue
+            outputs = predict(job.model, batch.images, job.preprocessing, job.precision)
+            finite = torch.stack([torch.isfinite(o).all(dim=1) for o in outputs]).all(dim=0)
+            num_non_finite += int((~finite).sum())
+            for head, logits in zip(sizes, outputs, strict=True):
+                true = torch.where(finite, batch.labels[head], -1).cpu().numpy()
+                predicted = logits.argmax(dim=1).cpu().numpy()
+                confusions[head] += metrics.confusion_matrix(true, predicted, sizes[head])
+            loss_sum += float(job.loss(outputs, batch)) * len(batch.positions)
+            num_seen += len(batch.positions)
     mean_loss = loss_sum / num_seen if num_seen else math.nan
     return Evaluation(confusions, mean_loss, num_seen, num_unreadable, num_non_finite)
 
 
+@torch.inference_mode()
 def predict(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    prepare: Callable[[Batch], Tensor],
-    precision: Precision,
-) -> Iterator[tuple[Batch, Outputs]]:
-    """Yield every non-empty batch with its float32 logits, one tensor per head."""
-    model.eval()
-    for batch in batches:
-        if len(batch.positions):
-            with torch.inference_mode():
-                x = prepare(batch)
-                with precision.autocast(x.device):
-                    outputs = _outputs(model, x)
-                outputs = tuple(o.float() for o in outputs)
-            yield batch, outputs
+    model: nn.Module, images: Tensor, preprocessing: Preprocessing, precision: Precision
+) -> Outputs:
+    """Answer (B, 3, H, W) uint8 images with float32 logits, one (B, K) tensor per head."""
+    x = normalise(to_float(images), preprocessing.mean, preprocessing.std)
+    with precision.autocast(images.device):
+        outputs = _outputs(model, x)
+    return tuple(logits.float() for logits in outputs)
+
+
+def _normalised(job: Job, x: Tensor) -> Tensor:
+    return normalise(x, job.preprocessing.mean, job.preprocessing.std)
 
 
 def _outputs(model: nn.Module, x: Tensor) -> Outputs:

@@ -1,4 +1,6 @@
-"""Errors that are the user's to mend: one line that names the file, the line, the value and the way out."""
+"""Errors that are the user's to mend: one line that names the file, the line, the value and the
+way out.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,11 @@ class SettingsError(UserError):
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Call `main` and end the process: a `UserError` becomes its message on stderr and its exit code.
+    """Call `main` and end the process: a `UserError` becomes its message on stderr and its exit
+    code.
 
-    `main` may return an exit code; None counts as 0. Any other exception keeps its traceback, because
-    it is a fault of the program.
+    `main` may return an exit code; None counts as 0. Any other exception keeps its traceback,
+    because it is a fault of the program.
     """
     try:
         code = main()

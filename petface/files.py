@@ -27,10 +27,18 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """
     path = Path(path)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    text = (
+        {}
+        if "b" in mode
+        else {
+            "encoding": "utf-8",
+            "newline": "",
+            "errors": "backslashreplace",  # file names that are no UTF-8
+        }
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, mode, **text) as handle:  # type: ignore[call-overload]
+        with temporary.open(mode, **text) as handle:  # type: ignore[call-overload]
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
@@ -86,7 +94,7 @@ def plain_cell(cell: str) -> str:
 def sha256_of_file(path: str | Path) -> str:
     """Hex SHA-256 of a file's bytes, read in blocks of 1 MiB."""
     digest = hashlib.sha256()
-    with open(path, "rb") as handle:
+    with Path(path).open("rb") as handle:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

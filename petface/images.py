@@ -37,6 +37,12 @@ IMAGE_SUFFIXES: Final = frozenset(
 MAX_PIXELS: Final = 50_000_000  # 150 MB as RGB
 RESIZE_RULES: Final = ("stretch", "center_crop", "letterbox")
 
+# Mean and standard deviation per channel on the scale 0..1, by the name that settings use.
+STATISTICS: Final[dict[str, tuple[tuple[float, ...] | None, tuple[float, ...] | None]]] = {
+    "none": (None, None),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's pretrained models
+}
+
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow opens MPO through JPEG

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -21,20 +22,23 @@ from typing import Any
 import torch
 
 from petface import files
+from petface.catalog import Catalog
 from petface.errors import UserError
 from petface.settings import Settings
 
-FREE_TO_CHANGE = frozenset({"DEVICE", "NUM_WORKERS"})  # what a resumed run may set otherwise
+FREE_TO_CHANGE = frozenset(
+    {"DEVICE", "NUM_WORKERS", "SPECIES"}
+)  # what a resumed run may set otherwise
 _PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
 
 
 class RunFolder:
     """A folder that this process holds; see `open_run`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, prefix: str = "") -> None:
         self.path = path
-        self.last = path / "last.pt"
-        self.best = path / "best.pt"
+        self.last = path / f"{prefix}last.pt"
+        self.best = path / f"{prefix}best.pt"
 
     def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
         """Write `metrics.csv`, one row per epoch; the columns are the keys of the first row."""
@@ -60,17 +64,22 @@ def run_path(root: str, name: str) -> Path:
 
 
 @contextmanager
-def open_run(path: Path, settings: Settings, *, force: bool = False) -> Iterator[RunFolder]:
+def open_run(
+    path: Path, settings: Settings, *, force: bool = False, prefix: str = ""
+) -> Iterator[RunFolder]:
     """Hold a run folder: create it, or go on in an unfinished one with equal settings.
 
-    `UserError` where another process holds it, where the run is finished (unless `force`, which deletes
-    the old run's files), or where the unfinished run was started with other settings.
+    `prefix` comes before the names of its checkpoints, last.pt and best.pt.
+
+    `UserError` where another process holds it, where the run is finished (unless `force`, which
+    deletes the old run's files), or where the unfinished run was started with other settings.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115 held until the end
+        lock = (path / "run.lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise files.write_error(path / "run.lock", error) from error
+    run = RunFolder(path, prefix)
     with lock:
         _hold(lock, path)
         if force:
@@ -79,11 +88,11 @@ def open_run(path: Path, settings: Settings, *, force: bool = False) -> Iterator
             raise UserError(
                 f"{path} holds a finished run; choose another RUN_NAME, or --force to replace it"
             )
-        elif (path / "last.pt").exists():
+        elif run.last.exists():
             _refuse_other_settings(path, settings)
         settings.write(path / "settings.toml")
         files.write_json(path / "environment.json", environment())
-        yield RunFolder(path)
+        yield run
 
 
 def _hold(lock: Any, path: Path) -> None:
@@ -108,7 +117,7 @@ def _clear(path: Path) -> None:
 
 
 def _refuse_other_settings(path: Path, settings: Settings) -> None:
-    with open(path / "settings.toml", "rb") as handle:
+    with (path / "settings.toml").open("rb") as handle:
         before = tomllib.load(handle)
     now = json.loads(json.dumps(settings.as_dict()))
     changed = [
@@ -147,6 +156,41 @@ def _processor() -> str:
     return f"{len(names)} x {names[0]}" if names else platform.processor()
 
 
+class FailureLog:
+    """The images that could not be used, each once; too many of them stop the run.
+
+    `num_images` is the number of images that the run works on; above `max_bad_frac` of it `add`
+    raises `UserError`.
+    """
+
+    def __init__(self, catalog: Catalog, num_images: int, max_bad_frac: float) -> None:
+        self._catalog = catalog
+        self._limit = num_images * max_bad_frac
+        self.messages: dict[int, str] = {}  # by place in the catalog
+
+    def add(self, failures: Sequence[tuple[int, str]]) -> None:
+        """Note (catalog place, message) pairs; known places are not counted again."""
+        self.messages.update(failures)
+        if len(self.messages) > self._limit:
+            index, message = max(self.messages.items())
+            raise UserError(
+                f"{len(self.messages)} images could not be read, more than MAX_BAD_FRACTION allows "
+                f"({self._limit:.0f}); the last: {message}. Mend or remove them, or raise the limit"
+            )
+
+    def rows(self) -> list[tuple[str, str]]:
+        """(species, message) per image, in catalog order."""
+        species = self._catalog.classes
+        return [
+            (species[self._catalog.class_index[index]], message)
+            for index, message in sorted(self.messages.items())
+        ]
+
+    def per_species(self) -> dict[str, int]:
+        """Number of unusable images per species, only those above 0."""
+        return dict(Counter(species for species, _ in self.rows()))
+
+
 class StopRequest:
     """While entered, SIGINT and SIGTERM only ask to stop; a second signal leaves at once."""
 
@@ -169,7 +213,8 @@ class StopRequest:
         self.signal_number = number
         print("\nstopping after this step; once more to leave at once", file=sys.stderr)
 
-    def __bool__(self) -> bool:
+    def asked(self) -> bool:
+        """Tell whether a signal has come."""
         return self.signal_number is not None
 
     @property

@@ -1,7 +1,7 @@
 """What PetFace is made of: species, their attributes, unknown tokens and fall-back vocabularies.
 
-Sources: the dataset's public description (Shinoda & Shiohara, ECCV 2024, arXiv 2407.13555). Vocabularies are
-built from the CSV on disk; the lists here serve old checkpoints that carry none.
+Sources: the dataset's public description (Shinoda & Shiohara, ECCV 2024, arXiv 2407.13555).
+Vocabularies are built from the CSV on disk; the lists here serve old checkpoints that carry none.
 """
 
 from __future__ import annotations
@@ -10,18 +10,28 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-FEATURES: Final = ("breed", "color", "color1", "color2", "gender")  # the order of heads and CSV columns
+FEATURES: Final = (
+    "breed",
+    "color",
+    "color1",
+    "color2",
+    "gender",
+)  # the order of heads and CSV columns
 PRIMARY_ATTR_PRIORITY: Final = ("breed", "color", "color1", "color2", "gender")
 FEATURE_ALIASES: Final = {"attr2": "color2"}  # head names of old checkpoints -> names used here
 UNKNOWN: Final = -1  # the class index of an unknown label, everywhere
-UNKNOWN_TOKENS: Final = frozenset({"", "unknown", "unk", "na", "n/a", "nan"})  # compared whole, lower-cased
+UNKNOWN_TOKENS: Final = frozenset(
+    {"", "unknown", "unk", "na", "n/a", "nan"}
+)  # compared whole, lower-cased
 GENDER_MAP: Final = {"female": "female", "f": "female", "male": "male", "m": "male"}
 GENDER_VOCABULARY: Final = ("female", "male")
 
 
 @dataclass(frozen=True)
 class SpeciesConfig:
-    """One species of PetFace: number of records and the attribute columns that hold valid values."""
+    """One species of PetFace: number of records and the attribute columns that hold valid
+    values.
+    """
 
     records: int
     features: tuple[str, ...]
@@ -46,8 +56,8 @@ SPECIES_CONFIG: Final = {
 SPECIES: Final = tuple(SPECIES_CONFIG)
 SPECIES_FEATURES: Final = {name: config.features for name, config in SPECIES_CONFIG.items()}
 
-# Used only for heads whose checkpoint carries no vocabulary and whose size fits. Only lists that are public
-# fact stand here: a guessed list would print wrong labels. Gender has its own fall-back.
+# Used only for heads whose checkpoint carries no vocabulary and whose size fits. Only lists that
+# are public fact stand here: a guessed list would print wrong labels. Gender has its own fall-back.
 FALLBACK_VOCABULARIES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "chimp": {
         "breed": ("P. t. ellioti", "P. t. schweinfurthii", "P. t. troglodytes", "P. t. verus"),
@@ -58,7 +68,9 @@ _WHOLE_NUMBER = re.compile(r"\+?\d+(\.0*)?", re.ASCII)
 
 
 def features_of(species: str, columns: tuple[str, ...] = FEATURES) -> tuple[str, ...]:
-    """Name the heads of `species` in head order: its own in PetFace, every known column elsewhere."""
+    """Name the heads of `species` in head order: its own in PetFace, every known column
+    elsewhere.
+    """
     wanted = SPECIES_FEATURES.get(species, FEATURES)
     return tuple(feature for feature in FEATURES if feature in wanted and feature in columns)
 

@@ -1,9 +1,11 @@
-"""Convolutional bodies by name, where their stages begin, and where their first weights come from."""
+"""Convolutional bodies by name, where their stages begin, and where their first weights come
+from.
+"""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -20,8 +22,8 @@ STAGE_NAMES: Final = ("stem", "layer1", "layer2", "layer3", "layer4")
 class Backbone:
     """A torchvision architecture: width of its pooled features, its classifier, its five stages.
 
-    `stages` maps each of `STAGE_NAMES` to prefixes of parameter names, so that "layer4" means the last
-    stage of any architecture.
+    `stages` maps each of `STAGE_NAMES` to prefixes of parameter names, so that "layer4" means the
+    last stage of any architecture.
     """
 
     constructor: str
@@ -62,7 +64,9 @@ def describe(name: str) -> Backbone:
 
 
 def build_classifier(name: str, num_classes: int) -> nn.Module:
-    """Build an untrained network with one linear layer: (B, 3, H, W) float -> (B, num_classes) logits."""
+    """Build an untrained network with one linear layer: (B, 3, H, W) float -> (B, num_classes)
+    logits.
+    """
     backbone = describe(name)
     network: nn.Module = getattr(torchvision.models, backbone.constructor)(weights=None)
     setattr(network, backbone.classifier, nn.Linear(backbone.num_features, num_classes))
@@ -77,10 +81,18 @@ def build_body(name: str) -> nn.Module:
     return network
 
 
-def body_state(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keep what belongs to the body of a whole network's state: the classifier is left out."""
+def fill_body(network: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:
+    """Load a body or whole network's state into the body of `network`; its classifier is left
+    alone.
+
+    `RuntimeError` where a tensor of the body is missing, unknown or of another shape.
+    """
     prefix = describe(name).classifier + "."
-    return {key: value for key, value in state.items() if not key.startswith(prefix)}
+    body = {key: value for key, value in state.items() if not key.startswith(prefix)}
+    missing, unexpected = network.load_state_dict(body, strict=False)
+    missing = [key for key in missing if not key.startswith(prefix)]
+    if missing or unexpected:
+        raise RuntimeError(f"missing {missing[:3]}, unknown {unexpected[:3]}")
 
 
 def stage_of(name: str, parameter: str) -> str:
@@ -92,10 +104,11 @@ def stage_of(name: str, parameter: str) -> str:
 
 
 def load_torchvision_weights(body: nn.Module, name: str, policy: str) -> str:
-    """Fill `body` in place with torchvision's ImageNet weights, downloaded once; say what was loaded.
+    """Fill `body` in place with torchvision's ImageNet weights, downloaded once; say what was
+    loaded.
 
-    Where they cannot be had, `policy` "require" raises `UserError`; "auto" leaves the random weights and
-    says so in the returned text.
+    Where they cannot be had, `policy` "require" raises `UserError`; "auto" leaves the random
+    weights and says so in the returned text.
     """
     try:
         with _network_patience(20.0):
@@ -108,7 +121,7 @@ def load_torchvision_weights(body: nn.Module, name: str, policy: str) -> str:
                 'set PRETRAINED = "auto" to go on without, or WEIGHTS to a local file'
             ) from error
         return f"random (ImageNet weights for {name} could not be had: {error})"
-    body.load_state_dict(body_state(name, dict(state)))
+    fill_body(body, name, state)
     return f"torchvision {enum}"
 
 

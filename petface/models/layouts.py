@@ -18,7 +18,9 @@ _NAME_KEYS = ("classes", "class_names", "labels", "vocab", "names", "idx_to_clas
 
 @dataclass(frozen=True)
 class Found:
-    """A specialist in parts: body weights with torchvision's names, (weight, bias) and names per head."""
+    """A specialist in parts: body weights with torchvision's names, (weight, bias) and names per
+    head.
+    """
 
     body: dict[str, Tensor]
     heads: dict[str, tuple[Tensor, Tensor]]
@@ -26,10 +28,11 @@ class Found:
 
 
 def read(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Found:
-    """Take a state dictionary and the checkpoint around it apart; `ValueError` says what is missing.
+    """Take a state dictionary and the checkpoint around it apart; `ValueError` says what is
+    missing.
 
-    Layouts known: `head_vocabs`; `feature_infos`; `heads_meta`; `vocabs` + `heads`; and the legacy one with
-    flat `head_<name>.*` weights and no vocabulary, whose classes follow from the shapes.
+    Layouts known: `head_vocabs`; `feature_infos`; `heads_meta`; `vocabs` + `heads`; and the legacy
+    one with flat `head_<name>.*` weights and no vocabulary, whose classes follow from the shapes.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     body: dict[str, Tensor] = {}
@@ -79,7 +82,9 @@ def _vocabularies(content: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def _names(entry: Any) -> tuple[str, ...] | None:
-    """Class names in index order from a list, {name: index}, {index: name} or a dictionary around one."""
+    """Class names in index order from a list, {name: index}, {index: name} or a dictionary around
+    one.
+    """
     if isinstance(entry, (list, tuple)):
         return tuple(str(name) for name in entry)
     if not isinstance(entry, dict):

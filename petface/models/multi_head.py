@@ -27,7 +27,9 @@ class _MultiHeadModel(nn.Module):
         assert self.head_names, "a specialist needs at least one head with classes"
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) float -> one (B, K_head) tensor of logits per head, in `head_names` order."""
+        """(B, 3, H, W) float -> one (B, K_head) tensor of logits per head, in `head_names`
+        order.
+        """
         features = self.body(images)  # (B, num_features)
         return tuple(self.heads[name](features) for name in self.head_names)
 
@@ -41,7 +43,8 @@ class GenericMultiHeadResNet18(_MultiHeadModel):
 
 
 def unfreeze(model: _MultiHeadModel, stages: tuple[str, ...]) -> list[nn.Parameter]:
-    """Make the heads and the named body stages trainable and everything else not; return the former.
+    """Make the heads and the named body stages trainable and everything else not; return the
+    former.
 
     `stages` holds names of `backbones.STAGE_NAMES`, or "all" for the whole body.
     """
@@ -57,7 +60,9 @@ def unfreeze(model: _MultiHeadModel, stages: tuple[str, ...]) -> list[nn.Paramet
 
 
 def train_mode(model: nn.Module) -> None:
-    """Set train mode, except for BatchNorm with frozen parameters: its statistics stay as they are."""
+    """Set train mode, except for BatchNorm with frozen parameters: its statistics stay as they
+    are.
+    """
     model.train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

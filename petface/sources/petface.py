@@ -74,8 +74,8 @@ def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
     if species is not None and result.empty_species and _has_shape(root):
         raise UserError(f"species {result.empty_species[0]!r} in {root} has no image")
     num_images = len(result.catalog)
-    wrong_level = result.stray_counts[_NESTED] > num_images and _other_root(root) is not None
-    if num_images == 0 or wrong_level:
+    mostly_nested = result.stray_counts[_NESTED] > num_images
+    if num_images == 0 or (mostly_nested and any(map(_has_shape, _roots_below(root)))):
         raise _wrong_root(root, _NO_IMAGE)
     return result
 
@@ -239,22 +239,31 @@ def _wrong_root(root: Path, what: str) -> UserError:
 def _other_root(root: Path) -> Path | None:
     """Find a folder one or two levels up or down that has the expected shape."""
     up = [root.parent, root.parent.parent]
-    below = [root / "images", root / "PetFace" / "images", root / "PetFace"]
     beside = [folder / name for folder in up for name in ("images", "PetFace/images", "PetFace")]
-    for folder in [*below, *beside, *up]:
-        if folder != root and _has_shape(folder):
-            return folder
-    return None
+    candidates = [*_roots_below(root), *beside]
+    if not root.exists() or _holds_image(root, depth=2):  # such as images/cat
+        candidates.append(root.parent)
+    if _holds_image(root, depth=1):  # such as images/cat/000000
+        candidates.append(root.parent.parent)
+    return next((folder for folder in candidates if folder != root and _has_shape(folder)), None)
 
 
-def _has_shape(folder: Path) -> bool:
-    """Look at a few entries: is there a <species>/<record>/<image> below this folder?"""
-    for species in _some_entries(folder):
-        for record in _some_entries(species) if not _not_a_folder(species) else []:
-            if not _not_a_folder(record):
-                for entry in _some_entries(record):
-                    if _not_an_image(entry) is None:
-                        return True
+def _roots_below(root: Path) -> list[Path]:
+    return [root / "images", root / "PetFace" / "images", root / "PetFace"]
+
+
+def _has_shape(root: Path) -> bool:
+    """Tell whether <species>/<record>/<image> is found below a folder."""
+    return _holds_image(root, depth=3)
+
+
+def _holds_image(folder: Path | os.DirEntry[bytes], depth: int) -> bool:
+    """Look at a few entries of each folder: is there an image exactly `depth` levels down?"""
+    for entry in _some_entries(folder):
+        if depth == 1 and _not_an_image(entry) is None:
+            return True
+        if depth > 1 and _not_a_folder(entry) is None and _holds_image(entry, depth - 1):
+            return True
     return False
 
 

@@ -1,0 +1,478 @@
+"""Two-stage inference: name the species, then let its specialist name breed, colours and gender.
+
+    python inference_engine.py photo.jpg                     # a readable answer; --json for
+    machines python inference_engine.py evaluate                      # over every image of the
+    dataset python inference_engine.py evaluate --config configs/eval/demo.toml
+
+`evaluate` writes petface_eval_per_image.csv and petface_eval_summary.json into OUT_DIR and goes on
+where it was stopped. As a library: `Stage1Model`, `Stage2Model`, `TwoStageInference`,
+`evaluate_full_dataset`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from petface import checkpoints, engine, images, runs, taxonomy
+from petface.batches import (
+    OK,
+    STATUS_NAMES,
+    Decoded,
+    FileImages,
+    even_slices,
+    read_ahead,
+    to_device,
+    worker_count,
+)
+from petface.checkpoints import CheckpointError
+from petface.dataset import Dataset, load_dataset
+from petface.errors import SettingsError, UserError, run_script
+from petface.files import sha256_of_file, write_json
+from petface.images import ImageError, ImageSource
+from petface.reports.evaluation import PER_IMAGE_COLUMNS, describe_summary, summarise
+from petface.reports.rows import ResumableCsv
+from petface.settings import NonNegative, Positive, Seed, read_settings
+from petface.splits import SPLITS
+
+# ---- Models ----
+STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"
+STAGE2_FOLDER: str = "runs/stage2"  # holds <species>/<species>_best.pt
+DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
+PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of evaluate; single photos use fp32
+TOPK: Positive = 3  # answers shown per head for a single photo
+
+# ---- Evaluation ----
+IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
+ANNOTATIONS_ROOT: str = "data/PetFace/annotations"  # <species>.csv
+SPLITS_FILE: str = (
+    ""  # "" = splits.csv beside the images folder, the one the models were trained with
+)
+SPLIT_SEED: Seed = 0  # used when splits.csv is made, never after
+OUT_DIR: str = "runs/evaluation"
+BATCH_SIZE: Positive = 64
+NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
+INTERVAL_RESAMPLES: NonNegative = 1000  # bootstrap over records for the 95 % intervals; 0 = none
+
+
+@dataclass(frozen=True)
+class Stage1Prediction:
+    """The most probable species, and the `topk` best as (species, probability) in falling order."""
+
+    label: str
+    topk: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class HeadPrediction:
+    """The most probable label of one head; `vocabulary` says where the label names came from."""
+
+    label: str
+    topk: list[tuple[str, float]]
+    vocabulary: str = "checkpoint"
+
+
+class NonFiniteError(UserError):
+    """A network answered with NaN or infinity: there is no class to name."""
+
+
+class _Network:
+    """A network ready to answer: on its device, with the preprocessing of its checkpoint."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessing: images.Preprocessing,
+        device: str | None,
+        precision: str,
+    ) -> None:
+        self.device = engine.choose_device(device or "auto")
+        self.precision = engine.choose_precision(precision, self.device)
+        self.preprocessing = preprocessing
+        self.model = model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def probabilities(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """(B, size, size, 3) uint8 -> (B, K) float32 per head on the CPU; NaN rows where not
+        finite.
+        """
+        batch = to_device(pixels.permute(0, 3, 1, 2), self.device)
+        outputs = engine.predict(self.model, batch, self.preprocessing, self.precision)
+        rows = []
+        for logits in outputs:
+            finite = torch.isfinite(logits).all(dim=1, keepdim=True)
+            rows.append(torch.where(finite, logits.softmax(dim=1), torch.nan).cpu())
+        return tuple(rows)
+
+    def answer(self, image: ImageSource) -> tuple[Tensor, ...]:
+        """Decode one image and give (K,) probabilities per head; raises `NonFiniteError`."""
+        pixels = images.decode(image)
+        rule = self.preprocessing
+        resized = images.resize(pixels, rule.size_px, rule.resize)
+        heads = tuple(p[0] for p in self.probabilities(torch.from_numpy(resized)[None]))
+        if any(bool(torch.isnan(head).any()) for head in heads):
+            raise NonFiniteError("the network's answer is not finite; check the checkpoint")
+        return heads
+
+
+class Stage1Model:
+    """The species classifier of a checkpoint; on the GPU where there is one, unless `device`
+    says.
+    """
+
+    def __init__(
+        self, checkpoint: str | Path, device: str | None = None, precision: str = "fp32"
+    ) -> None:
+        content = checkpoints.read_stage1(checkpoint)
+        self.classes = content.classes
+        self.network = _Network(content.model, content.preprocessing, device, precision)
+
+    def predict(self, image: ImageSource, topk: int = 5) -> Stage1Prediction:
+        """Name the species of a path, bytes, PIL image or array; `topk` is cut to the number of
+        classes.
+        """
+        (probabilities,) = self.network.answer(image)
+        best = _best(probabilities, self.classes, topk)
+        return Stage1Prediction(best[0][0], best)
+
+
+class Stage2Model:
+    """The specialist of one species; make it with `load_for_species`."""
+
+    def __init__(
+        self,
+        content: checkpoints.Stage2Checkpoint,
+        device: str | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        self.species = content.species
+        self.vocabularies = content.vocabularies
+        self.vocabulary_sources = content.sources
+        self.heads = content.model.head_names
+        self.network = _Network(content.model, content.preprocessing, device, precision)
+
+    @classmethod
+    def load_for_species(
+        cls,
+        species: str,
+        checkpoint_or_folder: str | Path,
+        device: str | None = None,
+        precision: str = "fp32",
+    ) -> Stage2Model:
+        """Load <species>_best.pt from a file, from its run's folder, or from the folder of all
+        specialists.
+
+        `CheckpointError` where there is none or it cannot be used.
+        """
+        path = find_specialist(species, checkpoint_or_folder)
+        if path is None:
+            raise CheckpointError(
+                checkpoint_or_folder, f"holds no {species}_best.pt", "train the specialist"
+            )
+        return cls(checkpoints.read_stage2(path, species), device, precision)
+
+    def predict(self, image: ImageSource, topk_per_head: int = 3) -> dict[str, HeadPrediction]:
+        """Answer every head for a path, bytes, PIL image or array."""
+        answers = {}
+        for head, probabilities in zip(self.heads, self.network.answer(image), strict=True):
+            best = _best(probabilities, self.vocabularies[head], topk_per_head)
+            answers[head] = HeadPrediction(best[0][0], best, self.vocabulary_sources[head])
+        return answers
+
+
+class TwoStageInference:
+    """Stage 1, then the specialist of the species it names; specialists are loaded when first
+    needed.
+    """
+
+    def __init__(
+        self, stage1_checkpoint: str | Path, stage2_folder: str | Path, device: str | None = None
+    ) -> None:
+        self.stage1 = Stage1Model(stage1_checkpoint, device)
+        self.stage2_folder = Path(stage2_folder)
+        self.device = device
+        self._specialists: dict[str, Stage2Model | None] = {}
+
+    def specialist(self, species: str) -> Stage2Model | None:
+        """Give the specialist of `species`, None where there is none."""
+        if species not in self._specialists:
+            path = find_specialist(species, self.stage2_folder)
+            self._specialists[species] = (
+                None if path is None else Stage2Model.load_for_species(species, path, self.device)
+            )
+        return self._specialists[species]
+
+    def infer(self, image_path: ImageSource, topk: int = 3) -> dict[str, Any]:
+        """Answer one photo as a dictionary ready for JSON.
+
+        `status` is "ok", "no_specialist" (the species is answered all the same), "unreadable",
+        "too_large" or "non_finite"; the last three come with a `message` and without an answer.
+        """
+        name = os.fsdecode(image_path) if isinstance(image_path, (str, os.PathLike)) else None
+        answer: dict[str, Any] = {"image": name, "status": "ok", "species": None, "attributes": {}}
+        try:
+            pixels = images.decode(image_path)
+            species = self.stage1.predict(pixels, topk)
+            answer["species"] = {"label": species.label, "topk": species.topk}
+            specialist = self.specialist(species.label)
+            if specialist is None:
+                return {**answer, "status": "no_specialist"}
+            answer["attributes"] = {
+                head: {"label": p.label, "topk": p.topk, "vocabulary": p.vocabulary}
+                for head, p in specialist.predict(pixels, topk).items()
+            }
+        except ImageError as error:
+            return {**answer, "status": error.reason, "message": str(error)}
+        except NonFiniteError as error:
+            return {**answer, "status": "non_finite", "message": str(error)}
+        return answer
+
+
+def find_specialist(species: str, checkpoint_or_folder: str | Path) -> Path | None:
+    """Find a specialist's checkpoint; None where a folder holds none. Names that leave the folder
+    are refused.
+    """
+    path = Path(checkpoint_or_folder)
+    if path.is_file():
+        return path
+    name = runs.run_path(str(path), species).name
+    if name != species:
+        raise UserError(f"species {species!r} must be a plain name")
+    for candidate in (path / species / f"{species}_best.pt", path / f"{species}_best.pt"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _best(probabilities: Tensor, names: tuple[str, ...], topk: int) -> list[tuple[str, float]]:
+    if topk < 1:
+        raise ValueError(f"topk must be 1 or more, not {topk}")
+    values, places = probabilities.topk(min(topk, len(names)))
+    return [(names[k], float(p)) for p, k in zip(values.tolist(), places.tolist(), strict=True)]
+
+
+def evaluate_full_dataset(
+    images_root: str | Path,
+    annotations_root: str | Path,
+    *,
+    stage1_checkpoint: str | Path,
+    stage2_folder: str | Path,
+    out_dir: str | Path,
+    splits_file: str = "",
+    split_seed: int = 0,
+    device: str | None = None,
+    precision: str = "auto",
+    batch_size: int = 64,
+    num_workers: int = -1,
+    interval_resamples: int = 1000,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Answer every image under `images_root` with both stages and write the two files of an
+    evaluation.
+
+    Stage 2 is asked only where stage 1 is right. A stopped evaluation goes on at its last whole
+    batch; the files are byte for byte those of an undisturbed one. A finished one is refused
+    unless `force`. Gives the summary that is also written as JSON.
+    """
+    dataset = load_dataset(images_root, annotations_root, splits_file=splits_file, seed=split_seed)
+    print("\n".join(dataset.notes))
+    stage1 = Stage1Model(stage1_checkpoint, device, precision)
+    found = {name: find_specialist(name, stage2_folder) for name in dataset.catalog.classes}
+    plan = [
+        part
+        for number in range(len(dataset.catalog.classes))
+        for part in even_slices(np.flatnonzero(dataset.catalog.class_index == number), batch_size)
+    ]
+    identity = {
+        "stage1": sha256_of_file(stage1_checkpoint),
+        "specialists": {n: sha256_of_file(p) for n, p in found.items() if p is not None},
+        "dataset": dataset.fingerprint(),
+        "batch_size": batch_size,
+        "precision": str(stage1.network.precision),
+        "device": stage1.network.device.type,
+    }
+    out = Path(out_dir)
+    table = ResumableCsv(
+        out / "petface_eval_per_image.csv", PER_IMAGE_COLUMNS, identity, force=force
+    )
+    with (
+        table,
+        tqdm(total=len(dataset.catalog), desc="evaluate", unit="img", mininterval=0.5) as bar,
+    ):
+        done = table.batches_kept([len(part) for part in plan])
+        bar.update(sum(len(part) for part in plan[:done]))
+        correct = answered = 0
+        for rows in _answer(dataset, stage1, found, plan[done:], device, precision, num_workers):
+            table.write(rows)
+            correct += sum(row[7] == 1 for row in rows)
+            answered += sum(row[7] != "" for row in rows)
+            bar.set_postfix_str(f"species {correct / max(answered, 1):.4f}", refresh=False)
+            bar.update(len(rows))
+        table.finish()
+    summary = summarise(table.path, interval_resamples)
+    write_json(out / "petface_eval_summary.json", summary)
+    return summary
+
+
+def _answer(
+    dataset: Dataset,
+    stage1: Stage1Model,
+    found: dict[str, Path | None],
+    plan: list[np.ndarray],
+    device: str | None,
+    precision: str,
+    num_workers: int,
+) -> Iterator[list[list[object]]]:
+    """Yield the rows of each slice of `plan`; one specialist at a time is on the device."""
+    catalog = dataset.catalog
+    for number, species in enumerate(catalog.classes):
+        slices = [part for part in plan if catalog.class_index[part[0]] == number]
+        if not slices:
+            continue
+        path = found[species]
+        specialist = path and Stage2Model.load_for_species(species, path, device, precision)
+        rule = stage1.network.preprocessing
+        rules = [rule] if not specialist else [rule, specialist.network.preprocessing]
+        same = len(rules) == 2 and (rule.size_px, rule.resize) == (
+            rules[1].size_px,
+            rules[1].resize,
+        )
+        source = FileImages(catalog, *(rules[:1] if same else rules))
+        truth = dataset.image_label_names(species)  # {feature: (images of the species,) str}
+        decoded = read_ahead(source, slices, worker_count(num_workers))
+        for part, item in zip(slices, decoded, strict=True):
+            yield _rows(dataset, species, part, item, stage1, specialist, truth)
+
+
+def _rows(
+    dataset: Dataset,
+    species: str,
+    part: np.ndarray,
+    item: Decoded,
+    stage1: Stage1Model,
+    specialist: Stage2Model | None,
+    truth: dict[str, np.ndarray],
+) -> list[list[object]]:
+    """Answer one slice and lay it out as rows in the order of `PER_IMAGE_COLUMNS`."""
+    catalog = dataset.catalog
+    first = int(np.searchsorted(catalog.class_index, catalog.classes.index(species)))
+    status = [STATUS_NAMES[code] for code in item.status]
+    species_cells: list[list[object]] = [["", "", ""] for _ in part]
+    head_cells: list[dict[str, list[object]]] = [{} for _ in part]
+    readable = np.flatnonzero(item.status == OK)
+    if len(readable):
+        (p1,) = stage1.network.probabilities(item.arrays[0])
+        right = []
+        for row, (place, p, k) in enumerate(
+            zip(readable.tolist(), *map(Tensor.tolist, p1.max(dim=1)), strict=True)
+        ):
+            if p != p:
+                status[place] = "non_finite"
+                continue
+            label = stage1.classes[k]
+            species_cells[place] = [label, f"{p:.6f}", int(label == species)]
+            if label == species:
+                right.append(row)
+        if specialist is None:
+            for row in right:
+                status[readable[row]] = "no_specialist"
+        elif right:
+            pixels = item.arrays[-1][torch.tensor(right)]
+            for head, probabilities in zip(
+                specialist.heads, specialist.network.probabilities(pixels), strict=True
+            ):
+                names = specialist.vocabularies[head]
+                for row, p, k in zip(
+                    right, *map(Tensor.tolist, probabilities.max(dim=1)), strict=True
+                ):
+                    place = readable[row]
+                    if p != p:
+                        status[place] = "non_finite"
+                    else:
+                        head_cells[place][head] = [names[k], f"{p:.6f}"]
+    rows = []
+    for place, index in enumerate(part.tolist()):
+        record = catalog.record_index[index]
+        cells: list[object] = [
+            os.fsdecode(catalog.relative_path(index)),
+            species,
+            str(catalog.record_names[record]),
+            SPLITS[dataset.record_split[record]],
+            status[place],
+            *species_cells[place],
+        ]
+        for feature in taxonomy.FEATURES:
+            true = truth[feature][index - first] if feature in truth else ""
+            predicted = head_cells[place].get(feature, ["", ""])
+            correct: object = int(true == predicted[0]) if true and predicted[0] else ""
+            cells += [true, *predicted, correct]
+        rows.append(cells)
+    return rows
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    module = sys.modules[__name__]
+    if arguments[:1] == ["evaluate"]:
+        s = read_settings(
+            module, arguments[1:], switches={"force": "replace a finished evaluation"}
+        )
+        print(s.provenance())
+        summary = evaluate_full_dataset(
+            s.IMAGES_ROOT,
+            s.ANNOTATIONS_ROOT,
+            stage1_checkpoint=s.STAGE1_CHECKPOINT,
+            stage2_folder=s.STAGE2_FOLDER,
+            out_dir=s.OUT_DIR,
+            splits_file=s.SPLITS_FILE,
+            split_seed=s.SPLIT_SEED,
+            device=s.DEVICE,
+            precision=s.PRECISION,
+            batch_size=s.BATCH_SIZE,
+            num_workers=s.NUM_WORKERS,
+            interval_resamples=s.INTERVAL_RESAMPLES,
+            force="force" in s.switches,
+        )
+        print(describe_summary(summary))
+        print(f"per_image: {Path(s.OUT_DIR, 'petface_eval_per_image.csv')}")
+        print(f"summary: {Path(s.OUT_DIR, 'petface_eval_summary.json')}")
+        return 0
+    s = read_settings(
+        module,
+        arguments,
+        switches={"json": "one JSON object per photo and line"},
+        positional=("photos", "photo files to answer, or the word evaluate"),
+    )
+    if not s.positional:
+        raise SettingsError("give a photo, or: python inference_engine.py evaluate; see --help")
+    engine_ = TwoStageInference(s.STAGE1_CHECKPOINT, s.STAGE2_FOLDER, s.DEVICE)
+    answers = [engine_.infer(photo, s.TOPK) for photo in s.positional]
+    for answer in answers:
+        print(json.dumps(answer, ensure_ascii=False) if "json" in s.switches else readable(answer))
+    return int(any("message" in answer for answer in answers))
+
+
+def readable(answer: dict[str, Any]) -> str:
+    """Lay one answer of `TwoStageInference.infer` out for a terminal."""
+    if "message" in answer:
+        return f"{answer['image']}: {answer['status']} ({answer['message']})"
+    lines = [str(answer["image"])]
+    for name, entry in [("species", answer["species"]), *answer["attributes"].items()]:
+        best, *others = [f"{label} {p * 100:.1f} %" for label, p in entry["topk"]]
+        lines.append(f"  {name:8s} {best}" + (f"   ({', '.join(others)})" if others else ""))
+    if answer["status"] == "no_specialist":
+        lines.append("  no specialist for this species: attributes are not asked")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main)

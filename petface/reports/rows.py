@@ -1,0 +1,110 @@
+"""A long CSV that is written batch by batch and can go on after a kill."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from petface import files
+from petface.errors import UserError
+
+
+class ResumableCsv:
+    """Rows go into `<path>.unfinished`, which becomes `path` at the end.
+
+    `identity` (JSON values) says what the rows depend on; it is kept beside the table, and an
+    unfinished table is continued only where it is the same. A finished one is refused unless
+    `force`, which starts over. Use: enter, `batches_kept`, `write` for each further batch,
+    `finish`.
+    """
+
+    def __init__(
+        self, path: Path, header: Sequence[str], identity: dict[str, Any], *, force: bool = False
+    ) -> None:
+        self.path = path
+        self._unfinished = path.with_name(path.name + ".unfinished")
+        self._identity_path = path.with_name(path.stem + "_identity.json")
+        self._header, self._identity, self._force = list(header), identity, force
+        self._handle: BinaryIO
+
+    def __enter__(self) -> ResumableCsv:
+        if self.path.exists() and not self._force:
+            raise UserError(f"{self.path} is a finished table; use --force or another folder")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = open(self._unfinished, "a+b")  # noqa: SIM115, PTH123 closed by __exit__
+        except OSError as error:
+            raise files.write_error(self._unfinished, error) from error
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take_up()
+        except BlockingIOError as error:
+            self._handle.close()
+            raise UserError(f"{self._unfinished} is being written by another process") from error
+        except BaseException:
+            self._handle.close()
+            raise
+        return self
+
+    def _take_up(self) -> None:
+        """Keep an unfinished table of the same identity, else begin with an empty one."""
+        if self._force or not self._identity_path.exists():
+            self._handle.truncate(0)
+        elif json.loads(self._identity_path.read_text(encoding="utf-8")) != self._identity:
+            raise UserError(
+                f"{self._unfinished} was begun with other checkpoints, data or settings; "
+                "use --force to start over, or another folder"
+            )
+        files.write_json(self._identity_path, self._identity)
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.close()
+
+    def batches_kept(self, batch_sizes: Sequence[int]) -> int:
+        """Cut the table back to whole batches; give how many of `batch_sizes` it holds."""
+        self._handle.seek(0)
+        ends = []  # byte offset after the header and after each whole row
+        offset, in_quotes = 0, False  # a line break inside quotes does not end a row
+        for line in self._handle:
+            offset += len(line)
+            in_quotes ^= line.count(b'"') % 2 == 1
+            if not in_quotes and line.endswith(b"\n"):
+                ends.append(offset)
+        num_batches, num_rows = 0, 0
+        for size in batch_sizes:
+            if num_rows + size > len(ends) - 1:
+                break
+            num_batches, num_rows = num_batches + 1, num_rows + size
+        self._handle.truncate(ends[num_rows] if ends else 0)
+        self._handle.seek(0, os.SEEK_END)
+        if not ends:
+            self.write([self._header])
+        return num_batches
+
+    def write(self, rows: Sequence[Sequence[object]]) -> None:
+        """Append whole rows in one write; text cells go through `files.safe_cell`.
+
+        On a full disk `UserError` names path and free bytes, and the table ends on a whole row.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([files.safe_cell(cell) for cell in row] for row in rows)
+        begin = self._handle.seek(0, os.SEEK_END)
+        try:
+            self._handle.write(text.getvalue().encode("utf-8", "backslashreplace"))
+            self._handle.flush()
+        except OSError as error:
+            self._handle.truncate(begin)
+            raise files.write_error(self._unfinished, error) from error
+
+    def finish(self) -> None:
+        """Flush to disk and give the table its final name."""
+        os.fsync(self._handle.fileno())
+        os.replace(self._unfinished, self.path)
+        self._identity_path.unlink(missing_ok=True)

@@ -1,0 +1,458 @@
+"""Stage 2: train one multi-head specialist per species for breed, colours and gender.
+
+    python stage2_resnet_multi.py                        # every species, PetFace, 224 px
+    python stage2_resnet_multi.py --species cat dog      # two of them
+    python stage2_resnet_multi.py --config configs/stage2/demo.toml
+
+Out comes runs/<RUN_NAME>/<species>/: <species>_best.pt and <species>_last.pt, metrics.csv and
+curves.png, confusion_test_<head>.csv and confusion_all_<head>.csv, eval_summary_stage2.txt,
+settings.toml, environment.json and final.json. A finished specialist is left alone, so the same
+command goes on after a stop. Expected: see the head of each preset.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from petface import (
+    augment,
+    checkpoints,
+    engine,
+    losses,
+    metrics,
+    runs,
+    sampling,
+    schedule,
+    taxonomy,
+)
+from petface.batches import Batch, FileImages, Samples, worker_count
+from petface.dataset import Dataset, load_dataset
+from petface.errors import SettingsError, UserError, run_script
+from petface.images import STATISTICS, Preprocessing
+from petface.models.multi_head import _MultiHeadModel, unfreeze
+from petface.reports.curves import draw_curves
+from petface.reports.specialist import write_specialist_report
+from petface.settings import (
+    Fraction,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    Seed,
+    Settings,
+    read_settings,
+)
+from petface.splits import SPLITS
+
+# ---- Data: what changes the meaning of the figures ----
+IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
+ANNOTATIONS_ROOT: str = "data/PetFace/annotations"  # <species>.csv
+SPLITS_FILE: str = ""  # "" = splits.csv beside the images folder; a folder = official split files
+SPLIT_SEED: Seed = 0  # used when splits.csv is made, never after
+SPECIES: str | tuple[str, ...] = "all"  # one species, several, or "all"
+IMAGE_SIZE_PX: Positive = 224  # both sides
+RESIZE_RULE: Literal["stretch", "center_crop", "letterbox"] = "stretch"
+NORMALIZE: Literal["none", "imagenet"] = "imagenet"  # none: RGB in [0, 1]
+MAX_BAD_FRACTION: Fraction = 0.01  # a run stops when more images than this cannot be read
+
+# ---- Run ----
+RUNS_ROOT: str = "runs"
+RUN_NAME: str = "stage2"  # folder under RUNS_ROOT; each species gets a folder in it
+SEED: Seed = 42
+DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
+PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = (
+    "auto"  # auto: what the device computes fast in
+)
+NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
+
+# ---- Network and optimisation ----
+BACKBONE: Literal["resnet18", "mobilenet_v2"] = "resnet18"
+WEIGHTS: str = (
+    "torchvision"  # torchvision (ImageNet), none, or a local file (stage 1's best.pt too)
+)
+PRETRAINED: Literal["auto", "require", "none"] = "auto"  # when torchvision's weights cannot be had
+PHASE_STAGES: tuple[str, ...] = (
+    "layer4",
+    "layer4+layer3",
+)  # trained besides the heads; "all", "heads"
+PHASE_LR: tuple[float, ...] = (1e-3, 3e-4)  # AdamW, made anew in each phase
+PHASE_EPOCHS: tuple[int, ...] = (50, 50)  # at most
+PHASE_PATIENCE: tuple[int, ...] = (
+    7,
+    5,
+)  # epochs without a better validation loss; 0 = never stop early
+BATCH_SIZE: Positive = 64
+WEIGHT_DECAY: NonNegativeFloat = 1e-4
+SCHEDULE: Literal["constant", "cosine", "linear", "step"] = "constant"  # over each phase
+WARMUP_FRAC: Fraction = 0.0  # share of each phase that the rate climbs; 0 = off
+
+# ---- Losses, sampling, augmentation ----
+FOCAL_GAMMA_COLOR: NonNegativeFloat = 2.0  # of all heads but gender, where there are colour heads
+FOCAL_GAMMA_IMBAL: NonNegativeFloat = 2.5  # of the breed head, where it stands alone
+CLASS_WEIGHTS: Literal["inverse", "none"] = (
+    "inverse"  # in the losses, by frequency in the train part
+)
+SAMPLER: Literal["weighted", "shuffle"] = (
+    "weighted"  # on the first head with classes, gender left out
+)
+SAMPLER_ALPHA: NonNegativeFloat = 1.0  # 1 = classes equally often, 0 = as they come
+TAIL_QUANTILE: Fraction = (
+    0.5  # minority = classes of the sampler's head up to this quantile; 0 = smallest
+)
+BASE_AUGMENT: Literal["none", "mild", "strong"] = "mild"
+TAIL_AUGMENT: Literal["none", "mild", "strong"] = "strong"  # for minority classes
+TOP_SUPPORT: NonNegative = 10  # classes listed one by one in eval_summary_stage2.txt
+
+
+def main() -> int:
+    settings = read_settings(
+        sys.modules[__name__], switches={"force": "replace finished specialists of this run"}
+    )
+    print(settings.provenance())
+    phases = {len(settings.as_dict()[f"PHASE_{n}"]) for n in ("STAGES", "LR", "EPOCHS", "PATIENCE")}
+    if len(phases) != 1 or 0 in phases:
+        raise SettingsError(
+            "PHASE_STAGES, PHASE_LR, PHASE_EPOCHS and PHASE_PATIENCE differ in length"
+        )
+    dataset = load_dataset(
+        settings.IMAGES_ROOT,
+        settings.ANNOTATIONS_ROOT,
+        splits_file=settings.SPLITS_FILE,
+        seed=settings.SPLIT_SEED,
+    )
+    print("\n".join(dataset.notes))
+    force = "force" in settings.switches
+    chosen = choose_species(settings, dataset)
+    with runs.StopRequest() as stop:
+        for number, species in enumerate(chosen, start=1):
+            folder = runs.run_path(settings.RUNS_ROOT, f"{settings.RUN_NAME}/{species}")
+            if len(chosen) > 1 and (folder / "final.json").exists() and not force:
+                print(f"{species}: finished before, left alone ({folder})")
+                continue
+            print(f"\n== {species} ({number} of {len(chosen)}) ==")
+            with runs.open_run(folder, settings, force=force, prefix=f"{species}_") as run:
+                if code := train_specialist(settings, dataset, species, run, stop):
+                    return code
+    return 0
+
+
+def choose_species(s: Settings, dataset: Dataset) -> list[str]:
+    """List the species to train; one that has nothing to learn is said and left out of "all"."""
+    names = [s.SPECIES] if isinstance(s.SPECIES, str) else list(s.SPECIES)
+    is_all = names == ["all"]
+    chosen = []
+    for species in dataset.catalog.classes if is_all else names:
+        annotations = dataset.annotations.get(species)
+        if annotations is not None and any(annotations.vocabularies.values()):
+            chosen.append(species)
+            continue
+        reason = f"{species}: no known label in {s.ANNOTATIONS_ROOT}, so no specialist"
+        if not is_all:
+            known = ", ".join(dataset.catalog.classes)
+            raise UserError(f"SPECIES {reason} (species found: {known})")
+        print(reason)
+    if not chosen:
+        raise UserError(f"{s.ANNOTATIONS_ROOT}: no species has a known label, nothing to train")
+    return chosen
+
+
+def train_specialist(
+    s: Settings, dataset: Dataset, species: str, run: runs.RunFolder, stop: runs.StopRequest
+) -> int:
+    """Train one specialist through its phases; then measure the best one on the test part and on
+    all.
+    """
+    vocabularies = {
+        head: names for head, names in dataset.annotations[species].vocabularies.items() if names
+    }
+    sampler_head = next((h for h in taxonomy.PRIMARY_ATTR_PRIORITY[:-1] if h in vocabularies), None)
+    parts = split_into_samples(s, dataset, species, vocabularies, sampler_head)
+    torch.manual_seed(s.SEED)
+    model = _MultiHeadModel({h: len(names) for h, names in vocabularies.items()}, s.BACKBONE)
+    pretrained = checkpoints.initialise_body(model.body, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
+    job = make_job(s, dataset, model, parts)
+    draw = make_draw(s, parts["train"], sampler_head)
+    regimes = augment.REGIMES[s.BASE_AUGMENT], augment.REGIMES[s.TAIL_AUGMENT]
+    description = {
+        "kind": "stage2",
+        "species": species,
+        "head_vocabs": {head: list(names) for head, names in vocabularies.items()},
+        "backbone": s.BACKBONE,
+        "preprocessing": job.preprocessing.to_dict(),
+        "pretrained": pretrained,
+    }
+    print_plan(
+        dataset, species, parts, vocabularies, f"{job.device} in {job.precision}", pretrained
+    )
+
+    def begin_phase(phase: int, best: float | None = None) -> engine.Progress:
+        parameters = unfreeze(model, tuple(s.PHASE_STAGES[phase].split("+")))
+        optimizer = torch.optim.AdamW(
+            parameters, lr=s.PHASE_LR[phase], weight_decay=s.WEIGHT_DECAY, fused=True
+        )
+        stopping = schedule.EarlyStopping(s.PHASE_PATIENCE[phase], mode="min", best=best)
+        return engine.Progress(optimizer, job.precision.grad_scaler(job.device), stopping)
+
+    def save_last() -> None:
+        content = {**description, "model": model.state_dict(), **progress.state_dict()}
+        checkpoints.save(run.last, {**content, "phase": phase, "failures": job.failures.messages})
+
+    phase = 0
+    progress = begin_phase(phase)
+    if run.last.exists():
+        last = checkpoints.load(run.last)
+        phase = last["phase"]
+        model.load_state_dict(last["model"])
+        progress = begin_phase(phase)
+        progress.load_state_dict(last)
+        job.failures.messages.update(last["failures"])
+        print(f"going on in phase {phase + 1}, epoch {progress.epoch.epoch + 1}")
+
+    while True:
+        epoch = progress.epoch.epoch
+        in_phase = [row for row in progress.history if row["phase"] == phase + 1]
+        if len(in_phase) == s.PHASE_EPOCHS[phase] or progress.stopping.should_stop:
+            if phase + 1 == len(s.PHASE_STAGES):
+                break
+            phase += 1
+            model.load_state_dict(checkpoints.load(run.best)["model"])
+            before, progress = progress, begin_phase(phase, progress.stopping.best)
+            progress.history, progress.epoch = before.history, before.epoch
+            save_last()
+            continue
+        rate = learning_rate(s, phase, first_epoch=epoch - len(in_phase))
+        if not engine.train_epoch(
+            job,
+            progress,
+            parts["train"],
+            draw(epoch),
+            regimes,
+            seed=s.SEED,
+            rate=rate,
+            stop=stop.asked,
+        ):
+            save_last()
+            print(f"stopped in epoch {epoch + 1}; the same command goes on there")
+            return stop.exit_code
+        val = engine.evaluate(job, parts["val"], "validate")
+        row = epoch_row(progress, val, phase)
+        progress.history.append(row)
+        # A species may be too small for a known label in the validation part.
+        watched = row["val_loss"] if np.isfinite(row["val_loss"]) else row["train_loss"]
+        is_best = progress.stopping.update(watched)
+        if is_best:
+            best = {**description, "model": model.state_dict(), "figures": row}
+            checkpoints.save(run.best, best)
+        progress.epoch = engine.EpochState(epoch=epoch + 1)
+        save_last()
+        run.write_metrics(progress.history)
+        run.write_errors(job.failures.rows())
+        shares = "  ".join(f"{head} {val.accuracy(head):.3f}" for head in vocabularies)
+        print(
+            f"phase {phase + 1} epoch {epoch + 1:3d}  loss {row['train_loss']:.3f}  val loss "
+            f"{row['val_loss']:.3f}  {shares}  {row['train_images_per_s']:.0f} img/s"
+            f"{'  best' if is_best else ''}"
+        )
+    return finish(s, run, job, parts, vocabularies, progress)
+
+
+def split_into_samples(
+    s: Settings,
+    dataset: Dataset,
+    species: str,
+    vocabularies: dict[str, tuple[str, ...]],
+    sampler_head: str | None,
+) -> dict[str, Samples]:
+    """Cut one species into the parts of the split; minority classes of the sampler's head are
+    marked.
+    """
+    places, labels = dataset.image_labels(species)
+    split = dataset.image_split[places]
+    is_tail = np.zeros(len(places), bool)
+    if sampler_head is not None:
+        label, names = labels[sampler_head], vocabularies[sampler_head]
+        known_train = label[(split == 0) & (label >= 0)]
+        tail = sampling.tail_classes(
+            np.bincount(known_train, minlength=len(names)),
+            names,
+            "quantile",
+            head_exclusion_max=0,
+            tail_quantile=s.TAIL_QUANTILE,
+            tail_share=0.0,
+        )
+        is_tail = np.where(label >= 0, tail[label], False)
+    parts = {}
+    for number, name in enumerate(SPLITS):
+        chosen = split == number
+        parts[name] = Samples(
+            places[chosen],
+            {h: labels[h][chosen].astype(np.int64) for h in vocabularies},
+            is_tail[chosen],
+        )
+    if len(parts["train"]) < 2:
+        raise UserError(
+            f"{species}: the train part has {len(parts['train'])} images; two are needed"
+        )
+    return parts
+
+
+def make_draw(s: Settings, samples: Samples, head: str | None) -> Callable[[int], np.ndarray]:
+    """Give the order of an epoch: weighted on `head`, or shuffled where no head can carry the
+    weights.
+
+    Images whose label for that head is unknown come as often as they would in a shuffle.
+    """
+    if s.SAMPLER == "shuffle" or head is None or not (samples.labels[head] >= 0).any():
+        return lambda epoch: sampling.shuffled(len(samples), s.SEED, epoch)
+    label = samples.labels[head]
+    counts = np.bincount(label[label >= 0]).astype(np.float64)
+    weights = np.where(counts > 0, np.maximum(counts, 1) ** -s.SAMPLER_ALPHA, 0.0)
+    of_unknown = (weights * counts).sum() / counts.sum()
+    sampler = sampling.ClassWeightedSampler(
+        np.where(label >= 0, label, len(counts)), np.append(weights, of_unknown), seed=s.SEED
+    )
+    return sampler.draw
+
+
+def make_job(
+    s: Settings, dataset: Dataset, model: _MultiHeadModel, parts: dict[str, Samples]
+) -> engine.Job:
+    """Gather what every pass needs; the network goes to the device."""
+    device = engine.choose_device(s.DEVICE)
+    preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
+    return engine.Job(
+        model=model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        num_classes={name: model.heads[name].out_features for name in model.head_names},
+        loss=make_loss(s, model, parts["train"], device),
+        source=FileImages(dataset.catalog, preprocessing),
+        preprocessing=preprocessing,
+        device=device,
+        precision=engine.choose_precision(s.PRECISION, device),
+        batch_size=s.BATCH_SIZE,
+        num_workers=worker_count(s.NUM_WORKERS),
+        failures=runs.FailureLog(
+            dataset.catalog, sum(map(len, parts.values())), s.MAX_BAD_FRACTION
+        ),
+    )
+
+
+def make_loss(
+    s: Settings, model: _MultiHeadModel, train: Samples, device: torch.device
+) -> Callable[[engine.Outputs, Batch], Tensor]:
+    """Sum the heads' losses: cross-entropy for gender, focal loss for the others, unknown labels
+    masked.
+    """
+    weights: dict[str, Tensor | None] = dict.fromkeys(model.head_names)
+    if s.CLASS_WEIGHTS == "inverse":
+        for head in model.head_names:
+            label = train.labels[head]
+            size = model.heads[head].out_features
+            counts = np.bincount(label[label >= 0], minlength=size)
+            weights[head] = losses.inverse_frequency_weights(counts).to(device)
+    has_color = any(head.startswith("color") for head in model.head_names)
+    gamma = s.FOCAL_GAMMA_COLOR if has_color else s.FOCAL_GAMMA_IMBAL
+
+    def loss(outputs: engine.Outputs, batch: Batch) -> Tensor:
+        total = outputs[0].new_zeros((), dtype=torch.float32)
+        for head, logits in zip(model.head_names, outputs, strict=True):
+            target = batch.labels[head]
+            if head == "gender":
+                total = total + losses.masked_cross_entropy(logits, target, weights[head])
+            else:
+                total = total + losses.masked_focal_loss(logits, target, gamma, weights[head])
+        return total
+
+    return loss
+
+
+def learning_rate(s: Settings, phase: int, first_epoch: int) -> Callable[[float], float]:
+    """Give the rate of a phase as a function of the epochs done since the run began."""
+
+    def rate(epochs: float) -> float:
+        done = (epochs - first_epoch) / s.PHASE_EPOCHS[phase]
+        return s.PHASE_LR[phase] * schedule.lr_factor(done, s.SCHEDULE, s.WARMUP_FRAC)
+
+    return rate
+
+
+def epoch_row(progress: engine.Progress, val: engine.Evaluation, phase: int) -> dict[str, Any]:
+    """Collect an epoch's figures: a row of metrics.csv."""
+    state = progress.epoch
+    return {
+        "phase": phase + 1,
+        "epoch": state.epoch + 1,
+        "train_loss": state.mean_loss,
+        "val_loss": val.loss,
+        **{f"val_{head}_accuracy_frac": val.accuracy(head) for head in val.confusions},
+        "learning_rate": progress.optimizer.param_groups[0]["lr"],
+        "train_images_per_s": state.num_images / max(state.seconds, 1e-9),
+        "train_s": state.seconds,
+        "num_unreadable": state.num_unreadable,
+        "num_skipped_steps": state.num_skipped_steps,
+    }
+
+
+def print_plan(
+    dataset: Dataset,
+    species: str,
+    parts: dict[str, Samples],
+    vocabularies: dict[str, tuple[str, ...]],
+    on: str,
+    pretrained: str,
+) -> None:
+    """Say before the first step what will be trained on what."""
+    print(f"training on {on}; first weights: {pretrained}")
+    print(f"images: {', '.join(f'{name} {len(part):,}' for name, part in parts.items())}")
+    for head, names in vocabularies.items():
+        known = int((parts["train"].labels[head] >= 0).sum())
+        print(f"  {head:8s} {len(names):4d} classes, {known:,} training images with a known label")
+    for head, names in dataset.annotations[species].vocabularies.items():
+        if not names:
+            print(f"  {head:8s} no known label: no such head")
+
+
+def finish(
+    s: Settings,
+    run: runs.RunFolder,
+    job: engine.Job,
+    parts: dict[str, Samples],
+    vocabularies: dict[str, tuple[str, ...]],
+    progress: engine.Progress,
+) -> int:
+    """Measure <species>_best.pt on the test part and on all images, write the reports, end the
+    run.
+    """
+    job.model.load_state_dict(checkpoints.load(run.best)["model"])
+    seen = {name: engine.evaluate(job, part, name) for name, part in parts.items()}
+    test = seen["test"].confusions
+    every = {head: sum(seen[name].confusions[head] for name in SPLITS) for head in vocabularies}
+    figures: dict[str, Any] = {
+        "epochs": len(progress.history),
+        "train_minutes": sum(row["train_s"] for row in progress.history) / 60,
+        "test_images": seen["test"].num_images,
+        "num_unreadable": len(job.failures.messages),
+    }
+    for head in vocabularies:
+        counts = [
+            np.bincount(label[label >= 0], minlength=len(vocabularies[head]))
+            for label in (parts["train"].labels[head], parts["test"].labels[head])
+        ]
+        figures[f"test_{head}_known"] = int(test[head].sum())
+        figures[f"test_{head}_accuracy"] = metrics.accuracy(test[head])
+        figures[f"test_{head}_balanced_accuracy"] = metrics.balanced_accuracy(test[head])
+        figures[f"test_{head}_majority_baseline"] = metrics.majority_baseline(*counts)
+    figures["checkpoint"] = str(run.best)
+    write_specialist_report(run.path, vocabularies, {"test": test, "all": every}, s.TOP_SUPPORT)
+    draw_curves(progress.history, run.path / "curves.png")
+    run.finish(figures)
+    print(runs.summary_block(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

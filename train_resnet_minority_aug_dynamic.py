@@ -1,0 +1,345 @@
+"""Stage 1: train a network from scratch that names the species of a pet face.
+
+    python train_resnet_minority_aug_dynamic.py                                    # PetFace, 224 px
+    python train_resnet_minority_aug_dynamic.py --config configs/stage1/demo.toml  # made-up data
+
+Out comes runs/<RUN_NAME>/: best.pt and last.pt, metrics.csv and curves.png (one row per epoch),
+errors.csv, settings.toml (itself a preset), environment.json and final.json. The test part is
+looked at once, at the end. Expected: see the head of each preset; PetFace itself has not been
+trained here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from petface import augment, checkpoints, engine, losses, metrics, runs, sampling, schedule
+from petface.batches import Batch, FileImages, Samples, worker_count
+from petface.dataset import Dataset, load_dataset
+from petface.errors import UserError, run_script
+from petface.images import STATISTICS, Preprocessing
+from petface.models import backbones
+from petface.reports.curves import draw_curves
+from petface.reports.tables import write_confusion
+from petface.settings import (
+    Fraction,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Seed,
+    Settings,
+    read_settings,
+)
+from petface.splits import SPLITS
+
+# ---- Data: what changes the meaning of the figures ----
+IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
+ANNOTATIONS_ROOT: str = "data/PetFace/annotations"  # <species>.csv
+SPLITS_FILE: str = ""  # "" = splits.csv beside the images folder; a folder = official split files
+SPLIT_SEED: Seed = 0  # used when splits.csv is made, never after
+IMAGE_SIZE_PX: Positive = 224  # both sides
+RESIZE_RULE: Literal["stretch", "center_crop", "letterbox"] = "stretch"
+NORMALIZE: Literal["none", "imagenet"] = "none"  # none: RGB in [0, 1]
+MAX_BAD_FRACTION: Fraction = 0.01  # the run stops when more images than this cannot be read
+
+# ---- Run ----
+RUNS_ROOT: str = "runs"
+RUN_NAME: str = "cnn_folder_224_raw_aug"  # folder under RUNS_ROOT
+SEED: Seed = 42
+DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
+PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = (
+    "auto"  # auto: what the device computes fast in
+)
+NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
+
+# ---- Network and optimisation ----
+BACKBONE: Literal["resnet18", "mobilenet_v2"] = "resnet18"
+WEIGHTS: str = "none"  # none, torchvision (ImageNet), or a local file
+PRETRAINED: Literal["auto", "require", "none"] = "auto"  # when torchvision's weights cannot be had
+EPOCHS: Positive = 50  # at most
+BATCH_SIZE: Positive = 64
+LR: PositiveFloat = 1e-3  # AdamW
+WEIGHT_DECAY: NonNegativeFloat = 1e-4
+SCHEDULE: Literal["constant", "cosine", "linear", "step"] = "constant"
+WARMUP_FRAC: Fraction = 0.0  # share of the training that the rate climbs; 0 = off
+LABEL_SMOOTHING: Fraction = 0.0  # 0 = off
+PATIENCE: NonNegative = 7  # epochs without a better SELECT_BY; 0 = never stop early
+SELECT_BY: Literal["accuracy", "balanced_accuracy"] = "accuracy"  # on the validation part
+
+# ---- Minority classes: who they are and how often they are shown ----
+SAMPLER: Literal["weighted", "shuffle"] = "weighted"  # shuffle: every image once an epoch
+TAIL_MODE: Literal["head_exclusion", "quantile", "cumulative", "none"] = "head_exclusion"
+HEAD_CLASSES: tuple[str, ...] = ("cat", "dog")  # never minority under head_exclusion
+HEAD_EXCLUSION_MAX: NonNegative = 30_000  # images; minority = others with at most this many
+TAIL_QUANTILE: Fraction = 0.5  # quantile: minority = classes up to this quantile of the counts
+TAIL_SHARE: Fraction = 0.2  # cumulative: the smallest classes that hold this share of all images
+ALPHA: NonNegativeFloat = 0.5  # base weight = (median / count) ^ ALPHA; 0 = all equal
+MIN_WEIGHT_PER_CLASS: PositiveFloat = 1.0  # lower clip; below 1 big classes are shown less often
+MAX_UPWEIGHT_PER_CLASS: PositiveFloat = 10.0  # upper clip
+PERF_ALPHA: NonNegativeFloat = 0.5  # strength of the difficulty adaptation; 0 = off
+RECALL_SPLIT: Literal["val", "train"] = "val"  # whose recall per class tells the difficulty
+BASE_AUGMENT: Literal["none", "mild", "strong"] = "mild"
+TAIL_AUGMENT: Literal["none", "mild", "strong"] = "strong"  # for minority classes
+
+
+def main() -> int:
+    settings = read_settings(
+        sys.modules[__name__], switches={"force": "replace the finished run of this name"}
+    )
+    print(settings.provenance())
+    if settings.MIN_WEIGHT_PER_CLASS > settings.MAX_UPWEIGHT_PER_CLASS:
+        raise UserError("MIN_WEIGHT_PER_CLASS must not exceed MAX_UPWEIGHT_PER_CLASS")
+    dataset = load_dataset(
+        settings.IMAGES_ROOT,
+        settings.ANNOTATIONS_ROOT,
+        splits_file=settings.SPLITS_FILE,
+        seed=settings.SPLIT_SEED,
+    )
+    print("\n".join(dataset.notes))
+    folder = runs.run_path(settings.RUNS_ROOT, settings.RUN_NAME)
+    with (
+        runs.open_run(folder, settings, force="force" in settings.switches) as run,
+        runs.StopRequest() as stop,
+    ):
+        return train(settings, dataset, run, stop)
+
+
+def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopRequest) -> int:
+    """Train until EPOCHS, early stopping or a signal; then measure the best network on the test
+    part.
+    """
+    classes = dataset.catalog.classes
+    parts = split_into_samples(s, dataset)
+    sampler = make_sampler(s, parts["train"], len(classes))
+    base_weights = sampler.weights.copy()
+    torch.manual_seed(s.SEED)
+    model = backbones.build_classifier(s.BACKBONE, len(classes))
+    pretrained = checkpoints.initialise_body(model, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
+    job = make_job(s, dataset, model, sum(map(len, parts.values())))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=s.LR, weight_decay=s.WEIGHT_DECAY, fused=True
+    )
+    stopping = schedule.EarlyStopping(s.PATIENCE, mode="max")
+    progress = engine.Progress(optimizer, job.precision.grad_scaler(job.device), stopping)
+    regimes = augment.REGIMES[s.BASE_AUGMENT], augment.REGIMES[s.TAIL_AUGMENT]
+    description = {
+        "kind": "stage1",
+        "class_to_index": {name: index for index, name in enumerate(classes)},
+        "backbone": s.BACKBONE,
+        "preprocessing": job.preprocessing.to_dict(),
+        "pretrained": pretrained,
+    }
+
+    def save_last() -> None:
+        content = {**description, "model": model.state_dict(), **progress.state_dict()}
+        content["sampler_weights"] = sampler.weights.tolist()
+        content["failures"] = job.failures.messages
+        checkpoints.save(run.last, content)
+
+    if run.last.exists():
+        last = checkpoints.load(run.last)
+        model.load_state_dict(last["model"])
+        progress.load_state_dict(last)
+        sampler.set_weights(last["sampler_weights"])
+        job.failures.messages.update(last["failures"])
+        print(f"going on at epoch {progress.epoch.epoch + 1}, step {progress.epoch.step}")
+    print_plan(parts, classes, base_weights, f"{job.device} in {job.precision}, first {pretrained}")
+
+    while progress.epoch.epoch < s.EPOCHS and not stopping.should_stop:
+        epoch = progress.epoch.epoch
+        if s.SAMPLER == "weighted":
+            order = sampler.draw(epoch)
+        else:
+            order = sampling.shuffled(len(parts["train"]), s.SEED, epoch)
+        rate = learning_rate(s)
+        if not engine.train_epoch(
+            job, progress, parts["train"], order, regimes, seed=s.SEED, rate=rate, stop=stop.asked
+        ):
+            save_last()
+            print(f"stopped in epoch {epoch + 1}; the same command goes on there")
+            return stop.exit_code
+        val = engine.evaluate(job, parts["val"], "validate")
+        row = epoch_row(progress, val)
+        progress.history.append(row)
+        if s.SAMPLER == "weighted" and s.PERF_ALPHA > 0:
+            seen = (
+                val if s.RECALL_SPLIT == "val" else engine.evaluate(job, parts["train"], "recall")
+            )
+            sampler.set_weights(adapted_weights(s, base_weights, seen))
+        is_best = stopping.update(row[f"val_{s.SELECT_BY}_frac"])
+        if is_best:
+            best = {**description, "model": model.state_dict(), "figures": row}
+            checkpoints.save(run.best, best)
+        progress.epoch = engine.EpochState(epoch=epoch + 1)
+        save_last()
+        run.write_metrics(progress.history)
+        run.write_errors(job.failures.rows())
+        print(
+            f"epoch {epoch + 1:3d}  loss {row['train_loss']:.3f}  val accuracy "
+            f"{row['val_accuracy_frac']:.3f}  balanced {row['val_balanced_accuracy_frac']:.3f}  "
+            f"{row['train_images_per_s']:.0f} img/s{'  best' if is_best else ''}"
+        )
+    return finish(s, run, job, parts, classes, progress)
+
+
+def split_into_samples(s: Settings, dataset: Dataset) -> dict[str, Samples]:
+    """Cut the catalog into the parts of the split; minority classes of the train part are
+    marked.
+    """
+    class_index, split = dataset.catalog.class_index.astype(np.int64), dataset.image_split
+    classes = dataset.catalog.classes
+    counts = np.bincount(class_index[split == 0], minlength=len(classes))
+    is_tail = sampling.tail_classes(
+        counts,
+        classes,
+        s.TAIL_MODE,
+        head_classes=s.HEAD_CLASSES,
+        head_exclusion_max=s.HEAD_EXCLUSION_MAX,
+        tail_quantile=s.TAIL_QUANTILE,
+        tail_share=s.TAIL_SHARE,
+    )
+    parts = {}
+    for number, name in enumerate(SPLITS):
+        places = np.flatnonzero(split == number)
+        parts[name] = Samples(
+            places, {"species": class_index[places]}, is_tail[class_index[places]]
+        )
+        if len(parts[name]) < 2:
+            raise UserError(
+                f"{s.IMAGES_ROOT}: the {name} part has {len(places)} images; two are needed. Add "
+                "records, or make the splits anew with another SPLITS_FILE"
+            )
+    return parts
+
+
+def make_sampler(s: Settings, samples: Samples, num_classes: int) -> sampling.ClassWeightedSampler:
+    """Build the weighted draw over the train part, with the base weight of each class."""
+    counts = np.bincount(samples.labels["species"], minlength=num_classes)
+    base = sampling.base_weights(
+        counts, alpha=s.ALPHA, floor=s.MIN_WEIGHT_PER_CLASS, cap=s.MAX_UPWEIGHT_PER_CLASS
+    )
+    return sampling.ClassWeightedSampler(samples.labels["species"], base, seed=s.SEED)
+
+
+def adapted_weights(s: Settings, base: np.ndarray, seen: engine.Evaluation) -> np.ndarray:
+    """Give (K,) sampling weights after an epoch: difficult classes are shown more often."""
+    return sampling.difficulty_weights(
+        base,
+        metrics.recall_per_class(seen.confusions["species"]),
+        perf_alpha=s.PERF_ALPHA,
+        floor=s.MIN_WEIGHT_PER_CLASS,
+        cap=s.MAX_UPWEIGHT_PER_CLASS,
+    )
+
+
+def make_job(s: Settings, dataset: Dataset, model: torch.nn.Module, num_images: int) -> engine.Job:
+    """Gather what every pass needs; the network goes to the device."""
+    device = engine.choose_device(s.DEVICE)
+    preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
+
+    def loss(outputs: engine.Outputs, batch: Batch) -> Tensor:
+        return losses.masked_cross_entropy(
+            outputs[0], batch.labels["species"], label_smoothing=s.LABEL_SMOOTHING
+        )
+
+    return engine.Job(
+        model=model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        num_classes={"species": len(dataset.catalog.classes)},
+        loss=loss,
+        source=FileImages(dataset.catalog, preprocessing),
+        preprocessing=preprocessing,
+        device=device,
+        precision=engine.choose_precision(s.PRECISION, device),
+        batch_size=s.BATCH_SIZE,
+        num_workers=worker_count(s.NUM_WORKERS),
+        failures=runs.FailureLog(dataset.catalog, num_images, s.MAX_BAD_FRACTION),
+    )
+
+
+def learning_rate(s: Settings) -> Callable[[float], float]:
+    """Give the rate as a function of the epochs done."""
+    return lambda epochs: s.LR * schedule.lr_factor(epochs / s.EPOCHS, s.SCHEDULE, s.WARMUP_FRAC)
+
+
+def epoch_row(progress: engine.Progress, val: engine.Evaluation) -> dict[str, float]:
+    """Collect an epoch's figures: a row of metrics.csv."""
+    state = progress.epoch
+    return {
+        "epoch": state.epoch + 1,
+        "train_loss": state.mean_loss,
+        "val_loss": val.loss,
+        "val_accuracy_frac": val.accuracy("species"),
+        "val_balanced_accuracy_frac": val.balanced_accuracy("species"),
+        "learning_rate": progress.optimizer.param_groups[0]["lr"],
+        "train_images_per_s": state.num_images / max(state.seconds, 1e-9),
+        "train_s": state.seconds,
+        "num_unreadable": state.num_unreadable,
+        "num_skipped_steps": state.num_skipped_steps,
+    }
+
+
+def print_plan(
+    parts: dict[str, Samples], classes: tuple[str, ...], weights: np.ndarray, on: str
+) -> None:
+    """Say before the first step what will be trained on what."""
+    train = parts["train"]
+    counts = np.bincount(train.labels["species"], minlength=len(classes))
+    tail = {classes[k] for k in np.unique(train.labels["species"][train.is_tail])}
+    print(f"training on {on}; images: {', '.join(f'{n} {len(p):,}' for n, p in parts.items())}")
+    for name, count, weight in zip(classes, counts, weights, strict=True):
+        mark = "  minority" if name in tail else ""
+        print(f"  {name:14s} {count:8,d} images  weight {weight:.2f}{mark}")
+
+
+def finish(
+    s: Settings,
+    run: runs.RunFolder,
+    job: engine.Job,
+    parts: dict[str, Samples],
+    classes: tuple[str, ...],
+    progress: engine.Progress,
+) -> int:
+    """Measure best.pt on the test part, draw the curves, mark the run as finished."""
+    best = checkpoints.read_stage1(run.best)
+    job.model.load_state_dict(best.model.state_dict())
+    test = engine.evaluate(job, parts["test"], "test")
+    confusion = test.confusions["species"]
+    counts = [np.bincount(parts[name].labels["species"], minlength=len(classes)) for name in SPLITS]
+    history = progress.history
+    best_row = max(history, key=lambda row: row[f"val_{s.SELECT_BY}_frac"])
+    figures: dict[str, Any] = {
+        "epochs": len(history),
+        "best_epoch": best_row["epoch"],
+        "train_minutes": sum(row["train_s"] for row in history) / 60,
+        "val_accuracy": best_row["val_accuracy_frac"],
+        "val_balanced_accuracy": best_row["val_balanced_accuracy_frac"],
+        "test_images": test.num_images,
+        "test_accuracy": test.accuracy("species"),
+        "test_balanced_accuracy": test.balanced_accuracy("species"),
+        "test_majority_baseline": metrics.majority_baseline(counts[0], counts[2]),
+        "num_unreadable": len(job.failures.messages),
+        "checkpoint": str(run.best),
+    }
+    recall = metrics.recall_per_class(confusion)
+    draw_curves(history, run.path / "curves.png")
+    write_confusion(run.path / "confusion_test_species.csv", confusion, classes)
+    run.finish(
+        {
+            **figures,
+            "test_recall": {n: r for n, r in zip(classes, recall.tolist(), strict=True) if r == r},
+            "unreadable_per_species": job.failures.per_species(),
+        }
+    )
+    print(runs.summary_block(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
