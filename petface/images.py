@@ -2,17 +2,15 @@
 
 Rules, the same in training, evaluation and serving:
 
-- PNG, JPEG (and MPO), WEBP, GIF, BMP and TIFF only; regular files only, so that a pipe or a folder
-  never hangs.
+- Regular files only (a pipe would hang) that hold PNG, JPEG (and MPO), WEBP, GIF, BMP or TIFF.
 - More than `MAX_PIXELS` is refused from the header, before anything is decoded.
 - EXIF orientation is applied; a damaged EXIF block counts as none.
 - 16-bit grey is scaled to 8 bit, v / 257 rounded; 32-bit whole numbers are clipped to 16 bit first;
   float grey runs from 0 to 1. Of 16-bit colour Pillow gives the high byte.
 - Transparency (alpha channel, palette alpha, colour key) is composited on black.
-- Animated files give their first frame. 1-bit, grey, palette, CMYK and YCbCr become RGB as Pillow
-  converts them.
-- What is damaged raises `ImageError`. A flipped bit in a PNG is always found, by its checksums; in
-  a JPEG, which has none, only one that stops the decoder is.
+- Animated files give their first frame; other modes become RGB as Pillow converts them.
+- What is damaged raises `ImageError`. A flipped bit in a PNG file is found by its checksums; in the
+  other formats, which have none, only one that stops the decoder is.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ import io
 import math
 import os
 import stat
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -158,8 +157,8 @@ def resize(image: np.ndarray, size_px: int, rule: str) -> np.ndarray:
     scale = size_px / max(width, height)
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
     canvas = Image.new("RGB", (size_px, size_px))
-    corner = ((size_px - inner[0]) // 2, (size_px - inner[1]) // 2)
-    canvas.paste(picture.resize(inner, bilinear), corner)
+    left, top = (size_px - inner[0]) // 2, (size_px - inner[1]) // 2
+    canvas.paste(picture.resize(inner, bilinear), (left, top))
     return np.array(canvas)
 
 
@@ -195,11 +194,34 @@ def _decode_stream(handle: IO[bytes], num_bytes: int, name: str) -> np.ndarray:
     if num_bytes == 0:
         raise ImageError(f"{name}: empty (0 bytes)")
     with Image.open(handle, formats=_FORMATS) as image:
+        _check_pixels(*image.size, name)
+        if image.format == "PNG":
+            _check_png_data(handle, name)
         return _rgb_array(image, name)
 
 
+def _check_png_data(handle: IO[bytes], name: str) -> None:
+    """Verify the checksum of each pixel chunk: Pillow skips it and gives wrong pixels instead."""
+    resume_at = handle.tell()
+    handle.seek(8)
+    while len(head := handle.read(8)) == 8 and head[4:] != b"IEND":
+        missing = int.from_bytes(head[:4], "big")
+        if head[4:] != b"IDAT":
+            handle.seek(missing + 4, os.SEEK_CUR)
+            continue
+        checksum = zlib.crc32(b"IDAT")
+        while block := handle.read(min(missing, 1 << 20)):
+            checksum = zlib.crc32(block, checksum)
+            missing -= len(block)
+        if missing:
+            raise ImageError(f"{name}: truncated, {missing:,} bytes are missing")
+        if handle.read(4) != checksum.to_bytes(4, "big"):
+            raise ImageError(f"{name}: damaged, the checksum of the pixel data does not fit")
+    handle.seek(resume_at)
+
+
 def _image_of(array: np.ndarray, name: str) -> Image.Image:
-    """Wrap an array so that it takes the same way as a file."""
+    """Wrap an array, so that it takes the same way as a file."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     is_grey = array.ndim == 2 and array.dtype in (np.uint8, np.uint16, np.bool_)
@@ -217,9 +239,8 @@ def _check_pixels(width: int, height: int, name: str) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{name}: {width}x{height} has no pixels")
     if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"{name}: {width}x{height} is more than {MAX_PIXELS:,} pixels", "too_large"
-        )
+        message = f"{name}: {width}x{height} is more than {MAX_PIXELS:,} pixels"
+        raise ImageError(message, "too_large")
 
 
 def _rgb_array(image: Image.Image, name: str) -> np.ndarray:

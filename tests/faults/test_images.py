@@ -1,0 +1,291 @@
+"""Fault rows 1 to 5 for one image: an array comes back, or an `ImageError`, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import resource
+import struct
+import sys
+import threading
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from petface import images
+from petface.images import ImageError, decode, resize
+
+rows, columns = np.mgrid[0:24, 0:31]
+PIXELS = np.stack([128 + 90 * np.sin(columns / 5 + c) * np.cos(rows / 7) for c in range(3)], axis=2)
+PIXELS = PIXELS.astype(np.uint8)
+
+
+def encoded(kind: str, mode: str = "RGB", **options: object) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(PIXELS).convert(mode).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png_bomb(width: int, height: int) -> bytes:
+    """A small PNG whose header promises width x height black pixels."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    data = png_chunk(b"IDAT", zlib.compress(b"\0" * 1_000_000))
+    return b"\x89PNG\r\n\x1a\n" + header + data + png_chunk(b"IEND", b"")
+
+
+def reason_of(source: object) -> str:
+    with pytest.raises(ImageError) as caught:
+        decode(source)
+    return caught.value.reason
+
+
+DAMAGED = {
+    "zero bytes": b"",
+    "one byte": b"\x89",
+    "html": b"<!DOCTYPE html><html><body>404</body></html>",
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"/>',
+    "pdf": b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n",
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "half a png": encoded("PNG")[: len(encoded("PNG")) // 2],
+    "half a jpeg": encoded("JPEG")[: len(encoded("JPEG")) * 2 // 3],
+    "half a webp": encoded("WEBP")[: len(encoded("WEBP")) // 2],
+    "png header alone": encoded("PNG")[:33],
+    "png of no width": png_bomb(0, 10),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_files_are_unreadable_and_named(name, tmp_path):
+    path = tmp_path / "00.png"
+    path.write_bytes(DAMAGED[name])
+    with pytest.raises(ImageError, match="00.png: ..") as caught:
+        decode(path)
+    assert caught.value.reason == "unreadable"
+    assert "\n" not in str(caught.value)
+    assert reason_of(DAMAGED[name]) == "unreadable"
+
+
+def test_the_message_says_what_was_wrong(tmp_path):
+    path = tmp_path / "cat.png"
+    for content, words in (
+        (b"", "empty"),
+        (DAMAGED["html"], "not a PNG"),
+        (DAMAGED["half a png"], "truncated"),
+        (DAMAGED["half a jpeg"], "[Tt]runcated"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ImageError, match=words):
+            decode(path)
+
+
+def test_every_flipped_bit_in_png_pixel_data_is_noticed():
+    png = encoded("PNG")
+    start = png.index(b"IDAT") + 4
+    end = png.index(b"IEND") - 4  # the checksum included
+    for position in range(start, end):
+        damaged = bytearray(png)
+        damaged[position] ^= 1 << position % 8
+        assert reason_of(bytes(damaged)) == "unreadable"
+
+
+def test_pixel_data_in_several_chunks_and_text_between_is_read():
+    png = encoded("PNG")
+    start, end = png.index(b"IDAT") + 4, png.index(b"IEND") - 8
+    data = png[start:end]
+    several = [data[:1], data[1:500], b"", data[500:]]
+    text = png_chunk(b"tEXt", b"comment\0hello")
+    chunks = text + b"".join(png_chunk(b"IDAT", part) for part in several) + text
+    np.testing.assert_array_equal(decode(png[: start - 8] + chunks + png[end + 4 :]), PIXELS)
+
+
+MUTATED = {
+    "png": encoded("PNG"),
+    "png palette": encoded("PNG", "P"),
+    "png alpha": encoded("PNG", "LA"),
+    "jpeg": encoded("JPEG"),
+    "jpeg cmyk": encoded("JPEG", "CMYK"),
+    "webp": encoded("WEBP"),
+    "gif": encoded("GIF", "P"),
+    "bmp": encoded("BMP"),
+    "tiff": encoded("TIFF"),
+    "tiff lzw": encoded("TIFF", compression="tiff_lzw"),
+}
+
+
+@pytest.mark.parametrize("name", MUTATED)
+@pytest.mark.filterwarnings("ignore")
+def test_random_damage_gives_an_array_or_an_image_error(name):
+    draw = np.random.default_rng(len(name))
+    outcomes = set()
+    for _ in range(60):
+        damaged = bytearray(MUTATED[name])
+        kind = draw.integers(4)
+        if kind == 0:  # header
+            damaged[draw.integers(min(80, len(damaged)))] = draw.integers(256)
+        elif kind == 1:
+            for position in draw.integers(0, len(damaged), 5):
+                damaged[position] = draw.integers(256)
+        elif kind == 2:
+            del damaged[draw.integers(1, len(damaged)) :]
+        else:
+            position = draw.integers(len(damaged))
+            damaged[position:position] = draw.bytes(9)
+        try:
+            found = decode(bytes(damaged))
+        except ImageError as error:
+            assert error.reason in {"unreadable", "too_large"}
+            outcomes.add("refused")
+        else:
+            assert found.dtype == np.uint8 and found.ndim == 3 and found.shape[2] == 3
+            outcomes.add("decoded")
+    assert "refused" in outcomes
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [OSError, SyntaxError, ValueError, struct.error, EOFError, MemoryError, zlib.error, IndexError]
+    + [OverflowError, TypeError, KeyError, AttributeError, RuntimeError, AssertionError],
+)
+def test_whatever_pillow_raises_becomes_one_error(kind, monkeypatch):
+    def broken(*_args: object, **_options: object) -> None:
+        raise kind("deep inside")
+
+    monkeypatch.setattr(images.Image, "open", broken)
+    with pytest.raises(ImageError, match="deep inside"):
+        decode(b"anything")
+
+
+def test_an_interrupt_passes_through(monkeypatch):
+    def interrupted(*_args: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images.Image, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        decode(b"anything")
+
+
+def test_truncated_images_are_never_let_through():
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+@pytest.mark.parametrize("side", [60_000, 10_000, 8_000])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_bomb_is_refused_from_its_header_and_memory_stays_flat(side, tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_bomb(side, side))
+    assert path.stat().st_size < 3_000
+    decode(encoded("PNG"))  # whatever Pillow loads once is loaded
+    peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="bomb.png.*50,000,000 pixels") as caught:
+        decode(path)
+    python_peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_before
+    assert caught.value.reason == "too_large"
+    assert python_peak < 2_000_000
+    assert grown * (1 if sys.platform == "darwin" else 1024) < 20_000_000
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_pillows_own_warning_turned_into_an_error_is_the_same_refusal():
+    assert reason_of(png_bomb(10_000, 10_000)) == "too_large"
+
+
+def test_size_is_refused_by_the_header_in_every_format():
+    bmp = bytearray(encoded("BMP"))
+    struct.pack_into("<ii", bmp, 18, 9_000, 9_000)
+    assert reason_of(bytes(bmp)) == "too_large"
+    gif = bytearray(encoded("GIF", "P"))
+    struct.pack_into("<HH", gif, 6, 60_000, 1_000)
+    assert reason_of(bytes(gif)) == "too_large"
+    jpeg = bytearray(encoded("JPEG"))
+    struct.pack_into(">HH", jpeg, jpeg.index(b"\xff\xc0") + 5, 9_000, 9_000)
+    assert reason_of(bytes(jpeg)) == "too_large"
+    tiff = bytearray(encoded("TIFF"))
+    for tag in (256, 257):  # width, height: type LONG, one value
+        entry = tiff.index(struct.pack("<HHI", tag, 4, 1))
+        struct.pack_into("<I", tiff, entry + 8, 9_000)
+    assert reason_of(bytes(tiff)) == "too_large"
+
+
+def test_arrays_and_pil_images_obey_the_same_limit(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    decode(np.zeros((10, 10, 3), np.uint8))
+    assert reason_of(np.zeros((10, 11, 3), np.uint8)) == "too_large"
+    assert reason_of(Image.new("RGB", (11, 10))) == "too_large"
+
+
+def test_text_that_unpacks_to_much_is_refused_and_memory_stays_flat():
+    png = png_bomb(4, 4)
+    text = png_chunk(b"zTXt", b"comment\0\0" + zlib.compress(b"\0" * 50_000_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert reason_of(png[:33] + text + png[33:]) == "unreadable"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000
+
+
+@pytest.mark.parametrize("rule", images.RESIZE_RULES)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 4999), (225, 224)])
+def test_unusual_sizes_are_resized(rule, shape):
+    image = np.full((*shape, 3), 200, np.uint8)
+    found = resize(image, 224, rule)
+    assert found.shape == (224, 224, 3) and found.dtype == np.uint8 and found.flags.c_contiguous
+    lit = found[:, :, 0] == 200
+    if rule == "letterbox":
+        assert set(np.unique(found)) <= {0, 200} and lit.any()
+        assert lit.any(axis=0).sum() == max(1, round(shape[1] * 224 / max(shape)))
+        assert lit.any(axis=1).sum() == max(1, round(shape[0] * 224 / max(shape)))
+    else:
+        assert lit.all()
+
+
+def in_time(source: object) -> str:
+    """Decode in a thread, because what is tested here is that it does not hang."""
+    answers = []
+
+    def work() -> None:
+        try:
+            decode(source)
+        except ImageError as error:
+            answers.append(str(error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive(), "decode hangs"
+    return answers[0]
+
+
+def test_what_is_no_regular_file_is_refused_without_a_hang(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    assert "not a regular file" in in_time(tmp_path / "folder.png")
+    with contextlib.suppress(AttributeError, OSError):  # no pipes on this system
+        os.mkfifo(tmp_path / "pipe.png")
+        assert "not a regular file" in in_time(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    assert "loop.png: " in in_time(tmp_path / "loop.png")
+    assert "no such file" in in_time(tmp_path / "missing.png")
+    assert "null" in in_time("a\0b.png")
+
+
+def test_a_file_name_that_is_not_utf8_can_be_read_and_printed(tmp_path):
+    path = Path(tmp_path, os.fsdecode(b"caf\xe9.png"))
+    try:
+        path.touch()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    with pytest.raises(ImageError) as caught:
+        decode(str(path))
+    assert "caf\\xe9.png: empty" in str(caught.value).encode("utf-8").decode()
+    path.write_bytes(encoded("PNG"))
+    np.testing.assert_array_equal(decode(path), PIXELS)
+    np.testing.assert_array_equal(decode(str(path)), PIXELS)
