@@ -17,7 +17,7 @@ from tools.demo_animals import BREEDS, FACES, IRISES, PARTS, PROFILES, RGB, Face
 
 WIDTH_STD = 0.045  # spread of the face width between individuals, as a fraction
 GENDER_SHIFT = 0.385 * WIDTH_STD  # males wider, females narrower: the best guess is right for 65 %
-POOR_FRAC = 0.08  # photos that are dark, blurred and grainy
+POOR_FRAC = 0.07  # photos that are dark, blurred and grainy
 CIRCLE = np.stack([f(np.linspace(0, 2 * np.pi, 37)[:-1]) for f in (np.cos, np.sin)], axis=1)
 RAGGED = np.where(np.arange(36) % 2, 1.0, -1.0)[:, None]
 BICOLOUR = ("BlackandWhite", "Black and White")
@@ -236,11 +236,11 @@ def develop(image: Image.Image, size_px: int, rng: np.random.Generator) -> Image
         small = small.filter(ImageFilter.GaussianBlur(radius * size_px / 64))
     ramp = np.linspace(-0.5, 0.5, size_px, dtype=np.float32)
     slope = rng.normal(0, 0.22, 2)
-    light = rng.uniform(0.78, 1.16) * (rng.uniform(0.25, 0.6) if poor else 1)
+    light = rng.uniform(0.78, 1.16) * (rng.uniform(0.4, 0.7) if poor else 1)
     field = (light + slope[0] * ramp[:, None] + slope[1] * ramp)[:, :, None]
     pixels = np.asarray(small, np.float32) * (field * rng.normal(1, 0.05, 3)).astype(np.float32)
     grain = rng.standard_normal((size_px, size_px, 1), dtype=np.float32) * rng.uniform(1, 7)
-    pixels += np.where(pixels.max(axis=2, keepdims=True) > 4, grain * (1 + 2 * poor), 0)
+    pixels += np.where(pixels.max(axis=2, keepdims=True) > 4, grain * (1 + poor), 0)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
@@ -261,10 +261,15 @@ def draw_contact_sheet(images: Path, file: Path, rows: int = 6) -> None:
             ImageFont.load_default(14),
             "mm",
         )
-        photos = sorted(folder.glob("*/01.png"))  # photo 00 may be one of the odd files
-        for row in range(min(rows, len(photos))):
-            with Image.open(photos[row * len(photos) // rows]) as photo:
-                tile = photo.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+        records = [path.parent for path in sorted(folder.glob("*/01.png"))]
+        for row in range(min(rows, len(records))):
+            record = records[row * len(records) // rows]
+            tiles = []  # without photo 00, which may be one of the odd files
+            for path in sorted(record.glob("0[1-9].png")):
+                with Image.open(path) as photo:
+                    rgb = photo.convert("RGB")
+                tiles.append(rgb.resize((side, side), Image.Resampling.LANCZOS))
+            tile = max(tiles, key=lambda image: float(np.asarray(image).std()))  # the liveliest
             sheet.paste(tile, (left, caption + row * (side + gap)))
     with atomic_write(file) as handle:
         sheet.save(handle, format="JPEG" if file.suffix.lower() in (".jpg", ".jpeg") else "PNG")
