@@ -102,6 +102,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
         assert_pixels(decode(source), wanted)
 
 
+@pytest.mark.filterwarnings("error")  # casting NaN is undefined and warns
 def test_deeper_numbers_are_clipped_and_floats_run_from_0_to_1():
     whole = Image.fromarray(np.array([[-5, 0, 257, 65535, 1 << 20]], np.int32))
     assert decode(whole)[0, :, 0].tolist() == [0, 0, 1, 255, 255]
