@@ -197,16 +197,14 @@ _BOX = slice(10, 14)  # left, top, right, bottom in pixels
 _STILL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
-def _table(parameters: AugmentParameters, height: int, width: int) -> Tensor:
+def _table(p: AugmentParameters, height: int, width: int) -> Tensor:
     """Put everything but the flips into one (B, 14) float32 table on the CPU."""
-    p = parameters
     angle = torch.deg2rad(p.angle_deg.double())
     cosine, sine = torch.cos(angle) / p.scale, torch.sin(angle) / p.scale
     x, y = p.translate_x_frac.double() * width, p.translate_y_frac.double() * height
     affine = (cosine, sine, -cosine * x - sine * y, -sine, cosine, sine * x - cosine * y)
-    colour = (p.brightness, p.contrast, p.saturation, p.hue)
     box = p.erase_box_frac * torch.tensor([width, height, width, height])
-    columns = (*affine, *colour, *box.unbind(1))
+    columns = (*affine, p.brightness, p.contrast, p.saturation, p.hue, *box.unbind(1))
     return torch.stack([column.float() for column in columns], dim=1)
 
 
@@ -215,7 +213,7 @@ def _augment_part(images: Tensor, flip: Tensor, table: Tensor) -> Tensor:
     rows = table.to(images.device, non_blocking=True)
     moved = (table[:, _INVERSE_AFFINE] != torch.tensor(_STILL)).any(dim=1)
     x = _on_rows(images, rows, flip, lambda chosen, _: chosen.flip(-1))
-    x = _on_rows(x.float().div_(255), rows, moved, _move)
+    x = _on_rows(to_float(x), rows, moved, _move)
     if moved.any() or (table[:, _BRIGHTNESS] != 1).any():  # moving can round to just above 1
         x.mul_(_per_image(rows, _BRIGHTNESS)).clamp_(max=1)
     if (table[:, _CONTRAST] != 1).any():
