@@ -21,10 +21,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from petface import checkpoints, engine, images, runs, taxonomy
+from petface import checkpoints, devices, images, runs
 from petface.batches import (
     OK,
     STATUS_NAMES,
@@ -32,7 +32,6 @@ from petface.batches import (
     FileImages,
     even_slices,
     read_ahead,
-    to_device,
     worker_count,
 )
 from petface.checkpoints import CheckpointError
@@ -40,7 +39,13 @@ from petface.dataset import Dataset, load_dataset
 from petface.errors import SettingsError, UserError, run_script
 from petface.files import sha256_of_file, write_json
 from petface.images import ImageError, ImageSource
-from petface.reports.evaluation import PER_IMAGE_COLUMNS, describe_summary, summarise
+from petface.network import Network, NonFiniteError
+from petface.reports.evaluation import (
+    PER_IMAGE_COLUMNS,
+    describe_summary,
+    lay_out_rows,
+    summarise,
+)
 from petface.reports.rows import ResumableCsv
 from petface.settings import NonNegative, Positive, Seed, read_settings
 from petface.splits import SPLITS
@@ -82,48 +87,6 @@ class HeadPrediction:
     vocabulary: str = "checkpoint"
 
 
-class NonFiniteError(UserError):
-    """A network answered with NaN or infinity: there is no class to name."""
-
-
-class _Network:
-    """A network ready to answer: on its device, with the preprocessing of its checkpoint."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        preprocessing: images.Preprocessing,
-        device: str | None,
-        precision: str,
-    ) -> None:
-        self.device = engine.choose_device(device or "auto")
-        self.precision = engine.choose_precision(precision, self.device)
-        self.preprocessing = preprocessing
-        self.model = model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def probabilities(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """(B, size, size, 3) uint8 -> (B, K) float32 per head on the CPU; NaN rows where not
-        finite.
-        """
-        batch = to_device(pixels.permute(0, 3, 1, 2), self.device)
-        outputs = engine.predict(self.model, batch, self.preprocessing, self.precision)
-        rows = []
-        for logits in outputs:
-            finite = torch.isfinite(logits).all(dim=1, keepdim=True)
-            rows.append(torch.where(finite, logits.softmax(dim=1), torch.nan).cpu())
-        return tuple(rows)
-
-    def answer(self, image: ImageSource) -> tuple[Tensor, ...]:
-        """Decode one image and give (K,) probabilities per head; raises `NonFiniteError`."""
-        pixels = images.decode(image)
-        rule = self.preprocessing
-        resized = images.resize(pixels, rule.size_px, rule.resize)
-        heads = tuple(p[0] for p in self.probabilities(torch.from_numpy(resized)[None]))
-        if any(bool(torch.isnan(head).any()) for head in heads):
-            raise NonFiniteError("the network's answer is not finite; check the checkpoint")
-        return heads
-
-
 class Stage1Model:
     """The species classifier of a checkpoint; on the GPU where there is one, unless `device`
     says.
@@ -134,7 +97,7 @@ class Stage1Model:
     ) -> None:
         content = checkpoints.read_stage1(checkpoint)
         self.classes = content.classes
-        self.network = _Network(content.model, content.preprocessing, device, precision)
+        self.network = _network(content, device, precision)
 
     def predict(self, image: ImageSource, topk: int = 5) -> Stage1Prediction:
         """Name the species of a path, bytes, PIL image or array; `topk` is cut to the number of
@@ -158,7 +121,7 @@ class Stage2Model:
         self.vocabularies = content.vocabularies
         self.vocabulary_sources = content.sources
         self.heads = content.model.head_names
-        self.network = _Network(content.model, content.preprocessing, device, precision)
+        self.network = _network(content, device, precision)
 
     @classmethod
     def load_for_species(
@@ -235,6 +198,17 @@ class TwoStageInference:
         except NonFiniteError as error:
             return {**answer, "status": "non_finite", "message": str(error)}
         return answer
+
+
+def _network(
+    content: checkpoints.Stage1Checkpoint | checkpoints.Stage2Checkpoint,
+    device: str | None,
+    precision: str,
+) -> Network:
+    on = devices.choose_device(device or "auto")
+    return Network(
+        content.model, content.preprocessing, on, devices.choose_precision(precision, on)
+    )
 
 
 def find_specialist(species: str, checkpoint_or_folder: str | Path) -> Path | None:
@@ -399,24 +373,17 @@ def _rows(
                         status[place] = "non_finite"
                     else:
                         head_cells[place][head] = [names[k], f"{p:.6f}"]
-    rows = []
-    for place, index in enumerate(part.tolist()):
-        record = catalog.record_index[index]
-        cells: list[object] = [
-            os.fsdecode(catalog.relative_path(index)),
-            species,
-            str(catalog.record_names[record]),
-            SPLITS[dataset.record_split[record]],
-            status[place],
-            *species_cells[place],
-        ]
-        for feature in taxonomy.FEATURES:
-            true = truth[feature][index - first] if feature in truth else ""
-            predicted = head_cells[place].get(feature, ["", ""])
-            correct: object = int(true == predicted[0]) if true and predicted[0] else ""
-            cells += [true, *predicted, correct]
-        rows.append(cells)
-    return rows
+    records = catalog.record_index[part]
+    return lay_out_rows(
+        images=[os.fsdecode(catalog.relative_path(index)) for index in part.tolist()],
+        species=species,
+        records=catalog.record_names[records].tolist(),
+        splits=[SPLITS[number] for number in dataset.record_split[records]],
+        status=status,
+        species_cells=species_cells,
+        truth={feature: names[part - first] for feature, names in truth.items()},
+        head_cells=head_cells,
+    )
 
 
 def main() -> int:

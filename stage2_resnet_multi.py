@@ -23,6 +23,7 @@ from torch import Tensor
 from petface import (
     augment,
     checkpoints,
+    devices,
     engine,
     losses,
     metrics,
@@ -36,6 +37,7 @@ from petface.dataset import Dataset, load_dataset
 from petface.errors import SettingsError, UserError, run_script
 from petface.images import STATISTICS, Preprocessing
 from petface.models.multi_head import _MultiHeadModel, unfreeze
+from petface.network import Network
 from petface.reports.curves import draw_curves
 from petface.reports.specialist import write_specialist_report
 from petface.settings import (
@@ -183,11 +185,16 @@ def train_specialist(
         "species": species,
         "head_vocabs": {head: list(names) for head, names in vocabularies.items()},
         "backbone": s.BACKBONE,
-        "preprocessing": job.preprocessing.to_dict(),
+        "preprocessing": job.network.preprocessing.to_dict(),
         "pretrained": pretrained,
     }
     print_plan(
-        dataset, species, parts, vocabularies, f"{job.device} in {job.precision}", pretrained
+        dataset,
+        species,
+        parts,
+        vocabularies,
+        f"{job.network.device} in {job.network.precision}",
+        pretrained,
     )
 
     def begin_phase(phase: int, best: float | None = None) -> engine.Progress:
@@ -196,7 +203,7 @@ def train_specialist(
             parameters, lr=s.PHASE_LR[phase], weight_decay=s.WEIGHT_DECAY, fused=True
         )
         stopping = schedule.EarlyStopping(s.PHASE_PATIENCE[phase], mode="min", best=best)
-        return engine.Progress(optimizer, job.precision.grad_scaler(job.device), stopping)
+        return engine.Progress(optimizer, job.network.grad_scaler(), stopping)
 
     def save_last() -> None:
         content = {**description, "model": model.state_dict(), **progress.state_dict()}
@@ -309,30 +316,24 @@ def make_draw(s: Settings, samples: Samples, head: str | None) -> Callable[[int]
     """
     if s.SAMPLER == "shuffle" or head is None or not (samples.labels[head] >= 0).any():
         return lambda epoch: sampling.shuffled(len(samples), s.SEED, epoch)
-    label = samples.labels[head]
-    counts = np.bincount(label[label >= 0]).astype(np.float64)
-    weights = np.where(counts > 0, np.maximum(counts, 1) ** -s.SAMPLER_ALPHA, 0.0)
-    of_unknown = (weights * counts).sum() / counts.sum()
-    sampler = sampling.ClassWeightedSampler(
-        np.where(label >= 0, label, len(counts)), np.append(weights, of_unknown), seed=s.SEED
-    )
-    return sampler.draw
+    weights = sampling.balanced_weights(samples.labels[head], s.SAMPLER_ALPHA)
+    classes = np.where(samples.labels[head] >= 0, samples.labels[head], len(weights) - 1)
+    return sampling.ClassWeightedSampler(classes, weights, seed=s.SEED).draw
 
 
 def make_job(
     s: Settings, dataset: Dataset, model: _MultiHeadModel, parts: dict[str, Samples]
 ) -> engine.Job:
     """Gather what every pass needs; the network goes to the device."""
-    device = engine.choose_device(s.DEVICE)
+    device = devices.choose_device(s.DEVICE)
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
     return engine.Job(
-        model=model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        network=Network(
+            model, preprocessing, device, devices.choose_precision(s.PRECISION, device)
+        ),
         num_classes={name: model.heads[name].out_features for name in model.head_names},
         loss=make_loss(s, model, parts["train"], device),
         source=FileImages(dataset.catalog, preprocessing),
-        preprocessing=preprocessing,
-        device=device,
-        precision=engine.choose_precision(s.PRECISION, device),
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),
         failures=runs.FailureLog(
@@ -356,18 +357,7 @@ def make_loss(
             weights[head] = losses.inverse_frequency_weights(counts).to(device)
     has_color = any(head.startswith("color") for head in model.head_names)
     gamma = s.FOCAL_GAMMA_COLOR if has_color else s.FOCAL_GAMMA_IMBAL
-
-    def loss(outputs: engine.Outputs, batch: Batch) -> Tensor:
-        total = outputs[0].new_zeros((), dtype=torch.float32)
-        for head, logits in zip(model.head_names, outputs, strict=True):
-            target = batch.labels[head]
-            if head == "gender":
-                total = total + losses.masked_cross_entropy(logits, target, weights[head])
-            else:
-                total = total + losses.masked_focal_loss(logits, target, gamma, weights[head])
-        return total
-
-    return loss
+    return lambda outputs, batch: losses.specialist_loss(outputs, batch.labels, weights, gamma)
 
 
 def learning_rate(s: Settings, phase: int, first_epoch: int) -> Callable[[float], float]:
@@ -402,11 +392,8 @@ def print_plan(
     species: str,
     parts: dict[str, Samples],
     vocabularies: dict[str, tuple[str, ...]],
-    on: str,
-    pretrained: str,
 ) -> None:
     """Say before the first step what will be trained on what."""
-    print(f"training on {on}; first weights: {pretrained}")
     print(f"images: {', '.join(f'{name} {len(part):,}' for name, part in parts.items())}")
     for head, names in vocabularies.items():
         known = int((parts["train"].labels[head] >= 0).sum())
@@ -427,7 +414,7 @@ def finish(
     """Measure <species>_best.pt on the test part and on all images, write the reports, end the
     run.
     """
-    job.model.load_state_dict(checkpoints.load(run.best)["model"])
+    job.network.model.load_state_dict(checkpoints.load(run.best)["model"])
     seen = {name: engine.evaluate(job, part, name) for name, part in parts.items()}
     test = seen["test"].confusions
     every = {head: sum(seen[name].confusions[head] for name in SPLITS) for head in vocabularies}

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from petface import augment, checkpoints, engine, losses, metrics, runs, sampling, schedule
+from petface import augment, checkpoints, devices, engine, losses, metrics, runs, sampling, schedule
 from petface.batches import Batch, FileImages, Samples, worker_count
 from petface.dataset import Dataset, load_dataset
 from petface.errors import UserError, run_script
 from petface.images import STATISTICS, Preprocessing
 from petface.models import backbones
+from petface.network import Network
 from petface.reports.curves import draw_curves
 from petface.reports.tables import write_confusion
 from petface.settings import (
@@ -127,13 +128,13 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
         model.parameters(), lr=s.LR, weight_decay=s.WEIGHT_DECAY, fused=True
     )
     stopping = schedule.EarlyStopping(s.PATIENCE, mode="max")
-    progress = engine.Progress(optimizer, job.precision.grad_scaler(job.device), stopping)
+    progress = engine.Progress(optimizer, job.network.grad_scaler(), stopping)
     regimes = augment.REGIMES[s.BASE_AUGMENT], augment.REGIMES[s.TAIL_AUGMENT]
     description = {
         "kind": "stage1",
         "class_to_index": {name: index for index, name in enumerate(classes)},
         "backbone": s.BACKBONE,
-        "preprocessing": job.preprocessing.to_dict(),
+        "preprocessing": job.network.preprocessing.to_dict(),
         "pretrained": pretrained,
     }
 
@@ -150,7 +151,12 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
         sampler.set_weights(last["sampler_weights"])
         job.failures.messages.update(last["failures"])
         print(f"going on at epoch {progress.epoch.epoch + 1}, step {progress.epoch.step}")
-    print_plan(parts, classes, base_weights, f"{job.device} in {job.precision}, first {pretrained}")
+    print_plan(
+        parts,
+        classes,
+        base_weights,
+        f"{job.network}, first weights {pretrained}",
+    )
 
     while progress.epoch.epoch < s.EPOCHS and not stopping.should_stop:
         epoch = progress.epoch.epoch
@@ -241,7 +247,7 @@ def adapted_weights(s: Settings, base: np.ndarray, seen: engine.Evaluation) -> n
 
 def make_job(s: Settings, dataset: Dataset, model: torch.nn.Module, num_images: int) -> engine.Job:
     """Gather what every pass needs; the network goes to the device."""
-    device = engine.choose_device(s.DEVICE)
+    device = devices.choose_device(s.DEVICE)
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
 
     def loss(outputs: engine.Outputs, batch: Batch) -> Tensor:
@@ -250,13 +256,12 @@ def make_job(s: Settings, dataset: Dataset, model: torch.nn.Module, num_images: 
         )
 
     return engine.Job(
-        model=model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        network=Network(
+            model, preprocessing, device, devices.choose_precision(s.PRECISION, device)
+        ),
         num_classes={"species": len(dataset.catalog.classes)},
         loss=loss,
         source=FileImages(dataset.catalog, preprocessing),
-        preprocessing=preprocessing,
-        device=device,
-        precision=engine.choose_precision(s.PRECISION, device),
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),
         failures=runs.FailureLog(dataset.catalog, num_images, s.MAX_BAD_FRACTION),
@@ -308,7 +313,7 @@ def finish(
 ) -> int:
     """Measure best.pt on the test part, draw the curves, mark the run as finished."""
     best = checkpoints.read_stage1(run.best)
-    job.model.load_state_dict(best.model.state_dict())
+    job.network.model.load_state_dict(best.model.state_dict())
     test = engine.evaluate(job, parts["test"], "test")
     confusion = test.confusions["species"]
     counts = [np.bincount(parts[name].labels["species"], minlength=len(classes)) for name in SPLITS]

@@ -1,100 +1,38 @@
-"""One training epoch and one evaluation pass, shared by both stages; device and precision."""
+"""One training epoch and one evaluation pass, shared by both stages."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from petface import metrics
-from petface.augment import AugmentRegime, augment_batch, normalise, to_float
+from petface.augment import AugmentRegime, augment_batch
 from petface.batches import Batch, FileImages, Samples, batches
 from petface.errors import UserError
-from petface.images import Preprocessing
 from petface.models.multi_head import train_mode
+from petface.network import Network, Outputs
 from petface.runs import FailureLog
 from petface.schedule import EarlyStopping
 
 MAX_BAD_STEPS = 10  # non-finite steps in a row before a run stops
-
-Outputs = tuple[Tensor, ...]  # one (B, K) tensor of logits per head
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Compute type of convolutions; None is float32. fp16 needs its gradients scaled."""
-
-    dtype: torch.dtype | None
-
-    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Context in which forward passes run."""
-        if self.dtype is None:
-            return nullcontext()
-        return torch.autocast(device.type, dtype=self.dtype)
-
-    def grad_scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """Scaler for fp16; a pass-through for the others."""
-        return torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-
-    def __str__(self) -> str:
-        return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
-
-
-def choose_device(wanted: str) -> torch.device:
-    """Resolve "auto" to the GPU where there is one; a named device that is missing is refused."""
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"DEVICE {wanted!r} cannot be used ({reason}); try 'auto' or 'cpu'"
-        ) from error
-    return device
-
-
-def choose_precision(wanted: str, device: torch.device) -> Precision:
-    """Resolve "auto": fp16 on CUDA (bf16 where built in), bf16 on CPUs that compute in it, else
-    fp32.
-    """
-    if wanted == "auto":
-        if device.type == "cuda":
-            wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        else:
-            wanted = "bf16" if _cpu_has_bf16() else "fp32"
-    return Precision({"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted])
-
-
-def _cpu_has_bf16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
     """What every pass of a run shares. `num_classes` names the heads in output order."""
 
-    model: nn.Module
+    network: Network
     num_classes: dict[str, int]
     loss: Callable[[Outputs, Batch], Tensor]
     source: FileImages
-    preprocessing: Preprocessing
-    device: torch.device
-    precision: Precision
     batch_size: int
     num_workers: int
     failures: FailureLog
@@ -106,7 +44,7 @@ class Job:
             samples,
             order,
             self.batch_size,
-            self.device,
+            self.network.device,
             num_workers=self.num_workers,
             first_step=first_step,
         ):
@@ -182,7 +120,7 @@ def train_epoch(
     what the straight one would have drawn.
     """
     state = progress.epoch
-    train_mode(job.model)
+    train_mode(job.network.model)
     generator = torch.Generator()
     num_steps = -(-len(order) // job.batch_size)
     begun, seconds_before = time.perf_counter(), state.seconds
@@ -197,8 +135,7 @@ def train_epoch(
                 x = augment_batch(
                     batch.images, batch.is_tail, *regimes, generator.manual_seed(step_seed)
                 )
-                with job.precision.autocast(job.device):
-                    value = job.loss(_outputs(job.model, _normalised(job, x)), batch)
+                value = job.loss(job.network(x), batch)
                 finite = _update(value, progress.optimizer, progress.scaler)
                 _account(state, len(batch.positions), value, finite)
             state.num_unreadable += len(batch.failures)
@@ -267,14 +204,14 @@ def evaluate(job: Job, samples: Samples, title: str) -> Evaluation:
     sizes = job.num_classes
     confusions = {head: np.zeros((size, size), np.int64) for head, size in sizes.items()}
     loss_sum, num_seen, num_unreadable, num_non_finite = 0.0, 0, 0, 0
-    job.model.eval()
+    job.network.model.eval()
     with _bar(title, len(samples)) as bar:
         for batch in job.batches(samples, np.arange(len(samples))):
             num_unreadable += len(batch.failures)
             bar.update(len(batch.positions) + len(batch.failures))
             if not len(batch.positions):
                 continue
-            outputs = predict(job.model, batch.images, job.preprocessing, job.precision)
+            outputs = job.network.logits(batch.images)
             finite = torch.stack([torch.isfinite(o).all(dim=1) for o in outputs]).all(dim=0)
             num_non_finite += int((~finite).sum())
             for head, logits in zip(sizes, outputs, strict=True):
@@ -285,27 +222,6 @@ def evaluate(job: Job, samples: Samples, title: str) -> Evaluation:
             num_seen += len(batch.positions)
     mean_loss = loss_sum / num_seen if num_seen else math.nan
     return Evaluation(confusions, mean_loss, num_seen, num_unreadable, num_non_finite)
-
-
-@torch.inference_mode()
-def predict(
-    model: nn.Module, images: Tensor, preprocessing: Preprocessing, precision: Precision
-) -> Outputs:
-    """Answer (B, 3, H, W) uint8 images with float32 logits, one (B, K) tensor per head."""
-    x = normalise(to_float(images), preprocessing.mean, preprocessing.std)
-    with precision.autocast(images.device):
-        outputs = _outputs(model, x)
-    return tuple(logits.float() for logits in outputs)
-
-
-def _normalised(job: Job, x: Tensor) -> Tensor:
-    return normalise(x, job.preprocessing.mean, job.preprocessing.std)
-
-
-def _outputs(model: nn.Module, x: Tensor) -> Outputs:
-    """Call a network of one or several heads and always give a tuple."""
-    out = model(x)
-    return (out,) if isinstance(out, Tensor) else out
 
 
 def _step_seed(seed: int, epoch: int, step: int) -> int:

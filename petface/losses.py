@@ -6,7 +6,7 @@ compiles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -66,6 +66,25 @@ def masked_focal_loss(
     modulation = torch.exp(gamma * others.logsumexp(dim=1))
     loss = -weight * modulation * log_p.gather(1, index[:, None])[:, 0]
     return _weighted_mean(loss, weight)
+
+
+def specialist_loss(
+    outputs: Sequence[Tensor],
+    targets: Mapping[str, Tensor],
+    class_weights: Mapping[str, Tensor | None],
+    gamma: float,
+) -> Tensor:
+    """Sum the heads' losses: cross-entropy for gender, focal loss for the others.
+
+    `class_weights` names the heads in output order; outputs (B, K_head), targets (B,) with -1 unknown.
+    """
+    total = outputs[0].new_zeros((), dtype=torch.float32)
+    for (head, weights), logits in zip(class_weights.items(), outputs, strict=True):
+        if head == "gender":
+            total = total + masked_cross_entropy(logits, targets[head], weights)
+        else:
+            total = total + masked_focal_loss(logits, targets[head], gamma, weights)
+    return total
 
 
 def inverse_frequency_weights(counts: Tensor | np.ndarray | Sequence[int]) -> Tensor:

@@ -101,6 +101,16 @@ def difficulty_weights(
     return np.where(base_weight > 0, np.clip(base_weight * factor, floor, cap), 0.0)
 
 
+def balanced_weights(labels: np.ndarray, alpha: float) -> npt.NDArray[np.float64]:
+    """Weigh a sample of each class by count^-alpha: float64 (K + 1,) from labels (N,), -1 unknown.
+
+    The last weight is for the samples with an unknown label: they come as often as in a shuffle.
+    """
+    counts = np.bincount(labels[labels >= 0]).astype(np.float64)
+    weights = np.where(counts > 0, np.maximum(counts, 1) ** -alpha, 0.0)
+    return np.append(weights, (weights * counts).sum() / counts.sum())
+
+
 class ClassWeightedSampler:
     """Draw epochs in which a class comes with P = n_c w_c / sum(n w) and is covered evenly.
 

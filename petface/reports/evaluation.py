@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,35 @@ PER_IMAGE_COLUMNS = (
     "species_pred", "species_prob", "species_correct",
     *(f"{feature}_{what}" for feature in FEATURES for what in ("true", "pred", "prob", "correct")),
 )  # fmt: skip
+
+
+def lay_out_rows(
+    images: Sequence[str],
+    species: str,
+    records: Sequence[str],
+    splits: Sequence[str],
+    status: Sequence[str],
+    species_cells: Sequence[Sequence[object]],
+    truth: Mapping[str, Sequence[str]],
+    head_cells: Sequence[Mapping[str, Sequence[object]]],
+) -> list[list[object]]:
+    """Build the rows of images of one species in the order of `PER_IMAGE_COLUMNS`.
+
+    Per image: `species_cells` are prediction, probability and 1 or 0, or three empty ones;
+    `head_cells` maps each answered feature to (prediction, probability); `truth` holds each
+    feature's labels, "" unknown.
+    """
+    rows = []
+    for place, image in enumerate(images):
+        cells: list[object] = [image, species, records[place], splits[place], status[place]]
+        cells += species_cells[place]
+        for feature in FEATURES:
+            true = truth[feature][place] if feature in truth else ""
+            predicted, probability = head_cells[place].get(feature, ("", ""))
+            is_asked = true != "" and predicted != ""
+            cells += [true, predicted, probability, int(true == predicted) if is_asked else ""]
+        rows.append(cells)
+    return rows
 
 
 def summarise(per_image_csv: Path, resamples: int = 1000) -> dict[str, Any]:
@@ -180,7 +209,7 @@ def _fused(rows: pd.DataFrame, true: pd.Series, what: str) -> dict[str, Any]:
     )
     keys = ["species", "record", "true"]
     sums = votes.groupby([*keys, "pred"], as_index=False)["prob"].sum()
-    best = sums.sort_values("prob", kind="stable").groupby(keys).tail(1)
+    best = sums.iloc[np.argsort(sums["prob"], kind="stable")].groupby(keys).tail(1)
     return _figure((best["true"] == best["pred"]).astype("float32"))
 
 

@@ -1,0 +1,67 @@
+"""Which device computes, and in which precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from petface.errors import UserError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Compute type of convolutions; None is float32. fp16 needs its gradients scaled."""
+
+    dtype: torch.dtype | None
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Context in which forward passes run."""
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.dtype)
+
+    def grad_scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """Scaler for fp16; a pass-through for the others."""
+        return torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+
+    def __str__(self) -> str:
+        return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Resolve "auto" to the GPU where there is one; a named device that is missing is refused."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"DEVICE {wanted!r} cannot be used ({reason}); try 'auto' or 'cpu'"
+        ) from error
+    return device
+
+
+def choose_precision(wanted: str, device: torch.device) -> Precision:
+    """Resolve "auto": fp16 on CUDA (bf16 where built in), bf16 on CPUs that compute in it, else
+    fp32.
+    """
+    if wanted == "auto":
+        if device.type == "cuda":
+            wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        else:
+            wanted = "bf16" if _cpu_has_bf16() else "fp32"
+    return Precision({"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted])
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
