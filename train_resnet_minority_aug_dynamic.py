@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from petface import augment, checkpoints, devices, engine, losses, metrics, runs, sampling, schedule
+from petface.annotations import write_conflicts
 from petface.batches import Batch, FileImages, Samples, worker_count
 from petface.dataset import Dataset, load_dataset
 from petface.errors import UserError, run_script
@@ -109,6 +110,7 @@ def main() -> int:
         runs.open_run(folder, settings, force="force" in settings.switches) as run,
         runs.StopRequest() as stop,
     ):
+        write_conflicts(run.path / "label_conflicts.csv", dataset.annotations.values())
         return train(settings, dataset, run, stop)
 
 

@@ -15,6 +15,7 @@ from petface.taxonomy import (
     FEATURES,
     GENDER_MAP,
     GENDER_VOCABULARY,
+    SPECIES_CONFIG,
     UNKNOWN,
     canonical_record,
     features_of,
@@ -256,11 +257,12 @@ def _header_notes(
     path: str | Path, species: str, header: list[str], features: tuple[str, ...]
 ) -> list[str]:
     """Say which heads lack a column and which columns are of no use."""
-    notes = [
-        f"{species}: no column {feature.capitalize()} in {path}, so there is NO {feature} head"
-        for feature in features_of(species)
-        if feature not in features
-    ]
+    notes = []
+    missing = [feature for feature in features_of(species) if feature not in features]
+    if missing and species in SPECIES_CONFIG:  # other species have the columns that they have
+        titles = ", ".join(feature.capitalize() for feature in missing)
+        heads = ", ".join(missing)
+        notes.append(f"{species}: no column {titles} in {path}, so there is NO {heads} head")
     extra = [cell for cell in header if cell.strip().lower() not in ("name", *features)]
     if extra:
         notes.append(f"{species}: columns ignored in {path}: {', '.join(map(repr, extra))}")
@@ -275,9 +277,11 @@ def _label_notes(
 ) -> list[str]:
     """Say what the labels themselves hold that the user should know."""
     notes = []
+    empty = [feature for feature in codebooks if not vocabularies[feature]]
+    if empty:
+        listed = ", ".join(f"no known {feature} at all" for feature in empty)
+        notes.append(f"{species}: {listed}; such a head has no class and is left out")
     for feature, codebook in codebooks.items():
-        if not vocabularies[feature]:
-            notes.append(f"{species}: no known {feature} at all, so this head has no class")
         if codebook.strange:
             count = int(np.count_nonzero(np.asarray(codebook.row_codes) == _STRANGE))
             shown = ", ".join(map(repr, codebook.strange[:5]))

@@ -76,7 +76,7 @@ def specialist_loss(
 ) -> Tensor:
     """Sum the heads' losses: cross-entropy for gender, focal loss for the others.
 
-    `class_weights` names the heads in output order; outputs (B, K_head), targets (B,) with -1 unknown.
+    `class_weights` names the heads in output order; outputs (B, K_head), targets (B,), -1 unknown.
     """
     total = outputs[0].new_zeros((), dtype=torch.float32)
     for (head, weights), logits in zip(class_weights.items(), outputs, strict=True):
