@@ -50,6 +50,14 @@ def test_any_order_of_arrival_gives_the_documented_table(seed, tmp_path):
     assert [catalog.classes[c] for c in catalog.record_class] == [name for name, _ in pairs]
 
 
+def test_images_of_one_record_that_arrive_one_by_one_are_sorted(tmp_path):
+    builder = CatalogBuilder(tmp_path)
+    for path in [b"cat/1/b.png", b"cat/1/a.png"]:
+        builder.add("cat", "1", [path])
+    catalog = builder.build()
+    assert [catalog.relative_path(i) for i in range(2)] == [b"cat/1/a.png", b"cat/1/b.png"]
+
+
 def test_types_are_the_narrow_ones_that_keep_a_million_images_small(tmp_path):
     builder = CatalogBuilder(tmp_path)
     builder.add("cat", "000000", [b"cat/000000/00.png"])

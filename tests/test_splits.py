@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import random
 from multiprocessing import get_context
 
@@ -120,8 +121,10 @@ def test_other_fractions_and_nonsense():
     shares = np.bincount(list(split_of(rows, fractions=(0.5, 0.0, 0.5)).values()), minlength=3)
     assert shares.tolist() == [50, 0, 50]
     tiny = random_species("cat", 0, [3, 4, 5])
-    counts = count(tiny, split_of(tiny, fractions=(0.1, 0.45, 0.45)))
-    assert all(train >= 1 and test >= 1 for train, _, test in counts.values())
+    for fractions in [(0.1, 0.45, 0.45), (0.1, 0.1, 0.8), (0.1, 0.8, 0.1)]:
+        counts = count(tiny, split_of(tiny, fractions=fractions))
+        assert all(train >= 1 and test >= 1 for train, _, test in counts.values())
+        assert counts[0][1] >= 1 and counts[1][1] >= 1
     for bad in [(0.8, 0.1), (0.8, 0.1, 0.2), (1.2, -0.1, -0.1), (0.0, 0.5, 0.5)]:
         with pytest.raises(UserError, match="split fractions"):
             split_of(rows, fractions=bad)
@@ -216,6 +219,19 @@ def test_changed_data_is_refused_with_examples(tmp_path):
         read_splits(path, np.array(["hen"]), np.array(["000000"]))
     with pytest.raises(UserError, match="does not exist"):
         read_splits(tmp_path / "other.csv", species, records)
+
+
+def test_the_side_file_is_there_before_the_table(tmp_path, monkeypatch):
+    renamed = []
+    replace = os.replace
+
+    def noting(source, target):
+        renamed.append(str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noting)
+    path, *_ = written(tmp_path)
+    assert renamed.index(str(side_file(path))) < renamed.index(str(path))
 
 
 def write_again(path, species, records, split):
