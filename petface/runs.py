@@ -128,7 +128,7 @@ def _refuse_other_settings(path: Path, settings: Settings) -> None:
     if changed:
         raise UserError(
             f"{path} holds an unfinished run with other settings ({'; '.join(changed)}); to go on "
-            f"use --config {path / 'settings.toml'}, else another RUN_NAME, or --force for a new one"
+            f"use --config {path / 'settings.toml'}, another RUN_NAME, or --force for a new run"
         )
 
 

@@ -1,0 +1,71 @@
+"""The commands of the README run as they stand there, on a small dataset and for one epoch."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+LINKED = ("petface", "tools", "configs", "pyproject.toml", "requirements.txt")
+SCRIPTS = {
+    "train_resnet_minority_aug_dynamic.py": ["--epochs", "1", "--batch-size", "16"],
+    "stage2_resnet_multi.py": ["--phase-epochs", "1,1", "--batch-size", "16"],
+    "inference_engine.py": [],
+}
+SMALL = ["--image-size-px", "32"]
+
+
+def commands() -> list[str]:
+    """Lines of the README's sh blocks that call python, with comments cut off."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.split("\n")]
+    return [line.partition("  #")[0].strip() for line in lines if line.startswith("python ")]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A folder that looks like a checkout, with 80 made-up animals where PetFace would be."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in LINKED:
+        (folder / name).symlink_to(ROOT / name)
+    for name in SCRIPTS:  # copies: a script's own folder is where its imports are found
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    arguments = ["--records", "80", "--size", "32", "--no-odd-files"]
+    for name in ("PetFace", "demo"):
+        run(folder, ["-m", "tools.make_demo_data", "--out", f"data/{name}", *arguments])
+    (folder / "photo.png").write_bytes((folder / "data/demo/images/cat/000000/00.png").read_bytes())
+    return folder
+
+
+def run(folder: Path, arguments: list[str]) -> str:
+    """Run one command in `folder` and give what it printed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{arguments}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+def test_the_commands_of_the_readme_run_in_their_order(checkout):
+    seen = set()
+    for command in commands():
+        arguments = shlex.split(command)[1:]
+        script = arguments[0]
+        if script == "-m":
+            seen.add(arguments[1])
+            if arguments[1] != "tools.make_demo_data":  # the trees are there already
+                assert run(checkout, arguments)
+            continue
+        seen.add(script)
+        small = SCRIPTS[script] + (SMALL if script != "inference_engine.py" else [])
+        assert run(checkout, [*arguments, *small])
+    assert set(SCRIPTS) <= seen
+    assert (checkout / "runs/evaluation/petface_eval_summary.json").exists()
+    assert (checkout / "runs/cnn_folder_224_raw_aug/best.pt").exists()

@@ -1,0 +1,43 @@
+"""Every preset is accepted by the script it is for, and opens with the command that uses it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from petface.settings import read_settings
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = {
+    "stage1": "train_resnet_minority_aug_dynamic",
+    "stage2": "stage2_resnet_multi",
+    "eval": "inference_engine",
+}
+PRESETS = sorted((ROOT / "configs").rglob("*.toml"))
+
+
+def test_every_folder_of_presets_has_a_script_and_presets():
+    assert {preset.parent.name for preset in PRESETS} == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: str(p.relative_to(ROOT / "configs")))
+def test_preset_loads_and_changes_something(preset):
+    module = importlib.import_module(SCRIPTS[preset.parent.name])
+    plain = read_settings(module, [])
+    settings = read_settings(module, ["--config", str(preset)])
+    assert settings.as_dict() != plain.as_dict()
+    first_line = preset.read_text(encoding="utf-8").splitlines()[0]
+    assert first_line.startswith(f"# python {SCRIPTS[preset.parent.name]}.py")
+    assert f"configs/{preset.parent.name}/{preset.name}" in first_line
+
+
+def test_a_misspelt_preset_is_refused(tmp_path):
+    from petface.errors import SettingsError
+
+    bad = tmp_path / "bad.toml"
+    bad.write_text("BATCH_SISE = 3\n", encoding="utf-8")
+    for script in SCRIPTS.values():
+        with pytest.raises(SettingsError, match="BATCH_SIZE"):
+            read_settings(importlib.import_module(script), ["--config", str(bad)])
