@@ -188,14 +188,8 @@ def train_specialist(
         "preprocessing": job.network.preprocessing.to_dict(),
         "pretrained": pretrained,
     }
-    print_plan(
-        dataset,
-        species,
-        parts,
-        vocabularies,
-        f"{job.network.device} in {job.network.precision}",
-        pretrained,
-    )
+    print(f"training on {job.network}; first weights: {pretrained}")
+    print_plan(dataset, species, parts, vocabularies)
 
     def begin_phase(phase: int, best: float | None = None) -> engine.Progress:
         parameters = unfreeze(model, tuple(s.PHASE_STAGES[phase].split("+")))

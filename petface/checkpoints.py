@@ -7,6 +7,7 @@ torch stores but does not check; `load` does.
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +59,12 @@ class Stage2Checkpoint:
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically, with the format number."""
     with files.atomic_write(path) as handle:
-        torch.save({"format": FORMAT, **content}, handle)
+        try:
+            torch.save({"format": FORMAT, **content}, handle)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides that the disk is full
+                raise error.__context__ from None
+            raise
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -70,9 +76,7 @@ def load(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(path, "no such file", "train first, or check the path")
     try:
-        if zipfile.is_zipfile(
-            path
-        ):  # checkpoints of torch before 1.6 are not, and carry no checksum
+        if zipfile.is_zipfile(path):  # files of torch before 1.6 are not, and have no checksum
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
             if damaged is not None:
@@ -81,14 +85,15 @@ def load(path: str | Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except Exception as error:  # zipfile and torch raise a dozen types for damaged files
-        if "weights_only" in str(error).lower() or "unsupported global" in str(error).lower():
+        refusal = _REFUSAL.search(str(error))
+        if refusal:
             raise CheckpointError(
                 path,
-                "holds pickled objects, not only weights; nothing of it was run",
+                f"holds pickled objects ({refusal[0]}), not only weights; nothing of it was run",
                 "store model.state_dict() and plain values instead",
             ) from error
         raise CheckpointError(
-            path, f"damaged or not a checkpoint ({error})", _COPY_AGAIN
+            path, f"damaged or not a checkpoint ({type(error).__name__})", _COPY_AGAIN
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(path, f"holds a {type(content).__name__}, not a dictionary")
@@ -101,6 +106,8 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 _COPY_AGAIN = "copy the file again, or use last.pt of the same run"
+# How torch words that a file asks for code; its other refusals mean that the bytes make no sense.
+_REFUSAL = re.compile(r"GLOBAL [\w.]+|TorchScript|Trying to call reduce|Can only (create|build)")
 
 
 def initialise_body(body: nn.Module, name: str, weights: str, policy: str) -> str:
@@ -130,12 +137,13 @@ def read_stage1(path: str | Path) -> Stage1Checkpoint:
     content = load(path)
     state = _weights_in(path, content)
     table = content.get("class_to_index")
-    if not isinstance(table, dict) or sorted(table.values()) != list(range(len(table))):
+    numbers = list(table.values()) if isinstance(table, dict) else []
+    if set(map(type, numbers)) != {int} or sorted(numbers) != list(range(len(numbers))):
         raise CheckpointError(
             path, '"class_to_index" is missing or does not number its classes from 0', "use best.pt"
         )
-    classes = tuple(sorted(table, key=table.__getitem__))
-    name = content.get("backbone", "resnet18")
+    classes = tuple(str(name) for name in sorted(table, key=table.__getitem__))
+    name = _backbone(path, content)
     model = _fill(path, backbones.build_classifier(name, len(classes)), state)
     return Stage1Checkpoint(model, classes, _preprocessing(path, content))
 
@@ -151,7 +159,7 @@ def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
     owner = content.get("species", species)
     if owner != species:
         raise CheckpointError(path, f"is a specialist for {owner}, not for {species}")
-    name = content.get("backbone", "resnet18")
+    name = _backbone(path, content)
     try:
         found = layouts.read(_weights_in(path, content), content)
     except ValueError as error:
@@ -196,6 +204,14 @@ def _vocabulary(
     if head == "gender" and size == len(taxonomy.GENDER_VOCABULARY):
         return taxonomy.GENDER_VOCABULARY, "gender"
     return tuple(str(index) for index in range(size)), "index"
+
+
+def _backbone(path: str | Path, content: Mapping[str, Any]) -> str:
+    name = content.get("backbone", "resnet18")
+    if not isinstance(name, str) or name not in backbones.BACKBONES:
+        known = ", ".join(backbones.BACKBONES)
+        raise CheckpointError(path, f"unknown backbone {name!r}; known: {known}", "update PetFace")
+    return name
 
 
 def _weights_in(path: str | Path, content: Mapping[str, Any]) -> dict[str, Tensor]:

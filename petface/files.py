@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,11 +45,11 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
         _flush_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise write_error(path, error) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # what went wrong first is what counts
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise write_error(path, error) from error
         raise
 
 
@@ -71,9 +72,19 @@ def write_json(path: str | Path, value: Any) -> None:
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a whole CSV (UTF-8, LF); text cells go through `safe_cell`."""
     with atomic_write(path, "w") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows([safe_cell(cell) for cell in row] for row in rows)
+        handle.write(csv_line(header))
+        handle.writelines(csv_line([safe_cell(cell) for cell in row]) for row in rows)
+
+
+def csv_line(cells: Iterable[object]) -> str:
+    """Give one CSV row that ends in LF, with every cell quoted that holds a line break of any kind.
+
+    Before Python 3.13 the writer quotes a carriage return only where its own lines end in one, and
+    readers take a bare one for the end of the row.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue()[:-2] + "\n"
 
 
 def safe_cell(cell: object) -> object:

@@ -13,6 +13,7 @@ _HEAD = re.compile(r"(?:heads\.|head_)(?P<head>.+?)(?:\.(?:\d+|fc|linear))?\.(?P
 _BODY_PREFIXES = ("body.", "backbone.", "encoder.", "trunk.", "base.", "resnet.", "features.")
 # A body kept as nn.Sequential(*list(resnet.children())[:-1]) numbers its children.
 _SEQUENTIAL = {"0": "conv1", "1": "bn1", **{str(4 + i): f"layer{1 + i}" for i in range(4)}}
+_SIZE_KEYS = ("num_classes", "n_classes", "in_features", "out_features", "size", "dim")
 _NAME_KEYS = ("classes", "class_names", "labels", "vocab", "names", "idx_to_class", "class_to_idx")
 
 
@@ -39,7 +40,10 @@ def read(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Found:
     for key, value in state.items():
         match = _HEAD.fullmatch(key)
         if match:
-            parts.setdefault(match["head"], {})[match["kind"]] = value
+            part = parts.setdefault(match["head"], {})
+            if match["kind"] in part:
+                raise ValueError(f"head {match['head']} has more than one layer")
+            part[match["kind"]] = value
         else:
             body[_torchvision_name(key)] = value
     heads = {}
@@ -92,12 +96,15 @@ def _names(entry: Any) -> tuple[str, ...] | None:
     for key in _NAME_KEYS:
         if isinstance(entry.get(key), (list, tuple, dict)):
             return _names(entry[key])
-    if entry and all(isinstance(index, int) for index in entry.values()):
-        pairs = [(index, name) for name, index in entry.items()]
-    elif entry and all(str(index).isdigit() for index in entry):
-        pairs = [(int(index), name) for index, name in entry.items()]
+    if not entry:
+        return ()
+    table = {key: value for key, value in entry.items() if key not in _SIZE_KEYS}
+    if table and all(isinstance(index, int) for index in table.values()):
+        pairs = [(index, name) for name, index in table.items()]
+    elif table and all(str(index).isdigit() for index in table):
+        pairs = [(int(index), name) for index, name in table.items()]
     else:
-        return () if not entry else None
+        return None
     if sorted(index for index, _ in pairs) != list(range(len(pairs))):
         raise ValueError(f"a vocabulary does not number its {len(pairs)} classes from 0")
     return tuple(str(name) for _, name in sorted(pairs))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
-import io
 import json
 import os
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from petface import files
 from petface.errors import UserError
@@ -28,29 +27,39 @@ class ResumableCsv:
         self, path: Path, header: Sequence[str], identity: dict[str, Any], *, force: bool = False
     ) -> None:
         self.path = path
-        self._unfinished = path.with_name(path.name + ".unfinished")
+        self.unfinished = path.with_name(path.name + ".unfinished")
         self._identity_path = path.with_name(path.stem + "_identity.json")
         self._header, self._identity, self._force = list(header), identity, force
-        self._handle: BinaryIO
+        self._handle: FileIO
 
     def __enter__(self) -> ResumableCsv:
-        if self.path.exists() and not self._force:
-            raise UserError(f"{self.path} is a finished table; use --force or another folder")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._handle = open(self._unfinished, "a+b")  # noqa: SIM115, PTH123 closed by __exit__
+            self._handle = FileIO(self.unfinished, "a+")
         except OSError as error:
-            raise files.write_error(self._unfinished, error) from error
+            raise files.write_error(self.unfinished, error) from error
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._refuse_finished()
             self._take_up()
         except BlockingIOError as error:
             self._handle.close()
-            raise UserError(f"{self._unfinished} is being written by another process") from error
+            raise UserError(f"{self.unfinished} is being written by another process") from error
         except BaseException:
             self._handle.close()
             raise
         return self
+
+    def _refuse_finished(self) -> None:
+        """Refuse a finished table, also one that another process finished since it was opened."""
+        try:
+            is_current = os.path.samestat(os.fstat(self._handle.fileno()), self.unfinished.stat())
+        except FileNotFoundError:
+            is_current = False
+        if self.path.exists() and (not self._force or not is_current):
+            if is_current and not self._handle.seek(0, os.SEEK_END):
+                self.unfinished.unlink()  # the empty file that opening has just made
+            raise UserError(f"{self.path} is a finished table; use --force or another folder")
 
     def _take_up(self) -> None:
         """Keep an unfinished table of the same identity, else begin with an empty one."""
@@ -58,7 +67,7 @@ class ResumableCsv:
             self._handle.truncate(0)
         elif json.loads(self._identity_path.read_text(encoding="utf-8")) != self._identity:
             raise UserError(
-                f"{self._unfinished} was begun with other checkpoints, data or settings; "
+                f"{self.unfinished} was begun with other checkpoints, data or settings; "
                 "use --force to start over, or another folder"
             )
         files.write_json(self._identity_path, self._identity)
@@ -68,21 +77,20 @@ class ResumableCsv:
 
     def batches_kept(self, batch_sizes: Sequence[int]) -> int:
         """Cut the table back to whole batches; give how many of `batch_sizes` it holds."""
-        self._handle.seek(0)
         ends = []  # byte offset after the header and after each whole row
         offset, in_quotes = 0, False  # a line break inside quotes does not end a row
-        for line in self._handle:
-            offset += len(line)
-            in_quotes ^= line.count(b'"') % 2 == 1
-            if not in_quotes and line.endswith(b"\n"):
-                ends.append(offset)
+        with self.unfinished.open("rb") as lines:
+            for line in lines:
+                offset += len(line)
+                in_quotes ^= line.count(b'"') % 2 == 1
+                if not in_quotes and line.endswith(b"\n"):
+                    ends.append(offset)
         num_batches, num_rows = 0, 0
         for size in batch_sizes:
             if num_rows + size > len(ends) - 1:
                 break
             num_batches, num_rows = num_batches + 1, num_rows + size
         self._handle.truncate(ends[num_rows] if ends else 0)
-        self._handle.seek(0, os.SEEK_END)
         if not ends:
             self.write([self._header])
         return num_batches
@@ -92,19 +100,18 @@ class ResumableCsv:
 
         On a full disk `UserError` names path and free bytes, and the table ends on a whole row.
         """
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([files.safe_cell(cell) for cell in row] for row in rows)
+        text = "".join(files.csv_line([files.safe_cell(cell) for cell in row]) for row in rows)
+        left = memoryview(text.encode("utf-8", "backslashreplace"))
         begin = self._handle.seek(0, os.SEEK_END)
         try:
-            self._handle.write(text.getvalue().encode("utf-8", "backslashreplace"))
-            self._handle.flush()
+            while left:  # a nearly full disk takes a part first, then raises
+                left = left[self._handle.write(left) :]
         except OSError as error:
             self._handle.truncate(begin)
-            raise files.write_error(self._unfinished, error) from error
+            raise files.write_error(self.unfinished, error) from error
 
     def finish(self) -> None:
         """Flush to disk and give the table its final name."""
         os.fsync(self._handle.fileno())
-        os.replace(self._unfinished, self.path)
+        os.replace(self.unfinished, self.path)
         self._identity_path.unlink(missing_ok=True)
