@@ -63,7 +63,7 @@ class EarlyStopping:
     patience: int
     mode: Literal["max", "min"] = "max"
     min_delta: float = 0.0
-    best: float | None = field(default=None, init=False)  # None until a finite value came
+    best: float | None = None  # what to beat; None until a finite value came
     num_bad_epochs: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:

@@ -33,6 +33,8 @@ class ResumableCsv:
         self._handle: FileIO
 
     def __enter__(self) -> ResumableCsv:
+        if self.path.exists() and not self._force:
+            raise UserError(f"{self.path} is a finished table; use --force or another folder")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._handle = FileIO(self.unfinished, "a+")
@@ -40,7 +42,8 @@ class ResumableCsv:
             raise files.write_error(self.unfinished, error) from error
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._refuse_finished()
+            if not self._is_still_unfinished():
+                raise BlockingIOError
             self._take_up()
         except BlockingIOError as error:
             self._handle.close()
@@ -50,16 +53,14 @@ class ResumableCsv:
             raise
         return self
 
-    def _refuse_finished(self) -> None:
-        """Refuse a finished table, also one that another process finished since it was opened."""
+    def _is_still_unfinished(self) -> bool:
+        """Tell whether the locked file still has its name: its holder may have finished it since
+        it was opened here.
+        """
         try:
-            is_current = os.path.samestat(os.fstat(self._handle.fileno()), self.unfinished.stat())
+            return os.path.samestat(os.fstat(self._handle.fileno()), self.unfinished.stat())
         except FileNotFoundError:
-            is_current = False
-        if self.path.exists() and (not self._force or not is_current):
-            if is_current and not self._handle.seek(0, os.SEEK_END):
-                self.unfinished.unlink()  # the empty file that opening has just made
-            raise UserError(f"{self.path} is a finished table; use --force or another folder")
+            return False
 
     def _take_up(self) -> None:
         """Keep an unfinished table of the same identity, else begin with an empty one."""
