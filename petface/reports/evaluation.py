@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from petface import metrics
+from petface.files import plain_cell
 from petface.taxonomy import FEATURES
 
 _PARTS = ("train", "val", "test")
@@ -57,8 +58,6 @@ def summarise(per_image_csv: Path, resamples: int = 1000) -> dict[str, Any]:
     intervals.
     """
     rows = _read(per_image_csv)
-    test = rows[rows["split"] == "test"]
-    train = rows[rows["split"] == "train"]
     return {
         "num_images": len(rows),
         "status_counts": _counts(rows["status"]),
@@ -70,7 +69,7 @@ def summarise(per_image_csv: Path, resamples: int = 1000) -> dict[str, Any]:
             }
             for part in _PARTS
         },
-        "test": _held_out(train, test, resamples),
+        "test": _held_out(rows, resamples),
     }
 
 
@@ -82,7 +81,7 @@ def _read(path: Path) -> pd.DataFrame:
     kinds = {c: "float32" if c.endswith(("_correct", "_prob")) else "category" for c in columns}
     texts = [c for c, kind in kinds.items() if kind == "category"]
     numbers = [c for c, kind in kinds.items() if kind == "float32"]
-    return pd.read_csv(
+    rows = pd.read_csv(
         path,
         usecols=columns,
         dtype=kinds,
@@ -90,6 +89,9 @@ def _read(path: Path) -> pd.DataFrame:
         na_values={**{c: [] for c in texts}, **{c: [""] for c in numbers}},
         encoding="utf-8",
     )
+    for column in texts:
+        rows[column] = rows[column].cat.rename_categories(plain_cell)
+    return rows
 
 
 def _figure(correct: pd.Series) -> dict[str, Any]:
@@ -120,8 +122,8 @@ def _tree(rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _held_out(train: pd.DataFrame, test: pd.DataFrame, resamples: int) -> dict[str, Any]:
-    """Describe the test part.
+def _held_out(rows: pd.DataFrame, resamples: int) -> dict[str, Any]:
+    """Describe the test part; images that were not answered (unreadable) are left out.
 
     For the species and for each feature, pooled and per species: `conditional` (stage 2 where
     stage 1 was right) and `end_to_end` (a wrong species counts as a wrong attribute), each with a
@@ -129,7 +131,8 @@ def _held_out(train: pd.DataFrame, test: pd.DataFrame, resamples: int) -> dict[s
     their probabilities; `majority_baseline`, the score of always giving the commonest training
     label of that species; and `balanced_accuracy`, the mean recall over the true classes.
     """
-    answered = test[test["species_correct"].notna()]
+    train = rows[rows["split"] == "train"]
+    answered = rows[(rows["split"] == "test") & rows["species_correct"].notna()]
     species = {
         **_with_interval(answered, answered["species_correct"], resamples),
         "per_record": _fused(answered, answered["species"], "species"),
@@ -137,8 +140,8 @@ def _held_out(train: pd.DataFrame, test: pd.DataFrame, resamples: int) -> dict[s
         "majority_baseline": _majority(train["species"], answered["species"]),
     }
     result: dict[str, Any] = {"species": species, "features": {}, "per_species": {}}
-    for feature, name, part, known_train in _attributes(train, answered):
-        entry = _attribute(part, known_train, feature, resamples)
+    for feature, name, test, known_train in _attributes(rows):
+        entry = _attribute(test, known_train, feature, resamples)
         if name is None:
             result["features"][feature] = entry
         else:
@@ -147,19 +150,22 @@ def _held_out(train: pd.DataFrame, test: pd.DataFrame, resamples: int) -> dict[s
 
 
 def _attributes(
-    train: pd.DataFrame, test: pd.DataFrame
+    rows: pd.DataFrame,
 ) -> Iterator[tuple[str, str | None, pd.DataFrame, pd.DataFrame]]:
-    """Yield (feature, species or None for all, test rows and train rows with a known label)."""
+    """Yield (feature, species or None for all, test rows and train rows with a known label).
+
+    A species that was asked for the feature in no part has no specialist for it and is left out.
+    """
     for feature in FEATURES:
-        column = f"{feature}_true"
-        known, known_train = test[test[column] != ""], train[train[column] != ""]
-        # a species without a specialist for this feature is asked nothing
-        asked = known.groupby("species", observed=True)[f"{feature}_correct"].transform("count") > 0
-        known = known[asked]
-        if len(known):
-            yield feature, None, known, known_train
-        for name, part in known.groupby("species", observed=True):
-            yield feature, str(name), part, known_train[known_train["species"] == name]
+        known = rows[rows[f"{feature}_true"] != ""]
+        asked = known.loc[known[f"{feature}_correct"].notna(), "species"].unique()
+        known = known[known["species"].isin(asked)]
+        train = known[known["split"] == "train"]
+        test = known[(known["split"] == "test") & known["species_correct"].notna()]
+        if len(test):
+            yield feature, None, test, train
+        for name, part in test.groupby("species", observed=True):
+            yield feature, str(name), part, train[train["species"] == name]
 
 
 def _attribute(
@@ -197,19 +203,23 @@ def _with_interval(rows: pd.DataFrame, correct: pd.Series, resamples: int) -> di
 
 
 def _fused(rows: pd.DataFrame, true: pd.Series, what: str) -> dict[str, Any]:
-    """Let the photos of a record vote, each with the probability of its answer."""
+    """Let the photos of a record vote, each with the probability of its answer.
+
+    Votes are counted in millionths, the resolution of the table, so that ties are exact; the first
+    name of a tie wins.
+    """
     votes = pd.DataFrame(
         {
             "species": rows["species"].astype(str),
             "record": rows["record"].astype(str),
             "true": true.astype(str),
             "pred": rows[f"{what}_pred"].astype(str),
-            "prob": rows[f"{what}_prob"],
+            "vote": (rows[f"{what}_prob"].astype("float64") * 1e6).round().astype("int64"),
         }
     )
     keys = ["species", "record", "true"]
-    sums = votes.groupby([*keys, "pred"], as_index=False)["prob"].sum()
-    best = sums.iloc[np.argsort(sums["prob"], kind="stable")].groupby(keys).tail(1)
+    sums = votes.groupby([*keys, "pred"], as_index=False)["vote"].sum()  # sorted by its keys
+    best = sums.loc[sums.groupby(keys)["vote"].idxmax()]
     return _figure((best["true"] == best["pred"]).astype("float32"))
 
 
