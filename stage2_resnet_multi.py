@@ -67,27 +67,17 @@ RUNS_ROOT: str = "runs"
 RUN_NAME: str = "stage2"  # folder under RUNS_ROOT; each species gets a folder in it
 SEED: Seed = 42
 DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
-PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = (
-    "auto"  # auto: what the device computes fast in
-)
+PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: what is fast on the device
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
 
 # ---- Network and optimisation ----
 BACKBONE: Literal["resnet18", "mobilenet_v2"] = "resnet18"
-WEIGHTS: str = (
-    "torchvision"  # torchvision (ImageNet), none, or a local file (stage 1's best.pt too)
-)
+WEIGHTS: str = "torchvision"  # torchvision (ImageNet), none, or a file (stage 1's best.pt too)
 PRETRAINED: Literal["auto", "require", "none"] = "auto"  # when torchvision's weights cannot be had
-PHASE_STAGES: tuple[str, ...] = (
-    "layer4",
-    "layer4+layer3",
-)  # trained besides the heads; "all", "heads"
+PHASE_STAGES: tuple[str, ...] = ("layer4", "layer4+layer3")  # besides the heads; or all, heads
 PHASE_LR: tuple[float, ...] = (1e-3, 3e-4)  # AdamW, made anew in each phase
 PHASE_EPOCHS: tuple[int, ...] = (50, 50)  # at most
-PHASE_PATIENCE: tuple[int, ...] = (
-    7,
-    5,
-)  # epochs without a better validation loss; 0 = never stop early
+PHASE_PATIENCE: tuple[int, ...] = (7, 5)  # epochs without a better validation loss; 0 = off
 BATCH_SIZE: Positive = 64
 WEIGHT_DECAY: NonNegativeFloat = 1e-4
 SCHEDULE: Literal["constant", "cosine", "linear", "step"] = "constant"  # over each phase
@@ -96,16 +86,10 @@ WARMUP_FRAC: Fraction = 0.0  # share of each phase that the rate climbs; 0 = off
 # ---- Losses, sampling, augmentation ----
 FOCAL_GAMMA_COLOR: NonNegativeFloat = 2.0  # of all heads but gender, where there are colour heads
 FOCAL_GAMMA_IMBAL: NonNegativeFloat = 2.5  # of the breed head, where it stands alone
-CLASS_WEIGHTS: Literal["inverse", "none"] = (
-    "inverse"  # in the losses, by frequency in the train part
-)
-SAMPLER: Literal["weighted", "shuffle"] = (
-    "weighted"  # on the first head with classes, gender left out
-)
+CLASS_WEIGHTS: Literal["inverse", "none"] = "inverse"  # in the losses: of train-part frequency
+SAMPLER: Literal["weighted", "shuffle"] = "weighted"  # on the first head with classes, not gender
 SAMPLER_ALPHA: NonNegativeFloat = 1.0  # 1 = classes equally often, 0 = as they come
-TAIL_QUANTILE: Fraction = (
-    0.5  # minority = classes of the sampler's head up to this quantile; 0 = smallest
-)
+TAIL_QUANTILE: Fraction = 0.5  # minority = classes of that head up to this quantile; 0 = smallest
 BASE_AUGMENT: Literal["none", "mild", "strong"] = "mild"
 TAIL_AUGMENT: Literal["none", "mild", "strong"] = "strong"  # for minority classes
 TOP_SUPPORT: NonNegative = 10  # classes listed one by one in eval_summary_stage2.txt
@@ -177,7 +161,7 @@ def train_specialist(
     torch.manual_seed(s.SEED)
     model = _MultiHeadModel({h: len(names) for h, names in vocabularies.items()}, s.BACKBONE)
     pretrained = checkpoints.initialise_body(model.body, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
-    job = make_job(s, dataset, model, parts)
+    job = make_job(s, dataset, model, parts, run)
     draw = make_draw(s, parts["train"], sampler_head)
     regimes = augment.REGIMES[s.BASE_AUGMENT], augment.REGIMES[s.TAIL_AUGMENT]
     description = {
@@ -196,7 +180,8 @@ def train_specialist(
         optimizer = torch.optim.AdamW(
             parameters, lr=s.PHASE_LR[phase], weight_decay=s.WEIGHT_DECAY, fused=True
         )
-        stopping = schedule.EarlyStopping(s.PHASE_PATIENCE[phase], mode="min", best=best)
+        stopping = schedule.EarlyStopping(s.PHASE_PATIENCE[phase], mode="min")
+        stopping.best = best
         return engine.Progress(optimizer, job.network.grad_scaler(), stopping)
 
     def save_last() -> None:
@@ -249,10 +234,10 @@ def train_specialist(
         if is_best:
             best = {**description, "model": model.state_dict(), "figures": row}
             checkpoints.save(run.best, best)
-        progress.epoch = engine.EpochState(epoch=epoch + 1)
+        progress.epoch = progress.epoch.next_epoch()
         save_last()
         run.write_metrics(progress.history)
-        run.write_errors(job.failures.rows())
+        job.failures.write()
         shares = "  ".join(f"{head} {val.accuracy(head):.3f}" for head in vocabularies)
         print(
             f"phase {phase + 1} epoch {epoch + 1:3d}  loss {row['train_loss']:.3f}  val loss "
@@ -316,7 +301,11 @@ def make_draw(s: Settings, samples: Samples, head: str | None) -> Callable[[int]
 
 
 def make_job(
-    s: Settings, dataset: Dataset, model: _MultiHeadModel, parts: dict[str, Samples]
+    s: Settings,
+    dataset: Dataset,
+    model: _MultiHeadModel,
+    parts: dict[str, Samples],
+    run: runs.RunFolder,
 ) -> engine.Job:
     """Gather what every pass needs; the network goes to the device."""
     device = devices.choose_device(s.DEVICE)
@@ -331,7 +320,7 @@ def make_job(
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),
         failures=runs.FailureLog(
-            dataset.catalog, sum(map(len, parts.values())), s.MAX_BAD_FRACTION
+            run, dataset.catalog, sum(map(len, parts.values())), s.MAX_BAD_FRACTION
         ),
     )
 
@@ -430,6 +419,8 @@ def finish(
     figures["checkpoint"] = str(run.best)
     write_specialist_report(run.path, vocabularies, {"test": test, "all": every}, s.TOP_SUPPORT)
     draw_curves(progress.history, run.path / "curves.png")
+    run.write_metrics(progress.history)  # again: a kill may have come just before the last time
+    job.failures.write()
     run.finish(figures)
     print(runs.summary_block(figures))
     return 0

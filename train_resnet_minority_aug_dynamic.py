@@ -56,9 +56,7 @@ RUNS_ROOT: str = "runs"
 RUN_NAME: str = "cnn_folder_224_raw_aug"  # folder under RUNS_ROOT
 SEED: Seed = 42
 DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
-PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = (
-    "auto"  # auto: what the device computes fast in
-)
+PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: what is fast on the device
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
 
 # ---- Network and optimisation ----
@@ -125,7 +123,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
     torch.manual_seed(s.SEED)
     model = backbones.build_classifier(s.BACKBONE, len(classes))
     pretrained = checkpoints.initialise_body(model, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
-    job = make_job(s, dataset, model, sum(map(len, parts.values())))
+    job = make_job(s, dataset, model, sum(map(len, parts.values())), run)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=s.LR, weight_decay=s.WEIGHT_DECAY, fused=True
     )
@@ -185,10 +183,10 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
         if is_best:
             best = {**description, "model": model.state_dict(), "figures": row}
             checkpoints.save(run.best, best)
-        progress.epoch = engine.EpochState(epoch=epoch + 1)
+        progress.epoch = progress.epoch.next_epoch()
         save_last()
         run.write_metrics(progress.history)
-        run.write_errors(job.failures.rows())
+        job.failures.write()
         print(
             f"epoch {epoch + 1:3d}  loss {row['train_loss']:.3f}  val accuracy "
             f"{row['val_accuracy_frac']:.3f}  balanced {row['val_balanced_accuracy_frac']:.3f}  "
@@ -247,7 +245,9 @@ def adapted_weights(s: Settings, base: np.ndarray, seen: engine.Evaluation) -> n
     )
 
 
-def make_job(s: Settings, dataset: Dataset, model: torch.nn.Module, num_images: int) -> engine.Job:
+def make_job(
+    s: Settings, dataset: Dataset, model: torch.nn.Module, num_images: int, run: runs.RunFolder
+) -> engine.Job:
     """Gather what every pass needs; the network goes to the device."""
     device = devices.choose_device(s.DEVICE)
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
@@ -266,7 +266,7 @@ def make_job(s: Settings, dataset: Dataset, model: torch.nn.Module, num_images: 
         source=FileImages(dataset.catalog, preprocessing),
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),
-        failures=runs.FailureLog(dataset.catalog, num_images, s.MAX_BAD_FRACTION),
+        failures=runs.FailureLog(run, dataset.catalog, num_images, s.MAX_BAD_FRACTION),
     )
 
 
@@ -336,6 +336,8 @@ def finish(
     }
     recall = metrics.recall_per_class(confusion)
     draw_curves(history, run.path / "curves.png")
+    run.write_metrics(history)  # again: a kill may have come just before the last time
+    job.failures.write()
     write_confusion(run.path / "confusion_test_species.csv", confusion, classes)
     run.finish(
         {

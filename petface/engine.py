@@ -65,6 +65,10 @@ class EpochState:
     num_bad_in_a_row: int = 0
     seconds: float = 0.0
 
+    def next_epoch(self) -> EpochState:
+        """Give the start of the epoch after this one; bad steps in a row count across the two."""
+        return EpochState(epoch=self.epoch + 1, num_bad_in_a_row=self.num_bad_in_a_row)
+
     @property
     def mean_loss(self) -> float:
         """Mean over the images seen, NaN before the first."""
@@ -182,7 +186,10 @@ def _account(state: EpochState, num_images: int, value: Tensor, finite: bool) ->
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a pass over a part showed: one (K, K) confusion matrix per head, mean loss, counts."""
+    """What a pass over a part showed: one (K, K) confusion matrix per head, mean loss, counts.
+
+    The loss is NaN where no label was known: an average of nothing, not a loss of 0.
+    """
 
     confusions: dict[str, np.ndarray]
     loss: float
@@ -220,7 +227,8 @@ def evaluate(job: Job, samples: Samples, title: str) -> Evaluation:
                 confusions[head] += metrics.confusion_matrix(true, predicted, sizes[head])
             loss_sum += float(job.loss(outputs, batch)) * len(batch.positions)
             num_seen += len(batch.positions)
-    mean_loss = loss_sum / num_seen if num_seen else math.nan
+    any_known = any(confusion.any() for confusion in confusions.values())
+    mean_loss = loss_sum / num_seen if any_known else math.nan
     return Evaluation(confusions, mean_loss, num_seen, num_unreadable, num_non_finite)
 
 

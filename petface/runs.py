@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import platform
 import signal
@@ -51,8 +52,14 @@ class RunFolder:
         files.write_csv(self.path / "errors.csv", ("species", "message"), failures)
 
     def finish(self, final: dict[str, Any]) -> None:
-        """Write `final.json`, which marks the run as finished."""
-        files.write_json(self.path / "final.json", final)
+        """Write `final.json`, which marks the run as finished; a figure that is NaN becomes null.
+
+        Accuracies are NaN where the part holds no known label.
+        """
+        files.write_json(
+            self.path / "final.json",
+            {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in final.items()},
+        )
 
 
 def run_path(root: str, name: str) -> Path:
@@ -82,6 +89,8 @@ def open_run(
     run = RunFolder(path, prefix)
     with lock:
         _hold(lock, path)
+        # A loader worker would keep the lock, and outlives a killed parent by some seconds.
+        os.register_at_fork(after_in_child=lock.close)
         if force:
             _clear(path)
         elif (path / "final.json").exists():
@@ -160,10 +169,13 @@ class FailureLog:
     """The images that could not be used, each once; too many of them stop the run.
 
     `num_images` is the number of images that the run works on; above `max_bad_frac` of it `add`
-    raises `UserError`.
+    writes `errors.csv` and raises `UserError`.
     """
 
-    def __init__(self, catalog: Catalog, num_images: int, max_bad_frac: float) -> None:
+    def __init__(
+        self, run: RunFolder, catalog: Catalog, num_images: int, max_bad_frac: float
+    ) -> None:
+        self._run = run
         self._catalog = catalog
         self._limit = num_images * max_bad_frac
         self.messages: dict[int, str] = {}  # by place in the catalog
@@ -172,11 +184,16 @@ class FailureLog:
         """Note (catalog place, message) pairs; known places are not counted again."""
         self.messages.update(failures)
         if len(self.messages) > self._limit:
-            index, message = max(self.messages.items())
+            self.write()
+            message = failures[-1][1] if failures else max(self.messages.items())[1]
             raise UserError(
                 f"{len(self.messages)} images could not be read, more than MAX_BAD_FRACTION allows "
                 f"({self._limit:.0f}); the last: {message}. Mend or remove them, or raise the limit"
             )
+
+    def write(self) -> None:
+        """Write the run's `errors.csv`."""
+        self._run.write_errors(self.rows())
 
     def rows(self) -> list[tuple[str, str]]:
         """(species, message) per image, in catalog order."""
