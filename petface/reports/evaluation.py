@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import union_categoricals
 
 from petface import metrics
 from petface.files import plain_cell
 from petface.taxonomy import FEATURES
 
 _PARTS = ("train", "val", "test")
+_ROWS_AT_ONCE = 100_000
 PER_IMAGE_COLUMNS = (
     "image", "species", "record", "split", "status",
     "species_pred", "species_prob", "species_correct",
@@ -74,24 +76,31 @@ def summarise(per_image_csv: Path, resamples: int = 1000) -> dict[str, Any]:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """Read the rows as categories (a million of them in well under 1 GB); `*_correct` becomes 1,
-    0, NaN.
+    """Read the rows with texts as categories (a million of them in well under 1 GB); `*_correct`
+    becomes 1, 0, NaN.
+
+    In pieces: `dtype="category"` for the whole file would turn the record 000007 into the number 7.
     """
     columns = [c for c in PER_IMAGE_COLUMNS if c != "image"]
-    kinds = {c: "float32" if c.endswith(("_correct", "_prob")) else "category" for c in columns}
-    texts = [c for c, kind in kinds.items() if kind == "category"]
-    numbers = [c for c, kind in kinds.items() if kind == "float32"]
-    rows = pd.read_csv(
-        path,
-        usecols=columns,
-        dtype=kinds,
-        keep_default_na=False,
-        na_values={**{c: [] for c in texts}, **{c: [""] for c in numbers}},
-        encoding="utf-8",
-    )
+    numbers = [c for c in columns if c.endswith(("_correct", "_prob"))]
+    texts = [c for c in columns if c not in numbers]
+    pieces = [
+        piece.astype(dict.fromkeys(texts, "category"))
+        for piece in pd.read_csv(
+            path,
+            usecols=columns,
+            dtype={**dict.fromkeys(texts, "str"), **dict.fromkeys(numbers, "float32")},
+            keep_default_na=False,
+            na_values={**{c: [] for c in texts}, **{c: [""] for c in numbers}},
+            encoding="utf-8",
+            chunksize=_ROWS_AT_ONCE,
+        )
+    ]
+    rows = {c: np.concatenate([piece[c] for piece in pieces]) for c in numbers}
     for column in texts:
-        rows[column] = rows[column].cat.rename_categories(plain_cell)
-    return rows
+        whole = union_categoricals([piece[column] for piece in pieces])
+        rows[column] = whole.rename_categories([plain_cell(name) for name in whole.categories])
+    return pd.DataFrame(rows)
 
 
 def _figure(correct: pd.Series) -> dict[str, Any]:
