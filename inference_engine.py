@@ -1,8 +1,8 @@
 """Two-stage inference: name the species, then let its specialist name breed, colours and gender.
 
-    python inference_engine.py photo.jpg                     # a readable answer; --json for
-    machines python inference_engine.py evaluate                      # over every image of the
-    dataset python inference_engine.py evaluate --config configs/eval/demo.toml
+    python inference_engine.py photo.jpg     # a readable answer; --json for machines
+    python inference_engine.py evaluate      # over every image of the dataset
+    python inference_engine.py evaluate --config configs/eval/demo.toml
 
 `evaluate` writes petface_eval_per_image.csv and petface_eval_summary.json into OUT_DIR and goes on
 where it was stopped. As a library: `Stage1Model`, `Stage2Model`, `TwoStageInference`,
@@ -60,9 +60,7 @@ TOPK: Positive = 3  # answers shown per head for a single photo
 # ---- Evaluation ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
 ANNOTATIONS_ROOT: str = "data/PetFace/annotations"  # <species>.csv
-SPLITS_FILE: str = (
-    ""  # "" = splits.csv beside the images folder, the one the models were trained with
-)
+SPLITS_FILE: str = ""  # "" = splits.csv beside the images, the one the models were trained with
 SPLIT_SEED: Seed = 0  # used when splits.csv is made, never after
 OUT_DIR: str = "runs/evaluation"
 BATCH_SIZE: Positive = 64
@@ -216,11 +214,10 @@ def find_specialist(species: str, checkpoint_or_folder: str | Path) -> Path | No
     are refused.
     """
     path = Path(checkpoint_or_folder)
+    if runs.run_path(str(path), species).name != species:
+        raise UserError(f"species {species!r} must be a plain name")
     if path.is_file():
         return path
-    name = runs.run_path(str(path), species).name
-    if name != species:
-        raise UserError(f"species {species!r} must be a plain name")
     for candidate in (path / species / f"{species}_best.pt", path / f"{species}_best.pt"):
         if candidate.is_file():
             return candidate
@@ -291,9 +288,10 @@ def evaluate_full_dataset(
             answered += sum(row[7] != "" for row in rows)
             bar.set_postfix_str(f"species {correct / max(answered, 1):.4f}", refresh=False)
             bar.update(len(rows))
+        # Before the table has its final name: one that has it is refused, not summarised again.
+        summary = summarise(table.unfinished, interval_resamples)
+        write_json(out / "petface_eval_summary.json", summary)
         table.finish()
-    summary = summarise(table.path, interval_resamples)
-    write_json(out / "petface_eval_summary.json", summary)
     return summary
 
 
@@ -314,13 +312,9 @@ def _answer(
             continue
         path = found[species]
         specialist = path and Stage2Model.load_for_species(species, path, device, precision)
-        rule = stage1.network.preprocessing
-        rules = [rule] if not specialist else [rule, specialist.network.preprocessing]
-        same = len(rules) == 2 and (rule.size_px, rule.resize) == (
-            rules[1].size_px,
-            rules[1].resize,
-        )
-        source = FileImages(catalog, *(rules[:1] if same else rules))
+        rules = [model.network.preprocessing for model in (stage1, specialist) if model]
+        # the same pixels for both stages are made once
+        source = FileImages(catalog, *{(r.size_px, r.resize): r for r in rules}.values())
         truth = dataset.image_label_names(species)  # {feature: (images of the species,) str}
         decoded = read_ahead(source, slices, worker_count(num_workers))
         for part, item in zip(slices, decoded, strict=True):
@@ -422,6 +416,7 @@ def main() -> int:
     if not s.positional:
         raise SettingsError("give a photo, or: python inference_engine.py evaluate; see --help")
     engine_ = TwoStageInference(s.STAGE1_CHECKPOINT, s.STAGE2_FOLDER, s.DEVICE)
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names that are no UTF-8
     answers = [engine_.infer(photo, s.TOPK) for photo in s.positional]
     for answer in answers:
         print(json.dumps(answer, ensure_ascii=False) if "json" in s.switches else readable(answer))
