@@ -74,6 +74,7 @@ NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of
 BACKBONE: Literal["resnet18", "mobilenet_v2"] = "resnet18"
 WEIGHTS: str = "torchvision"  # torchvision (ImageNet), none, or a file (stage 1's best.pt too)
 PRETRAINED: Literal["auto", "require", "none"] = "auto"  # when torchvision's weights cannot be had
+FREEZE_BATCHNORM: bool = False  # True for weights whose BatchNorm was folded away, and tiny data
 PHASE_STAGES: tuple[str, ...] = ("layer4", "layer4+layer3")  # besides the heads; or all, heads
 PHASE_LR: tuple[float, ...] = (1e-3, 3e-4)  # AdamW, made anew in each phase
 PHASE_EPOCHS: tuple[int, ...] = (50, 50)  # at most
@@ -258,6 +259,9 @@ def split_into_samples(
     marked.
     """
     places, labels = dataset.image_labels(species)
+    # A photo without any known label teaches a specialist nothing.
+    is_known = np.any([labels[head] >= 0 for head in vocabularies], axis=0)
+    places, labels = places[is_known], {head: labels[head][is_known] for head in vocabularies}
     split = dataset.image_split[places]
     is_tail = np.zeros(len(places), bool)
     if sampler_head is not None:
@@ -319,6 +323,7 @@ def make_job(
         source=FileImages(dataset.catalog, preprocessing),
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),
+        freeze_batchnorm=s.FREEZE_BATCHNORM,
         failures=runs.FailureLog(
             run, dataset.catalog, sum(map(len, parts.values())), s.MAX_BAD_FRACTION
         ),

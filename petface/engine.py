@@ -36,6 +36,7 @@ class Job:
     batch_size: int
     num_workers: int
     failures: FailureLog
+    freeze_batchnorm: bool = False  # statistics stay as they came with the first weights
 
     def batches(self, samples: Samples, order: np.ndarray, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of a pass; unreadable images go into the failure log."""
@@ -124,7 +125,7 @@ def train_epoch(
     what the straight one would have drawn.
     """
     state = progress.epoch
-    train_mode(job.network.model)
+    train_mode(job.network.model, job.freeze_batchnorm)
     generator = torch.Generator()
     num_steps = -(-len(order) // job.batch_size)
     begun, seconds_before = time.perf_counter(), state.seconds
