@@ -59,7 +59,7 @@ def unfreeze(model: _MultiHeadModel, stages: tuple[str, ...]) -> list[nn.Paramet
     return trainable
 
 
-def train_mode(model: nn.Module) -> None:
+def train_mode(model: nn.Module, freeze_batchnorm: bool = False) -> None:
     """Set train mode, except for BatchNorm with frozen parameters: its statistics stay as they
     are.
     """
@@ -67,4 +67,5 @@ def train_mode(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             parameters = list(module.parameters())
-            module.train(not parameters or any(p.requires_grad for p in parameters))
+            learns = not parameters or any(p.requires_grad for p in parameters)
+            module.train(learns and not freeze_batchnorm)
