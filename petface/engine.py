@@ -146,7 +146,9 @@ def train_epoch(
             state.num_unreadable += len(batch.failures)
             state.step = batch.step + 1
             state.seconds = seconds_before + time.perf_counter() - begun
-            bar.set_postfix_str(f"loss {state.mean_loss:.3f}", refresh=False)
+            best = progress.stopping.best
+            shown = "" if best is None else f", best so far {best:.3f}"
+            bar.set_postfix_str(f"loss {state.mean_loss:.3f}{shown}", refresh=False)
             bar.update(len(batch.positions) + len(batch.failures))
             if stop():
                 return False

@@ -2,8 +2,9 @@
 
     python -m tools.show_evaluation --config configs/eval/demo.toml
 
-Draws <OUT_DIR>/predictions.png: a row per species, photos of the test part, right answers in green,
-wrong ones in red with the truth behind them. The photos are chosen by a seed, not by their answers.
+Draws <OUT_DIR>/predictions.png: for each species some photos of the test part with their answers;
+right ones in green, wrong ones in red with the truth behind them, grey where no label is known. The
+photos are chosen by a seed, not by their answers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from petface.reports.evaluation import describe_summary
 from petface.settings import read_settings
 
 TILE_PX, PHOTO_PX, LINE_PX, MARGIN_PX = 190, 132, 15, 12
-NUM_COLUMNS, NUM_LINES, NAME_PX = 6, 4, 96
+NUM_PHOTOS, NUM_LINES, NAME_PX = 4, 4, 100
+NUM_BLOCKS = 2  # species side by side
 RIGHT, WRONG, PALE, INK, PAPER = "#1a7f37", "#c62828", "#7a7a7a", "#222222", "#ffffff"
 
 
@@ -45,20 +47,24 @@ def main() -> None:
 
 
 def draw_sheet(rows: list[dict[str, str]], images_root: Path, seed: int = 0) -> Image.Image:
-    """Lay out up to `NUM_COLUMNS` answered photos of each species with their answers."""
+    """Lay out up to `NUM_PHOTOS` answered photos of each species with their answers."""
     species = sorted({row["species"] for row in rows})
     height_px = PHOTO_PX + NUM_LINES * LINE_PX + MARGIN_PX
-    size = (NAME_PX + NUM_COLUMNS * TILE_PX + MARGIN_PX, len(species) * height_px + MARGIN_PX)
+    width_px = NAME_PX + NUM_PHOTOS * TILE_PX
+    num_rows = -(-len(species) // NUM_BLOCKS)
+    size = (NUM_BLOCKS * width_px + MARGIN_PX, num_rows * height_px + MARGIN_PX)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     generator = np.random.default_rng(seed)
-    for row_number, name in enumerate(species):
-        top = MARGIN_PX + row_number * height_px
-        draw.text((MARGIN_PX, top + PHOTO_PX // 2 - 8), name, INK, ImageFont.load_default(14))
+    for number, name in enumerate(species):
+        block, row_number = divmod(number, num_rows)
+        left, top = MARGIN_PX + block * width_px, MARGIN_PX + row_number * height_px
+        draw.text((left, top + PHOTO_PX // 2 - 8), name, INK, ImageFont.load_default(14))
         own = [row for row in rows if row["species"] == name]
-        chosen = generator.choice(len(own), min(NUM_COLUMNS, len(own)), replace=False)
+        chosen = generator.choice(len(own), min(NUM_PHOTOS, len(own)), replace=False)
         for column, index in enumerate(sorted(chosen.tolist())):
-            _draw_tile(sheet, draw, own[index], images_root, (NAME_PX + column * TILE_PX, top))
+            corner = (left + NAME_PX - MARGIN_PX + column * TILE_PX, top)
+            _draw_tile(sheet, draw, own[index], images_root, corner)
     return sheet
 
 
@@ -77,7 +83,7 @@ def _draw_tile(
         place = (left, top + PHOTO_PX + 2 + number * LINE_PX)
         font = ImageFont.load_default(11)
         while draw.textlength(text, font) > TILE_PX - 6:
-            text = text[:-2].rstrip() + "…" if not text.endswith("…") else text[:-2].rstrip() + "…"
+            text = text.rstrip("…")[:-1].rstrip() + "…"
         draw.text(place, text, color, font)
 
 

@@ -13,6 +13,7 @@ _HEAD = re.compile(r"(?:heads\.|head_)(?P<head>.+?)(?:\.(?:\d+|fc|linear))?\.(?P
 _BODY_PREFIXES = ("body.", "backbone.", "encoder.", "trunk.", "base.", "resnet.", "features.")
 # A body kept as nn.Sequential(*list(resnet.children())[:-1]) numbers its children.
 _SEQUENTIAL = {"0": "conv1", "1": "bn1", **{str(4 + i): f"layer{1 + i}" for i in range(4)}}
+_NUMBERED = re.compile(r"(0\.weight|1\.\w+|[4-7]\.\d+\..+)")  # none is a name of MobileNet's
 _SIZE_KEYS = ("num_classes", "n_classes", "in_features", "out_features", "size", "dim")
 _NAME_KEYS = ("classes", "class_names", "labels", "vocab", "names", "idx_to_class", "class_to_idx")
 
@@ -60,7 +61,7 @@ def _torchvision_name(key: str) -> str:
     for prefix in _BODY_PREFIXES:
         rest = key.removeprefix(prefix)
         first, _, tail = rest.partition(".")
-        if rest != key and first in _SEQUENTIAL:
+        if rest != key and _NUMBERED.fullmatch(rest):
             return f"{_SEQUENTIAL[first]}.{tail}"
         if rest != key and prefix != "features.":  # MobileNet's own names begin with "features."
             return rest
