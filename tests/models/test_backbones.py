@@ -1,0 +1,96 @@
+"""Backbones against torchvision's own networks; the weights policy without any network."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import torch
+import torchvision
+
+from petface.errors import UserError
+from petface.models import backbones
+
+
+@pytest.mark.parametrize("name", backbones.BACKBONES)
+def test_classifier_and_body_are_torchvisions(name: str) -> None:
+    network = backbones.build_classifier(name, 3).eval()
+    reference = torchvision.models.get_model(name, num_classes=3)
+    if name == "mobilenet_v2":  # a single linear layer in place of dropout and linear
+        reference.classifier = torch.nn.Linear(1280, 3)
+    reference.load_state_dict(network.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(images), reference.eval()(images))
+
+        body = backbones.build_body(name)
+        backbones.fill_body(body, name, network.state_dict())
+        features = body.eval()(images)
+        assert features.shape == (2, backbones.describe(name).num_features)
+        classifier = getattr(network, backbones.describe(name).classifier)
+        torch.testing.assert_close(classifier(features), network(images))
+
+
+@pytest.mark.parametrize("name", backbones.BACKBONES)
+def test_every_parameter_is_in_exactly_one_stage(name: str) -> None:
+    with torch.device("meta"):
+        body = backbones.build_body(name)
+    stages = [backbones.stage_of(name, parameter) for parameter, _ in body.named_parameters()]
+    assert set(stages) == set(backbones.STAGE_NAMES)
+    order = [backbones.STAGE_NAMES.index(stage) for stage in stages]
+    assert order == sorted(order)  # parameters come in the order of the stages
+    with pytest.raises(AssertionError, match="nowhere"):
+        backbones.stage_of(name, "nowhere.weight")
+
+
+def test_fill_body_leaves_the_classifier_and_refuses_what_does_not_fit() -> None:
+    with torch.device("meta"):
+        other = backbones.build_classifier("resnet18", 9)
+    network = backbones.build_classifier("resnet18", 2)
+    before = network.fc.weight.clone()
+    state = {name: torch.full(t.shape, 0.5) for name, t in other.state_dict().items()}
+    backbones.fill_body(network, "resnet18", state)
+    assert torch.equal(network.fc.weight, before)
+    assert (network.layer4[1].conv2.weight == 0.5).all()
+    assert (network.bn1.running_mean == 0.5).all()
+
+    for spoil in (
+        {k: v for k, v in state.items() if k != "layer3.0.bn1.running_var"},
+        {**state, "layer9.weight": torch.zeros(1)},
+        {**state, "conv1.weight": torch.zeros(64, 1, 7, 7)},
+    ):
+        with pytest.raises(RuntimeError, match=r"layer3\.0\.bn1|layer9|conv1"):
+            backbones.fill_body(network, "resnet18", spoil)
+
+
+def test_unknown_backbone_is_refused_with_the_list() -> None:
+    with pytest.raises(UserError, match=r"'vgg'.*resnet18, mobilenet_v2"):
+        backbones.describe("vgg")
+
+
+def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = torch.nn.Linear(1, 1)
+    patience = []
+
+    def unreachable(*_: object, **__: object) -> None:
+        patience.append(socket.getdefaulttimeout())
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights.DEFAULT, "get_state_dict", unreachable)
+    with pytest.raises(UserError, match=r"unreachable.*PRETRAINED.*WEIGHTS"):
+        backbones.load_torchvision_weights(body, "resnet18", "require")
+    before = socket.getdefaulttimeout()
+    told = backbones.load_torchvision_weights(body, "resnet18", "auto")
+    assert told.startswith("random") and "unreachable" in told
+    assert patience == [20.0, 20.0] and socket.getdefaulttimeout() == before
+
+
+def test_weights_that_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {k: v.fill_(0.25) for k, v in torchvision.models.resnet18().state_dict().items()}
+    monkeypatch.setattr(
+        torchvision.models.ResNet18_Weights.DEFAULT, "get_state_dict", lambda **_: given
+    )
+    body = backbones.build_body("resnet18")
+    told = backbones.load_torchvision_weights(body, "resnet18", "require")
+    assert told == "torchvision ResNet18_Weights.IMAGENET1K_V1"
+    assert all((p == 0.25).all() for p in body.parameters())

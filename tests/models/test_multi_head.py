@@ -1,0 +1,78 @@
+"""The specialist's network: order of heads, what is trainable, what BatchNorm does when frozen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from petface.models import backbones, multi_head
+from tests import reference_networks as reference
+
+SIZES = {"breed": 3, "color1": 0, "gender": 2}
+
+
+@pytest.fixture(scope="module")
+def model() -> multi_head._MultiHeadModel:
+    return multi_head.ChinchillaMultiHeadResNet18(SIZES)
+
+
+def test_logits_are_those_of_a_plain_resnet_with_linear_heads(model) -> None:
+    heads = reference.linear_heads(breed=3, gender=2)
+    model.load_state_dict(reference.stored(heads))
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        outputs = model.eval()(images)
+    assert model.head_names == ("breed", "gender")  # the zero-class head is not built
+    assert isinstance(outputs, tuple)
+    for output, expected in zip(
+        outputs, reference.reference_logits(images, heads).values(), strict=True
+    ):
+        torch.testing.assert_close(output, expected)
+
+
+def test_a_specialist_needs_a_class() -> None:
+    with pytest.raises(AssertionError):
+        multi_head.GenericMultiHeadResNet18({"gender": 0})
+
+
+@pytest.mark.parametrize(
+    ("stages", "prefixes"),
+    [
+        ((), ("heads.",)),
+        (("layer4",), ("heads.", "body.layer4.")),
+        (("stem", "layer1"), ("heads.", "body.conv1.", "body.bn1.", "body.layer1.")),
+        (("all",), ("heads.", "body.")),
+    ],
+)
+def test_unfreeze(model, stages: tuple[str, ...], prefixes: tuple[str, ...]) -> None:
+    trainable = multi_head.unfreeze(model, stages)
+    expected = {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == expected
+    assert [id(p) for p in trainable] == [
+        id(p) for n, p in model.named_parameters() if n in expected
+    ]
+
+
+def test_stage_names_mean_the_same_in_mobilenet() -> None:
+    with torch.device("meta"):
+        model = multi_head.GenericMultiHeadResNet18({"gender": 2}, "mobilenet_v2")
+    multi_head.unfreeze(model, ("layer4",))
+    names = {n for n, p in model.named_parameters() if p.requires_grad and n.startswith("body.")}
+    assert {int(name.split(".")[2]) for name in names} == set(range(14, 19))
+
+
+def test_frozen_batch_norm_keeps_its_statistics(model) -> None:
+    multi_head.unfreeze(model, ("layer4",))
+    multi_head.train_mode(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model(torch.rand(4, 3, 32, 32) * 9)
+    moved = {n for n, t in model.state_dict().items() if not torch.equal(t, before[n])}
+    assert moved and all(name.startswith("body.layer4.") for name in moved)
+    assert any("running_mean" in name for name in moved)
+
+
+def test_unfrozen_batch_norm_learns(model) -> None:
+    multi_head.unfreeze(model, ("all",))
+    multi_head.train_mode(model)
+    assert all(module.training for module in model.modules())
+    assert isinstance(model.body, type(backbones.build_body("resnet18")))
