@@ -1,0 +1,227 @@
+"""Damaged, foreign and hostile checkpoints: an error with file, reason and way out."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from petface import checkpoints
+from petface.checkpoints import CheckpointError
+from petface.errors import UserError
+from tests import reference_networks as reference
+
+SMALL = {
+    "model": {"heads.gender.weight": torch.rand(2, 512), "heads.gender.bias": torch.rand(2)},
+    "head_vocabs": {"gender": ["female", "male"]},
+    "species": "cat",
+    "backbone": "resnet18",
+}
+
+
+class Planted:
+    """What runs a command while it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "cat_best.pt"
+    checkpoints.save(path, SMALL)
+    return path
+
+
+def equal(found: Any, expected: Any) -> bool:
+    if isinstance(expected, torch.Tensor):
+        return torch.equal(found, expected)
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(equal(found[k], expected[k]) for k in found)
+    return found == expected
+
+
+def refused(path: Path, *words: str) -> None:
+    """Expect an error that names the file and holds `words`, and no way to run what is inside."""
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.read_stage2(path, "cat")
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    assert "weights_only" not in message
+    for word in words:
+        assert word in message, message
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_truncated(file: Path, share: float) -> None:
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * share)])
+    refused(file, "damaged", "copy the file again")
+
+
+def test_a_flipped_bit_is_noticed_or_changes_nothing(file: Path) -> None:
+    whole, expected = file.read_bytes(), {"format": checkpoints.FORMAT, **SMALL}
+    draw, noticed = random.Random(0), 0
+    for _ in range(60):
+        place = draw.randrange(len(whole))
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << draw.randrange(8)
+        file.write_bytes(flipped)
+        try:
+            found = checkpoints.load(file)
+        except CheckpointError as error:
+            noticed += 1
+            assert str(error).startswith(f"{file}: ")
+        else:
+            assert equal(found, expected), place
+    assert noticed > 30  # the rest fell on dates, padding and the like
+
+
+def test_a_flipped_bit_in_a_weight_is_named(file: Path) -> None:
+    whole = bytearray(file.read_bytes())
+    place = whole.find(SMALL["model"]["heads.gender.weight"].numpy().tobytes())
+    assert place > 0
+    whole[place + 1000] ^= 1
+    file.write_bytes(whole)
+    refused(file, "checksum", "data/", "copy the file again")
+
+
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>" * 99, bytes(999), b"PK\3\4" * 99])
+def test_no_checkpoint_at_all(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    refused(file, "damaged or not a checkpoint")
+
+
+def test_no_such_file_and_a_folder(tmp_path: Path) -> None:
+    refused(tmp_path / "cat_best.pt", "no such file")
+    refused(tmp_path, "no such file")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_planted_code_stays_asleep(file: Path, tmp_path: Path, zipped: bool) -> None:
+    trace = tmp_path / "trace"
+    torch.save({**SMALL, "optimizer": Planted(trace)}, file, _use_new_zipfile_serialization=zipped)
+    refused(file, "holds pickled objects", "mkdir", "nothing of it was run", "state_dict()")
+    file.write_bytes(pickle.dumps({"model": Planted(trace)}, protocol=2))
+    refused(file, "holds pickled objects")
+    assert not trace.exists()
+    pickle.loads(pickle.dumps(Planted(trace)))  # it would have worked
+    assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [torch.nn.Linear(2, 2), {"best": np.float64(0.5)}, {"run": Path("x")}, defaultdict(list)],
+    ids=lambda content: type(content).__name__,
+)
+def test_pickled_objects_are_refused(file: Path, content: Any) -> None:
+    torch.save(content, file)
+    refused(file, "holds pickled objects (GLOBAL ", "store model.state_dict()")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([1, 2], ["holds a list, not a dictionary"]),
+        ({}, ['no weights under "model"']),
+        ({"model": {"epoch": 3}}, ['no weights under "model"']),
+        ({"model": {"fc.weight": torch.ones(2, 2)}}, ["holds no head"]),
+        ({**SMALL, "format": 2}, ["format 2", "newer", "update PetFace"]),
+        ({**SMALL, "format": "new"}, ["format new"]),
+        ({**SMALL, "species": "dog"}, ["for dog, not for cat"]),
+        ({**SMALL, "backbone": "vgg"}, ["unknown backbone 'vgg'", "resnet18"]),
+        ({**SMALL, "backbone": ["resnet18"]}, ["unknown backbone"]),
+        ({**SMALL, "head_vocabs": {"gender": ["a", "b", "c"]}}, ["2 outputs but 3 class names"]),
+        ({**SMALL, "head_vocabs": {"gender": {"a": 0, "b": 2}}}, ["number"]),
+        ({**SMALL, "head_vocabs": {}, "format": 1}, ["lacks ['gender']", "copy the file again"]),
+        ({**SMALL, "head_vocabs": 5}, ['"head_vocabs" is a int']),
+        ({**SMALL, "preprocessing": {"size_px": 0}}, ["do not fit the network"]),
+        ({"model": SMALL["model"]}, ["do not fit the network", "body.conv1.weight"]),
+    ],
+    ids=repr,
+)
+def test_wrong_content(file: Path, content: Any, words: list[str]) -> None:
+    torch.save(content, file)
+    refused(file, *words)
+
+
+@pytest.mark.parametrize("rule", [None, {"size_px": 0}, {"size_px": 32, "resize": "crop"}])
+def test_nonsensical_preprocessing(file: Path, rule: Any) -> None:
+    state = reference.classifier(2, 0)
+    torch.save({"model": state, "class_to_index": {"a": 0, "b": 1}, "preprocessing": rule}, file)
+    with pytest.raises(CheckpointError, match=r"cat_best\.pt: preprocessing: "):
+        checkpoints.read_stage1(file)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        None, {}, ["cat", "dog"], {"cat": 1, "dog": 2}, {"cat": 0, "dog": 0}, {"cat": "0"},
+        {"cat": 0, "dog": None}, {"cat": False, "dog": True}, {"cat": 0, "dog": 1.0},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_stage1_without_its_classes(file: Path, table: Any) -> None:
+    torch.save({"model": {"fc.weight": torch.ones(2, 512)}, "class_to_index": table}, file)
+    with pytest.raises(CheckpointError, match=r"cat_best\.pt: \"class_to_index\".*best\.pt"):
+        checkpoints.read_stage1(file)
+
+
+def test_stage1_with_another_number_of_classes(file: Path) -> None:
+    torch.save({"model": reference.classifier(3, 0), "class_to_index": {"a": 0, "b": 1}}, file)
+    with pytest.raises(CheckpointError, match="do not fit the network"):
+        checkpoints.read_stage1(file)
+
+
+FULL_DISK = """
+import resource, signal, sys
+import torch
+from petface import checkpoints
+from petface.errors import run_script
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+run_script(lambda: checkpoints.save(sys.argv[1], {"model": {"w": torch.zeros(99_999)}}))
+"""
+
+
+def test_full_disk_leaves_the_old_checkpoint(file: Path) -> None:
+    """A real limit: torch writes files its own way, and hides the system's reason."""
+    before = file.read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, file],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: cannot write {file}: ") and "bytes free" in done.stderr
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_crash_while_saving_leaves_the_old_checkpoint(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = file.read_bytes()
+
+    def crash(_content: Any, handle: Any) -> None:
+        handle.write(b"half")
+        raise RuntimeError("not the disk's fault")
+
+    monkeypatch.setattr(torch, "save", crash)
+    with pytest.raises(RuntimeError, match="not the disk's fault") as caught:
+        checkpoints.save(file, SMALL)
+    assert not isinstance(caught.value, UserError)
+    assert file.read_bytes() == before

@@ -1,0 +1,237 @@
+"""Checkpoints of every layout give the logits of one plain torchvision network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from inference_engine import Stage1Model, Stage2Model
+from petface import checkpoints
+from petface.checkpoints import CheckpointError
+from petface.images import Preprocessing
+from petface.models import backbones, multi_head
+from tests import reference_networks as reference
+
+# All of chinchilla's heads, a zero-class one among them; the names of each class, in index order.
+NAMES = {"color1": ("White", "Black, or so", "'Beige'"), "color2": (), "gender": ("female", "male")}
+HEADS = reference.linear_heads(color1=3, color2=0, gender=2)
+KNOWN = {head: names for head, names in NAMES.items() if names}
+TABLES = {head: {name: k for k, name in enumerate(names)} for head, names in NAMES.items()}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    """Where a checkpoint of 45 MB goes; deleted after the test."""
+    path = tmp_path / "chinchilla_best.pt"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def layouts() -> dict[str, dict[str, Any]]:
+    """One checkpoint in each layout: other names of the body, the heads and the vocabularies."""
+    stored = reference.stored
+    return {
+        "feature_infos, list": {
+            "model": stored(HEADS),
+            "feature_infos": [
+                {"name": head, "classes": list(names), "num_classes": len(names)}
+                for head, names in NAMES.items()
+            ],
+        },
+        "feature_infos, dict": {
+            "model_state_dict": stored(HEADS, "backbone.", "heads.{}.1."),
+            "feature_infos": {head: {"class_to_idx": table} for head, table in TABLES.items()},
+            "species": "chinchilla",
+        },
+        "head_vocabs, lists": {
+            "state_dict": stored(HEADS, "backbone.#"),
+            "head_vocabs": {head: list(names) for head, names in NAMES.items()},
+            "epoch": 9,
+        },
+        "head_vocabs, label to index": {
+            "model": reference.data_parallel(stored(HEADS)),
+            "head_vocabs": TABLES,
+        },
+        "heads_meta": {
+            "model": stored(HEADS, "body.#", "heads.{}.0."),
+            "heads_meta": {
+                head: {"num_classes": len(names), "idx_to_class": dict(enumerate(names))}
+                for head, names in NAMES.items()
+            },
+        },
+        "vocabs and heads": {
+            "model": reference.data_parallel(stored(HEADS, "backbone.")),
+            "vocabs": {head: list(names) for head, names in NAMES.items()},
+            "heads": list(NAMES),
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "feature_infos, list",
+        "feature_infos, dict",
+        "head_vocabs, lists",
+        "head_vocabs, label to index",
+        "heads_meta",
+        "vocabs and heads",
+    ],
+)
+def test_newer_layouts(name: str, file: Path) -> None:
+    model = Stage2Model.load_for_species(
+        "chinchilla", reference.write(file, layouts()[name]), "cpu"
+    )
+    assert isinstance(model.network.model, multi_head.ChinchillaMultiHeadResNet18)
+    assert model.vocabularies == KNOWN
+    assert set(model.vocabulary_sources.values()) == {"checkpoint"}
+    assert model.network.preprocessing == Preprocessing(224, "stretch", None, None)
+    assert_same_logits(model)
+
+
+def assert_same_logits(model: Stage2Model, heads: reference.Heads | None = None) -> None:
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = reference.reference_logits(images, heads or HEADS)
+    with torch.inference_mode():
+        found = dict(zip(model.heads, model.network.model(images), strict=True))
+    assert list(found) == [head for head, logits in expected.items() if logits.shape[1]]
+    for head, logits in found.items():
+        torch.testing.assert_close(logits, expected[head])
+
+
+@pytest.mark.parametrize(
+    ("body", "head", "wrapped"), [("", "head_{}.", False), ("backbone.#", "head_{}.fc.", True)]
+)
+def test_legacy_layout(body: str, head: str, wrapped: bool, file: Path) -> None:
+    heads = reference.linear_heads(breed=4, gender=2)
+    state = reference.stored(heads, body, head)
+    content = {"model": reference.data_parallel(state), "epoch": 3} if wrapped else state
+    model = Stage2Model.load_for_species("chimp", reference.write(file, content), "cpu")
+    assert isinstance(model.network.model, multi_head.GenericMultiHeadResNet18)
+    assert model.vocabularies == {
+        "breed": ("P. t. ellioti", "P. t. schweinfurthii", "P. t. troglodytes", "P. t. verus"),
+        "gender": ("female", "male"),
+    }
+    assert model.vocabulary_sources == {"breed": "built-in", "gender": "gender"}
+    assert_same_logits(model, heads)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read heads and vocabularies only: build nothing, so that a body need not be there."""
+    monkeypatch.setattr(checkpoints, "_fill", lambda _path, model, _state: model)
+    for kind in ("ChinchillaMultiHeadResNet18", "GenericMultiHeadResNet18"):
+        monkeypatch.setattr(multi_head, kind, lambda sizes, _backbone: tuple(sizes))
+
+
+def read(path: Path, species: str, sizes: dict[str, int], **content: Any):
+    state = {}
+    for head, size in sizes.items():
+        state[f"head_{head}.weight"] = torch.zeros(size, 512)
+        state[f"head_{head}.bias"] = torch.zeros(size)
+    return checkpoints.read_stage2(reference.write(path, {"model": state, **content}), species)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_vocabularies_of_the_checkpoint_come_first(file: Path) -> None:
+    own = {"breed": list("wxyz"), "gender": ["m", "f"]}
+    found = read(file, "chimp", {"breed": 4, "gender": 2}, head_vocabs=own)
+    assert found.vocabularies == {"breed": tuple("wxyz"), "gender": ("m", "f")}
+    assert set(found.sources.values()) == {"checkpoint"}
+    # a head that an old checkpoint names nothing for falls back alone
+    found = read(file, "chimp", {"breed": 4, "gender": 2}, vocabs={"gender": ["m", "f"]})
+    assert found.sources == {"breed": "built-in", "gender": "checkpoint"}
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize(
+    ("species", "sizes", "sources"),
+    [
+        ("chimp", {"breed": 5, "gender": 3}, {"breed": "index", "gender": "index"}),
+        ("dog", {"breed": 4, "gender": 2}, {"breed": "index", "gender": "gender"}),
+        ("cat", {"color1": 2, "gender": 1}, {"color1": "index", "gender": "index"}),
+    ],
+)
+def test_fall_back_vocabularies_only_where_they_fit(
+    file: Path, species: str, sizes: dict[str, int], sources: dict[str, str]
+) -> None:
+    found = read(file, species, sizes)
+    assert found.sources == sources
+    for head, source in sources.items():
+        if source == "index":
+            assert found.vocabularies[head] == tuple(str(k) for k in range(sizes[head]))
+
+
+@pytest.mark.usefixtures("no_network")
+def test_heads_are_renamed_filtered_and_ordered(file: Path) -> None:
+    sizes = {"gender": 2, "attr2": 3, "species": 13, "color1": 2, "breed": 4}
+    found = read(file, "chinchilla", sizes, vocabs={"attr2": list("abc")})
+    assert found.model == ("color1", "color2", "gender")  # chinchilla has no breed
+    assert found.vocabularies["color2"] == tuple("abc")
+    assert found.sources == {"color1": "index", "color2": "checkpoint", "gender": "gender"}
+    # a species that PetFace does not describe keeps every known head
+    assert read(file, "yak", sizes).model == ("breed", "color1", "color2", "gender")
+
+
+@pytest.mark.usefixtures("no_network")
+def test_zero_class_heads_are_skipped(file: Path) -> None:
+    assert read(file, "cat", {"breed": 0, "gender": 2}).model == ("gender",)
+    with pytest.raises(CheckpointError, match="no head for cat"):
+        read(file, "cat", {"breed": 0})
+
+
+def test_stage1_gives_the_logits_of_a_plain_resnet(file: Path) -> None:
+    state = reference.classifier(3, favourite=1)
+    table = {"dog": 2, "cat": 0, "a, b": 1}  # not in the order of the indices
+    rule = Preprocessing(32, "letterbox", (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    checkpoints.save(
+        file, {"model": state, "class_to_index": table, "preprocessing": rule.to_dict()}
+    )
+    model = Stage1Model(file, "cpu")
+    assert model.classes == ("cat", "a, b", "dog")
+    assert model.network.preprocessing == rule
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        found = model.network.model(images)
+    heads = {"fc": (state["fc.weight"], state["fc.bias"])}
+    torch.testing.assert_close(found, reference.reference_logits(images, heads)["fc"])
+
+
+def test_what_is_saved_comes_back(file: Path) -> None:
+    content = {"model": {"w": torch.arange(3)}, "lists": [[1, 2.5], None], "text": "naïve"}
+    checkpoints.save(file, content)
+    found = checkpoints.load(file)
+    assert torch.equal(found.pop("model")["w"], torch.arange(3))
+    assert found == {"format": checkpoints.FORMAT, "lists": [[1, 2.5], None], "text": "naïve"}
+
+
+@pytest.mark.parametrize("prefix", ["body.", ""])
+def test_first_weights_from_a_file(prefix: str, file: Path) -> None:
+    """A specialist's body, and a stage-1 checkpoint with its own classifier."""
+    state = {prefix + name: tensor for name, tensor in reference.resnet18_body().items()}
+    last = "heads.gender.weight" if prefix else "fc.weight"
+    reference.write(file, {"model": {**state, last: torch.zeros(2, 512)}})
+    body = backbones.build_body("resnet18")
+    told = checkpoints.initialise_body(body, "resnet18", str(file), "auto")
+    assert told == "file chinchilla_best.pt"
+    for name, tensor in body.state_dict().items():
+        assert torch.equal(tensor, reference.resnet18_body()[name]), name
+
+
+@pytest.mark.parametrize(("weights", "policy"), [("none", "require"), ("no/such.pt", "none")])
+def test_no_first_weights(weights: str, policy: str) -> None:
+    body = torch.nn.Linear(2, 2)
+    before = body.weight.clone()
+    assert checkpoints.initialise_body(body, "resnet18", weights, policy) == "random"
+    assert torch.equal(body.weight, before)
+
+
+def test_first_weights_that_do_not_fit(file: Path) -> None:
+    reference.write(file, {"model": {"conv1.weight": torch.zeros(64, 3, 7, 7)}})
+    body = torch.nn.Linear(2, 2)
+    with pytest.raises(CheckpointError, match=r"chinchilla_best\.pt: does not fit a resnet18"):
+        checkpoints.initialise_body(body, "resnet18", str(file), "auto")
