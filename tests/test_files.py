@@ -1,0 +1,150 @@
+"""Whole files or none, also on a full disk; text that survives CSV, spreadsheets and pandas."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from petface import files
+from petface.errors import UserError
+
+HOSTILE = [
+    "plain", "", "'", "''", "'quoted'", "=1+1", "+1", "-1", "@x", "\ttab", "\rreturn", "a\rb",
+    "a\r\nb", "line\nbreak", 'say "x"', "a, b", " blank ", "NA", "nan", "None", "000007",
+    "\u202eright to left", "🐈", "<script>", "Bulldog, Olde mix", "'=1",
+]  # fmt: skip
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    path = tmp_path / "figures.json"
+    path.write_bytes(b"old")
+    return path
+
+
+def only_old_is_there(path: Path) -> bool:
+    return path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
+
+
+def test_written_whole(old: Path) -> None:
+    with files.atomic_write(old) as handle:
+        handle.write(b"new")
+        handle.flush()
+        assert old.read_bytes() == b"old"  # nobody sees a half of it
+    assert old.read_bytes() == b"new" and list(old.parent.iterdir()) == [old]
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    with files.atomic_write(tmp_path / "a/b/c.txt", "w") as handle:
+        handle.write("naïve\n")
+    assert (tmp_path / "a/b/c.txt").read_bytes() == "naïve\n".encode()
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), KeyboardInterrupt(), UserError("x")])
+def test_an_exception_leaves_the_old_file(old: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, files.atomic_write(old) as handle:
+        handle.write(b"half")
+        raise error
+    assert caught.value is error and only_old_is_there(old)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file(
+    old: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(UserError, match=r"figures\.json: No space left.*[\d,]+ bytes free"):
+        files.write_json(old, {"a": 1})
+    assert only_old_is_there(old)
+
+
+def test_a_disk_that_fills_up_while_writing(old: Path) -> None:
+    with pytest.raises(UserError, match=r"No space left"), files.atomic_write(old) as handle:
+        handle.write(b"half")
+        full()
+    assert only_old_is_there(old)
+
+
+def test_a_file_in_place_of_a_folder(old: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write .*figures\.json/deep/x\.csv: .*bytes free"):
+        files.write_csv(old / "deep" / "x.csv", ["a"], [])
+    assert only_old_is_there(old)
+
+
+def test_what_a_crash_left_is_overwritten(old: Path) -> None:
+    old.with_name(old.name + files.TEMPORARY_SUFFIX).write_bytes(b"much longer than the new file")
+    files.write_json(old, [])
+    assert old.read_text() == "[]\n" and list(old.parent.iterdir()) == [old]
+
+
+def test_json_is_utf8_and_has_no_nan(old: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(old, {"a": float("nan")})
+    assert only_old_is_there(old)
+    files.write_json(old, {"ü": [1, None]})
+    assert json.loads(old.read_text(encoding="utf-8")) == {"ü": [1, None]}
+    assert "ü" in old.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_text_cells_round_trip_and_are_no_formula(text: str) -> None:
+    cell = files.safe_cell(text)
+    assert isinstance(cell, str) and files.plain_cell(cell) == text
+    assert cell[:1] not in {"=", "+", "-", "@", "\t", "\r"}
+
+
+@pytest.mark.parametrize("number", [-1, -0.5, 7, None, True])
+def test_numbers_stay_numbers(number: object) -> None:
+    assert files.safe_cell(number) is number
+
+
+def python_reader(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as handle:
+        return list(csv.reader(handle))
+
+
+def pandas_reader(path: Path) -> list[list[str]]:
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, header=None, encoding="utf-8")
+    return table.to_numpy().tolist()
+
+
+@pytest.mark.parametrize("read", [python_reader, pandas_reader])
+def test_csv_round_trips(read: Callable[[Path], list[list[str]]], tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    files.write_csv(path, ["a", "b", "c"], [[text, -1.5, text[::-1]] for text in HOSTILE])
+    header, *rows = read(path)
+    assert header == ["a", "b", "c"]
+    assert [[files.plain_cell(a), b, files.plain_cell(c)] for a, b, c in rows] == [
+        [text, "-1.5", text[::-1]] for text in HOSTILE
+    ]
+
+
+def test_csv_rows_end_in_lf_alone() -> None:
+    assert files.csv_line(["a", 1, "b c"]) == "a,1,b c\n"
+    assert files.csv_line(["x\ny", "", 'q"']) == '"x\ny",,"q"""\n'
+    assert next(csv.reader(io.StringIO(files.csv_line(["a\rb"]), newline=""))) == ["a\rb"]
+
+
+def test_file_names_that_are_no_utf8(tmp_path: Path) -> None:
+    files.write_csv(tmp_path / "t.csv", ["image"], [[os.fsdecode(b"caf\xe9.png")]])
+    assert (tmp_path / "t.csv").read_text(encoding="utf-8") == "image\ncaf\\udce9.png\n"
+
+
+def test_sha256(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 5000  # more than one block
+    (tmp_path / "x").write_bytes(data)
+    assert files.sha256_of_file(tmp_path / "x") == hashlib.sha256(data).hexdigest()
