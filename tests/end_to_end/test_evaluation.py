@@ -1,0 +1,263 @@
+"""`inference_engine.py evaluate` against a naive loop over single photos, and after kills."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+
+from tests import naive, scripts
+from tests.conftest import BOMB, EMPTY, TRUNCATED
+
+BAD = {TRUNCATED: "unreadable", BOMB: "too_large", EMPTY: "unreadable"}
+FILES = ("petface_eval_per_image.csv", "petface_eval_summary.json")
+
+
+@pytest.fixture(scope="module")
+def out(evaluation_run):
+    assert evaluation_run.result.code == 0, evaluation_run.result.err
+    return evaluation_run.folder
+
+
+@pytest.fixture(scope="module")
+def rows(out):
+    with (out / FILES[0]).open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+@pytest.fixture(scope="module")
+def summary(out):
+    return json.loads((out / FILES[1]).read_text())
+
+
+@pytest.fixture(scope="module")
+def expected(tree, stage1_run, stage2_run):
+    """What a loop over single photos answers: a dictionary per photo, cells as text."""
+    stage1 = torch.load(stage1_run.folder / "best.pt", weights_only=True)
+    species_model, classes = naive.species_network(stage1), list(stage1["class_to_index"])
+    specialists = {}
+    for path in stage2_run.folder.glob("*/*_best.pt"):
+        content = torch.load(path, weights_only=True)
+        specialists[path.parent.name] = {
+            head: (naive.specialist_network(content, head), names)
+            for head, names in content["head_vocabs"].items()
+        }
+    truth, split, answers = naive.labels(tree.annotations), naive.splits(tree.root), []
+    for name in naive.photos(tree.images):
+        species, record, _ = name.split("/")
+        row = {"image": name, "species": species, "record": record, "split": split[species, record]}
+        row |= {"status": BAD.get(name, "ok"), "species_pred": "", "species_correct": ""}
+        for head in naive.HEADS:
+            row[f"{head}_true"] = truth.get((species, record), {}).get(head, "")
+            row[f"{head}_pred"] = row[f"{head}_correct"] = ""
+        answers.append(row)
+        if name in BAD:
+            continue
+        image = naive.pixels(tree.images / name, 32)
+        probabilities = naive.logits(species_model, image).softmax(0)
+        row["species_pred"] = classes[int(probabilities.argmax())]
+        row["species_prob"] = float(probabilities.max())
+        row["species_correct"] = str(int(row["species_pred"] == species))
+        if row["species_pred"] != species:
+            continue
+        if species not in specialists:
+            row["status"] = "no_specialist"
+        for head, (model, names) in specialists.get(species, {}).items():
+            probabilities = naive.logits(model, image).softmax(0)
+            row[f"{head}_pred"] = names[int(probabilities.argmax())]
+            row[f"{head}_prob"] = float(probabilities.max())
+            if row[f"{head}_true"]:
+                row[f"{head}_correct"] = str(int(row[f"{head}_pred"] == row[f"{head}_true"]))
+    return answers
+
+
+def test_every_photo_has_its_row_and_each_cell_is_that_of_the_naive_loop(rows, expected):
+    assert [row["image"] for row in rows] == [row["image"] for row in expected]
+    for row, reference in zip(rows, expected, strict=True):
+        for column, cell in row.items():
+            if column.endswith("_prob"):
+                assert (cell == "") == (column not in reference), (row["image"], column)
+                assert cell == "" or float(cell) == pytest.approx(reference[column], abs=2e-5)
+            else:
+                assert cell == reference[column], (row["image"], column)
+
+
+def test_the_tiny_models_answer_rightly_and_wrongly_so_that_the_test_means_something(expected):
+    assert "1" in {row["species_correct"] for row in expected}
+    for name in naive.HEADS:
+        cells = {row[f"{name}_correct"] for row in expected} - {""}
+        assert cells if name != "color" else not cells
+    assert {row["breed_correct"] for row in expected} >= {"0", "1"}
+
+
+def figure(rows, column):
+    """num, correct, accuracy of one column, counted by hand."""
+    cells = [row[column] for row in rows if row[column] != ""]
+    right = cells.count("1")
+    return {
+        "num": len(cells),
+        "correct": right,
+        "accuracy": right / len(cells) if cells else None,
+    }
+
+
+def tree_of(rows):
+    """The part of the summary that counts, from the rows of the naive loop."""
+    by_species = {}
+    for row in rows:
+        by_species.setdefault(row["species"], []).append(row)
+    per_species = {}
+    for name, part in by_species.items():
+        figures = {head: figure(part, f"{head}_correct") for head in naive.HEADS}
+        figures = {head: f for head, f in figures.items() if f["num"]}
+        if figures:
+            per_species[name] = figures
+    return {
+        "stage1": {
+            "overall": figure(rows, "species_correct"),
+            "per_species": {n: figure(part, "species_correct") for n, part in by_species.items()},
+        },
+        "stage2": {
+            "per_feature": {head: figure(rows, f"{head}_correct") for head in naive.HEADS},
+            "per_species": per_species,
+        },
+    }
+
+
+def test_every_count_of_the_summary_is_that_of_the_naive_loop(summary, expected):
+    assert summary["num_images"] == len(expected)
+    statuses = [row["status"] for row in expected]
+    assert summary["status_counts"] == {s: statuses.count(s) for s in sorted(set(statuses))}
+    assert {k: summary[k] for k in ("stage1", "stage2")} == tree_of(expected)
+    assert set(summary["splits"]) == {"train", "val", "test"}
+    for part, found in summary["splits"].items():
+        rows = [row for row in expected if row["split"] == part]
+        assert found == {"num_images": len(rows), **tree_of(rows)}
+
+
+def test_the_held_out_figures_agree_with_the_counts_of_the_test_part(summary, expected):
+    test = [row for row in expected if row["split"] == "test"]
+    species = figure(test, "species_correct")
+    assert {k: summary["test"]["species"][k] for k in species} == species
+    low, high = summary["test"]["species"]["interval_95"]
+    assert 0 <= low <= species["accuracy"] <= high <= 1
+    for head, found in summary["test"]["features"].items():
+        assert {k: found["conditional"][k] for k in species} == figure(test, f"{head}_correct")
+
+
+def test_a_photo_that_cannot_be_read_is_in_no_denominator_and_never_another_one(rows, summary):
+    found = {row["image"]: row for row in rows if row["image"] in BAD}
+    assert {name: row["status"] for name, row in found.items()} == BAD
+    for row in found.values():
+        asked = [k for k in row if k.endswith(("_pred", "_prob", "_correct"))]
+        assert all(row[column] == "" for column in asked)
+    num_read = len(rows) - len(BAD)
+    assert summary["stage1"]["overall"]["num"] == num_read
+    assert summary["status_counts"]["unreadable"] == 2
+    assert summary["status_counts"]["too_large"] == 1
+
+
+def test_a_species_without_a_specialist_is_counted_and_answered_by_stage_1(rows, summary):
+    yaks = [row for row in rows if row["species"] == "yak" and row["species_correct"] == "1"]
+    assert yaks and all(row["status"] == "no_specialist" for row in yaks)
+    assert summary["status_counts"]["no_specialist"] == len(yaks)
+    assert "yak" not in summary["stage2"]["per_species"]
+    assert summary["stage1"]["per_species"]["yak"]["num"] > 0
+
+
+def test_what_is_printed_last_names_the_files(evaluation_run, out):
+    block = evaluation_run.result.figures()
+    assert block == {"per_image": str(out / FILES[0]), "summary": str(out / FILES[1])}
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+
+
+@pytest.fixture
+def evaluate(script, evaluation_flags):
+    return lambda out, hook=None, *more: script(
+        scripts.INFERENCE, [*evaluation_flags, "--out-dir", out, *more], hook
+    )
+
+
+def assert_equal_bytes(one, other):
+    for name in FILES:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert sorted(p.name for p in other.iterdir()) == sorted(FILES)
+
+
+def test_a_second_run_into_another_folder_writes_the_same_bytes(out, evaluate, tmp_path):
+    done = evaluate(tmp_path / "second")
+    assert done.code == 0, done.err
+    assert_equal_bytes(out, tmp_path / "second")
+
+
+@pytest.mark.slow  # two processes per species are started and ended
+def test_worker_processes_write_the_same_bytes(out, evaluate, tmp_path):
+    done = evaluate(tmp_path / "helped", None, "--num-workers", 2)
+    assert done.code == 0, done.err
+    assert_equal_bytes(out, tmp_path / "helped")
+
+
+def test_kills_at_any_row_change_no_byte(out, evaluate, tmp_path):
+    """Five kills of one evaluation, one after the other, at different places in the table."""
+    target = tmp_path / "killed"
+    hooks = [
+        scripts.KillWhileWritingRows(1, 0.5),  # in the header
+        scripts.KillWhileWritingRows(3, 1.0),  # after two whole batches
+        scripts.KillWhileWritingRows(2, 0.4),  # one batch more, and a torn one
+        scripts.KillWhileWritingRows(4, 0.0),
+        scripts.KillBeforeCall("petface.files", "write_json", 2),  # rows whole, no summary yet
+    ]
+    sizes = []
+    for hook in hooks:
+        done = evaluate(target, hook)
+        assert done.code == -9, (hook, done.err)
+        assert not (target / FILES[0]).exists()
+        sizes.append((target / f"{FILES[0]}.unfinished").stat().st_size)
+    assert sizes == sorted(sizes) and len(set(sizes)) == 5, "each run went on where the last ended"
+    assert sizes[-1] == (out / FILES[0]).stat().st_size
+    done = evaluate(target)
+    assert done.code == 0, done.err
+    assert_equal_bytes(out, target)
+
+
+def test_an_unfinished_table_of_other_models_is_not_continued(evaluate, tmp_path, stage1_run):
+    target = tmp_path / "mixed"
+    assert evaluate(target, scripts.KillWhileWritingRows(3, 1.0)).code == -9
+    other = evaluate(target, None, "--stage1-checkpoint", stage1_run.folder / "last.pt")
+    assert other.code == 1
+    assert "begun with other checkpoints" in other.err and "Traceback" not in other.err
+
+
+def test_a_finished_evaluation_is_not_overwritten_without_force(out, evaluate, tmp_path):
+    shutil.copytree(out, tmp_path / "done")
+    refused = evaluate(tmp_path / "done")
+    assert refused.code == 1 and "finished table" in refused.err and "--force" in refused.err
+    assert_equal_bytes(out, tmp_path / "done")
+    forced = evaluate(tmp_path / "done", None, "--force")
+    assert forced.code == 0, forced.err
+    assert_equal_bytes(out, tmp_path / "done")
+
+
+def test_a_photo_that_breaks_in_between_changes_its_own_row_alone(
+    tree, rows, tmp_path, script, evaluation_flags
+):
+    """The rows of all others stay equal, cell by cell."""
+    broken = tree.copy(tmp_path / "data")
+    victim = next(row["image"] for row in rows if row["breed_correct"] == "1")
+    (broken.images / victim).write_bytes(b"<html>not found</html>")
+    flags = [f for f in evaluation_flags if f not in (tree.images, tree.annotations)]
+    flags = [f for f in flags if f not in ("--images-root", "--annotations-root")]
+    done = script(scripts.INFERENCE, [*flags, *broken.flags, "--out-dir", tmp_path / "out"])
+    assert done.code == 0, done.err
+    with (tmp_path / "out" / FILES[0]).open(newline="") as handle:
+        for before, now in zip(rows, csv.DictReader(handle), strict=True):
+            if now["image"] == victim:
+                assert now["status"] == "unreadable" and now["species_pred"] == ""
+                continue
+            for column in before:
+                if column.endswith("_prob") and before[column]:
+                    # the batch of the victim is one smaller, which moves the last digits
+                    assert float(now[column]) == pytest.approx(float(before[column]), abs=1e-5)
+                else:
+                    assert now[column] == before[column]

@@ -1,0 +1,161 @@
+"""Runs that are stopped and killed, again and again, equal the straight run bit for bit."""
+
+import csv
+import signal
+from functools import partial
+
+import pytest
+import torch
+
+from tests import scripts
+from tests.conftest import TINY_STAGE1
+
+TIMINGS = {"train_images_per_s", "train_s"}
+
+
+def assert_equal(one, other, path=""):
+    """Compare two checkpoints to the last bit; only durations may differ."""
+    assert type(one) is type(other), path
+    if isinstance(one, dict):
+        assert list(one) == list(other), path
+        for key in one.keys() - TIMINGS - {"seconds"}:
+            assert_equal(one[key], other[key], f"{path}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), path
+        for number, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_equal(a, b, f"{path}[{number}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), path
+    else:
+        assert one == other or (one != one and other != other), path
+
+
+def assert_same_run(straight, resumed, prefix=""):
+    for name in ("best.pt", "last.pt"):
+        one, other = (
+            torch.load(folder / f"{prefix}{name}", weights_only=True)
+            for folder in (straight, resumed)
+        )
+        assert_equal(one, other, name)
+    assert rows_of(straight / "metrics.csv") == rows_of(resumed / "metrics.csv")
+    for path in [
+        *straight.glob("*.txt"),
+        *straight.glob("confusion*.csv"),
+        straight / "errors.csv",
+    ]:
+        assert path.read_bytes() == (resumed / path.name).read_bytes(), path.name
+    assert {p.name for p in straight.iterdir()} == {p.name for p in resumed.iterdir()}
+
+
+def rows_of(path):
+    with path.open(newline="") as handle:
+        return [{k: v for k, v in r.items() if k not in TIMINGS} for r in csv.DictReader(handle)]
+
+
+def loads(path):
+    """A checkpoint that is whole can be read; its epoch and step."""
+    state = torch.load(path, weights_only=True)["epoch_state"]
+    return state["epoch"], state["step"]
+
+
+@pytest.fixture
+def stage1(script, tree, tmp_path):
+    flags = [*tree.flags, *TINY_STAGE1, "--runs-root", tmp_path / "runs", "--run-name", "broken"]
+    return partial(script, scripts.STAGE1, flags)
+
+
+def test_stage_1_stopped_and_killed_six_times_equals_the_straight_run(stage1, stage1_run, tmp_path):
+    """An epoch has 12 steps. Each start goes on where the last left whole."""
+    folder = tmp_path / "runs/broken"
+    assert stage1(scripts.KillWhileSaving("best.pt")).code == -9  # of the first epoch
+    assert not (folder / "last.pt").exists() and not (folder / "best.pt").exists()
+    assert len(list(folder.glob("best.pt.*"))) == 1  # a torn temporary file
+
+    done = stage1(scripts.SignalAtStep(5, signal.SIGTERM))  # in the middle of the first epoch
+    assert done.code == 143 and "stopped in epoch 1" in done.out
+    assert loads(folder / "last.pt") == (0, 5)
+
+    done = stage1(scripts.SignalAtStep(3, signal.SIGINT))
+    assert done.code == 130
+    assert "going on at epoch 1, step 5" in done.out
+    assert loads(folder / "last.pt") == (0, 8)
+
+    # steps 9 to 12 of epoch 1, then 6 of epoch 2
+    assert stage1(scripts.SignalAtStep(4 + 6, signal.SIGKILL)).code == -9
+    assert loads(folder / "last.pt") == (1, 0)
+
+    assert stage1(scripts.KillWhileSaving("last.pt")).code == -9  # of epoch 2
+    assert loads(folder / "last.pt") == (1, 0)  # the old one, whole
+    torch.load(folder / "best.pt", weights_only=True)
+
+    # all epochs are done and saved, the table of metrics is not
+    assert stage1(scripts.KillBeforeCall("petface.files", "write_csv", 3)).code == -9
+    assert loads(folder / "last.pt") == (3, 0)
+    assert len(rows_of(folder / "metrics.csv")) == 2
+
+    done = stage1()
+    assert done.code == 0, done.err
+    assert_same_run(stage1_run.folder, folder)
+    assert done.figures()["test_accuracy"] == stage1_run.result.figures()["test_accuracy"]
+
+
+def test_the_comparison_notices_a_difference(stage1_run):
+    best = torch.load(stage1_run.folder / "best.pt", weights_only=True)
+    other = torch.load(stage1_run.folder / "best.pt", weights_only=True)
+    other["model"]["fc.bias"][0] += 1e-7
+    with pytest.raises(AssertionError, match="fc.bias"):
+        assert_equal(best, other)
+
+
+def test_stage_2_stopped_and_killed_equals_the_straight_run(
+    script, stage2_flags, stage2_run, tmp_path
+):
+    """Cat alone: 4 steps an epoch, two epochs in phase 1, one in phase 2."""
+    flags = [*stage2_flags, "--runs-root", tmp_path / "runs", "--run-name", "broken"]
+    stage2 = partial(script, scripts.STAGE2, [*flags, "--species", "cat"])
+    folder = tmp_path / "runs/broken/cat"
+    done = stage2(scripts.SignalAtStep(2, signal.SIGTERM))
+    assert done.code == 143 and loads(folder / "cat_last.pt") == (0, 2)
+
+    assert stage2(scripts.SignalAtStep(2 + 3, signal.SIGKILL)).code == -9  # in epoch 2
+    assert loads(folder / "cat_last.pt") == (1, 0)
+
+    done = stage2(scripts.SignalAtStep(1, signal.SIGINT))
+    assert done.code == 130 and loads(folder / "cat_last.pt") == (1, 1)
+
+    assert stage2(scripts.SignalAtStep(3 + 2, signal.SIGKILL)).code == -9  # in phase 2
+    assert loads(folder / "cat_last.pt") == (2, 0)
+    assert torch.load(folder / "cat_last.pt", weights_only=True)["phase"] == 1
+
+    done = stage2(scripts.SignalAtStep(2, signal.SIGTERM))
+    assert done.code == 143 and "going on in phase 2, epoch 3" in done.out
+
+    done = stage2()
+    assert done.code == 0, done.err
+    assert_same_run(stage2_run.folder / "cat", folder, prefix="cat_")
+
+
+def test_all_specialists_go_on_after_a_kill_in_the_second(
+    script, stage2_flags, stage2_run, tmp_path
+):
+    flags = [*stage2_flags, "--runs-root", tmp_path / "runs", "--run-name", "broken"]
+    straight, broken = stage2_run.folder, tmp_path / "runs/broken"
+    hook = scripts.SignalAtStep(3 * 4 + 5, signal.SIGKILL)  # cat takes 12 steps
+    assert script(scripts.STAGE2, flags, hook).code == -9
+    assert (broken / "cat/final.json").exists() and not (broken / "chimp/final.json").exists()
+    cat = (broken / "cat/cat_best.pt").stat().st_mtime_ns
+    done = script(scripts.STAGE2, flags)
+    assert done.code == 0, done.err
+    assert "cat: finished before, left alone" in done.out
+    assert (broken / "cat/cat_best.pt").stat().st_mtime_ns == cat
+    for species in ("cat", "chimp", "dog"):
+        assert_same_run(straight / species, broken / species, prefix=f"{species}_")
+
+
+def test_a_second_signal_leaves_at_once_with_the_old_file_whole(stage1, tmp_path):
+    last = tmp_path / "runs/broken/last.pt"
+    assert stage1(scripts.SignalAtStep(2, signal.SIGTERM)).code == 143
+    before = last.read_bytes()
+    done = stage1(scripts.SignalAtStep(4, signal.SIGTERM, times=2))
+    assert done.code == 143 and "stopped in epoch" not in done.out
+    assert last.read_bytes() == before

@@ -1,0 +1,182 @@
+"""The stage-1 trainer as a user runs it, tiny; its figures computed again by other means."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from PIL import Image
+
+import train_resnet_minority_aug_dynamic as trainer
+from petface.settings import read_settings
+from tests import naive
+from tests.conftest import BOMB, EMPTY, TRUNCATED
+
+CLASSES = ["cat", "chimp", "dog", "yak"]
+
+
+@pytest.fixture(scope="module")
+def best(stage1_run):
+    assert stage1_run.result.code == 0, stage1_run.result.err
+    return torch.load(stage1_run.folder / "best.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def last(stage1_run):
+    return torch.load(stage1_run.folder / "last.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def final(stage1_run):
+    return json.loads((stage1_run.folder / "final.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def history(stage1_run):
+    return pandas.read_csv(stage1_run.folder / "metrics.csv")
+
+
+def answers(checkpoint, tree, part):
+    """(true, predicted) class of every readable photo of a part, one by one."""
+    model, split = naive.species_network(checkpoint), naive.splits(tree.root)
+    pairs = []
+    for name in naive.photos(tree.images):
+        species, record, _ = name.split("/")
+        if split[species, record] == part and name not in (TRUNCATED, BOMB, EMPTY):
+            logits = naive.logits(model, naive.pixels(tree.images / name, 32))
+            pairs.append((CLASSES.index(species), int(logits.argmax())))
+    return np.array(pairs)
+
+
+def recalls(pairs):
+    """Recall of every class, NaN where it does not occur."""
+    hits = [pairs[pairs[:, 0] == k, 1] == k for k in range(len(CLASSES))]
+    return [float(h.mean()) if len(h) else math.nan for h in hits]
+
+
+def test_the_files_of_a_run_are_there(stage1_run, best):  # noqa: ARG001 best checks the exit code
+    assert {path.name for path in stage1_run.folder.iterdir()} == {
+        "best.pt", "last.pt", "metrics.csv", "curves.png", "settings.toml", "environment.json",
+        "errors.csv", "final.json", "confusion_test_species.csv", "label_conflicts.csv", "run.lock",
+    }  # fmt: skip
+    with Image.open(stage1_run.folder / "curves.png") as picture:
+        assert picture.size[0] > 500 and picture.convert("L").getextrema() != (255, 255)
+
+
+def test_best_is_a_network_with_its_classes_and_its_preprocessing(best):
+    assert best["class_to_index"] == {name: index for index, name in enumerate(CLASSES)}
+    assert best["preprocessing"] == {"size_px": 32, "resize": "stretch", "mean": None, "std": None}
+    assert best["model"]["fc.weight"].shape == (4, 512)
+    naive.species_network(best)  # strict: nothing is missing, nothing is left over
+
+
+def test_last_holds_what_a_resume_needs(last):
+    assert {"model", "optimizer", "scaler", "class_to_index", "epoch"} <= last.keys()
+    assert last["epoch"] == 3 and len(last["history"]) == 3
+    assert len(last["optimizer"]["state"]) == len(list(naive.species_network(last).parameters()))
+
+
+def test_best_is_the_epoch_with_the_best_validation_accuracy(best, history, final):
+    figures = history["val_accuracy_frac"]
+    number = int(figures.idxmax())  # the first of equals
+    assert best["figures"]["epoch"] == final["best_epoch"] == number + 1
+    assert final["val_accuracy"] == figures.max()
+
+
+def test_the_figures_are_those_of_one_photo_at_a_time(best, last, final, history, tree):
+    test, val, val_last = (
+        answers(best, tree, "test"), answers(best, tree, "val"), answers(last, tree, "val"),
+    )  # fmt: skip
+    right = lambda pairs: (pairs[:, 0] == pairs[:, 1]).mean()  # noqa: E731
+    assert final["test_images"] == len(test)
+    assert final["test_accuracy"] == pytest.approx(right(test))
+    assert final["test_balanced_accuracy"] == pytest.approx(np.nanmean(recalls(test)))
+    assert final["test_recall"] == pytest.approx(
+        {name: r for name, r in zip(CLASSES, recalls(test), strict=True) if r == r}
+    )
+    assert final["val_accuracy"] == pytest.approx(right(val))
+    assert history["val_accuracy_frac"].iloc[-1] == pytest.approx(right(val_last))
+    assert right(test) > 0.4, "four colours should be told apart better than by chance"
+
+
+def test_the_confusion_table_is_that_of_one_photo_at_a_time(best, stage1_run, tree):
+    table = pandas.read_csv(stage1_run.folder / "confusion_test_species.csv", index_col=0)
+    assert list(table.columns) == list(table.index) == CLASSES
+    expected = np.zeros((4, 4), int)
+    for true, predicted in answers(best, tree, "test"):
+        expected[true, predicted] += 1
+    assert np.array_equal(table.to_numpy(), expected)
+
+
+def test_the_sampler_follows_the_difficulty_of_the_last_epoch(last, tree):
+    """(median / count)^0.5, then (difficulty / median difficulty)^0.5, clipped to 1..10."""
+    split = naive.splits(tree.root)
+    species = [name.split("/") for name in naive.photos(tree.images)]
+    train = [s for s, record, _ in species if split[s, record] == "train"]
+    counts = [train.count(name) for name in CLASSES]
+    recall = recalls(answers(last, tree, "val"))
+    difficulty = [1 - r for r in recall]
+    median = float(np.nanmedian(difficulty))
+    offset = 0.01 if median == 0 else 0.0
+    for k, weight in enumerate(last["sampler_weights"]):
+        base = min(max((np.median(counts) / counts[k]) ** 0.5, 1.0), 10.0)
+        factor = 1.0 if math.isnan(recall[k]) else (difficulty[k] + offset) / (median + offset)
+        assert weight == pytest.approx(min(max(base * factor**0.5, 1.0), 10.0))
+    assert len(set(last["sampler_weights"])) > 1
+
+
+def test_the_learning_rate_is_the_schedule_at_the_last_step(history, final):
+    assert final["epochs"] == 3
+    for epoch, rate in enumerate(history["learning_rate"]):
+        progress = (epoch + 11 / 12) / 3  # 94 images in steps of at most 8
+        cosine = 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))
+        assert rate == pytest.approx(1e-3 * cosine)
+
+
+def test_images_that_cannot_be_read_are_listed_and_counted(stage1_run, final, tree):
+    table = pandas.read_csv(stage1_run.folder / "errors.csv")
+    assert table["species"].tolist() == ["cat", "cat", "dog"]
+    for message, name in zip(table["message"], (TRUNCATED, BOMB, EMPTY), strict=True):
+        assert str(tree.images / name) in message
+    assert final["unreadable_per_species"] == {"cat": 2, "dog": 1}
+    assert final["num_unreadable"] == 3
+
+
+def test_the_settings_are_a_preset_that_gives_the_same_run(stage1_run, tree):
+    path = stage1_run.folder / "settings.toml"
+    settings = read_settings(trainer, ["--config", str(path)], switches={"force": ""})
+    assert settings.EPOCHS == 3 and settings.BATCH_SIZE == 8 and settings.SCHEDULE == "cosine"
+    assert str(tree.images) == settings.IMAGES_ROOT
+    defaults = read_settings(trainer, [], switches={"force": ""}).as_dict()
+    changed = {k for k, v in settings.as_dict().items() if v != defaults[k]}
+    assert changed == {
+        "IMAGES_ROOT", "ANNOTATIONS_ROOT", "RUNS_ROOT", "RUN_NAME", "IMAGE_SIZE_PX", "PRECISION",
+        "DEVICE", "BATCH_SIZE", "NUM_WORKERS", "MAX_BAD_FRACTION", "EPOCHS", "SCHEDULE",
+        "WARMUP_FRAC", "HEAD_EXCLUSION_MAX",
+    }  # fmt: skip
+
+
+def test_the_environment_is_recorded(stage1_run):
+    facts = json.loads((stage1_run.folder / "environment.json").read_text())
+    assert facts["python"] == sys.version.split()[0]
+    assert facts["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert facts["command"][0].endswith("train_resnet_minority_aug_dynamic.py")
+    assert "--epochs" in facts["command"]
+
+
+def test_the_last_thing_printed_is_the_figures(stage1_run, final):
+    block = stage1_run.result.figures()
+    assert block["test_accuracy"] == f"{final['test_accuracy']:.4f}"
+    assert block["checkpoint"] == str(stage1_run.folder / "best.pt")
+    assert set(block) == set(final) - {"test_recall", "unreadable_per_species"}
+
+
+def test_what_is_special_about_the_data_is_said(stage1_run):
+    out = stage1_run.result.out
+    assert "yak" in out and "NO specialist" in out
+    minority = [line.split()[0] for line in out.splitlines() if line.endswith("minority")]
+    assert minority == ["chimp", "yak"]  # at most 30 images, and neither cat nor dog
+    assert stage1_run.result.err.count("Traceback") == 0

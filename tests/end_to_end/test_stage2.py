@@ -1,0 +1,219 @@
+"""The stage-2 trainer as a user runs it, tiny; its figures computed again by other means."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+from tests import naive, scripts
+from tests.conftest import BOMB, EMPTY, TRUNCATED
+
+BREEDS = ["Bulldog, Olde mix", "P. t. verus", "Plain"]
+VOCABULARIES = {
+    "cat": {
+        "breed": BREEDS,
+        "color1": ["Black", "White"],
+        "color2": ["Seal", "Tabby"],
+        "gender": ["female", "male"],
+    },
+    "chimp": {"breed": BREEDS, "gender": ["female", "male"]},
+    "dog": {"breed": BREEDS},  # no gender is known: a head without a class
+}
+HEADS = [(species, head) for species, heads in VOCABULARIES.items() for head in heads]
+
+
+@pytest.fixture(scope="module")
+def folder(stage2_run):
+    assert stage2_run.result.code == 0, stage2_run.result.err
+    return stage2_run.folder
+
+
+@pytest.fixture(scope="module")
+def best(folder):
+    return {
+        name: torch.load(folder / name / f"{name}_best.pt", weights_only=True)
+        for name in VOCABULARIES
+    }
+
+
+def read_confusion(path):
+    """(class names, matrix) through csv, the names of rows and columns compared."""
+    with path.open(newline="") as handle:
+        header, *rows = csv.reader(handle)
+    names = [row[0] for row in rows]
+    assert header[1:] == names
+    return names, np.array([row[1:] for row in rows], int)
+
+
+def test_every_species_with_labels_has_its_specialist(folder, stage2_run):
+    assert {path.name for path in folder.iterdir()} == set(VOCABULARIES)
+    assert re.search(r"yak: no known label .* no specialist", stage2_run.result.out)
+    for species, heads in VOCABULARIES.items():
+        tables = {f"confusion_{part}_{head}.csv" for part in ("test", "all") for head in heads}
+        assert {path.name for path in (folder / species).iterdir()} == tables | {
+            f"{species}_best.pt", f"{species}_last.pt", "metrics.csv", "curves.png", "errors.csv",
+            "settings.toml", "environment.json", "final.json", "eval_summary_stage2.txt",
+            "run.lock",
+        } | ({"label_conflicts.csv"} & {p.name for p in (folder / species).iterdir()})  # fmt: skip
+
+
+@pytest.mark.parametrize("species", VOCABULARIES)
+def test_best_holds_weights_and_vocabularies(best, species):
+    assert best[species]["head_vocabs"] == VOCABULARIES[species]
+    assert best[species]["species"] == species
+    assert best[species]["preprocessing"]["size_px"] == 32
+    for head in VOCABULARIES[species]:
+        naive.specialist_network(best[species], head)  # strict: sizes fit, nothing is missing
+    heads = {name.split(".")[1] for name in best[species]["model"] if name.startswith("heads.")}
+    assert heads == set(VOCABULARIES[species])
+
+
+def test_a_head_without_a_known_label_is_said_to_be_left_out(stage2_run):
+    assert re.search(r"gender .*no known label", stage2_run.result.out)
+
+
+@pytest.mark.parametrize("species", VOCABULARIES)
+def test_only_the_thawed_stages_moved(best, stage1_run, species):
+    """layer4 in phase 1, layer3 too in phase 2; BatchNorm of frozen stages keeps its statistics."""
+    begin = torch.load(stage1_run.folder / "best.pt", weights_only=True)["model"]
+    now = best[species]["model"]
+    for name, value in begin.items():
+        if name.startswith("fc."):
+            continue
+        stage = name.split(".")[0]
+        if stage not in ("layer3", "layer4"):
+            assert torch.equal(now[f"body.{name}"], value), name
+    assert not torch.equal(now["body.layer4.0.conv1.weight"], begin["layer4.0.conv1.weight"])
+
+
+@pytest.mark.parametrize(("species", "head"), HEADS)
+def test_confusion_tables_are_those_of_one_photo_at_a_time(folder, best, tree, species, head):
+    vocabulary = VOCABULARIES[species][head]
+    model = naive.specialist_network(best[species], head)
+    truth, split = naive.labels(tree.annotations), naive.splits(tree.root)
+    expected = {part: np.zeros((len(vocabulary),) * 2, int) for part in ("test", "all")}
+    for name in naive.photos(tree.images):
+        own, record, _ = name.split("/")
+        label = truth.get((own, record), {}).get(head)
+        if own != species or label is None or name in (TRUNCATED, BOMB, EMPTY):
+            continue
+        answer = int(naive.logits(model, naive.pixels(tree.images / name, 32)).argmax())
+        for part in {split[own, record], "all"} & expected.keys():
+            expected[part][vocabulary.index(label), answer] += 1
+    for part, matrix in expected.items():
+        names, found = read_confusion(folder / species / f"confusion_{part}_{head}.csv")
+        assert names == vocabulary
+        assert np.array_equal(found, matrix), part
+    assert expected["all"].sum() > 0
+
+
+def sections(text):
+    """(part, head) -> the lines of the summary about it."""
+    found, part, lines = {}, "", []
+    for line in text.splitlines():
+        if line.startswith("== "):
+            part = "test" if "test part" in line else "all"
+        elif match := re.match(r"(\w+): ", line):
+            lines = found.setdefault((part, match[1]), [line])
+        elif line.strip():
+            lines.append(line)
+    return found
+
+
+@pytest.mark.parametrize(("species", "head"), HEADS)
+@pytest.mark.parametrize("part", ["test", "all"])
+def test_the_summary_says_what_scikit_learn_says_about_the_table(folder, species, head, part):
+    names, matrix = read_confusion(folder / species / f"confusion_{part}_{head}.csv")
+    lines = sections((folder / species / "eval_summary_stage2.txt").read_text())[part, head]
+    if not matrix.sum():
+        assert "no image with a known label" in lines[0]
+        return
+    true, predicted = (
+        np.repeat(index.ravel(), matrix.ravel()) for index in np.indices(matrix.shape)
+    )
+    macro = precision_recall_fscore_support(true, predicted, average="macro", zero_division=0)[:3]
+    expected = [accuracy_score(true, predicted), *macro]
+    titles = ("accuracy", "macro precision", "macro recall", "macro F1")
+    for line, title, figure in zip(lines[1:5], titles, expected, strict=True):
+        assert line.split() == [*title.split(), f"{figure:.4f}"]
+    listed = [line.split(maxsplit=2) for line in lines[6:]]
+    support = matrix.sum(axis=1)
+    assert {name: (int(n), r) for n, r, name in listed} == {
+        name: (num, f"{matrix[k, k] / num:.4f}")
+        for k, (name, num) in enumerate(zip(names, support.tolist(), strict=True))
+        if num
+    }
+    assert [int(n) for n, _, _ in listed] == sorted((int(n) for n in support if n), reverse=True)
+
+
+def test_a_part_without_a_known_label_has_no_figure(folder):
+    """Chimp's gender is known for one record, of the training part."""
+    final = json.loads((folder / "chimp/final.json").read_text())
+    assert final["test_gender_known"] == 0 and final["test_gender_accuracy"] is None
+    _, matrix = read_confusion(folder / "chimp/confusion_all_gender.csv")
+    assert matrix.sum() == 3 and matrix[1].sum() == 3  # three photos of one male
+
+
+def test_the_phases_follow_each_other(folder):
+    history = pandas.read_csv(folder / "cat/metrics.csv")
+    assert history["phase"].tolist() == [1, 1, 2]
+    assert history["epoch"].tolist() == [1, 2, 3]
+    steps = 4  # 25 images in steps of at most 8
+    rates = [(e + (steps - 1) / steps) / n for e, n in [(0, 2), (1, 2), (0, 1)]]
+    expected = [base * (1 - t) for base, t in zip((1e-3, 1e-3, 3e-4), rates, strict=True)]
+    assert history["learning_rate"].tolist() == pytest.approx(expected)
+
+
+def test_the_last_checkpoint_holds_what_a_resume_needs(folder):
+    last = torch.load(folder / "cat/cat_last.pt", weights_only=True)
+    assert {"model", "optimizer", "scaler", "head_vocabs", "epoch", "phase"} <= last.keys()
+    assert last["epoch"] == 3 and last["phase"] == 1
+
+
+def test_failures_are_those_of_the_species(folder):
+    names = {
+        s: pandas.read_csv(folder / s / "errors.csv")["message"].tolist() for s in VOCABULARIES
+    }
+    assert [len(messages) for messages in names.values()] == [2, 0, 1]
+    assert TRUNCATED in names["cat"][0] and BOMB in names["cat"][1] and EMPTY in names["dog"][0]
+
+
+def snapshot(folder):
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "run.lock"]
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
+
+
+def test_finished_specialists_are_left_alone(folder, stage2_flags, script):
+    before = snapshot(folder)
+    flags = [*stage2_flags, "--runs-root", folder.parent, "--run-name", folder.name]
+    again = script(scripts.STAGE2, flags)
+    assert again.code == 0, again.err
+    assert re.findall(r"^(\w+): finished before, left alone", again.out, re.M) == list(VOCABULARIES)
+    one = script(scripts.STAGE2, [*flags, "--species", "dog"])
+    assert one.code == 1 and "holds a finished run" in one.err
+    assert snapshot(folder) == before
+
+
+def test_several_species_are_trained_and_no_other(stage2_flags, script, tmp_path):
+    flags = [*stage2_flags, "--runs-root", tmp_path, "--phase-epochs", 1, 1]
+    done = script(scripts.STAGE2, [*flags, "--species", "dog", "chimp"])
+    assert done.code == 0, done.err
+    assert {path.name for path in (tmp_path / "stage2").iterdir()} == {"chimp", "dog"}
+    # the next call trains only what is missing
+    before = snapshot(tmp_path / "stage2")
+    more = script(scripts.STAGE2, [*flags, "--species", "dog,cat", "--precision", "bf16"])
+    assert more.code == 0, more.err
+    assert "dog: finished before" in more.out and "== cat (2 of 2) ==" in more.out
+    assert {p: s for p, s in snapshot(tmp_path / "stage2").items() if p in before} == before
+
+
+@pytest.mark.parametrize("name", ["lion", "yak"])
+def test_a_species_without_labels_is_refused_by_name(stage2_flags, script, tmp_path, name):
+    done = script(scripts.STAGE2, [*stage2_flags, "--runs-root", tmp_path, "--species", name])
+    assert done.code == 1 and "Traceback" not in done.err
+    assert f"SPECIES {name}: no known label" in done.err and "cat, chimp, dog, yak" in done.err

@@ -1,0 +1,221 @@
+"""Run the real scripts: in a fresh interpreter, or in a fork of one that has imported torch.
+
+A fresh interpreter takes about five seconds to start. The fork server of the standard library
+starts once, imports what the scripts import, and forks a process per run: a real process, with its
+own signals, exit code and streams, and room for a hook that runs before the script.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+STAGE1 = "train_resnet_minority_aug_dynamic.py"
+STAGE2 = "stage2_resnet_multi.py"
+INFERENCE = "inference_engine.py"
+_PRELOADED = [
+    "inference_engine",
+    "train_resnet_minority_aug_dynamic",
+    "stage2_resnet_multi",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+]
+_PATIENCE_S = 1200  # a run takes seconds; a loaded machine takes much longer
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a script ended: exit code (negative: killed by that signal) and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    def figures(self) -> dict[str, str]:
+        """Read the `key: value` block that ends the output."""
+        block = {}
+        for line in reversed(self.out.strip().splitlines()):
+            key, colon, value = line.partition(": ")
+            if not colon or " " in key:
+                break
+            block[key] = value
+        return block
+
+
+def run_fresh(script: str, arguments: Sequence[object]) -> Result:
+    """Run a script as a user does: `python script.py arguments`."""
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **_ENVIRONMENT},
+        timeout=_PATIENCE_S,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def run_forked(
+    script: str,
+    arguments: Sequence[object],
+    scratch: Path,
+    hook: Callable[[], None] | None = None,
+) -> Result:
+    """Run a script in a fork of a warm interpreter; `hook` (picklable) runs in it first."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    out, err = scratch / "stdout.txt", scratch / "stderr.txt"
+    with mock.patch.dict(os.environ, _ENVIRONMENT):  # for the server, at its first start
+        process = context.Process(
+            target=_become, args=(script, [*map(str, arguments)], str(out), str(err), hook)
+        )
+        process.start()
+    process.join(_PATIENCE_S)
+    if process.exitcode is None:
+        process.kill()
+        raise TimeoutError(f"{script} did not end: {err.read_text()}")
+    return Result(process.exitcode, out.read_text(), err.read_text())
+
+
+def _become(
+    script: str, arguments: list[str], out: str, err: str, hook: Callable[[], None] | None
+) -> None:
+    for number, path in ((1, out), (2, err)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
+    sys.argv = [script, *arguments]
+    if hook is not None:
+        hook()
+    runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+
+
+# Hooks. Each counts calls of one function of the script's process, so that what happens happens at
+# an exact place, not after a time.
+
+
+@dataclass(frozen=True)
+class SignalAtStep:
+    """Send the process a signal in its `step`-th training step (counted from 1)."""
+
+    step: int
+    number: int
+    times: int = 1
+
+    def __call__(self) -> None:
+        from petface import engine
+
+        calls, update = [0], engine._update
+
+        def counting(*arguments):
+            calls[0] += 1
+            if calls[0] == self.step:
+                for _ in range(self.times):
+                    os.kill(os.getpid(), self.number)
+            return update(*arguments)
+
+        engine._update = counting
+
+
+@dataclass(frozen=True)
+class KillWhileSaving:
+    """Die in the middle of writing a checkpoint of this name: half of its bytes are on disk."""
+
+    name: str
+
+    def __call__(self) -> None:
+        import io
+
+        import torch
+
+        save = torch.save
+
+        def halved(content, handle):
+            if not Path(handle.name).name.startswith(self.name):
+                return save(content, handle)
+            whole = io.BytesIO()
+            save(content, whole)
+            handle.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+            handle.flush()
+            return os.kill(os.getpid(), signal.SIGKILL)
+
+        torch.save = halved
+
+
+@dataclass(frozen=True)
+class KillBeforeCall:
+    """Die where `module.function` is called for the `call`-th time."""
+
+    module: str
+    function: str
+    call: int = 1
+
+    def __call__(self) -> None:
+        import importlib
+
+        module = importlib.import_module(self.module)
+        calls, function = [0], getattr(module, self.function)
+
+        def counting(*arguments, **options):
+            calls[0] += 1
+            if calls[0] == self.call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        setattr(module, self.function, counting)
+
+
+@dataclass(frozen=True)
+class KillWhileWritingRows:
+    """Die in the `batch`-th batch of rows of an evaluation, with `share` of its bytes written."""
+
+    batch: int
+    share: float
+
+    def __call__(self) -> None:
+        from petface.reports.rows import ResumableCsv
+
+        calls, write = [0], ResumableCsv.write
+
+        def counting(table, rows):
+            calls[0] += 1
+            if calls[0] < self.batch:
+                return write(table, rows)
+            before = table._handle.seek(0, os.SEEK_END)
+            write(table, rows)
+            after = table._handle.seek(0, os.SEEK_END)
+            table._handle.truncate(before + int((after - before) * self.share))
+            return os.kill(os.getpid(), signal.SIGKILL)
+
+        ResumableCsv.write = counting
+
+
+@dataclass(frozen=True)
+class NanLoss:
+    """Make the loss NaN from the `first`-th to the `last`-th call, counted from 1."""
+
+    function: str
+    first: int
+    last: int
+
+    def __call__(self) -> None:
+        from petface import losses
+
+        calls, function = [0], getattr(losses, self.function)
+
+        def poisoned(*arguments, **options):
+            calls[0] += 1
+            value = function(*arguments, **options)
+            return value * float("nan") if self.first <= calls[0] <= self.last else value
+
+        setattr(losses, self.function, poisoned)
