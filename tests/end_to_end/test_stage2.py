@@ -169,6 +169,13 @@ def test_the_phases_follow_each_other(folder):
     assert history["learning_rate"].tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("species", VOCABULARIES)
+def test_best_is_the_epoch_with_the_lowest_validation_loss_of_both_phases(folder, best, species):
+    losses = pandas.read_csv(folder / species / "metrics.csv")["val_loss"]
+    assert best[species]["figures"]["epoch"] == losses.idxmin() + 1
+    assert best[species]["figures"]["val_loss"] == losses.min()
+
+
 def test_the_last_checkpoint_holds_what_a_resume_needs(folder):
     last = torch.load(folder / "cat/cat_last.pt", weights_only=True)
     assert {"model", "optimizer", "scaler", "head_vocabs", "epoch", "phase"} <= last.keys()
