@@ -1,0 +1,265 @@
+"""Calibration against scipy's minimum, naive loops and simulations with a known truth."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.special
+import sklearn.metrics
+
+from petface.calibration import (
+    MIN_ROWS_FOR_TEMPERATURE,
+    calibrate_head,
+    conformal_quantile,
+    conformal_set,
+    describe_calibration,
+    fit_guard,
+    fit_temperature,
+    guard_score,
+    threshold_for_accuracy,
+)
+from petface.reliability import nll, softmax
+from tests.test_reliability import answer, draw
+
+
+@pytest.mark.parametrize("true_temperature", [0.25, 1.0, 3.0])
+def test_the_temperature_that_spoilt_good_logits_is_found_again(true_temperature: float) -> None:
+    logits, labels = draw(0, 5000, 6)
+    found = fit_temperature(logits * true_temperature, labels)
+    assert found == pytest.approx(true_temperature, rel=0.05)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_temperature_is_the_minimum_that_scipy_finds(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    logits, labels = draw(seed, 80, 2 + 5 * seed, spread=float(generator.uniform(1, 6)))
+    logits *= generator.uniform(0.5, 4)
+    labels[::7] = -1
+
+    def loss(log_t: float) -> float:
+        return nll(logits, labels, math.exp(log_t))
+
+    best = scipy.optimize.minimize_scalar(
+        loss, bounds=(math.log(0.05), math.log(20)), method="bounded", options={"xatol": 1e-10}
+    )
+    assert fit_temperature(logits, labels) == pytest.approx(math.exp(best.x), rel=1e-5)
+
+
+def test_the_temperature_stays_in_its_range() -> None:
+    logits, labels = draw(1, 500, 4)
+    assert fit_temperature(logits * 100, labels) == 20.0
+    assert fit_temperature(logits / 100, labels) == 0.05
+
+
+def test_labels_that_cannot_tell_leave_the_temperature_alone() -> None:
+    logits, labels = draw(2, 400, 3)
+    logits *= 3
+    assert fit_temperature(logits, labels) > 2
+    few = labels.copy()
+    few[MIN_ROWS_FOR_TEMPERATURE - 1 :] = -1
+    assert fit_temperature(logits, few) == 1.0
+    few[MIN_ROWS_FOR_TEMPERATURE - 1] = labels[MIN_ROWS_FOR_TEMPERATURE - 1]
+    assert fit_temperature(logits, few) != 1.0
+    assert fit_temperature(logits, np.where(labels == 1, 1, -1)) == 1.0  # one class
+    assert fit_temperature(logits, logits.argmax(axis=1)) == 1.0  # never wrong
+    assert fit_temperature(np.ones((100, 1)), np.zeros(100, int)) == 1.0
+
+
+def naive_threshold(confidence, correct, wanted: float, effect: float = 1.0) -> float:
+    """Try every threshold with the bound solved as a root: (p - w)^2 = z^2 w (1 - w) / n at
+    w = bound.
+    """
+    found = math.inf
+    for threshold in sorted(set(confidence), reverse=True):
+        answered = confidence >= threshold
+        n, p = answered.sum() / effect, correct[answered].mean()
+        z = scipy.special.ndtri(0.95)
+        if p > wanted and (p - wanted) ** 2 >= z * z * wanted * (1 - wanted) / n:
+            found = threshold
+    return found
+
+
+@pytest.mark.parametrize(("seed", "wanted"), [(0, 0.9), (1, 0.8), (2, 0.85), (3, 0.999)])
+def test_the_threshold_is_the_lowest_whose_bound_reaches_the_wanted_accuracy(
+    seed: int, wanted: float
+) -> None:
+    confidence, correct = answer(*draw(seed, 400, 5))
+    confidence = confidence.round(2)
+    found = threshold_for_accuracy(confidence, correct, wanted)
+    assert found.threshold == naive_threshold(confidence, correct, wanted)
+    if seed == 3:
+        assert found.threshold == math.inf and found.coverage == 0.0 and math.isnan(found.accuracy)
+    else:
+        answered = confidence >= found.threshold
+        assert found.coverage == pytest.approx(answered.mean())
+        assert found.accuracy == pytest.approx(correct[answered].mean()) and 0 < found.coverage < 1
+
+
+def test_few_answers_are_never_enough_and_a_good_network_answers_everything() -> None:
+    assert threshold_for_accuracy([0.99] * 24, [True] * 24, 0.9).threshold == math.inf
+    assert threshold_for_accuracy([0.99] * 25, [True] * 25, 0.9) == (0.0, 1.0, 1.0)
+    assert threshold_for_accuracy([], [], 0.9).coverage == 0.0
+
+
+def test_photos_of_one_animal_count_less() -> None:
+    confidence, correct = answer(*draw(5, 300, 5))
+    records = np.arange(300)
+    once = threshold_for_accuracy(confidence, correct, 0.9)
+    assert threshold_for_accuracy(confidence, correct, 0.9, records=records) == once
+    thrice = [np.repeat(column, 3) for column in (confidence, correct, records)]
+    assert threshold_for_accuracy(*thrice[:2], 0.9).coverage > once.coverage
+    again = threshold_for_accuracy(*thrice[:2], 0.9, records=thrice[2])
+    assert again == pytest.approx(once)  # copies teach nothing
+    # never wrong: no spread to learn the correlation from, so an animal counts once
+    sure = np.ones(60)
+    assert threshold_for_accuracy(sure, sure > 0, 0.9).threshold == 0.0
+    pairs = np.arange(60) // 3
+    assert threshold_for_accuracy(sure, sure > 0, 0.9, records=pairs).threshold == math.inf
+
+
+def miss_frac(photos_per_record: int, with_records: bool, wanted: float = 0.9) -> float:
+    """How often the wanted accuracy is missed on unseen data, over 300 fits of 400 photos."""
+    generator = np.random.default_rng(0)
+    z = np.sort(generator.normal(size=100_000))[::-1]
+    probability = 1 / (1 + np.exp(-1.2 - 1.5 * z))
+    truth = np.cumsum(probability) / np.arange(1, 100_001)  # accuracy of answering the first n
+    misses = 0
+    for _ in range(300):
+        shape = (400 // photos_per_record, photos_per_record)
+
+        def correlated(shape: tuple[int, int] = shape) -> np.ndarray:
+            own, shared = generator.normal(size=shape), generator.normal(size=(shape[0], 1))
+            return (0.6**0.5 * shared + 0.4**0.5 * own).ravel()
+
+        p = 1 / (1 + np.exp(-1.2 - 1.5 * correlated()))
+        correct = scipy.special.ndtr(correlated()) < p
+        records = np.repeat(np.arange(shape[0]), photos_per_record) if with_records else None
+        found = threshold_for_accuracy(p, correct, wanted, records=records)
+        num = int((probability >= found.threshold).sum())
+        misses += num > 0 and truth[num - 1] < wanted
+    return misses / 300
+
+
+def test_the_wanted_accuracy_is_met_on_unseen_data_as_often_as_promised() -> None:
+    assert miss_frac(1, with_records=False) < 0.09  # a bound without a margin misses every second
+    assert miss_frac(4, with_records=True) < 0.06 < miss_frac(4, with_records=False)
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(9, 0.1), (19, 0.1), (30, 0.25), (99, 0.05), (50, 0.07)])
+def test_the_conformal_quantile_is_the_score_of_its_rank(n: int, alpha: float) -> None:
+    logits, labels = draw(n, n, 4)
+    p = softmax(logits)
+    scores = sorted(1 - p[row, labels[row]] for row in range(n))
+    # the smallest score that at least (n + 1)(1 - alpha) scores do not exceed, in whole hundredths
+    needed = (n + 1) * (100 - round(100 * alpha))
+    expected = next(s for k, s in enumerate(scores, start=1) if 100 * k >= needed)
+    assert conformal_quantile(p, labels, alpha) == expected
+    assert conformal_quantile(p[:8], labels[:8], 0.1) is None
+
+
+def test_a_set_holds_the_classes_up_to_the_quantile_and_always_the_answer() -> None:
+    p = np.array([[0.5, 0.375, 0.125], [0.4, 0.3, 0.3], [0.25, 0.25, 0.5]])
+    expected = [[True, True, False], [True, False, False], [False, False, True]]
+    assert conformal_set(p, 0.625).tolist() == expected
+    assert conformal_set(p, 0.0).sum(axis=1).tolist() == [1, 1, 1]
+    assert conformal_set(p, 1.0).all()
+
+
+def test_conformal_sets_hold_the_truth_as_often_as_promised() -> None:
+    """The mean coverage lies in [1 - alpha, 1 - alpha + 1 / (n + 1)], also after the temperature
+    was fitted on the same part.
+    """
+    n, alpha, logits_and_labels = 60, 0.1, draw(6, 37_500, 12, spread=2.0)
+    raw, fitted = [], []
+    for part in range(250):
+        rows = slice(150 * part, 150 * part + 150)
+        logits, labels = logits_and_labels[0][rows] * 2, logits_and_labels[1][rows]
+        for covered, t in ((raw, 1.0), (fitted, fit_temperature(logits[:n], labels[:n]))):
+            p = softmax(logits, t)
+            q = conformal_quantile(p[:n], labels[:n], alpha)
+            assert q is not None
+            covered.append(conformal_set(p[n:], q)[np.arange(90), labels[n:]].mean())
+    three_errors = 3 * np.std(raw) / math.sqrt(len(raw))
+    assert three_errors < 0.01
+    for covered in (raw, fitted):
+        assert 0.9 - three_errors < np.mean(covered) < 0.9 + 1 / (n + 1) + three_errors
+
+
+def test_a_head_is_fitted_on_one_part_and_described_on_another() -> None:
+    logits, labels = draw(7, 8000, 6)
+    logits *= 3
+    labels[::5] = -1
+    logits[1, 2] = np.nan
+    fitted = calibrate_head(logits[:4000], labels[:4000], wanted_accuracy=0.9, alpha=0.2)
+    assert fitted == json.loads(json.dumps(fitted))
+    assert fitted["temperature"] == pytest.approx(3, rel=0.1) and fitted["num"] == 3199
+    seen = describe_calibration("breed", logits[4000:], labels[4000:], fitted)
+    assert seen == json.loads(json.dumps(seen, allow_nan=False))
+    known = labels[4000:] >= 0
+    y, z = labels[4000:][known], logits[4000:][known]
+    for name, t in (("before", 1.0), ("after", fitted["temperature"])):
+        p = scipy.special.softmax(z / t, axis=1)
+        assert seen[f"nll_{name}"] == pytest.approx(sklearn.metrics.log_loss(y, p))
+        score = sklearn.metrics.brier_score_loss(y, p, labels=range(6), scale_by_half=False)
+        assert seen[f"brier_{name}"] == pytest.approx(score)
+    assert seen["ece_after"] < 0.03 < 0.1 < seen["ece_before"]
+    answered = p.max(axis=1) >= fitted["threshold"]
+    assert seen["coverage"] == pytest.approx(answered.mean())
+    assert seen["accuracy"] == pytest.approx((p.argmax(axis=1) == y)[answered].mean())
+    assert seen["accuracy"] > 0.88 and abs(seen["coverage"] - fitted["coverage"]) < 0.05
+    assert seen["conformal_coverage"] == pytest.approx(0.8, abs=0.04)
+    sizes = [sum(1 - value <= fitted["conformal_quantile"] for value in row) for row in p]
+    assert seen["conformal_mean_size"] == pytest.approx(np.mean(np.maximum(sizes, 1)))
+    assert seen["head"] == "breed" and seen["num"] == known.sum()
+
+
+def test_the_records_of_rows_that_do_not_count_do_not_count() -> None:
+    logits, labels = draw(8, 300, 3, spread=5)
+    with_gaps, records = np.repeat(logits, 2, axis=0), np.repeat(np.arange(300), 2)
+    hidden = np.repeat(labels, 2)
+    hidden[1::2] = -1
+    assert calibrate_head(with_gaps, hidden, records=records) == calibrate_head(logits, labels)
+    doubled = np.repeat(labels, 2)
+    free = calibrate_head(with_gaps, doubled)
+    assert calibrate_head(with_gaps, doubled, records=records)["coverage"] < free["coverage"]
+
+
+def test_what_cannot_be_had_is_none() -> None:
+    logits, labels = draw(9, 6, 3)
+    fitted = calibrate_head(logits, labels)
+    assert fitted["threshold"] is None and fitted["conformal_quantile"] is None
+    assert fitted["temperature"] == 1.0 and fitted["coverage"] == 0.0
+    seen = describe_calibration("color", logits, labels, fitted)
+    assert seen["coverage"] == 0.0 and seen["accuracy"] is None
+    assert seen["conformal_coverage"] is None and seen["nll_before"] == seen["nll_after"] > 0
+    empty = calibrate_head(np.zeros((4, 3)), [-1] * 4)
+    assert empty["num"] == 0 and empty["threshold"] is None
+    unseen = describe_calibration("color", np.zeros((4, 3)), [-1] * 4, empty)
+    assert {v for k, v in unseen.items() if k not in ("head", "num")} == {None}
+
+
+def test_the_guard_scores_with_the_energy_and_lets_known_photos_pass() -> None:
+    strangers, species = draw(10, 500, 6, spread=1.0)
+    known = strangers + 8.0 * np.eye(6)[species]
+    np.testing.assert_allclose(guard_score(known), scipy.special.logsumexp(known, axis=1))
+    assert guard_score([[1e4, 0.0]]) == [1e4]
+    threshold = fit_guard(known, 0.05)
+    assert threshold is not None and (guard_score(strangers) < threshold).mean() > 0.95
+    assert (guard_score(known) < threshold).mean() == pytest.approx(0.05, abs=0.003)
+
+
+def test_the_guard_raises_no_more_false_alarms_than_asked() -> None:
+    alarms = []
+    for seed in range(300):
+        logits, _ = draw(seed, 130, 4)
+        threshold = fit_guard(logits[:30], 0.1)
+        assert threshold is not None
+        alarms.append((guard_score(logits[30:]) < threshold).mean())
+    assert 0.1 - 1 / 31 - 0.01 < np.mean(alarms) < 0.1 + 0.01
+    assert fit_guard(logits[:19], 0.05) is not None and fit_guard(logits[:18], 0.05) is None
+    broken = np.vstack([logits, np.full((1, 4), np.nan)])
+    assert fit_guard(broken, 0.1) == fit_guard(logits, 0.1)
