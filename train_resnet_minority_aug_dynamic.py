@@ -75,7 +75,6 @@ SELECT_BY: Literal["accuracy", "balanced_accuracy"] = "accuracy"  # on the valid
 
 # ---- Minority classes: who they are and how often they are shown ----
 SAMPLER: Literal["weighted", "shuffle"] = "weighted"  # shuffle: every image once an epoch
-WEIGHTED_FROM_FRAC: Fraction = 0.0  # share of EPOCHS that is shuffled before weights count
 TAIL_MODE: Literal["head_exclusion", "quantile", "cumulative", "none"] = "head_exclusion"
 HEAD_CLASSES: tuple[str, ...] = ("cat", "dog")  # never minority under head_exclusion
 HEAD_EXCLUSION_MAX: NonNegative = 30_000  # images; minority = others with at most this many
@@ -161,7 +160,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
 
     while progress.epoch.epoch < s.EPOCHS and not stopping.should_stop:
         epoch = progress.epoch.epoch
-        if s.SAMPLER == "weighted" and epoch >= s.WEIGHTED_FROM_FRAC * s.EPOCHS:
+        if s.SAMPLER == "weighted":
             order = sampler.draw(epoch)
         else:
             order = sampling.shuffled(len(parts["train"]), s.SEED, epoch)
