@@ -14,6 +14,7 @@ SCRIPTS = {
     "stage1": "train_resnet_minority_aug_dynamic",
     "stage2": "stage2_resnet_multi",
     "eval": "inference_engine",
+    "audit": "tools.audit",
 }
 PRESETS = sorted((ROOT / "configs").rglob("*.toml"))
 
@@ -29,7 +30,9 @@ def test_preset_loads_and_changes_something(preset):
     settings = read_settings(module, ["--config", str(preset)])
     assert settings.as_dict() != plain.as_dict()
     first_line = preset.read_text(encoding="utf-8").splitlines()[0]
-    assert first_line.startswith(f"# python {SCRIPTS[preset.parent.name]}.py")
+    script = SCRIPTS[preset.parent.name]
+    command = f"-m {script}" if script.startswith("tools.") else f"{script}.py"
+    assert first_line.startswith(f"# python {command} ")
     assert f"configs/{preset.parent.name}/{preset.name}" in first_line
 
 
@@ -37,7 +40,7 @@ def test_a_misspelt_preset_is_refused(tmp_path):
     from petface.errors import SettingsError
 
     bad = tmp_path / "bad.toml"
-    bad.write_text("BATCH_SISE = 3\n", encoding="utf-8")
+    bad.write_text("IMAGES_ROT = 'x'\n", encoding="utf-8")
     for script in SCRIPTS.values():
-        with pytest.raises(SettingsError, match="BATCH_SIZE"):
+        with pytest.raises(SettingsError, match="IMAGES_ROOT"):
             read_settings(importlib.import_module(script), ["--config", str(bad)])
