@@ -137,7 +137,8 @@ def read_stage1(path: str | Path) -> Stage1Checkpoint:
     content = load(path)
     state = _weights_in(path, content)
     table = content.get("class_to_index")
-    numbers = list(table.values()) if isinstance(table, dict) else []
+    table = table if isinstance(table, dict) else {}
+    numbers = list(table.values())
     if set(map(type, numbers)) != {int} or sorted(numbers) != list(range(len(numbers))):
         raise CheckpointError(
             path, '"class_to_index" is missing or does not number its classes from 0', "use best.pt"

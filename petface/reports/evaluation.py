@@ -96,10 +96,12 @@ def _read(path: Path) -> pd.DataFrame:
             chunksize=_ROWS_AT_ONCE,
         )
     ]
-    rows = {c: np.concatenate([piece[c] for piece in pieces]) for c in numbers}
+    rows: dict[str, Any] = {c: np.concatenate([piece[c] for piece in pieces]) for c in numbers}
     for column in texts:
         whole = union_categoricals([piece[column] for piece in pieces])
-        rows[column] = whole.rename_categories([plain_cell(name) for name in whole.categories])
+        rows[column] = whole.rename_categories(
+            {name: plain_cell(name) for name in whole.categories}
+        )
     return pd.DataFrame(rows)
 
 
@@ -181,7 +183,7 @@ def _attribute(
     rows: pd.DataFrame, train: pd.DataFrame, feature: str, resamples: int
 ) -> dict[str, Any]:
     correct = rows[f"{feature}_correct"]
-    end_to_end = correct.where(rows["species_correct"] == 1, 0.0).fillna(0.0)
+    end_to_end = correct.fillna(0.0)  # not asked: the species was wrong
     label = rows["species"].astype(str) + "\0" + rows[f"{feature}_true"].astype(str)
     asked = rows[correct.notna()]
     baseline = sum(
