@@ -214,18 +214,23 @@ def test_a_head_is_fitted_on_one_part_and_described_on_another() -> None:
     assert seen["conformal_coverage"] == pytest.approx(0.8, abs=0.04)
     sizes = [sum(1 - value <= fitted["conformal_quantile"] for value in row) for row in p]
     assert seen["conformal_mean_size"] == pytest.approx(np.mean(np.maximum(sizes, 1)))
+    again = describe_calibration("breed", logits[:4000], labels[:4000], fitted)
+    assert again["coverage"] == fitted["coverage"]  # the answer at the threshold is given, too
     assert seen["head"] == "breed" and seen["num"] == known.sum()
 
 
 def test_the_records_of_rows_that_do_not_count_do_not_count() -> None:
     logits, labels = draw(8, 300, 3, spread=5)
-    with_gaps, records = np.repeat(logits, 2, axis=0), np.repeat(np.arange(300), 2)
-    hidden = np.repeat(labels, 2)
-    hidden[1::2] = -1
-    assert calibrate_head(with_gaps, hidden, records=records) == calibrate_head(logits, labels)
-    doubled = np.repeat(labels, 2)
-    free = calibrate_head(with_gaps, doubled)
-    assert calibrate_head(with_gaps, doubled, records=records)["coverage"] < free["coverage"]
+    twice, twice_labels = np.repeat(logits, 2, axis=0), np.repeat(labels, 2)
+    records = np.repeat(np.arange(300), 2)
+    expected = calibrate_head(twice, twice_labels, records=records)
+    assert expected["coverage"] < calibrate_head(twice, twice_labels)["coverage"]
+    found = calibrate_head(
+        np.vstack([logits, twice]),
+        np.append(np.full(300, -1), twice_labels),
+        records=np.append(np.arange(1000, 1300), records),
+    )
+    assert found == expected
 
 
 def test_what_cannot_be_had_is_none() -> None:
@@ -261,5 +266,5 @@ def test_the_guard_raises_no_more_false_alarms_than_asked() -> None:
         alarms.append((guard_score(logits[30:]) < threshold).mean())
     assert 0.1 - 1 / 31 - 0.01 < np.mean(alarms) < 0.1 + 0.01
     assert fit_guard(logits[:19], 0.05) is not None and fit_guard(logits[:18], 0.05) is None
-    broken = np.vstack([logits, np.full((1, 4), np.nan)])
+    broken = np.vstack([logits, np.full((130, 4), np.nan)])
     assert fit_guard(broken, 0.1) == fit_guard(logits, 0.1)
