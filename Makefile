@@ -35,7 +35,7 @@ runs/demo/evaluation/petface_eval_summary.json: | runs/demo/stage2/finished
 	$(RUN) inference_engine.py evaluate --config configs/eval/demo.toml
 
 test: lint
-	$(RUN) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/ready
 	$(RUN) -m pytest -m slow

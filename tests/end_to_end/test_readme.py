@@ -24,7 +24,8 @@ SMALL = ["--image-size-px", "32"]
 def commands() -> list[str]:
     """Lines of the README's sh blocks that call python, with comments cut off."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.split("\n")]
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = [line.strip() for line in "\n".join(blocks).split("\n")]
     return [line.partition("  #")[0].strip() for line in lines if line.startswith("python ")]
 
 
