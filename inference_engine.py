@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from petface import checkpoints, devices, images, runs
+from petface import checkpoints, images, runs
 from petface.batches import (
     OK,
     STATUS_NAMES,
@@ -86,21 +86,19 @@ class HeadPrediction:
 
 
 class Stage1Model:
-    """The species classifier of a checkpoint; on the GPU where there is one, unless `device`
-    says.
-    """
+    """The species classifier of a checkpoint; on the GPU where there is one."""
 
     def __init__(
         self, checkpoint: str | Path, device: str | None = None, precision: str = "fp32"
     ) -> None:
         content = checkpoints.read_stage1(checkpoint)
         self.classes = content.classes
-        self.network = _network(content, device, precision)
+        self.network = Network.build(
+            content.model, content.preprocessing, device or "auto", precision
+        )
 
     def predict(self, image: ImageSource, topk: int = 5) -> Stage1Prediction:
-        """Name the species of a path, bytes, PIL image or array; `topk` is cut to the number of
-        classes.
-        """
+        """Name the species of a path, bytes, PIL image or array; gives at most `topk` classes."""
         (probabilities,) = self.network.answer(image)
         best = _best(probabilities, self.classes, topk)
         return Stage1Prediction(best[0][0], best)
@@ -119,7 +117,9 @@ class Stage2Model:
         self.vocabularies = content.vocabularies
         self.vocabulary_sources = content.sources
         self.heads = content.model.head_names
-        self.network = _network(content, device, precision)
+        self.network = Network.build(
+            content.model, content.preprocessing, device or "auto", precision
+        )
 
     @classmethod
     def load_for_species(
@@ -198,17 +198,6 @@ class TwoStageInference:
         return answer
 
 
-def _network(
-    content: checkpoints.Stage1Checkpoint | checkpoints.Stage2Checkpoint,
-    device: str | None,
-    precision: str,
-) -> Network:
-    on = devices.choose_device(device or "auto")
-    return Network(
-        content.model, content.preprocessing, on, devices.choose_precision(precision, on)
-    )
-
-
 def find_specialist(species: str, checkpoint_or_folder: str | Path) -> Path | None:
     """Find a specialist's checkpoint; None where a folder holds none. Names that leave the folder
     are refused.
@@ -247,8 +236,7 @@ def evaluate_full_dataset(
     interval_resamples: int = 1000,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Answer every image under `images_root` with both stages and write the two files of an
-    evaluation.
+    """Answer every image under `images_root` and write the two files of an evaluation.
 
     Stage 2 is asked only where stage 1 is right. A stopped evaluation goes on at its last whole
     batch; the files are byte for byte those of an undisturbed one. A finished one is refused

@@ -23,10 +23,8 @@ from torch import Tensor
 from petface import (
     augment,
     checkpoints,
-    devices,
     engine,
     losses,
-    metrics,
     runs,
     sampling,
     schedule,
@@ -39,7 +37,7 @@ from petface.images import STATISTICS, Preprocessing
 from petface.models.multi_head import _MultiHeadModel, unfreeze
 from petface.network import Network
 from petface.reports.curves import draw_curves
-from petface.reports.specialist import write_specialist_report
+from petface.reports.specialist import head_figures, write_specialist_report
 from petface.settings import (
     Fraction,
     NonNegative,
@@ -255,9 +253,7 @@ def split_into_samples(
     vocabularies: dict[str, tuple[str, ...]],
     sampler_head: str | None,
 ) -> dict[str, Samples]:
-    """Cut one species into the parts of the split; minority classes of the sampler's head are
-    marked.
-    """
+    """Cut one species into the parts of the split; minority classes are marked."""
     places, labels = dataset.image_labels(species)
     # A photo without any known label teaches a specialist nothing.
     is_known = np.any([labels[head] >= 0 for head in vocabularies], axis=0)
@@ -265,17 +261,7 @@ def split_into_samples(
     split = dataset.image_split[places]
     is_tail = np.zeros(len(places), bool)
     if sampler_head is not None:
-        label, names = labels[sampler_head], vocabularies[sampler_head]
-        known_train = label[(split == 0) & (label >= 0)]
-        tail = sampling.tail_classes(
-            np.bincount(known_train, minlength=len(names)),
-            names,
-            "quantile",
-            head_exclusion_max=0,
-            tail_quantile=s.TAIL_QUANTILE,
-            tail_share=0.0,
-        )
-        is_tail = np.where(label >= 0, tail[label], False)
+        is_tail = sampling.tail_samples(labels[sampler_head], split == 0, s.TAIL_QUANTILE)
     parts = {}
     for number, name in enumerate(SPLITS):
         chosen = split == number
@@ -292,11 +278,7 @@ def split_into_samples(
 
 
 def make_draw(s: Settings, samples: Samples, head: str | None) -> Callable[[int], np.ndarray]:
-    """Give the order of an epoch: weighted on `head`, or shuffled where no head can carry the
-    weights.
-
-    Images whose label for that head is unknown come as often as they would in a shuffle.
-    """
+    """Give the order of an epoch: weighted on `head`, or shuffled where it cannot carry weights."""
     if s.SAMPLER == "shuffle" or head is None or not (samples.labels[head] >= 0).any():
         return lambda epoch: sampling.shuffled(len(samples), s.SEED, epoch)
     weights = sampling.balanced_weights(samples.labels[head], s.SAMPLER_ALPHA)
@@ -312,14 +294,12 @@ def make_job(
     run: runs.RunFolder,
 ) -> engine.Job:
     """Gather what every pass needs; the network goes to the device."""
-    device = devices.choose_device(s.DEVICE)
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
+    network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
     return engine.Job(
-        network=Network(
-            model, preprocessing, device, devices.choose_precision(s.PRECISION, device)
-        ),
+        network=network,
         num_classes={name: model.heads[name].out_features for name in model.head_names},
-        loss=make_loss(s, model, parts["train"], device),
+        loss=make_loss(s, model, parts["train"], network.device),
         source=FileImages(dataset.catalog, preprocessing),
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),
@@ -413,14 +393,8 @@ def finish(
         "num_unreadable": len(job.failures.messages),
     }
     for head in vocabularies:
-        counts = [
-            np.bincount(label[label >= 0], minlength=len(vocabularies[head]))
-            for label in (parts["train"].labels[head], parts["test"].labels[head])
-        ]
-        figures[f"test_{head}_known"] = int(test[head].sum())
-        figures[f"test_{head}_accuracy"] = metrics.accuracy(test[head])
-        figures[f"test_{head}_balanced_accuracy"] = metrics.balanced_accuracy(test[head])
-        figures[f"test_{head}_majority_baseline"] = metrics.majority_baseline(*counts)
+        known = parts["train"].labels[head], parts["test"].labels[head]
+        figures |= head_figures(head, test[head], *known)
     figures["checkpoint"] = str(run.best)
     write_specialist_report(run.path, vocabularies, {"test": test, "all": every}, s.TOP_SUPPORT)
     draw_curves(progress.history, run.path / "curves.png")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from petface import augment, checkpoints, devices, engine, losses, metrics, runs, sampling, schedule
+from petface import augment, checkpoints, engine, losses, metrics, runs, sampling, schedule
 from petface.annotations import write_conflicts
 from petface.batches import Batch, FileImages, Samples, worker_count
 from petface.dataset import Dataset, load_dataset
@@ -249,7 +249,6 @@ def make_job(
     s: Settings, dataset: Dataset, model: torch.nn.Module, num_images: int, run: runs.RunFolder
 ) -> engine.Job:
     """Gather what every pass needs; the network goes to the device."""
-    device = devices.choose_device(s.DEVICE)
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
 
     def loss(outputs: engine.Outputs, batch: Batch) -> Tensor:
@@ -258,9 +257,7 @@ def make_job(
         )
 
     return engine.Job(
-        network=Network(
-            model, preprocessing, device, devices.choose_precision(s.PRECISION, device)
-        ),
+        network=Network.build(model, preprocessing, s.DEVICE, s.PRECISION),
         num_classes={"species": len(dataset.catalog.classes)},
         loss=loss,
         source=FileImages(dataset.catalog, preprocessing),

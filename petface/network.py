@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from petface import images
 from petface.augment import normalise, to_float
-from petface.devices import Precision
+from petface.devices import Precision, choose_device, choose_precision
 from petface.errors import UserError
 from petface.images import ImageSource, Preprocessing
 
@@ -28,6 +28,14 @@ class Network:
     preprocessing: Preprocessing
     device: torch.device
     precision: Precision
+
+    @classmethod
+    def build(
+        cls, model: nn.Module, preprocessing: Preprocessing, device: str, precision: str
+    ) -> Network:
+        """Put `model` on the device and in the precision that settings name ("auto" and others)."""
+        on = choose_device(device)
+        return cls(model, preprocessing, on, choose_precision(precision, on))
 
     def __post_init__(self) -> None:
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -56,6 +56,23 @@ def tail_classes(
     return tail & present
 
 
+def tail_samples(labels: np.ndarray, is_train: np.ndarray, quantile: float) -> np.ndarray:
+    """Mark the samples of minority classes: bool (N,) from labels (N,), -1 unknown.
+
+    Minority is a class whose count among the training samples is at most that quantile of counts.
+    """
+    counts = np.bincount(labels[is_train & (labels >= 0)], minlength=labels.max(initial=-1) + 1)
+    tail = tail_classes(
+        counts,
+        [str(number) for number in range(len(counts))],
+        "quantile",
+        head_exclusion_max=0,
+        tail_quantile=quantile,
+        tail_share=0.0,
+    )
+    return np.append(tail, False)[labels]  # -1 takes the last
+
+
 def base_weights(
     counts: npt.ArrayLike, *, alpha: float, floor: float = 1.0, cap: float
 ) -> npt.NDArray[np.float64]:

@@ -12,11 +12,13 @@ import torch
 from petface.errors import UserError
 from petface.sampling import (
     ClassWeightedSampler,
+    balanced_weights,
     base_weights,
     difficulty_weights,
     shard,
     shuffled,
     tail_classes,
+    tail_samples,
 )
 
 NAMES = ("cat", "chimp", "dog", "pig", "rabbit")
@@ -274,3 +276,19 @@ def test_shards_together_are_the_order(num: int) -> None:
     assert sum(lengths) == num and max(lengths) - min(lengths) <= 1
     with pytest.raises(AssertionError):
         shard(order, 4, 4)
+
+
+def test_tail_samples_are_those_of_the_small_training_classes():
+    labels = np.array([0] * 6 + [1] * 3 + [2] * 2 + [-1] * 4 + [2] * 9)
+    is_train = np.arange(len(labels)) < 15  # the nine later samples of class 2 do not count
+    expected = [label == 2 for label in labels]  # counts 6, 3, 2; quantile 0.3 of them is 2.6
+    assert tail_samples(labels, is_train, 0.3).tolist() == expected
+    assert not tail_samples(np.full(5, -1), np.ones(5, bool), 0.5).any()
+
+
+def test_balanced_weights_show_classes_equally_and_unknown_ones_as_in_a_shuffle():
+    labels = np.array([0] * 8 + [1] * 2 + [-1] * 10)
+    share = balanced_weights(labels, 1.0) * np.array([8, 2, 10])
+    assert np.allclose(share / share.sum(), [0.25, 0.25, 0.5])
+    share = balanced_weights(labels, 0.0) * np.array([8, 2, 10])
+    assert np.allclose(share / share.sum(), [0.4, 0.1, 0.5])

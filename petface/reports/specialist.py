@@ -37,6 +37,25 @@ def write_specialist_report(
         handle.write("\n".join(lines))
 
 
+def head_figures(
+    head: str, confusion: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray
+) -> dict[str, float]:
+    """Name what one head reached on the test part, beside its majority baseline.
+
+    `confusion` (K, K) of the test part; the labels of both parts (N,), -1 unknown.
+    """
+    counts = [
+        np.bincount(labels[labels >= 0], minlength=len(confusion))
+        for labels in (train_labels, test_labels)
+    ]
+    return {
+        f"test_{head}_known": int(confusion.sum()),
+        f"test_{head}_accuracy": metrics.accuracy(confusion),
+        f"test_{head}_balanced_accuracy": metrics.balanced_accuracy(confusion),
+        f"test_{head}_majority_baseline": metrics.majority_baseline(*counts),
+    }
+
+
 def _head_lines(
     head: str, confusion: np.ndarray, names: tuple[str, ...], top_support: int
 ) -> list[str]:
