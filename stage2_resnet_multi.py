@@ -36,6 +36,7 @@ from petface.errors import SettingsError, UserError, run_script
 from petface.images import STATISTICS, Preprocessing
 from petface.models.multi_head import _MultiHeadModel, unfreeze
 from petface.network import Network
+from petface.reports.audit import quick_audit_line
 from petface.reports.curves import draw_curves
 from petface.reports.specialist import head_figures, write_specialist_report
 from petface.settings import (
@@ -111,6 +112,7 @@ def main() -> int:
         seed=settings.SPLIT_SEED,
     )
     print("\n".join(dataset.notes))
+    print(quick_audit_line(dataset, annotations_root=settings.ANNOTATIONS_ROOT))
     force = "force" in settings.switches
     chosen = choose_species(settings, dataset)
     with runs.StopRequest() as stop:

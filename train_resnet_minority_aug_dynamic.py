@@ -27,6 +27,7 @@ from petface.errors import UserError, run_script
 from petface.images import STATISTICS, Preprocessing
 from petface.models import backbones
 from petface.network import Network
+from petface.reports.audit import quick_audit_line
 from petface.reports.curves import draw_curves
 from petface.reports.tables import write_confusion
 from petface.settings import (
@@ -103,6 +104,7 @@ def main() -> int:
         seed=settings.SPLIT_SEED,
     )
     print("\n".join(dataset.notes))
+    print(quick_audit_line(dataset, annotations_root=settings.ANNOTATIONS_ROOT))
     folder = runs.run_path(settings.RUNS_ROOT, settings.RUN_NAME)
     with (
         runs.open_run(folder, settings, force="force" in settings.switches) as run,
