@@ -99,15 +99,20 @@ def finish(folder, settings, figures=None):
         run.finish(figures or {"accuracy": 0.5})
 
 
+def contents(folder):
+    """Every file but the lock, which says since when it is held."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
+
+
 def test_a_finished_run_is_refused_and_replaced_by_force_alone(folder, settings_of):
     finish(folder, settings_of())
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
     with (
         pytest.raises(UserError, match="holds a finished run; choose another RUN_NAME, or --force"),
         open_run(folder, settings_of("--lr", "9")),
     ):
         pass
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert contents(folder) == before
     (folder / "notes.md").write_text("mine")
     with open_run(folder, settings_of("--lr", "9"), force=True):
         assert not (folder / "best.pt").exists() and not (folder / "final.json").exists()
