@@ -15,7 +15,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +33,8 @@ from petface.batches import (
     read_ahead,
     worker_count,
 )
-from petface.checkpoints import CheckpointError
+from petface.calibration import conformal_set
+from petface.checkpoints import CheckpointError, HeadCalibration
 from petface.dataset import Dataset, load_dataset
 from petface.errors import SettingsError, UserError, run_script
 from petface.files import sha256_of_file, write_json
@@ -46,6 +46,7 @@ from petface.reports.evaluation import (
     lay_out_rows,
     summarise,
 )
+from petface.reports.photo import HeadPrediction, Stage1Prediction, lay_out, readable
 from petface.reports.rows import ResumableCsv
 from petface.settings import NonNegative, Positive, Seed, read_settings
 from petface.splits import SPLITS
@@ -68,23 +69,6 @@ NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of
 INTERVAL_RESAMPLES: NonNegative = 1000  # bootstrap over records for the 95 % intervals; 0 = none
 
 
-@dataclass(frozen=True)
-class Stage1Prediction:
-    """The most probable species, and the `topk` best as (species, probability) in falling order."""
-
-    label: str
-    topk: list[tuple[str, float]]
-
-
-@dataclass(frozen=True)
-class HeadPrediction:
-    """The most probable label of one head; `vocabulary` says where the label names came from."""
-
-    label: str
-    topk: list[tuple[str, float]]
-    vocabulary: str = "checkpoint"
-
-
 class Stage1Model:
     """The species classifier of a checkpoint; on the GPU where there is one."""
 
@@ -93,15 +77,15 @@ class Stage1Model:
     ) -> None:
         content = checkpoints.read_stage1(checkpoint)
         self.classes = content.classes
-        self.network = Network.build(
-            content.model, content.preprocessing, device or "auto", precision
-        )
+        self.calibration = content.calibration
+        self.network = _network(content, ("species",), device, precision)
 
     def predict(self, image: ImageSource, topk: int = 5) -> Stage1Prediction:
         """Name the species of a path, bytes, PIL image or array; gives at most `topk` classes."""
         (probabilities,) = self.network.answer(image)
         best = _best(probabilities, self.classes, topk)
-        return Stage1Prediction(best[0][0], best)
+        fitted = self.calibration.get("species")
+        return Stage1Prediction(best[0][0], best, fitted and fitted.is_sure(best[0][1]))
 
 
 class Stage2Model:
@@ -117,9 +101,8 @@ class Stage2Model:
         self.vocabularies = content.vocabularies
         self.vocabulary_sources = content.sources
         self.heads = content.model.head_names
-        self.network = Network.build(
-            content.model, content.preprocessing, device or "auto", precision
-        )
+        self.calibration = content.calibration
+        self.network = _network(content, self.heads, device, precision)
 
     @classmethod
     def load_for_species(
@@ -145,8 +128,15 @@ class Stage2Model:
         """Answer every head for a path, bytes, PIL image or array."""
         answers = {}
         for head, probabilities in zip(self.heads, self.network.answer(image), strict=True):
-            best = _best(probabilities, self.vocabularies[head], topk_per_head)
-            answers[head] = HeadPrediction(best[0][0], best, self.vocabulary_sources[head])
+            names, fitted = self.vocabularies[head], self.calibration.get(head)
+            best = _best(probabilities, names, topk_per_head)
+            answers[head] = HeadPrediction(
+                best[0][0],
+                best,
+                self.vocabulary_sources[head],
+                fitted and fitted.is_sure(best[0][1]),
+                _may_be(probabilities, names, fitted) if head == "breed" else None,
+            )
         return answers
 
 
@@ -183,14 +173,12 @@ class TwoStageInference:
         try:
             pixels = images.decode(image_path)
             species = self.stage1.predict(pixels, topk)
-            answer["species"] = {"label": species.label, "topk": species.topk}
+            answer["species"] = lay_out(species)
             specialist = self.specialist(species.label)
             if specialist is None:
                 return {**answer, "status": "no_specialist"}
-            answer["attributes"] = {
-                head: {"label": p.label, "topk": p.topk, "vocabulary": p.vocabulary}
-                for head, p in specialist.predict(pixels, topk).items()
-            }
+            heads = specialist.predict(pixels, topk)
+            answer["attributes"] = {head: lay_out(prediction) for head, prediction in heads.items()}
         except ImageError as error:
             return {**answer, "status": error.reason, "message": str(error)}
         except NonFiniteError as error:
@@ -211,6 +199,27 @@ def find_specialist(species: str, checkpoint_or_folder: str | Path) -> Path | No
         if candidate.is_file():
             return candidate
     return None
+
+
+def _network(
+    content: checkpoints.Stage1Checkpoint | checkpoints.Stage2Checkpoint,
+    heads: tuple[str, ...],
+    device: str | None,
+    precision: str,
+) -> Network:
+    fitted = [content.calibration.get(head) for head in heads]
+    temperatures = tuple(entry.temperature if entry else 1.0 for entry in fitted)
+    rule = content.preprocessing
+    return Network.build(content.model, rule, device or "auto", precision, temperatures)
+
+
+def _may_be(
+    probabilities: Tensor, names: tuple[str, ...], fitted: HeadCalibration | None
+) -> list[str] | None:
+    if fitted is None or fitted.conformal_quantile is None:
+        return None
+    chosen = conformal_set(probabilities[None].numpy(), fitted.conformal_quantile)[0]
+    return [names[k] for k in probabilities.argsort(descending=True).tolist() if chosen[k]]
 
 
 def _best(probabilities: Tensor, names: tuple[str, ...], topk: int) -> list[tuple[str, float]]:
@@ -409,19 +418,6 @@ def main() -> int:
     for answer in answers:
         print(json.dumps(answer, ensure_ascii=False) if "json" in s.switches else readable(answer))
     return int(any("message" in answer for answer in answers))
-
-
-def readable(answer: dict[str, Any]) -> str:
-    """Lay one answer of `TwoStageInference.infer` out for a terminal."""
-    if "message" in answer:
-        return f"{answer['image']}: {answer['status']} ({answer['message']})"
-    lines = [str(answer["image"])]
-    for name, entry in [("species", answer["species"]), *answer["attributes"].items()]:
-        best, *others = [f"{label} {p * 100:.1f} %" for label, p in entry["topk"]]
-        lines.append(f"  {name:8s} {best}" + (f"   ({', '.join(others)})" if others else ""))
-    if answer["status"] == "no_specialist":
-        lines.append("  no specialist for this species: attributes are not asked")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@
     python stage2_resnet_multi.py --config configs/stage2/demo.toml
 
 Out comes runs/<RUN_NAME>/<species>/: <species>_best.pt and <species>_last.pt, metrics.csv and
-curves.png, confusion_test_<head>.csv and confusion_all_<head>.csv, eval_summary_stage2.txt,
-settings.toml, environment.json and final.json. A finished specialist is left alone, so the same
-command goes on after a stop. Expected: see the head of each preset.
+curves.png, confidence.png, confusion_test_<head>.csv and confusion_all_<head>.csv,
+eval_summary_stage2.txt, settings.toml, environment.json and final.json. A finished specialist is
+left alone, so the same command goes on after a stop. Expected: see the head of each preset.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from petface import (
     taxonomy,
 )
 from petface.batches import Batch, FileImages, Samples, worker_count
+from petface.calibration import calibrate_heads, headline_figures
 from petface.dataset import Dataset, load_dataset
 from petface.errors import SettingsError, UserError, run_script
 from petface.images import STATISTICS, Preprocessing
 from petface.models.multi_head import _MultiHeadModel, unfreeze
 from petface.network import Network
 from petface.reports.audit import quick_audit_line
+from petface.reports.confidence import draw_confidence
 from petface.reports.curves import draw_curves
 from petface.reports.specialist import head_figures, write_specialist_report
 from petface.settings import (
@@ -82,6 +84,7 @@ BATCH_SIZE: Positive = 64
 WEIGHT_DECAY: NonNegativeFloat = 1e-4
 SCHEDULE: Literal["constant", "cosine", "linear", "step"] = "constant"  # over each phase
 WARMUP_FRAC: Fraction = 0.0  # share of each phase that the rate climbs; 0 = off
+WANTED_ACCURACY: Fraction = 0.9  # of the answers that count as sure; 0 = all do
 
 # ---- Losses, sampling, augmentation ----
 FOCAL_GAMMA_COLOR: NonNegativeFloat = 2.0  # of all heads but gender, where there are colour heads
@@ -381,11 +384,18 @@ def finish(
     vocabularies: dict[str, tuple[str, ...]],
     progress: engine.Progress,
 ) -> int:
-    """Measure <species>_best.pt on the test part and on all images, write the reports, end the
-    run.
+    """Calibrate <species>_best.pt, measure it on the test part and on all images, write the
+    reports, end the run.
     """
-    job.network.model.load_state_dict(checkpoints.load(run.best)["model"])
-    seen = {name: engine.evaluate(job, part, name) for name, part in parts.items()}
+    best = checkpoints.load(run.best)
+    job.network.model.load_state_dict(best["model"])
+    seen = {
+        name: engine.evaluate(job, part, name, keep_answers=name != "train")
+        for name, part in parts.items()
+    }
+    answers = seen["test"].answers
+    fitted, measured = calibrate_heads(seen["val"].answers, answers, s.WANTED_ACCURACY)
+    checkpoints.save(run.best, {**best, "calibration": fitted})
     test = seen["test"].confusions
     every = {head: sum(seen[name].confusions[head] for name in SPLITS) for head in vocabularies}
     figures: dict[str, Any] = {
@@ -397,12 +407,15 @@ def finish(
     for head in vocabularies:
         known = parts["train"].labels[head], parts["test"].labels[head]
         figures |= head_figures(head, test[head], *known)
+    figures |= headline_figures(measured)
     figures["checkpoint"] = str(run.best)
     write_specialist_report(run.path, vocabularies, {"test": test, "all": every}, s.TOP_SUPPORT)
     draw_curves(progress.history, run.path / "curves.png")
+    drawn = {head: (*answers[head][:2], fitted[head]) for head in fitted}
+    draw_confidence(drawn, run.path / "confidence.png")
     run.write_metrics(progress.history)  # again: a kill may have come just before the last time
     job.failures.write()
-    run.finish(figures)
+    run.finish({**figures, "calibration": measured})
     print(runs.summary_block(figures))
     return 0
 

@@ -4,9 +4,9 @@
     python train_resnet_minority_aug_dynamic.py --config configs/stage1/demo.toml  # made-up data
 
 Out comes runs/<RUN_NAME>/: best.pt and last.pt, metrics.csv and curves.png (one row per epoch),
-errors.csv, settings.toml (itself a preset), environment.json and final.json. The test part is
-looked at once, at the end. Expected: see the head of each preset; PetFace itself has not been
-trained here.
+confidence.png, errors.csv, settings.toml (itself a preset), environment.json and final.json. The
+test part is looked at once, at the end. Expected: see the head of each preset; PetFace itself has
+not been trained here.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from torch import Tensor
 from petface import augment, checkpoints, engine, losses, metrics, runs, sampling, schedule
 from petface.annotations import write_conflicts
 from petface.batches import Batch, FileImages, Samples, worker_count
+from petface.calibration import calibrate_heads, headline_figures
 from petface.dataset import Dataset, load_dataset
 from petface.errors import UserError, run_script
 from petface.images import STATISTICS, Preprocessing
 from petface.models import backbones
 from petface.network import Network
 from petface.reports.audit import quick_audit_line
+from petface.reports.confidence import draw_confidence
 from petface.reports.curves import draw_curves
 from petface.reports.tables import write_confusion
 from petface.settings import (
@@ -73,6 +75,7 @@ WARMUP_FRAC: Fraction = 0.0  # share of the training that the rate climbs; 0 = o
 LABEL_SMOOTHING: Fraction = 0.0  # 0 = off
 PATIENCE: NonNegative = 7  # epochs without a better SELECT_BY; 0 = never stop early
 SELECT_BY: Literal["accuracy", "balanced_accuracy"] = "accuracy"  # on the validation part
+WANTED_ACCURACY: Fraction = 0.9  # of the answers that count as sure; 0 = all do
 
 # ---- Minority classes: who they are and how often they are shown ----
 SAMPLER: Literal["weighted", "shuffle"] = "weighted"  # shuffle: every image once an epoch
@@ -312,10 +315,14 @@ def finish(
     classes: tuple[str, ...],
     progress: engine.Progress,
 ) -> int:
-    """Measure best.pt on the test part, draw the curves, mark the run as finished."""
-    best = checkpoints.read_stage1(run.best)
-    job.network.model.load_state_dict(best.model.state_dict())
-    test = engine.evaluate(job, parts["test"], "test")
+    """Calibrate best.pt, measure it on the test part, draw the curves, mark the run as finished."""
+    best = checkpoints.load(run.best)
+    job.network.model.load_state_dict(best["model"])
+    val, test = (
+        engine.evaluate(job, parts[name], name, keep_answers=True) for name in ("val", "test")
+    )
+    fitted, measured = calibrate_heads(val.answers, test.answers, s.WANTED_ACCURACY)
+    checkpoints.save(run.best, {**best, "calibration": fitted})
     confusion = test.confusions["species"]
     counts = [np.bincount(parts[name].labels["species"], minlength=len(classes)) for name in SPLITS]
     history = progress.history
@@ -330,11 +337,14 @@ def finish(
         "test_accuracy": test.accuracy("species"),
         "test_balanced_accuracy": test.balanced_accuracy("species"),
         "test_majority_baseline": metrics.majority_baseline(counts[0], counts[2]),
+        **headline_figures(measured),
         "num_unreadable": len(job.failures.messages),
         "checkpoint": str(run.best),
     }
     recall = metrics.recall_per_class(confusion)
     draw_curves(history, run.path / "curves.png")
+    drawn = {head: (*test.answers[head][:2], fitted[head]) for head in fitted}
+    draw_confidence(drawn, run.path / "confidence.png")
     run.write_metrics(history)  # again: a kill may have come just before the last time
     job.failures.write()
     write_confusion(run.path / "confusion_test_species.csv", confusion, classes)
@@ -343,6 +353,7 @@ def finish(
             **figures,
             "test_recall": {n: r for n, r in zip(classes, recall.tolist(), strict=True) if r == r},
             "unreadable_per_species": job.failures.per_species(),
+            "calibration": measured,
         }
     )
     print(runs.summary_block(figures))

@@ -1,6 +1,7 @@
 """Confidence that can be believed: fitted on the validation part, measured on the test part.
 
-Shapes and words are those of `petface.reliability`.
+Shapes and words are those of `petface.reliability`. A head's answers are its logits (N, K), the
+labels (N,) and the records (N,), the animal of each photo.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from petface.reliability import (
     usable_rows,
     wilson_interval,
 )
+
+Answers = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
 
 # With fewer known rows the fit does more harm to the log loss of a network that needs none than
 # good to one that is mildly off: simulated, true temperatures 1 to 2, 2 and 13 classes.
@@ -93,7 +96,7 @@ def threshold_for_accuracy(
     cluster variance of the share right over the binomial one. Without it, four photos an animal
     that correlate by 0.6 miss in 10 of 100 fits; with it, in 5 at most.
     """
-    assert 0.0 < wanted_accuracy < 1.0 and 0.5 <= confidence_level < 1.0
+    assert 0.0 <= wanted_accuracy <= 1.0 and 0.5 <= confidence_level < 1.0
     c, right = answers(confidence, correct)
     thresholds, coverage, accuracy = coverage_curve(c, right)
     num = coverage * len(c) / _design_effect(right, records)
@@ -193,6 +196,35 @@ def describe_calibration(
     figures["conformal_coverage"] = None if q is None else _mean(sets[np.arange(len(y)), y])
     figures["conformal_mean_size"] = None if q is None else _mean(sets.sum(axis=1))
     return {k: None if v != v else v for k, v in figures.items()}
+
+
+def calibrate_heads(
+    val: Mapping[str, Answers], test: Mapping[str, Answers], wanted_accuracy: float
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Fit every head on the validation part, for the checkpoint, and measure it on the test part.
+
+    What was fitted stands beside what was measured, so that the second alone makes a report.
+    """
+    fitted, measured = {}, {}
+    for head, (logits, labels, records) in val.items():
+        fitted[head] = calibrate_head(
+            logits, labels, wanted_accuracy=wanted_accuracy, records=records
+        )
+        measured[head] = {
+            **describe_calibration(head, *test[head][:2], fitted[head]),
+            "fitted": fitted[head],
+        }
+    return fitted, measured
+
+
+def headline_figures(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Pick what a run prints of `calibrate_heads`: three figures per head, NaN if not defined."""
+    names = {"ece_before": "ece_before", "ece_after": "ece_after", "coverage": "answered_share"}
+    return {
+        f"test_{head}_{shown}": math.nan if figures[name] is None else figures[name]
+        for head, figures in measured.items()
+        for name, shown in names.items()
+    }
 
 
 def guard_score(logits: npt.ArrayLike) -> Floats:

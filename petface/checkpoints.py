@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,30 @@ class CheckpointError(UserError):
 
 
 @dataclass(frozen=True)
+class HeadCalibration:
+    """What was fitted on the validation part; the limits hold for softmax(logits / temperature)."""
+
+    temperature: float
+    threshold: float | None  # the confidence from which answers are sure; None = never
+    conformal_quantile: float | None  # for `calibration.conformal_set`; None = no sets
+
+    def is_sure(self, probability: float) -> bool:
+        """Tell whether an answer of this probability is right as often as was wanted."""
+        # Fitted in float64, asked in float32: the photo at the threshold must not fall below it.
+        return self.threshold is not None and probability >= self.threshold - 1e-6
+
+
+@dataclass(frozen=True)
 class Stage1Checkpoint:
-    """A species classifier ready for use: `classes[k]` is the name of logit k."""
+    """A species classifier ready for use: `classes[k]` is the name of logit k.
+
+    `calibration` has its one head, "species", where the checkpoint was calibrated.
+    """
 
     model: nn.Module
     classes: tuple[str, ...]
     preprocessing: Preprocessing
+    calibration: dict[str, HeadCalibration] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,7 +64,7 @@ class Stage2Checkpoint:
     """A specialist ready for use.
 
     `vocabularies[head][k]` names logit k of a head; `sources[head]` says where the names came from
-    ("checkpoint", "built-in", "gender", "index").
+    ("checkpoint", "built-in", "gender", "index"); `calibration` has the heads that were calibrated.
     """
 
     model: multi_head._MultiHeadModel
@@ -54,6 +72,7 @@ class Stage2Checkpoint:
     vocabularies: dict[str, tuple[str, ...]]
     sources: dict[str, str]
     preprocessing: Preprocessing
+    calibration: dict[str, HeadCalibration] = field(default_factory=dict)
 
 
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -146,7 +165,8 @@ def read_stage1(path: str | Path) -> Stage1Checkpoint:
     classes = tuple(str(name) for name in sorted(table, key=table.__getitem__))
     name = _backbone(path, content)
     model = _fill(path, backbones.build_classifier(name, len(classes)), state)
-    return Stage1Checkpoint(model, classes, _preprocessing(path, content))
+    calibration = _calibration(path, content)
+    return Stage1Checkpoint(model, classes, _preprocessing(path, content), calibration)
 
 
 def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
@@ -187,7 +207,8 @@ def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
     for head in sizes:
         state[f"heads.{head}.weight"], state[f"heads.{head}.bias"] = heads[head]
     _fill(path, model, state)
-    return Stage2Checkpoint(model, species, vocabularies, sources, _preprocessing(path, content))
+    rule, calibration = _preprocessing(path, content), _calibration(path, content)
+    return Stage2Checkpoint(model, species, vocabularies, sources, rule, calibration)
 
 
 def _vocabulary(
@@ -249,6 +270,27 @@ def _preprocessing(path: str | Path, content: Mapping[str, Any]) -> Preprocessin
         return Preprocessing.from_dict(content["preprocessing"])
     except UserError as error:
         raise CheckpointError(path, f"preprocessing: {error}") from error
+
+
+def _calibration(path: str | Path, content: Mapping[str, Any]) -> dict[str, HeadCalibration]:
+    """Read what was fitted per head; old checkpoints and last.pt hold nothing."""
+    table = content.get("calibration", {})
+    if not isinstance(table, dict):
+        raise CheckpointError(path, f'"calibration" is a {type(table).__name__}', _COPY_AGAIN)
+    found = {}
+    for name, entry in table.items():
+        entry = entry if isinstance(entry, dict) else {}
+        numbers: list[Any] = [
+            entry.get(key) for key in ("temperature", "threshold", "conformal_quantile")
+        ]
+        are_plain = all(n is None or (type(n) in (int, float) and abs(n) < 1e9) for n in numbers)
+        if not are_plain or numbers[0] is None or numbers[0] <= 0:
+            raise CheckpointError(
+                path, f'"calibration" of {name} makes no sense: {numbers}', _COPY_AGAIN
+            )
+        head = str(name)
+        found[taxonomy.FEATURE_ALIASES.get(head, head)] = HeadCalibration(*numbers)
+    return found
 
 
 def _first(error: Exception) -> str:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -187,11 +187,20 @@ def _account(state: EpochState, num_images: int, value: Tensor, finite: bool) ->
         )
 
 
+class Answers(NamedTuple):
+    """What one head answered to the readable images of a part, and to whom."""
+
+    logits: np.ndarray  # (N, K) float32; rows that are not finite are among them
+    labels: np.ndarray  # (N,) int64, -1 unknown
+    records: np.ndarray  # (N,) int32 into the catalog's records
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What a pass over a part showed: one (K, K) confusion matrix per head, mean loss, counts.
 
-    The loss is NaN where no label was known: an average of nothing, not a loss of 0.
+    The loss is NaN where no label was known: an average of nothing, not a loss of 0. `answers` is
+    empty unless it was asked for.
     """
 
     confusions: dict[str, np.ndarray]
@@ -199,6 +208,7 @@ class Evaluation:
     num_images: int
     num_unreadable: int
     num_non_finite: int  # images with a NaN or infinite logit: out of every matrix
+    answers: dict[str, Answers] = field(default_factory=dict)
 
     def accuracy(self, head: str) -> float:
         """Share of known labels that were answered rightly; NaN where none is known."""
@@ -209,9 +219,11 @@ class Evaluation:
         return metrics.balanced_accuracy(self.confusions[head])
 
 
-def evaluate(job: Job, samples: Samples, title: str) -> Evaluation:
-    """Pass once over `samples` without gradients."""
+def evaluate(job: Job, samples: Samples, title: str, *, keep_answers: bool = False) -> Evaluation:
+    """Pass once over `samples` without gradients; `keep_answers` keeps every logit."""
     sizes = job.num_classes
+    kept_logits: list[list[np.ndarray]] = []  # per batch and head
+    kept_positions: list[np.ndarray] = []
     confusions = {head: np.zeros((size, size), np.int64) for head, size in sizes.items()}
     loss_sum, num_seen, num_unreadable, num_non_finite = 0.0, 0, 0, 0
     job.network.model.eval()
@@ -230,9 +242,20 @@ def evaluate(job: Job, samples: Samples, title: str) -> Evaluation:
                 confusions[head] += metrics.confusion_matrix(true, predicted, sizes[head])
             loss_sum += float(job.loss(outputs, batch)) * len(batch.positions)
             num_seen += len(batch.positions)
+            if keep_answers:
+                kept_logits.append([logits.cpu().numpy() for logits in outputs])
+                kept_positions.append(batch.positions)
     any_known = any(confusion.any() for confusion in confusions.values())
     mean_loss = loss_sum / num_seen if any_known else math.nan
-    return Evaluation(confusions, mean_loss, num_seen, num_unreadable, num_non_finite)
+    answers = {}
+    if keep_answers:
+        positions = np.concatenate([np.empty(0, np.int64), *kept_positions])
+        records = job.source.catalog.record_index[samples.images[positions]]
+        for number, (head, size) in enumerate(sizes.items()):
+            rows = [np.empty((0, size), np.float32), *(batch[number] for batch in kept_logits)]
+            labels = samples.labels[head][positions].astype(np.int64)
+            answers[head] = Answers(np.concatenate(rows), labels, records)
+    return Evaluation(confusions, mean_loss, num_seen, num_unreadable, num_non_finite, answers)
 
 
 def _step_seed(seed: int, epoch: int, step: int) -> int:

@@ -28,14 +28,20 @@ class Network:
     preprocessing: Preprocessing
     device: torch.device
     precision: Precision
+    temperatures: tuple[float, ...] = ()  # per head, in the order of the outputs; empty = all 1
 
     @classmethod
     def build(
-        cls, model: nn.Module, preprocessing: Preprocessing, device: str, precision: str
+        cls,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        device: str,
+        precision: str,
+        temperatures: tuple[float, ...] = (),
     ) -> Network:
         """Put `model` on the device and in the precision that settings name ("auto" and others)."""
         on = choose_device(device)
-        return cls(model, preprocessing, on, choose_precision(precision, on))
+        return cls(model, preprocessing, on, choose_precision(precision, on), temperatures)
 
     def __post_init__(self) -> None:
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -60,11 +66,17 @@ class Network:
         return tuple(head.float() for head in self(to_float(batch)))
 
     def probabilities(self, pixels: Tensor) -> Outputs:
-        """(B, size, size, 3) uint8 -> (B, K) float32 on the CPU per head; NaN if not finite."""
+        """(B, size, size, 3) uint8 -> softmax(logits / temperature), (B, K) float32 on the CPU, per
+        head; NaN if not finite.
+        """
+        outputs = self.logits(pixels.permute(0, 3, 1, 2).to(self.device))
         rows = []
-        for logits in self.logits(pixels.permute(0, 3, 1, 2).to(self.device)):
+        for logits, temperature in zip(
+            outputs, self.temperatures or (1.0,) * len(outputs), strict=True
+        ):
             finite = torch.isfinite(logits).all(dim=1, keepdim=True)
-            rows.append(torch.where(finite, logits.softmax(dim=1), torch.nan).cpu())
+            p = (logits / temperature).softmax(dim=1)
+            rows.append(torch.where(finite, p, torch.nan).cpu())
         return tuple(rows)
 
     def answer(self, image: ImageSource) -> Outputs:

@@ -14,12 +14,14 @@ import sklearn.metrics
 from petface.calibration import (
     MIN_ROWS_FOR_TEMPERATURE,
     calibrate_head,
+    calibrate_heads,
     conformal_quantile,
     conformal_set,
     describe_calibration,
     fit_guard,
     fit_temperature,
     guard_score,
+    headline_figures,
     threshold_for_accuracy,
 )
 from petface.reliability import nll, softmax
@@ -245,6 +247,39 @@ def test_what_cannot_be_had_is_none() -> None:
     assert empty["num"] == 0 and empty["threshold"] is None
     unseen = describe_calibration("color", np.zeros((4, 3)), [-1] * 4, empty)
     assert {v for k, v in unseen.items() if k not in ("head", "num")} == {None}
+
+
+def test_heads_are_fitted_on_one_part_and_measured_on_the_other() -> None:
+    """Three photos an animal, as alike as can be: they count as one."""
+    logits, labels = draw(11, 400, 4, spread=2)
+    records, labels = np.arange(1200) // 3, np.repeat(labels, 3)
+    logits = np.repeat(2 * logits, 3, axis=0).astype(np.float32)
+    val, test = ((logits[r], labels[r], records[r]) for r in (slice(600), slice(600, None)))
+    nobody = (np.empty((0, 2), np.float32), np.empty(0, np.int64), np.empty(0, np.int32))
+    fitted, measured = calibrate_heads(
+        {"breed": val, "gender": nobody}, {"gender": nobody, "breed": test}, 0.8
+    )
+    assert fitted["breed"] == calibrate_head(*val[:2], wanted_accuracy=0.8, records=val[2])
+    assert fitted["breed"] != calibrate_head(*val[:2], wanted_accuracy=0.8)
+    assert measured["breed"].pop("fitted") == fitted["breed"]
+    assert measured["breed"] == describe_calibration("breed", *test[:2], fitted["breed"])
+    json.dumps(measured, allow_nan=False)
+    shown = headline_figures(measured)
+    assert shown.pop("test_breed_ece_before") == measured["breed"]["ece_before"]
+    assert shown.pop("test_breed_ece_after") == measured["breed"]["ece_after"]
+    assert shown.pop("test_breed_answered_share") == measured["breed"]["coverage"] > 0.1
+    assert list(shown) == [
+        f"test_gender_{n}" for n in ("ece_before", "ece_after", "answered_share")
+    ]
+    assert all(math.isnan(v) for v in shown.values())
+
+
+def test_all_answers_or_none_can_be_wanted() -> None:
+    logits, labels = draw(12, 400, 3)
+    p = softmax(logits)
+    correct = p.argmax(axis=1) == labels
+    assert threshold_for_accuracy(p.max(axis=1), correct, 0.0) == (0.0, 1.0, correct.mean())
+    assert threshold_for_accuracy(p.max(axis=1), np.ones(400, bool), 1.0).threshold == math.inf
 
 
 def test_the_guard_scores_with_the_energy_and_lets_known_photos_pass() -> None:

@@ -178,6 +178,14 @@ def test_heads_are_renamed_filtered_and_ordered(file: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_network")
+def test_calibration_goes_by_the_names_of_the_heads(file: Path) -> None:
+    sizes, entry = {"attr2": 3, "gender": 2}, {"temperature": 2, "threshold": 0.75, "num": 9}
+    found = read(file, "chinchilla", sizes, calibration={"attr2": entry})
+    assert found.calibration == {"color2": checkpoints.HeadCalibration(2, 0.75, None)}
+    assert read(file, "chinchilla", sizes).calibration == {}
+
+
+@pytest.mark.usefixtures("no_network")
 def test_zero_class_heads_are_skipped(file: Path) -> None:
     assert read(file, "cat", {"breed": 0, "gender": 2}).model == ("gender",)
     with pytest.raises(CheckpointError, match="no head for cat"):

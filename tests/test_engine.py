@@ -258,6 +258,32 @@ def test_an_evaluation_counts_as_scikit_learn_does_one_image_at_a_time(job, samp
     assert seen.loss == pytest.approx(total / len(kept), rel=1e-4)
 
 
+def test_answers_are_kept_on_request_as_they_are_for_one_image_at_a_time(job, samples, tree):
+    """The part is in no order of the catalog; a head that is not finite is kept like the other."""
+    order = np.random.default_rng(3).permutation(30)
+    labels = {head: label[order] for head, label in samples.labels.items()}
+    part = Samples(order, labels, samples.is_tail[order])
+    paths, kept = naive.photos(tree.images), set(readable(tree, samples))
+    places = [i for i in order.tolist() if i in kept]
+    with torch.no_grad():
+        job.network.model.two.bias[0] = math.nan
+    assert engine.evaluate(job, part, "all").answers == {}
+    seen = engine.evaluate(job, part, "all", keep_answers=True).answers
+    assert list(seen) == ["one", "two"]
+    single = [naive.logits_of_all(job.network.model, tree.images / paths[i], SIZE) for i in places]
+    folders = [str((tree.images / paths[i]).parent) for i in places]
+    for number, (head, answers) in enumerate(seen.items()):
+        expected = torch.stack([logits[number] for logits in single]).numpy()
+        np.testing.assert_allclose(answers.logits, expected, rtol=1e-4, atol=1e-5)
+        assert answers.logits.dtype == np.float32
+        assert answers.labels.tolist() == [samples.labels[head][i] for i in places]
+        pairs = set(zip(answers.records.tolist(), folders, strict=True))
+        assert len(pairs) == len(set(folders)) == len(set(answers.records.tolist()))
+    nobody = Samples(np.array([], np.int64), {h: np.array([], int) for h in labels}, np.array([]))
+    none = engine.evaluate(job, nobody, "none", keep_answers=True).answers
+    assert none["one"].logits.shape == (0, 3) and none["two"].labels.shape == (0,)
+
+
 def test_an_evaluation_leaves_the_network_as_it_was(job, samples):
     before = weights(job)
     engine.evaluate(job, samples, "all")

@@ -25,6 +25,7 @@ from petface import checkpoints
 from petface.checkpoints import CheckpointError
 from petface.errors import UserError
 from petface.images import Preprocessing
+from petface.reports.photo import lay_out
 from tests import reference_networks as reference
 
 MEAN, STD, SIZE_PX = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 32
@@ -136,9 +137,13 @@ def test_infer_is_ready_for_json(engine: TwoStageInference, photo: Path) -> None
     species = engine.stage1.predict(photo, 2)
     assert answer.keys() == {"image", "status", "species", "attributes"}
     assert (answer["image"], answer["status"]) == (str(photo), "ok")
-    assert answer["species"] == {"label": "chinchilla", "topk": species.topk}
+    assert answer["species"] == {
+        "label": "chinchilla", "topk": species.topk, "sure": None, "answer": "chinchilla",
+    }  # fmt: skip
     assert list(answer["attributes"]) == ["color1", "gender"]
-    assert answer["attributes"]["gender"].keys() == {"label", "topk", "vocabulary"}
+    gender = answer["attributes"]["gender"]
+    assert gender.keys() == {"label", "topk", "vocabulary", "sure", "answer"}
+    assert gender["sure"] is None and gender["answer"] == gender["label"]
     again = json.loads(json.dumps(answer, allow_nan=False))
     assert again["attributes"]["color1"]["topk"] == [
         list(pair) for pair in answer["attributes"]["color1"]["topk"]
@@ -146,6 +151,85 @@ def test_infer_is_ready_for_json(engine: TwoStageInference, photo: Path) -> None
     assert engine.infer(photo.read_bytes(), topk=2) == {**answer, "image": None}
     text = readable(answer)
     assert text.startswith(f"{photo}\n  species  chinchilla ") and "gender" in text
+
+
+def calibrated(
+    folder: Path, out: Path, species: dict[str, Any] | None = None, **heads: dict[str, Any]
+) -> TwoStageInference:
+    """The models of `folder` with a calibration put into their checkpoints."""
+    for name, table in (
+        ("best.pt", {"species": species} if species else {}),
+        ("chinchilla/chinchilla_best.pt", heads),
+    ):
+        content = checkpoints.load(folder / name)
+        checkpoints.save(out / name, {**content, "calibration": table})
+    return TwoStageInference(out / "best.pt", out, "cpu")
+
+
+def test_the_temperature_is_obeyed_and_changes_no_answer(
+    engine: TwoStageInference, folder: Path, picture: Image.Image, tmp_path: Path
+) -> None:
+    """Calibration names heads in its own order, and not all of them."""
+    cool = calibrated(folder, tmp_path, {"temperature": 4.0}, gender={"temperature": 2.0})
+    plain, specialist = engine.specialist("chinchilla"), cool.specialist("chinchilla")
+    assert plain is not None and specialist is not None
+    halved = {**HEADS, "gender": tuple(tensor / 2 for tensor in HEADS["gender"])}
+    expected = by_hand(picture, halved)  # half the weights and bias give half the logits
+    found, before = specialist.predict(picture, 9), plain.predict(picture, 9)
+    assert found["color1"].topk == ranked(COLOURS, expected["color1"])
+    assert found["gender"].topk == ranked(("female", "male"), expected["gender"])
+    assert found["gender"].topk[0][1] < before["gender"].topk[0][1]
+    assert {h: p.label for h, p in found.items()} == {h: p.label for h, p in before.items()}
+    state = reference.classifier(3, favourite=1)
+    quarter = {"fc": (state["fc.weight"] / 4, state["fc.bias"] / 4)}
+    assert cool.stage1.predict(picture, 9).topk == ranked(SPECIES, by_hand(picture, quarter)["fc"])
+
+
+@pytest.mark.parametrize(
+    ("gap", "sure"), [(-0.01, True), (0.0, True), (0.01, False), (None, False)]
+)
+def test_answers_below_the_threshold_are_unsure(
+    engine: TwoStageInference, folder: Path, photo: Path, tmp_path: Path, gap: Any, sure: bool
+) -> None:
+    """`gap` lies between the confidence and the threshold; None: no threshold was found."""
+    before = engine.infer(photo)
+    p = before["attributes"]["color1"]["topk"][0][1]
+    fitted = {"temperature": 1.0, "threshold": None if gap is None else p + gap}
+    asked = calibrated(folder, tmp_path, {"temperature": 1.0, "threshold": 0.0}, color1=fitted)
+    answer = asked.infer(photo)
+    colour, gender = answer["attributes"]["color1"], answer["attributes"]["gender"]
+    label = before["attributes"]["color1"]["label"]
+    assert (colour["sure"], colour["label"]) == (sure, label)
+    assert colour["answer"] == (label if sure else "unsure")
+    assert gender["sure"] is None  # it was not calibrated
+    assert answer["species"]["sure"] is True
+    json.dumps(answer, allow_nan=False)
+    lines = readable(answer).splitlines()
+    assert [line for line in lines if "(unsure)" in line] == ([] if sure else [lines[2]])
+    assert sure or f" % (unsure)   ({answer['attributes']['color1']['topk'][1][0]} " in lines[2]
+
+
+def test_a_breed_says_what_else_it_may_be(picture: Image.Image, tmp_path: Path) -> None:
+    heads, names = reference.linear_heads(breed=5, gender=2), tuple("abcde")
+    p = by_hand(picture, heads)["breed"]
+    order = [name for name, _ in ranked(names, p)]
+    third = sorted(p)[-3]
+    for q, expected in [(1 - third + 1e-4, order[:3]), (0.0, order[:1]), (None, None)]:
+        fitted = {"temperature": 1.0, "threshold": 0.5, "conformal_quantile": q}
+        checkpoints.save(
+            tmp_path / "cat_best.pt",
+            {
+                "model": reference.stored(heads),
+                "head_vocabs": {"breed": list(names), "gender": ["female", "male"]},
+                "preprocessing": Preprocessing(SIZE_PX, "stretch", MEAN, STD).to_dict(),
+                "calibration": {"breed": fitted, "gender": fitted},
+            },
+        )
+        found = Stage2Model.load_for_species("cat", tmp_path, "cpu").predict(picture)
+        assert found["breed"].may_be == expected
+        assert found["gender"].may_be is None
+        entry = lay_out(found["breed"])
+        assert entry.get("may_be") == expected and ("may_be" in entry) == (q is not None)
 
 
 def test_no_specialist(engine: TwoStageInference, photo: Path) -> None:

@@ -93,6 +93,12 @@ def test_stage_1_stopped_and_killed_six_times_equals_the_straight_run(stage1, st
     assert loads(folder / "last.pt") == (3, 0)
     assert len(rows_of(folder / "metrics.csv")) == 2
 
+    assert stage1(scripts.KillWhileSaving("best.pt")).code == -9  # with its calibration
+    assert "calibration" not in torch.load(folder / "best.pt", weights_only=True)
+    assert stage1(scripts.KillBeforeCall("petface.files", "write_json", 2)).code == -9
+    assert "calibration" in torch.load(folder / "best.pt", weights_only=True)
+    assert not (folder / "final.json").exists()
+
     done = stage1()
     assert done.code == 0, done.err
     assert_same_run(stage1_run.folder, folder)

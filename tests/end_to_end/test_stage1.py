@@ -59,8 +59,9 @@ def recalls(pairs):
 
 def test_the_files_of_a_run_are_there(stage1_run, best):  # noqa: ARG001 best checks the exit code
     assert {path.name for path in stage1_run.folder.iterdir()} == {
-        "best.pt", "last.pt", "metrics.csv", "curves.png", "settings.toml", "environment.json",
-        "errors.csv", "final.json", "confusion_test_species.csv", "label_conflicts.csv", "run.lock",
+        "best.pt", "last.pt", "metrics.csv", "curves.png", "confidence.png", "settings.toml",
+        "environment.json", "errors.csv", "final.json", "confusion_test_species.csv",
+        "label_conflicts.csv", "run.lock",
     }  # fmt: skip
     with Image.open(stage1_run.folder / "curves.png") as picture:
         assert picture.size[0] > 500 and picture.convert("L").getextrema() != (255, 255)
@@ -109,6 +110,44 @@ def test_the_confusion_table_is_that_of_one_photo_at_a_time(best, stage1_run, tr
     for true, predicted in answers(best, tree, "test"):
         expected[true, predicted] += 1
     assert np.array_equal(table.to_numpy(), expected)
+
+
+def confidences(checkpoint, tree, part):
+    """(confidence, right) of every readable photo of a part, one by one."""
+    model, split = naive.species_network(checkpoint), naive.splits(tree.root)
+    temperature = checkpoint["calibration"]["species"]["temperature"]
+    found = []
+    for name in naive.photos(tree.images):
+        species, record, _ = name.split("/")
+        if split[species, record] == part and name not in (TRUNCATED, BOMB, EMPTY):
+            logits = naive.logits(model, naive.pixels(tree.images / name, 32)) / temperature
+            p, k = logits.softmax(0).max(0)
+            found.append((float(p), int(k) == CLASSES.index(species)))
+    return found
+
+
+def test_the_calibration_is_that_of_the_validation_part_measured_on_the_test_part(
+    best, final, tree, stage1_run
+):
+    fitted, measured = best["calibration"]["species"], final["calibration"]["species"]
+    assert measured["fitted"] == fitted
+    assert fitted["wanted_accuracy"] == 0.9
+    val, test = confidences(best, tree, "val"), confidences(best, tree, "test")
+    assert (fitted["num"], measured["num"]) == (len(val), len(test))
+    assert fitted["temperature"] == 1.0  # too few photos to fit one
+    assert fitted["threshold"] is None and measured["coverage"] == 0.0  # and to promise 90 %
+    # no two of the test photos have one confidence: each of at most 15 bins holds its rank's share
+    bins = {}
+    for rank, (p, right) in enumerate(sorted(test)):
+        bins.setdefault(rank * 15 // len(test), []).append((p, right))
+    gaps = [abs(sum(p - right for p, right in rows)) for rows in bins.values()]
+    assert measured["ece_after"] == pytest.approx(sum(gaps) / len(test), abs=1e-4)
+    block = stage1_run.result.figures()
+    assert block["test_species_ece_before"] == f"{measured['ece_before']:.4f}"
+    assert block["test_species_ece_after"] == f"{measured['ece_after']:.4f}"
+    assert block["test_species_answered_share"] == "0.0000"
+    with Image.open(stage1_run.folder / "confidence.png") as picture:
+        assert picture.size[0] > 500 and picture.convert("L").getextrema() != (255, 255)
 
 
 def test_the_sampler_follows_the_difficulty_of_the_last_epoch(last, tree):
@@ -171,7 +210,7 @@ def test_the_last_thing_printed_is_the_figures(stage1_run, final):
     block = stage1_run.result.figures()
     assert block["test_accuracy"] == f"{final['test_accuracy']:.4f}"
     assert block["checkpoint"] == str(stage1_run.folder / "best.pt")
-    assert set(block) == set(final) - {"test_recall", "unreadable_per_species"}
+    assert set(block) == set(final) - {"test_recall", "unreadable_per_species", "calibration"}
 
 
 def test_what_is_special_about_the_data_is_said(stage1_run):

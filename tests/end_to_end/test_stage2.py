@@ -56,9 +56,9 @@ def test_every_species_with_labels_has_its_specialist(folder, stage2_run):
     for species, heads in VOCABULARIES.items():
         tables = {f"confusion_{part}_{head}.csv" for part in ("test", "all") for head in heads}
         assert {path.name for path in (folder / species).iterdir()} == tables | {
-            f"{species}_best.pt", f"{species}_last.pt", "metrics.csv", "curves.png", "errors.csv",
-            "settings.toml", "environment.json", "final.json", "eval_summary_stage2.txt",
-            "run.lock",
+            f"{species}_best.pt", f"{species}_last.pt", "metrics.csv", "curves.png",
+            "confidence.png", "errors.csv", "settings.toml", "environment.json", "final.json",
+            "eval_summary_stage2.txt", "run.lock",
         } | ({"label_conflicts.csv"} & {p.name for p in (folder / species).iterdir()})  # fmt: skip
 
 
@@ -75,6 +75,26 @@ def test_best_holds_weights_and_vocabularies(best, species):
 
 def test_a_head_without_a_known_label_is_said_to_be_left_out(stage2_run):
     assert re.search(r"gender .*no known label", stage2_run.result.out)
+
+
+@pytest.mark.parametrize("species", VOCABULARIES)
+def test_every_head_is_calibrated_on_the_validation_part(folder, best, tree, stage2_run, species):
+    fitted = best[species]["calibration"]
+    final = json.loads((folder / species / "final.json").read_text())
+    assert list(fitted) == list(final["calibration"]) == list(VOCABULARIES[species])
+    truth, split = naive.labels(tree.annotations), naive.splits(tree.root)
+    for head, entry in fitted.items():
+        known = dict.fromkeys(("train", "val", "test"), 0)
+        for name in naive.photos(tree.images):
+            own, record, _ = name.split("/")
+            if own == species and name not in (TRUNCATED, BOMB, EMPTY):
+                known[split[own, record]] += head in truth.get((own, record), {})
+        assert entry["num"] == known["val"]
+        assert entry["temperature"] == 1.0 and entry["threshold"] is None  # too few photos
+        measured = final["calibration"][head]
+        assert measured["num"] == known["test"] and measured["fitted"] == entry
+        assert final[f"test_{head}_ece_after"] == measured["ece_after"]
+    assert "test_breed_answered_share: " in stage2_run.result.out
 
 
 @pytest.mark.parametrize("species", VOCABULARIES)

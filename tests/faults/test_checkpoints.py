@@ -168,6 +168,32 @@ def test_nonsensical_preprocessing(file: Path, rule: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "entry",
+    [
+        5, {}, {"temperature": None}, {"temperature": 0.0}, {"temperature": -1.0},
+        {"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": "2"},
+        {"temperature": True}, {"temperature": 10**400}, {"temperature": torch.ones(())},
+        {"temperature": 1.0, "threshold": float("nan")},
+        {"temperature": 1.0, "threshold": "0.5"},
+        {"temperature": 1.0, "conformal_quantile": float("-inf")},
+    ],
+    ids=lambda entry: str(entry)[:40],
+)  # fmt: skip
+def test_nonsensical_calibration(file: Path, entry: Any) -> None:
+    content = {"model": reference.classifier(2, 0), "class_to_index": {"a": 0, "b": 1}}
+    torch.save({**content, "calibration": {"species": entry}}, file)
+    with pytest.raises(CheckpointError, match=r"cat_best\.pt: \"calibration\" of species makes"):
+        checkpoints.read_stage1(file)
+
+
+def test_calibration_that_is_no_table(file: Path) -> None:
+    content = {"model": reference.classifier(2, 0), "class_to_index": {"a": 0, "b": 1}}
+    torch.save({**content, "calibration": [1.0]}, file)
+    with pytest.raises(CheckpointError, match=r"\"calibration\" is a list"):
+        checkpoints.read_stage1(file)
+
+
+@pytest.mark.parametrize(
     "table",
     [
         None, {}, ["cat", "dog"], {"cat": 1, "dog": 2}, {"cat": 0, "dog": 0}, {"cat": "0"},
