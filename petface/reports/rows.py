@@ -42,6 +42,8 @@ class ResumableCsv:
             raise files.write_error(self.unfinished, error) from error
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A loader worker would keep the lock, and outlives a killed parent by some seconds.
+            os.register_at_fork(after_in_child=self._handle.close)
             if not self._is_still_unfinished():
                 raise BlockingIOError
             self._take_up()

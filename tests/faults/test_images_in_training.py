@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pandas
+import pytest
 import torch
 
 from tests import naive, scripts
@@ -32,7 +33,7 @@ def test_a_bad_image_is_skipped_not_replaced(stage1_run, tree):
     seen = torch.load(stage1_run.folder / "last.pt", weights_only=True)["history"]
     num_trained = [row["train_images_per_s"] * row["train_s"] for row in seen]
     total = np.array(num_trained) + history["num_unreadable"].to_numpy()
-    assert total.tolist() == [len(train)] * 3
+    assert total.tolist() == pytest.approx([len(train)] * 3, rel=1e-9)  # rate times time
     assert history["num_unreadable"].sum() > 0
 
 
