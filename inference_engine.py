@@ -255,6 +255,8 @@ def evaluate_full_dataset(
     print("\n".join(dataset.notes))
     stage1 = Stage1Model(stage1_checkpoint, device, precision)
     found = {name: find_specialist(name, stage2_folder) for name in dataset.catalog.classes}
+    if missing := [name for name, path in found.items() if path is None]:
+        print(f"no specialist in {stage2_folder} for: {', '.join(missing)}")
     plan = [
         part
         for number in range(len(dataset.catalog.classes))

@@ -248,6 +248,8 @@ def train_specialist(
             f"{row['val_loss']:.3f}  {shares}  {row['train_images_per_s']:.0f} img/s"
             f"{'  best' if is_best else ''}"
         )
+        if stop.asked():  # during validation
+            return stop.exit_code
     return finish(s, run, job, parts, vocabularies, progress)
 
 

@@ -197,6 +197,8 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
             f"{row['val_accuracy_frac']:.3f}  balanced {row['val_balanced_accuracy_frac']:.3f}  "
             f"{row['train_images_per_s']:.0f} img/s{'  best' if is_best else ''}"
         )
+        if stop.asked():  # during validation
+            return stop.exit_code
     return finish(s, run, job, parts, classes, progress)
 
 

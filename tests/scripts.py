@@ -106,25 +106,26 @@ def _become(
 
 @dataclass(frozen=True)
 class SignalAtStep:
-    """Send the process a signal in its `step`-th training step (counted from 1)."""
+    """Send a signal in the `step`-th training step, or call of another function, from 1."""
 
     step: int
     number: int
     times: int = 1
+    function: str = "_update"  # of the engine
 
     def __call__(self) -> None:
         from petface import engine
 
-        calls, update = [0], engine._update
+        calls, wrapped = [0], getattr(engine, self.function)
 
-        def counting(*arguments):
+        def counting(*arguments, **named):
             calls[0] += 1
             if calls[0] == self.step:
                 for _ in range(self.times):
                     os.kill(os.getpid(), self.number)
-            return update(*arguments)
+            return wrapped(*arguments, **named)
 
-        engine._update = counting
+        setattr(engine, self.function, counting)
 
 
 @dataclass(frozen=True)
