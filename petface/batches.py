@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from petface import images
 from petface.catalog import Catalog
+from petface.devices import num_cores
 from petface.images import ImageError, Preprocessing
 
 OK, UNREADABLE, TOO_LARGE = 0, 1, 2  # what became of an image, one byte each
@@ -183,9 +183,7 @@ def worker_count(wanted: int) -> int:
     """
     if wanted >= 0:
         return wanted
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = num_cores()
     return 0 if cores <= 4 else min(16, cores)
 
 

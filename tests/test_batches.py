@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from petface import batches as module
+from petface import devices
 from petface.batches import Decoded, FileImages, Samples, batches, even_slices, read_ahead
 from petface.images import Preprocessing
 from petface.sources.petface import scan
@@ -184,6 +185,6 @@ def test_nothing_to_read_is_no_batch(num_workers, catalog, all_samples):
 
 def test_worker_count_follows_the_cores_unless_it_is_told(monkeypatch):
     for cores, expected in [(1, 0), (4, 0), (8, 8), (64, 16)]:
-        monkeypatch.setattr(module.os, "sched_getaffinity", lambda _, n=cores: range(n))
+        monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _, n=cores: range(n))
         assert module.worker_count(-1) == expected
         assert module.worker_count(0) == 0 and module.worker_count(3) == 3

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from petface import duplicates, files, images
+from petface.batches import OK, TOO_LARGE
 from petface.dataset import Dataset
 from petface.reports.audit_figures import (
     ClassCount,
@@ -23,7 +24,7 @@ from petface.reports.audit_figures import (
     photos_per_record,
     species_figures,
 )
-from petface.reports.audit_photos import OK, TOO_LARGE, Photos, sample_evenly
+from petface.reports.audit_photos import Photos, sample_evenly
 from petface.sources.petface import Scan
 from petface.splits import SPLITS
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from petface.batches import OK, TOO_LARGE, UNREADABLE
 from petface.dataset import Dataset
-from petface.reports.audit_photos import OK, TOO_LARGE, UNREADABLE, Photos
+from petface.reports.audit_photos import Photos
 from petface.splits import SPLITS, TEST
 
 MIN_RECORDS = 10  # a class with fewer is rare

@@ -19,12 +19,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from petface import duplicates, images
+from petface.batches import STATUS_NAMES
 from petface.catalog import Catalog
+from petface.devices import num_cores
 from petface.errors import UserError
 from petface.images import ImageError
 
-OK, UNREADABLE, TOO_LARGE = 0, 1, 2
-_STATUS = {"unreadable": UNREADABLE, "too_large": TOO_LARGE}
 _PHOTOS_PER_TASK = 32
 _TASKS_PER_WORKER = 4  # under way at once: memory stays flat
 _MAX_IN_MEMORY = 50_000  # thumbnails, 51 MB; more of them go into a temporary file
@@ -100,8 +100,7 @@ def worker_count(wanted: int) -> int:
     """Resolve -1 to one process per core, at most 16."""
     if wanted >= 0:
         return wanted
-    has_affinity = hasattr(os, "sched_getaffinity")
-    return min(16, len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1)
+    return min(16, num_cores())
 
 
 def _name(path: str) -> str:
@@ -132,7 +131,7 @@ def _look(paths: Sequence[str]) -> _Seen:
             seen.digests[row] = duplicates.pixel_digest(pixels)
             seen.thumbnails[row] = duplicates.thumbnail(pixels)
         except (ImageError, OSError) as error:  # OSError: removed or locked a moment ago
-            seen.status[row] = _STATUS[getattr(error, "reason", "unreadable")]
+            seen.status[row] = STATUS_NAMES.index(getattr(error, "reason", "unreadable"))
             seen.failures.append((row, str(error).removeprefix(_name(path) + ": ")))
         seen.sizes.append((width, height))
         seen.modes.append(mode)
