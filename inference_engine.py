@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,16 +41,25 @@ from petface.errors import SettingsError, UserError, run_script
 from petface.files import sha256_of_file, write_json
 from petface.images import ImageError, ImageSource
 from petface.network import Network, NonFiniteError
-from petface.reports.evaluation import (
+from petface.reports.answers import (
+    DETAILS,
+    DETAILS_FILE,
+    HEADS,
+    MODELS,
+    PER_IMAGE,
     PER_IMAGE_COLUMNS,
-    describe_summary,
+    SUMMARY,
+    class_numbers,
+    describe_answers,
+    empty_details,
     lay_out_rows,
-    summarise,
 )
+from petface.reports.evaluation import describe_summary, summarise
 from petface.reports.photo import HeadPrediction, Stage1Prediction, lay_out, readable
-from petface.reports.rows import ResumableCsv
+from petface.reports.rows import ResumableCsv, ResumableRecords
 from petface.settings import NonNegative, Positive, Seed, read_settings
 from petface.splits import SPLITS
+from petface.taxonomy import UNKNOWN
 
 # ---- Models ----
 STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"
@@ -262,36 +272,70 @@ def evaluate_full_dataset(
         for number in range(len(dataset.catalog.classes))
         for part in even_slices(np.flatnonzero(dataset.catalog.class_index == number), batch_size)
     ]
-    identity = {
-        "stage1": sha256_of_file(stage1_checkpoint),
-        "specialists": {n: sha256_of_file(p) for n, p in found.items() if p is not None},
+    models: dict[str, Any] = {
+        "stage1": _describe_model(stage1_checkpoint, checkpoints.read_stage1(stage1_checkpoint)),
+        "specialists": {
+            name: _describe_model(path, checkpoints.read_stage2(path, name))
+            for name, path in found.items()
+            if path is not None
+        },
+        "images_root": str(images_root),
+        "annotations_root": str(annotations_root),
+        "splits_file": str(splits_file),
         "dataset": dataset.fingerprint(),
         "batch_size": batch_size,
         "precision": str(stage1.network.precision),
         "device": stage1.network.device.type,
     }
+    identity = {
+        "stage1": models["stage1"]["sha256"],
+        "specialists": {name: model["sha256"] for name, model in models["specialists"].items()},
+        **{name: models[name] for name in ("dataset", "batch_size", "precision", "device")},
+        "details": str(DETAILS),
+    }
     out = Path(out_dir)
-    table = ResumableCsv(
-        out / "petface_eval_per_image.csv", PER_IMAGE_COLUMNS, identity, force=force
-    )
+    table = ResumableCsv(out / PER_IMAGE, PER_IMAGE_COLUMNS, identity, force=force)
+    records = ResumableRecords(out / DETAILS_FILE, DETAILS, len(dataset.catalog))
     with (
         table,
         tqdm(total=len(dataset.catalog), desc="evaluate", unit="img", mininterval=0.5) as bar,
     ):
-        done = table.batches_kept([len(part) for part in plan])
-        bar.update(sum(len(part) for part in plan[:done]))
+        done = table.batches_kept([len(part) for part in plan], 0 if force else records.num_kept())
+        num_rows = sum(len(part) for part in plan[:done])
+        records.begin(num_rows)
+        write_json(out / MODELS, models)
+        bar.update(num_rows)
         correct = answered = 0
-        for rows in _answer(dataset, stage1, found, plan[done:], device, precision, num_workers):
+        for rows, details in _answer(
+            dataset, stage1, found, plan[done:], device, precision, num_workers
+        ):
+            records.write(num_rows, details)
             table.write(rows)
+            num_rows += len(rows)
             correct += sum(row[7] == 1 for row in rows)
             answered += sum(row[7] != "" for row in rows)
             bar.set_postfix_str(f"species {correct / max(answered, 1):.4f}", refresh=False)
             bar.update(len(rows))
+        records.finish()
         # Before the table has its final name: one that has it is refused, not summarised again.
         summary = summarise(table.unfinished, interval_resamples)
-        write_json(out / "petface_eval_summary.json", summary)
+        write_json(out / SUMMARY, summary)
         table.finish()
     return summary
+
+
+def _describe_model(
+    path: str | Path, content: checkpoints.Stage1Checkpoint | checkpoints.Stage2Checkpoint
+) -> dict[str, Any]:
+    """Say which checkpoint was asked, with the names of its classes and what was fitted."""
+    is_stage1 = isinstance(content, checkpoints.Stage1Checkpoint)
+    return {
+        "path": str(path),
+        "sha256": sha256_of_file(path),
+        "preprocessing": asdict(content.preprocessing),
+        "heads": {"species": content.classes} if is_stage1 else content.vocabularies,
+        "calibration": {head: asdict(fitted) for head, fitted in content.calibration.items()},
+    }
 
 
 def _answer(
@@ -302,8 +346,8 @@ def _answer(
     device: str | None,
     precision: str,
     num_workers: int,
-) -> Iterator[list[list[object]]]:
-    """Yield the rows of each slice of `plan`; one specialist at a time is on the device."""
+) -> Iterator[tuple[list[list[object]], np.ndarray]]:
+    """Yield rows and details of each slice of `plan`; one specialist at a time on the device."""
     catalog = dataset.catalog
     for number, species in enumerate(catalog.classes):
         slices = [part for part in plan if catalog.class_index[part[0]] == number]
@@ -328,46 +372,56 @@ def _rows(
     stage1: Stage1Model,
     specialist: Stage2Model | None,
     truth: dict[str, np.ndarray],
-) -> list[list[object]]:
-    """Answer one slice and lay it out as rows in the order of `PER_IMAGE_COLUMNS`."""
+) -> tuple[list[list[object]], np.ndarray]:
+    """Answer one slice: rows in the order of `PER_IMAGE_COLUMNS`, and their `DETAILS`."""
     catalog = dataset.catalog
     first = int(np.searchsorted(catalog.class_index, catalog.classes.index(species)))
     status = [STATUS_NAMES[code] for code in item.status]
     species_cells: list[list[object]] = [["", "", ""] for _ in part]
     head_cells: list[dict[str, list[object]]] = [{} for _ in part]
-    readable = np.flatnonzero(item.status == OK)
+    details = np.empty(len(part), DETAILS)
+    for head in HEADS:
+        details[head] = empty_details(len(part))
+    readable = np.flatnonzero(item.status == OK)  # places in the slice
     if len(readable):
-        (p1,) = stage1.network.probabilities(item.arrays[0])
-        right = []
-        for row, (place, p, k) in enumerate(
-            zip(readable.tolist(), *map(Tensor.tolist, p1.max(dim=1)), strict=True)
-        ):
-            if p != p:
+        true = np.full(len(readable), class_numbers([species], stage1.classes)[0])
+        (found,) = _describe(stage1.network, item.arrays[0], [true])
+        details["species"][readable] = found
+        is_right = np.zeros(len(readable), bool)
+        for row, place in enumerate(readable.tolist()):
+            k, p = int(found["top"][row, 0]), found["top_prob"][row, 0]
+            if k < 0:
                 status[place] = "non_finite"
                 continue
-            label = stage1.classes[k]
-            species_cells[place] = [label, f"{p:.6f}", int(label == species)]
-            if label == species:
-                right.append(row)
+            is_right[row] = stage1.classes[k] == species
+            species_cells[place] = [stage1.classes[k], f"{p:.6f}", int(is_right[row])]
+        asked = readable[is_right]
         if specialist is None:
-            for row in right:
-                status[readable[row]] = "no_specialist"
-        elif right:
-            pixels = item.arrays[-1][torch.tensor(right)]
-            for head, probabilities in zip(
-                specialist.heads, specialist.network.probabilities(pixels), strict=True
-            ):
-                names = specialist.vocabularies[head]
-                for row, p, k in zip(
-                    right, *map(Tensor.tolist, probabilities.max(dim=1)), strict=True
+            for place in asked.tolist():
+                status[place] = "no_specialist"
+        elif len(asked):
+            pixels = item.arrays[-1][torch.from_numpy(is_right)]
+            labels = [
+                class_numbers(truth[head][part[asked] - first], specialist.vocabularies[head])
+                if head in truth
+                else np.full(len(asked), UNKNOWN)
+                for head in specialist.heads
+            ]
+            answers = _describe(specialist.network, pixels, labels)
+            for head, found in zip(specialist.heads, answers, strict=True):
+                details[head][asked] = found
+                for place, k, p in zip(
+                    asked.tolist(),
+                    found["top"][:, 0].tolist(),
+                    found["top_prob"][:, 0],
+                    strict=True,
                 ):
-                    place = readable[row]
-                    if p != p:
+                    if k < 0:
                         status[place] = "non_finite"
                     else:
-                        head_cells[place][head] = [names[k], f"{p:.6f}"]
+                        head_cells[place][head] = [specialist.vocabularies[head][k], f"{p:.6f}"]
     records = catalog.record_index[part]
-    return lay_out_rows(
+    rows = lay_out_rows(
         images=[os.fsdecode(catalog.relative_path(index)) for index in part.tolist()],
         species=species,
         records=catalog.record_names[records].tolist(),
@@ -377,6 +431,17 @@ def _rows(
         truth={feature: names[part - first] for feature, names in truth.items()},
         head_cells=head_cells,
     )
+    return rows, details
+
+
+def _describe(network: Network, pixels: Tensor, true: list[np.ndarray]) -> list[np.ndarray]:
+    """Answer (B, size, size, 3) uint8: per head (B,) of `HEAD_DETAILS`."""
+    outputs = network.answer_pixels(pixels)
+    temperatures = network.temperatures or (1.0,) * len(outputs)
+    return [
+        describe_answers(logits.numpy(), labels, temperature)
+        for logits, labels, temperature in zip(outputs, true, temperatures, strict=True)
+    ]
 
 
 def main() -> int:
@@ -403,8 +468,7 @@ def main() -> int:
             force="force" in s.switches,
         )
         print(describe_summary(summary))
-        print(f"per_image: {Path(s.OUT_DIR, 'petface_eval_per_image.csv')}")
-        print(f"summary: {Path(s.OUT_DIR, 'petface_eval_summary.json')}")
+        print(f"per_image: {Path(s.OUT_DIR, PER_IMAGE)}\nsummary: {Path(s.OUT_DIR, SUMMARY)}")
         return 0
     s = read_settings(
         module,

@@ -66,6 +66,7 @@ NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of
 BACKBONE: Literal["resnet18", "mobilenet_v2"] = "resnet18"
 WEIGHTS: str = "none"  # none, torchvision (ImageNet), or a local file
 PRETRAINED: Literal["auto", "require", "none"] = "auto"  # when torchvision's weights cannot be had
+FREEZE_BATCHNORM: bool = False  # True for weights whose BatchNorm was folded away, and tiny data
 EPOCHS: Positive = 50  # at most
 BATCH_SIZE: Positive = 64
 LR: PositiveFloat = 1e-3  # AdamW
@@ -270,6 +271,7 @@ def make_job(
         source=FileImages(dataset.catalog, preprocessing),
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),
+        freeze_batchnorm=s.FREEZE_BATCHNORM,
         failures=runs.FailureLog(run, dataset.catalog, num_images, s.MAX_BAD_FRACTION),
     )
 

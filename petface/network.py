@@ -65,25 +65,30 @@ class Network:
         """(B, 3, H, W) uint8 on the device -> (B, K) float32 logits per head."""
         return tuple(head.float() for head in self(to_float(batch)))
 
-    def probabilities(self, pixels: Tensor) -> Outputs:
-        """(B, size, size, 3) uint8 -> softmax(logits / temperature), (B, K) float32 on the CPU, per
-        head; NaN if not finite.
-        """
+    def answer_pixels(self, pixels: Tensor) -> Outputs:
+        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
         outputs = self.logits(pixels.permute(0, 3, 1, 2).to(self.device))
+        return tuple(logits.cpu() for logits in outputs)
+
+    def probabilities(self, outputs: Outputs) -> Outputs:
+        """Give softmax(logits / temperature) per head; NaN where a photo's logits are not
+        finite.
+        """
         rows = []
         for logits, temperature in zip(
             outputs, self.temperatures or (1.0,) * len(outputs), strict=True
         ):
             finite = torch.isfinite(logits).all(dim=1, keepdim=True)
             p = (logits / temperature).softmax(dim=1)
-            rows.append(torch.where(finite, p, torch.nan).cpu())
+            rows.append(torch.where(finite, p, torch.nan))
         return tuple(rows)
 
     def answer(self, image: ImageSource) -> Outputs:
         """Decode one image and give (K,) probabilities per head; raises `NonFiniteError`."""
         rule = self.preprocessing
         pixels = images.resize(images.decode(image), rule.size_px, rule.resize)
-        heads = tuple(p[0] for p in self.probabilities(torch.from_numpy(pixels)[None]))
+        batch = torch.from_numpy(pixels)[None]
+        heads = tuple(p[0] for p in self.probabilities(self.answer_pixels(batch)))
         if any(bool(torch.isnan(head).any()) for head in heads):
             raise NonFiniteError("the network's answer is not finite; check the checkpoint")
         return heads

@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import union_categoricals
 
 from petface import metrics
-from petface.files import plain_cell
+from petface.reports.answers import read_rows
 from petface.taxonomy import FEATURES
 
 _PARTS = ("train", "val", "test")
-_ROWS_AT_ONCE = 100_000
-PER_IMAGE_COLUMNS = (
-    "image", "species", "record", "split", "status",
-    "species_pred", "species_prob", "species_correct",
-    *(f"{feature}_{what}" for feature in FEATURES for what in ("true", "pred", "prob", "correct")),
-)  # fmt: skip
-
-
-def lay_out_rows(
-    images: Sequence[str],
-    species: str,
-    records: Sequence[str],
-    splits: Sequence[str],
-    status: Sequence[str],
-    species_cells: Sequence[Sequence[object]],
-    truth: Mapping[str, Sequence[str]],
-    head_cells: Sequence[Mapping[str, Sequence[object]]],
-) -> list[list[object]]:
-    """Build the rows of images of one species in the order of `PER_IMAGE_COLUMNS`.
-
-    Per image: `species_cells` are prediction, probability and 1 or 0, or three empty ones;
-    `head_cells` maps each answered feature to (prediction, probability); `truth` holds each
-    feature's labels, "" unknown.
-    """
-    rows = []
-    for place, image in enumerate(images):
-        cells: list[object] = [image, species, records[place], splits[place], status[place]]
-        cells += species_cells[place]
-        for feature in FEATURES:
-            true = truth[feature][place] if feature in truth else ""
-            predicted, probability = head_cells[place].get(feature, ("", ""))
-            is_asked = true != "" and predicted != ""
-            cells += [true, predicted, probability, int(true == predicted) if is_asked else ""]
-        rows.append(cells)
-    return rows
 
 
 def summarise(per_image_csv: Path, resamples: int = 1000) -> dict[str, Any]:
@@ -59,7 +23,7 @@ def summarise(per_image_csv: Path, resamples: int = 1000) -> dict[str, Any]:
     what a held-out claim needs: see `_held_out`. `resamples` of the bootstrap over records; 0 = no
     intervals.
     """
-    rows = _read(per_image_csv)
+    rows = read_rows(per_image_csv)
     return {
         "num_images": len(rows),
         "status_counts": _counts(rows["status"]),
@@ -73,36 +37,6 @@ def summarise(per_image_csv: Path, resamples: int = 1000) -> dict[str, Any]:
         },
         "test": _held_out(rows, resamples),
     }
-
-
-def _read(path: Path) -> pd.DataFrame:
-    """Read the rows with texts as categories (a million of them in well under 1 GB); `*_correct`
-    becomes 1, 0, NaN.
-
-    In pieces: `dtype="category"` for the whole file would turn the record 000007 into the number 7.
-    """
-    columns = [c for c in PER_IMAGE_COLUMNS if c != "image"]
-    numbers = [c for c in columns if c.endswith(("_correct", "_prob"))]
-    texts = [c for c in columns if c not in numbers]
-    pieces = [
-        piece.astype(dict.fromkeys(texts, "category"))
-        for piece in pd.read_csv(
-            path,
-            usecols=columns,
-            dtype={**dict.fromkeys(texts, "str"), **dict.fromkeys(numbers, "float32")},
-            keep_default_na=False,
-            na_values={**{c: [] for c in texts}, **{c: [""] for c in numbers}},
-            encoding="utf-8",
-            chunksize=_ROWS_AT_ONCE,
-        )
-    ]
-    rows: dict[str, Any] = {c: np.concatenate([piece[c] for piece in pieces]) for c in numbers}
-    for column in texts:
-        whole = union_categoricals([piece[column] for piece in pieces])
-        rows[column] = whole.rename_categories(
-            {name: plain_cell(name) for name in whole.categories}
-        )
-    return pd.DataFrame(rows)
 
 
 def _figure(correct: pd.Series) -> dict[str, Any]:

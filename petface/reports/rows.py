@@ -1,14 +1,17 @@
-"""A long CSV that is written batch by batch and can go on after a kill."""
+"""Long tables that are written batch by batch and can go on after a kill."""
 
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from petface import files
 from petface.errors import UserError
@@ -78,8 +81,10 @@ class ResumableCsv:
     def __exit__(self, *_: object) -> None:
         self._handle.close()
 
-    def batches_kept(self, batch_sizes: Sequence[int]) -> int:
-        """Cut the table back to whole batches; give how many of `batch_sizes` it holds."""
+    def batches_kept(self, batch_sizes: Sequence[int], max_rows: int | None = None) -> int:
+        """Cut the table back to whole batches, `max_rows` at most; give how many of `batch_sizes`
+        it holds.
+        """
         ends = []  # byte offset after the header and after each whole row
         offset, in_quotes = 0, False  # a line break inside quotes does not end a row
         with self.unfinished.open("rb") as lines:
@@ -90,7 +95,7 @@ class ResumableCsv:
                     ends.append(offset)
         num_batches, num_rows = 0, 0
         for size in batch_sizes:
-            if num_rows + size > len(ends) - 1:
+            if num_rows + size > min(len(ends) - 1, len(ends) if max_rows is None else max_rows):
                 break
             num_batches, num_rows = num_batches + 1, num_rows + size
         self._handle.truncate(ends[num_rows] if ends else 0)
@@ -118,3 +123,55 @@ class ResumableCsv:
         os.fsync(self._handle.fileno())
         os.replace(self.unfinished, self.path)
         self._identity_path.unlink(missing_ok=True)
+
+
+class ResumableRecords:
+    """`num` records of one size go into `<path>.unfinished`, which becomes the .npy file `path`.
+
+    Stands beside a `ResumableCsv`, under its lock: write here first, finish here first. Use:
+    `num_kept`, `begin`, `write` for each further batch, `finish`.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, num: int) -> None:
+        self.path, self.dtype, self.num = path, dtype, num
+        self.unfinished = path.with_name(path.name + ".unfinished")
+        head = io.BytesIO()
+        shape = {"descr": dtype.descr, "fortran_order": False, "shape": (num,)}
+        np.lib.format.write_array_header_1_0(head, shape)
+        self._header = head.getvalue()
+
+    def num_kept(self) -> int:
+        """Count the whole records of an earlier start; 0 where it had others."""
+        if not self.unfinished.exists() and self.path.exists():
+            os.replace(self.path, self.unfinished)  # stopped between the two last renames
+        try:
+            with self.unfinished.open("rb") as handle:
+                is_same = handle.read(len(self._header)) == self._header
+                size = os.fstat(handle.fileno()).st_size - len(self._header)
+        except FileNotFoundError:
+            return 0
+        return size // self.dtype.itemsize if is_same else 0
+
+    def begin(self, num_kept: int) -> None:
+        """Go on behind `num_kept` records."""
+        self.write(num_kept, np.empty(0, self.dtype))
+
+    def write(self, first: int, records: np.ndarray) -> None:
+        """Put records in the places from `first` on; what was behind them is cut off."""
+        assert records.dtype == self.dtype and first + len(records) <= self.num, first
+        begin = len(self._header) + first * self.dtype.itemsize
+        try:
+            with self.unfinished.open("r+b" if first else "wb") as handle:
+                if not first:
+                    handle.write(self._header)
+                handle.truncate(begin)
+                handle.seek(begin)
+                handle.write(records.tobytes())
+        except OSError as error:
+            raise files.write_error(self.unfinished, error) from error
+
+    def finish(self) -> None:
+        """Flush to disk and give the file its final name."""
+        with self.unfinished.open("r+b") as handle:
+            os.fsync(handle.fileno())
+        os.replace(self.unfinished, self.path)

@@ -14,8 +14,9 @@ import pytest
 from sklearn.metrics import recall_score
 
 from petface import files, metrics
-from petface.reports import evaluation
-from petface.reports.evaluation import PER_IMAGE_COLUMNS, describe_summary, lay_out_rows, summarise
+from petface.reports import answers
+from petface.reports.answers import PER_IMAGE_COLUMNS, lay_out_rows
+from petface.reports.evaluation import describe_summary, summarise
 from petface.taxonomy import FEATURES
 
 Row = dict[str, str]
@@ -85,7 +86,7 @@ def rows(path: Path) -> list[Row]:
 @pytest.fixture(scope="module", params=[7, 100_000])
 def summary(request: pytest.FixtureRequest, path: Path) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "_ROWS_AT_ONCE", request.param)
+        patch.setattr(answers, "_ROWS_AT_ONCE", request.param)
         return summarise(path, resamples=0)
 
 

@@ -1,0 +1,218 @@
+"""The files of an evaluation, row by row: what was asked, what was answered and how sure it was.
+
+`petface_eval_per_image.csv` holds one row per image. `petface_eval_details.npy` holds one element
+of `DETAILS` per row, in the same order: what does not fit a readable table. The names behind its
+class numbers, and what was fitted for each head, are in `petface_eval_models.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import union_categoricals
+
+from petface.errors import UserError
+from petface.files import plain_cell
+from petface.reliability import Floats, shifted
+from petface.taxonomy import FEATURES, UNKNOWN
+
+HEADS = ("species", *FEATURES)
+TOP = 5  # best answers kept per head
+NOT_A_CLASS = -2  # a label that the network has no class for
+PER_IMAGE, DETAILS_FILE = "petface_eval_per_image.csv", "petface_eval_details.npy"
+MODELS, SUMMARY = "petface_eval_models.json", "petface_eval_summary.json"
+PER_IMAGE_COLUMNS = (
+    "image", "species", "record", "split", "status",
+    "species_pred", "species_prob", "species_correct",
+    *(f"{feature}_{what}" for feature in FEATURES for what in ("true", "pred", "prob", "correct")),
+)  # fmt: skip
+# Of one head's answer; 0, -1 and NaN where the head was not asked. "raw" is at temperature 1.
+HEAD_DETAILS = np.dtype(
+    [
+        ("top", "<i2", (TOP,)),  # class numbers, the best first; -1 where there are fewer classes
+        ("top_prob", "<f4", (TOP,)),
+        ("rank", "<i2"),  # of the true class, 1 = best; classes + 1 if it is none; 0 if unknown
+        ("nll", "<f4"),  # -log p(true class), nats; NaN if unknown or none of the classes
+        ("brier", "<f4"),  # squared distance to the one-hot truth; NaN likewise
+        ("raw_prob", "<f4"),
+        ("raw_nll", "<f4"),
+        ("raw_brier", "<f4"),
+    ]
+)
+DETAILS = np.dtype([(head, HEAD_DETAILS) for head in HEADS])
+_ROWS_AT_ONCE = 100_000
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A finished evaluation of N images, read back.
+
+    `rows` has `PER_IMAGE_COLUMNS` without the image names, texts as categories, "" where there is
+    nothing, numbers as float32. `details` (N,) of `DETAILS` is read as it is needed.
+    `models["stage1"]` and `models["specialists"][species]` each have `heads`, the class names per
+    head, and `calibration`, per head `temperature`, `threshold` and `conformal_quantile`.
+    """
+
+    folder: Path
+    rows: pd.DataFrame
+    details: np.ndarray
+    models: dict[str, Any]
+
+    def class_names(self, head: str, species: str) -> list[str]:
+        """Name the classes of a head; none where there is no such specialist or head."""
+        if head == "species":
+            return list(self.models["stage1"]["heads"]["species"])
+        return list(self.models["specialists"].get(species, {}).get("heads", {}).get(head, []))
+
+    def fitted(self, head: str, species: str) -> dict[str, float | None]:
+        """Give what was fitted for a head on the validation part; empty where nothing was."""
+        model = self.models["specialists"].get(species, {})
+        model = self.models["stage1"] if head == "species" else model
+        return dict(model.get("calibration", {}).get(head, {}))
+
+    def image_names(self, places: np.ndarray) -> list[str]:
+        """Name the images, `<species>/<record>/<file>`, of the rows at `places` (M,)."""
+        wanted, names = set(places.tolist()), dict[int, str]()
+        first = 0
+        for piece in pd.read_csv(
+            self.folder / PER_IMAGE,
+            usecols=["image"],
+            dtype=str,
+            keep_default_na=False,
+            chunksize=_ROWS_AT_ONCE,
+        ):
+            inside = sorted(place for place in wanted if first <= place < first + len(piece))
+            column = piece["image"].to_numpy()
+            names |= {place: plain_cell(column[place - first]) for place in inside}
+            first += len(piece)
+        return [names[place] for place in places.tolist()]
+
+
+def read_evaluation(folder: str | Path) -> Evaluation:
+    """Read the files of a finished evaluation; `UserError` where one is missing or another's."""
+    folder = Path(folder)
+    for name in (PER_IMAGE, DETAILS_FILE, MODELS):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} holds no {name}; run: python inference_engine.py evaluate "
+                f"--out-dir {folder} (--force where an earlier version made the evaluation)"
+            )
+    rows = read_rows(folder / PER_IMAGE)
+    details = np.load(folder / DETAILS_FILE, mmap_mode="r", allow_pickle=False)
+    if details.dtype != DETAILS or len(details) != len(rows):
+        raise UserError(f"{folder / DETAILS_FILE} does not belong to the table beside it")
+    models = json.loads((folder / MODELS).read_text(encoding="utf-8"))
+    return Evaluation(folder, rows, details, models)
+
+
+def describe_answers(logits: np.ndarray, true: np.ndarray, temperature: float) -> np.ndarray:
+    """Lay out a head's answers: logits (B, K) and true classes (B,) -> (B,) of `HEAD_DETAILS`.
+
+    `true` may be `UNKNOWN` or `NOT_A_CLASS`; rows of logits that are not finite stay empty.
+    """
+    found = empty_details(len(logits))
+    rows = np.flatnonzero(np.isfinite(logits).all(axis=1))
+    z, y = np.asarray(logits, np.float64)[rows], np.asarray(true)[rows]
+    log_p, raw_log_p = _log_softmax(z / temperature), _log_softmax(z)
+    order = np.argsort(-z, axis=1, kind="stable")
+    num_kept = min(TOP, z.shape[1])
+    top = found["top"]
+    top[rows, :num_kept] = order[:, :num_kept]
+    top_prob = found["top_prob"]
+    top_prob[rows, :num_kept] = np.exp(np.take_along_axis(log_p, order[:, :num_kept], axis=1))
+    found["raw_prob"][rows] = np.exp(raw_log_p.max(axis=1))
+    found["rank"][rows[y == NOT_A_CLASS]] = z.shape[1] + 1
+    known = np.flatnonzero(y >= 0)
+    y, rows = y[known], rows[known]
+    found["rank"][rows] = 1 + (order[known] == y[:, None]).argmax(axis=1)
+    for prefix, log_of in (("", log_p[known]), ("raw_", raw_log_p[known])):
+        of_true = log_of[np.arange(len(y)), y]
+        found[f"{prefix}nll"][rows] = -of_true
+        squares = (np.exp(log_of) ** 2).sum(axis=1)
+        found[f"{prefix}brier"][rows] = squares - 2.0 * np.exp(of_true) + 1.0
+    return found
+
+
+def empty_details(num: int) -> np.ndarray:
+    """Give (num,) of `HEAD_DETAILS` for a head that was not asked."""
+    found = np.zeros(num, HEAD_DETAILS)
+    found["top"] = UNKNOWN
+    for name in ("top_prob", "nll", "brier", "raw_prob", "raw_nll", "raw_brier"):
+        found[name] = np.nan
+    return found
+
+
+def class_numbers(labels: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """Number labels by their place in `names`: (n,) int64, `UNKNOWN` for "", else `NOT_A_CLASS`."""
+    number = {name: place for place, name in enumerate(names)} | {"": UNKNOWN}
+    return np.array([number.get(label, NOT_A_CLASS) for label in labels], np.int64)
+
+
+def _log_softmax(z: Floats) -> Floats:
+    z = shifted(z)
+    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+
+def lay_out_rows(
+    images: Sequence[str],
+    species: str,
+    records: Sequence[str],
+    splits: Sequence[str],
+    status: Sequence[str],
+    species_cells: Sequence[Sequence[object]],
+    truth: Mapping[str, Sequence[str]],
+    head_cells: Sequence[Mapping[str, Sequence[object]]],
+) -> list[list[object]]:
+    """Build the rows of images of one species in the order of `PER_IMAGE_COLUMNS`.
+
+    Per image: `species_cells` are prediction, probability and 1 or 0, or three empty ones;
+    `head_cells` maps each answered feature to (prediction, probability); `truth` holds each
+    feature's labels, "" unknown.
+    """
+    rows = []
+    for place, image in enumerate(images):
+        cells: list[object] = [image, species, records[place], splits[place], status[place]]
+        cells += species_cells[place]
+        for feature in FEATURES:
+            true = truth[feature][place] if feature in truth else ""
+            predicted, probability = head_cells[place].get(feature, ("", ""))
+            is_asked = true != "" and predicted != ""
+            cells += [true, predicted, probability, int(true == predicted) if is_asked else ""]
+        rows.append(cells)
+    return rows
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """Read the rows with texts as categories (a million of them in well under 1 GB); `*_correct`
+    becomes 1, 0, NaN.
+
+    In pieces: `dtype="category"` for the whole file would turn the record 000007 into the number 7.
+    """
+    columns = [c for c in PER_IMAGE_COLUMNS if c != "image"]
+    numbers = [c for c in columns if c.endswith(("_correct", "_prob"))]
+    texts = [c for c in columns if c not in numbers]
+    pieces = [
+        piece.astype(dict.fromkeys(texts, "category"))
+        for piece in pd.read_csv(
+            path,
+            usecols=columns,
+            dtype={**dict.fromkeys(texts, "str"), **dict.fromkeys(numbers, "float32")},
+            keep_default_na=False,
+            na_values={**{c: [] for c in texts}, **{c: [""] for c in numbers}},
+            encoding="utf-8",
+            chunksize=_ROWS_AT_ONCE,
+        )
+    ]
+    rows: dict[str, Any] = {c: np.concatenate([piece[c] for piece in pieces]) for c in numbers}
+    for column in texts:
+        whole = union_categoricals([piece[column] for piece in pieces])
+        rows[column] = whole.rename_categories(
+            {name: plain_cell(name) for name in whole.categories}
+        )
+    return pd.DataFrame(rows)
