@@ -29,7 +29,6 @@ from petface.batches import (
     OK,
     STATUS_NAMES,
     Decoded,
-    FileImages,
     even_slices,
     read_ahead,
     worker_count,
@@ -41,6 +40,7 @@ from petface.errors import SettingsError, UserError, run_script
 from petface.files import sha256_of_file, write_json
 from petface.images import ImageError, ImageSource
 from petface.network import Network, NonFiniteError
+from petface.packing import image_source
 from petface.reports.answers import (
     DETAILS,
     DETAILS_FILE,
@@ -75,6 +75,7 @@ SPLITS_FILE: str = ""  # "" = splits.csv beside the images, the one the models w
 SPLIT_SEED: Seed = 0  # used when splits.csv is made, never after
 OUT_DIR: str = "runs/evaluation"
 BATCH_SIZE: Positive = 64
+PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
 INTERVAL_RESAMPLES: NonNegative = 1000  # bootstrap over records for the 95 % intervals; 0 = none
 
@@ -252,6 +253,7 @@ def evaluate_full_dataset(
     precision: str = "auto",
     batch_size: int = 64,
     num_workers: int = -1,
+    pack: str = "",
     interval_resamples: int = 1000,
     force: bool = False,
 ) -> dict[str, Any]:
@@ -307,7 +309,7 @@ def evaluate_full_dataset(
         bar.update(num_rows)
         correct = answered = 0
         for rows, details in _answer(
-            dataset, stage1, found, plan[done:], device, precision, num_workers
+            dataset, stage1, found, plan[done:], device, precision, num_workers, pack
         ):
             records.write(num_rows, details)
             table.write(rows)
@@ -346,6 +348,7 @@ def _answer(
     device: str | None,
     precision: str,
     num_workers: int,
+    pack: str,
 ) -> Iterator[tuple[list[list[object]], np.ndarray]]:
     """Yield rows and details of each slice of `plan`; one specialist at a time on the device."""
     catalog = dataset.catalog
@@ -357,7 +360,7 @@ def _answer(
         specialist = path and Stage2Model.load_for_species(species, path, device, precision)
         rules = [model.network.preprocessing for model in (stage1, specialist) if model]
         # the same pixels for both stages are made once
-        source = FileImages(catalog, *{(r.size_px, r.resize): r for r in rules}.values())
+        source = image_source(catalog, pack, *{(r.size_px, r.resize): r for r in rules}.values())
         truth = dataset.image_label_names(species)  # {feature: (images of the species,) str}
         decoded = read_ahead(source, slices, worker_count(num_workers))
         for part, item in zip(slices, decoded, strict=True):
@@ -464,6 +467,7 @@ def main() -> int:
             precision=s.PRECISION,
             batch_size=s.BATCH_SIZE,
             num_workers=s.NUM_WORKERS,
+            pack=s.PACK,
             interval_resamples=s.INTERVAL_RESAMPLES,
             force="force" in s.switches,
         )

@@ -30,13 +30,14 @@ from petface import (
     schedule,
     taxonomy,
 )
-from petface.batches import Batch, FileImages, Samples, worker_count
+from petface.batches import Batch, Samples, worker_count
 from petface.calibration import calibrate_heads, headline_figures
 from petface.dataset import Dataset, load_dataset
 from petface.errors import SettingsError, UserError, run_script
 from petface.images import STATISTICS, Preprocessing
 from petface.models.multi_head import _MultiHeadModel, unfreeze
 from petface.network import Network
+from petface.packing import image_source
 from petface.reports.audit import quick_audit_line
 from petface.reports.confidence import draw_confidence
 from petface.reports.curves import draw_curves
@@ -69,6 +70,7 @@ RUN_NAME: str = "stage2"  # folder under RUNS_ROOT; each species gets a folder i
 SEED: Seed = 42
 DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
 PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: what is fast on the device
+PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
 
 # ---- Network and optimisation ----
@@ -307,7 +309,7 @@ def make_job(
         network=network,
         num_classes={name: model.heads[name].out_features for name in model.head_names},
         loss=make_loss(s, model, parts["train"], network.device),
-        source=FileImages(dataset.catalog, preprocessing),
+        source=image_source(dataset.catalog, s.PACK, preprocessing),
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),
         freeze_batchnorm=s.FREEZE_BATCHNORM,

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from petface import augment, checkpoints, engine, losses, metrics, runs, sampling, schedule
 from petface.annotations import write_conflicts
-from petface.batches import Batch, FileImages, Samples, worker_count
+from petface.batches import Batch, Samples, worker_count
 from petface.calibration import calibrate_heads, headline_figures
 from petface.dataset import Dataset, load_dataset
 from petface.errors import UserError, run_script
 from petface.images import STATISTICS, Preprocessing
 from petface.models import backbones
 from petface.network import Network
+from petface.packing import image_source
 from petface.reports.audit import quick_audit_line
 from petface.reports.confidence import draw_confidence
 from petface.reports.curves import draw_curves
@@ -60,6 +61,7 @@ RUN_NAME: str = "cnn_folder_224_raw_aug"  # folder under RUNS_ROOT
 SEED: Seed = 42
 DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
 PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: what is fast on the device
+PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
 
 # ---- Network and optimisation ----
@@ -268,7 +270,7 @@ def make_job(
         network=Network.build(model, preprocessing, s.DEVICE, s.PRECISION),
         num_classes={"species": len(dataset.catalog.classes)},
         loss=loss,
-        source=FileImages(dataset.catalog, preprocessing),
+        source=image_source(dataset.catalog, s.PACK, preprocessing),
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),
         freeze_batchnorm=s.FREEZE_BATCHNORM,

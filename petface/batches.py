@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -56,8 +57,20 @@ class Decoded:
     failures: list[tuple[int, str]]
 
 
+class ImageReader(Protocol):
+    """What gives the pixels of catalog images: `FileImages`, or a pack."""
+
+    catalog: Catalog
+    decodes: bool  # worth worker processes
+
+    def read(self, indices: np.ndarray) -> Decoded:
+        """Give the images at `indices` (n,) of the catalog."""
+
+
 class FileImages:
     """Images read from their files, decoded once and resized to each of `rules`."""
+
+    decodes = True
 
     def __init__(self, catalog: Catalog, *rules: Preprocessing) -> None:
         self.catalog = catalog
@@ -83,13 +96,14 @@ class FileImages:
 
 
 def read_ahead(
-    source: FileImages, slices: Sequence[np.ndarray], num_workers: int, *, depth: int = 3
+    source: ImageReader, slices: Sequence[np.ndarray], num_workers: int, *, depth: int = 3
 ) -> Iterator[Decoded]:
     """Yield `source.read(s)` for each slice in order, decoded ahead of the consumer.
 
-    `num_workers` 0 decodes in one thread of this process, more in that many worker processes.
+    `num_workers` 0 decodes in one thread of this process, more in that many worker processes. What
+    need not be decoded is always read in one thread.
     """
-    if num_workers > 0:
+    if num_workers > 0 and source.decodes:
         loader = DataLoader(
             _Slices(source, slices),
             batch_size=None,
@@ -134,7 +148,7 @@ def read_ahead(
 
 
 def batches(
-    source: FileImages,
+    source: ImageReader,
     samples: Samples,
     order: np.ndarray,
     batch_size: int,
@@ -190,7 +204,7 @@ def worker_count(wanted: int) -> int:
 class _Slices(Dataset):
     """One item = one slice decoded; tensors travel through shared memory."""
 
-    def __init__(self, source: FileImages, slices: Sequence[np.ndarray]) -> None:
+    def __init__(self, source: ImageReader, slices: Sequence[np.ndarray]) -> None:
         self.source, self.slices = source, slices
 
     def __len__(self) -> int:

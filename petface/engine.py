@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from petface import metrics
 from petface.augment import AugmentRegime, augment_batch
-from petface.batches import Batch, FileImages, Samples, batches
+from petface.batches import Batch, ImageReader, Samples, batches
 from petface.errors import UserError
 from petface.models.multi_head import train_mode
 from petface.network import Network, Outputs
@@ -32,7 +32,7 @@ class Job:
     network: Network
     num_classes: dict[str, int]
     loss: Callable[[Outputs, Batch], Tensor]
-    source: FileImages
+    source: ImageReader
     batch_size: int
     num_workers: int
     failures: FailureLog

@@ -129,6 +129,8 @@ def test_an_image_is_decoded_once_for_several_rules_and_its_status_is_kept(tree,
 class Slow:
     """A source that never ends by itself and counts what was asked of it."""
 
+    decodes = True
+
     def __init__(self, fail_at=None):
         self.num_read, self.fail_at = 0, fail_at
 

@@ -27,7 +27,9 @@ LAYERS = [
         "reliability",
     },
     {"sources", "annotations", "splits", "sampling", "checkpoints", "network"},
-    {"dataset", "pack", "batches", "runs"},
+    {"dataset", "batches", "runs"},
+    {"pack"},
+    {"packing"},
     {"engine", "calibration", "reports", "export"},
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,57 @@
+"""With a pack the real scripts give what they give without one, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import scripts
+from tests.conftest import TINY_STAGE1
+from tests.end_to_end.test_resume import assert_same_run
+
+PACK_TOOL = "tools/pack_images.py"
+
+
+@pytest.fixture(scope="module", params=["none", "zlib"])
+def pack(request, tree, tmp_path_factory):
+    """A pack of the tiny tree, made by the tool in two processes, stopped once by a kill."""
+    folder = tmp_path_factory.mktemp("pack")
+    path = folder / "tiny.bin"
+    flags = ["--images-root", tree.images, "--image-size-px", 32, "--num-workers", 2]
+    flags += ["--out", path, "--compression", request.param]
+    killed = scripts.run_forked(
+        PACK_TOOL, flags, folder, scripts.KillBeforeCall("petface.packing", "_append", 3)
+    )
+    assert killed.code == -9 and not path.exists()
+    done = scripts.run_forked(PACK_TOOL, flags, folder)
+    assert done.code == 0, done.err
+    assert done.figures()["unreadable"] == "3"
+    checked = scripts.run_forked(PACK_TOOL, [*flags, "--check"], folder)
+    assert checked.code == 0, checked.err
+    again = scripts.run_forked(PACK_TOOL, flags, folder)
+    assert again.code == 1 and "there already" in again.err
+    assert sorted(p.name for p in folder.iterdir()) == ["stderr.txt", "stdout.txt", "tiny.bin"]
+    return path
+
+
+def test_stage_1_learns_the_same(tree, stage1_run, pack, script, tmp_path):
+    flags = [*tree.flags, *TINY_STAGE1, "--runs-root", tmp_path, "--run-name", "packed"]
+    done = script(scripts.STAGE1, [*flags, "--pack", pack])
+    assert done.code == 0, done.err
+    assert_same_run(stage1_run.folder, tmp_path / "packed")
+
+
+def test_a_specialist_learns_the_same(stage2_run, stage2_flags, pack, script, tmp_path):
+    flags = [*stage2_flags, "--runs-root", tmp_path, "--run-name", "packed", "--species", "cat"]
+    done = script(scripts.STAGE2, [*flags, "--pack", pack])
+    assert done.code == 0, done.err
+    assert_same_run(stage2_run.folder / "cat", tmp_path / "packed" / "cat", "cat_")
+
+
+def test_the_evaluation_writes_the_same_bytes(
+    evaluation_run, evaluation_flags, pack, script, tmp_path
+):
+    out = tmp_path / "packed"
+    done = script(scripts.INFERENCE, [*evaluation_flags, "--out-dir", out, "--pack", pack])
+    assert done.code == 0, done.err
+    for path in evaluation_run.folder.iterdir():
+        assert path.read_bytes() == (out / path.name).read_bytes(), path.name
