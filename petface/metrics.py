@@ -74,14 +74,19 @@ def balanced_accuracy(cm: np.ndarray) -> float:
 
 
 def precision_recall_f1(cm: np.ndarray) -> PrecisionRecallF1:
+    """Compute precision, recall and F1 of each class of a confusion matrix; see `class_scores`."""
+    return class_scores(np.diag(cm), cm.sum(axis=1), cm.sum(axis=0))
+
+
+def class_scores(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> PrecisionRecallF1:
     """Compute precision, recall and F1 of each class, and their unweighted means.
 
-    0 / 0 is 0. The macro means run over the classes that occur as a true or a predicted label, as
+    All (K,): rows answered rightly, rows whose true class this is, rows answered so. 0 / 0 is 0.
+    The macro means run over the classes that occur as a true or a predicted label, as
     scikit-learn's `precision_recall_fscore_support(average="macro", zero_division=0)` does when it
     is given no list of labels; a class of the vocabulary that never occurs does not lower them. NaN
     where no class occurs.
     """
-    hits, support, predicted = np.diag(cm), cm.sum(axis=1), cm.sum(axis=0)
     precision = _ratio(hits, predicted, empty=0.0)
     recall = _ratio(hits, support, empty=0.0)
     f1 = _ratio(2 * hits, support + predicted, empty=0.0)
@@ -90,6 +95,30 @@ def precision_recall_f1(cm: np.ndarray) -> PrecisionRecallF1:
         float(v[occurs].mean()) if occurs.any() else float("nan") for v in (precision, recall, f1)
     ]
     return PrecisionRecallF1(precision, recall, f1, support.astype(np.int64), *macro)
+
+
+def cohen_kappa(
+    hits: np.ndarray,
+    support: np.ndarray,
+    predicted: np.ndarray,
+    group: np.ndarray | None = None,
+) -> float:
+    """Give the agreement beyond chance, unweighted: 1 perfect, 0 as by chance, below 0 worse.
+
+    Counts (K,) as in `class_scores`. `group` (K,) numbers what each class belongs to, where every
+    row's group is known before it is answered: chance then guesses among the classes of the group
+    alone, and knowing the group earns nothing. NaN without rows, and where chance is always right.
+    Source: Cohen 1960, Educational and Psychological Measurement 20(1).
+    """
+    num = float(support.sum())
+    if not num:
+        return float("nan")
+    of_group = np.zeros(len(support), np.int64) if group is None else group
+    num_of_group = np.bincount(of_group, support)[of_group]
+    by_chance = float((support * _ratio(predicted, num_of_group, empty=0.0)).sum() / num)
+    if not by_chance < 1.0:
+        return float("nan")
+    return (float(hits.sum()) / num - by_chance) / (1.0 - by_chance)
 
 
 def majority_baseline(train_counts: npt.ArrayLike, test_counts: npt.ArrayLike) -> float:
@@ -145,6 +174,37 @@ def cluster_bootstrap_interval(
     # "weibull" is the book's rule: the (resamples + 1) * p-th ordered value
     low, high = np.quantile(np.concatenate(ratios), (outside, 1.0 - outside), method="weibull")
     return float(low), float(high)
+
+
+def cluster_wilson_interval(
+    num_correct_per_record: npt.ArrayLike, num_per_record: npt.ArrayLike, *, z: float = 1.959964
+) -> tuple[float, float]:
+    """Give Wilson's interval of sum(correct) / sum(num) for the number of photos that count.
+
+    Arguments and empty records as in `cluster_bootstrap_interval`, with which it agrees from some
+    hundred records on. Below, the bootstrap is too narrow: simulated with 20 records of 1 to 8
+    photos and 90 % right it covers the truth in 81 to 90 of 100 cases and this one in 91 to 94;
+    with 3 records in 32 to 62 and 95 to 97. The photos count by Kish's design effect: the variance
+    of the share over records against that of as many coin tosses; without any spread over records,
+    as sum(num)^2 / sum(num^2) records. Source: Dean & Pagano 2015, Journal of Survey Statistics and
+    Methodology 3(4); Kish 1965, Survey Sampling, section 8.2.
+    """
+    correct = np.asarray(num_correct_per_record, np.float64)
+    num = np.asarray(num_per_record, np.float64)
+    assert correct.ndim == 1 and correct.shape == num.shape, (correct.shape, num.shape)
+    correct, num = correct[num > 0], num[num > 0]
+    if not len(num):
+        return float("nan"), float("nan")
+    share, total = correct.sum() / num.sum(), num.sum()
+    counting = total**2 / (num**2).sum()
+    spread = ((correct - share * num) ** 2).sum()
+    if spread > 0.0:
+        variance = len(num) / (len(num) - 1) * spread / total**2
+        counting = min(total, share * (1.0 - share) / variance)
+    middle = share + z * z / (2 * counting)
+    half = z * np.sqrt(share * (1 - share) / counting + (z / (2 * counting)) ** 2)
+    low, high = (middle + np.array([-half, half])) / (1 + z * z / counting)
+    return max(0.0, min(float(low), share)), min(1.0, max(float(high), share))
 
 
 def top_confusions(cm: np.ndarray, class_names: Sequence[str], k: int) -> list[Confusion]:

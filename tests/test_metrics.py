@@ -13,6 +13,7 @@ from petface.metrics import (
     accuracy,
     balanced_accuracy,
     cluster_bootstrap_interval,
+    cohen_kappa,
     confusion_matrix,
     majority_baseline,
     precision_recall_f1,
@@ -67,6 +68,29 @@ def test_balanced_accuracy_equals_scikit_learn() -> None:
     predicted = np.array([0, 0, 1, 1, 1, 0])
     expected = sklearn.metrics.balanced_accuracy_score(true, predicted)
     assert balanced_accuracy(confusion_matrix(true, predicted, 4)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_kappa_equals_scikit_learn(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    true, predicted = draw.integers(0, 5, (2, 60))
+    predicted[: 10 * seed] = true[: 10 * seed]
+    cm = confusion_matrix(true, predicted, 7)
+    found = cohen_kappa(np.diag(cm), cm.sum(axis=1), cm.sum(axis=0))
+    assert found == pytest.approx(sklearn.metrics.cohen_kappa_score(true, predicted))
+
+
+def test_kappa_earns_nothing_by_a_group_that_is_known() -> None:
+    """Two species, each gender by a coin: chance, although the pairs agree more often than that."""
+    cm = np.kron(np.eye(2, dtype=int), np.full((2, 2), 25))
+    counts = np.diag(cm), cm.sum(axis=1), cm.sum(axis=0)
+    assert cohen_kappa(*counts) == pytest.approx(1 / 3)
+    assert cohen_kappa(*counts, np.array([0, 0, 1, 1])) == pytest.approx(0.0)
+
+
+def test_kappa_is_not_defined_without_a_choice() -> None:
+    assert math.isnan(cohen_kappa(*np.zeros((3, 4), int)))
+    assert math.isnan(cohen_kappa(np.array([5, 0]), np.array([5, 0]), np.array([5, 0])))
 
 
 def test_unknown_rows_are_left_out_whatever_was_predicted_there() -> None:
