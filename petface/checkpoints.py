@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class HeadCalibration:
     temperature: float
     threshold: float | None  # the confidence from which answers are sure; None = never
     conformal_quantile: float | None  # for `calibration.conformal_set`; None = no sets
+    wanted_accuracy: float = 0.9  # share right for which the threshold was fitted
+    conformal_alpha: float = 0.1  # share of sets that may miss the truth
 
     def is_sure(self, probability: float) -> bool:
         """Tell whether an answer of this probability is right as often as was wanted."""
@@ -280,9 +282,8 @@ def _calibration(path: str | Path, content: Mapping[str, Any]) -> dict[str, Head
     found = {}
     for name, entry in table.items():
         entry = entry if isinstance(entry, dict) else {}
-        numbers: list[Any] = [
-            entry.get(key) for key in ("temperature", "threshold", "conformal_quantile")
-        ]
+        names = [f.name for f in fields(HeadCalibration)]
+        numbers: list[Any] = [entry.get(n, getattr(HeadCalibration, n, None)) for n in names]
         are_plain = all(n is None or (type(n) in (int, float) and abs(n) < 1e9) for n in numbers)
         if not are_plain or numbers[0] is None or numbers[0] <= 0:
             raise CheckpointError(
