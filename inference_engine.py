@@ -4,8 +4,8 @@
     python inference_engine.py evaluate      # over every image of the dataset
     python inference_engine.py evaluate --config configs/eval/demo.toml
 
-`evaluate` writes petface_eval_per_image.csv and petface_eval_summary.json into OUT_DIR and goes on
-where it was stopped. As a library: `Stage1Model`, `Stage2Model`, `TwoStageInference`,
+`evaluate` writes petface_eval_per_image.csv, petface_eval_summary.json and confusion/ into OUT_DIR
+and goes on where it was stopped. As a library: `Stage1Model`, `Stage2Model`, `TwoStageInference`,
 `evaluate_full_dataset`.
 """
 
@@ -53,8 +53,11 @@ from petface.reports.answers import (
     describe_answers,
     empty_details,
     lay_out_rows,
+    read_evaluation,
 )
+from petface.reports.confusions import CONFUSIONS, write_confusions
 from petface.reports.evaluation import describe_summary, summarise
+from petface.reports.heads import read_heads
 from petface.reports.photo import HeadPrediction, Stage1Prediction, lay_out, readable
 from petface.reports.rows import ResumableCsv, ResumableRecords
 from petface.settings import NonNegative, Positive, Seed, read_settings
@@ -257,7 +260,7 @@ def evaluate_full_dataset(
     interval_resamples: int = 1000,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Answer every image under `images_root` and write the two files of an evaluation.
+    """Answer every image under `images_root` and write the files of an evaluation.
 
     Stage 2 is asked only where stage 1 is right. A stopped evaluation goes on at its last whole
     batch; the files are byte for byte those of an undisturbed one. A finished one is refused
@@ -320,7 +323,10 @@ def evaluate_full_dataset(
             bar.update(len(rows))
         records.finish()
         # Before the table has its final name: one that has it is refused, not summarised again.
-        summary = summarise(table.unfinished, interval_resamples)
+        evaluation = read_evaluation(out, table.unfinished)
+        heads = read_heads(evaluation)
+        summary = summarise(evaluation, interval_resamples, heads)
+        write_confusions(heads, out / CONFUSIONS)
         write_json(out / SUMMARY, summary)
         table.finish()
     return summary

@@ -36,7 +36,13 @@ def main() -> None:
     summary_file, rows_file = out / "petface_eval_summary.json", out / "petface_eval_per_image.csv"
     if not summary_file.exists():
         raise UserError(f"{out} holds no finished evaluation; run: inference_engine.py evaluate")
-    print(describe_summary(json.loads(summary_file.read_text(encoding="utf-8"))))
+    summary = json.loads(summary_file.read_text(encoding="utf-8"))
+    if "figures" not in summary:
+        raise UserError(
+            f"{summary_file} is of an earlier version; run: python inference_engine.py evaluate "
+            f"--out-dir {out} --force"
+        )
+    print(describe_summary(summary))
     with rows_file.open(encoding="utf-8", newline="") as handle:
         rows = [
             row for row in csv.DictReader(handle) if row["split"] == "test" and row["species_pred"]

@@ -94,16 +94,24 @@ class Evaluation:
         return [names[place] for place in places.tolist()]
 
 
-def read_evaluation(folder: str | Path) -> Evaluation:
-    """Read the files of a finished evaluation; `UserError` where one is missing or another's."""
+def read_evaluation(folder: str | Path, per_image: Path | None = None) -> Evaluation:
+    """Read the files of a finished evaluation; `UserError` where one is missing or another's.
+
+    `per_image` is the table while it has not its final name yet.
+    """
     folder = Path(folder)
-    for name in (PER_IMAGE, DETAILS_FILE, MODELS):
-        if not (folder / name).is_file():
+    per_image = per_image or folder / PER_IMAGE
+    for name, path in (
+        (PER_IMAGE, per_image),
+        (DETAILS_FILE, folder / DETAILS_FILE),
+        (MODELS, folder / MODELS),
+    ):
+        if not path.is_file():
             raise UserError(
                 f"{folder} holds no {name}; run: python inference_engine.py evaluate "
                 f"--out-dir {folder} (--force where an earlier version made the evaluation)"
             )
-    rows = read_rows(folder / PER_IMAGE)
+    rows = read_rows(per_image)
     details = np.load(folder / DETAILS_FILE, mmap_mode="r", allow_pickle=False)
     if details.dtype != DETAILS or len(details) != len(rows):
         raise UserError(f"{folder / DETAILS_FILE} does not belong to the table beside it")

@@ -1,29 +1,53 @@
-"""From the per-image rows of an evaluation to its figures; the rows are the only source."""
+"""From the files of an evaluation to its figures, and the table that is printed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from petface import metrics
-from petface.reports.answers import read_rows
+from petface.reports.answers import HEADS, Evaluation
+from petface.reports.confusions import hardest_classes, top_confusions
+from petface.reports.consistency import describe_consistency
+from petface.reports.figures import figures, figures_by_species
+from petface.reports.fusion import count, describe_fusion, fuse
+from petface.reports.heads import HeadAnswers, read_heads
+from petface.reports.trust import describe_trust
+from petface.splits import SPLITS
 from petface.taxonomy import FEATURES
 
-_PARTS = ("train", "val", "test")
+PARTS = (*SPLITS, "all")
+_WITH_INTERVALS = ("val", "test")  # those of photos that were trained on would promise too much
 
 
-def summarise(per_image_csv: Path, resamples: int = 1000) -> dict[str, Any]:
-    """Read `petface_eval_per_image.csv` and give the summary as a dictionary ready for JSON.
+def summarise(
+    evaluation: Evaluation, resamples: int = 1000, heads: dict[str, HeadAnswers] | None = None
+) -> dict[str, Any]:
+    """Give the summary of an evaluation as a dictionary ready for JSON.
 
-    Counts over all images and the same tree per part of the split; then, for the test part alone,
-    what a held-out claim needs: see `_held_out`. `resamples` of the bootstrap over records; 0 = no
-    intervals.
+    Counts over all images and the same tree per part of the split, and, under `test`, what a
+    held-out claim needs, all from the table alone. Then with the details: `figures` and
+    `per_species` (see `figures.figures`), `per_record` (`fusion.describe_fusion`), `consistency`,
+    and of the test part `confidence` (`trust.describe_trust`), `top_confusions` and
+    `hardest_classes`. `resamples` of the bootstrap over animals; 0 = no intervals. `heads` as
+    `read_heads` gives them, where they are there already.
     """
-    rows = read_rows(per_image_csv)
+    rows = evaluation.rows
+    heads = read_heads(evaluation) if heads is None else heads
+    found: dict[str, Any] = {part: {} for part in PARTS}
+    per_species: dict[str, Any] = {part: {} for part in PARTS}
+    per_record: dict[str, Any] = {part: {} for part in PARTS}
+    for part in PARTS:
+        drawn = resamples if part in _WITH_INTERVALS else 0
+        for head, answers in heads.items():
+            own = answers.of_part(part)
+            if not len(own) and head != "species":
+                continue
+            found[part][head] = figures(own, drawn)
+            for name, entry in figures_by_species(own, drawn).items():
+                per_species[part].setdefault(name, {})[head] = entry
+            per_record[part][head] = describe_fusion(fuse(own))
+    test = {head: answers.of_part("test") for head, answers in heads.items()}
     return {
         "num_images": len(rows),
         "status_counts": _counts(rows["status"]),
@@ -33,9 +57,16 @@ def summarise(per_image_csv: Path, resamples: int = 1000) -> dict[str, Any]:
                 "num_images": int((rows["split"] == part).sum()),
                 **_tree(rows[rows["split"] == part]),
             }
-            for part in _PARTS
+            for part in SPLITS
         },
-        "test": _held_out(rows, resamples),
+        "test": _held_out(test, found["test"], per_species["test"]),
+        "figures": found,
+        "per_species": per_species,
+        "per_record": per_record,
+        "consistency": describe_consistency(rows),
+        "confidence": {head: describe_trust(evaluation, own) for head, own in test.items()},
+        "top_confusions": {head: top_confusions(own) for head, own in test.items()},
+        "hardest_classes": {head: hardest_classes(own) for head, own in test.items()},
     }
 
 
@@ -53,8 +84,8 @@ def _tree(rows: pd.DataFrame) -> dict[str, Any]:
     species = {str(n): part for n, part in rows.groupby("species", observed=True)}
     per_species: dict[str, Any] = {}
     for name, part in species.items():
-        figures = {f: _figure(part[f"{f}_correct"]) for f in FEATURES}
-        per_species[name] = {f: figure for f, figure in figures.items() if figure["num"]}
+        counted = {f: _figure(part[f"{f}_correct"]) for f in FEATURES}
+        per_species[name] = {f: figure for f, figure in counted.items() if figure["num"]}
     return {
         "stage1": {
             "overall": _figure(rows["species_correct"]),
@@ -67,122 +98,53 @@ def _tree(rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _held_out(rows: pd.DataFrame, resamples: int) -> dict[str, Any]:
+def _held_out(
+    test: dict[str, HeadAnswers], found: dict[str, Any], per_species: dict[str, Any]
+) -> dict[str, Any]:
     """Describe the test part; images that were not answered (unreadable) are left out.
 
     For the species and for each feature, pooled and per species: `conditional` (stage 2 where
     stage 1 was right) and `end_to_end` (a wrong species counts as a wrong attribute), each with a
-    95 % interval from a bootstrap over records; `per_record`, where a record's photos vote with
-    their probabilities; `majority_baseline`, the score of always giving the commonest training
-    label of that species; and `balanced_accuracy`, the mean recall over the true classes.
+    95 % interval from a bootstrap over animals; `per_record`, all photos of an animal fused;
+    `majority_baseline`, the score of always giving the commonest training label of that species;
+    and `balanced_accuracy`, the mean recall over the true classes.
     """
-    train = rows[rows["split"] == "train"]
-    answered = rows[(rows["split"] == "test") & rows["species_correct"].notna()]
-    species = {
-        **_with_interval(answered, answered["species_correct"], resamples),
-        "per_record": _fused(answered, answered["species"], "species"),
-        "balanced_accuracy": _mean_recall(answered["species"], answered["species_correct"]),
-        "majority_baseline": _majority(train["species"], answered["species"]),
+    result: dict[str, Any] = {
+        "species": {**_claim(found["species"]), **_beside(test["species"], found["species"])},
+        "features": {},
+        "per_species": {},
     }
-    result: dict[str, Any] = {"species": species, "features": {}, "per_species": {}}
-    for feature, name, test, known_train in _attributes(rows):
-        entry = _attribute(test, known_train, feature, resamples)
-        if name is None:
-            result["features"][feature] = entry
-        else:
+    for feature in FEATURES:
+        if feature not in found:
+            continue
+        result["features"][feature] = _attribute(test[feature], found[feature])
+        for name, part in test[feature].per_species().items():
+            entry = _attribute(part, per_species[name][feature])
             result["per_species"].setdefault(name, {})[feature] = entry
     return result
 
 
-def _attributes(
-    rows: pd.DataFrame,
-) -> Iterator[tuple[str, str | None, pd.DataFrame, pd.DataFrame]]:
-    """Yield (feature, species or None for all, test rows and train rows with a known label).
-
-    A species that was asked for the feature in no part has no specialist for it and is left out.
-    """
-    for feature in FEATURES:
-        known = rows[rows[f"{feature}_true"] != ""]
-        asked = known.loc[known[f"{feature}_correct"].notna(), "species"].unique()
-        known = known[known["species"].isin(asked)]
-        train = known[known["split"] == "train"]
-        test = known[(known["split"] == "test") & known["species_correct"].notna()]
-        if len(test):
-            yield feature, None, test, train
-        for name, part in test.groupby("species", observed=True):
-            yield feature, str(name), part, train[train["species"] == name]
-
-
-def _attribute(
-    rows: pd.DataFrame, train: pd.DataFrame, feature: str, resamples: int
-) -> dict[str, Any]:
-    correct = rows[f"{feature}_correct"]
-    end_to_end = correct.fillna(0.0)  # not asked: the species was wrong
-    label = rows["species"].astype(str) + "\0" + rows[f"{feature}_true"].astype(str)
-    asked = rows[correct.notna()]
-    baseline = sum(
-        _majority(train.loc[train["species"] == name, f"{feature}_true"], part[f"{feature}_true"])
-        * len(part)
-        for name, part in rows.groupby("species", observed=True)
-    )
+def _attribute(answers: HeadAnswers, figure: dict[str, Any]) -> dict[str, Any]:
     return {
-        "conditional": _with_interval(asked, asked[f"{feature}_correct"], resamples),
-        "end_to_end": _with_interval(rows, end_to_end, resamples),
-        "per_record": _fused(asked, asked[f"{feature}_true"], feature),
-        "balanced_accuracy": _mean_recall(label, correct),
-        "majority_baseline": baseline / len(rows),
+        "conditional": _claim(figure),
+        "end_to_end": _claim(figure["end_to_end"]),
+        **_beside(answers, figure),
     }
 
 
-def _with_interval(rows: pd.DataFrame, correct: pd.Series, resamples: int) -> dict[str, Any]:
-    figure = _figure(correct)
-    if resamples and figure["num"]:
-        records = correct.groupby([rows["species"], rows["record"]], observed=True)
-        sums, nums = records.sum().to_numpy(), records.count().to_numpy()
-        low, high = metrics.cluster_bootstrap_interval(
-            sums.astype(np.int64), nums.astype(np.int64), resamples=resamples
-        )
-        figure["interval_95"] = [low, high]
-        figure["num_records"] = int((nums > 0).sum())
-    return figure
+def _claim(figure: dict[str, Any]) -> dict[str, Any]:
+    claim = {key: figure[key] for key in ("num", "correct", "accuracy")}
+    if "bootstrap_95" in figure:
+        claim |= {"interval_95": figure["bootstrap_95"], "num_records": figure["num_records"]}
+    return claim
 
 
-def _fused(rows: pd.DataFrame, true: pd.Series, what: str) -> dict[str, Any]:
-    """Let the photos of a record vote, each with the probability of its answer.
-
-    Votes are counted in millionths, the resolution of the table, so that ties are exact; the first
-    name of a tie wins.
-    """
-    votes = pd.DataFrame(
-        {
-            "species": rows["species"].astype(str),
-            "record": rows["record"].astype(str),
-            "true": true.astype(str),
-            "pred": rows[f"{what}_pred"].astype(str),
-            "vote": (rows[f"{what}_prob"].astype("float64") * 1e6).round().astype("int64"),
-        }
-    )
-    keys = ["species", "record", "true"]
-    sums = votes.groupby([*keys, "pred"], as_index=False)["vote"].sum()  # sorted by its keys
-    best = sums.loc[sums.groupby(keys)["vote"].idxmax()]
-    return _figure((best["true"] == best["pred"]).astype("float32"))
-
-
-def _mean_recall(true: pd.Series, correct: pd.Series) -> float | None:
-    """Balanced accuracy over the true classes that were answered."""
-    recall = correct[correct.notna()].groupby(true.astype(str)).mean()
-    return float(recall.mean()) if len(recall) else None
-
-
-def _majority(train: pd.Series, test: pd.Series) -> float:
-    """Share of the test labels that equal the commonest training label; 0 where none was trained
-    on.
-    """
-    counts = train.astype(str).value_counts()
-    if not len(counts) or not len(test):
-        return 0.0
-    commonest = min(counts[counts == counts.max()].index)  # ties: the first by name
-    return float((test.astype(str) == commonest).mean())
+def _beside(answers: HeadAnswers, figure: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "per_record": count(fuse(answers)),
+        "balanced_accuracy": figure["balanced_accuracy"],
+        "majority_baseline": figure["majority_baseline"],
+    }
 
 
 def describe_summary(summary: dict[str, Any]) -> str:
@@ -191,20 +153,44 @@ def describe_summary(summary: dict[str, Any]) -> str:
     lines = [
         f"{summary['num_images']:,} images, {summary['splits']['test']['num_images']:,} of them in "
         "the test part; on the test part, in %:",
-        f"{'':10s} {'images':>8s} {'accuracy':>9s} {'95 % interval':>15s} {'end to end':>11s} "
-        f"{'per record':>11s} {'balanced':>9s} {'majority':>9s}",
+        f"{'':10s} {'images':>8s} {'accuracy':>9s} {'95 % interval':>15s} {'top 5':>6s} "
+        f"{'end to end':>11s} {'per record':>11s} {'balanced':>9s} {'majority':>9s} {'kappa':>6s}",
     ]
     for name, entry in [("species", test["species"]), *test["features"].items()]:
-        figure = entry.get("conditional", entry)
+        figure = summary["figures"]["test"][name]
         interval = figure.get("interval_95")
         shown = f"{interval[0] * 100:.1f} - {interval[1] * 100:.1f}" if interval else ""
-        end_to_end = entry["end_to_end"]["accuracy"] if "end_to_end" in entry else None
+        kappa = "" if figure["kappa"] is None else f"{figure['kappa']:.2f}"
+        end_to_end = figure.get("end_to_end", {}).get("accuracy")
         lines.append(
             f"{name:10s} {figure['num']:8,d} {_percent(figure['accuracy']):>9s} {shown:>15s} "
-            f"{_percent(end_to_end):>11s} {_percent(entry['per_record']['accuracy']):>11s} "
-            f"{_percent(entry['balanced_accuracy']):>9s} {_percent(entry['majority_baseline']):>9s}"
+            f"{_percent(figure['top5']):>6s} {_percent(end_to_end):>11s} "
+            f"{_percent(entry['per_record']['accuracy']):>11s} "
+            f"{_percent(entry['balanced_accuracy']):>9s} "
+            f"{_percent(entry['majority_baseline']):>9s} {kappa:>6s}"
         )
-    return "\n".join(lines)
+    return "\n".join(lines + [f"  {line}" for line in describe_confidence(summary)])
+
+
+def describe_confidence(summary: dict[str, Any]) -> list[str]:
+    """Say in a sentence per head how many photos it answers with confidence, and how rightly."""
+    lines = []
+    for head in HEADS:
+        entry = summary["confidence"].get(head, {}).get("all")
+        if entry is None:
+            continue
+        wanted = f"{entry['wanted_accuracy'] * 100:g} %"
+        if not entry["num_fitted"]:
+            text = "no threshold was fitted"
+        elif not entry["num_with_threshold"]:
+            text = f"never sure: no threshold reaches {wanted} on the validation part"
+        else:
+            text = f"answers {_percent(entry['coverage'])} % of photos at {wanted} (wanted)"
+            right = entry["accuracy_of_answered"]
+            if right is not None:
+                text += f", {_percent(right)} % right of these on the test part"
+        lines.append(f"{head}: {text}")
+    return lines
 
 
 def _percent(share: float | None) -> str:

@@ -15,79 +15,53 @@ from sklearn.metrics import recall_score
 
 from petface import files, metrics
 from petface.reports import answers
-from petface.reports.answers import PER_IMAGE_COLUMNS, lay_out_rows
+from petface.reports.answers import (
+    DETAILS,
+    DETAILS_FILE,
+    PER_IMAGE,
+    PER_IMAGE_COLUMNS,
+    describe_answers,
+    empty_details,
+    lay_out_rows,
+    read_evaluation,
+)
 from petface.reports.evaluation import describe_summary, summarise
 from petface.taxonomy import FEATURES
+from tests.reports.made_evaluation import CLASSES, SPECIES, make_evaluation, write_models
 
-Row = dict[str, str]
-LABELS = ["Bulldog, Olde mix", "'Apricot", 'so-called "blue"', "NA", "01", "1", "1.0", "=grey", "ü"]
-# species -> heads of its specialist; "owl, barn" is named right in training photos only
-HEADS = {
-    "cat": ("breed", "color1", "gender"),
-    "dog": ("breed",),
-    "'ibex": (),  # no specialist
-    "owl, barn": ("gender",),
-    "ünicorn": ("color", "color2"),
-}
-
-
-def make_row(draw: np.random.Generator, species: str, number: int, truth: dict[str, str]) -> Row:
-    """One image: sometimes unreadable, sometimes unanswered, the species right three in four."""
-    row = dict.fromkeys(PER_IMAGE_COLUMNS, "")
-    split = ("train", "train", "val", "test", "test")[number % 5]
-    row |= {"image": "x\n,.png", "species": species, "record": f"{number:06d}", "split": split}
-    row |= {f"{feature}_true": label for feature, label in truth.items()}
-    fate = draw.random()
-    if fate < 0.05:
-        return row | {"status": "unreadable"}
-    if fate < 0.08:
-        return row | {"status": "non_finite"}
-    is_right = draw.random() < 0.75 and (species != "owl, barn" or split == "train")
-    guess = species if is_right else str(draw.choice([name for name in HEADS if name != species]))
-    prob = lambda: f"{draw.choice([0.25, 0.5, 0.75, draw.random()]):.6f}"  # noqa: E731 coarse: ties
-    row |= {"species_pred": guess, "species_prob": prob(), "species_correct": str(int(is_right))}
-    if not is_right:
-        return row | {"status": "ok"}
-    if not HEADS[species]:
-        return row | {"status": "no_specialist"}
-    if fate < 0.1:  # the specialist's answer was not finite
-        return row | {"status": "non_finite"}
-    for feature in HEADS[species]:
-        true = truth.get(feature, "")
-        predicted = true if true and draw.random() < 0.6 else str(draw.choice(LABELS))
-        row |= {f"{feature}_pred": predicted, f"{feature}_prob": prob()}
-        row[f"{feature}_correct"] = str(int(predicted == true)) if true else ""
-    return row | {"status": "ok"}
+Row = dict[str, Any]
+HEADS = {species: tuple(heads) for species, heads in CLASSES.items()}
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    draw, rows = np.random.default_rng(3), []
-    for species, size in zip(HEADS, (40, 25, 10, 15, 20), strict=True):
-        for number in range(size):
-            truth = {
-                feature: str(draw.choice(LABELS))
-                for feature in FEATURES
-                if feature != "color2" or species != "cat"  # cat's color2: never known
-                if draw.random() < 0.7
-            }
-            rows += [make_row(draw, species, number, truth) for _ in range(draw.integers(1, 6))]
-    path = tmp_path_factory.mktemp("evaluation") / "rows.csv"
-    files.write_csv(path, PER_IMAGE_COLUMNS, [row.values() for row in rows])
-    return path
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
+    folder = tmp_path_factory.mktemp("evaluation")
+    return folder, make_evaluation(folder)
 
 
 @pytest.fixture(scope="module")
-def rows(path: Path) -> list[Row]:
-    with path.open(newline="", encoding="utf-8") as handle:
-        return [{k: files.plain_cell(v) for k, v in r.items()} for r in csv.DictReader(handle)]
+def folder(made: tuple[Path, list[Row]]) -> Path:
+    return made[0]
+
+
+@pytest.fixture(scope="module")
+def photos(made: tuple[Path, list[Row]]) -> list[Row]:
+    return made[1]
+
+
+@pytest.fixture(scope="module")
+def rows(folder: Path, photos: list[Row]) -> list[Row]:
+    """The cells as the file has them; "p" from what made it."""
+    with (folder / PER_IMAGE).open(newline="", encoding="utf-8") as handle:
+        read = [{k: files.plain_cell(v) for k, v in r.items()} for r in csv.DictReader(handle)]
+    return [{**row, "p": photo["p"]} for row, photo in zip(read, photos, strict=True)]
 
 
 @pytest.fixture(scope="module", params=[7, 100_000])
-def summary(request: pytest.FixtureRequest, path: Path) -> dict[str, Any]:
+def summary(request: pytest.FixtureRequest, folder: Path) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answers, "_ROWS_AT_ONCE", request.param)
-        return summarise(path, resamples=0)
+        return summarise(read_evaluation(folder), resamples=0)
 
 
 def figure(rows: Iterable[Row], column: str) -> dict[str, Any]:
@@ -139,15 +113,19 @@ def majority(train: list[str], test: list[str]) -> float:
 
 
 def fused(rows: list[Row], true: str, what: str) -> dict[str, Any]:
-    """Every photo of a record votes with its probability; of equal ones the first name wins."""
-    votes: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    """Each photo of an animal gives its five best classes their probabilities; of equal sums the
+    first class wins."""
+    votes: dict[tuple[str, ...], Counter[int]] = defaultdict(Counter)
     for row in rows:
-        key = (row["species"], row["record"], row[true])
-        votes[key][row[f"{what}_pred"]] += round(float(row[f"{what}_prob"]) * 1e6)
+        p = row["p"][what]
+        for k in sorted(range(len(p)), key=lambda k: -round(p[k], 9))[:5]:
+            votes[row["species"], row["record"], row[true]][k] += round(p[k] * 1e9)
     correct = 0
-    for key, names in votes.items():
-        best = max(names.values())
-        correct += min(name for name, sum_ in names.items() if sum_ == best) == key[2]
+    for (species, _, label), sums in votes.items():
+        names = SPECIES if what == "species" else CLASSES[species][what]
+        best = max(sums.values())
+        # photos with the same odds, rounded, are nine digits apart at most
+        correct += names[min(k for k, v in sums.items() if v > best - 200)] == label
     return {"num": len(votes), "correct": correct, "accuracy": correct / len(votes)}
 
 
@@ -231,8 +209,8 @@ def test_a_species_that_is_never_named_right_counts_as_missed(summary: dict[str,
     assert "'ibex" not in summary["test"]["per_species"]  # nobody could be asked
 
 
-def test_intervals_are_over_records(path: Path, rows: list[Row]) -> None:
-    held_out = summarise(path, resamples=100)["test"]
+def test_intervals_are_over_records(folder: Path, rows: list[Row]) -> None:
+    held_out = summarise(read_evaluation(folder), resamples=100)["test"]
     asked = [row for row in rows if row["split"] == "test" and row["breed_correct"]]
     sums: dict[tuple[str, str], list[int]] = defaultdict(list)
     for row in asked:
@@ -248,12 +226,13 @@ def test_intervals_are_over_records(path: Path, rows: list[Row]) -> None:
         assert entry["interval_95"][0] < entry["accuracy"] < entry["interval_95"][1]
 
 
-def test_summary_is_json_and_reads_well(path: Path, summary: dict[str, Any]) -> None:
+def test_summary_is_json_and_reads_well(folder: Path, summary: dict[str, Any]) -> None:
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-    text = describe_summary(summarise(path, resamples=50))
+    text = describe_summary(summarise(read_evaluation(folder), resamples=50))
     lines = text.splitlines()
     assert lines[0].startswith(f"{summary['num_images']:,} images, ")
-    assert [line.split()[0] for line in lines[2:]] == ["species", *FEATURES]
+    assert [line.split()[0] for line in lines[2:8]] == ["species", *FEATURES]
+    assert max(map(len, lines)) <= 110
     breed = next(line for line in lines if line.startswith("breed"))
     assert f"{summary['test']['features']['breed']['conditional']['accuracy'] * 100:.1f}" in breed
     assert " - " in breed
@@ -272,10 +251,18 @@ def test_summary_is_json_and_reads_well(path: Path, summary: dict[str, Any]) -> 
 )  # fmt: skip
 def test_hardly_any_rows(row: Row | None, tmp_path: Path) -> None:
     """Nothing to divide by, nothing to fuse: null, and no crash."""
-    path = tmp_path / "rows.csv"
     row = row and {**dict.fromkeys(PER_IMAGE_COLUMNS, ""), "species": "cat", "record": "1", **row}
-    files.write_csv(path, PER_IMAGE_COLUMNS, [row.values()] if row else [])
-    summary = summarise(path)
+    files.write_csv(tmp_path / PER_IMAGE, PER_IMAGE_COLUMNS, [row.values()] if row else [])
+    details = np.empty(len([row]) if row else 0, DETAILS)
+    for head in DETAILS.names:
+        details[head] = empty_details(len(details))
+    if row and row.get("species_pred"):
+        true = [SPECIES.index("cat")]
+        found = np.eye(len(SPECIES))[[SPECIES.index(row["species_pred"])]]
+        details["species"] = describe_answers(found, np.array(true), 1.0)
+    np.save(tmp_path / DETAILS_FILE, details)
+    write_models(tmp_path)
+    summary = summarise(read_evaluation(tmp_path))
     json.dumps(summary, allow_nan=False)
     assert summary["num_images"] == (row is not None)
     assert summary["test"]["features"] == summary["test"]["per_species"] == {}
