@@ -179,7 +179,9 @@ def describe_confidence(summary: dict[str, Any]) -> list[str]:
         entry = summary["confidence"].get(head, {}).get("all")
         if entry is None:
             continue
-        wanted = f"{entry['wanted_accuracy'] * 100:g} %"
+        wanted = "what its species wants"
+        if entry["wanted_accuracy"] is not None:
+            wanted = f"{entry['wanted_accuracy'] * 100:g} %"
         if not entry["num_fitted"]:
             text = "no threshold was fitted"
         elif not entry["num_with_threshold"]:

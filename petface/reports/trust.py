@@ -22,12 +22,13 @@ _DIGITS = 6
 def describe_trust(evaluation: Evaluation, answers: HeadAnswers) -> dict[str, Any]:
     """Measure the confidence of one head on the photos asked, of the test part: "all", by species.
 
-    In "all" each photo is judged by what was fitted for its own species; `threshold` is None there
-    where these differ. `num_fitted` photos are of species whose head was fitted at all: `coverage`
-    is the share of these at or above the threshold. `num_with_threshold` are of species with a
-    threshold; without any, no answer counts as sure. `curve` has the rows [coverage, accuracy,
-    threshold] of one threshold for all, `reliability` [mean confidence, accuracy, photos, low,
-    high], a 95 % interval that takes photos for independent; `raw_reliability` at temperature 1.
+    In "all" each photo is judged by what was fitted for its own species; `threshold` and what was
+    wanted are None there where they differ. `num_fitted` photos are of species whose head was
+    fitted at all: `coverage` is the share of these at or above the threshold. `num_with_threshold`
+    are of species with a threshold; without any, no answer counts as sure. `curve` has the rows
+    [coverage, accuracy, threshold] of one threshold for all, `reliability` [mean confidence,
+    accuracy, photos, low, high], a 95 % interval that takes photos for independent;
+    `raw_reliability` at temperature 1.
     """
     asked = answers.asked()
     if not len(asked):
@@ -71,12 +72,15 @@ def _describe(evaluation: Evaluation, asked: HeadAnswers, *, is_all: bool) -> di
     }
 
 
-def _given(fitted: dict[int, dict[str, Any]], key: str, otherwise: float) -> float:
-    """Give what the specialists of a run were fitted for, which is the same for all."""
-    return next((float(entry[key]) for entry in fitted.values() if entry.get(key)), otherwise)
+def _given(fitted: dict[int, dict[str, Any]], key: str, otherwise: float) -> float | None:
+    """Give what the species were fitted for; None where that differs between them."""
+    given = {float(entry.get(key, otherwise)) for entry in fitted.values() if entry}
+    return given.pop() if len(given) == 1 else None if given else otherwise
 
 
-def _conformal(asked: HeadAnswers, quantile: np.ndarray, alpha: float) -> dict[str, Any] | None:
+def _conformal(
+    asked: HeadAnswers, quantile: np.ndarray, alpha: float | None
+) -> dict[str, Any] | None:
     """Measure the sets of the photos that have a quantile (M,); None where none has.
 
     Coverage is exact. The size is counted among the five best answers; where the fifth is in the

@@ -31,8 +31,8 @@ NUM_CLASSES = {
     "color2": (9, 12, *[8] * 11),
     "gender": (2,) * 13,
 }
-_MEASURE = """
-import json, resource, sys, time
+_MEASURE = r"""
+import json, re, sys, time
 from pathlib import Path
 from petface import files
 from petface.reports.answers import SUMMARY, read_evaluation
@@ -44,7 +44,8 @@ evaluation = read_evaluation(folder)
 heads = read_heads(evaluation)
 files.write_json(folder / SUMMARY, summarise(evaluation, 1000, heads))
 write_confusions(heads, folder / "confusion")
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+# not ru_maxrss, which begins with the peak of the process that started this one
+peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20
 print(json.dumps({"seconds": time.perf_counter() - began, "peak_gib": peak}))
 """
 

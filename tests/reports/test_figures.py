@@ -298,8 +298,10 @@ def test_confidence_of_each_species_and_of_all(
             total = sum(c * n for c, _, n, _, _ in entry["reliability"])
             assert total == pytest.approx(sum(sure), abs=0.01)
     assert summary["confidence"]["breed"]["cat"]["threshold"] == 0.7
-    assert summary["confidence"]["breed"]["dog"]["threshold"] is None
-    assert summary["confidence"]["breed"]["dog"]["num_with_threshold"] == 0
+    dog = summary["confidence"]["breed"]["dog"]
+    assert dog["threshold"] is None
+    assert dog["wanted_accuracy"] == 0.0 and dog["conformal"]["alpha"] == 0.2
+    assert dog["num_with_threshold"] == 0
     assert summary["confidence"]["breed"]["all"]["threshold"] is None
 
 
@@ -322,7 +324,9 @@ def check_sets(
     if not sizes:
         assert found is None
         return
-    assert found is not None and found["alpha"] == 0.1 and found["num"] == len(sizes)
+    assert found is not None and found["num"] == len(sizes)
+    alphas = {limit.get("conformal_alpha", 0.1) for limit in limits if limit}
+    assert found["alpha"] == (alphas.pop() if len(alphas) == 1 else None)
     assert found["coverage"] == pytest.approx(np.mean(covered))
     assert found["is_lower_bound"] == is_longer
     assert found["mean_size"] == pytest.approx(np.mean([min(size, 5) for size in sizes]))
@@ -341,9 +345,14 @@ def test_some_sets_are_longer_than_what_is_known_of_them(summary: dict[str, Any]
 def test_sentences_on_confidence(summary: dict[str, Any]) -> None:
     lines = dict(line.split(": ", 1) for line in describe_confidence(summary))
     assert list(lines) == list(HEADS)
-    breed = summary["confidence"]["breed"]["all"]
+    breed, color1 = (summary["confidence"][head]["all"] for head in ("breed", "color1"))
+    assert lines["color1"] == (
+        f"answers {color1['coverage'] * 100:.1f} % of photos at 90 % (wanted), "
+        f"{color1['accuracy_of_answered'] * 100:.1f} % right of these on the test part"
+    )
+    assert breed["wanted_accuracy"] is None  # other for dogs than for cats
     assert lines["breed"] == (
-        f"answers {breed['coverage'] * 100:.1f} % of photos at 90 % (wanted), "
+        f"answers {breed['coverage'] * 100:.1f} % of photos at what its species wants (wanted), "
         f"{breed['accuracy_of_answered'] * 100:.1f} % right of these on the test part"
     )
     never = "never sure: no threshold reaches 90 % on the validation part"
