@@ -63,7 +63,7 @@ def draw_confusion(title: str, names: list[str], counts: np.ndarray) -> str:
             f'style="font-size:9px">{k + 1}</text>'
         )
     if is_counted:
-        parts += _cell_texts(counts, left, top, cell)
+        parts += _cell_texts(counts, shares, left, top, cell)
     width, height = left + size + 4, top + size + 4
     return (
         f"<figure class=map><figcaption><bdi>{text(title)}</bdi></figcaption><div class=scroll>"
@@ -89,13 +89,20 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"
 
 
-def _cell_texts(counts: np.ndarray, left: int, top: int, cell: int) -> list[str]:
+def _cell_texts(
+    counts: np.ndarray, shares: np.ndarray, left: int, top: int, cell: int
+) -> list[str]:
     return [
-        f'<text class=count x="{left + cell * column + cell / 2 - 0.5}" '
+        f'<text class={kind} x="{left + cell * column + cell / 2 - 0.5}" '
         f'y="{top + cell * row + cell / 2 + 3}" text-anchor="middle">{_short_count(num)}</text>'
         for row, column in np.argwhere(counts > 0).tolist()
-        for num in [int(counts[row, column])]
+        for num, kind in [(int(counts[row, column]), _ink(shares[row, column]))]
     ]
+
+
+def _ink(share: float) -> str:
+    """Choose light letters on a strong colour."""
+    return '"count light"' if share > 0.55 else "count"
 
 
 def _short_count(num: int) -> str:

@@ -109,7 +109,8 @@ def _slices(analysis: dict[str, Any]) -> str:
 
 def probe_section(found: EvaluationFiles) -> str:
     """Show how shifted, turned, masked and grey photos change the answers, and where it looks."""
-    analysis, parts = found.analysis or {}, []
+    analysis = found.analysis or {}
+    parts: list[str] = []
     for head, own in entries(analysis, "probes").items():
         probes = [each for each in listed(own, "probes") if isinstance(each, dict)]
         rows = [
@@ -123,7 +124,8 @@ def probe_section(found: EvaluationFiles) -> str:
             f"{number(base.get('num'))} photos"
         )
         if drawn := changes(rows):
-            parts.append(fold(title, drawn, fold("As a table", _probe_table(probes))))
+            every = fold("As a table", _probe_table(probes))
+            parts.append(fold(title, drawn, every, is_open=not parts))
     maps = [
         (head, own, picture(found.folder / "analysis" / str(name), f"mean Grad-CAM, {head}"))
         for head, own in entries(analysis, "gradcam").items()

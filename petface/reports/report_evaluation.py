@@ -45,6 +45,7 @@ from petface.taxonomy import FEATURES
 
 _HEADS = ("species", *FEATURES)
 _MAX_MAPS_BYTES = 1_200_000  # of all confusion pictures in a page
+_MAX_PAIRS = 6  # commonest confusions that stand open
 _MAX_OPEN_MAPS = 4  # more are folded away
 
 
@@ -150,10 +151,9 @@ def _confusions(found: EvaluationFiles) -> str:
             size += len(drawn)
             maps.append(drawn)
         maps = [drawn for drawn in maps if drawn]
-        if len(maps) > _MAX_OPEN_MAPS:
-            parts.append(fold(f"{head}: {len(maps)} specialists", *maps))
-        else:
-            parts += maps
+        shown = f"<div class=maps>{''.join(maps)}</div>" if maps else ""
+        is_folded = len(maps) > _MAX_OPEN_MAPS
+        parts.append(fold(f"{head}: {len(maps)} specialists", shown) if is_folded else shown)
         parts.append(_top_confusions(found, head))
     if not any(parts):
         return absent(found.summary or {})
@@ -166,14 +166,21 @@ def _confusions(found: EvaluationFiles) -> str:
 
 
 def _top_confusions(found: EvaluationFiles, head: str) -> str:
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (pair.get("species") or "", pair.get("true", ""), pair.get("predicted", ""),
          number(pair.get("num")), percent(pair.get("share_of_true")))
         for pair in listed(found.summary, "top_confusions", head)
         if isinstance(pair, dict)
     ]  # fmt: skip
-    header = ("species", "truth", "answer", "photos", "of that truth")
-    return f"<h3>{text(head)}: commonest confusions</h3>{table(header, 3, rows)}" if rows else ""
+    header: tuple[str, ...] = ("species", "truth", "answer", "photos", "of that truth")
+    if head == "species":
+        header, rows = header[1:], [row[1:] for row in rows]
+    if not rows:
+        return ""
+    num_texts = len(header) - 2
+    shown = table(header, num_texts, rows[:_MAX_PAIRS])
+    rest = table(header, num_texts, rows[_MAX_PAIRS:]) if len(rows) > _MAX_PAIRS else ""
+    return f"<h3>{text(head)}: commonest confusions</h3>{shown}{fold('More of them', rest)}"
 
 
 def _hardest(summary: dict[str, Any]) -> str:

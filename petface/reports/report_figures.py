@@ -122,9 +122,9 @@ def parts_section(summary: dict[str, Any]) -> str:
         "confidence. Only the test part tells of new animals; a train part far above it tells of "
         "overfitting."
     )
-    rows = _filled(rows)
-    short = table(header[:_SHORT], 2, [row[:_SHORT] for row in rows])
-    return note(words) + short + fold("More figures of each part", table(header, 2, rows))
+    every = _filled(rows)
+    short = table(header[:_SHORT], 2, [row[:_SHORT] for row in every])
+    return note(words) + short + fold("More figures of each part", table(header, 2, every))
 
 
 def _old_figure(summary: dict[str, Any], part: str, head: str) -> dict[str, Any]:

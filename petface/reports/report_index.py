@@ -35,7 +35,6 @@ from petface.reports.run_files import (
 from petface.taxonomy import FEATURES
 
 INDEX: Final = "index.html"
-_NO_DATE = ""
 
 
 class Entry(NamedTuple):
@@ -44,7 +43,7 @@ class Entry(NamedTuple):
     folder: Path
     kind: str
     date: str
-    figure: str
+    figures: Sequence[str]
     time: str
     device: str
     state: str
@@ -101,12 +100,12 @@ def index_page(root: Path, found: Sequence[Entry]) -> str:
         ),
     ]
     rows = [
-        (_link(root, e.folder), _keep(e.kind), _keep(e.date), e.figure, Html(e.curve),
+        (_link(root, e.folder), _keep(e.kind), _keep(e.date), _lines(e.figures), Html(e.curve),
          _keep(e.time), e.device, _keep(e.state))
         for e in found
     ]  # fmt: skip
     header = ("name", "kind", "date", "test part", "course", "time", "device", "state")
-    body.append(table(header, len(header), rows))
+    body.append(f"<div class=index>{table(header, len(header), rows)}</div>")
     return report("Runs and evaluations", body)
 
 
@@ -125,11 +124,15 @@ def _entry(folder: Path) -> Entry:
         return _evaluation_entry(folder) if is_evaluation(folder) else _run_entry(folder)
     except Exception as error:  # nothing in one folder may cost the whole index
         words = f"cannot be read: {type(error).__name__}: {error}"
-        return Entry(folder, "unknown", _NO_DATE, "", "", "", words)
+        return Entry(folder, "unknown", "", (), "", "", words)
 
 
 def _in_brackets(ends: str) -> str:
     return f" ({ends})" if ends else ""
+
+
+def _lines(words: Sequence[str]) -> Html:
+    return Html("<br>".join(f"<bdi>{text(line)}</bdi>" for line in words))
 
 
 def _keep(words: str) -> Html:
@@ -153,7 +156,7 @@ def _run_entry(folder: Path) -> Entry:
         folder,
         {"species": "stage 1", "specialist": "stage 2"}.get(run.kind, run.kind),
         run.started,
-        ", ".join(shown),
+        shown,
         duration(run.minutes),
         run.device,
         "; ".join([*run.problems, *([] if run.problems and run.final is None else [state])]),
@@ -176,7 +179,7 @@ def _evaluation_entry(folder: Path) -> Entry:
         folder,
         "evaluation",
         found.finished,
-        ", ".join(shown),
+        shown,
         "",
         str(entries(found.models).get("device", "")),
         "; ".join(found.problems) or state,

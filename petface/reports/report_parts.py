@@ -119,11 +119,12 @@ def note(words: str, kind: str = "") -> str:
     return f'<p class="note {kind}"><bdi>{text(words)}</bdi></p>'
 
 
-def fold(title: str, *parts: str) -> str:
+def fold(title: str, *parts: str, is_open: bool = False) -> str:
     """Hide parts behind a line to click on; nothing where all are empty."""
     if not any(parts):
         return ""
-    return f"<details><summary>{text(title)}</summary>{''.join(parts)}</details>"
+    begin = "<details open>" if is_open else "<details>"
+    return f"{begin}<summary>{text(title)}</summary>{''.join(parts)}</details>"
 
 
 def absent(summary: dict[str, Any]) -> str:

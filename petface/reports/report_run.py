@@ -260,16 +260,17 @@ def _confusions(run: Run, heads: list[dict[str, Any]]) -> str:
         for row in heads
         if (found := read_confusion(run.folder / f"confusion_test_{row['head']}.csv"))
     )
-    words = "Test part; a row is a true class, a column an answer, in the same order. The darker, "
+    words = "Test part; a row is a true class, a column an answer, in the same order. The stronger "
     return (
-        pale(words + "the larger the share of the row; orange are wrong answers.") + drawn
+        pale(words + "the colour, the larger the share of the row; orange are wrong answers.")
+        + drawn
         if (drawn)
         else ""
     )
 
 
 def _confidence(run: Run, heads: list[dict[str, Any]]) -> str:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in heads:
         own = row["calibration"]
         if not own.get("num"):
@@ -283,6 +284,7 @@ def _confidence(run: Run, heads: list[dict[str, Any]]) -> str:
         )  # fmt: skip
     if not rows:
         return ""
+    rows = [tuple(cell or "-" for cell in row) for row in rows]
     header = ("head", "temperature", "ECE before", "ECE after", "threshold", "answered",
               "right of these", "set holds truth", "mean set size")  # fmt: skip
     words = (

@@ -59,7 +59,7 @@ def settings_section(run: Run) -> str:
         return ""
     defaults = defaults_of(run.script)
     rows = [
-        (name, to_toml(value), to_toml(defaults[name]))
+        (name, _shown(value), _shown(defaults[name]))
         for name, value in run.settings.items()
         if name in defaults and value != defaults[name]
     ]
@@ -69,6 +69,10 @@ def settings_section(run: Run) -> str:
     else:
         shown = pale("The script of this run is not at hand: its defaults are not known.")
     return shown + fold("All settings (settings.toml)", preformatted(run.settings_text))
+
+
+def _shown(value: Any) -> str:
+    return to_toml(tuple(value) if isinstance(value, list) else value)
 
 
 def data_section(run: Run) -> str:

@@ -19,10 +19,11 @@ figure.map{max-width:none}.chart>figcaption,.map>figcaption{color:var(--ink);fon
 .chart svg{display:block;width:100%;height:auto}.map .scroll{border:0}.map svg{display:block}
 svg text{font:11px system-ui,sans-serif;fill:var(--pale)}
 svg .count{font-size:10px;
-fill:var(--ink);paint-order:stroke;stroke:var(--paper);stroke-width:2.5px}
+fill:var(--ink)}svg .light{fill:var(--paper)}
 svg .grid{stroke:var(--grid);fill:none}svg .axis{stroke:var(--pale);fill:none}
 svg .guide{stroke:var(--pale);stroke-dasharray:4 4;fill:none}
 svg .line{fill:none;stroke-width:2;stroke-linejoin:round}svg .whisker{stroke-width:1.5;opacity:.6}
+.maps{display:flex;flex-wrap:wrap;gap:4px 24px}.maps>*{max-width:100%}
 .legend{display:flex;flex-wrap:wrap;gap:2px 14px;font-size:12px;color:var(--pale)}
 .legend i{display:inline-block;width:14px;height:4px;border-radius:2px;margin-right:5px;
 vertical-align:middle}
@@ -49,14 +50,19 @@ pre{overflow-x:auto;background:var(--soft);padding:10px;border-radius:6px;font-s
 .keep{white-space:nowrap}
 td .spark{width:90px;height:20px;display:block}.spark polyline{fill:none;stroke:var(--c0);
 stroke-width:1.5}
-@media (min-width:641px){td.text{min-width:12ch}}
+@media (min-width:641px){td.text{min-width:9ch}.index td.text{min-width:9ch}
+.index td:nth-child(1){min-width:16ch}.index td:nth-child(4){min-width:36ch}}
 @media (max-width:640px){.row{grid-template-columns:minmax(0,1fr) auto;padding:4px 0;
 grid-template-areas:"name value" "track track"}
+.wide tr{grid-template-columns:repeat(3,minmax(0,1fr))}.wide td.num{white-space:normal}
+.index td:nth-child(3){grid-column:span 2}
+.index td:nth-child(4),.index td:nth-child(8){grid-column:1/-1}
 .photos.wider figure{width:calc(50% - 6px)}.photos.wider img{width:100%;height:auto}}
 @media print{:root{color-scheme:light;--ink:#1d2329;--pale:#5f6b76;--line:#d9dee3;--paper:#fff;
 --soft:#f4f6f8;--bar:#3b76b5;--bad:#b3261e;--doubt:#8a5a00;--good:#1a7f37;--c0:#2f6fb0;--c1:#c4561d;
 --c2:#2b8a3e;--c3:#8e44ad;--c4:#0f8b8d;--c5:#a8324a;--grid:#e3e7eb;--mark:#b3261e}
 body{print-color-adjust:exact;-webkit-print-color-adjust:exact}nav{display:none}
 main{max-width:none;padding:0}figure,tr,.tile,.row,.note{break-inside:avoid}
-h2,h3{break-after:avoid}.scroll{overflow:visible}.charts{grid-template-columns:1fr 1fr}}
+h2,h3,p.pale,.legend{break-after:avoid}
+.scroll{overflow:visible}.charts{grid-template-columns:1fr 1fr}}
 """

@@ -1,0 +1,160 @@
+"""Small run and evaluation folders as the trainers and `evaluate` leave them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "=cmd|' /C calc'!A0",
+    "\u202eevil\u202c",
+    "two\nlines",
+    'quote"s & <b>',
+    "$x^2$ $\\frac{1}{0}$",
+    "\U0001f63a cat",
+    "&amp;",
+]
+
+
+def write_rows(path: Path, rows: list[list[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as handle:
+        csv.writer(handle, lineterminator="\n").writerows(rows)
+
+
+def write_table(path: Path, names: list[str], counts: list[list[int]]) -> None:
+    shown = ["'" + n if n.startswith(("=", "'")) else n for n in names]
+    write_rows(
+        path,
+        [["true \\ predicted", *shown], *([n, *c] for n, c in zip(shown, counts, strict=True))],
+    )
+
+
+def make_run(folder: Path, *, names: list[str] | None = None, finished: bool = True) -> Path:
+    """A finished stage 2 run of a breed head with a table of `names`."""
+    names = names or ["Tabby", "Siamese", "Persian"]
+    folder.mkdir(parents=True)
+    (folder / "settings.toml").write_text(
+        "# All constants of a run of stage2_resnet_multi.py; also a preset for it (--config).\n"
+        f'RUN_NAME = "demo"\nPHASE_STAGES = ["heads"]\nBATCH_SIZE = 64\nLR_OLD = 1\n'
+        f"SEED = 7\nIMAGES_ROOT = {json.dumps(names[0])}\n",
+        encoding="utf-8",
+    )
+    (folder / "environment.json").write_text(
+        json.dumps(
+            {"gpu": None, "processor": "2 x <i>CPU</i>", "started": "2026-11-24T11:22:31+0000"}
+        )
+    )
+    header = ["phase", "epoch", "train_loss", "val_loss", "val_breed_accuracy_frac",
+              "learning_rate", "train_images_per_s", "train_s", "num_skipped_steps"]  # fmt: skip
+    rows = [[1, 1, 2.5, "nan", 0.25, 0.001, 100, 30, 0], [1, 2, 1.5, 1.75, 0.5, 0.0005, 300, 30, 2],
+            [2, 3, 1.25, 1.5, 0.625, 0.0001, 200, 30, 0]]  # fmt: skip
+    write_rows(folder / "metrics.csv", [header, *rows])
+    write_rows(folder / "errors.csv", [["species", "message"], ["cat", "a.png: <b>cut</b>"]])
+    if finished:
+        size = len(names)
+        counts = [[3 if i == j else int(j == (i + 1) % size) for j in range(size)]
+                  for i in range(size)]  # fmt: skip
+        write_table(folder / "confusion_test_breed.csv", names, counts)
+        final = {
+            "epochs": 3, "train_minutes": 1.5, "test_images": 40, "test_breed_known": 4 * size,
+            "test_breed_accuracy": 0.6543, "test_breed_balanced_accuracy": 0.4321,
+            "test_breed_majority_baseline": 0.1234, "checkpoint": "runs/demo/cat_best.pt",
+            "guard": {"false_alarm_rate": 0.0471, "miss_rate": 0.1213},
+            "calibration": {"breed": {"num": 12, "ece_before": 0.2468, "ece_after": 0.1357,
+                                      "coverage": 0.5, "accuracy": 0.9191,
+                                      "fitted": {"temperature": 1.25, "threshold": 0.777}}},
+        }  # fmt: skip
+        (folder / "final.json").write_text(json.dumps(final))
+    return folder
+
+
+def figure(num: int, accuracy: float, **more: Any) -> dict[str, Any]:
+    """A FIG of the summary."""
+    return {
+        "num": num, "num_records": num // 2, "accuracy": accuracy, "top3": 0.9317, "top5": 0.9719,
+        "balanced_accuracy": 0.5011, "macro_f1": 0.4913, "kappa": 0.3141, "num_classes": 7,
+        "majority_baseline": 0.2223, "interval_95": [accuracy - 0.05, accuracy + 0.05],
+        "ece": 0.031, "raw_ece": 0.0977, **more,
+    }  # fmt: skip
+
+
+def make_summary(names: list[str]) -> dict[str, Any]:
+    """A summary with every key, of species "cat" and "dog" and the heads species and breed."""
+    ends = {"end_to_end": {"num": 110, "accuracy": 0.5757, "interval_95": [0.5, 0.65]},
+            "lost_in_stage1": 0.0707, "lost_in_stage2": 0.3536}  # fmt: skip
+    heads = {"species": figure(120, 0.9191), "breed": figure(100, 0.6161, **ends)}
+    curve = {
+        "num": 100, "threshold": 0.6789, "wanted_accuracy": 0.9, "coverage": 0.4848,
+        "accuracy_of_answered": 0.9292,
+        "conformal": {"alpha": 0.1, "coverage": 0.9119, "mean_size": 2.7},
+        "curve": [[0.1, 1.0, 0.99], [0.5, 0.9, 0.6], [1.0, 0.6161, 0.1]],
+        "reliability": [[0.3, 0.25, 50, 0.15, 0.4], [0.8, 0.85, 50, 0.7, 0.95]],
+        "raw_reliability": [[0.4, 0.25, 50, 0.15, 0.4]],
+    }  # fmt: skip
+    fused = {"num_records": 50, "accuracy_per_photo": 0.6161, "accuracy_fused": 0.7373,
+             "by_num_photos": [{"photos": "1", "records": 20, "accuracy_per_photo": 0.55,
+                                "accuracy_fused": 0.55},
+                               {"photos": "2", "records": 30, "accuracy_per_photo": 0.65,
+                                "accuracy_fused": 0.8484}]}  # fmt: skip
+    return {
+        "num_images": 1234, "status_counts": {"ok": 1230, "unreadable": 4},
+        "splits": {"test": {"num_images": 123}},
+        "test": {
+            "species": {"num": 120, "accuracy": 0.9191, "interval_95": [0.8787, 0.9494],
+                        "per_record": {"accuracy": 0.9656}, "balanced_accuracy": 0.8181,
+                        "majority_baseline": 0.3939},
+            "features": {"breed": {
+                "conditional": {"num": 100, "accuracy": 0.6161, "interval_95": [0.5, 0.7]},
+                "end_to_end": ends["end_to_end"], "per_record": {"accuracy": 0.7373},
+                "balanced_accuracy": 0.4141, "majority_baseline": 0.2323}},
+        },
+        "figures": dict.fromkeys(("train", "val", "test", "all"), heads),
+        "per_species": {"test": {names[0]: heads, "dog": {"species": figure(60, 0.8282)}}},
+        "per_record": {"test": {"breed": fused}},
+        "consistency": {"test": {"num": 44, "equal_predicted": 0.0909, "per_species": {}}},
+        "confidence": {"breed": {"all": curve, names[0]: curve, "dog": {**curve, "num": 3}}},
+        "top_confusions": {"breed": [
+            {"species": "cat", "true": name, "predicted": "Siamese", "num": 17 + k,
+             "share_of_true": 0.4646} for k, name in enumerate(names)]},
+        "hardest_classes": {"breed": [{"species": "cat", "label": name, "num": 9, "recall": 0.1111,
+                                       "f1": 0.1717} for name in names]},
+    }  # fmt: skip
+
+
+def make_analysis(names: list[str]) -> dict[str, Any]:
+    bins = [{"bin": name, "num": 20, "accuracy": 0.5252, "interval_95": [0.4, 0.6],
+             "stands_out": True} for name in names]  # fmt: skip
+    return {
+        "mistakes": {"breed": [{"image": f"cat/1/{k}.png", "true": name, "predicted": "Siamese",
+                                "probability": 0.9393, "true_probability": 0.0101, "rank": 3}
+                               for k, name in enumerate(names)]},
+        "slices": {"breed": {"brightness": {"unit": "%", "accuracy": 0.6, "bins": bins}}},
+        "slices_standing_out": {"bins": 40, "stand_out": 3, "by_chance": 2.0},
+        "probes": {"breed": {"baseline": {"num": 100, "accuracy": 0.6161}, "probes": [
+            {"name": "left 5 %", "group": "shift", "accuracy": 0.5, "change": -0.1161,
+             "interval_95": [-0.2, -0.05], "agreement": 0.7, "confidence": 0.6}]}},
+        "gradcam": {"breed": {"files": ["gradcam_breed.png"], "border_energy_frac": 0.2526,
+                              "border_area_frac": 0.36}},
+    }  # fmt: skip
+
+
+def make_evaluation(folder: Path, names: list[str] | None = None) -> Path:
+    """A finished and analysed evaluation; class names are `names`."""
+    from PIL import Image
+
+    names = names or ["Tabby", "Siamese"]
+    (folder / "analysis").mkdir(parents=True)
+    (folder / "petface_eval_summary.json").write_text(json.dumps(make_summary(names)))
+    (folder / "analysis" / "analysis.json").write_text(json.dumps(make_analysis(names)))
+    (folder / "petface_eval_models.json").write_text(
+        json.dumps({"stage1": {"path": names[0], "sha256": "ab" * 32, "heads": {"species": names}},
+                    "specialists": {}, "images_root": names[-1], "fingerprint": "f00d"})
+    )  # fmt: skip
+    Image.new("RGB", (40, 30), "red").save(folder / "analysis" / "gradcam_breed.png")
+    counts = [[2 * (i == j) + (i < j) for j in range(len(names))] for i in range(len(names))]
+    write_table(folder / "confusion" / "test_breed_cat.csv", names, counts)
+    return folder

@@ -1,0 +1,72 @@
+"""What every report page must keep: well-formed, no script, nothing from outside."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+VOID = {"meta", "img", "br", "wbr", "hr", "link", "input"}
+
+
+class Checker(HTMLParser):
+    """Holds the open tags, and gathers links, texts and the cells of tables."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.stack: list[str] = []
+        self.faults: list[str] = []
+        self.links: list[str] = []
+        self.texts: list[str] = []
+        self.rows: list[list[str]] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+                self.links.append(value)
+            if name.startswith("on"):
+                self.faults.append(f"{tag} {name}")
+            if name == "style" and "url(" in (value or ""):
+                self.faults.append(f"{tag} style {value}")
+            if name == "id":
+                self.ids.append(value)
+        if tag in VOID:
+            return
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.stack.pop()
+
+    def handle_endtag(self, tag):
+        if not self.stack or self.stack.pop() != tag:
+            self.faults.append(f"</{tag}> at {self.getpos()}")
+
+    def handle_data(self, data):
+        if "style" in self.stack:
+            assert "url(" not in data and "@import" not in data
+            return
+        self.texts.append(data)
+        if "td" in self.stack or "th" in self.stack:
+            self.rows[-1][-1] += data
+
+
+def check_page(page: str) -> Checker:
+    """Assert what holds of every page; give what was read in it."""
+    found = Checker()
+    found.feed(page)
+    found.close()
+    assert found.faults == [] and found.stack == []
+    assert not {"script", "iframe", "object", "embed", "link", "form", "base"} & set(found.tags)
+    assert "default-src 'none'" in page.partition("</head>")[0]
+    assert len(found.ids) == len(set(found.ids))
+    for link in found.links:
+        inside = link.startswith("#") and link[1:] in found.ids
+        assert inside or link.startswith(("data:image/png;", "data:image/jpeg;", "./")), link
+    return found
