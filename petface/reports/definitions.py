@@ -25,8 +25,8 @@ WORDS: Final = {
         "attribute. This is what a user meets."
     ),
     "95 % interval": (
-        "From drawing the records anew with replacement (bootstrap), because photos of one animal"
-        " are alike. It tells of chance in the choice of animals, not of other data."
+        "What chance in the choice of animals leaves open; photos of one animal are not counted as "
+        "independent. It tells nothing of other kinds of photos."
     ),
     "commonest (majority baseline)": (
         "What always answering the commonest class of the train part reaches. A network that is "

@@ -22,7 +22,7 @@ from petface.reports.report_parts import (
 )
 from petface.reports.run_files import EvaluationFiles
 
-MAX_LABELS, _MAX_MISTAKES = 20, 10
+_MAX_MISTAKES = 10  # photos of a head
 _HOW = "python -m tools.analyse_errors --out-dir"
 
 
@@ -62,7 +62,7 @@ def _photos(worst: Iterable[dict[str, Any]], images_root: Path | None) -> str:
     figures = [
         photo(images_root, str(each.get("image", "")), (
             f"{each.get('predicted', '')} {percent(each.get('probability'))}",
-            f"truth: {each.get('true', each.get('given', ''))}", str(each.get("image", ""))))
+            f"label: {each.get('true', '')}", str(each.get("image", ""))))
         for each in worst
     ]  # fmt: skip
     return f'<div class="photos wider">{"".join(figures)}</div>'
@@ -162,30 +162,48 @@ def _probe_table(probes: list[dict[str, Any]]) -> str:
 
 
 def label_error_section(found: EvaluationFiles, images_root: Path | None) -> str:
-    """List the likely wrong labels that stand first in label_errors.json."""
-    tree = found.label_errors
-    if tree is None:
+    """List the likely wrong labels that stand first, and how far their judge can be trusted."""
+    heads = [each for each in listed(found.label_errors, "heads") if isinstance(each, dict)]
+    if not heads and not found.suspects:
         return ""
-    rows: list[dict[str, Any]] = []
-    for key in ("top", "worst", "errors", "label_errors", "rows", "examples"):
-        rows = rows or [each for each in listed(tree, key) if isinstance(each, dict)]
-    columns = list(rows[0])[:8] if rows else []
-    shown = [tuple(_cell(each.get(name)) for name in columns) for each in rows[:MAX_LABELS]]
-    figures = [(k.replace("_", " "), _cell(v)) for k, v in tree.items() if is_number(v)]
+    rows = [
+        (f"{each.get('species', '')} {each.get('feature', '')}", number(each.get("num_judged")),
+         percent(each.get("agreement")) or "-", percent(each.get("majority_share")) or "-",
+         number(each.get("num_suspects")), number(each.get("num_confident")))
+        for each in heads
+    ]  # fmt: skip
+    header = ("head", "records judged", "as labelled", "commonest", "suspects", "confident")
+    suspects = [
+        (each.get("image", ""), each.get("feature", ""), each.get("label", ""),
+         each.get("suggested", ""), _share(each.get("p_label")), _share(each.get("p_suggested")))
+        for each in found.suspects
+    ]  # fmt: skip
+    columns = ("photo", "head", "label", "suggested", "of the label", "of the suggestion")
     words = (
-        "Labels that the networks contradict with confidence: a list to look through, not a "
-        "verdict. label_errors.csv holds all."
+        "Records whose label a model contradicts that saw none of their photos: a list to look "
+        "through, not a verdict. label_errors.csv holds them all."
     )
-    header = [name.replace("_", " ") for name in columns]
+    precision = entries(found.label_errors, "expected_precision").get("precision")
+    if is_number(precision):
+        words += (
+            f" In a trial with labels made wrong on purpose, {percent(precision)} of the first in "
+            "the ranking were such."
+        )
+    shown = [
+        {"image": each.get("image", ""), "predicted": each.get("suggested", ""),
+         "true": each.get("label", "")}
+        for each in found.suspects
+    ]  # fmt: skip
     return (
         pale(words)
-        + (table(("figure", "value"), 1, figures) if figures else "")
-        + _photos(rows[:MAX_LABELS] if rows and "image" in rows[0] else (), images_root)
-        + (table(header, len(header), shown) if shown else "")
+        + _photos(shown, images_root)
+        + (table(columns, 4, suspects) if suspects else "")
+        + (fold("Every head that was judged", table(header, 1, rows)) if rows else "")
     )
 
 
-def _cell(value: Any) -> str:
-    if value is None:
+def _share(cell: str | None) -> str:
+    try:
+        return percent(float(cell or "nan")) or "-"
+    except ValueError:
         return "-"
-    return number(value) or str(value)

@@ -40,7 +40,7 @@ from petface.reports.report_parts import (
     tiles,
     write_page,
 )
-from petface.reports.run_files import REPORT, EvaluationFiles, read_evaluation_files
+from petface.reports.run_files import REPORT, EvaluationFiles, held_out, read_evaluation_files
 from petface.taxonomy import FEATURES
 
 _HEADS = ("species", *FEATURES)
@@ -105,12 +105,12 @@ def evaluation_page(found: EvaluationFiles, images_root: Path | None) -> str:
 
 
 def _headline(summary: dict[str, Any]) -> str:
-    species = entries(summary, "test", "species")
+    species = held_out(summary, "species")[1]
     shown = [
         Tile(percent(species.get("accuracy")), _caption("species, test part", species)),
     ]
     for head in FEATURES:
-        own = entries(summary, "test", "features", head, "end_to_end")
+        own = held_out(summary, head)[2]
         if own.get("num"):
             words = f"{head} from the photo alone, test part"
             shown.append(Tile(percent(own.get("accuracy")), _caption(words, own), _kind(own)))

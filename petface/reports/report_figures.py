@@ -22,6 +22,7 @@ from petface.reports.report_parts import (
     pale,
     percent,
 )
+from petface.reports.run_files import held_out
 from petface.taxonomy import FEATURES
 
 _HEADS = ("species", *FEATURES)
@@ -36,12 +37,9 @@ _PARTS = {
 
 
 def test_section(summary: dict[str, Any]) -> str:
-    test = entries(summary, "test")
     rows, drawn = [], []
     for head in _HEADS:
-        own = entries(test, "species") if head == "species" else entries(test, "features", head)
-        asked = entries(own, "conditional") or own
-        end = entries(own, "end_to_end")
+        own, asked, end = held_out(summary, head)
         if not asked.get("num") and not end.get("num"):
             continue
         base = own.get("majority_baseline")
@@ -68,7 +66,7 @@ def test_section(summary: dict[str, Any]) -> str:
     words = (
         "Animals that nothing was trained or chosen on. Heads other than the species are asked "
         "only where the species is right; end to end counts a wrong species as a wrong answer. "
-        "The intervals come from resampling records, because photos of one animal are alike."
+        "The intervals allow for photos of one animal being alike."
     )
     baseline = "always the commonest class of the train part"
     return (
@@ -96,7 +94,17 @@ def lost_section(summary: dict[str, Any]) -> str:
     drawn = stacked(rows, names, ("var(--c0)", "var(--c1)", "var(--c3)"))
     if not drawn:
         return absent(summary)
-    return pale("Test part, photos with a known label, in % of them.") + drawn
+    rescued = [
+        f"{head} {share}"
+        for head, own in figures.items()
+        if (share := percent(dig(own, "rescued_by_top5")))
+    ]
+    words = f"Of the wrong answers, the truth is among the five best in: {', '.join(rescued)}."
+    return (
+        pale("Test part, photos with a known label, in % of them.")
+        + drawn
+        + (pale(words) if rescued else "")
+    )
 
 
 def parts_section(summary: dict[str, Any]) -> str:

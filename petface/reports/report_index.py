@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import quote
 
 from petface.reports.page import Html, table, text
@@ -27,6 +27,7 @@ from petface.reports.run_files import (
     REPORT,
     find_folders,
     head_rows,
+    held_out,
     is_evaluation,
     is_run,
     read_evaluation_files,
@@ -166,9 +167,9 @@ def _run_entry(folder: Path) -> Entry:
 
 def _evaluation_entry(folder: Path) -> Entry:
     found = read_evaluation_files(folder)
-    test = entries(found.summary, "test")
-    figures: list[tuple[str, dict[str, Any]]] = [("species", entries(test, "species"))]
-    figures += [(head, entries(test, "features", head, "end_to_end")) for head in FEATURES]
+    summary = found.summary or {}
+    figures = [("species", held_out(summary, "species")[1])]
+    figures += [(head, held_out(summary, head)[2]) for head in FEATURES]
     shown = []
     for head, own in figures:
         ends = interval(own.get("interval_95"))

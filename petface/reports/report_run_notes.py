@@ -28,7 +28,11 @@ def guard_section(run: Run) -> str:
         (name.replace("_", " "), percent(v) if _is_share(name, v) else _plain(v))
         for name, v in _flat(guard)
     ]
-    return table(("figure", "value"), 1, rows) if rows else ""
+    words = (
+        "False alarms: known animals of the test part that the guard refuses. Missed strangers: "
+        "made-up photos without an animal that it takes for one; real strangers may be harder."
+    )
+    return pale(words) + table(("figure", "value"), 1, rows) if rows else ""
 
 
 def _is_share(name: str, value: Any) -> bool:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ REPORT = "report.html"  # of a run or an evaluation
 METRICS, FINAL, SETTINGS, ENVIRONMENT = (
     "metrics.csv", "final.json", "settings.toml", "environment.json"
 )  # fmt: skip
+LABEL_ERRORS = "label_errors.json"  # of an evaluation; the suspects stand in the .csv beside it
+_MAX_SUSPECTS = 20
 _SCRIPT_LINE = re.compile(r"# All constants of a run of (\S+\.py);")
 _SOURCE = Path(petface.__file__).resolve().parents[1]  # the scripts lie beside the package
 
@@ -96,6 +99,7 @@ class EvaluationFiles:
     models: dict[str, Any] | None
     analysis: dict[str, Any] | None
     label_errors: dict[str, Any] | None
+    suspects: list[dict[str, str]]  # the first rows of label_errors.csv
     problems: list[str]
 
     @property
@@ -131,7 +135,8 @@ def read_evaluation_files(folder: Path) -> EvaluationFiles:
         summary=read_json(folder / SUMMARY, problems),
         models=read_json(folder / MODELS, problems),
         analysis=read_json(folder / "analysis" / "analysis.json", problems),
-        label_errors=read_json(folder / "label_errors.json", problems),
+        label_errors=read_json(folder / LABEL_ERRORS, problems),
+        suspects=_read_suspects(folder),
         problems=problems,
     )
 
@@ -173,6 +178,21 @@ def head_rows(final: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def held_out(summary: dict[str, Any], head: str) -> tuple[dict[str, Any], ...]:
+    """Give a head's entry of the test part, its figure where it was asked, and its end to end one.
+
+    The intervals are those of `figures`, which hold for small parts too, where they are there.
+    """
+    own = entries(summary, "test", *(("species",) if head == "species" else ("features", head)))
+    asked, end = entries(own, "conditional") or own, entries(own, "end_to_end")
+    better = entries(summary, "figures", "test", head)
+    pairs = ((asked, better), (end, entries(better, "end_to_end")))
+    return own, *(
+        {**old, "interval_95": new["interval_95"]} if old and new.get("interval_95") else old
+        for old, new in pairs
+    )
+
+
 def defaults_of(script: str) -> dict[str, Any]:
     """Read the constants of a script as they stand in its file now; the script is not run."""
     path = _SOURCE / Path(script).name
@@ -204,10 +224,19 @@ def readable_time(stamp: Any, folder: Path, name: str = "") -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def _read_csv(path: Path, problems: list[str]) -> tuple[list[str], list[list[str]]]:
+def _read_suspects(folder: Path) -> list[dict[str, str]]:
+    header, rows = _read_csv(folder / LABEL_ERRORS.replace(".json", ".csv"), [], _MAX_SUSPECTS)
+    return [dict(zip(header, row, strict=False)) for row in rows]
+
+
+def _read_csv(
+    path: Path, problems: list[str], most: int | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Read a header and `most` rows or all."""
+    end = None if most is None else most + 1
     try:
         with path.open(encoding="utf-8", newline="") as handle:
-            rows = [[plain_cell(cell) for cell in row] for row in csv.reader(handle)]
+            rows = [[plain_cell(cell) for cell in row] for row in islice(csv.reader(handle), end)]
     except FileNotFoundError:
         return [], []
     except (OSError, ValueError, csv.Error) as error:

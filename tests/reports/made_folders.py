@@ -63,7 +63,8 @@ def make_run(folder: Path, *, names: list[str] | None = None, finished: bool = T
             "epochs": 3, "train_minutes": 1.5, "test_images": 40, "test_breed_known": 4 * size,
             "test_breed_accuracy": 0.6543, "test_breed_balanced_accuracy": 0.4321,
             "test_breed_majority_baseline": 0.1234, "checkpoint": "runs/demo/cat_best.pt",
-            "guard": {"false_alarm_rate": 0.0471, "miss_rate": 0.1213},
+            "guard": {"fitted": True, "num_test": 40, "test_false_alarms": 0.0471,
+                      "missed_strangers": {"noise": 0.1213}},
             "calibration": {"breed": {"num": 12, "ece_before": 0.2468, "ece_after": 0.1357,
                                       "coverage": 0.5, "accuracy": 0.9191,
                                       "fitted": {"temperature": 1.25, "threshold": 0.777}}},
@@ -78,7 +79,7 @@ def figure(num: int, accuracy: float, **more: Any) -> dict[str, Any]:
         "num": num, "num_records": num // 2, "accuracy": accuracy, "top3": 0.9317, "top5": 0.9719,
         "balanced_accuracy": 0.5011, "macro_f1": 0.4913, "kappa": 0.3141, "num_classes": 7,
         "majority_baseline": 0.2223, "interval_95": [accuracy - 0.05, accuracy + 0.05],
-        "ece": 0.031, "raw_ece": 0.0977, **more,
+        "rescued_by_top5": 0.8383, "ece": 0.031, "raw_ece": 0.0977, **more,
     }  # fmt: skip
 
 
@@ -155,6 +156,16 @@ def make_evaluation(folder: Path, names: list[str] | None = None) -> Path:
                     "specialists": {}, "images_root": names[-1], "fingerprint": "f00d"})
     )  # fmt: skip
     Image.new("RGB", (40, 30), "red").save(folder / "analysis" / "gradcam_breed.png")
+    (folder / "label_errors.json").write_text(
+        json.dumps({"heads": [{"species": "cat", "feature": "breed", "num_judged": 77,
+                               "agreement": 0.7171, "majority_share": 0.3535, "num_suspects": 13,
+                               "num_confident": 5}], "expected_precision": {"precision": 0.6363}})
+    )  # fmt: skip
+    header = ["species", "record", "feature", "label", "suggested", "p_label", "p_suggested",
+              "image"]  # fmt: skip
+    suspects = [["cat", "7", "breed", f"'{n}" if n[0] in "='" else n, "Siamese", "0.0107", "0.8484",
+                 f"cat/7/{k}.png"] for k, n in enumerate(names)]  # fmt: skip
+    write_rows(folder / "label_errors.csv", [header, *suspects])
     counts = [[2 * (i == j) + (i < j) for j in range(len(names))] for i in range(len(names))]
     write_table(folder / "confusion" / "test_breed_cat.csv", names, counts)
     return folder

@@ -54,7 +54,7 @@ def test_every_run_and_evaluation_has_a_page_and_a_row(tmp_path):
     assert rows["demo/dog <b> #1? %41"][7] == "unfinished, 3 epochs"
     assert "final.json cannot be read" in rows["broken"][7]
     assert rows["evaluation"][3] == (
-        "species 91.9 % of 120 (87.9 - 94.9)breed 57.6 % of 110 (50.0 - 65.0)"
+        "species 91.9 % of 120 (86.9 - 96.9)breed 57.6 % of 110 (50.0 - 65.0)"
     )
 
 
