@@ -23,7 +23,7 @@ fill:var(--ink)}svg .light{fill:var(--paper)}
 svg .grid{stroke:var(--grid);fill:none}svg .axis{stroke:var(--pale);fill:none}
 svg .guide{stroke:var(--pale);stroke-dasharray:4 4;fill:none}
 svg .line{fill:none;stroke-width:2;stroke-linejoin:round}svg .whisker{stroke-width:1.5;opacity:.6}
-.maps{display:flex;flex-wrap:wrap;gap:4px 24px}.maps>*{max-width:100%}
+.maps{display:flex;flex-wrap:wrap;gap:4px 24px}.maps>figure.map{max-width:100%;min-width:0}
 .legend{display:flex;flex-wrap:wrap;gap:2px 14px;font-size:12px;color:var(--pale)}
 .legend i{display:inline-block;width:14px;height:4px;border-radius:2px;margin-right:5px;
 vertical-align:middle}
@@ -52,7 +52,8 @@ td .spark{width:90px;height:20px;display:block}.spark polyline{fill:none;stroke:
 stroke-width:1.5}
 @media (min-width:641px){td.text{min-width:9ch}.index td.text{min-width:9ch}
 .index td:nth-child(1){min-width:16ch}.index td:nth-child(4){min-width:36ch}}
-@media (max-width:640px){.row{grid-template-columns:minmax(0,1fr) auto;padding:4px 0;
+@media (max-width:640px){td.text{min-width:9.5ch}
+.row{grid-template-columns:minmax(0,1fr) auto;padding:4px 0;
 grid-template-areas:"name value" "track track"}
 .wide tr{grid-template-columns:repeat(3,minmax(0,1fr))}.wide td.num{white-space:normal}
 .index td:nth-child(3){grid-column:span 2}
