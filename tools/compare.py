@@ -1,0 +1,92 @@
+"""Compare two evaluations, or two training runs: which is better, in what, and how surely.
+
+    python -m tools.compare runs/evaluation_a runs/evaluation_b --out runs/comparison
+
+Two evaluations of one dataset are compared photo by photo: differences on the test part with
+intervals, tests that respect that photos of one animal belong together, what changed for which
+photo and class. Writes compare.html (one page, opens without a network, no photos), compare.json
+and changed.csv into OUT. Two training runs of the same kind have no photos to pair: their test
+figures, settings, times and curves stand side by side.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from petface import files
+from petface.errors import SettingsError, UserError, run_script
+from petface.reports.answers import MODELS, PER_IMAGE, SUMMARY
+from petface.reports.changes import CHANGED_COLUMNS
+from petface.reports.compare import compare_evaluations
+from petface.reports.compare_page import comparison_page
+from petface.reports.compare_runs import compare_runs, describe_runs
+from petface.reports.compare_runs_page import runs_page
+from petface.reports.compare_text import describe_comparison
+from petface.reports.pairing import read_pair
+from petface.settings import Positive, Seed, read_settings
+
+# ---- Comparison ----
+OUT: str = "runs/comparison"  # an earlier comparison there is replaced
+RESAMPLES: Positive = 2000  # of the bootstrap over records, for the intervals
+FLIPS: Positive = 100_000  # of the test, where all flips are too many to count
+SEED: Seed = 0  # of both
+
+
+def main() -> None:
+    settings = read_settings(
+        sys.modules[__name__],
+        positional=("RUN", "two evaluation folders, or two folders of training runs: A, then B"),
+    )
+    if len(settings.positional) != 2:
+        raise SettingsError(
+            f"give two folders to compare, not {len(settings.positional)}: "
+            "python -m tools.compare runs/evaluation_a runs/evaluation_b"
+        )
+    a, b = map(Path, settings.positional)
+    kinds = [_kind(folder) for folder in (a, b)]
+    if a.resolve() == b.resolve():
+        raise UserError(f"{a} and {b} are the same folder; give the folder of another model")
+    if kinds[0] != kinds[1]:
+        raise UserError(
+            f"{a} is {kinds[0]} and {b} is {kinds[1]}; compare two of the same kind (a run is "
+            "evaluated with: python inference_engine.py evaluate)"
+        )
+    out = Path(settings.OUT)
+    if kinds[0] == EVALUATION:
+        comparison, rows = compare_evaluations(
+            read_pair(a, b),
+            resamples=settings.RESAMPLES,
+            flips=settings.FLIPS,
+            seed=settings.SEED,
+        )
+        files.write_csv(out / "changed.csv", CHANGED_COLUMNS, rows)
+        shown, page = describe_comparison(comparison), comparison_page(comparison)
+    else:
+        comparison = compare_runs(a, b)
+        shown, page = describe_runs(comparison), runs_page(comparison)
+    files.write_json(out / "compare.json", comparison)
+    with files.atomic_write(out / "compare.html", "w") as handle:
+        handle.write(page)
+    print(f"{shown}\npage: {out / 'compare.html'}")
+
+
+EVALUATION, TRAINING = "an evaluation", "a training run"
+
+
+def _kind(folder: Path) -> str:
+    """Tell what a folder holds by its files."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder")
+    if any((folder / name).exists() for name in (PER_IMAGE, MODELS, SUMMARY)):
+        return EVALUATION
+    if any((folder / name).exists() for name in ("final.json", "metrics.csv")):
+        return TRAINING
+    raise UserError(
+        f"{folder} is neither an evaluation ({PER_IMAGE}) nor a training run (final.json); make "
+        "one with: python inference_engine.py evaluate --out-dir FOLDER"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)
