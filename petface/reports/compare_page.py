@@ -12,6 +12,7 @@ from petface.reports.page import page, table, text
 from petface.reports.paired import MIN_RECORDS
 
 STYLE = """<style>
+h3{font-size:15px;margin:22px 0 8px}
 .gaps{display:grid;grid-template-columns:max-content 1fr max-content;gap:4px 12px;
 align-items:center;font-size:14px;font-variant-numeric:tabular-nums;margin:8px 0 16px}
 .gap{position:relative;height:20px;background:linear-gradient(var(--line),var(--line)) 50% 0/1px
@@ -143,7 +144,7 @@ def _counts(heads: dict[str, Any]) -> str:
         )
         for name, test in named_tests(heads)
     ]  # fmt: skip
-    return "<p>Photos by who is right, and the mean over classes:</p>" + table(header, 1, rows)
+    return "<h3>Photos by who is right, and balanced accuracy</h3>" + table(header, 1, rows)
 
 
 def _scores(heads: dict[str, Any]) -> str:
@@ -248,6 +249,8 @@ def _method(comparison: dict[str, Any]) -> str:
         "between records.",
         "p-values: A's and B's answers are swapped in whole records; all swaps are counted, or "
         f"{options['flips']:,} drawn where they are too many.",
+        "Balanced accuracy is the mean over classes; where many classes have few records its "
+        "interval is rough.",
         "Intervals are not adjusted for the number of tests; the verdict is.",
     )
     return "<h2>How it was done</h2>" + "".join(f"<p>{text(line)}</p>" for line in lines)
