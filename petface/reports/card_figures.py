@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from petface.reports.card_facts import NOT_MEASURED, Facts, ModelFacts, get
@@ -35,13 +35,13 @@ def analyses(facts: Facts) -> Iterator[Block]:
     yield Heading("Test part: ranks and probabilities", 3)
     names = ("top3", "top5", "macro_f1", "kappa", "nll", "brier", "ece")
     more = [
-        (head, *((percent if k in names[:3] else decimal)(entry.get(k)) for k in names))
+        (head, *(_defined(entry, k, percent if k in names[:3] else decimal) for k in names))
         for head, entry in heads.items()
         if any(entry.get(k) is not None for k in names)
     ]
-    header = ("head", "top 3 %", "top 5 %", "macro F1 %", "kappa", "log loss", "Brier", "ECE")
+    columns = ("head", "top 3 %", "top 5 %", "macro F1 %", "kappa", "log loss", "Brier", "ECE")
     yield (
-        Grid(header, 1, more)
+        Grid(columns, 1, more)
         if more
         else Paragraph(
             f"Ranks, F1, kappa, log loss, Brier score and calibration error: {NOT_MEASURED}."
@@ -51,6 +51,11 @@ def analyses(facts: Facts) -> Iterator[Block]:
     yield from _confidence(facts)
     yield from _guard(facts)
     yield from _train_fit(facts.summary)
+
+
+def _defined(entry: dict[str, Any], key: str, show: Callable[[Any], str]) -> str:
+    """Show a figure that may be undefined, as the top 5 of two classes is."""
+    return "undefined" if key in entry and entry[key] is None else show(entry.get(key))
 
 
 def _per_species(summary: dict[str, Any]) -> Iterator[Block]:

@@ -56,22 +56,28 @@ def _details(facts: Facts, people: Mapping[str, str]) -> Iterator[Block]:
     )
     yield from filled_in(people)
     yield Grid(("fact", "stage 1"), 2, _facts_of_model(facts.stage1))
-    header = ("specialist", "network", "start weights", "heads and classes", "sha-256", "epochs",
-              "minutes")  # fmt: skip
-    rows = [
+    trained = [
         (
             name,
             shown(model.checkpoint.get("backbone")),
             shown(model.checkpoint.get("pretrained")),
-            ", ".join(f"{head} {len(names)}" for head, names in _heads(model).items()),
-            str(model.described.get("sha256", ""))[:12],
             shown(model.final.get("epochs")),
             minutes(model),
         )
         for name, model in facts.specialists.items()
     ]
+    answers = [
+        (
+            name,
+            ", ".join(f"{head} {len(names)}" for head, names in _heads(model).items()),
+            shown(model.described.get("sha256"))[:12],
+        )
+        for name, model in facts.specialists.items()
+    ]
     yield Heading("Specialists", 3)
-    yield Grid(header, 5, rows)
+    header = ("specialist", "network", "start weights", "epochs", "minutes")
+    yield Grid(header, 3, trained)
+    yield Grid(("specialist", "heads and their classes", "sha-256 begins"), 3, answers)
 
 
 def _heads(model: ModelFacts) -> dict[str, Any]:
@@ -91,7 +97,7 @@ def _facts_of_model(model: ModelFacts) -> list[tuple[str, str]]:
         ("numbers in the network", f"{numbers:,}" if numbers else NOT_MEASURED),
         ("start weights", shown(model.checkpoint.get("pretrained"))),
         ("input", f"RGB, {size} x {size} pixels ({rule.get('resize')})" if size else NOT_MEASURED),
-        ("normalisation", f"mean {rule['mean']}, deviation {rule['std']}" if rule.get("mean")
+        ("normalised", f"mean {rule['mean']}, deviation {rule['std']}" if rule.get("mean")
          else "none: RGB from 0 to 1"),
         ("classes", ", ".join(_heads(model).get("species", ())) or NOT_MEASURED),
         ("epochs trained, best", f"{shown(model.final.get('epochs'))}, "
@@ -198,8 +204,9 @@ def _ethics() -> Iterator[Block]:
         (
             "Photos of pets can show people, homes and places. The networks store no photos, but "
             "reports that show photos must stay where the data may be.",
-            "Labels are what people wrote down. Breed in particular is often an opinion; a confident "
-            "answer is no proof of pedigree, and must not be used against an animal or its owner.",
+            "Labels are what people wrote down. Breed in particular is often an opinion; a "
+            "confident answer is no proof of pedigree, and must not be used against an animal or "
+            "its owner.",
             "Rare species and breeds are answered worse. Who uses the answers should see the "
             "figures of that class, not the average.",
         )

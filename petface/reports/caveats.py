@@ -44,7 +44,7 @@ def heads_of(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
         entry = dict(older.get(head) or {})
         entry |= entry.pop("conditional", {})
         for key, value in (newer.get(head) or {}).items():
-            if value is not None:
+            if value is not None or key not in entry:
                 entry[key] = value
         if entry.get("num"):
             found[head] = entry

@@ -118,12 +118,20 @@ def _composition(facts: Facts, classes: list[ClassCount]) -> Iterator[Block]:
     yield Grid(("photos", "records"), 1, list(photos_per_record(dataset).items()))
     yield Heading("Labels", 3)
     heads = head_figures(dataset, classes)
+    num_records = dict(zip(catalog.classes, records, strict=True))
     coverage = [
-        (species, head, own["classes"], own["records_known"],
-         f"{(1 - own['unknown_frac']) * 100:.1f}", own["rare_classes"], own["untestable_classes"])
+        (
+            species,
+            head,
+            own["classes"],
+            own["records_known"],
+            f"{own['records_known'] / num_records[species] * 100:.1f}",
+            own["rare_classes"],
+            own["untestable_classes"],
+        )
         for species, per_head in heads.items()
         for head, own in per_head.items()
-    ]  # fmt: skip
+    ]
     header = ("species", "head", "classes", "records known", "known %", "rare classes",
               "classes without test record")  # fmt: skip
     yield Grid(header, 2, coverage)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from petface.reports.page import page, table, text
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&$])")
-_LIST_START = re.compile(r"^([-+=]|\d+(?=[.)]))")
+_LIST_START = re.compile(r"^(\d*)([-+=.)])(?=\s|$|[-+=])")  # and lines of dashes
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def to_page(document: Document) -> str:
 def markdown_text(value: object) -> str:
     """Escape for Markdown, also inside a table; line breaks and controls become visible."""
     shown = html.unescape(text(value)).strip()  # controls as the page shows them
-    return _LIST_START.sub(r"\\\1", _SPECIAL.sub(r"\\\1", shown)) if shown else ""
+    return _LIST_START.sub(r"\1\\\2", _SPECIAL.sub(r"\\\1", shown))
 
 
 def _markdown(block: Block) -> Iterator[str]:
@@ -105,14 +105,8 @@ def _markdown(block: Block) -> Iterator[str]:
 
 
 def _row(cells: Sequence[object], *, plain: bool = False) -> str:
-    shown = (str(cell) if plain else _cell(cell) for cell in cells)
+    shown = (str(cell) if plain else markdown_text(cell) for cell in cells)
     return f"| {' | '.join(shown)} |"
-
-
-def _cell(cell: object) -> str:
-    shown = markdown_text(cell)
-    # no list can begin inside a table, and "-1" reads better than "\\-1"
-    return shown[1:] if re.match(r"\\[-+=\d]", shown) else shown
 
 
 def _number(cell: object) -> object:
@@ -138,4 +132,5 @@ _STYLE = """<style>
 h3{font-size:16px;margin:24px 0 8px}ul{margin:4px 0 12px;padding-left:22px;max-width:75ch}
 li{overflow-wrap:anywhere}.notice{border-left:4px solid var(--doubt);background:var(--soft);
 padding:8px 12px;border-radius:4px}
+.scroll+.scroll,.scroll+p{margin-top:14px}
 </style>"""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from petface.errors import UserError
 from petface.reports.compare_runs import NO_TEST, compare_runs, describe_runs
 from petface.reports.compare_runs_page import runs_page
 from tests.reports.test_compare import make_evaluation, make_images
+from tools import compare
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -47,7 +47,7 @@ def make_run(folder: Path, accuracy: float, stage2: bool = False, seed: int = 1)
     return folder
 
 
-def test_two_evaluations(tmp_path: Path) -> None:
+def test_two_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = make_images(num_records=60)
     a = make_evaluation(tmp_path / "a", images, 0.4, 1)
     b = make_evaluation(tmp_path / "b", images, 0.9, 2)
@@ -62,8 +62,9 @@ def test_two_evaluations(tmp_path: Path) -> None:
     assert num == sum(n for h in comparison["changed"].values() for p in h.values()
                       for n in p.values()) > 10  # fmt: skip
     assert f"page: {out / 'compare.html'}\n" in done.stdout
-    again = run(a, b, "--out", tmp_path / "again", "--resamples", 50, "--flips", 100)
-    assert again.returncode == 0
+    words = [a, b, "--out", tmp_path / "again", "--resamples", 50, "--flips", 100]
+    monkeypatch.setattr(sys, "argv", ["compare", *map(str, words)])
+    compare.main()
     for name in ("changed.csv", "compare.html", "compare.json"):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
 
@@ -122,8 +123,8 @@ def test_runs_of_another_kind_or_damaged_ones_are_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ((), "error: give two folders to compare, not 0"),
-        (("run",), "error: give two folders to compare, not 1"),
+        ((), "give two folders to compare, not 0"),
+        (("run",), "give two folders to compare, not 1"),
         (("run", "run"), "run and .*run are the same folder"),
         (("run", "link"), "are the same folder"),
         (("run", "nowhere"), "nowhere: there is no such folder"),
@@ -132,14 +133,23 @@ def test_runs_of_another_kind_or_damaged_ones_are_refused(tmp_path: Path) -> Non
         (("evaluation", "old"), "old holds no petface_eval_details.npy; run: .*--force"),
     ],
 )
-def test_wrong_folders_are_one_line(names: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_wrong_folders_are_named(
+    names: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_run(tmp_path / "run", 0.5)
     (tmp_path / "link").symlink_to(tmp_path / "run")
     (tmp_path / "empty").mkdir()
     for name in ("evaluation", "old"):
         make_evaluation(tmp_path / name, make_images(num_records=3), 0.5, 1)
     (tmp_path / "old/petface_eval_details.npy").unlink()
-    done = run(*(tmp_path / name for name in names), "--out", tmp_path / "out")
-    assert done.returncode in (1, 2) and "Traceback" not in done.stderr
-    assert re.search(message, done.stderr), done.stderr
+    words = [*(str(tmp_path / name) for name in names), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["compare", *words])
+    with pytest.raises(UserError, match=message):
+        compare.main()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_folder_is_one_line(tmp_path: Path) -> None:
+    done = run(tmp_path, tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"error: {tmp_path} is neither an evaluation")
