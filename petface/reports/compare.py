@@ -182,6 +182,7 @@ def _figure(
     return {
         "num": len(rows),
         "num_records": len(num),
+        "num_records_changed": int((gain != 0).sum()),
         "num_classes": len(classes),
         "accuracy_a": float(right_a.mean()),
         "accuracy_b": float(right_b.mean()),

@@ -7,7 +7,15 @@ from pathlib import PurePath
 from typing import Any
 
 from petface.reports.changes import CHANGES
-from petface.reports.compare_text import interval, named_tests, p_text, percent, points
+from petface.reports.compare_text import (
+    ROUGH,
+    interval,
+    interval_of,
+    named_tests,
+    p_text,
+    percent,
+    points,
+)
 from petface.reports.page import page, table, text
 from petface.reports.paired import MIN_RECORDS
 
@@ -122,13 +130,14 @@ def _accuracy(heads: dict[str, Any], num_tests: int) -> str:
         (
             name, test["num"], test["num_records"], percent(test["accuracy_a"]),
             percent(test["accuracy_b"]), points(test["difference"]),
-            interval(test["interval_95"]), p_text(test["p_value"]), p_text(test["p_holm"]),
+            interval_of(test), p_text(test["p_value"]), p_text(test["p_holm"]),
             test["verdict"],
         )
         for name, test in named_tests(heads)
     ]  # fmt: skip
     note = (
-        f"<p class=pale>{num_tests} tests were made; adjusted p-values allow for that (Holm).</p>"
+        f"<p class=pale>{num_tests} tests were made; adjusted p-values allow for that (Holm). "
+        f"{ROUGH}.</p>"
     )
     return note + table(header, 1, rows)
 
@@ -140,7 +149,7 @@ def _counts(heads: dict[str, Any]) -> str:
         (
             name, test["both_right"], test["only_a"], test["only_b"], test["both_wrong"],
             percent(test["balanced_accuracy_a"]), percent(test["balanced_accuracy_b"]),
-            points(test["balanced_difference"]), interval(test["balanced_interval_95"]),
+            points(test["balanced_difference"]), interval_of(test, "balanced_interval_95"),
         )
         for name, test in named_tests(heads)
     ]  # fmt: skip

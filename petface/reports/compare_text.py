@@ -8,10 +8,15 @@ from typing import Any
 
 from petface.reports.paired import MIN_RECORDS
 
+ROUGH = (
+    f"*: B has more or fewer photos right than A in fewer than {MIN_RECORDS} records, so the "
+    "interval is too narrow; go by p"
+)
 _EXPLANATIONS = (
     "conditional: photos whose species both named right; end to end: a wrong species counts as a "
     "wrong answer; only A, only B: photos that one alone has right; too few: fewer than "
     f"{MIN_RECORDS} records",
+    ROUGH,
 )
 VIEWS = {"conditional": "conditional", "end_to_end": "end to end"}
 
@@ -57,7 +62,7 @@ def _part(part: str, heads: dict[str, Any], num_tests: int) -> Iterator[str]:
         yield (
             f"{name:20s} {test['num']:8,d} {test['num_records']:7,d} "
             f"{percent(test['accuracy_a']):>6s} {percent(test['accuracy_b']):>6s} "
-            f"{points(test['difference']):>6s} {interval(test['interval_95']):>15s} "
+            f"{points(test['difference']):>6s} {interval_of(test):>15s} "
             f"{p_text(test['p_value']):>7s} {p_text(test['p_holm']):>7s}"
         )
     yield (
@@ -68,7 +73,7 @@ def _part(part: str, heads: dict[str, Any], num_tests: int) -> Iterator[str]:
         yield (
             f"{name:20s} {test['both_right']:10,d} {test['only_a']:7,d} {test['only_b']:7,d} "
             f"{test['both_wrong']:10,d} {points(test['balanced_difference']):>8s} "
-            f"{interval(test['balanced_interval_95']):>15s}  {test['verdict']}"
+            f"{interval_of(test, 'balanced_interval_95'):>15s}  {test['verdict']}"
         )
 
 
@@ -95,6 +100,12 @@ def points(difference: float | None) -> str:
 def interval(limits: list[float] | None) -> str:
     """Give an interval in points, or say that there is none."""
     return "too few" if limits is None else f"{points(limits[0])} to {points(limits[1])}"
+
+
+def interval_of(test: dict[str, Any], key: str = "interval_95") -> str:
+    """Give a test's interval, with a star where too few records differ for it to hold."""
+    is_rough = test[key] is not None and test["num_records_changed"] < MIN_RECORDS
+    return interval(test[key]) + "*" * is_rough
 
 
 def p_text(p: float) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from petface.dataset import Dataset
 from petface.reports.audit_figures import (
+    MIN_RECORDS,
     ClassCount,
     count_classes,
     head_figures,
@@ -109,8 +110,8 @@ def _composition(facts: Facts, classes: list[ClassCount]) -> Iterator[Block]:
     mean = f"{len(catalog) / catalog.num_records:.2f}" if catalog.num_records else ""
     rows.append(("all", catalog.num_records, len(catalog), mean, *totals))
     yield Heading("Species", 3)
-    yield Paragraph("Train, val and test are counted in records.")
-    yield Grid(("species", "records", "photos", "photos per record", *SPLITS), 1, rows)
+    yield Paragraph("Per record: photos of one animal. Train, val and test are counted in records.")
+    yield Grid(("species", "records", "photos", "per record", *SPLITS), 1, rows)
     image_parts = np.bincount(dataset.image_split, minlength=len(SPLITS)).tolist()
     listed = ", ".join(f"{part} {num:,}" for part, num in zip(SPLITS, image_parts, strict=True))
     yield Paragraph(f"Photos per part: {listed}.")
@@ -132,8 +133,11 @@ def _composition(facts: Facts, classes: list[ClassCount]) -> Iterator[Block]:
         for species, per_head in heads.items()
         for head, own in per_head.items()
     ]
-    header = ("species", "head", "classes", "records known", "known %", "rare classes",
-              "classes without test record")  # fmt: skip
+    yield Paragraph(
+        "Known: records with that label. Rare: classes of fewer than "
+        f"{MIN_RECORDS} records. Untested: classes without a test record."
+    )
+    header = ("species", "head", "classes", "known", "known %", "rare", "untested")
     yield Grid(header, 2, coverage)
     conflicts = {name: len(table.conflicts) for name, table in dataset.annotations.items()}
     yield Paragraph(

@@ -129,6 +129,7 @@ def _html(block: Block) -> str:
 
 
 _STYLE = """<style>
+td.text:first-child{min-width:11ch}
 h3{font-size:16px;margin:24px 0 8px}ul{margin:4px 0 12px;padding-left:22px;max-width:75ch}
 li{overflow-wrap:anywhere}.notice{border-left:4px solid var(--doubt);background:var(--soft);
 padding:8px 12px;border-radius:4px}

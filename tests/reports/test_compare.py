@@ -26,7 +26,7 @@ from petface.reports.answers import (
 from petface.reports.changes import CHANGED_COLUMNS
 from petface.reports.compare import compare_evaluations
 from petface.reports.compare_page import comparison_page
-from petface.reports.compare_text import describe_comparison
+from petface.reports.compare_text import describe_comparison, interval_of
 from petface.reports.paired import difference_interval, holm, sign_flip_p_value
 from petface.reports.pairing import read_pair
 
@@ -168,6 +168,7 @@ def test_counts_and_accuracies(found, pair, part: str, head: str, view: str) -> 
     assert figure["num_classes"] == len(recalls)
     gains, nums = zip(*records.values(), strict=True)
     assert figure["p_value"] == sign_flip_p_value(gains)[0]
+    assert figure["num_records_changed"] == sum(gain != 0 for gain in gains)
     assert figure["interval_95"] == list(difference_interval(gains, nums, resamples=300))
     low, high = figure["interval_95"]
     assert low < figure["difference"] < high and 0 < figure["p_value"] <= figure["p_holm"] <= 1
@@ -358,6 +359,13 @@ def test_text_and_page(found) -> None:
     assert "<b>Rex</b>" not in page and "&lt;b&gt;Rex" in page
     assert "<script" not in page and "<img" not in page and "://" not in page
     assert page.count('<div class="gap') == comparison["num_tests"]["test"]
+
+
+def test_an_interval_on_few_differences_is_marked() -> None:
+    test = {"interval_95": [-0.01, 0.02], "num_records_changed": 9}
+    assert interval_of(test) == "-1.0 to +2.0*"
+    assert interval_of(test | {"num_records_changed": 10}) == "-1.0 to +2.0"
+    assert interval_of(test | {"interval_95": None}) == "too few"
 
 
 def test_wrong_folders_are_named_with_the_way_out(pair, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from petface.reports.document import (
 
 HOSTILE = [
     "a|b", "`code`", "<script>alert(1)</script>", "line\nbreak", "**bold**", "[x](javascript:1)",
-    "![x](http://e/x.png)", "# head", "- list", "1. one", "===", "---", "- - -", "+ x", "2) two", "-1", "1.5", "a_b_c", "back\\slash", "&lt;",
+    "![x](http://e/x.png)", "# head", "- list", "1. one", "===", "---",
+     "- - -", "+ x", "2) two", "-1", "1.5", "a_b_c", "back\\slash", "&lt;",
     "~~x~~", "tab\there", "\u202ereversed", "> quote", "$x$",
 ]  # fmt: skip
 
