@@ -59,6 +59,7 @@ from petface.reports.confusions import CONFUSIONS, write_confusions
 from petface.reports.evaluation import describe_summary, summarise
 from petface.reports.heads import read_heads
 from petface.reports.photo import HeadPrediction, Stage1Prediction, lay_out, readable
+from petface.reports.report_index import report_line
 from petface.reports.rows import ResumableCsv, ResumableRecords
 from petface.settings import NonNegative, Positive, Seed, read_settings
 from petface.splits import SPLITS
@@ -479,6 +480,7 @@ def main() -> int:
         )
         print(describe_summary(summary))
         print(f"per_image: {Path(s.OUT_DIR, PER_IMAGE)}\nsummary: {Path(s.OUT_DIR, SUMMARY)}")
+        print(report_line(Path(s.OUT_DIR)))
         return 0
     s = read_settings(
         module,

@@ -41,6 +41,7 @@ from petface.packing import image_source
 from petface.reports.audit import quick_audit_line
 from petface.reports.confidence import draw_confidence
 from petface.reports.curves import draw_curves
+from petface.reports.report_index import report_line
 from petface.reports.specialist import head_figures, write_specialist_report
 from petface.settings import (
     Fraction,
@@ -420,7 +421,7 @@ def finish(
     run.write_metrics(progress.history)  # again: a kill may have come just before the last time
     job.failures.write()
     run.finish({**figures, "calibration": measured})
-    print(runs.summary_block(figures))
+    print(f"{runs.summary_block(figures)}\n{report_line(run.path)}")
     return 0
 
 

@@ -32,6 +32,7 @@ from petface.packing import image_source
 from petface.reports.audit import quick_audit_line
 from petface.reports.confidence import draw_confidence
 from petface.reports.curves import draw_curves
+from petface.reports.report_index import report_line
 from petface.reports.tables import write_confusion
 from petface.settings import (
     Fraction,
@@ -362,7 +363,7 @@ def finish(
             "calibration": measured,
         }
     )
-    print(runs.summary_block(figures))
+    print(f"{runs.summary_block(figures)}\n{report_line(run.path)}")
     return 0
 
 

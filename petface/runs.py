@@ -28,7 +28,7 @@ from petface.errors import UserError
 from petface.settings import Settings
 
 FREE_TO_CHANGE = frozenset(
-    {"DEVICE", "NUM_WORKERS", "SPECIES"}
+    {"DEVICE", "NUM_WORKERS", "PACK", "SPECIES"}
 )  # what a resumed run may set otherwise
 _PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
 
@@ -120,7 +120,15 @@ def _hold(lock: Any, path: Path) -> None:
 
 
 def _clear(path: Path) -> None:
-    for pattern in ("*.pt", "*.csv", "*.json", "*.png", "*.txt", f"*{files.TEMPORARY_SUFFIX}"):
+    for pattern in (
+        "*.pt",
+        "*.csv",
+        "*.json",
+        "*.png",
+        "*.txt",
+        "*.html",
+        f"*{files.TEMPORARY_SUFFIX}",
+    ):
         for file in path.glob(pattern):
             file.unlink()
 

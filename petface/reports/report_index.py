@@ -75,6 +75,15 @@ def write_reports(
     return written, failures
 
 
+def report_line(folder: Path) -> str:
+    """Write the report of one folder and say where it is, or why there is none.
+
+    Never raises: what was trained or measured is finished by then.
+    """
+    written, failures = write_reports([folder])
+    return "\n".join([*(f"report: {path}" for path in written), *failures])
+
+
 def write_index(root: Path) -> Path:
     """Write `index.html` over every run and evaluation under `root`."""
     found = [_entry(folder) for folder in find_folders(root)]

@@ -53,5 +53,5 @@ def test_the_evaluation_writes_the_same_bytes(
     out = tmp_path / "packed"
     done = script(scripts.INFERENCE, [*evaluation_flags, "--out-dir", out, "--pack", pack])
     assert done.code == 0, done.err
-    for path in evaluation_run.folder.iterdir():
+    for path in evaluation_run.folder.glob("petface_eval_*"):
         assert path.read_bytes() == (out / path.name).read_bytes(), path.name

@@ -61,7 +61,7 @@ def test_the_files_of_a_run_are_there(stage1_run, best):  # noqa: ARG001 best ch
     assert {path.name for path in stage1_run.folder.iterdir()} == {
         "best.pt", "last.pt", "metrics.csv", "curves.png", "confidence.png", "settings.toml",
         "environment.json", "errors.csv", "final.json", "confusion_test_species.csv",
-        "label_conflicts.csv", "run.lock",
+        "label_conflicts.csv", "report.html", "run.lock",
     }  # fmt: skip
     with Image.open(stage1_run.folder / "curves.png") as picture:
         assert picture.size[0] > 500 and picture.convert("L").getextrema() != (255, 255)
@@ -210,6 +210,7 @@ def test_the_last_thing_printed_is_the_figures(stage1_run, final):
     block = stage1_run.result.figures()
     assert block["test_accuracy"] == f"{final['test_accuracy']:.4f}"
     assert block["checkpoint"] == str(stage1_run.folder / "best.pt")
+    assert block.pop("report") == str(stage1_run.folder / "report.html")
     assert set(block) == set(final) - {"test_recall", "unreadable_per_species", "calibration"}
 
 
