@@ -1,4 +1,4 @@
-"""A million photos: time and memory of reading, summing up and writing the matrices, one core."""
+"""A million photos: processor time and memory of summing up and writing the matrices, one core."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from petface.reports.answers import SUMMARY, read_evaluation
 from petface.reports.confusions import write_confusions
 from petface.reports.evaluation import summarise
 from petface.reports.heads import read_heads
-folder, began = Path(sys.argv[1]), time.perf_counter()
+folder, began = Path(sys.argv[1]), time.process_time()
 evaluation = read_evaluation(folder)
 heads = read_heads(evaluation)
 files.write_json(folder / SUMMARY, summarise(evaluation, 1000, heads))
 write_confusions(heads, folder / "confusion")
 # not ru_maxrss, which begins with the peak of the process that started this one
 peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20
-print(json.dumps({"seconds": time.perf_counter() - began, "peak_gib": peak}))
+print(json.dumps({"seconds": time.process_time() - began, "peak_gib": peak}))
 """
 
 
