@@ -93,14 +93,21 @@ class Stage1Model:
         content = checkpoints.read_stage1(checkpoint)
         self.classes = content.classes
         self.calibration = content.calibration
+        self.backbone, self.guard = content.backbone, content.guard
         self.network = _network(content, ("species",), device, precision)
 
     def predict(self, image: ImageSource, topk: int = 5) -> Stage1Prediction:
         """Name the species of a path, bytes, PIL image or array; gives at most `topk` classes."""
-        (probabilities,) = self.network.answer(image)
+        is_known = None
+        if self.guard is None:
+            (probabilities,) = self.network.answer(image)
+        else:
+            (probabilities,), means = self.network.answer_with_means(image, self.backbone)
+            is_known = bool(self.guard.knows(means))
         best = _best(probabilities, self.classes, topk)
         fitted = self.calibration.get("species")
-        return Stage1Prediction(best[0][0], best, fitted and fitted.is_sure(best[0][1]))
+        is_sure = fitted and fitted.is_sure(best[0][1])
+        return Stage1Prediction(best[0][0], best, is_sure, is_known)
 
 
 class Stage2Model:
@@ -182,6 +189,9 @@ class TwoStageInference:
 
         `status` is "ok", "no_specialist" (the species is answered all the same), "unreadable",
         "too_large" or "non_finite"; the last three come with a `message` and without an answer.
+        `is_pet` within the species is False where the photo looks like none of the training photos,
+        None where the checkpoint cannot tell. It is advice, the answer stays: 1 in 20 real pets is
+        refused, and the strangers that pass are measured in stage 1's final.json under "guard".
         """
         name = os.fsdecode(image_path) if isinstance(image_path, (str, os.PathLike)) else None
         answer: dict[str, Any] = {"image": name, "status": "ok", "species": None, "attributes": {}}

@@ -45,6 +45,7 @@ from petface.settings import (
     read_settings,
 )
 from petface.splits import SPLITS
+from petface.strangers import make_guard
 
 # ---- Data: what changes the meaning of the figures ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
@@ -329,7 +330,16 @@ def finish(
         engine.evaluate(job, parts[name], name, keep_answers=True) for name in ("val", "test")
     )
     fitted, measured = calibrate_heads(val.answers, test.answers, s.WANTED_ACCURACY)
-    checkpoints.save(run.best, {**best, "calibration": fitted})
+    guard, guard_figures = make_guard(
+        job.network,
+        s.BACKBONE,
+        job.source,
+        parts,
+        batch_size=s.BATCH_SIZE,
+        num_workers=job.num_workers,
+        seed=s.SEED,
+    )
+    checkpoints.save(run.best, {**best, "calibration": fitted, "guard": guard})
     confusion = test.confusions["species"]
     counts = [np.bincount(parts[name].labels["species"], minlength=len(classes)) for name in SPLITS]
     history = progress.history
@@ -361,6 +371,7 @@ def finish(
             "test_recall": {n: r for n, r in zip(classes, recall.tolist(), strict=True) if r == r},
             "unreadable_per_species": job.failures.per_species(),
             "calibration": measured,
+            "guard": guard_figures,
         }
     )
     print(f"{runs.summary_block(figures)}\n{report_line(run.path)}")

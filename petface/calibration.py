@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from petface.reliability import (
-    Floats,
     answers,
     brier,
     coverage_curve,
@@ -225,30 +224,6 @@ def headline_figures(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, flo
         for head, figures in measured.items()
         for name, shown in names.items()
     }
-
-
-def guard_score(logits: npt.ArrayLike) -> Floats:
-    """Score how much each photo looks like a known species, (N,): the negative free energy.
-
-    log sum exp(logits), of the logits as they are, not at a temperature. Source: Liu et al. 2020,
-    arXiv 2010.03759.
-    """
-    z = np.asarray(logits, np.float64)
-    return np.log(np.exp(shifted(z)).sum(axis=1)) + z.max(axis=1)
-
-
-def fit_guard(val_logits: npt.ArrayLike, false_alarm_frac: float = 0.05) -> float | None:
-    """Give the threshold below which a `guard_score` means "none of the known species".
-
-    A new photo of a known species falls below it with probability `false_alarm_frac` at most; None
-    where there are too few photos for that. How many strangers are caught is another matter: it
-    must be measured with photos of strangers.
-    """
-    assert 0.0 < false_alarm_frac < 1.0, false_alarm_frac
-    z = np.asarray(val_logits, np.float64)
-    scores = np.sort(guard_score(z[np.isfinite(z).all(axis=1)]))
-    rank = math.floor((len(scores) + 1) * false_alarm_frac + 1e-9)
-    return float(scores[rank - 1]) if rank else None
 
 
 def _design_effect(right: npt.NDArray[np.bool_], records: npt.ArrayLike | None) -> float:

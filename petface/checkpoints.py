@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from petface import files, taxonomy
 from petface.errors import UserError
+from petface.guard import Guard
 from petface.images import Preprocessing
 from petface.models import backbones, layouts, multi_head
+from petface.reliability import HeadCalibration
 
 FORMAT = 1
 
@@ -33,32 +35,19 @@ class CheckpointError(UserError):
 
 
 @dataclass(frozen=True)
-class HeadCalibration:
-    """What was fitted on the validation part; the limits hold for softmax(logits / temperature)."""
-
-    temperature: float
-    threshold: float | None  # the confidence from which answers are sure; None = never
-    conformal_quantile: float | None  # for `calibration.conformal_set`; None = no sets
-    wanted_accuracy: float = 0.9  # share right for which the threshold was fitted
-    conformal_alpha: float = 0.1  # share of sets that may miss the truth
-
-    def is_sure(self, probability: float) -> bool:
-        """Tell whether an answer of this probability is right as often as was wanted."""
-        # Fitted in float64, asked in float32: the photo at the threshold must not fall below it.
-        return self.threshold is not None and probability >= self.threshold - 1e-6
-
-
-@dataclass(frozen=True)
 class Stage1Checkpoint:
     """A species classifier ready for use: `classes[k]` is the name of logit k.
 
-    `calibration` has its one head, "species", where the checkpoint was calibrated.
+    `calibration` has its one head, "species", where the checkpoint was calibrated; `guard` knows
+    strangers by the stage means of `backbone`, None in a checkpoint without one.
     """
 
     model: nn.Module
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     calibration: dict[str, HeadCalibration] = field(default_factory=dict)
+    backbone: str = "resnet18"
+    guard: Guard | None = None
 
 
 @dataclass(frozen=True)
@@ -167,8 +156,9 @@ def read_stage1(path: str | Path) -> Stage1Checkpoint:
     classes = tuple(str(name) for name in sorted(table, key=table.__getitem__))
     name = _backbone(path, content)
     model = _fill(path, backbones.build_classifier(name, len(classes)), state)
-    calibration = _calibration(path, content)
-    return Stage1Checkpoint(model, classes, _preprocessing(path, content), calibration)
+    rule, calibration = _preprocessing(path, content), _calibration(path, content)
+    guard = _guard(path, content, name)
+    return Stage1Checkpoint(model, classes, rule, calibration, name, guard)
 
 
 def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
@@ -292,6 +282,16 @@ def _calibration(path: str | Path, content: Mapping[str, Any]) -> dict[str, Head
         head = str(name)
         found[taxonomy.FEATURE_ALIASES.get(head, head)] = HeadCalibration(*numbers)
     return found
+
+
+def _guard(path: str | Path, content: Mapping[str, Any], backbone: str) -> Guard | None:
+    """Read the not-a-pet guard; old checkpoints, last.pt and tiny runs hold none."""
+    if content.get("guard") is None:
+        return None
+    try:
+        return Guard.from_dict(content["guard"], sum(backbones.describe(backbone).map_channels))
+    except ValueError as error:
+        raise CheckpointError(path, f'"guard" {error}', _COPY_AGAIN) from error
 
 
 def _first(error: Exception) -> str:

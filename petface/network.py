@@ -12,6 +12,7 @@ from petface.augment import normalise, to_float
 from petface.devices import Precision, choose_device, choose_precision
 from petface.errors import UserError
 from petface.images import ImageSource, Preprocessing
+from petface.models import backbones
 
 Outputs = tuple[Tensor, ...]  # one (B, K) tensor of logits per head
 
@@ -70,6 +71,17 @@ class Network:
         outputs = self.logits(pixels.permute(0, 3, 1, 2).to(self.device))
         return tuple(logits.cpu() for logits in outputs)
 
+    @torch.inference_mode()
+    def logits_and_means(self, pixels: Tensor, backbone: str) -> tuple[Outputs, Tensor]:
+        """(B, size, size, 3) uint8 -> the logits of a classifier and, from the same pass, its
+        stage means (B, D) float32; on the CPU.
+        """
+        batch = pixels.permute(0, 3, 1, 2).to(self.device)
+        x = normalise(to_float(batch), self.preprocessing.mean, self.preprocessing.std)
+        with self.precision.autocast(self.device):
+            logits, maps = backbones.forward_with_maps(self.model, backbone, x)
+        return (logits.float().cpu(),), backbones.stage_means(maps).cpu()
+
     def probabilities(self, outputs: Outputs) -> Outputs:
         """Give softmax(logits / temperature) per head; NaN where a photo's logits are not
         finite.
@@ -85,10 +97,20 @@ class Network:
 
     def answer(self, image: ImageSource) -> Outputs:
         """Decode one image and give (K,) probabilities per head; raises `NonFiniteError`."""
+        return self._first_photo(self.answer_pixels(self._decode(image)))
+
+    def answer_with_means(self, image: ImageSource, backbone: str) -> tuple[Outputs, Tensor]:
+        """Do what `answer` does with a classifier, and give its stage means (1, D) beside it."""
+        outputs, means = self.logits_and_means(self._decode(image), backbone)
+        return self._first_photo(outputs), means
+
+    def _decode(self, image: ImageSource) -> Tensor:
         rule = self.preprocessing
         pixels = images.resize(images.decode(image), rule.size_px, rule.resize)
-        batch = torch.from_numpy(pixels)[None]
-        heads = tuple(p[0] for p in self.probabilities(self.answer_pixels(batch)))
+        return torch.from_numpy(pixels)[None]
+
+    def _first_photo(self, outputs: Outputs) -> Outputs:
+        heads = tuple(p[0] for p in self.probabilities(outputs))
         if any(bool(torch.isnan(head).any()) for head in heads):
             raise NonFiniteError("the network's answer is not finite; check the checkpoint")
         return heads

@@ -8,6 +8,7 @@ probability of the answer, the most probable class; NaN means "not defined".
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -27,6 +28,22 @@ class ReliabilityBins(NamedTuple):
     num: npt.NDArray[np.int64]
     low: Floats  # 95 % Wilson interval of the accuracy
     high: Floats
+
+
+@dataclass(frozen=True)
+class HeadCalibration:
+    """What was fitted on the validation part; the limits hold for softmax(logits / temperature)."""
+
+    temperature: float
+    threshold: float | None  # the confidence from which answers are sure; None = never
+    conformal_quantile: float | None  # for `calibration.conformal_set`; None = no sets
+    wanted_accuracy: float = 0.9  # share right for which the threshold was fitted
+    conformal_alpha: float = 0.1  # share of sets that may miss the truth
+
+    def is_sure(self, probability: float) -> bool:
+        """Tell whether an answer of this probability is right as often as was wanted."""
+        # Fitted in float64, asked in float32: the photo at the threshold must not fall below it.
+        return self.threshold is not None and probability >= self.threshold - 1e-6
 
 
 def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> Floats:

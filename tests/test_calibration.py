@@ -18,9 +18,7 @@ from petface.calibration import (
     conformal_quantile,
     conformal_set,
     describe_calibration,
-    fit_guard,
     fit_temperature,
-    guard_score,
     headline_figures,
     threshold_for_accuracy,
 )
@@ -280,26 +278,3 @@ def test_all_answers_or_none_can_be_wanted() -> None:
     correct = p.argmax(axis=1) == labels
     assert threshold_for_accuracy(p.max(axis=1), correct, 0.0) == (0.0, 1.0, correct.mean())
     assert threshold_for_accuracy(p.max(axis=1), np.ones(400, bool), 1.0).threshold == math.inf
-
-
-def test_the_guard_scores_with_the_energy_and_lets_known_photos_pass() -> None:
-    strangers, species = draw(10, 500, 6, spread=1.0)
-    known = strangers + 8.0 * np.eye(6)[species]
-    np.testing.assert_allclose(guard_score(known), scipy.special.logsumexp(known, axis=1))
-    assert guard_score([[1e4, 0.0]]) == [1e4]
-    threshold = fit_guard(known, 0.05)
-    assert threshold is not None and (guard_score(strangers) < threshold).mean() > 0.95
-    assert (guard_score(known) < threshold).mean() == pytest.approx(0.05, abs=0.003)
-
-
-def test_the_guard_raises_no_more_false_alarms_than_asked() -> None:
-    alarms = []
-    for seed in range(300):
-        logits, _ = draw(seed, 130, 4)
-        threshold = fit_guard(logits[:30], 0.1)
-        assert threshold is not None
-        alarms.append((guard_score(logits[30:]) < threshold).mean())
-    assert 0.1 - 1 / 31 - 0.01 < np.mean(alarms) < 0.1 + 0.01
-    assert fit_guard(logits[:19], 0.05) is not None and fit_guard(logits[:18], 0.05) is None
-    broken = np.vstack([logits, np.full((130, 4), np.nan)])
-    assert fit_guard(broken, 0.1) == fit_guard(logits, 0.1)

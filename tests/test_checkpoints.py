@@ -12,6 +12,7 @@ import torch
 from inference_engine import Stage1Model, Stage2Model
 from petface import checkpoints
 from petface.checkpoints import CheckpointError
+from petface.guard import fit_guard
 from petface.images import Preprocessing
 from petface.models import backbones, multi_head
 from tests import reference_networks as reference
@@ -207,6 +208,23 @@ def test_stage1_gives_the_logits_of_a_plain_resnet(file: Path) -> None:
         found = model.network.model(images)
     heads = {"fc": (state["fc.weight"], state["fc.bias"])}
     torch.testing.assert_close(found, reference.reference_logits(images, heads)["fc"])
+
+
+def test_the_guard_of_stage1_comes_back_and_old_checkpoints_have_none(file: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(60, 960, generator=generator)
+    guard = fit_guard(rows[:40], torch.arange(40) % 2, rows[40:])
+    assert guard is not None
+    content = {"model": reference.classifier(2, 0), "class_to_index": {"cat": 0, "dog": 1}}
+    checkpoints.save(file, content)
+    assert checkpoints.read_stage1(file).guard is None
+    checkpoints.save(file, {**content, "guard": None})  # a run with too few photos
+    assert checkpoints.read_stage1(file).guard is None
+    checkpoints.save(file, {**content, "guard": guard.to_dict()})
+    found = checkpoints.read_stage1(file)
+    assert found.guard is not None and found.backbone == "resnet18"
+    assert torch.equal(found.guard.score(rows), guard.score(rows))
+    assert found.guard.threshold == guard.threshold
 
 
 def test_what_is_saved_comes_back(file: Path) -> None:

@@ -24,7 +24,8 @@ from inference_engine import (
 from petface import checkpoints
 from petface.checkpoints import CheckpointError
 from petface.errors import UserError
-from petface.images import Preprocessing
+from petface.guard import fit_guard
+from petface.images import Preprocessing, resize
 from petface.reports.photo import lay_out
 from tests import reference_networks as reference
 
@@ -139,6 +140,7 @@ def test_infer_is_ready_for_json(engine: TwoStageInference, photo: Path) -> None
     assert (answer["image"], answer["status"]) == (str(photo), "ok")
     assert answer["species"] == {
         "label": "chinchilla", "topk": species.topk, "sure": None, "answer": "chinchilla",
+        "is_pet": None,
     }  # fmt: skip
     assert list(answer["attributes"]) == ["color1", "gender"]
     gender = answer["attributes"]["gender"]
@@ -230,6 +232,31 @@ def test_a_breed_says_what_else_it_may_be(picture: Image.Image, tmp_path: Path) 
         assert found["gender"].may_be is None
         entry = lay_out(found["breed"])
         assert entry.get("may_be") == expected and ("may_be" in entry) == (q is not None)
+
+
+def test_what_looks_like_no_training_photo_is_said(folder: Path, tmp_path: Path) -> None:
+    """Advice: the species is named all the same, and without a guard nothing is said."""
+    generator = np.random.default_rng(3)
+    photos = generator.integers(60, 200, (40, 1, 1, 3)) + generator.normal(0, 9, (40, 48, 48, 3))
+    content = torch.load(folder / "best.pt", weights_only=True)
+    plain = Stage1Model(folder / "best.pt", "cpu")
+    rows = np.stack([resize(photo.astype(np.uint8), SIZE_PX, "stretch") for photo in photos])
+    _, means = plain.network.logits_and_means(torch.from_numpy(rows), "resnet18")
+    guard = fit_guard(means[:20], torch.zeros(20, dtype=torch.int64), means[20:])
+    assert guard is not None
+    checkpoints.save(tmp_path / "best.pt", {**content, "guard": guard.to_dict()})
+    engine = TwoStageInference(tmp_path / "best.pt", folder, "cpu")
+    known = [engine.infer(photo.astype(np.uint8)) for photo in photos[20:]]
+    assert sum(answer["species"]["is_pet"] is False for answer in known) == 0  # the rank is 1
+    black = np.zeros((48, 48, 3), np.uint8)
+    black[20:] = 255
+    answer = engine.infer(black)
+    assert answer["species"]["is_pet"] is False and answer["status"] == "ok"
+    assert answer["species"]["label"] == "chinchilla" and len(answer["attributes"]) == 2
+    assert readable(answer).count("(does not look like any of the known species)") == 1
+    before = TwoStageInference(folder / "best.pt", folder, "cpu").infer(black)
+    assert before["species"]["is_pet"] is None and "does not look" not in readable(before)
+    assert answer["species"]["topk"] == before["species"]["topk"]  # the same arithmetic
 
 
 def test_no_specialist(engine: TwoStageInference, photo: Path) -> None:

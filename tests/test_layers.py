@@ -25,12 +25,14 @@ LAYERS = [
         "models",
         "duplicates",
         "reliability",
+        "guard",
+        "label_errors",
     },
     {"sources", "annotations", "splits", "sampling", "checkpoints", "network"},
     {"dataset", "batches", "runs"},
     {"pack"},
     {"packing"},
-    {"engine", "calibration", "reports", "export"},
+    {"engine", "calibration", "features", "strangers", "reports", "export"},
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 FOLDERS = {"models", "settings", "sources", "reports"}

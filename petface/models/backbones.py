@@ -8,10 +8,12 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional
 
 from petface.errors import UserError
 
@@ -23,13 +25,14 @@ class Backbone:
     """A torchvision architecture: width of its pooled features, its classifier, its five stages.
 
     `stages` maps each of `STAGE_NAMES` to prefixes of parameter names, so that "layer4" means the
-    last stage of any architecture.
+    last stage of any architecture. `map_channels` are those of what layer1 to layer4 give out.
     """
 
     constructor: str
     num_features: int
     classifier: str
     stages: dict[str, tuple[str, ...]]
+    map_channels: tuple[int, ...]
 
 
 _RESNET_STAGES: Final = {
@@ -40,7 +43,7 @@ _RESNET_STAGES: Final = {
     "layer4": ("layer4.",),
 }
 BACKBONES: Final = {
-    "resnet18": Backbone("resnet18", 512, "fc", _RESNET_STAGES),
+    "resnet18": Backbone("resnet18", 512, "fc", _RESNET_STAGES, (64, 128, 256, 512)),
     "mobilenet_v2": Backbone(
         "mobilenet_v2",
         1280,
@@ -52,6 +55,7 @@ BACKBONES: Final = {
             "layer3": tuple(f"features.{i}." for i in range(7, 14)),
             "layer4": tuple(f"features.{i}." for i in range(14, 19)),
         },
+        (24, 32, 96, 1280),
     ),
 }
 
@@ -93,6 +97,36 @@ def fill_body(network: nn.Module, name: str, state: Mapping[str, Tensor]) -> Non
     missing = [key for key in missing if not key.startswith(prefix)]
     if missing or unexpected:
         raise RuntimeError(f"missing {missing[:3]}, unknown {unexpected[:3]}")
+
+
+def forward_with_maps(network: Any, name: str, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Pass once: (B, 3, H, W) float -> what `network(x)` gives, and the maps that layer1 to layer4
+    give out, each (B, C, H', W').
+
+    `network` is a classifier or a body of the architecture `name`. Written out, because hooks on a
+    shared network would mix up the passes of two threads.
+    """
+    maps = []
+    if name == "resnet18":
+        x = network.maxpool(network.relu(network.bn1(network.conv1(x))))
+        for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
+            x = stage(x)
+            maps.append(x)
+    else:
+        assert name == "mobilenet_v2", name
+        stages = describe(name).stages
+        ends = [stages[stage][-1] for stage in STAGE_NAMES[1:]]
+        for number, block in enumerate(network.features):
+            x = block(x)
+            if f"features.{number}." in ends:
+                maps.append(x)
+    pooled = functional.adaptive_avg_pool2d(x, (1, 1)).flatten(1)
+    return getattr(network, describe(name).classifier)(pooled), tuple(maps)
+
+
+def stage_means(maps: tuple[Tensor, ...]) -> Tensor:
+    """Average each map over its places: (B, C, H', W') each -> (B, sum of C) float32."""
+    return torch.cat([stage.float().mean(dim=(2, 3)) for stage in maps], dim=1)
 
 
 def stage_of(name: str, parameter: str) -> str:

@@ -13,12 +13,15 @@ class Stage1Prediction:
     """The most probable species, and the `topk` best as (species, probability) in falling order.
 
     `sure` tells whether answers of this confidence are right as often as was wanted in training;
-    None where the checkpoint was not calibrated.
+    None where the checkpoint was not calibrated. `is_known` is False for a photo that looks like
+    none of the training photos (1 in 20 real pets does), None where the checkpoint has no guard.
+    It is advice: how many strangers pass for pets stands in the run's final.json under "guard".
     """
 
     label: str
     topk: list[tuple[str, float]]
     sure: bool | None = None
+    is_known: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,11 @@ def lay_out(prediction: Stage1Prediction | HeadPrediction) -> dict[str, Any]:
     """Turn a prediction into a dictionary ready for JSON.
 
     `answer` is the label, or "unsure" where the network says that it is; `may_be` is left out
-    where it is None.
+    where it is None. What a species knows as `is_known` is called `is_pet`.
     """
     entry = {name: v for name, v in asdict(prediction).items() if name != "may_be" or v is not None}
+    if "is_known" in entry:
+        entry["is_pet"] = entry.pop("is_known")
     return {**entry, "answer": UNSURE if prediction.sure is False else prediction.label}
 
 
@@ -55,6 +60,8 @@ def readable(answer: dict[str, Any]) -> str:
         best, *others = [f"{label} {p * 100:.1f} %" for label, p in entry["topk"]]
         if entry["sure"] is False:
             best += f" ({UNSURE})"
+        if entry.get("is_pet") is False:
+            best += " (does not look like any of the known species)"
         lines.append(f"  {name:8s} {best}" + (f"   ({', '.join(others)})" if others else ""))
     if answer["status"] == "no_specialist":
         lines.append("  no specialist for this species: attributes are not asked")

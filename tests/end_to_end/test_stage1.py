@@ -74,6 +74,13 @@ def test_best_is_a_network_with_its_classes_and_its_preprocessing(best):
     naive.species_network(best)  # strict: nothing is missing, nothing is left over
 
 
+def test_the_guard_is_stored_and_measured_or_says_why_not(best, final):
+    figures = final["guard"]
+    assert figures["fitted"] == (best["guard"] is not None)
+    assert figures["fitted"] == (figures["num_val"] >= 19)  # 1 / 0.05 - 1
+    assert ("why_not" in figures) != figures["fitted"] != ("missed_strangers" not in figures)
+
+
 def test_last_holds_what_a_resume_needs(last):
     assert {"model", "optimizer", "scaler", "class_to_index", "epoch"} <= last.keys()
     assert last["epoch"] == 3 and len(last["history"]) == 3

@@ -32,6 +32,28 @@ def test_classifier_and_body_are_torchvisions(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", backbones.BACKBONES)
+def test_the_maps_come_from_the_same_pass(name: str) -> None:
+    """Against hooks on the last module of each stage."""
+    network = backbones.build_classifier(name, 3).eval()
+    images, seen = torch.rand(2, 3, 40, 40), []
+    prefixes = [backbones.describe(name).stages[s][-1] for s in backbones.STAGE_NAMES[1:]]
+    for prefix in prefixes:
+        module = network.get_submodule(prefix.removesuffix("."))
+        module.register_forward_hook(lambda _module, _inputs, out: seen.append(out))
+    with torch.inference_mode():
+        expected = network(images)
+        hooked, seen = seen, []
+        logits, maps = backbones.forward_with_maps(network, name, images)
+        assert torch.equal(logits, expected)
+        assert len(maps) == 4
+        for stage, value in zip(maps, hooked, strict=True):
+            assert torch.equal(stage, value)
+        assert tuple(stage.shape[1] for stage in maps) == backbones.describe(name).map_channels
+        means = backbones.stage_means(maps)
+        torch.testing.assert_close(means, torch.cat([h.flatten(2).mean(2) for h in hooked], dim=1))
+
+
+@pytest.mark.parametrize("name", backbones.BACKBONES)
 def test_every_parameter_is_in_exactly_one_stage(name: str) -> None:
     with torch.device("meta"):
         body = backbones.build_body(name)
