@@ -1,0 +1,124 @@
+"""The finder as a user runs it, on photos whose classes are easy to tell apart."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from petface import checkpoints
+from petface.errors import SettingsError, UserError
+from tests import reference_networks as reference
+from tools import find_label_errors
+
+NUM, WRONG = 60, (7, 23)  # records of each species; whose label is not what the photos show
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory) -> list[str]:
+    """Cats with a bar left, middle or right, their breed; two labels are wrong, one unknown."""
+    root = tmp_path_factory.mktemp("finder")
+    draw = np.random.default_rng(0)
+    rows = ["Name,Breed,Gender"]
+    names = ['"=Left, very"', "Middle", "Right"]
+    for number in range(NUM):
+        folder = root / "images/cat" / f"{number:06d}"
+        folder.mkdir(parents=True)
+        breed = number % 3
+        for photo in range(1 + number % 2):
+            pixels = draw.normal(120, 15, (32, 32, 3))
+            pixels[:, breed * 11 : breed * 11 + 10] += 90
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{photo}.png")
+        given = (breed + 1) % 3 if number in WRONG else breed
+        label = "unknown" if number == 5 else names[given]
+        rows.append(f"{number},{label},{'MF'[int(draw.integers(2))]}")
+    (root / "images/cat/000008/0.png").write_bytes(b"")
+    (root / "annotations").mkdir()
+    (root / "annotations/cat.csv").write_text("\n".join(rows) + "\n")
+    rule = {"size_px": 32, "resize": "stretch", "mean": None, "std": None}
+    content = {"model": reference.classifier(2, 0), "class_to_index": {"cat": 0, "dog": 1}}
+    checkpoints.save(root / "best.pt", {**content, "preprocessing": rule})
+    return [
+        "--images-root", str(root / "images"), "--annotations-root", str(root / "annotations"),
+        "--checkpoint", str(root / "best.pt"), "--device", "cpu", "--num-workers", "0",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def finder(flags, tmp_path, monkeypatch, capsys):
+    torch.set_num_threads(1)
+
+    def run(*arguments: str) -> str:
+        line = ["find_label_errors", *flags, "--out", str(tmp_path / "out"), *arguments]
+        monkeypatch.setattr("sys.argv", line)
+        find_label_errors.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_wrong_labels_come_first_and_no_annotation_changes(finder, flags, tmp_path) -> None:
+    annotations = Path(flags[3], "cat.csv")
+    before = annotations.read_bytes()
+    out = finder()
+    assert annotations.read_bytes() == before
+    with (tmp_path / "out/label_errors.csv").open(encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert {row["record"] for row in rows[:2]} == {f"{n:06d}" for n in WRONG}
+    names = ["'=Left, very", "Middle", "Right"]  # the formula is neutralised
+    for row in rows[:2]:
+        shown = int(row["record"]) % 3
+        assert (row["suggested"], row["label"]) == (names[shown], names[(shown + 1) % 3])
+        assert row["feature"] == "breed" and row["species"] == "cat" and row["confident"] == "1"
+        assert row["num_photos"] == str(1 + int(row["record"]) % 2)
+        assert row["image"] == f"cat/{row['record']}/0.png"
+        assert row["split"] in ("train", "val", "test")
+        p, other = float(row["p_label"]), float(row["p_suggested"])
+        assert p < 0.2 < 0.5 < other and float(row["margin"]) == pytest.approx(p - other, abs=1e-5)
+    assert [float(row["p_label"]) for row in rows] == sorted(float(row["p_label"]) for row in rows)
+    told = json.loads((tmp_path / "out/label_errors.json").read_text())
+    breed = next(head for head in told["heads"] if head["feature"] == "breed")
+    assert breed["num_known"] == NUM - 1 and breed["can_judge"]
+    # the record whose one photo cannot be read
+    assert breed["num_judged"] == NUM - 2 and told["expected_precision"] is None
+    assert f"cat breed: {NUM - 2} of {NUM - 1} labelled records judged" in out
+
+
+def test_planting_tells_the_precision_and_a_list_quotes_it(finder, tmp_path) -> None:
+    out = finder("--plant", "0.1", "--plant-seeds", "2", "--features", "breed")
+    assert out.count("of the first 6 were planted") == 2 and "by chance" in out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["label_errors_planted.json"]
+    planted = json.loads((tmp_path / "out/label_errors_planted.json").read_text())
+    pooled = planted["pooled"]
+    assert pooled["num_top"] == 12 and pooled["num_found"] == sum(
+        run["num_found"] for run in planted["runs"]
+    )
+    # two of the labels are wrong already, so that perfection is out of reach
+    assert pooled["precision"] >= 0.6 > 5 * pooled["chance"] - 0.1
+    finder("--features", "breed")
+    told = json.loads((tmp_path / "out/label_errors.json").read_text())
+    assert told["expected_precision"] == {**pooled, "runs": planted["runs"]}
+    finder("--features", "breed", "--grid", "1")
+    told = json.loads((tmp_path / "out/label_errors.json").read_text())
+    assert told["expected_precision"] is None  # it was measured with another judge
+
+
+def test_what_cannot_be_judged_is_refused(finder, flags, tmp_path) -> None:
+    with pytest.raises(SettingsError, match="no 'bread'"):
+        finder("--features", "bread")
+    with pytest.raises(SettingsError, match="FOLDS must be 2"):
+        finder("--folds", "1")
+    with pytest.raises(UserError, match="no species 'cats'"):
+        finder("--species", "cats")
+    with pytest.raises(UserError, match="nothing to judge"):
+        finder("--features", "color1")
+    with pytest.raises(UserError, match="no head has enough records"):
+        finder("--plant", "0.001", "--features", "breed")
+    with pytest.raises(UserError, match="holds no petface_eval_per_image"):
+        finder("--evaluation", str(tmp_path))
+    assert Path(flags[3], "cat.csv").exists() and not (tmp_path / "out").exists()
