@@ -122,6 +122,24 @@ class CatalogBuilder:
         return record_index
 
 
+def listed_files(root: str | Path, names: Sequence[str]) -> Catalog:
+    """List files below `root` in the order given, as images of one record: to decode some photos
+    of another table.
+    """
+    paths = [os.fsencode(name) for name in names]
+    zeros = np.zeros(len(paths), np.int32)
+    return Catalog(
+        root=os.fsencode(os.path.abspath(root)),
+        classes=("",),
+        path_bytes=np.frombuffer(b"".join(paths), np.uint8),
+        path_offsets=np.cumsum([0, *map(len, paths)]).astype(np.int64),
+        class_index=zeros.astype(np.int16),
+        record_index=zeros,
+        record_names=string_array([""]),
+        record_class=np.zeros(1, np.int16),
+    )
+
+
 def string_array(names: Sequence[str]) -> np.ndarray:
     """Make a (len,) array of text.
 

@@ -8,11 +8,12 @@ import shutil
 import signal
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -28,6 +29,7 @@ from petface.images import ImageError
 _PHOTOS_PER_TASK = 32
 _TASKS_PER_WORKER = 4  # under way at once: memory stays flat
 _MAX_IN_MEMORY = 50_000  # thumbnails, 51 MB; more of them go into a temporary file
+Result = TypeVar("Result")
 _THUMBNAIL = (duplicates.THUMBNAIL_PX, duplicates.THUMBNAIL_PX)
 
 
@@ -85,15 +87,20 @@ def look_at(catalog: Catalog, places: np.ndarray, workers: int, scratch: Path) -
         np.zeros(num, np.int16), [], np.zeros(num, np.uint64), np.zeros(num, np.uint64),
         np.zeros(num, np.float32), np.zeros(num, np.float32), _thumbnail_store(num, scratch),
     )  # fmt: skip
-    tasks = np.array_split(places, max(1, -(-num // _PHOTOS_PER_TASK)))
+    tasks = in_tasks(places)
     start = 0
     with tqdm(total=num, desc="photos", unit=" img", mininterval=1, disable=None) as bar:
-        for seen in _results(catalog, tasks, workers):
+        for seen in in_processes(_look, catalog, tasks, workers):
             _store(photos, start, seen)
             start += len(seen.status)
             bar.update(len(seen.status))
     assert start == num, "every photo has one row"
     return photos
+
+
+def in_tasks(places: np.ndarray) -> list[np.ndarray]:
+    """Cut (M,) places into tasks of a few dozen photos."""
+    return np.array_split(places, max(1, -(-len(places) // _PHOTOS_PER_TASK)))
 
 
 def worker_count(wanted: int) -> int:
@@ -154,18 +161,27 @@ def _store(photos: Photos, start: int, seen: _Seen) -> None:
     photos.failures.extend((start + row, why) for row, why in seen.failures)
 
 
-def _results(catalog: Catalog, tasks: Sequence[np.ndarray], workers: int) -> Iterator[_Seen]:
-    """Yield the results in the order of the tasks."""
+def in_processes(
+    work: Callable[[Sequence[str]], Result],
+    catalog: Catalog,
+    tasks: Iterable[np.ndarray],
+    workers: int,
+) -> Iterator[Result]:
+    """Yield `work(paths)` for the catalog places of each task, in the order of the tasks.
+
+    `work` must be a function of a module, and what it gives must be picklable. `workers` processes;
+    0 = in this one.
+    """
     paths = ([catalog.path(place) for place in places.tolist()] for places in tasks)
     if workers == 0:
-        yield from map(_look, paths)
+        yield from map(work, paths)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy locks held by threads
     pool = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
-    waiting: deque[Future[_Seen]] = deque()
+    waiting: deque[Future[Result]] = deque()
     try:
         for part in paths:
-            waiting.append(pool.submit(_look, part))
+            waiting.append(pool.submit(work, part))
             if len(waiting) >= workers * _TASKS_PER_WORKER:
                 yield waiting.popleft().result()
         while waiting:
