@@ -1,0 +1,166 @@
+"""The error analysis as a user runs it, on the tiny evaluation."""
+
+import csv
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from petface.probes import all_probes
+from tests import scripts
+from tests.conftest import BOMB, EMPTY, TRUNCATED
+
+ROOT = Path(__file__).parent.parent.parent
+FLAGS = ("--device", "cpu", "--workers", 0, "--interval-resamples", 50, "--batch-size", 8)
+
+
+def hide_matplotlib():
+    """Make the import fail, as where it is not installed."""
+    for name in ("matplotlib", "matplotlib.backends.backend_agg", "matplotlib.figure"):
+        sys.modules[name] = None
+
+
+def run(scratch, *arguments, hook=None):
+    return scripts.run_forked("tools/analyse_errors.py", arguments, scratch, hook)
+
+
+@pytest.fixture(scope="module")
+def out(evaluation_run, tmp_path_factory):
+    """A copy of the evaluation, to be written into."""
+    folder = tmp_path_factory.mktemp("analysed") / "evaluation"
+    shutil.copytree(evaluation_run.folder, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(out, tree, tmp_path_factory):
+    stale = out / "analysis/photos/gradcam_photo_9.png"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"")
+    photo = tree.images / "cat/000000/00.png"
+    scratch = tmp_path_factory.mktemp("streams")
+    result = run(scratch, "--out-dir", out, *FLAGS, "--photos", photo, hook=hide_matplotlib)
+    assert result.code == 0, result.err
+    return result, json.loads((out / "analysis/analysis.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def held_out(out):
+    with (out / "petface_eval_per_image.csv").open(newline="") as handle:
+        return [row for row in csv.DictReader(handle) if row["split"] == "test"]
+
+
+def test_what_it_counts_is_in_the_evaluation(done, held_out):
+    found = done[1]
+    bad = sum(row["image"] in (TRUNCATED, BOMB, EMPTY) for row in held_out)
+    assert found["num_test"] == found["sample"] == len(held_out)
+    assert found["num_unreadable"] == bad
+    assert found["probe_sample"] == len(held_out) - bad
+    assert found["same_species_as_evaluation_frac"] == 1.0
+    for head in ("species", "breed", "gender"):
+        asked = [row for row in held_out if row[f"{head}_correct"] != ""]
+        right = sum(row[f"{head}_correct"] == "1" for row in asked)
+        baseline = found["probes"][head]["baseline"]
+        assert baseline["num"] == len(asked)
+        assert baseline["accuracy"] == pytest.approx(right / len(asked))
+        for entry in found["slices"][head].values():
+            assert sum(b["num"] for b in entry["bins"]) == len(asked) == entry["num"]
+            correct = sum(b["num"] * b["accuracy"] for b in entry["bins"])
+            assert correct == pytest.approx(right)
+        assert len(found["mistakes"][head]) == min(20, len(asked) - right)
+        assert found["gradcam"][head]["num"] == right
+        assert len(found["probes"][head]["probes"]) == len(all_probes())
+
+
+def test_the_layout_that_the_report_reads(done):
+    found = done[1]
+    keys = {"num_test", "sample", "seconds", "mistakes", "slices", "gradcam", "probes", "files"}
+    assert keys <= set(found)
+    bin_ = found["slices"]["species"]["brightness"]["bins"][0]
+    assert set(bin_) == {"bin", "num", "num_records", "accuracy", "interval_95", "stands_out"}
+    probe = found["probes"]["species"]["probes"][0]
+    assert set(probe) == {
+        "name", "group", "accuracy", "change", "interval_95", "agreement", "confidence",
+    }  # fmt: skip
+    camera = found["gradcam"]["species"]
+    assert camera["files"] == ["gradcam_species.png"]
+    assert 0 <= camera["border_energy_frac"] <= 1 and 0 < camera["border_area_frac"] < 1
+
+
+def test_its_files_can_be_opened_and_photos_lie_apart(done, out):
+    result, found = done
+    folder = out / "analysis"
+    on_disk = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert set(found["files"]) == on_disk - {"analysis.json"}
+    assert {"mistakes.csv", "slices.csv", "probes.csv", "photos/gradcam_photo_1.png"} <= on_disk
+    assert "photos/gradcam_photo_9.png" not in on_disk  # of an earlier analysis
+    for entry in found["gradcam"].values():
+        assert all(name.startswith("photos/") for name in entry["photo_files"])
+        for name in entry["files"] + entry["photo_files"]:
+            assert np.asarray(Image.open(folder / name)).std() > 5
+    assert "probes_species.png is not drawn: matplotlib is missing" in result.out
+    last = dict(line.split(": ") for line in result.out.strip().splitlines()[-2:])
+    assert last["analysis"] == str(folder / "analysis.json") and float(last["seconds"]) > 0
+
+
+def test_a_sample_and_other_places_of_the_files(
+    out, tree, held_out, stage1_run, stage2_run, tmp_path
+):
+    moved = tree.copy(tmp_path / "moved")
+    (moved.images / held_out[0]["image"]).write_bytes(b"damaged since")
+    shutil.copy(stage1_run.folder / "best.pt", tmp_path / "species.pt")
+    copy = tmp_path / "evaluation"
+    shutil.copytree(out, copy, ignore=shutil.ignore_patterns("analysis"))
+    models = json.loads((copy / "petface_eval_models.json").read_text())
+    models["images_root"] = models["stage1"]["path"] = "gone"
+    (copy / "petface_eval_models.json").write_text(json.dumps(models))
+    result = run(
+        tmp_path, "--out-dir", copy, *FLAGS, "--images-root", moved.images, "--sample", 12,
+        "--probe-sample", 5, "--stage1-checkpoint", tmp_path / "species.pt",
+        "--stage2-folder", stage2_run.folder,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    found = json.loads((copy / "analysis/analysis.json").read_text())
+    assert (found["sample"], found["num_unreadable"], found["probe_sample"]) == (12, 1, 4)
+    slices = found["slices"]["species"]
+    assert slices["brightness"]["num"] == 11 < slices["photos_per_record"]["num"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--images-root", "/nowhere"], "no test photo below /nowhere can be read"),
+        (["--stage1-checkpoint", "SPECIALIST"], "is not the checkpoint that was evaluated"),
+        (["--stage2-folder", "/nowhere"], "/nowhere"),
+        (["--photos", "/no/such.jpg"], "/no/such.jpg"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line(out, stage2_run, tmp_path, flags, words):
+    specialist = next(stage2_run.folder.glob("*/*_best.pt"))
+    flags = [str(specialist) if flag == "SPECIALIST" else flag for flag in flags]
+    result = run(tmp_path, "--out-dir", out, *FLAGS, "--sample", 8, "--probe-sample", 2, *flags)
+    assert result.code in (1, 2)
+    assert words in result.err and "Traceback" not in result.err
+
+
+def test_as_a_module_with_a_misspelt_flag():
+    found = subprocess.run(
+        [sys.executable, "-m", "tools.analyse_errors", "--sampel", "3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 2 and "--sample" in found.stderr
+
+
+def test_the_evaluation_itself_is_not_touched(done, out, evaluation_run):
+    assert done
+    for path in evaluation_run.folder.iterdir():
+        mine = hashlib.sha256((out / path.name).read_bytes()).digest()
+        assert mine == hashlib.sha256(path.read_bytes()).digest()
