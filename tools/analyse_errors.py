@@ -8,7 +8,8 @@ Writes into OUT_DIR/analysis, all on the test part: analysis.json; mistakes.csv,
 the surest first; slices.csv, accuracy by light, sharpness, borders, size, number of photos and
 label frequency; probes.csv and probes_<head>.png, answers to shifted, scaled, turned and masked
 photos; gradcam_<head>.png, the mean Grad-CAM of each class. Pictures that show photos are in
-analysis/photos.
+analysis/photos. About a minute of one CPU core for 340 photos of 64 px, with 340 of them probed;
+probing 100 photos of 224 px takes as long.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def main() -> None:
 def ask_networks(
     work: analysis.Work, s: Any, photos: list[np.ndarray], out: Path
 ) -> tuple[int, float | None]:
-    """Ask stage 1 and then each specialist, one after the other; explain the photos (H, W, 3) given.
+    """Ask stage 1 and then each specialist, one after the other; explain the (H, W, 3) photos.
 
     Give the number of probed photos, and the share of them whose species was answered as in the
     evaluation, which may have run in another precision.
