@@ -32,6 +32,7 @@ from petface.reports import analysis, attention, mistakes, probe_figures, sheets
 from petface.reports.answers import class_numbers, read_evaluation
 from petface.reports.audit_photos import worker_count
 from petface.reports.photo_statistics import measure_photos
+from petface.reports.report_index import report_line
 from petface.settings import NonNegative, Positive, Seed, read_settings
 
 # ---- Evaluation ----
@@ -89,6 +90,7 @@ def main() -> None:
     files.write_json(out / "analysis.json", {**result, "files": files_in(out)})
     print(analysis.describe_analysis(result))
     print(f"seconds: {result['seconds']}\nanalysis: {out / 'analysis.json'}")
+    print(report_line(out.parent))
 
 
 def ask_networks(

@@ -38,7 +38,8 @@ from petface.label_errors import (
     rank_suspects,
 )
 from petface.network import Network
-from petface.reports.answers import class_numbers, read_evaluation
+from petface.reports.answers import SUMMARY, class_numbers, read_evaluation
+from petface.reports.report_index import report_line
 from petface.settings import (
     Fraction,
     NonNegative,
@@ -241,6 +242,8 @@ def list_suspects(
     files.write_json(out / FIGURES, {**identity(s, dataset), **found_before(s, dataset, figures)})
     print(f"suspects: {len(rows)}\nconfident: {sum(int(row[9] == 1) for row in rows)}")
     print(f"list: {out / LABEL_ERRORS}\nfigures: {out / FIGURES}")
+    if (out / SUMMARY).exists():  # beside an evaluation: its report shows the list
+        print(report_line(out))
 
 
 def figures_of(suspects: Suspects, labels: np.ndarray) -> dict[str, Any]:

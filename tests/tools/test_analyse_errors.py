@@ -105,7 +105,8 @@ def test_its_files_can_be_opened_and_photos_lie_apart(done, out):
         for name in entry["files"] + entry["photo_files"]:
             assert np.asarray(Image.open(folder / name)).std() > 5
     assert "probes_species.png is not drawn: matplotlib is missing" in result.out
-    last = dict(line.split(": ") for line in result.out.strip().splitlines()[-2:])
+    last = dict(line.split(": ") for line in result.out.strip().splitlines()[-3:])
+    assert last["report"] == str(out / "report.html")
     assert last["analysis"] == str(folder / "analysis.json") and float(last["seconds"]) > 0
 
 
@@ -161,6 +162,6 @@ def test_as_a_module_with_a_misspelt_flag():
 
 def test_the_evaluation_itself_is_not_touched(done, out, evaluation_run):
     assert done
-    for path in evaluation_run.folder.iterdir():
+    for path in evaluation_run.folder.glob("petface_eval_*"):
         mine = hashlib.sha256((out / path.name).read_bytes()).digest()
         assert mine == hashlib.sha256(path.read_bytes()).digest()
