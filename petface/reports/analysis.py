@@ -228,13 +228,14 @@ def describe_analysis(result: dict[str, Any]) -> str:
         f"{result['num_unreadable']:,} cannot be read; {result['probe_sample']:,} probed",
         f"slices: {chance['stand_out']} of {chance['bins']} bins stand out; about "
         f"{chance['by_chance']} would by chance",
-        f"{'':10s} {'accuracy':>9s}  change in points under",
+        f"{'':10s} {'probed':>8s} {'right, %':>9s}  change in points under",
     ]
     shown = ("outer 10 % black", "outer 10 % mean colour", "inner 50 % black", "mirrored", "grey")
     for head, entry in result["probes"].items():
         changes = {p["name"]: p["change"] * 100 for p in entry["probes"]}
         parts = ", ".join(f"{name} {changes[name]:+.1f}" for name in shown)
-        lines.append(f"{head:10s} {entry['baseline']['accuracy'] * 100:9.1f}  {parts}")
+        base = entry["baseline"]
+        lines.append(f"{head:10s} {base['num']:8,d} {base['accuracy'] * 100:9.1f}  {parts}")
     for head, entry in result["gradcam"].items():
         share, area = entry.get("border_energy_frac"), entry.get("border_area_frac")
         if share is not None and area is not None:
