@@ -129,7 +129,7 @@ def ask_networks(
                 if name == species:
                     row.append(explained(network, photo, number, head, names))
     for number, (photo, row) in enumerate(zip(s.PHOTOS, tiles, strict=True), start=1):
-        title = [str(photo), "the photo, and what speaks for the answer"]
+        title = ["/".join(Path(photo).parts[-3:]), "the photo, and what speaks for the answer"]
         sheets.draw_sheet(out / "photos" / f"gradcam_photo_{number}.png", title, row)
     before = work.answered_labels("species", rows)
     both = answers.readable & (np.array(before) != "")

@@ -189,7 +189,9 @@ def draw_probes(head: str, entry: Mapping[str, Any], path: Path) -> bool:
         f"({baseline['num']:,} test photos of {baseline['num_records']:,} records)",
         fontsize=10,
     )
-    axes.set_xlabel("points of accuracy; lines: 95 % interval")
+    has_intervals = any(p["interval_95"] for p in probes)
+    meaning = "lines: 95 % interval" if has_intervals else "too few records for intervals"
+    axes.set_xlabel(f"points of accuracy; {meaning}")
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     with files.atomic_write(path) as handle:
