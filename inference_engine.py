@@ -14,45 +14,32 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from petface import checkpoints, images, runs
-from petface.batches import (
-    OK,
-    STATUS_NAMES,
-    Decoded,
-    even_slices,
-    read_ahead,
-    worker_count,
-)
+from petface.batches import worker_count
 from petface.calibration import conformal_set
 from petface.checkpoints import CheckpointError, HeadCalibration
-from petface.dataset import Dataset, load_dataset
+from petface.dataset import load_dataset
+from petface.engines import Arithmetic, describe_model, load_stage, temperatures_of
 from petface.errors import SettingsError, UserError, run_script
-from petface.files import sha256_of_file, write_json
+from petface.files import write_json
 from petface.images import ImageError, ImageSource
-from petface.network import Network, NonFiniteError
-from petface.packing import image_source
+from petface.network import Network, NonFiniteError, Stage
+from petface.photo_samples import photos_of
+from petface.reports.answering import answer_slices, plan_slices, write_answers
 from petface.reports.answers import (
     DETAILS,
     DETAILS_FILE,
-    HEADS,
     MODELS,
     PER_IMAGE,
     PER_IMAGE_COLUMNS,
     SUMMARY,
-    class_numbers,
-    describe_answers,
-    empty_details,
-    lay_out_rows,
     read_evaluation,
 )
 from petface.reports.confusions import CONFUSIONS, write_confusions
@@ -61,15 +48,12 @@ from petface.reports.heads import read_heads
 from petface.reports.photo import HeadPrediction, Stage1Prediction, lay_out, readable
 from petface.reports.report_index import report_line
 from petface.reports.rows import ResumableCsv, ResumableRecords
-from petface.settings import NonNegative, Positive, Seed, read_settings
-from petface.splits import SPLITS
-from petface.taxonomy import UNKNOWN
+from petface.settings import Fraction, NonNegative, NonNegativeFloat, Positive, Seed, read_settings
 
 # ---- Models ----
 STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"
 STAGE2_FOLDER: str = "runs/stage2"  # holds <species>/<species>_best.pt
 DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
-PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of evaluate; single photos use fp32
 TOPK: Positive = 3  # answers shown per head for a single photo
 
 # ---- Evaluation ----
@@ -82,6 +66,13 @@ BATCH_SIZE: Positive = 64
 PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
 INTERVAL_RESAMPLES: NonNegative = 1000  # bootstrap over records for the 95 % intervals; 0 = none
+
+# ---- Arithmetic of the evaluation; single photos are computed by torch in fp32 ----
+PRECISION: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"  # fp32 = exact; see README
+ENGINE: Literal["torch", "openvino"] = "torch"  # openvino: CPUs; needs requirements-openvino.txt
+COMPILE: bool = False  # torch's compiler: 1.1 times as fast on a CPU after 6 to 17 s per network
+EXACT_MARGIN: NonNegativeFloat = 0.0  # photos whose best two logits are closer are asked in fp32
+INT8_AGREEMENT: Fraction = 0.99  # int8 is refused below this share of fp32's answers; 0 = never
 
 
 class Stage1Model:
@@ -228,14 +219,12 @@ def find_specialist(species: str, checkpoint_or_folder: str | Path) -> Path | No
 
 def _network(
     content: checkpoints.Stage1Checkpoint | checkpoints.Stage2Checkpoint,
-    heads: tuple[str, ...],
+    heads: Sequence[str],
     device: str | None,
     precision: str,
 ) -> Network:
-    fitted = [content.calibration.get(head) for head in heads]
-    temperatures = tuple(entry.temperature if entry else 1.0 for entry in fitted)
-    rule = content.preprocessing
-    return Network.build(content.model, rule, device or "auto", precision, temperatures)
+    rule, temperatures = content.preprocessing, temperatures_of(content, heads)
+    return Network.for_inference(content.model, rule, device or "auto", precision, temperatures)
 
 
 def _may_be(
@@ -269,6 +258,10 @@ def evaluate_full_dataset(
     num_workers: int = -1,
     pack: str = "",
     interval_resamples: int = 1000,
+    engine: str = "torch",
+    compiled: bool = False,
+    exact_margin: float = 0.0,
+    int8_agreement: float = 0.99,
     force: bool = False,
 ) -> dict[str, Any]:
     """Answer every image under `images_root` and write the files of an evaluation.
@@ -277,39 +270,50 @@ def evaluate_full_dataset(
     batch; the files are byte for byte those of an undisturbed one. A finished one is refused
     unless `force`. Gives the summary that is also written as JSON.
     """
+    how = Arithmetic.choose(device, precision, engine, compiled, exact_margin, int8_agreement)
     dataset = load_dataset(images_root, annotations_root, splits_file=splits_file, seed=split_seed)
     print("\n".join(dataset.notes))
-    stage1 = Stage1Model(stage1_checkpoint, device, precision)
     found = {name: find_specialist(name, stage2_folder) for name in dataset.catalog.classes}
     if missing := [name for name, path in found.items() if path is None]:
         print(f"no specialist in {stage2_folder} for: {', '.join(missing)}")
-    plan = [
-        part
-        for number in range(len(dataset.catalog.classes))
-        for part in even_slices(np.flatnonzero(dataset.catalog.class_index == number), batch_size)
-    ]
+    plan = plan_slices(dataset.catalog.class_index, batch_size)
     models: dict[str, Any] = {
-        "stage1": _describe_model(stage1_checkpoint, checkpoints.read_stage1(stage1_checkpoint)),
+        "stage1": describe_model(stage1_checkpoint, None),
         "specialists": {
-            name: _describe_model(path, checkpoints.read_stage2(path, name))
-            for name, path in found.items()
-            if path is not None
+            name: describe_model(path, name) for name, path in found.items() if path is not None
         },
         "images_root": str(images_root),
         "annotations_root": str(annotations_root),
         "splits_file": str(splits_file),
         "dataset": dataset.fingerprint(),
         "batch_size": batch_size,
-        "precision": str(stage1.network.precision),
-        "device": stage1.network.device.type,
+        **how.identity(),
     }
     identity = {
         "stage1": models["stage1"]["sha256"],
         "specialists": {name: model["sha256"] for name, model in models["specialists"].items()},
-        **{name: models[name] for name in ("dataset", "batch_size", "precision", "device")},
+        **{name: models[name] for name in ("dataset", "batch_size", *how.identity())},
         "details": str(DETAILS),
     }
     out = Path(out_dir)
+
+    def load(species: str | None) -> Stage | None:
+        """Load stage 1 (None) or a specialist, None where there is none."""
+        path = stage1_checkpoint if species is None else found[species]
+        return path and load_stage(
+            path,
+            species,
+            how,
+            identity={"dataset": models["dataset"]},
+            folder=out / "openvino",
+            photos_for=lambda rule: photos_of(dataset, pack, rule, species),
+        )
+
+    stage1 = load(None)
+    assert stage1 is not None
+    if how.precision == "int8":  # whatever is refused is refused before the work
+        for name in found:
+            load(name)
     table = ResumableCsv(out / PER_IMAGE, PER_IMAGE_COLUMNS, identity, force=force)
     records = ResumableRecords(out / DETAILS_FILE, DETAILS, len(dataset.catalog))
     with (
@@ -321,17 +325,10 @@ def evaluate_full_dataset(
         records.begin(num_rows)
         write_json(out / MODELS, models)
         bar.update(num_rows)
-        correct = answered = 0
-        for rows, details in _answer(
-            dataset, stage1, found, plan[done:], device, precision, num_workers, pack
-        ):
-            records.write(num_rows, details)
-            table.write(rows)
-            num_rows += len(rows)
-            correct += sum(row[7] == 1 for row in rows)
-            answered += sum(row[7] != "" for row in rows)
-            bar.set_postfix_str(f"species {correct / max(answered, 1):.4f}", refresh=False)
-            bar.update(len(rows))
+        answers = answer_slices(
+            dataset, stage1, load, plan[done:], num_workers=worker_count(num_workers), pack=pack
+        )
+        write_answers(answers, records, table, num_rows, bar)
         records.finish()
         # Before the table has its final name: one that has it is refused, not summarised again.
         evaluation = read_evaluation(out, table.unfinished)
@@ -341,127 +338,6 @@ def evaluate_full_dataset(
         write_json(out / SUMMARY, summary)
         table.finish()
     return summary
-
-
-def _describe_model(
-    path: str | Path, content: checkpoints.Stage1Checkpoint | checkpoints.Stage2Checkpoint
-) -> dict[str, Any]:
-    """Say which checkpoint was asked, with the names of its classes and what was fitted."""
-    is_stage1 = isinstance(content, checkpoints.Stage1Checkpoint)
-    return {
-        "path": str(path),
-        "sha256": sha256_of_file(path),
-        "preprocessing": asdict(content.preprocessing),
-        "heads": {"species": content.classes} if is_stage1 else content.vocabularies,
-        "calibration": {head: asdict(fitted) for head, fitted in content.calibration.items()},
-    }
-
-
-def _answer(
-    dataset: Dataset,
-    stage1: Stage1Model,
-    found: dict[str, Path | None],
-    plan: list[np.ndarray],
-    device: str | None,
-    precision: str,
-    num_workers: int,
-    pack: str,
-) -> Iterator[tuple[list[list[object]], np.ndarray]]:
-    """Yield rows and details of each slice of `plan`; one specialist at a time on the device."""
-    catalog = dataset.catalog
-    for number, species in enumerate(catalog.classes):
-        slices = [part for part in plan if catalog.class_index[part[0]] == number]
-        if not slices:
-            continue
-        path = found[species]
-        specialist = path and Stage2Model.load_for_species(species, path, device, precision)
-        rules = [model.network.preprocessing for model in (stage1, specialist) if model]
-        # the same pixels for both stages are made once
-        source = image_source(catalog, pack, *{(r.size_px, r.resize): r for r in rules}.values())
-        truth = dataset.image_label_names(species)  # {feature: (images of the species,) str}
-        decoded = read_ahead(source, slices, worker_count(num_workers))
-        for part, item in zip(slices, decoded, strict=True):
-            yield _rows(dataset, species, part, item, stage1, specialist, truth)
-
-
-def _rows(
-    dataset: Dataset,
-    species: str,
-    part: np.ndarray,
-    item: Decoded,
-    stage1: Stage1Model,
-    specialist: Stage2Model | None,
-    truth: dict[str, np.ndarray],
-) -> tuple[list[list[object]], np.ndarray]:
-    """Answer one slice: rows in the order of `PER_IMAGE_COLUMNS`, and their `DETAILS`."""
-    catalog = dataset.catalog
-    first = int(np.searchsorted(catalog.class_index, catalog.classes.index(species)))
-    status = [STATUS_NAMES[code] for code in item.status]
-    species_cells: list[list[object]] = [["", "", ""] for _ in part]
-    head_cells: list[dict[str, list[object]]] = [{} for _ in part]
-    details = np.empty(len(part), DETAILS)
-    for head in HEADS:
-        details[head] = empty_details(len(part))
-    readable = np.flatnonzero(item.status == OK)  # places in the slice
-    if len(readable):
-        true = np.full(len(readable), class_numbers([species], stage1.classes)[0])
-        (found,) = _describe(stage1.network, item.arrays[0], [true])
-        details["species"][readable] = found
-        is_right = np.zeros(len(readable), bool)
-        for row, place in enumerate(readable.tolist()):
-            k, p = int(found["top"][row, 0]), found["top_prob"][row, 0]
-            if k < 0:
-                status[place] = "non_finite"
-                continue
-            is_right[row] = stage1.classes[k] == species
-            species_cells[place] = [stage1.classes[k], f"{p:.6f}", int(is_right[row])]
-        asked = readable[is_right]
-        if specialist is None:
-            for place in asked.tolist():
-                status[place] = "no_specialist"
-        elif len(asked):
-            pixels = item.arrays[-1][torch.from_numpy(is_right)]
-            labels = [
-                class_numbers(truth[head][part[asked] - first], specialist.vocabularies[head])
-                if head in truth
-                else np.full(len(asked), UNKNOWN)
-                for head in specialist.heads
-            ]
-            answers = _describe(specialist.network, pixels, labels)
-            for head, found in zip(specialist.heads, answers, strict=True):
-                details[head][asked] = found
-                for place, k, p in zip(
-                    asked.tolist(),
-                    found["top"][:, 0].tolist(),
-                    found["top_prob"][:, 0],
-                    strict=True,
-                ):
-                    if k < 0:
-                        status[place] = "non_finite"
-                    else:
-                        head_cells[place][head] = [specialist.vocabularies[head][k], f"{p:.6f}"]
-    records = catalog.record_index[part]
-    rows = lay_out_rows(
-        images=[os.fsdecode(catalog.relative_path(index)) for index in part.tolist()],
-        species=species,
-        records=catalog.record_names[records].tolist(),
-        splits=[SPLITS[number] for number in dataset.record_split[records]],
-        status=status,
-        species_cells=species_cells,
-        truth={feature: names[part - first] for feature, names in truth.items()},
-        head_cells=head_cells,
-    )
-    return rows, details
-
-
-def _describe(network: Network, pixels: Tensor, true: list[np.ndarray]) -> list[np.ndarray]:
-    """Answer (B, size, size, 3) uint8: per head (B,) of `HEAD_DETAILS`."""
-    outputs = network.answer_pixels(pixels)
-    temperatures = network.temperatures or (1.0,) * len(outputs)
-    return [
-        describe_answers(logits.numpy(), labels, temperature)
-        for logits, labels, temperature in zip(outputs, true, temperatures, strict=True)
-    ]
 
 
 def main() -> int:
@@ -486,6 +362,10 @@ def main() -> int:
             num_workers=s.NUM_WORKERS,
             pack=s.PACK,
             interval_resamples=s.INTERVAL_RESAMPLES,
+            engine=s.ENGINE,
+            compiled=s.COMPILE,
+            exact_margin=s.EXACT_MARGIN,
+            int8_agreement=s.INT8_AGREEMENT,
             force="force" in s.switches,
         )
         print(describe_summary(summary))

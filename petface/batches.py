@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -97,7 +97,7 @@ class FileImages:
 
 def read_ahead(
     source: ImageReader, slices: Sequence[np.ndarray], num_workers: int, *, depth: int = 3
-) -> Iterator[Decoded]:
+) -> Generator[Decoded, None, None]:
     """Yield `source.read(s)` for each slice in order, decoded ahead of the consumer.
 
     `num_workers` 0 decodes in one thread of this process, more in that many worker processes. What

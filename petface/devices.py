@@ -63,11 +63,12 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
         if device.type == "cuda":
             wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         else:
-            wanted = "bf16" if _cpu_has_bf16() else "fp32"
+            wanted = "bf16" if cpu_has_bf16() else "fp32"
     return Precision({"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted])
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
+    """Tell whether the CPU computes in bfloat16; elsewhere it is slower than float32."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from petface import images
 from petface.augment import normalise, to_float
 from petface.devices import Precision, choose_device, choose_precision
 from petface.errors import UserError
+from petface.folding import fold_batchnorm
 from petface.images import ImageSource, Preprocessing
 from petface.models import backbones
 
@@ -21,7 +24,30 @@ class NonFiniteError(UserError):
     """A network answered with NaN or infinity: there is no class to name."""
 
 
+class Answerer(Protocol):
+    """What answers batches of pixels: a `Network`, `ExactWhereClose`, another engine's."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Say how images must be prepared."""
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Give what the logits of each head are divided by; empty = all 1."""
+
+    def answer_pixels(self, pixels: Tensor) -> Outputs:
+        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
+
+
 @dataclass(frozen=True, eq=False)
+class Stage:
+    """What answers, and the class names of each of its heads in the order of its outputs."""
+
+    network: Answerer
+    names: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(eq=False)
 class Network:
     """A model of one head or several, and everything that its input and arithmetic depend on."""
 
@@ -30,6 +56,8 @@ class Network:
     device: torch.device
     precision: Precision
     temperatures: tuple[float, ...] = ()  # per head, in the order of the outputs; empty = all 1
+    is_cast: bool = False  # the convolutions hold the precision's type: no autocast needed
+    max_rows: int | None = None  # at once in `answer_pixels`; found where memory runs out
 
     @classmethod
     def build(
@@ -44,6 +72,35 @@ class Network:
         on = choose_device(device)
         return cls(model, preprocessing, on, choose_precision(precision, on), temperatures)
 
+    @classmethod
+    def for_inference(
+        cls,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        device: str,
+        precision: str,
+        temperatures: tuple[float, ...] = (),
+        compiled: bool = False,
+    ) -> Network:
+        """Build a network that is never trained: BatchNorm folded, convolutions cast once.
+
+        Its linear heads compute in float32, so that close classes do not tie. `compiled`: by
+        torch's compiler, at the first batch.
+        """
+        num_left = fold_batchnorm(model.requires_grad_(False))
+        network = cls.build(model, preprocessing, device, precision, temperatures)
+        dtype = network.precision.dtype
+        if dtype is not None and not num_left:
+            network.is_cast = True
+            for module in model.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.to(dtype)
+                elif isinstance(module, nn.Linear):
+                    module.register_forward_pre_hook(_as_float)
+        if compiled:
+            model.compile(dynamic=True, options={"freezing": True})
+        return network
+
     def __post_init__(self) -> None:
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -57,8 +114,11 @@ class Network:
     def __call__(self, x: Tensor) -> Outputs:
         """(B, 3, H, W) float in [0, 1] -> logits of each head, in the network's precision."""
         x = normalise(x, self.preprocessing.mean, self.preprocessing.std)
-        with self.precision.autocast(self.device):
-            out = self.model(x)
+        if self.is_cast:
+            out = self.model(x.to(self.precision.dtype))
+        else:
+            with self.precision.autocast(self.device):
+                out = self.model(x)
         return (out,) if isinstance(out, Tensor) else out
 
     @torch.inference_mode()
@@ -67,9 +127,24 @@ class Network:
         return tuple(head.float() for head in self(to_float(batch)))
 
     def answer_pixels(self, pixels: Tensor) -> Outputs:
-        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
-        outputs = self.logits(pixels.permute(0, 3, 1, 2).to(self.device))
-        return tuple(logits.cpu() for logits in outputs)
+        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU.
+
+        Where the device's memory does not hold the batch, it is halved; later batches too.
+        """
+        most = min(len(pixels), self.max_rows or len(pixels))
+        try:
+            parts = [
+                self.logits(part.permute(0, 3, 1, 2).to(self.device)) for part in pixels.split(most)
+            ]
+        except torch.OutOfMemoryError:
+            if most == 1:
+                raise
+            self.max_rows = (most + 1) // 2
+        else:
+            return tuple(torch.cat(head).cpu() for head in zip(*parts, strict=True))
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self.answer_pixels(pixels)
 
     @torch.inference_mode()
     def logits_and_means(self, pixels: Tensor, backbone: str) -> tuple[Outputs, Tensor]:
@@ -114,3 +189,52 @@ class Network:
         if any(bool(torch.isnan(head).any()) for head in heads):
             raise NonFiniteError("the network's answer is not finite; check the checkpoint")
         return heads
+
+
+@dataclass(eq=False)
+class ExactWhereClose:
+    """A fast network whose close calls are decided by an exact one.
+
+    A photo is asked again, for all heads, where the best two logits of a head lie less than
+    `margin` apart.
+    """
+
+    fast: Answerer
+    exact: Answerer
+    margin: float
+    num_asked: int = 0
+    num_asked_again: int = 0
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Give the fast network's, which is the exact one's too."""
+        return self.fast.preprocessing
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Give the fast network's, which are the exact one's too."""
+        return self.fast.temperatures
+
+    def answer_pixels(self, pixels: Tensor) -> Outputs:
+        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
+        outputs = self.fast.answer_pixels(pixels)
+        is_close = torch.stack([top_margin(head) < self.margin for head in outputs]).any(dim=0)
+        self.num_asked += len(pixels)
+        self.num_asked_again += int(is_close.sum())
+        if is_close.any():
+            again = self.exact.answer_pixels(pixels[is_close])
+            for head, better in zip(outputs, again, strict=True):
+                head[is_close] = better
+        return outputs
+
+
+def top_margin(logits: Tensor) -> Tensor:
+    """Give how far the best logit lies above the second, (B, K) -> (B,); infinity for one class."""
+    if logits.shape[1] < 2:
+        return torch.full((len(logits),), torch.inf)
+    best = logits.topk(2, dim=1).values
+    return best[:, 0] - best[:, 1]
+
+
+def _as_float(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() for x in inputs)

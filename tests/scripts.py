@@ -186,19 +186,19 @@ class KillWhileWritingRows:
     def __call__(self) -> None:
         from petface.reports.rows import ResumableCsv
 
-        calls, write = [0], ResumableCsv.write
+        calls, write = [0], ResumableCsv.write_lines
 
-        def counting(table, rows):
+        def counting(table, text):
             calls[0] += 1
             if calls[0] < self.batch:
-                return write(table, rows)
+                return write(table, text)
             before = table._handle.seek(0, os.SEEK_END)
-            write(table, rows)
+            write(table, text)
             after = table._handle.seek(0, os.SEEK_END)
             table._handle.truncate(before + int((after - before) * self.share))
             return os.kill(os.getpid(), signal.SIGKILL)
 
-        ResumableCsv.write = counting
+        ResumableCsv.write_lines = counting
 
 
 @dataclass(frozen=True)

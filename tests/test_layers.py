@@ -14,7 +14,7 @@ SCRIPTS = ("train_resnet_minority_aug_dynamic", "stage2_resnet_multi", "inferenc
 LAYERS = [
     {"errors"},
     {"files"},
-    {"taxonomy", "settings", "distributed", "devices"},
+    {"taxonomy", "settings", "distributed", "devices", "folding"},
     {
         "images",
         "catalog",
@@ -29,11 +29,12 @@ LAYERS = [
         "label_errors",
         "probes",
     },
-    {"sources", "annotations", "splits", "sampling", "checkpoints", "network"},
+    {"sources", "annotations", "splits", "sampling", "checkpoints", "network", "openvino_network"},
     {"dataset", "batches", "runs", "gradcam"},
     {"pack"},
     {"packing"},
-    {"engine", "calibration", "features", "strangers", "reports", "export"},
+    {"photo_samples"},
+    {"engine", "engines", "calibration", "features", "strangers", "reports", "export"},
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 FOLDERS = {"models", "settings", "sources", "reports"}

@@ -104,11 +104,16 @@ class ResumableCsv:
         return num_batches
 
     def write(self, rows: Sequence[Sequence[object]]) -> None:
-        """Append whole rows in one write; text cells go through `files.safe_cell`.
+        """Append whole rows in one write; text cells go through `files.safe_cell`."""
+        self.write_lines(
+            "".join(files.csv_line([files.safe_cell(cell) for cell in row]) for row in rows)
+        )
+
+    def write_lines(self, text: str) -> None:
+        """Append whole rows that are laid out already, in one write.
 
         On a full disk `UserError` names path and free bytes, and the table ends on a whole row.
         """
-        text = "".join(files.csv_line([files.safe_cell(cell) for cell in row]) for row in rows)
         left = memoryview(text.encode("utf-8", "backslashreplace"))
         begin = self._handle.seek(0, os.SEEK_END)
         try:

@@ -1,0 +1,220 @@
+"""How an evaluation computes: by torch or by OpenVINO, in which precision, and how exactly."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from petface import checkpoints, openvino_network
+from petface.checkpoints import Stage1Checkpoint, Stage2Checkpoint
+from petface.devices import choose_device, choose_precision
+from petface.errors import SettingsError, UserError
+from petface.files import sha256_of_file
+from petface.images import Preprocessing
+from petface.network import Answerer, ExactWhereClose, Network, Stage
+from petface.photo_samples import Photos
+
+NUM_QUANTISE, NUM_COMPARE = 256, 512  # photos at most: of the training, of the validation part
+_AT_ONCE = 32  # photos
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Settings of an evaluation's arithmetic; make it with `choose`, which resolves "auto"."""
+
+    device: str
+    precision: str
+    engine: str
+    compiled: bool
+    exact_margin: float
+    int8_agreement: float
+
+    @classmethod
+    def choose(
+        cls,
+        device: str | None,
+        precision: str,
+        engine: str = "torch",
+        compiled: bool = False,
+        exact_margin: float = 0.0,
+        int8_agreement: float = 0.99,
+    ) -> Arithmetic:
+        """Resolve device and precision; `SettingsError` for what does not go together."""
+        on = choose_device(device or "auto")
+        if engine == "openvino":
+            if on.type != "cpu":
+                raise SettingsError('ENGINE openvino computes on the CPU: set DEVICE = "cpu"')
+            if compiled:
+                raise SettingsError("COMPILE is torch's: leave it off with ENGINE openvino")
+            precision = openvino_network.choose_precision(precision)
+            openvino_network.versions(precision)  # missing packages are named before the work
+        elif precision == "int8":
+            raise SettingsError('PRECISION int8 needs ENGINE = "openvino"')
+        else:
+            precision = str(choose_precision(precision, on))
+        return cls(str(on), precision, engine, compiled, exact_margin, int8_agreement)
+
+    def identity(self) -> dict[str, Any]:
+        """Give JSON values that differ wherever the answers might."""
+        packages = {"torch": str(torch.__version__)}
+        if self.engine == "openvino":
+            packages = openvino_network.versions(self.precision)
+        return {
+            "engine": self.engine,
+            "packages": packages,
+            "precision": self.precision,
+            "device": torch.device(self.device).type,
+            "compiled": self.compiled,
+            "exact_margin": self.exact_margin,
+        }
+
+
+def load_stage(
+    path: str | Path,
+    species: str | None,
+    how: Arithmetic,
+    *,
+    identity: Mapping[str, Any],
+    folder: Path,
+    photos_for: Callable[[Preprocessing], Photos],
+) -> Stage:
+    """Read stage 1 (`species` None) or a specialist, ready to answer.
+
+    OpenVINO's models are kept in `folder` under `identity`, JSON values that name the dataset.
+    """
+    content: Stage1Checkpoint | Stage2Checkpoint
+    if species is None:
+        content = checkpoints.read_stage1(path)
+        names = {"species": content.classes}
+    else:
+        content = checkpoints.read_stage2(path, species)
+        names = {head: content.vocabularies[head] for head in content.model.head_names}
+    network = _build(
+        content.model,
+        content.preprocessing,
+        temperatures_of(content, list(names)),
+        how,
+        name=str(path),
+        head_names=list(names),
+        identity={**identity, "checkpoint": sha256_of_file(path)},
+        folder=folder,
+        photos=photos_for(content.preprocessing),
+    )
+    return Stage(network, names)
+
+
+def temperatures_of(
+    content: Stage1Checkpoint | Stage2Checkpoint, heads: Sequence[str]
+) -> tuple[float, ...]:
+    """Give the fitted temperature of each head, 1.0 where nothing was fitted."""
+    fitted = [content.calibration.get(head) for head in heads]
+    return tuple(entry.temperature if entry else 1.0 for entry in fitted)
+
+
+def describe_model(path: str | Path, species: str | None) -> dict[str, Any]:
+    """Say which checkpoint is asked, with the names of its classes and what was fitted."""
+    content: Stage1Checkpoint | Stage2Checkpoint
+    if species is None:
+        content = checkpoints.read_stage1(path)
+        heads = {"species": content.classes}
+    else:
+        content = checkpoints.read_stage2(path, species)
+        heads = content.vocabularies
+    return {
+        "path": str(path),
+        "sha256": sha256_of_file(path),
+        "preprocessing": asdict(content.preprocessing),
+        "heads": heads,
+        "calibration": {head: asdict(fitted) for head, fitted in content.calibration.items()},
+    }
+
+
+def _build(
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    temperatures: tuple[float, ...],
+    how: Arithmetic,
+    *,
+    name: str,
+    head_names: Sequence[str],
+    identity: dict[str, Any],
+    folder: Path,
+    photos: Photos,
+) -> Answerer:
+    """Make a network in evaluation mode ready to answer; `model` is used up.
+
+    int8 is refused (`UserError`) where it gives too few of the answers that float32 gives, on
+    validation photos.
+    """
+    exact = None
+    if how.exact_margin or how.engine == "openvino":
+        whole = model if how.engine == "openvino" else copy.deepcopy(model)
+        exact = Network.for_inference(whole, preprocessing, how.device, "fp32", temperatures)
+    if how.engine == "torch":
+        fast: Answerer = Network.for_inference(
+            model, preprocessing, how.device, how.precision, temperatures, how.compiled
+        )
+        return _careful(fast, exact, how)
+    if how.precision != "int8":  # int8's scales come from photos of the dataset, too
+        identity = {key: identity[key] for key in ("checkpoint",)}
+    fast, card = openvino_network.load_or_convert(
+        model,
+        preprocessing,
+        temperatures,
+        precision=how.precision,
+        folder=folder,
+        identity=identity,
+        sample=lambda: photos("train", NUM_QUANTISE),
+    )
+    network = _careful(fast, exact, how)
+    if how.precision == "int8":
+        assert exact is not None
+        kept = card.get("agreement", {})
+        if kept.get("exact_margin") != how.exact_margin:
+            pixels = photos("val", NUM_COMPARE)
+            equal = agreement(network, exact, pixels) if len(pixels) else [1.0] * len(head_names)
+            kept = {
+                "exact_margin": how.exact_margin,
+                "num": len(pixels),
+                "equal": dict(zip(head_names, equal, strict=True)),
+            }
+            openvino_network.note(folder, card["key"], agreement=kept)
+        _refuse_below(how.int8_agreement, kept, name)
+    return network
+
+
+def _careful(fast: Answerer, exact: Network | None, how: Arithmetic) -> Answerer:
+    """Decide close calls by float32 where that is wanted."""
+    if how.exact_margin and how.precision != "fp32":
+        assert exact is not None
+        return ExactWhereClose(fast, exact, how.exact_margin)
+    return fast
+
+
+def _refuse_below(least: float, found: dict[str, Any], name: str) -> None:
+    shares = ", ".join(f"{head} {share:.4f}" for head, share in found["equal"].items())
+    print(f"int8 {name}: equal to fp32 on {found['num']} validation photos: {shares}", flush=True)
+    if found["num"] == 0 and least > 0:
+        why = "there is no validation photo to compare int8 with fp32"
+    elif found["num"] and min(found["equal"].values()) < least:
+        why = f"int8 gives fewer than {least:.2%} of fp32's answers ({shares})"
+    else:
+        return
+    raise UserError(
+        f"{name}: {why}; take PRECISION bf16, raise EXACT_MARGIN, or lower INT8_AGREEMENT"
+    )
+
+
+def agreement(network: Answerer, exact: Answerer, pixels: Tensor) -> list[float]:
+    """Give the share of equal answers per head on (N, size, size, 3) uint8."""
+    equal = []
+    for part in pixels.split(_AT_ONCE):
+        pairs = zip(network.answer_pixels(part), exact.answer_pixels(part), strict=True)
+        equal.append(torch.stack([one.argmax(1) == other.argmax(1) for one, other in pairs]))
+    return [float(share) for share in torch.cat(equal, dim=1).double().mean(dim=1)]
