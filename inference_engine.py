@@ -71,7 +71,7 @@ INTERVAL_RESAMPLES: NonNegative = 1000  # bootstrap over records for the 95 % in
 PRECISION: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"  # fp32 = exact; see README
 ENGINE: Literal["torch", "openvino"] = "torch"  # openvino: CPUs; needs requirements-openvino.txt
 COMPILE: bool = False  # torch's compiler: 1.1 times as fast on a CPU after 6 to 17 s per network
-EXACT_MARGIN: NonNegativeFloat = 0.0  # photos whose best two logits are closer are asked in fp32
+EXACT_MARGIN: NonNegativeFloat = 0.02  # closer best two logits are decided in fp32; 0 = off
 INT8_AGREEMENT: Fraction = 0.99  # int8 is refused below this share of fp32's answers; 0 = never
 
 

@@ -199,6 +199,7 @@ def _careful(fast: Answerer, exact: Network | None, how: Arithmetic) -> Answerer
 
 def _refuse_below(least: float, found: dict[str, Any], name: str) -> None:
     shares = ", ".join(f"{head} {share:.4f}" for head, share in found["equal"].items())
+    shares = shares if found["num"] else "not measured"
     print(f"int8 {name}: equal to fp32 on {found['num']} validation photos: {shares}", flush=True)
     if found["num"] == 0 and least > 0:
         why = "there is no validation photo to compare int8 with fp32"
