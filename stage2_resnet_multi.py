@@ -98,6 +98,7 @@ SAMPLER_ALPHA: NonNegativeFloat = 1.0  # 1 = classes equally often, 0 = as they 
 TAIL_QUANTILE: Fraction = 0.5  # minority = classes of that head up to this quantile; 0 = smallest
 BASE_AUGMENT: Literal["none", "mild", "strong"] = "mild"
 TAIL_AUGMENT: Literal["none", "mild", "strong"] = "strong"  # for minority classes
+AUGMENT_MODE: Literal["exact", "fast"] = "exact"  # fast: all colours in one step, nearly the same
 TOP_SUPPORT: NonNegative = 10  # classes listed one by one in eval_summary_stage2.txt
 
 
@@ -314,6 +315,7 @@ def make_job(
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),
         freeze_batchnorm=s.FREEZE_BATCHNORM,
+        augment_mode=s.AUGMENT_MODE,
         failures=runs.FailureLog(
             run, dataset.catalog, sum(map(len, parts.values())), s.MAX_BAD_FRACTION
         ),

@@ -96,6 +96,7 @@ PERF_ALPHA: NonNegativeFloat = 0.5  # strength of the difficulty adaptation; 0 =
 RECALL_SPLIT: Literal["val", "train"] = "val"  # whose recall per class tells the difficulty
 BASE_AUGMENT: Literal["none", "mild", "strong"] = "mild"
 TAIL_AUGMENT: Literal["none", "mild", "strong"] = "strong"  # for minority classes
+AUGMENT_MODE: Literal["exact", "fast"] = "exact"  # fast: all colours in one step, nearly the same
 
 
 def main() -> int:
@@ -276,6 +277,7 @@ def make_job(
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),
         freeze_batchnorm=s.FREEZE_BATCHNORM,
+        augment_mode=s.AUGMENT_MODE,
         failures=runs.FailureLog(run, dataset.catalog, num_images, s.MAX_BAD_FRACTION),
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from petface import metrics
-from petface.augment import AugmentRegime, augment_batch
+from petface.augment import AugmentMode, AugmentRegime, augment_batch
 from petface.batches import Batch, ImageReader, Samples, batches
 from petface.errors import UserError
 from petface.models.multi_head import train_mode
@@ -37,6 +37,7 @@ class Job:
     num_workers: int
     failures: FailureLog
     freeze_batchnorm: bool = False  # statistics stay as they came with the first weights
+    augment_mode: AugmentMode = "exact"
 
     def batches(self, samples: Samples, order: np.ndarray, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of a pass; unreadable images go into the failure log."""
@@ -138,7 +139,11 @@ def train_epoch(
                 step_seed = _step_seed(seed, state.epoch, batch.step)
                 torch.manual_seed(step_seed)  # dropout
                 x = augment_batch(
-                    batch.images, batch.is_tail, *regimes, generator.manual_seed(step_seed)
+                    batch.images,
+                    batch.is_tail,
+                    *regimes,
+                    generator.manual_seed(step_seed),
+                    mode=job.augment_mode,
                 )
                 value = job.loss(job.network(x), batch)
                 finite = _update(value, progress.optimizer, progress.scaler)

@@ -10,7 +10,7 @@ PACKAGE = REPOSITORY / "petface"
 SCRIPTS = ("train_resnet_minority_aug_dynamic", "stage2_resnet_multi", "inference_engine")
 
 # A line may import the lines above it. Within a line nothing imports its neighbour; inside the
-# folders (models, settings, sources, reports) the files may import each other.
+# folders (augment, models, settings, sources, reports) the files may import each other.
 LAYERS = [
     {"errors"},
     {"files"},
@@ -37,7 +37,7 @@ LAYERS = [
     {"engine", "engines", "calibration", "features", "strangers", "reports", "export"},
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
-FOLDERS = {"models", "settings", "sources", "reports"}
+FOLDERS = {"augment", "models", "settings", "sources", "reports"}
 
 MAX_LINES = {"trainer": 440, "module": 300}
 
