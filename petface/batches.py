@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from petface.images import ImageError, Preprocessing
 
 OK, UNREADABLE, TOO_LARGE = 0, 1, 2  # what became of an image, one byte each
 STATUS_NAMES = ("ok", "unreadable", "too_large")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,10 +115,18 @@ def read_ahead(
         for arrays, status, failures in loader:
             yield Decoded(arrays, status.numpy(), failures)
         return
-    ready: queue.Queue[Decoded | BaseException] = queue.Queue(maxsize=depth)
+    yield from in_thread((source.read(part) for part in slices), depth)
+
+
+def in_thread(items: Iterator[Item], depth: int) -> Iterator[Item]:
+    """Yield `items` in order, made in one thread up to `depth` ahead of the consumer.
+
+    What making an item raises is raised here. A consumer that leaves early ends the thread.
+    """
+    ready: queue.Queue[Item | _Raised | None] = queue.Queue(maxsize=depth)
     left = threading.Event()
 
-    def hand_over(item: Decoded | BaseException) -> None:
+    def hand_over(item: Item | _Raised | None) -> None:
         while not left.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -127,24 +136,32 @@ def read_ahead(
 
     def work() -> None:
         try:
-            for part in slices:
+            for item in items:
+                hand_over(item)
                 if left.is_set():
                     return
-                hand_over(source.read(part))
+            hand_over(None)
         except BaseException as error:  # handed over and raised where it can be seen
-            hand_over(error)
+            hand_over(_Raised(error))
+        finally:
+            if isinstance(items, Generator):
+                items.close()
 
     thread = threading.Thread(target=work, daemon=True, name="decode")
     thread.start()
     try:
-        for _ in slices:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
+        while (item := ready.get()) is not None:
+            if isinstance(item, _Raised):
+                raise item.error
             yield item
     finally:
         left.set()
         thread.join()
+
+
+@dataclass(frozen=True)
+class _Raised:
+    error: BaseException
 
 
 def batches(
@@ -160,7 +177,43 @@ def batches(
     """Yield device batches of `samples` in `order` (n,) from `first_step` on.
 
     Batches hold `batch_size` images or a few fewer: sizes are evened out, so that no batch is tiny.
+    To a CUDA device the next batch is uploaded while this one is computed on.
     """
+    made = _make_batches(source, samples, order, batch_size, device, num_workers, first_step)
+    if device.type != "cuda":
+        yield from made
+        return
+    for batch, uploaded in in_thread(_on_stream(made, torch.cuda.Stream(device)), 1):
+        here = torch.cuda.current_stream(device)
+        here.wait_event(uploaded)
+        for tensor in (batch.images, *batch.labels.values()):
+            tensor.record_stream(here)  # its memory is not used again before `here` is through
+        yield batch
+
+
+def _on_stream(
+    made: Iterator[Batch], stream: torch.cuda.Stream
+) -> Iterator[tuple[Batch, torch.cuda.Event]]:
+    """Make each batch on `stream`; the event is over when its upload is."""
+    while True:
+        with torch.cuda.stream(stream):
+            batch = next(made, None)
+            if batch is None:
+                return
+            uploaded = torch.cuda.Event()
+            uploaded.record(stream)
+        yield batch, uploaded
+
+
+def _make_batches(
+    source: ImageReader,
+    samples: Samples,
+    order: np.ndarray,
+    batch_size: int,
+    device: torch.device,
+    num_workers: int,
+    first_step: int,
+) -> Iterator[Batch]:
     slices = even_slices(order, batch_size)[first_step:]
     decoded = read_ahead(source, [samples.images[part] for part in slices], num_workers)
     for step, (part, item) in enumerate(zip(slices, decoded, strict=True), start=first_step):
