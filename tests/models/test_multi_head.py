@@ -76,3 +76,14 @@ def test_unfrozen_batch_norm_learns(model) -> None:
     multi_head.train_mode(model)
     assert all(module.training for module in model.modules())
     assert isinstance(model.body, type(backbones.build_body("resnet18")))
+
+
+def test_nothing_before_the_first_trained_stage_records_gradients() -> None:
+    model = multi_head._MultiHeadModel({"breed": 3})
+    multi_head.unfreeze(model, ("layer4",))
+    multi_head.train_mode(model)
+    recorded = {}
+    for name, stage in model.body.named_children():
+        stage.register_forward_hook(lambda *io, n=name: recorded.update({n: io[2].requires_grad}))
+    model(torch.rand(2, 3, 32, 32))
+    assert not recorded["conv1"] and not recorded["layer3"] and recorded["layer4"]
