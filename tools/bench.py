@@ -178,10 +178,12 @@ def evaluation(quick: bool) -> None:
     if importlib.util.find_spec("tools.bench_evaluation") is None:
         print("\nevaluation: tools/bench_evaluation.py is not there")
         return
-    command = [sys.executable, "-m", "tools.bench_evaluation", *(["--quick"] if quick else [])]
-    print(f"\nevaluation: {' '.join(command[1:])}", flush=True)
-    if (code := subprocess.run(command, check=False).returncode) != 0:
-        print(f"evaluation: left with code {code}")
+    with tempfile.TemporaryDirectory() as folder:  # of a quick look no file stays
+        small = ["--photos", "64", "--rounds", "2", "--out", folder] if quick else []
+        command = [sys.executable, "-m", "tools.bench_evaluation", *small]
+        print(f"\nevaluation: {' '.join(command[1:])}", flush=True)
+        if (code := subprocess.run(command, check=False).returncode) != 0:
+            print(f"evaluation: left with code {code}")
 
 
 if __name__ == "__main__":
