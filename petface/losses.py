@@ -20,6 +20,7 @@ def masked_cross_entropy(
     targets: Tensor,
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
+    total: Tensor | None = None,
 ) -> Tensor:
     """Average the cross-entropy over the rows whose label is known.
 
@@ -30,33 +31,41 @@ def masked_cross_entropy(
     that sum is 0 (nothing known, all weights zero) or K is 0. Non-finite logits in a row of unknown
     label are not looked at; in a known row they make the loss NaN. Label smoothing: Szegedy et al.
     2016, arXiv 1512.00567.
+
+    Where the rows are part of a larger batch, `total` is the `known_weight` of the whole batch: the
+    parts' losses then sum to the loss of the whole.
     """
     assert 0.0 <= label_smoothing <= 1.0, label_smoothing
     if logits.shape[1] == 0:
         return logits.float().sum()
     known, index, log_p = _known_log_probabilities(logits, targets)
     weight = _weight_of_target(class_weights, known, index)
+    total = weight.sum() if total is None else total
     loss = -weight * log_p.gather(1, index[:, None])[:, 0]
     if label_smoothing > 0.0:
         spread = -(log_p if class_weights is None else log_p * class_weights.float()).mean(dim=1)
         # a batch whose known targets all weigh nothing is 0 as a whole, not divided by 1 below
-        spread = torch.where(known & (weight.sum() > 0), spread, 0.0)
+        spread = torch.where(known & (total > 0), spread, 0.0)
         loss = (1.0 - label_smoothing) * loss + label_smoothing * spread
-    return _weighted_mean(loss, weight)
+    return _divide(loss.sum(), total)
 
 
 def masked_focal_loss(
-    logits: Tensor, targets: Tensor, gamma: float, class_weights: Tensor | None = None
+    logits: Tensor,
+    targets: Tensor,
+    gamma: float,
+    class_weights: Tensor | None = None,
+    total: Tensor | None = None,
 ) -> Tensor:
     """Average the focal loss -w (1 - p)^gamma log p over the rows whose label is known.
 
-    Shapes, types, normalisation and the cases that give 0 are those of `masked_cross_entropy`,
-    which this is at gamma = 0. Source: Lin et al. 2017, arXiv 1708.02002, equation 5, with the
-    class weight as alpha.
+    Shapes, types, normalisation, `total` and the cases that give 0 are those of
+    `masked_cross_entropy`, which this is at gamma = 0. Source: Lin et al. 2017, arXiv 1708.02002,
+    equation 5, with the class weight as alpha.
     """
     assert gamma >= 0.0, gamma
     if gamma == 0.0 or logits.shape[1] == 0:
-        return masked_cross_entropy(logits, targets, class_weights)
+        return masked_cross_entropy(logits, targets, class_weights, total=total)
     known, index, log_p = _known_log_probabilities(logits, targets)
     weight = _weight_of_target(class_weights, known, index)
     # log(1 - p) is summed from the other classes: 1 - exp(log p) loses every digit near p = 1, and
@@ -65,7 +74,7 @@ def masked_focal_loss(
     others = log_p.scatter(1, index[:, None], torch.finfo(torch.float32).min)
     modulation = torch.exp(gamma * others.logsumexp(dim=1))
     loss = -weight * modulation * log_p.gather(1, index[:, None])[:, 0]
-    return _weighted_mean(loss, weight)
+    return _divide(loss.sum(), weight.sum() if total is None else total)
 
 
 def specialist_loss(
@@ -73,18 +82,27 @@ def specialist_loss(
     targets: Mapping[str, Tensor],
     class_weights: Mapping[str, Tensor | None],
     gamma: float,
+    totals: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Sum the heads' losses: cross-entropy for gender, focal loss for the others.
 
     `class_weights` names the heads in output order; outputs (B, K_head), targets (B,), -1 unknown.
+    `totals` holds each head's `total` where the rows are part of a larger batch.
     """
     total = outputs[0].new_zeros((), dtype=torch.float32)
     for (head, weights), logits in zip(class_weights.items(), outputs, strict=True):
+        whole = totals.get(head) if totals else None
         if head == "gender":
-            total = total + masked_cross_entropy(logits, targets[head], weights)
+            total = total + masked_cross_entropy(logits, targets[head], weights, total=whole)
         else:
-            total = total + masked_focal_loss(logits, targets[head], gamma, weights)
+            total = total + masked_focal_loss(logits, targets[head], gamma, weights, whole)
     return total
+
+
+def known_weight(targets: Tensor, class_weights: Tensor | None) -> Tensor:
+    """Sum the weight of the known targets (B,): what the losses are divided by, float32."""
+    known = targets != UNKNOWN
+    return _weight_of_target(class_weights, known, torch.where(known, targets, 0)).sum()
 
 
 def inverse_frequency_weights(counts: Tensor | np.ndarray | Sequence[int]) -> Tensor:
@@ -116,7 +134,6 @@ def _weight_of_target(class_weights: Tensor | None, known: Tensor, index: Tensor
     return known.float() if class_weights is None else class_weights.float()[index] * known
 
 
-def _weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
+def _divide(loss: Tensor, total: Tensor) -> Tensor:
     """Divide the summed loss by the summed weight; 0 / 0 is 0."""
-    total = weight.sum()
-    return loss.sum() / torch.where(total > 0, total, 1.0)
+    return loss / torch.where(total > 0, total, 1.0)
