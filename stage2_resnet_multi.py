@@ -3,6 +3,7 @@
     python stage2_resnet_multi.py                        # every species, PetFace, 224 px
     python stage2_resnet_multi.py --species cat dog      # two of them
     python stage2_resnet_multi.py --config configs/stage2/demo.toml
+    torchrun --nproc-per-node 8 stage2_resnet_multi.py --spread true   # a species for each GPU
 
 Out comes runs/<RUN_NAME>/<species>/: <species>_best.pt and <species>_last.pt, metrics.csv and
 curves.png, confidence.png, confusion_test_<head>.csv and confusion_all_<head>.csv,
@@ -20,16 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from petface import (
-    augment,
-    checkpoints,
-    engine,
-    losses,
-    runs,
-    sampling,
-    schedule,
-    taxonomy,
-)
+from petface import augment, checkpoints, distributed, engine, losses, runs, sampling, schedule
 from petface.batches import Batch, Samples, worker_count
 from petface.calibration import calibrate_heads, headline_figures
 from petface.dataset import Dataset, load_dataset
@@ -53,6 +45,7 @@ from petface.settings import (
     read_settings,
 )
 from petface.splits import SPLITS
+from petface.taxonomy import PRIMARY_ATTR_PRIORITY
 
 # ---- Data: what changes the meaning of the figures ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
@@ -69,10 +62,11 @@ MAX_BAD_FRACTION: Fraction = 0.01  # a run stops when more images than this cann
 RUNS_ROOT: str = "runs"
 RUN_NAME: str = "stage2"  # folder under RUNS_ROOT; each species gets a folder in it
 SEED: Seed = 42
-DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
+DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1; under torchrun auto is a GPU for each process
 PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: what is fast on the device
 PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
+SPREAD: bool = False  # under torchrun: True = each process trains other species, alone
 
 # ---- Network and optimisation ----
 BACKBONE: Literal["resnet18", "mobilenet_v2"] = "resnet18"
@@ -83,7 +77,7 @@ PHASE_STAGES: tuple[str, ...] = ("layer4", "layer4+layer3")  # besides the heads
 PHASE_LR: tuple[float, ...] = (1e-3, 3e-4)  # AdamW, made anew in each phase
 PHASE_EPOCHS: tuple[int, ...] = (50, 50)  # at most
 PHASE_PATIENCE: tuple[int, ...] = (7, 5)  # epochs without a better validation loss; 0 = off
-BATCH_SIZE: Positive = 64
+BATCH_SIZE: Positive = 64  # of each process under torchrun
 WEIGHT_DECAY: NonNegativeFloat = 1e-4
 SCHEDULE: Literal["constant", "cosine", "linear", "step"] = "constant"  # over each phase
 WARMUP_FRAC: Fraction = 0.0  # share of each phase that the rate climbs; 0 = off
@@ -106,6 +100,7 @@ def main() -> int:
     settings = read_settings(
         sys.modules[__name__], switches={"force": "replace finished specialists of this run"}
     )
+    distributed.start(settings.DEVICE)
     print(settings.provenance())
     phases = {len(settings.as_dict()[f"PHASE_{n}"]) for n in ("STAGES", "LR", "EPOCHS", "PATIENCE")}
     if len(phases) != 1 or 0 in phases:
@@ -122,13 +117,18 @@ def main() -> int:
     print(quick_audit_line(dataset, annotations_root=settings.ANNOTATIONS_ROOT))
     force = "force" in settings.switches
     chosen = choose_species(settings, dataset)
+    mine = chosen
+    if settings.SPREAD:
+        rule = Preprocessing(settings.IMAGE_SIZE_PX, settings.RESIZE_RULE)
+        image_source(dataset.catalog, settings.PACK, rule)  # a pack is made before they part
+        mine = distributed.part_ways(chosen)
     with runs.StopRequest() as stop:
-        for number, species in enumerate(chosen, start=1):
+        for number, species in enumerate(mine, start=1):
             folder = runs.run_path(settings.RUNS_ROOT, f"{settings.RUN_NAME}/{species}")
             if len(chosen) > 1 and (folder / "final.json").exists() and not force:
                 print(f"{species}: finished before, left alone ({folder})")
                 continue
-            print(f"\n== {species} ({number} of {len(chosen)}) ==")
+            print(f"\n== {species} ({number} of {len(mine)}) ==")
             with runs.open_run(folder, settings, force=force, prefix=f"{species}_") as run:
                 if code := train_specialist(settings, dataset, species, run, stop):
                     return code
@@ -164,12 +164,13 @@ def train_specialist(
     vocabularies = {
         head: names for head, names in dataset.annotations[species].vocabularies.items() if names
     }
-    sampler_head = next((h for h in taxonomy.PRIMARY_ATTR_PRIORITY[:-1] if h in vocabularies), None)
+    sampler_head = next((h for h in PRIMARY_ATTR_PRIORITY[:-1] if h in vocabularies), None)
     parts = split_into_samples(s, dataset, species, vocabularies, sampler_head)
     torch.manual_seed(s.SEED)
     model = _MultiHeadModel({h: len(names) for h, names in vocabularies.items()}, s.BACKBONE)
     pretrained = checkpoints.initialise_body(model.body, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
     job = make_job(s, dataset, model, parts, run)
+    distributed.copy_from_main(model)
     draw = make_draw(s, parts["train"], sampler_head)
     regimes = augment.REGIMES[s.BASE_AUGMENT], augment.REGIMES[s.TAIL_AUGMENT]
     description = {
@@ -180,7 +181,8 @@ def train_specialist(
         "preprocessing": job.network.preprocessing.to_dict(),
         "pretrained": pretrained,
     }
-    print(f"training on {job.network}; first weights: {pretrained}")
+    processes = distributed.describe(s.BATCH_SIZE)
+    print(f"training on {job.network}{processes}; first weights: {pretrained}")
     print_plan(dataset, species, parts, vocabularies)
 
     def begin_phase(phase: int, best: float | None = None) -> engine.Progress:
@@ -194,7 +196,8 @@ def train_specialist(
 
     def save_last() -> None:
         content = {**description, "model": model.state_dict(), **progress.state_dict()}
-        checkpoints.save(run.last, {**content, "phase": phase, "failures": job.failures.messages})
+        content |= {"phase": phase, "failures": job.failures.messages}
+        run.save(run.last, {**content, "global_batch_size": runs.global_batch_size(s)})
 
     phase = 0
     progress = begin_phase(phase)
@@ -220,15 +223,9 @@ def train_specialist(
             save_last()
             continue
         rate = learning_rate(s, phase, first_epoch=epoch - len(in_phase))
+        order = draw(epoch)
         if not engine.train_epoch(
-            job,
-            progress,
-            parts["train"],
-            draw(epoch),
-            regimes,
-            seed=s.SEED,
-            rate=rate,
-            stop=stop.asked,
+            job, progress, parts["train"], order, regimes, seed=s.SEED, rate=rate, stop=stop.asked
         ):
             save_last()
             print(f"stopped in epoch {epoch + 1}; the same command goes on there")
@@ -241,7 +238,7 @@ def train_specialist(
         is_best = progress.stopping.update(watched)
         if is_best:
             best = {**description, "model": model.state_dict(), "figures": row}
-            checkpoints.save(run.best, best)
+            run.save(run.best, best)
         progress.epoch = progress.epoch.next_epoch()
         save_last()
         run.write_metrics(progress.history)
@@ -307,10 +304,12 @@ def make_job(
     """Gather what every pass needs; the network goes to the device."""
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
     network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
+    weights = loss_weights(s, model, parts["train"], network.device)
     return engine.Job(
         network=network,
         num_classes={name: model.heads[name].out_features for name in model.head_names},
-        loss=make_loss(s, model, parts["train"], network.device),
+        loss=make_loss(s, weights),
+        class_weights=weights,
         source=image_source(dataset.catalog, s.PACK, preprocessing),
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),
@@ -322,12 +321,10 @@ def make_job(
     )
 
 
-def make_loss(
+def loss_weights(
     s: Settings, model: _MultiHeadModel, train: Samples, device: torch.device
-) -> Callable[[engine.Outputs, Batch], Tensor]:
-    """Sum the heads' losses: cross-entropy for gender, focal loss for the others, unknown labels
-    masked.
-    """
+) -> dict[str, Tensor | None]:
+    """Weigh the classes of each head in its loss; None = all equal."""
     weights: dict[str, Tensor | None] = dict.fromkeys(model.head_names)
     if s.CLASS_WEIGHTS == "inverse":
         for head in model.head_names:
@@ -335,9 +332,20 @@ def make_loss(
             size = model.heads[head].out_features
             counts = np.bincount(label[label >= 0], minlength=size)
             weights[head] = losses.inverse_frequency_weights(counts).to(device)
-    has_color = any(head.startswith("color") for head in model.head_names)
+    return weights
+
+
+def make_loss(
+    s: Settings, weights: dict[str, Tensor | None]
+) -> Callable[[engine.Outputs, Batch], Tensor]:
+    """Sum the heads' losses: cross-entropy for gender, focal loss for the others, unknown labels
+    masked.
+    """
+    has_color = any(head.startswith("color") for head in weights)
     gamma = s.FOCAL_GAMMA_COLOR if has_color else s.FOCAL_GAMMA_IMBAL
-    return lambda outputs, batch: losses.specialist_loss(outputs, batch.labels, weights, gamma)
+    return lambda outputs, batch: losses.specialist_loss(
+        outputs, batch.labels, weights, gamma, batch.totals
+    )
 
 
 def learning_rate(s: Settings, phase: int, first_epoch: int) -> Callable[[float], float]:
@@ -400,6 +408,8 @@ def finish(
         name: engine.evaluate(job, part, name, keep_answers=name != "train")
         for name, part in parts.items()
     }
+    if not distributed.is_main():
+        return 0
     answers = seen["test"].answers
     fitted, measured = calibrate_heads(seen["val"].answers, answers, s.WANTED_ACCURACY)
     checkpoints.save(run.best, {**best, "calibration": fitted})

@@ -2,6 +2,7 @@
 
     python train_resnet_minority_aug_dynamic.py                                    # PetFace, 224 px
     python train_resnet_minority_aug_dynamic.py --config configs/stage1/demo.toml  # made-up data
+    torchrun --nproc-per-node 8 train_resnet_minority_aug_dynamic.py               # eight GPUs
 
 Out comes runs/<RUN_NAME>/: best.pt and last.pt, metrics.csv and curves.png (one row per epoch),
 confidence.png, errors.csv, settings.toml (itself a preset), environment.json and final.json. The
@@ -19,7 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from petface import augment, checkpoints, engine, losses, metrics, runs, sampling, schedule
+from petface import (
+    augment,
+    checkpoints,
+    distributed,
+    engine,
+    losses,
+    metrics,
+    runs,
+    sampling,
+    schedule,
+)
 from petface.annotations import write_conflicts
 from petface.batches import Batch, Samples, worker_count
 from petface.calibration import calibrate_heads, headline_figures
@@ -61,7 +72,7 @@ MAX_BAD_FRACTION: Fraction = 0.01  # the run stops when more images than this ca
 RUNS_ROOT: str = "runs"
 RUN_NAME: str = "cnn_folder_224_raw_aug"  # folder under RUNS_ROOT
 SEED: Seed = 42
-DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
+DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1; under torchrun auto is a GPU for each process
 PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: what is fast on the device
 PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
@@ -72,7 +83,7 @@ WEIGHTS: str = "none"  # none, torchvision (ImageNet), or a local file
 PRETRAINED: Literal["auto", "require", "none"] = "auto"  # when torchvision's weights cannot be had
 FREEZE_BATCHNORM: bool = False  # True for weights whose BatchNorm was folded away, and tiny data
 EPOCHS: Positive = 50  # at most
-BATCH_SIZE: Positive = 64
+BATCH_SIZE: Positive = 64  # of each process under torchrun
 LR: PositiveFloat = 1e-3  # AdamW
 WEIGHT_DECAY: NonNegativeFloat = 1e-4
 SCHEDULE: Literal["constant", "cosine", "linear", "step"] = "constant"
@@ -103,6 +114,7 @@ def main() -> int:
     settings = read_settings(
         sys.modules[__name__], switches={"force": "replace the finished run of this name"}
     )
+    distributed.start(settings.DEVICE)
     print(settings.provenance())
     if settings.MIN_WEIGHT_PER_CLASS > settings.MAX_UPWEIGHT_PER_CLASS:
         raise UserError("MIN_WEIGHT_PER_CLASS must not exceed MAX_UPWEIGHT_PER_CLASS")
@@ -119,7 +131,8 @@ def main() -> int:
         runs.open_run(folder, settings, force="force" in settings.switches) as run,
         runs.StopRequest() as stop,
     ):
-        write_conflicts(run.path / "label_conflicts.csv", dataset.annotations.values())
+        if distributed.is_main():
+            write_conflicts(run.path / "label_conflicts.csv", dataset.annotations.values())
         return train(settings, dataset, run, stop)
 
 
@@ -135,6 +148,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
     model = backbones.build_classifier(s.BACKBONE, len(classes))
     pretrained = checkpoints.initialise_body(model, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
     job = make_job(s, dataset, model, sum(map(len, parts.values())), run)
+    distributed.copy_from_main(model)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=s.LR, weight_decay=s.WEIGHT_DECAY, fused=True
     )
@@ -153,7 +167,8 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
         content = {**description, "model": model.state_dict(), **progress.state_dict()}
         content["sampler_weights"] = sampler.weights.tolist()
         content["failures"] = job.failures.messages
-        checkpoints.save(run.last, content)
+        content["global_batch_size"] = runs.global_batch_size(s)
+        run.save(run.last, content)
 
     if run.last.exists():
         last = checkpoints.load(run.last)
@@ -166,7 +181,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
         parts,
         classes,
         base_weights,
-        f"{job.network}, first weights {pretrained}",
+        f"{job.network}{distributed.describe(s.BATCH_SIZE)}, first weights {pretrained}",
     )
 
     while progress.epoch.epoch < s.EPOCHS and not stopping.should_stop:
@@ -189,11 +204,12 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
             seen = (
                 val if s.RECALL_SPLIT == "val" else engine.evaluate(job, parts["train"], "recall")
             )
-            sampler.set_weights(adapted_weights(s, base_weights, seen))
+            weights = adapted_weights(s, base_weights, seen)
+            sampler.set_weights(distributed.broadcast_object(weights))
         is_best = stopping.update(row[f"val_{s.SELECT_BY}_frac"])
         if is_best:
             best = {**description, "model": model.state_dict(), "figures": row}
-            checkpoints.save(run.best, best)
+            run.save(run.best, best)
         progress.epoch = progress.epoch.next_epoch()
         save_last()
         run.write_metrics(progress.history)
@@ -266,7 +282,10 @@ def make_job(
 
     def loss(outputs: engine.Outputs, batch: Batch) -> Tensor:
         return losses.masked_cross_entropy(
-            outputs[0], batch.labels["species"], label_smoothing=s.LABEL_SMOOTHING
+            outputs[0],
+            batch.labels["species"],
+            label_smoothing=s.LABEL_SMOOTHING,
+            total=batch.totals.get("species"),
         )
 
     return engine.Job(
@@ -331,6 +350,8 @@ def finish(
     val, test = (
         engine.evaluate(job, parts[name], name, keep_answers=True) for name in ("val", "test")
     )
+    if not distributed.is_main():
+        return 0
     fitted, measured = calibrate_heads(val.answers, test.answers, s.WANTED_ACCURACY)
     guard, guard_figures = make_guard(
         job.network,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from petface import images
+from petface import distributed, images
 from petface.catalog import Catalog
 from petface.devices import num_cores
 from petface.images import ImageError, Preprocessing
@@ -47,6 +47,8 @@ class Batch:
     labels: dict[str, Tensor]  # each (B,) int64, on the device
     is_tail: Tensor  # (B,) bool, on the CPU
     failures: list[tuple[int, str]] = field(default_factory=list)  # (catalog place, message)
+    totals: dict[str, Tensor] = field(default_factory=dict)  # known weight per head, if it is a
+    # part of a larger batch: of the whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,13 +175,16 @@ def batches(
     *,
     num_workers: int = 0,
     first_step: int = 0,
+    cut: Callable[[np.ndarray, int], list[np.ndarray]] | None = None,
 ) -> Iterator[Batch]:
     """Yield device batches of `samples` in `order` (n,) from `first_step` on.
 
     Batches hold `batch_size` images or a few fewer: sizes are evened out, so that no batch is tiny.
-    To a CUDA device the next batch is uploaded while this one is computed on.
+    `cut` makes other slices than `even_slices`. To a CUDA device the next batch is uploaded
+    while this one is computed on.
     """
-    made = _make_batches(source, samples, order, batch_size, device, num_workers, first_step)
+    slices = (cut or even_slices)(order, batch_size)[first_step:]
+    made = _make_batches(source, samples, slices, device, num_workers, first_step)
     if device.type != "cuda":
         yield from made
         return
@@ -208,13 +213,11 @@ def _on_stream(
 def _make_batches(
     source: ImageReader,
     samples: Samples,
-    order: np.ndarray,
-    batch_size: int,
+    slices: Sequence[np.ndarray],
     device: torch.device,
     num_workers: int,
     first_step: int,
 ) -> Iterator[Batch]:
-    slices = even_slices(order, batch_size)[first_step:]
     decoded = read_ahead(source, [samples.images[part] for part in slices], num_workers)
     for step, (part, item) in enumerate(zip(slices, decoded, strict=True), start=first_step):
         positions = part[item.status == OK]
@@ -237,6 +240,22 @@ def even_slices(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return np.array_split(order, -(-len(order) // batch_size)) if len(order) else []
 
 
+def own_share(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Cut (n,) into the batches of all processes together; give this one's share of each.
+
+    A common batch holds `batch_size` images for every process. Shares of a batch are neighbours,
+    differ by one image at most, and together are the batch; one may be empty.
+    """
+    rank, world_size = distributed.rank(), distributed.world_size()
+    whole = even_slices(order, batch_size * world_size)
+    return [np.array_split(part, world_size)[rank] for part in whole]
+
+
+def own_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Cut (n,) as one process does; give the batches whose turn is this process's."""
+    return even_slices(order, batch_size)[distributed.rank() :: distributed.world_size()]
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Upload without waiting, where the device allows it."""
     if device.type == "cuda":
@@ -246,11 +265,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 def worker_count(wanted: int) -> int:
     """Resolve -1: none on small machines, where a thread does as well, else one per core up to
-    16.
+    16; processes of one machine share its cores.
     """
     if wanted >= 0:
         return wanted
-    cores = num_cores()
+    cores = num_cores() // distributed.local_world_size()
     return 0 if cores <= 4 else min(16, cores)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from petface import distributed
 from petface.annotations import SpeciesAnnotations, read_aliases, read_species
 from petface.catalog import Catalog
 from petface.errors import UserError
@@ -123,15 +124,16 @@ def load_dataset(
         names = _species_of_records(catalog)
         record_split, split_notes = read_official(path, names, catalog.record_names)
     else:
-        if not path.exists():
-            if path.suffix != ".csv":
-                what = "neither a folder of official lists nor a file name ending in .csv"
-                raise UserError(f"SPLITS_FILE {path} is {what}")
-            whole, tables = catalog, annotations
-            if species is not None:
-                whole = scan(images_root).catalog
-                tables, _ = _read_annotations(annotations_root, whole, aliases_file)
-            _make_splits_file(path, whole, tables, seed, fractions)
+        with distributed.main_first():
+            if not path.exists():
+                if path.suffix != ".csv":
+                    what = "neither a folder of official lists nor a file name ending in .csv"
+                    raise UserError(f"SPLITS_FILE {path} is {what}")
+                whole, tables = catalog, annotations
+                if species is not None:
+                    whole = scan(images_root).catalog
+                    tables, _ = _read_annotations(annotations_root, whole, aliases_file)
+                _make_splits_file(path, whole, tables, seed, fractions)
         record_split = read_splits(path, _species_of_records(catalog), catalog.record_names)
         split_notes = _provenance_notes(path, seed, fractions)
     assert len(record_split) == catalog.num_records, "every record is in exactly one split"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from petface import distributed
 from petface.errors import UserError
 
 
@@ -41,7 +42,13 @@ class Precision:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """Resolve "auto" to the GPU where there is one; a named device that is missing is refused."""
+    """Resolve "auto" to the GPU where there is one; a named device that is missing is refused.
+
+    Of several processes on a machine each takes the GPU of its place.
+    """
+    place = distributed.local_rank()
+    if place is not None and wanted in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", place)
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

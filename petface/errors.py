@@ -4,7 +4,9 @@ way out.
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable
 
 
@@ -15,6 +17,9 @@ class UserError(ValueError):
     """
 
     exit_code = 1
+
+
+_FIRST_WORD_S = 2.0
 
 
 class SettingsError(UserError):
@@ -33,6 +38,8 @@ def run_script(main: Callable[[], object]) -> None:
     try:
         code = main()
     except UserError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(_FIRST_WORD_S)  # torchrun ends this process if the first says the same
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     sys.exit(code if isinstance(code, int) else 0)

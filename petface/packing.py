@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from petface import files
+from petface import distributed, files
 from petface.batches import OK, FileImages, even_slices, read_ahead, worker_count
 from petface.catalog import Catalog
 from petface.devices import num_cores
@@ -51,9 +51,11 @@ def image_source(
     if not pack:
         return FileImages(catalog, *rules)
     path = pack_path(os.fsdecode(catalog.root), rules[0]) if pack == "auto" else Path(pack)
-    if pack == "auto" and not path.exists():
-        whole = scan(os.fsdecode(catalog.root)).catalog  # all classes, whichever are asked for
-        make_pack(path, whole, rules[0], num_workers=worker_count(num_workers))
+    if pack == "auto":
+        with distributed.main_first():
+            if not path.exists():
+                whole = scan(os.fsdecode(catalog.root)).catalog  # all classes, whichever are asked
+                make_pack(path, whole, rules[0], num_workers=worker_count(num_workers))
     return PackedImages(path, catalog, *rules)
 
 

@@ -22,14 +22,15 @@ from typing import Any
 
 import torch
 
-from petface import files
+from petface import checkpoints, distributed, files
 from petface.catalog import Catalog
 from petface.errors import UserError
 from petface.settings import Settings
 
 FREE_TO_CHANGE = frozenset(
-    {"DEVICE", "NUM_WORKERS", "PACK", "SPECIES"}
+    {"DEVICE", "NUM_WORKERS", "PACK", "SPECIES", "SPREAD"}
 )  # what a resumed run may set otherwise
+_COPY_S = 5.0  # between two signals that count as one under torchrun
 _PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
 
 
@@ -41,15 +42,22 @@ class RunFolder:
         self.last = path / f"{prefix}last.pt"
         self.best = path / f"{prefix}best.pt"
 
+    def save(self, path: Path, content: dict[str, Any]) -> None:
+        """Write a checkpoint; when this returns, every process can read it."""
+        if distributed.is_main():
+            checkpoints.save(path, content)
+        distributed.barrier()
+
     def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
         """Write `metrics.csv`, one row per epoch; the columns are the keys of the first row."""
-        if history:
+        if history and distributed.is_main():
             rows = [[row.get(key, "") for key in history[0]] for row in history]
             files.write_csv(self.path / "metrics.csv", list(history[0]), rows)
 
     def write_errors(self, failures: Sequence[Sequence[str]]) -> None:
         """Write `errors.csv`: the images that could not be used, each once."""
-        files.write_csv(self.path / "errors.csv", ("species", "message"), failures)
+        if distributed.is_main():
+            files.write_csv(self.path / "errors.csv", ("species", "message"), failures)
 
     def finish(self, final: dict[str, Any]) -> None:
         """Write `final.json`, which marks the run as finished; a figure that is NaN becomes null.
@@ -76,11 +84,16 @@ def open_run(
 ) -> Iterator[RunFolder]:
     """Hold a run folder: create it, or go on in an unfinished one with equal settings.
 
-    `prefix` comes before the names of its checkpoints, last.pt and best.pt.
+    `prefix` comes before the names of its checkpoints, last.pt and best.pt. Of several processes
+    the first one holds the folder for all.
 
     `UserError` where another process holds it, where the run is finished (unless `force`, which
     deletes the old run's files), or where the unfinished run was started with other settings.
     """
+    if not distributed.is_main():
+        distributed.barrier()
+        yield RunFolder(path, prefix)
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / "run.lock").open("a+", encoding="utf-8")
@@ -98,9 +111,10 @@ def open_run(
                 f"{path} holds a finished run; choose another RUN_NAME, or --force to replace it"
             )
         elif run.last.exists():
-            _refuse_other_settings(path, settings)
+            _refuse_other_settings(path, settings, run.last)
         settings.write(path / "settings.toml")
         files.write_json(path / "environment.json", environment())
+        distributed.barrier()
         yield run
 
 
@@ -133,10 +147,27 @@ def _clear(path: Path) -> None:
             file.unlink()
 
 
-def _refuse_other_settings(path: Path, settings: Settings) -> None:
+def global_batch_size(settings: Settings) -> int:
+    """Give the images of a step over all processes: what a resume must keep."""
+    return int(settings.BATCH_SIZE) * distributed.world_size()
+
+
+def _refuse_other_settings(path: Path, settings: Settings, last: Path) -> None:
     with (path / "settings.toml").open("rb") as handle:
         before = tomllib.load(handle)
     now = json.loads(json.dumps(settings.as_dict()))
+    if "BATCH_SIZE" in now:
+        # what counts is a step's images; checkpoints of one process alone may not name them
+        saved = checkpoints.load(last).get("global_batch_size", before.get("BATCH_SIZE"))
+        wanted = global_batch_size(settings)
+        if saved == wanted:
+            before["BATCH_SIZE"] = now["BATCH_SIZE"]
+        elif distributed.world_size() > 1 or saved != before.get("BATCH_SIZE"):
+            raise UserError(
+                f"{path} holds an unfinished run with {saved} images a step; this would take "
+                f"{wanted}, BATCH_SIZE {now['BATCH_SIZE']} in each of {distributed.world_size()} "
+                "processes; change one of the two, take another RUN_NAME, or --force for a new run"
+            )
     changed = [
         f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
@@ -159,6 +190,7 @@ def environment() -> dict[str, Any]:
         "system": platform.platform(),
         "processor": _processor(),
         "num_threads": torch.get_num_threads(),
+        "num_processes": distributed.world_size(),
         "gpu": gpu,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -221,6 +253,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self._noted_at = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -234,13 +267,21 @@ class StopRequest:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.signal_number is not None:
-            os._exit(128 + number)
-        self.signal_number = number
+            # a launcher may send its own copy of a signal that went to every process
+            if distributed.local_rank() is None or time.monotonic() - self._noted_at > _COPY_S:
+                os._exit(128 + number)
+            return
+        self.signal_number, self._noted_at = number, time.monotonic()
+        if not distributed.shows():
+            return
         print("\nstopping after this step; once more to leave at once", file=sys.stderr)
 
     def asked(self) -> bool:
-        """Tell whether a signal has come."""
-        return self.signal_number is not None
+        """Tell whether a signal has come to any process; all must ask at the same place."""
+        asked = max(numbers[0] for numbers in distributed.gather_numbers(self.signal_number or 0))
+        if asked:  # not where nobody was: one may have come since
+            self.signal_number = self.signal_number or asked
+        return asked > 0
 
     @property
     def exit_code(self) -> int:

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -71,19 +72,53 @@ def run_forked(
     hook: Callable[[], None] | None = None,
 ) -> Result:
     """Run a script in a fork of a warm interpreter; `hook` (picklable) runs in it first."""
+    (result,) = _run_forks(script, arguments, [scratch], [hook])
+    return result
+
+
+def run_together(
+    script: str,
+    arguments: Sequence[object],
+    scratch: Path,
+    hooks: Sequence[Callable[[], None] | None] = (None, None),
+) -> list[Result]:
+    """Run a script in as many processes as there are `hooks`, as torchrun would start them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    places = [Place(rank, len(hooks), port, hook) for rank, hook in enumerate(hooks)]
+    folders = [scratch / f"rank{place.rank}" for place in places]
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+    return _run_forks(script, arguments, folders, places)
+
+
+def _run_forks(
+    script: str,
+    arguments: Sequence[object],
+    folders: Sequence[Path],
+    hooks: Sequence[Callable[[], None] | None],
+) -> list[Result]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    out, err = scratch / "stdout.txt", scratch / "stderr.txt"
+    started = []
     with mock.patch.dict(os.environ, _ENVIRONMENT):  # for the server, at its first start
-        process = context.Process(
-            target=_become, args=(script, [*map(str, arguments)], str(out), str(err), hook)
-        )
-        process.start()
-    process.join(_PATIENCE_S)
-    if process.exitcode is None:
-        process.kill()
-        raise TimeoutError(f"{script} did not end: {err.read_text()}")
-    return Result(process.exitcode, out.read_text(), err.read_text())
+        for folder, hook in zip(folders, hooks, strict=True):
+            out, err = folder / "stdout.txt", folder / "stderr.txt"
+            process = context.Process(
+                target=_become, args=(script, [*map(str, arguments)], str(out), str(err), hook)
+            )
+            process.start()
+            started.append((process, out, err))
+    results = []
+    for process, out, err in started:
+        process.join(_PATIENCE_S)
+        if process.exitcode is None:
+            for other, _, _ in started:
+                other.kill()
+            raise TimeoutError(f"{script} did not end: {err.read_text()}")
+        results.append(Result(process.exitcode, out.read_text(), err.read_text()))
+    return results
 
 
 def _become(
@@ -98,6 +133,24 @@ def _become(
     if hook is not None:
         hook()
     runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Be one of several processes, as torchrun would start it; then call another hook."""
+
+    rank: int
+    world_size: int
+    port: int
+    hook: Callable[[], None] | None = None
+
+    def __call__(self) -> None:
+        names = {"RANK": self.rank, "LOCAL_RANK": self.rank, "WORLD_SIZE": self.world_size}
+        names |= {"LOCAL_WORLD_SIZE": self.world_size, "MASTER_PORT": self.port}
+        os.environ.update({name: str(value) for name, value in names.items()})
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        if self.hook is not None:
+            self.hook()
 
 
 # Hooks. Each counts calls of one function of the script's process, so that what happens happens at

@@ -203,9 +203,13 @@ def test_an_infinite_gradient_is_noticed_too():
     x = nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([x], lr=1.0)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    assert engine._update(x.sqrt().sum(), optimizer, scaler) is False  # loss 0, gradient infinite
+    loss = x.sqrt().sum()  # 0, its gradient infinite
+    loss.backward()
+    assert engine._update(loss, optimizer, scaler) is False
     assert x.tolist() == [0.0, 0.0]
-    assert engine._update((x + 1).sum(), optimizer, scaler) is True
+    loss = (x + 1).sum()
+    loss.backward()
+    assert engine._update(loss, optimizer, scaler) is True
     assert x.tolist() == [-1.0, -1.0]
 
 

@@ -13,8 +13,8 @@ SCRIPTS = ("train_resnet_minority_aug_dynamic", "stage2_resnet_multi", "inferenc
 # folders (augment, models, settings, sources, reports) the files may import each other.
 LAYERS = [
     {"errors"},
-    {"files"},
-    {"taxonomy", "settings", "distributed", "devices", "folding"},
+    {"files", "distributed"},
+    {"taxonomy", "settings", "devices", "folding"},
     {
         "images",
         "catalog",
@@ -33,7 +33,7 @@ LAYERS = [
     {"dataset", "batches", "runs", "gradcam"},
     {"pack"},
     {"packing"},
-    {"photo_samples"},
+    {"photo_samples", "lockstep", "measure"},
     {"engine", "engines", "calibration", "features", "strangers", "reports", "export"},
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
