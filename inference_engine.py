@@ -21,7 +21,7 @@ from typing import Any, Literal
 from torch import Tensor
 from tqdm import tqdm
 
-from petface import checkpoints, images, runs
+from petface import checkpoints, distributed, images, runs
 from petface.batches import worker_count
 from petface.calibration import conformal_set
 from petface.checkpoints import CheckpointError, HeadCalibration
@@ -29,9 +29,11 @@ from petface.dataset import load_dataset
 from petface.engines import Arithmetic, describe_model, load_stage, temperatures_of
 from petface.errors import SettingsError, UserError, run_script
 from petface.files import write_json
-from petface.images import ImageError, ImageSource
+from petface.images import ImageError, ImageSource, Preprocessing
 from petface.network import Network, NonFiniteError, Stage
+from petface.packing import image_source
 from petface.photo_samples import photos_of
+from petface.reports import shares
 from petface.reports.answering import answer_slices, plan_slices, write_answers
 from petface.reports.answers import (
     DETAILS,
@@ -268,7 +270,8 @@ def evaluate_full_dataset(
 
     Stage 2 is asked only where stage 1 is right. A stopped evaluation goes on at its last whole
     batch; the files are byte for byte those of an undisturbed one. A finished one is refused
-    unless `force`. Gives the summary that is also written as JSON.
+    unless `force`. Gives the summary that is also written as JSON. Under torchrun each process
+    answers a part of the images; the files are the same.
     """
     how = Arithmetic.choose(device, precision, engine, compiled, exact_margin, int8_agreement)
     dataset = load_dataset(images_root, annotations_root, splits_file=splits_file, seed=split_seed)
@@ -296,6 +299,10 @@ def evaluate_full_dataset(
         "details": str(DETAILS),
     }
     out = Path(out_dir)
+    rule = Preprocessing(**models["stage1"]["preprocessing"])
+    image_source(dataset.catalog, pack, rule)  # a pack is made by one process
+    if not distributed.is_main():
+        distributed.barrier()  # until the first has kept models and the table, and has not refused
 
     def load(species: str | None) -> Stage | None:
         """Load stage 1 (None) or a specialist, None where there is none."""
@@ -314,21 +321,37 @@ def evaluate_full_dataset(
     if how.precision == "int8":  # whatever is refused is refused before the work
         for name in found:
             load(name)
-    table = ResumableCsv(out / PER_IMAGE, PER_IMAGE_COLUMNS, identity, force=force)
-    records = ResumableRecords(out / DETAILS_FILE, DETAILS, len(dataset.catalog))
+    begin, end = shares.own_range([len(part) for part in plan])
+    plan, num_images = plan[begin:end], len(dataset.catalog)
+    num_own = num_images if distributed.is_main() else sum(map(len, plan))
+    table_path, records_path = (shares.own_path(out / name) for name in (PER_IMAGE, DETAILS_FILE))
+    table = ResumableCsv(table_path, PER_IMAGE_COLUMNS, identity, force=force)
+    records = ResumableRecords(records_path, DETAILS, num_own)
     with (
         table,
-        tqdm(total=len(dataset.catalog), desc="evaluate", unit="img", mininterval=0.5) as bar,
+        tqdm(
+            total=sum(map(len, plan)),
+            desc="evaluate",
+            unit="img",
+            mininterval=0.5,
+            disable=not distributed.shows(),
+        ) as bar,
     ):
         done = table.batches_kept([len(part) for part in plan], 0 if force else records.num_kept())
         num_rows = sum(len(part) for part in plan[:done])
         records.begin(num_rows)
-        write_json(out / MODELS, models)
+        if distributed.is_main():
+            write_json(out / MODELS, models)
+            distributed.barrier()
         bar.update(num_rows)
         answers = answer_slices(
             dataset, stage1, load, plan[done:], num_workers=worker_count(num_workers), pack=pack
         )
-        write_answers(answers, records, table, num_rows, bar)
+        num_rows = write_answers(answers, records, table, num_rows, bar)
+        distributed.barrier()
+        if not distributed.is_main():
+            return distributed.broadcast_object({})
+        shares.take_in_parts(table, records, num_rows)
         records.finish()
         # Before the table has its final name: one that has it is refused, not summarised again.
         evaluation = read_evaluation(out, table.unfinished)
@@ -337,7 +360,8 @@ def evaluate_full_dataset(
         write_confusions(heads, out / CONFUSIONS)
         write_json(out / SUMMARY, summary)
         table.finish()
-    return summary
+        shares.remove_parts(table.path, records.path)
+    return distributed.broadcast_object(summary)
 
 
 def main() -> int:
@@ -347,6 +371,7 @@ def main() -> int:
         s = read_settings(
             module, arguments[1:], switches={"force": "replace a finished evaluation"}
         )
+        distributed.start(s.DEVICE)
         print(s.provenance())
         summary = evaluate_full_dataset(
             s.IMAGES_ROOT,

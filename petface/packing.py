@@ -9,7 +9,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -41,18 +41,19 @@ from petface.sources.petface import scan
 
 
 def image_source(
-    catalog: Catalog, pack: str, *rules: Preprocessing, num_workers: int = -1
+    catalog: Catalog, pack: str, *rules: Preprocessing, num_workers: int = -1, together: bool = True
 ) -> FileImages | PackedImages:
     """Give what reads the images of `catalog` for `rules`.
 
     `pack` is "" for the files themselves, "auto" for the pack beside the images folder, made now
-    where there is none, or a pack's path.
+    where there is none, or a pack's path. Of several processes the first makes it; they must ask
+    `together` then.
     """
     if not pack:
         return FileImages(catalog, *rules)
     path = pack_path(os.fsdecode(catalog.root), rules[0]) if pack == "auto" else Path(pack)
     if pack == "auto":
-        with distributed.main_first():
+        with distributed.main_first() if together else nullcontext():
             if not path.exists():
                 whole = scan(os.fsdecode(catalog.root)).catalog  # all classes, whichever are asked
                 make_pack(path, whole, rules[0], num_workers=worker_count(num_workers))

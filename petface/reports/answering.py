@@ -85,7 +85,8 @@ def answer_slices(
         specialist = specialist_of(species)
         rules = [stage.network.preprocessing for stage in (stage1, specialist) if stage]
         # the same pixels for both stages are made once
-        source = image_source(catalog, pack, *{(r.size_px, r.resize): r for r in rules}.values())
+        by_size = {(r.size_px, r.resize): r for r in rules}
+        source = image_source(catalog, pack, *by_size.values(), together=False)
         layout = _Layout(dataset, species, stage1, specialist)
         with closing(read_ahead(source, slices, num_workers)) as decoded:
             for part, item in zip(slices, decoded, strict=True):
@@ -172,8 +173,11 @@ def write_answers(
     table: ResumableCsv,
     num_rows: int,
     bar: tqdm,
-) -> None:
-    """Write slices behind the `num_rows` that are there: first their details, then their rows."""
+) -> int:
+    """Write slices behind the `num_rows` that are there: first their details, then their rows.
+
+    Gives how many rows there are then.
+    """
     num_right = num_answered = 0
 
     def write(lay_out: Callable[[], Rows]) -> None:
@@ -188,6 +192,7 @@ def write_answers(
 
     with closing(answers):
         write_behind(answers, write)
+    return num_rows
 
 
 def write_behind(

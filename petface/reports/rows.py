@@ -114,7 +114,17 @@ class ResumableCsv:
 
         On a full disk `UserError` names path and free bytes, and the table ends on a whole row.
         """
-        left = memoryview(text.encode("utf-8", "backslashreplace"))
+        self._append(text.encode("utf-8", "backslashreplace"))
+
+    def take_in(self, part: Path) -> None:
+        """Append the rows of another unfinished table with the same columns."""
+        with part.open("rb") as rows:
+            rows.seek(len(files.csv_line(self._header).encode()))
+            while block := rows.read(1 << 24):
+                self._append(block)
+
+    def _append(self, content: bytes) -> None:
+        left = memoryview(content)
         begin = self._handle.seek(0, os.SEEK_END)
         try:
             while left:  # a nearly full disk takes a part first, then raises
