@@ -1,6 +1,13 @@
+import itertools
+import os
+import signal
+
+import numpy as np
 import pytest
 
-from petface import distributed
+from petface import batches, devices, distributed, measure, runs
+from petface.errors import UserError
+from petface.reports import shares
 
 
 @pytest.fixture(autouse=True)
@@ -20,3 +27,95 @@ def test_torchruns_variables_are_believed(monkeypatch, rank, is_main):
     assert distributed.rank() == int(rank)
     assert distributed.world_size() == 4
     assert distributed.is_main() is is_main
+
+
+def place(monkeypatch, rank, world_size):
+    for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", world_size)):
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize(
+    ("set_names", "message"),
+    [
+        ({"RANK": "0"}, "RANK set without WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "set without RANK"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK='one' is no number|set without"),
+        ({"RANK": "x", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+         "RANK='x' is no number"),
+    ],
+)  # fmt: skip
+def test_half_an_environment_is_refused_in_one_line(monkeypatch, set_names, message):
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_names.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        distributed.start("cpu")
+
+
+def test_torchrun_with_one_process_is_a_process_alone(monkeypatch):
+    place(monkeypatch, 0, 1)
+    distributed.start("cpu")
+    assert distributed.gather_numbers(3, 4) == [[3, 4]]
+    assert distributed.gather_objects("x") == ["x"] and distributed.broadcast_object(5) == 5
+    assert distributed.part_ways([1, 2, 3]) == [1, 2, 3] and distributed.describe(64) == ""
+    assert distributed.local_rank() is None and distributed.place() == ()
+
+
+def test_the_shares_of_all_processes_are_the_batches_of_one(monkeypatch):
+    """Shares side by side are one process's batches with as many images a step."""
+    for n in (*range(20), 97, 128, 1000):
+        order = np.random.default_rng(n).permutation(n)
+        for batch_size, world_size in itertools.product((1, 2, 3, 8, 64), (1, 2, 3, 4, 8)):
+            shares, turns = [], []
+            for rank in range(world_size):
+                place(monkeypatch, rank, world_size)
+                shares.append(batches.own_share(order, batch_size))
+                turns.append(batches.own_batches(order, batch_size))
+            place(monkeypatch, 0, 1)
+            whole = batches.even_slices(order, batch_size * world_size)
+            assert {len(share) for share in shares} == {len(whole)}
+            for step, expected in enumerate(whole):
+                parts = [share[step] for share in shares]
+                assert np.concatenate(parts).tolist() == expected.tolist()
+                sizes = {len(part) for part in parts}
+                assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
+            in_turn = [part.tolist() for part in measure._in_turn(turns)]
+            assert in_turn == [p.tolist() for p in batches.even_slices(order, batch_size)]
+
+
+def test_the_ranges_of_an_evaluation_cover_the_plan_evenly(monkeypatch):
+    draw = np.random.default_rng(0)
+    for num_slices, world_size in itertools.product((0, 1, 2, 5, 40, 300), (1, 2, 3, 8)):
+        sizes = draw.integers(1, 65, num_slices).tolist()
+        ends = [0]
+        for rank in range(world_size):
+            place(monkeypatch, rank, world_size)
+            begin, end = shares.own_range(sizes)
+            assert begin == ends[-1] <= end
+            ends.append(end)
+            if num_slices >= 40:
+                assert abs(sum(sizes[begin:end]) - sum(sizes) / world_size) <= 64
+        assert ends[-1] == num_slices
+
+
+def test_a_launchers_copy_of_a_signal_is_not_the_second_one(monkeypatch):
+    place(monkeypatch, 1, 2)
+    with runs.StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.exit_code == 143
+
+
+def test_each_process_takes_its_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    place(monkeypatch, 1, 4)
+    assert [str(devices.choose_device(wanted)) for wanted in ("auto", "cuda")] == ["cuda:1"] * 2
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(UserError, match="DEVICE 'cuda:1' is one device; under torchrun"):
+        distributed.start("cuda:1")
+    place(monkeypatch, 2, 4)
+    with pytest.raises(UserError, match="processes on this machine and 2 GPUs"):
+        distributed.start("auto")

@@ -1,0 +1,215 @@
+"""Several processes, as torchrun starts them, on the real scripts: gloo on the CPU."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pandas
+import pytest
+import torch
+
+from tests import scripts
+from tests.conftest import TINY, TINY_STAGE1
+from tests.end_to_end.test_resume import assert_same_run, loads, rows_of
+
+STAGE1 = [*TINY_STAGE1, "--batch-size", 4, "--epochs", 2]  # 12 steps of 2 x 4 an epoch
+
+
+@pytest.fixture
+def together(tree, tmp_path):
+    """Run stage 1 in two processes."""
+    flags = [*tree.flags, *STAGE1, "--runs-root", tmp_path / "runs"]
+
+    def run(name, *more, hooks=(None, None)):
+        arguments = [*flags, "--run-name", name, *more]
+        return scripts.run_together(scripts.STAGE1, arguments, tmp_path, hooks)
+
+    return run
+
+
+def test_two_processes_stopped_and_killed_equal_two_that_ran_through(
+    together, tmp_path, script, tree
+):
+    straight = together("straight")
+    assert [done.code for done in straight] == [0, 0], straight[0].err + straight[1].err
+    assert "2 processes, batches of 2 x 4" in straight[0].out
+    assert straight[1].out == ""
+    folder = tmp_path / "runs/broken"
+
+    done = together("broken", hooks=(None, scripts.SignalAtStep(5, signal.SIGTERM)))
+    assert [one.code for one in done] == [143, 143]  # both, although one was asked
+    assert loads(folder / "last.pt") == (0, 5)
+    kill = scripts.SignalAtStep(7 + 4, signal.SIGKILL)  # in the second epoch
+    assert [one.code for one in together("broken", hooks=(kill, kill))] == [-9, -9]
+    assert loads(folder / "last.pt") == (1, 0)
+
+    alone = [*tree.flags, *STAGE1, "--runs-root", tmp_path / "runs", "--run-name", "broken"]
+    refused = script(scripts.STAGE1, alone)
+    assert refused.code == 1
+    assert "8 images a step; this would take 4, BATCH_SIZE 4 in each of 1 processes" in refused.err
+
+    done = together("broken", hooks=(scripts.SignalAtStep(2, signal.SIGINT), None))
+    assert [one.code for one in done] == [130, 130]
+    assert [one.code for one in together("broken")] == [0, 0]
+    assert_same_run(tmp_path / "runs/straight", folder)
+
+
+def test_a_run_of_one_process_goes_on_in_two_with_as_many_images_a_step(
+    together, script, stage1_run, tree, tmp_path
+):
+    flags = [*tree.flags, *TINY_STAGE1, "--runs-root", tmp_path / "runs", "--run-name", "moved"]
+    asked = script(
+        scripts.STAGE1, [*flags, "--epochs", 2], scripts.SignalAtStep(12 + 5, signal.SIGTERM)
+    )
+    assert asked.code == 143
+    last = tmp_path / "runs/moved/last.pt"
+    old = torch.load(last, weights_only=True)
+    assert old.pop("global_batch_size") == 8
+    torch.save(old, last)  # as an earlier version left it
+    done = together("moved")
+    assert [one.code for one in done] == [0, 0], done[0].err
+    assert "going on at epoch 2, step 5" in done[0].out
+    one, other = (rows_of(f / "metrics.csv")[0] for f in (stage1_run.folder, last.parent))
+    assert one.keys() == other.keys() and other["epoch"] == "1"
+    assert len(rows_of(last.parent / "metrics.csv")) == 2
+
+
+def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_both(together, tmp_path):
+    done = together(
+        "nan", "--epochs", 1, hooks=(None, scripts.NanLoss("masked_cross_entropy", 3, 4))
+    )
+    assert [one.code for one in done] == [0, 0], done[0].err
+    assert rows_of(tmp_path / "runs/nan/metrics.csv")[0]["num_skipped_steps"] == "2"
+    last = torch.load(tmp_path / "runs/nan/last.pt", weights_only=True)
+    assert last["optimizer"]["state"][0]["step"] == 12 - 2
+
+
+def test_bad_images_count_over_all_processes(together, tmp_path, stage1_run):
+    done = together("bad", "--max-bad-fraction", 0.01)
+    assert [one.code for one in done] == [1, 1]
+    assert "2 images could not be read, more than MAX_BAD_FRACTION allows (1)" in done[0].err
+    assert len(pandas.read_csv(tmp_path / "runs/bad/errors.csv")) == 2
+    assert stage1_run.result.code == 0
+
+
+def test_specialists_spread_over_processes_are_those_of_one_alone(
+    stage2_flags, stage2_run, tmp_path
+):
+    flags = [*stage2_flags, "--runs-root", tmp_path / "runs", "--run-name", "spread"]
+    run = partial(scripts.run_together, scripts.STAGE2, [*flags, "--spread", "true"], tmp_path)
+    done = run()
+    assert [one.code for one in done] == [0, 0], done[0].err + done[1].err
+    assert "[0] == cat (1 of 2) ==" in done[0].out and "[1] == chimp (1 of 1) ==" in done[1].out
+    for species in ("cat", "chimp", "dog"):
+        assert_same_run(
+            stage2_run.folder / species, tmp_path / "runs/spread" / species, f"{species}_"
+        )
+    again = run()
+    assert [one.code for one in again] == [0, 0]
+    assert "[1] chimp: finished before, left alone" in again[1].out
+
+
+def test_a_specialist_of_two_processes_ends_with_whole_files(stage2_flags, stage2_run, tmp_path):
+    """The masked heads of a batch lie unevenly in the shares."""
+    flags = [
+        *stage2_flags,
+        "--runs-root",
+        tmp_path / "runs",
+        "--species",
+        "chimp",
+        "--batch-size",
+        4,
+    ]
+    done = scripts.run_together(scripts.STAGE2, flags, tmp_path)
+    assert [one.code for one in done] == [0, 0], done[0].err + done[1].err
+    one, two = stage2_run.folder / "chimp", tmp_path / "runs/stage2/chimp"
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+    # the first step's loss is that of one process; later ones differ by BatchNorm
+    assert float(rows_of(two / "metrics.csv")[0]["train_loss"]) == pytest.approx(
+        float(rows_of(one / "metrics.csv")[0]["train_loss"]), rel=0.2
+    )
+
+
+DRIVER = """
+import os, runpy, sys
+sys.path.insert(0, {repository!r})
+from petface import engine
+if os.environ["RANK"] == "1":
+    update, calls = engine._update, []
+    def broken(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise {kind}('the disk of this machine burns')
+        return update(*arguments)
+    engine._update = broken
+sys.argv[0] = {script!r}
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["RuntimeError", "engine.UserError"])
+def test_an_error_in_one_process_ends_all_with_its_message(tree, stage1_run, tmp_path, kind):
+    driver = tmp_path / "driver.py"
+    script = str(scripts.REPOSITORY / scripts.STAGE1)
+    driver.write_text(DRIVER.format(repository=str(scripts.REPOSITORY), script=script, kind=kind))
+    flags = [*tree.flags, *STAGE1, "--runs-root", tmp_path, "--run-name", "run", "--epochs", 50]
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+         "--standalone", str(driver), *map(str, flags)],
+        capture_output=True, text=True, env={**os.environ, **scripts._ENVIRONMENT}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "the disk of this machine burns" in done.stderr
+    assert time.monotonic() - begun < 100  # two interpreters start in it
+    assert stage1_run.result.code == 0
+
+
+def test_a_place_that_torchrun_does_not_give_is_refused(script, tree, tmp_path):
+    flags = [*tree.flags, *TINY, "--runs-root", tmp_path, "--run-name", "run"]
+    done = script(scripts.STAGE1, flags, scripts.Place(3, 2, 1))
+    assert done.code == 1 and "RANK 3 is not below WORLD_SIZE 2" in done.err
+
+
+def assert_same_evaluation(straight, other):
+    for path in straight.iterdir():
+        if path.name != "petface_eval_models.json":  # names checkpoints, which are the same
+            assert path.read_bytes() == (other / path.name).read_bytes(), path.name
+    assert {path.name for path in straight.iterdir()} == {path.name for path in other.iterdir()}
+
+
+def test_an_evaluation_by_several_processes_is_that_of_one(
+    evaluation_flags, evaluation_run, script, tmp_path
+):
+    """Killed at different rows, gone on with as many processes, with more, and alone."""
+
+    def run(name, hooks):
+        flags = [*evaluation_flags, "--out-dir", tmp_path / name]
+        done = scripts.run_together(scripts.INFERENCE, flags, tmp_path, hooks)
+        return [one.code for one in done]
+
+    assert run("two", (None, None)) == [0, 0]
+    assert_same_evaluation(evaluation_run.folder, tmp_path / "two")
+    refused = script(scripts.INFERENCE, [*evaluation_flags, "--out-dir", tmp_path / "two"])
+    assert refused.code == 1 and "is a finished table" in refused.err
+
+    kills = scripts.KillWhileWritingRows(3, 0.5), scripts.KillWhileWritingRows(5, 0.7)
+    assert run("broken", kills) == [-9, -9]
+    assert (
+        run("broken", (scripts.KillBeforeCall("petface.reports.shares", "remove_parts"), None))[0]
+        == -9
+    )
+    (tmp_path / "broken/petface_eval_per_image.csv").rename(
+        tmp_path / "broken/petface_eval_per_image.csv.unfinished"
+    )
+    assert run("broken", (None, None, None)) == [0, 0, 0]
+    assert_same_evaluation(evaluation_run.folder, tmp_path / "broken")
+
+    assert run("alone", kills) == [-9, -9]
+    last = script(scripts.INFERENCE, [*evaluation_flags, "--out-dir", tmp_path / "alone"])
+    assert last.code == 0, last.err
+    assert_same_evaluation(evaluation_run.folder, tmp_path / "alone")
