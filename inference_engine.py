@@ -395,7 +395,8 @@ def main() -> int:
         )
         print(describe_summary(summary))
         print(f"per_image: {Path(s.OUT_DIR, PER_IMAGE)}\nsummary: {Path(s.OUT_DIR, SUMMARY)}")
-        print(report_line(Path(s.OUT_DIR)))
+        if distributed.is_main():
+            print(report_line(Path(s.OUT_DIR)))
         return 0
     s = read_settings(
         module,

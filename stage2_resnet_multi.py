@@ -104,9 +104,7 @@ def main() -> int:
     print(settings.provenance())
     phases = {len(settings.as_dict()[f"PHASE_{n}"]) for n in ("STAGES", "LR", "EPOCHS", "PATIENCE")}
     if len(phases) != 1 or 0 in phases:
-        raise SettingsError(
-            "PHASE_STAGES, PHASE_LR, PHASE_EPOCHS and PHASE_PATIENCE differ in length"
-        )
+        raise SettingsError("PHASE_STAGES, _LR, _EPOCHS and _PATIENCE differ in length")
     dataset = load_dataset(
         settings.IMAGES_ROOT,
         settings.ANNOTATIONS_ROOT,
