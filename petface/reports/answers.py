@@ -126,25 +126,45 @@ def describe_answers(logits: np.ndarray, true: np.ndarray, temperature: float) -
     """
     found = empty_details(len(logits))
     rows = np.flatnonzero(np.isfinite(logits).all(axis=1))
-    z, y = np.asarray(logits, np.float64)[rows], np.asarray(true)[rows]
-    log_p, raw_log_p = _log_softmax(z / temperature), _log_softmax(z)
-    order = np.argsort(-z, axis=1, kind="stable")
-    num_kept = min(TOP, z.shape[1])
-    top = found["top"]
-    top[rows, :num_kept] = order[:, :num_kept]
-    top_prob = found["top_prob"]
-    top_prob[rows, :num_kept] = np.exp(np.take_along_axis(log_p, order[:, :num_kept], axis=1))
-    found["raw_prob"][rows] = np.exp(raw_log_p.max(axis=1))
+    z, y = np.asarray(logits)[rows], np.asarray(true)[rows]
+    best = _best(z)
+    raw = _softmax_parts(z, 1.0)
+    tempered = raw if temperature == 1.0 else _softmax_parts(z, temperature)
+    top, top_prob = found["top"], found["top_prob"]
+    top[rows, : best.shape[1]] = best
+    top_prob[rows, : best.shape[1]] = np.exp(
+        np.take_along_axis(tempered[0], best, axis=1) - tempered[1][:, None]
+    )
+    found["raw_prob"][rows] = np.exp(-raw[1])  # of the best class, whose shifted logit is 0
     found["rank"][rows[y == NOT_A_CLASS]] = z.shape[1] + 1
     known = np.flatnonzero(y >= 0)
-    y, rows = y[known], rows[known]
-    found["rank"][rows] = 1 + (order[known] == y[:, None]).argmax(axis=1)
-    for prefix, log_of in (("", log_p[known]), ("raw_", raw_log_p[known])):
-        of_true = log_of[np.arange(len(y)), y]
-        found[f"{prefix}nll"][rows] = -of_true
-        squares = (np.exp(log_of) ** 2).sum(axis=1)
-        found[f"{prefix}brier"][rows] = squares - 2.0 * np.exp(of_true) + 1.0
+    y, rows, z = y[known], rows[known], z[known]
+    of_true = z[np.arange(len(y)), y, None]
+    is_before = np.arange(z.shape[1]) < y[:, None]  # of equals the first is the better
+    found["rank"][rows] = 1 + ((z > of_true) | ((z == of_true) & is_before)).sum(axis=1)
+    for prefix, (scaled, log_sum, squares) in (("", tempered), ("raw_", raw)):
+        log_p = scaled[known, y] - log_sum[known]
+        found[f"{prefix}nll"][rows] = -log_p
+        found[f"{prefix}brier"][rows] = squares[known] - 2.0 * np.exp(log_p) + 1.0
     return found
+
+
+def _best(z: np.ndarray) -> np.ndarray:
+    """Number the best classes of (B, K), at most `TOP`, the best first; of equals the first."""
+    left, rows = z.copy(), np.arange(len(z))
+    best = np.empty((len(z), min(TOP, z.shape[1])), np.int64)
+    for place in range(best.shape[1]):
+        best[:, place] = left.argmax(axis=1)
+        left[rows, best[:, place]] = -np.inf
+    return best
+
+
+def _softmax_parts(z: np.ndarray, temperature: float) -> tuple[Floats, Floats, Floats]:
+    """Give scaled logits (B, K), their log sum exp (B,) and the sum of squared probabilities."""
+    scaled = shifted(np.asarray(z, np.float64)) / temperature
+    e = np.exp(scaled)
+    total = e.sum(axis=1)
+    return scaled, np.log(total), np.einsum("bk,bk->b", e, e) / total**2
 
 
 def empty_details(num: int) -> np.ndarray:
@@ -160,11 +180,6 @@ def class_numbers(labels: Sequence[str], names: Sequence[str]) -> np.ndarray:
     """Number labels by their place in `names`: (n,) int64, `UNKNOWN` for "", else `NOT_A_CLASS`."""
     number = {name: place for place, name in enumerate(names)} | {"": UNKNOWN}
     return np.array([number.get(label, NOT_A_CLASS) for label in labels], np.int64)
-
-
-def _log_softmax(z: Floats) -> Floats:
-    z = shifted(z)
-    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
 
 def lay_out_rows(
