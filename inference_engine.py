@@ -50,7 +50,7 @@ from petface.reports.heads import read_heads
 from petface.reports.photo import HeadPrediction, Stage1Prediction, lay_out, readable
 from petface.reports.report_index import report_line
 from petface.reports.rows import ResumableCsv, ResumableRecords
-from petface.settings import Fraction, NonNegative, NonNegativeFloat, Positive, Seed, read_settings
+from petface.settings import Fraction, NonNegative, Positive, Seed, read_settings
 
 # ---- Models ----
 STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"
@@ -73,7 +73,7 @@ INTERVAL_RESAMPLES: NonNegative = 1000  # bootstrap over records for the 95 % in
 PRECISION: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"  # fp32 = exact; see README
 ENGINE: Literal["torch", "openvino"] = "torch"  # openvino: CPUs; needs requirements-openvino.txt
 COMPILE: bool = False  # torch's compiler: 1.1 times as fast on a CPU after 6 to 17 s per network
-EXACT_MARGIN: NonNegativeFloat = 0.02  # closer best two logits are decided in fp32; 0 = off
+EXACT_MARGIN: float = -1.0  # closer logits are decided in fp32; -1 = by measured error, 0 = off
 INT8_AGREEMENT: Fraction = 0.99  # int8 is refused below this share of fp32's answers; 0 = never
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from petface.network import Answerer, ExactWhereClose, Network, Stage
 from petface.photo_samples import Photos
 
 NUM_QUANTISE, NUM_COMPARE = 256, 512  # photos at most: of the training, of the validation part
+NUM_MARGIN = 64  # photos at most, of the validation part
+MARGIN_SAFETY = 1.5  # times the largest error that they show
 _AT_ONCE = 32  # photos
 
 
@@ -160,7 +163,7 @@ def _build(
         fast: Answerer = Network.for_inference(
             model, preprocessing, how.device, how.precision, temperatures, how.compiled
         )
-        return _careful(fast, exact, how)
+        return _careful(fast, exact, how, photos, name)
     if how.precision != "int8":  # int8's scales come from photos of the dataset, too
         identity = {key: identity[key] for key in ("checkpoint",)}
     fast, card = openvino_network.load_or_convert(
@@ -172,7 +175,7 @@ def _build(
         identity=identity,
         sample=lambda: photos("train", NUM_QUANTISE),
     )
-    network = _careful(fast, exact, how)
+    network = _careful(fast, exact, how, photos, name)
     if how.precision == "int8":
         assert exact is not None
         kept = card.get("agreement", {})
@@ -189,12 +192,37 @@ def _build(
     return network
 
 
-def _careful(fast: Answerer, exact: Network | None, how: Arithmetic) -> Answerer:
+def _careful(
+    fast: Answerer, exact: Network | None, how: Arithmetic, photos: Photos, name: str
+) -> Answerer:
     """Decide close calls by float32 where that is wanted."""
-    if how.exact_margin and how.precision != "fp32":
-        assert exact is not None
+    if not how.exact_margin or how.precision == "fp32":
+        return fast
+    assert exact is not None
+    if how.exact_margin > 0:
         return ExactWhereClose(fast, exact, how.exact_margin)
-    return fast
+    pixels = photos("val", NUM_MARGIN)
+    pixels = pixels if len(pixels) else photos("train", NUM_MARGIN)
+    margin = MARGIN_SAFETY * largest_error(fast, exact, pixels)
+    print(
+        f"{how.precision} {name}: logits closer than {margin:.3f} are decided in fp32", flush=True
+    )
+    return ExactWhereClose(fast, exact, margin)
+
+
+def largest_error(fast: Answerer, exact: Answerer, pixels: Tensor) -> float:
+    """Give how far, over all heads, the gap between `fast`'s two best logits is from `exact`'s.
+
+    An answer differs only where that error is larger than the gap. Infinity for no photo.
+    """
+    found = [0.0 if len(pixels) else math.inf]
+    for part in pixels.split(_AT_ONCE) if len(pixels) else ():
+        pairs = zip(fast.answer_pixels(part), exact.answer_pixels(part), strict=True)
+        for one, other in pairs:
+            two = one.topk(min(2, one.shape[1]), dim=1).indices
+            error = (one - other).gather(1, two)
+            found.append(float((error[:, 0] - error[:, -1]).abs().max()))
+    return max(found)
 
 
 def _refuse_below(least: float, found: dict[str, Any], name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from petface import checkpoints, engines, openvino_network
-from petface.engines import Arithmetic, agreement, load_stage, temperatures_of
+from petface.engines import Arithmetic, agreement, largest_error, load_stage, temperatures_of
 from petface.errors import SettingsError, UserError
 from petface.images import Preprocessing
 from petface.network import ExactWhereClose, Network
@@ -119,6 +120,45 @@ def test_agreement_counts_equal_answers_per_head(specialist: Path, tmp_path: Pat
     wanted = [(a.argmax(1) == b.argmax(1)).sum().item() / 70 for a, b in zip(one, two, strict=True)]
     assert agreement(other, exact, batch) == pytest.approx(wanted)
     assert wanted[0] == 1.0 > wanted[1], "the moved head answers differently somewhere"
+
+
+class Fixed:
+    preprocessing, temperatures = RULE, ()
+
+    def __init__(self, *heads: list[list[float]]) -> None:
+        self.heads = heads
+
+    def answer_pixels(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.tensor(head)[: len(batch)] for head in self.heads)
+
+
+def test_the_largest_error_is_that_of_the_gap_between_the_two_best() -> None:
+    fast = Fixed([[5.0, 4.0, 0.0], [1.0, 2.0, 9.0]], [[3.0], [4.0]])
+    exact = Fixed([[5.5, 4.25, 7.0], [1.0, 1.0, 8.0]], [[0.0], [0.0]])
+    # gaps of the best two: 1 against 1.25, and 7 against 7; a single class has no gap
+    assert largest_error(fast, exact, pixels(2)) == pytest.approx(0.25)
+    assert largest_error(fast, exact, pixels(0)) == math.inf
+
+
+def test_a_measured_margin_decides_what_bf16_might_answer_otherwise(
+    specialist: Path, tmp_path: Path
+) -> None:
+    asked = []
+
+    def photos(part: str, num: int) -> torch.Tensor:
+        asked.append((part, num))
+        return pixels(0 if part == "val" else 20, 5)
+
+    found = stage(specialist, tmp_path, Arithmetic.choose("cpu", "bf16", exact_margin=-1), photos)
+    assert asked == [("val", 64), ("train", 64)], "training photos where there is no other"
+    assert isinstance(found.network, ExactWhereClose)
+    fast = found.network.fast.answer_pixels(pixels(20, 5))
+    gaps = []
+    for one, other in zip(fast, by_hand(pixels(20, 5)), strict=True):
+        for a, b in zip(one.tolist(), other.tolist(), strict=True):
+            first, second = sorted(range(len(a)), key=lambda k: -a[k])[:2]  # noqa: B023
+            gaps.append(abs((a[first] - a[second]) - (b[first] - b[second])))
+    assert found.network.margin == pytest.approx(1.5 * max(gaps), rel=0.02) and max(gaps) > 0
 
 
 class TestOpenVino:
