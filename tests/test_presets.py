@@ -15,6 +15,7 @@ SCRIPTS = {
     "stage2": "stage2_resnet_multi",
     "eval": "inference_engine",
     "audit": "tools.audit",
+    "label_errors": "tools.find_label_errors",
 }
 PRESETS = sorted((ROOT / "configs").rglob("*.toml"))
 
