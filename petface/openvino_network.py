@@ -25,6 +25,7 @@ from petface.augment import normalise, to_float
 from petface.devices import cpu_has_bf16
 from petface.errors import SettingsError, UserError
 from petface.images import Preprocessing
+from petface.signal_stack import kept_signal_stack
 
 INSTALL_LINE = "python -m pip install -r requirements-openvino.txt"
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}  # int8: of what stays unquantised
@@ -69,7 +70,8 @@ class OpenVinoNetwork:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "ENABLE_CPU_PINNING": False,  # decoding needs the cores too
         }
-        compiled = openvino.Core().compile_model(model, "CPU", settings)
+        with kept_signal_stack():
+            compiled = openvino.Core().compile_model(model, "CPU", settings)
         self._num_requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._requests = openvino.AsyncInferQueue(compiled, self._num_requests)
         self._requests.set_callback(_keep_outputs)

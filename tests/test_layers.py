@@ -14,7 +14,7 @@ SCRIPTS = ("train_resnet_minority_aug_dynamic", "stage2_resnet_multi", "inferenc
 LAYERS = [
     {"errors"},
     {"files", "distributed"},
-    {"taxonomy", "settings", "devices", "folding"},
+    {"taxonomy", "settings", "devices", "folding", "signal_stack"},
     {
         "images",
         "catalog",
