@@ -2,8 +2,9 @@
 
     python -m tools.make_demo_data --out data/demo --records 900 --size 64 --seed 0
 
-About 3,500 photos in 7 s on two cores. The tree depends on --records, --size, --seed and
---no-odd-files alone, not on the number of workers. `--contact-sheet FILE` draws an overview.
+About 3,500 photos in 7 s on two cores. The tree depends on --records, --size, --seed,
+--no-odd-files and --mislabelled alone, not on the number of workers. `--contact-sheet FILE` draws
+an overview.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from tools.demo_faces import draw_contact_sheet, draw_individual, draw_photo
 FORMAT = 1  # raised when the same arguments would draw another tree
 MARKER = "demo.json"
 PARTS_OF_TREE = ("images", "annotations")
-DRAWING_ARGUMENTS = ("records", "size", "seed", "no_odd_files")
+DRAWING_ARGUMENTS = ("records", "size", "seed", "no_odd_files", "mislabelled")
 UNKNOWN_FRAC = 0.05  # of breeds and colours
 MISLABELLED_FRAC = 0.05  # animals that look like another class than their label says
 PHOTOS, PHOTOS_P = (2, 3, 4, 5, 6), (0.12, 0.25, 0.33, 0.20, 0.10)  # a record; mean 3.91
@@ -65,7 +66,7 @@ def columns_of(species: str) -> tuple[str, ...]:
     return ("Name", "Gender", *(title for key, title in TITLES.items() if key in features))
 
 
-def plan_species(species: str, count: int, seed: int) -> list[Record]:
+def plan_species(species: str, count: int, seed: int, mislabelled: float) -> list[Record]:
     """Decide labels, looks and number of photos of all records of one species."""
     # No record has this number, so the stream is none of theirs.
     rng = np.random.default_rng([seed, SPECIES.index(species), 1 << 32])
@@ -84,8 +85,8 @@ def plan_species(species: str, count: int, seed: int) -> list[Record]:
     records = []
     for row in range(count):
         other, another = rng.integers(count, size=2)
-        breed = breeds[other if rng.random() < MISLABELLED_FRAC else row]
-        coat = another if rng.random() < MISLABELLED_FRAC else row
+        breed = breeds[other if rng.random() < mislabelled else row]
+        coat = another if rng.random() < mislabelled else row
         look = (breed, colours[coat], patterns[coat], genders[row].lower())
         texts = tuple(cells[title][row] for title in columns_of(species)[1:])
         records.append(Record(species, row, int(photos[row]), look, texts))
@@ -114,10 +115,10 @@ def draw_cells(
     return cells
 
 
-def plan(records: int, seed: int) -> dict[str, list[Record]]:
+def plan(records: int, seed: int, mislabelled: float = MISLABELLED_FRAC) -> dict[str, list[Record]]:
     """Plan the whole tree: species -> records."""
     counts = record_counts(records)
-    return {species: plan_species(species, count, seed) for species, count in counts.items()}
+    return {name: plan_species(name, num, seed, mislabelled) for name, num in counts.items()}
 
 
 def annotation_rows(records: list[Record]) -> list[tuple[str, ...]]:
@@ -248,6 +249,10 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="another seed, other animals (default 0)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     add("--force", action="store_true", help="draw anew over an older demo")
+    add(
+        "--mislabelled", type=float, default=MISLABELLED_FRAC, metavar="FRAC",
+        help=f"animals that look like another class than their label (default {MISLABELLED_FRAC})",
+    )  # fmt: skip
     add("--no-odd-files", action="store_true", help="no broken and foreign files in the tree")
     add("--contact-sheet", type=Path, metavar="FILE", help="also draw an overview, a PNG or JPEG")
     arguments = parser.parse_args(argv)
@@ -262,6 +267,8 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
             raise SettingsError(
                 f"--{name} {getattr(arguments, name)}: give a whole number from {low} to {high}"
             )
+    if not 0.0 <= arguments.mislabelled <= 1.0:
+        raise SettingsError(f"--mislabelled {arguments.mislabelled}: give a share from 0 to 1")
     return arguments
 
 
@@ -269,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
     """Draw the tree unless it is there, then the contact sheet if asked for."""
     asked = read_arguments(argv)
     started = time.perf_counter()
-    tree = plan(asked.records, asked.seed)
+    tree = plan(asked.records, asked.seed, asked.mislabelled)
     marker = {
         "tool": "tools.make_demo_data",
         "format": FORMAT,

@@ -15,6 +15,7 @@ from PIL import Image
 from petface.errors import SettingsError, UserError
 from petface.taxonomy import SPECIES, SPECIES_CONFIG, canonical_record, is_unknown
 from tools import make_demo_data
+from tools.demo_animals import BREEDS
 from tools.make_demo_data import annotation_rows, columns_of, main, plan, record_counts
 
 SMALL = ["--records", "60", "--size", "32", "--seed", "3"]
@@ -292,3 +293,14 @@ def test_an_interrupted_drawing_is_drawn_anew(
     assert (out / "mine.txt").read_text() == "kept"
     (out / "mine.txt").unlink()
     assert hash_of_tree(out) == hash_of_tree(demo)
+
+
+def test_labels_without_mistakes_on_demand():
+    wrong = {
+        share: sum(
+            record.look[0] not in ("", record.cells[1]) and record.cells[1] in BREEDS["cat"]
+            for record in plan(900, 0, share)["cat"]
+        )
+        for share in (0.0, 0.05, 1.0)
+    }
+    assert wrong[0.0] == 0 < wrong[0.05] < 0.1 * 409 < wrong[1.0], wrong
