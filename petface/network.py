@@ -17,6 +17,7 @@ from petface.folding import fold_batchnorm
 from petface.images import ImageSource, Preprocessing
 from petface.models import backbones
 
+_CPU_ROWS = 8  # at once: what passes between layers stays in the cache; 64 are 20 % slower
 Outputs = tuple[Tensor, ...]  # one (B, K) tensor of logits per head
 
 
@@ -97,6 +98,8 @@ class Network:
                     module.to(dtype)
                 elif isinstance(module, nn.Linear):
                     module.register_forward_pre_hook(_as_float)
+        if network.device.type == "cpu":
+            network.max_rows = _CPU_ROWS
         if compiled:
             model.compile(dynamic=True, options={"freezing": True})
         return network
@@ -132,10 +135,9 @@ class Network:
         Where the device's memory does not hold the batch, it is halved; later batches too.
         """
         most = min(len(pixels), self.max_rows or len(pixels))
+        pieces = pixels.tensor_split(-(-len(pixels) // most))
         try:
-            parts = [
-                self.logits(part.permute(0, 3, 1, 2).to(self.device)) for part in pixels.split(most)
-            ]
+            parts = [self.logits(piece.permute(0, 3, 1, 2).to(self.device)) for piece in pieces]
         except torch.OutOfMemoryError:
             if most == 1:
                 raise

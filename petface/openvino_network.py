@@ -29,7 +29,7 @@ from petface.signal_stack import kept_signal_stack
 
 INSTALL_LINE = "python -m pip install -r requirements-openvino.txt"
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}  # int8: of what stays unquantised
-_ROWS_PER_REQUEST = 8  # fewer are not worth a request of their own
+_ROWS_PER_REQUEST = 8  # what passes between layers stays in the cache
 _CARD = "card.json"
 
 Outputs = tuple[Tensor, ...]
@@ -72,13 +72,12 @@ class OpenVinoNetwork:
         }
         with kept_signal_stack():
             compiled = openvino.Core().compile_model(model, "CPU", settings)
-        self._num_requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-        self._requests = openvino.AsyncInferQueue(compiled, self._num_requests)
+        self._requests = openvino.AsyncInferQueue(compiled)  # as many at once as it has streams
         self._requests.set_callback(_keep_outputs)
 
     def answer_pixels(self, pixels: Tensor) -> Outputs:
         """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
-        num_parts = max(1, min(self._num_requests, len(pixels) // _ROWS_PER_REQUEST))
+        num_parts = -(-len(pixels) // _ROWS_PER_REQUEST)
         parts: list[list[Tensor]] = [[] for _ in range(num_parts)]
         for part, outputs in zip(pixels.tensor_split(num_parts), parts, strict=True):
             self._requests.start_async({0: part.numpy()}, outputs)
