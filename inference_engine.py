@@ -262,7 +262,7 @@ def evaluate_full_dataset(
     interval_resamples: int = 1000,
     engine: str = "torch",
     compiled: bool = False,
-    exact_margin: float = 0.0,
+    exact_margin: float = -1.0,
     int8_agreement: float = 0.99,
     force: bool = False,
 ) -> dict[str, Any]:
