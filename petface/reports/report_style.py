@@ -59,6 +59,7 @@ grid-template-areas:"name value" "track track"}
 .index td:nth-child(3){grid-column:span 2}
 .index td:nth-child(4),.index td:nth-child(8){grid-column:1/-1}
 .photos.wider figure{width:calc(50% - 6px)}.photos.wider img{width:100%;height:auto}}
+@media (max-width:420px){td.text{min-width:7.6ch}table{font-size:11px}th,td{padding:4px 3px}}
 @media print{:root{color-scheme:light;--ink:#1d2329;--pale:#5f6b76;--line:#d9dee3;--paper:#fff;
 --soft:#f4f6f8;--bar:#3b76b5;--bad:#b3261e;--doubt:#8a5a00;--good:#1a7f37;--c0:#2f6fb0;--c1:#c4561d;
 --c2:#2b8a3e;--c3:#8e44ad;--c4:#0f8b8d;--c5:#a8324a;--grid:#e3e7eb;--mark:#b3261e}
