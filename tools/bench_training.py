@@ -224,6 +224,7 @@ def specialist(
 
     def run() -> int:
         value = losses.specialist_loss(network(x), labels, dict.fromkeys(sizes), 2.0)
+        scaler.scale(value).backward()
         engine._update(value, optimizer, scaler)
         return batch_size
 

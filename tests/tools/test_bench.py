@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from petface import engine
 from petface.augment import BASE, NONE, TAIL, augment_batch
 from tools import bench, bench_training
 from tools.bench_data import make_photos
@@ -117,3 +118,18 @@ def test_a_quick_part_prints_its_table_and_writes_a_csv(tmp_path, monkeypatch, c
     assert float(rows["pack, raw"]["times_yardstick"]) > 3
     assert rows["files"]["times_yardstick"] == "1.000" and "x " in printed
     assert {path.name for path in tmp_path.iterdir()} == {"bench.csv"}  # the photos are gone
+
+
+@pytest.mark.parametrize(("stages", "num_frozen"), [("all", 0), ("layer4", 1)])
+def test_a_specialists_step_goes_backward(tmp_path, monkeypatch, stages, num_frozen):
+    """Every parameter that is trained has a gradient when the optimizer is to move it."""
+    seen = []
+    monkeypatch.setattr(engine, "_update", lambda _, optimizer, __: seen.append(optimizer))
+    tree = make_photos(tmp_path, 2, 32)
+    assert bench_training.specialist(tree, CPU, 2, stages)() == 2
+    trained = [p for group in seen[0].param_groups for p in group["params"]]
+    assert trained and all(p.grad is not None and p.grad.any() for p in trained)
+    whole = bench_training.specialist(tree, CPU, 2, "all")
+    whole()
+    num_all = sum(len(group["params"]) for group in seen[1].param_groups)
+    assert (len(trained) < num_all) == bool(num_frozen)
