@@ -306,11 +306,12 @@ def evaluate_full_dataset(
 
     def load(species: str | None) -> Stage | None:
         """Load stage 1 (None) or a specialist, None where there is none."""
-        path = stage1_checkpoint if species is None else found[species]
-        return path and load_stage(
-            path,
+        model = models["stage1"] if species is None else models["specialists"].get(species)
+        return model and load_stage(
+            model["path"],
             species,
             how,
+            checksum=model["sha256"],
             identity={"dataset": models["dataset"]},
             folder=out / "openvino",
             photos_for=lambda rule: photos_of(dataset, pack, rule, species),

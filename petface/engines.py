@@ -83,21 +83,17 @@ def load_stage(
     species: str | None,
     how: Arithmetic,
     *,
+    checksum: str,
     identity: Mapping[str, Any],
     folder: Path,
     photos_for: Callable[[Preprocessing], Photos],
 ) -> Stage:
     """Read stage 1 (`species` None) or a specialist, ready to answer.
 
-    OpenVINO's models are kept in `folder` under `identity`, JSON values that name the dataset.
+    OpenVINO's models are kept in `folder` under `identity`, JSON values that name the dataset, and
+    `checksum`, the SHA-256 of the file.
     """
-    content: Stage1Checkpoint | Stage2Checkpoint
-    if species is None:
-        content = checkpoints.read_stage1(path)
-        names = {"species": content.classes}
-    else:
-        content = checkpoints.read_stage2(path, species)
-        names = {head: content.vocabularies[head] for head in content.model.head_names}
+    content, names = _read(path, species)
     network = _build(
         content.model,
         content.preprocessing,
@@ -105,7 +101,7 @@ def load_stage(
         how,
         name=str(path),
         head_names=list(names),
-        identity={**identity, "checkpoint": sha256_of_file(path)},
+        identity={**identity, "checkpoint": checksum},
         folder=folder,
         photos=photos_for(content.preprocessing),
     )
@@ -122,20 +118,25 @@ def temperatures_of(
 
 def describe_model(path: str | Path, species: str | None) -> dict[str, Any]:
     """Say which checkpoint is asked, with the names of its classes and what was fitted."""
-    content: Stage1Checkpoint | Stage2Checkpoint
-    if species is None:
-        content = checkpoints.read_stage1(path)
-        heads = {"species": content.classes}
-    else:
-        content = checkpoints.read_stage2(path, species)
-        heads = content.vocabularies
+    content, names = _read(path, species)
     return {
         "path": str(path),
         "sha256": sha256_of_file(path),
         "preprocessing": asdict(content.preprocessing),
-        "heads": heads,
+        "heads": names,
         "calibration": {head: asdict(fitted) for head, fitted in content.calibration.items()},
     }
+
+
+def _read(
+    path: str | Path, species: str | None
+) -> tuple[Stage1Checkpoint | Stage2Checkpoint, dict[str, tuple[str, ...]]]:
+    """Read stage 1 (`species` None) or a specialist, and the class names of each of its heads."""
+    if species is None:
+        stage1 = checkpoints.read_stage1(path)
+        return stage1, {"species": stage1.classes}
+    content = checkpoints.read_stage2(path, species)
+    return content, {head: content.vocabularies[head] for head in content.model.head_names}
 
 
 def _build(

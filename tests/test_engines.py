@@ -13,6 +13,7 @@ import torch
 from petface import checkpoints, engines, openvino_network
 from petface.engines import Arithmetic, agreement, largest_error, load_stage, temperatures_of
 from petface.errors import SettingsError, UserError
+from petface.files import sha256_of_file
 from petface.images import Preprocessing
 from petface.network import ExactWhereClose, Network
 from tests import reference_networks as reference
@@ -44,7 +45,8 @@ def specialist(tmp_path_factory) -> Path:
 
 def stage(specialist: Path, folder: Path, how: Arithmetic, photos=lambda _, n: pixels(min(n, 64))):
     return load_stage(
-        specialist, "chinchilla", how, identity={"dataset": "d"}, folder=folder,
+        specialist, "chinchilla", how, checksum=sha256_of_file(specialist),
+        identity={"dataset": "d"}, folder=folder,
         photos_for=lambda _: photos,
     )  # fmt: skip
 

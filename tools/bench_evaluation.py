@@ -15,8 +15,6 @@ On two cores of an AMD EPYC (Zen 4) it takes about ten minutes.
 from __future__ import annotations
 
 import argparse
-import os
-import re
 import statistics
 import tempfile
 import time
@@ -47,7 +45,7 @@ from petface.photo_samples import photos_of
 from petface.reports.answering import answer_slices, plan_slices, write_answers
 from petface.reports.answers import DETAILS, PER_IMAGE_COLUMNS
 from petface.reports.rows import ResumableCsv, ResumableRecords
-from petface.runs import environment
+from tools.hardware import hardware_name
 
 SPECIES = "cat"
 ENGINES = (  # engine, precision, compiled
@@ -115,10 +113,12 @@ def bench_two_stage(
 
 def load(bench: Bench, how: Arithmetic, species: str | None) -> Stage:
     """Load stage 1 (None) or the specialist."""
+    path = bench.stage1 if species is None else bench.specialist
     return load_stage(
-        bench.stage1 if species is None else bench.specialist,
+        path,
         species,
         how,
+        checksum=files.sha256_of_file(path),
         identity={"dataset": bench.dataset.fingerprint()},
         folder=bench.folder / "openvino",
         photos_for=lambda rule: photos_of(bench.dataset, "", rule, species),
@@ -260,13 +260,6 @@ def _settled(model: nn.Module, dataset: Dataset, rule: Preprocessing) -> nn.Modu
     return model.eval()
 
 
-def hardware_name() -> str:
-    """Name the processor for a file: cpu-2core-amd-epyc."""
-    found = environment()["processor"]
-    name = re.sub(r"[^a-z0-9]+", "-", found.partition(" x ")[2].lower()).strip("-")
-    return f"cpu-{len(os.sched_getaffinity(0))}core-{name}"
-
-
 def main() -> None:
     """Make everything in a temporary folder, measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -276,7 +269,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--stage1", type=Path, help="a checkpoint, instead of random weights")
     parser.add_argument("--specialist", type=Path, help="one of cats, instead of random weights")
-    parser.add_argument("--hardware", default=hardware_name(), help="the end of the file's name")
+    parser.add_argument(
+        "--hardware", default=hardware_name(torch.device("cpu")), help="the end of the file's name"
+    )
     parser.add_argument("--out", type=Path, default=Path("results"))
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
