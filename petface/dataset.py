@@ -55,14 +55,6 @@ class Dataset:
         aligned = self.annotations[species].align(_records_of(self.catalog, number))
         return images, {feature: labels[records - first] for feature, labels in aligned.items()}
 
-    def image_label_names(self, species: str) -> dict[str, np.ndarray]:
-        """Give the raw labels of a species' images, (n,) str objects each, "" where unknown."""
-        _, labels = self.image_labels(species)
-        return {
-            feature: np.array([*self.annotations[species].vocabularies[feature], ""], object)[label]
-            for feature, label in labels.items()
-        }
-
     def fingerprint(self) -> str:
         """Give a hex SHA-256 of images, records, labels and split: what an evaluation depends
         on.
