@@ -11,7 +11,7 @@ DEMO_RECORDS ?= 900
 .PHONY: demo test test-slow lint format clean-demo
 .DELETE_ON_ERROR:
 
-$(VENV)/ready: requirements.txt requirements-report.txt requirements-dev.txt
+$(VENV)/ready: $(wildcard requirements*.txt)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt

@@ -10,7 +10,7 @@ PACKAGE = REPOSITORY / "petface"
 SCRIPTS = ("train_resnet_minority_aug_dynamic", "stage2_resnet_multi", "inference_engine")
 
 # A line may import the lines above it. Within a line nothing imports its neighbour; inside the
-# folders (augment, models, settings, sources, reports) the files may import each other.
+# folders (`FOLDERS`) the files may import each other.
 LAYERS = [
     {"errors"},
     {"files", "distributed"},
@@ -30,14 +30,16 @@ LAYERS = [
         "probes",
     },
     {"sources", "annotations", "splits", "sampling", "checkpoints", "network", "openvino_network"},
-    {"dataset", "batches", "runs", "gradcam"},
+    {"dataset", "batches", "runs", "gradcam", "exported"},
     {"pack"},
     {"packing"},
     {"photo_samples", "lockstep", "measure"},
-    {"engine", "engines", "calibration", "features", "strangers", "reports", "export"},
+    {"engine", "engines", "calibration", "features", "strangers", "reports"},
+    {"two_stage"},
+    {"export", "serving"},
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
-FOLDERS = {"augment", "models", "settings", "sources", "reports"}
+FOLDERS = {"augment", "models", "settings", "sources", "reports", "export", "serving"}
 
 MAX_LINES = {"trainer": 440, "module": 300}
 
