@@ -12,25 +12,20 @@ and goes on where it was stopped. As a library: `Stage1Model`, `Stage2Model`, `T
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
 from tqdm import tqdm
 
-from petface import checkpoints, distributed, images, runs
+from petface import distributed
 from petface.batches import worker_count
-from petface.calibration import conformal_set
-from petface.checkpoints import CheckpointError, HeadCalibration
 from petface.dataset import load_dataset
-from petface.engines import Arithmetic, describe_model, load_stage, temperatures_of
-from petface.errors import SettingsError, UserError, run_script
+from petface.engines import Arithmetic, describe_model, load_stage
+from petface.errors import SettingsError, run_script
 from petface.files import write_json
-from petface.images import ImageError, ImageSource, Preprocessing
-from petface.network import Network, NonFiniteError, Stage
+from petface.images import Preprocessing
+from petface.network import Stage
 from petface.packing import image_source
 from petface.photo_samples import photos_of
 from petface.reports import shares
@@ -47,10 +42,19 @@ from petface.reports.answers import (
 from petface.reports.confusions import CONFUSIONS, write_confusions
 from petface.reports.evaluation import describe_summary, summarise
 from petface.reports.heads import read_heads
-from petface.reports.photo import HeadPrediction, Stage1Prediction, lay_out, readable
+from petface.reports.photo import readable
 from petface.reports.report_index import report_line
 from petface.reports.rows import ResumableCsv, ResumableRecords
 from petface.settings import Fraction, NonNegative, Positive, Seed, read_settings
+from petface.stage_models import Stage1Model, Stage2Model, find_specialist
+from petface.two_stage import TwoStageInference
+
+__all__ = [
+    "Stage1Model",
+    "Stage2Model",
+    "TwoStageInference",
+    "evaluate_full_dataset",
+]
 
 # ---- Models ----
 STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"
@@ -75,174 +79,6 @@ ENGINE: Literal["torch", "openvino"] = "torch"  # openvino: CPUs; needs requirem
 COMPILE: bool = False  # torch's compiler: 1.1 times as fast on a CPU after 6 to 17 s per network
 EXACT_MARGIN: float = -1.0  # closer logits are decided in fp32; -1 = by measured error, 0 = off
 INT8_AGREEMENT: Fraction = 0.99  # int8 is refused below this share of fp32's answers; 0 = never
-
-
-class Stage1Model:
-    """The species classifier of a checkpoint; on the GPU where there is one."""
-
-    def __init__(
-        self, checkpoint: str | Path, device: str | None = None, precision: str = "fp32"
-    ) -> None:
-        content = checkpoints.read_stage1(checkpoint)
-        self.classes = content.classes
-        self.calibration = content.calibration
-        self.backbone, self.guard = content.backbone, content.guard
-        self.network = _network(content, ("species",), device, precision)
-
-    def predict(self, image: ImageSource, topk: int = 5) -> Stage1Prediction:
-        """Name the species of a path, bytes, PIL image or array; gives at most `topk` classes."""
-        is_known = None
-        if self.guard is None:
-            (probabilities,) = self.network.answer(image)
-        else:
-            (probabilities,), means = self.network.answer_with_means(image, self.backbone)
-            is_known = bool(self.guard.knows(means))
-        best = _best(probabilities, self.classes, topk)
-        fitted = self.calibration.get("species")
-        is_sure = fitted and fitted.is_sure(best[0][1])
-        return Stage1Prediction(best[0][0], best, is_sure, is_known)
-
-
-class Stage2Model:
-    """The specialist of one species; make it with `load_for_species`."""
-
-    def __init__(
-        self,
-        content: checkpoints.Stage2Checkpoint,
-        device: str | None = None,
-        precision: str = "fp32",
-    ) -> None:
-        self.species = content.species
-        self.vocabularies = content.vocabularies
-        self.vocabulary_sources = content.sources
-        self.heads = content.model.head_names
-        self.calibration = content.calibration
-        self.network = _network(content, self.heads, device, precision)
-
-    @classmethod
-    def load_for_species(
-        cls,
-        species: str,
-        checkpoint_or_folder: str | Path,
-        device: str | None = None,
-        precision: str = "fp32",
-    ) -> Stage2Model:
-        """Load <species>_best.pt from a file, from its run's folder, or from the folder of all
-        specialists.
-
-        `CheckpointError` where there is none or it cannot be used.
-        """
-        path = find_specialist(species, checkpoint_or_folder)
-        if path is None:
-            raise CheckpointError(
-                checkpoint_or_folder, f"holds no {species}_best.pt", "train the specialist"
-            )
-        return cls(checkpoints.read_stage2(path, species), device, precision)
-
-    def predict(self, image: ImageSource, topk_per_head: int = 3) -> dict[str, HeadPrediction]:
-        """Answer every head for a path, bytes, PIL image or array."""
-        answers = {}
-        for head, probabilities in zip(self.heads, self.network.answer(image), strict=True):
-            names, fitted = self.vocabularies[head], self.calibration.get(head)
-            best = _best(probabilities, names, topk_per_head)
-            answers[head] = HeadPrediction(
-                best[0][0],
-                best,
-                self.vocabulary_sources[head],
-                fitted and fitted.is_sure(best[0][1]),
-                _may_be(probabilities, names, fitted) if head == "breed" else None,
-            )
-        return answers
-
-
-class TwoStageInference:
-    """Stage 1, then the specialist of the species it names; specialists are loaded when first
-    needed.
-    """
-
-    def __init__(
-        self, stage1_checkpoint: str | Path, stage2_folder: str | Path, device: str | None = None
-    ) -> None:
-        self.stage1 = Stage1Model(stage1_checkpoint, device)
-        self.stage2_folder = Path(stage2_folder)
-        self.device = device
-        self._specialists: dict[str, Stage2Model | None] = {}
-
-    def specialist(self, species: str) -> Stage2Model | None:
-        """Give the specialist of `species`, None where there is none."""
-        if species not in self._specialists:
-            path = find_specialist(species, self.stage2_folder)
-            self._specialists[species] = (
-                None if path is None else Stage2Model.load_for_species(species, path, self.device)
-            )
-        return self._specialists[species]
-
-    def infer(self, image_path: ImageSource, topk: int = 3) -> dict[str, Any]:
-        """Answer one photo as a dictionary ready for JSON.
-
-        `status` is "ok", "no_specialist" (the species is answered all the same), "unreadable",
-        "too_large" or "non_finite"; the last three come with a `message` and without an answer.
-        `is_pet` within the species is False where the photo looks like none of the training photos,
-        None where the checkpoint cannot tell. It is advice, the answer stays: 1 in 20 real pets is
-        refused, and the strangers that pass are measured in stage 1's final.json under "guard".
-        """
-        name = os.fsdecode(image_path) if isinstance(image_path, (str, os.PathLike)) else None
-        answer: dict[str, Any] = {"image": name, "status": "ok", "species": None, "attributes": {}}
-        try:
-            pixels = images.decode(image_path)
-            species = self.stage1.predict(pixels, topk)
-            answer["species"] = lay_out(species)
-            specialist = self.specialist(species.label)
-            if specialist is None:
-                return {**answer, "status": "no_specialist"}
-            heads = specialist.predict(pixels, topk)
-            answer["attributes"] = {head: lay_out(prediction) for head, prediction in heads.items()}
-        except ImageError as error:
-            return {**answer, "status": error.reason, "message": str(error)}
-        except NonFiniteError as error:
-            return {**answer, "status": "non_finite", "message": str(error)}
-        return answer
-
-
-def find_specialist(species: str, checkpoint_or_folder: str | Path) -> Path | None:
-    """Find a specialist's checkpoint; None where a folder holds none. Names that leave the folder
-    are refused.
-    """
-    path = Path(checkpoint_or_folder)
-    if runs.run_path(str(path), species).name != species:
-        raise UserError(f"species {species!r} must be a plain name")
-    if path.is_file():
-        return path
-    for candidate in (path / species / f"{species}_best.pt", path / f"{species}_best.pt"):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
-def _network(
-    content: checkpoints.Stage1Checkpoint | checkpoints.Stage2Checkpoint,
-    heads: Sequence[str],
-    device: str | None,
-    precision: str,
-) -> Network:
-    rule, temperatures = content.preprocessing, temperatures_of(content, heads)
-    return Network.for_inference(content.model, rule, device or "auto", precision, temperatures)
-
-
-def _may_be(
-    probabilities: Tensor, names: tuple[str, ...], fitted: HeadCalibration | None
-) -> list[str] | None:
-    if fitted is None or fitted.conformal_quantile is None:
-        return None
-    chosen = conformal_set(probabilities[None].numpy(), fitted.conformal_quantile)[0]
-    return [names[k] for k in probabilities.argsort(descending=True).tolist() if chosen[k]]
-
-
-def _best(probabilities: Tensor, names: tuple[str, ...], topk: int) -> list[tuple[str, float]]:
-    if topk < 1:
-        raise ValueError(f"topk must be 1 or more, not {topk}")
-    values, places = probabilities.topk(min(topk, len(names)))
-    return [(names[k], float(p)) for p, k in zip(values.tolist(), places.tolist(), strict=True)]
 
 
 def evaluate_full_dataset(

@@ -109,26 +109,27 @@ class Preprocessing:
         return cls(**values)
 
 
-def decode(source: ImageSource) -> np.ndarray:
+def decode(source: ImageSource, max_pixels: int | None = None) -> np.ndarray:
     """Decode one image to (H, W, 3) uint8, C-contiguous, writable, sharing nothing with `source`.
 
     `source` is a path, the bytes of an encoded image, a PIL image (at its current frame) or an
     array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8, (H, W) uint16 or bool. Raises
-    `ImageError` naming the source and what is wrong, whatever the bytes are.
+    `ImageError` naming the source and what is wrong, whatever the bytes are; more than `max_pixels`
+    (`MAX_PIXELS`) is "too_large".
     """
-    name = _name_of(source)
+    name, max_pixels = _name_of(source), max_pixels or MAX_PIXELS
     try:
         if isinstance(source, np.ndarray):
-            return _rgb_array(_image_of(source, name), name)
+            return _rgb_array(_image_of(source, name, max_pixels), name, max_pixels)
         if isinstance(source, Image.Image):
-            return _rgb_array(source, name)
+            return _rgb_array(source, name, max_pixels)
         if isinstance(source, bytes | bytearray | memoryview):
-            return _decode_stream(io.BytesIO(source), len(source), name)
-        return _decode_file(source, name)
+            return _decode_stream(io.BytesIO(source), len(source), name, max_pixels)
+        return _decode_file(source, name, max_pixels)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name}: more than {MAX_PIXELS:,} pixels", "too_large") from error
+        raise ImageError(f"{name}: more than {max_pixels:,} pixels", "too_large") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not a {', '.join(_FORMATS)} image") from error
     except Exception as error:  # damaged bytes make Pillow raise nearly every type there is
@@ -177,7 +178,7 @@ def _center_box(width: int, height: int, size_px: int) -> tuple[float, float, fl
     return starts[0], starts[1], min(right, width), min(bottom, height)
 
 
-def _decode_file(path: str | os.PathLike[str], name: str) -> np.ndarray:
+def _decode_file(path: str | os.PathLike[str], name: str, max_pixels: int) -> np.ndarray:
     """Decode a regular file; anything else at that path is refused before it is opened."""
     try:
         status = os.stat(path)
@@ -186,18 +187,18 @@ def _decode_file(path: str | os.PathLike[str], name: str) -> np.ndarray:
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(f"{name}: not a regular file")
     with Path(path).open("rb") as handle:
-        return _decode_stream(handle, status.st_size, name)
+        return _decode_stream(handle, status.st_size, name, max_pixels)
 
 
-def _decode_stream(handle: IO[bytes], num_bytes: int, name: str) -> np.ndarray:
-    """Decode the encoded image in `handle`."""
+def _decode_stream(stream: IO[bytes], num_bytes: int, name: str, max_pixels: int) -> np.ndarray:
+    """Decode the encoded image in `stream`."""
     if num_bytes == 0:
         raise ImageError(f"{name}: empty (0 bytes)")
-    with Image.open(handle, formats=_FORMATS) as image:
-        _check_pixels(*image.size, name)
+    with Image.open(stream, formats=_FORMATS) as image:
+        _check_pixels(*image.size, name, max_pixels)
         if image.format == "PNG":
-            _check_png_data(handle, name)
-        return _rgb_array(image, name)
+            _check_png_data(stream, name)
+        return _rgb_array(image, name, max_pixels)
 
 
 def _check_png_data(handle: IO[bytes], name: str) -> None:
@@ -220,7 +221,7 @@ def _check_png_data(handle: IO[bytes], name: str) -> None:
     handle.seek(resume_at)
 
 
-def _image_of(array: np.ndarray, name: str) -> Image.Image:
+def _image_of(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
     """Wrap an array, so that it takes the same way as a file."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -231,21 +232,21 @@ def _image_of(array: np.ndarray, name: str) -> Image.Image:
             f"{name}: expected (H, W, 3), (H, W, 4) or (H, W) of uint8, or (H, W) of uint16 or "
             "bool, with at least one pixel"
         )
-    _check_pixels(array.shape[1], array.shape[0], name)
+    _check_pixels(array.shape[1], array.shape[0], name, max_pixels)
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _check_pixels(width: int, height: int, name: str) -> None:
+def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{name}: {width}x{height} has no pixels")
-    if width * height > MAX_PIXELS:
-        message = f"{name}: {width}x{height} is more than {MAX_PIXELS:,} pixels"
+    if width * height > max_pixels:
+        message = f"{name}: {width}x{height} is more than {max_pixels:,} pixels"
         raise ImageError(message, "too_large")
 
 
-def _rgb_array(image: Image.Image, name: str) -> np.ndarray:
+def _rgb_array(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
     """Bring any PIL image to (H, W, 3) uint8 by the rules at the top of this file."""
-    _check_pixels(*image.size, name)
+    _check_pixels(*image.size, name, max_pixels)
     image.load()
     orientation = _orientation(image)  # after load(): TIFF applies its own there and drops the tag
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):

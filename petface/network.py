@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from petface.folding import fold_batchnorm
 from petface.images import ImageSource, Preprocessing
 from petface.models import backbones
 
+NOT_FINITE = "the network's answer is not finite; check the checkpoint"
 _CPU_ROWS = 8  # at once: what passes between layers stays in the cache; 64 are 20 % slower
 Outputs = tuple[Tensor, ...]  # one (B, K) tensor of logits per head
 
@@ -134,63 +135,53 @@ class Network:
 
         Where the device's memory does not hold the batch, it is halved; later batches too.
         """
+        return self._in_pieces(pixels, self.logits)
+
+    def logits_and_means(self, pixels: Tensor, backbone: str) -> tuple[Outputs, Tensor]:
+        """(B, size, size, 3) uint8 -> the logits of a classifier and, from the same pass, its
+        stage means (B, D) float32; on the CPU, in pieces as `answer_pixels`.
+        """
+
+        @torch.inference_mode()
+        def ask(batch: Tensor) -> Outputs:
+            x = normalise(to_float(batch), self.preprocessing.mean, self.preprocessing.std)
+            with self.precision.autocast(self.device):
+                logits, maps = backbones.forward_with_maps(self.model, backbone, x)
+            return logits.float(), backbones.stage_means(maps)
+
+        logits, means = self._in_pieces(pixels, ask)
+        return (logits,), means
+
+    def _in_pieces(self, pixels: Tensor, ask: Callable[[Tensor], Outputs]) -> Outputs:
+        """Call `ask` with (b, 3, H, W) uint8 on the device for as many photos as it takes at once;
+        join what it gives, on the CPU.
+        """
         most = min(len(pixels), self.max_rows or len(pixels))
         pieces = pixels.tensor_split(-(-len(pixels) // most))
         try:
-            parts = [self.logits(piece.permute(0, 3, 1, 2).to(self.device)) for piece in pieces]
+            parts = [ask(piece.permute(0, 3, 1, 2).to(self.device)) for piece in pieces]
         except torch.OutOfMemoryError:
             if most == 1:
                 raise
             self.max_rows = (most + 1) // 2
         else:
-            return tuple(torch.cat(head).cpu() for head in zip(*parts, strict=True))
+            return tuple(torch.cat(output).cpu() for output in zip(*parts, strict=True))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return self.answer_pixels(pixels)
-
-    @torch.inference_mode()
-    def logits_and_means(self, pixels: Tensor, backbone: str) -> tuple[Outputs, Tensor]:
-        """(B, size, size, 3) uint8 -> the logits of a classifier and, from the same pass, its
-        stage means (B, D) float32; on the CPU.
-        """
-        batch = pixels.permute(0, 3, 1, 2).to(self.device)
-        x = normalise(to_float(batch), self.preprocessing.mean, self.preprocessing.std)
-        with self.precision.autocast(self.device):
-            logits, maps = backbones.forward_with_maps(self.model, backbone, x)
-        return (logits.float().cpu(),), backbones.stage_means(maps).cpu()
+        return self._in_pieces(pixels, ask)
 
     def probabilities(self, outputs: Outputs) -> Outputs:
-        """Give softmax(logits / temperature) per head; NaN where a photo's logits are not
-        finite.
-        """
-        rows = []
-        for logits, temperature in zip(
-            outputs, self.temperatures or (1.0,) * len(outputs), strict=True
-        ):
-            finite = torch.isfinite(logits).all(dim=1, keepdim=True)
-            p = (logits / temperature).softmax(dim=1)
-            rows.append(torch.where(finite, p, torch.nan))
-        return tuple(rows)
+        """Give what `tempered` gives at the network's temperatures."""
+        return tempered(outputs, self.temperatures)
 
     def answer(self, image: ImageSource) -> Outputs:
         """Decode one image and give (K,) probabilities per head; raises `NonFiniteError`."""
-        return self._first_photo(self.answer_pixels(self._decode(image)))
-
-    def answer_with_means(self, image: ImageSource, backbone: str) -> tuple[Outputs, Tensor]:
-        """Do what `answer` does with a classifier, and give its stage means (1, D) beside it."""
-        outputs, means = self.logits_and_means(self._decode(image), backbone)
-        return self._first_photo(outputs), means
-
-    def _decode(self, image: ImageSource) -> Tensor:
         rule = self.preprocessing
         pixels = images.resize(images.decode(image), rule.size_px, rule.resize)
-        return torch.from_numpy(pixels)[None]
-
-    def _first_photo(self, outputs: Outputs) -> Outputs:
-        heads = tuple(p[0] for p in self.probabilities(outputs))
+        heads = self.probabilities(self.answer_pixels(torch.from_numpy(pixels)[None]))
         if any(bool(torch.isnan(head).any()) for head in heads):
-            raise NonFiniteError("the network's answer is not finite; check the checkpoint")
-        return heads
+            raise NonFiniteError(NOT_FINITE)
+        return tuple(head[0] for head in heads)
 
 
 @dataclass(eq=False)
@@ -219,7 +210,15 @@ class ExactWhereClose:
 
     def answer_pixels(self, pixels: Tensor) -> Outputs:
         """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
-        outputs = self.fast.answer_pixels(pixels)
+        return self._decide(pixels, self.fast.answer_pixels(pixels))
+
+    def logits_and_means(self, pixels: Tensor, backbone: str) -> tuple[Outputs, Tensor]:
+        """Do what the fast network's does, with close calls decided; means are the fast one's."""
+        assert isinstance(self.fast, Network)
+        outputs, means = self.fast.logits_and_means(pixels, backbone)
+        return self._decide(pixels, outputs), means
+
+    def _decide(self, pixels: Tensor, outputs: Outputs) -> Outputs:
         is_close = torch.stack([top_margin(head) < self.margin for head in outputs]).any(dim=0)
         self.num_asked += len(pixels)
         self.num_asked_again += int(is_close.sum())
@@ -228,6 +227,18 @@ class ExactWhereClose:
             for head, better in zip(outputs, again, strict=True):
                 head[is_close] = better
         return outputs
+
+
+def tempered(outputs: Outputs, temperatures: tuple[float, ...]) -> Outputs:
+    """Give softmax(logits / temperature) per head; NaN where a photo's logits are not finite.
+
+    No temperature at all means 1 for every head.
+    """
+    rows = []
+    for logits, temperature in zip(outputs, temperatures or (1.0,) * len(outputs), strict=True):
+        finite = torch.isfinite(logits).all(dim=1, keepdim=True)
+        rows.append(torch.where(finite, (logits / temperature).softmax(dim=1), torch.nan))
+    return tuple(rows)
 
 
 def top_margin(logits: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ LAYERS = [
     {"packing"},
     {"photo_samples", "lockstep", "measure"},
     {"engine", "engines", "calibration", "features", "strangers", "reports"},
+    {"stage_models"},
     {"two_stage"},
     {"export", "serving"},
 ]
