@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from petface import distributed
+from petface import distributed, exported
 from petface.batches import worker_count
 from petface.dataset import load_dataset
 from petface.engines import Arithmetic, describe_model, load_stage
@@ -44,7 +44,7 @@ from petface.reports.evaluation import describe_summary, summarise
 from petface.reports.heads import read_heads
 from petface.reports.photo import readable
 from petface.reports.report_index import report_line
-from petface.reports.rows import ResumableCsv, ResumableRecords
+from petface.reports.rows import ResumableRecords, ResumableTable
 from petface.settings import Fraction, NonNegative, Positive, Seed, read_settings
 from petface.stage_models import Stage1Model, Stage2Model, find_specialist
 from petface.two_stage import TwoStageInference
@@ -109,7 +109,12 @@ def evaluate_full_dataset(
     unless `force`. Gives the summary that is also written as JSON. Under torchrun each process
     answers a part of the images; the files are the same.
     """
-    how = Arithmetic.choose(device, precision, engine, compiled, exact_margin, int8_agreement)
+    if exported.is_bundle(stage1_checkpoint):
+        stage2_folder = stage1_checkpoint
+        stage1_checkpoint = exported.find(stage1_checkpoint, None) or stage1_checkpoint
+        how = Arithmetic.of_exports(device, precision, engine)
+    else:
+        how = Arithmetic.choose(device, precision, engine, compiled, exact_margin, int8_agreement)
     dataset = load_dataset(images_root, annotations_root, splits_file=splits_file, seed=split_seed)
     print("\n".join(dataset.notes))
     found = {name: find_specialist(name, stage2_folder) for name in dataset.catalog.classes}
@@ -162,7 +167,7 @@ def evaluate_full_dataset(
     plan, num_images = plan[begin:end], len(dataset.catalog)
     num_own = num_images if distributed.is_main() else sum(map(len, plan))
     table_path, records_path = (shares.own_path(out / name) for name in (PER_IMAGE, DETAILS_FILE))
-    table = ResumableCsv(table_path, PER_IMAGE_COLUMNS, identity, force=force)
+    table = ResumableTable(table_path, PER_IMAGE_COLUMNS, identity, force=force)
     records = ResumableRecords(records_path, DETAILS, num_own)
     with (
         table,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from petface import checkpoints, openvino_network
+from petface import checkpoints, exported, openvino_network
 from petface.checkpoints import Stage1Checkpoint, Stage2Checkpoint
 from petface.devices import choose_device, choose_precision
 from petface.errors import SettingsError, UserError
@@ -21,6 +21,7 @@ from petface.images import Preprocessing
 from petface.network import Answerer, ExactWhereClose, Network, Stage
 from petface.photo_samples import Photos
 
+ONNX = "onnxruntime"  # the engine of exported models
 NUM_QUANTISE, NUM_COMPARE = 256, 512  # photos at most: of the training, of the validation part
 NUM_MARGIN = 64  # photos at most, of the validation part
 MARGIN_SAFETY = 1.5  # times the largest error that they show
@@ -63,11 +64,22 @@ class Arithmetic:
             precision = str(choose_precision(precision, on))
         return cls(str(on), precision, engine, compiled, exact_margin, int8_agreement)
 
+    @classmethod
+    def of_exports(cls, device: str | None, precision: str, engine: str) -> Arithmetic:
+        """Give that of exported models, which bring their precision along."""
+        if precision != "auto" or engine != "torch":
+            raise SettingsError(
+                "exported models compute as they were exported: leave PRECISION and ENGINE alone"
+            )
+        return cls(str(choose_device(device or "auto")), "exported", ONNX, False, 0.0, 0.0)
+
     def identity(self) -> dict[str, Any]:
         """Give JSON values that differ wherever the answers might."""
         packages = {"torch": str(torch.__version__)}
         if self.engine == "openvino":
             packages = openvino_network.versions(self.precision)
+        elif self.engine == ONNX:
+            packages = exported.versions()
         return {
             "engine": self.engine,
             "packages": packages,
@@ -88,11 +100,15 @@ def load_stage(
     folder: Path,
     photos_for: Callable[[Preprocessing], Photos],
 ) -> Stage:
-    """Read stage 1 (`species` None) or a specialist, ready to answer.
+    """Read stage 1 (`species` None) or a specialist, from a checkpoint or an export, ready to
+    answer.
 
     OpenVINO's models are kept in `folder` under `identity`, JSON values that name the dataset, and
     `checksum`, the SHA-256 of the file.
     """
+    if Path(path).suffix == exported.SUFFIX:
+        card = exported.read(path, species)
+        return Stage(exported.load(card, how.device), card.heads)
     content, names = _read(path, species)
     network = _build(
         content.model,
@@ -117,8 +133,13 @@ def temperatures_of(
 
 
 def describe_model(path: str | Path, species: str | None) -> dict[str, Any]:
-    """Say which checkpoint is asked, with the names of its classes and what was fitted."""
-    content, names = _read(path, species)
+    """Say which checkpoint or export is asked, its class names and what was fitted."""
+    if Path(path).suffix == exported.SUFFIX:
+        content: Stage1Checkpoint | Stage2Checkpoint | exported.Exported
+        content = exported.read(path, species)
+        names = content.heads
+    else:
+        content, names = _read(path, species)
     return {
         "path": str(path),
         "sha256": sha256_of_file(path),

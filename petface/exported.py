@@ -223,6 +223,7 @@ class OnnxNetwork:
 
     def __init__(self, exported: Exported, session: Any) -> None:
         self.preprocessing, self.temperatures = exported.preprocessing, exported.temperatures
+        self.precision = exported.precision
         self._session = session
         self._names = list(exported.heads)
         if exported.guard_threshold is not None:

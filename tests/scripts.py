@@ -237,9 +237,9 @@ class KillWhileWritingRows:
     share: float
 
     def __call__(self) -> None:
-        from petface.reports.rows import ResumableCsv
+        from petface.reports.rows import ResumableTable
 
-        calls, write = [0], ResumableCsv.write_lines
+        calls, write = [0], ResumableTable.write_lines
 
         def counting(table, text):
             calls[0] += 1
@@ -251,7 +251,7 @@ class KillWhileWritingRows:
             table._handle.truncate(before + int((after - before) * self.share))
             return os.kill(os.getpid(), signal.SIGKILL)
 
-        ResumableCsv.write_lines = counting
+        ResumableTable.write_lines = counting
 
 
 @dataclass(frozen=True)

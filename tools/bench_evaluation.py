@@ -44,7 +44,7 @@ from petface.packing import make_pack
 from petface.photo_samples import photos_of
 from petface.reports.answering import answer_slices, plan_slices, write_answers
 from petface.reports.answers import DETAILS, PER_IMAGE_COLUMNS
-from petface.reports.rows import ResumableCsv, ResumableRecords
+from petface.reports.rows import ResumableRecords, ResumableTable
 from tools.hardware import hardware_name
 
 SPECIES = "cat"
@@ -186,7 +186,7 @@ def whole_loop(
         plan = plan_slices(dataset.catalog.class_index, batch_size)
         records = ResumableRecords(folder / "details.npy", DETAILS, num)
         with (
-            ResumableCsv(folder / "rows.csv", PER_IMAGE_COLUMNS, {}, force=True) as table,
+            ResumableTable(folder / "rows.csv", PER_IMAGE_COLUMNS, {}, force=True) as table,
             tqdm(total=num, disable=True) as bar,
         ):
             table.batches_kept([], 0)

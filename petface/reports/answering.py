@@ -28,7 +28,7 @@ from petface.reports.answers import (
     empty_details,
 )
 from petface.reports.lines import STATUSES, SpeciesLines
-from petface.reports.rows import ResumableCsv, ResumableRecords
+from petface.reports.rows import ResumableRecords, ResumableTable
 from petface.taxonomy import UNKNOWN
 
 _NON_FINITE, _NO_SPECIALIST = STATUSES.index("non_finite"), STATUSES.index("no_specialist")
@@ -170,7 +170,7 @@ class _Layout:
 def write_answers(
     answers: Generator[Callable[[], Rows], None, None],
     records: ResumableRecords,
-    table: ResumableCsv,
+    table: ResumableTable,
     num_rows: int,
     bar: tqdm,
 ) -> int:

@@ -17,9 +17,10 @@ from petface import files
 from petface.errors import UserError
 
 
-class ResumableCsv:
+class ResumableTable:
     """Rows go into `<path>.unfinished`, which becomes `path` at the end.
 
+    A CSV with a `header`, or JSON lines without one.
     `identity` (JSON values) says what the rows depend on; it is kept beside the table, and an
     unfinished table is continued only where it is the same. A finished one is refused unless
     `force`, which starts over. Use: enter, `batches_kept`, `write` for each further batch,
@@ -27,15 +28,21 @@ class ResumableCsv:
     """
 
     def __init__(
-        self, path: Path, header: Sequence[str], identity: dict[str, Any], *, force: bool = False
+        self,
+        path: Path,
+        header: Sequence[str] | None,
+        identity: dict[str, Any],
+        *,
+        force: bool = False,
     ) -> None:
         self.path = path
         self.unfinished = path.with_name(path.name + ".unfinished")
         self._identity_path = path.with_name(path.stem + "_identity.json")
-        self._header, self._identity, self._force = list(header), identity, force
+        self._header = None if header is None else files.csv_line(header)
+        self._identity, self._force = identity, force
         self._handle: FileIO
 
-    def __enter__(self) -> ResumableCsv:
+    def __enter__(self) -> ResumableTable:
         if self.path.exists() and not self._force:
             raise UserError(f"{self.path} is a finished table; use --force or another folder")
         try:
@@ -85,12 +92,13 @@ class ResumableCsv:
         """Cut the table back to whole batches, `max_rows` at most; give how many of `batch_sizes`
         it holds.
         """
-        ends = []  # byte offset after the header and after each whole row
-        offset, in_quotes = 0, False  # a line break inside quotes does not end a row
+        is_csv = self._header is not None
+        ends = [] if is_csv else [0]  # byte offset after the header and after each whole row
+        offset, in_quotes = 0, False  # in CSV a line break inside quotes does not end a row
         with self.unfinished.open("rb") as lines:
             for line in lines:
                 offset += len(line)
-                in_quotes ^= line.count(b'"') % 2 == 1
+                in_quotes ^= is_csv and line.count(b'"') % 2 == 1
                 if not in_quotes and line.endswith(b"\n"):
                     ends.append(offset)
         num_batches, num_rows = 0, 0
@@ -100,7 +108,7 @@ class ResumableCsv:
             num_batches, num_rows = num_batches + 1, num_rows + size
         self._handle.truncate(ends[num_rows] if ends else 0)
         if not ends:
-            self.write([self._header])
+            self.write_lines(self._header or "")
         return num_batches
 
     def write(self, rows: Sequence[Sequence[object]]) -> None:
@@ -119,7 +127,7 @@ class ResumableCsv:
     def take_in(self, part: Path) -> None:
         """Append the rows of another unfinished table with the same columns."""
         with part.open("rb") as rows:
-            rows.seek(len(files.csv_line(self._header).encode()))
+            rows.seek(len((self._header or "").encode()))
             while block := rows.read(1 << 24):
                 self._append(block)
 
@@ -143,7 +151,7 @@ class ResumableCsv:
 class ResumableRecords:
     """`num` records of one size go into `<path>.unfinished`, which becomes the .npy file `path`.
 
-    Stands beside a `ResumableCsv`, under its lock: write here first, finish here first. Use:
+    Stands beside a `ResumableTable`, under its lock: write here first, finish here first. Use:
     `num_kept`, `begin`, `write` for each further batch, `finish`.
     """
 

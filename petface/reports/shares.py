@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from petface import distributed
-from petface.reports.rows import ResumableCsv, ResumableRecords
+from petface.reports.rows import ResumableRecords, ResumableTable
 
 
 def own_range(sizes: Sequence[int]) -> tuple[int, int]:
@@ -33,7 +33,7 @@ def own_path(path: Path) -> Path:
     return path if distributed.is_main() else _part(path, distributed.rank())
 
 
-def take_in_parts(table: ResumableCsv, records: ResumableRecords, num_rows: int) -> None:
+def take_in_parts(table: ResumableTable, records: ResumableRecords, num_rows: int) -> None:
     """Put what the others have written behind the `num_rows` of the first process."""
     for rank in range(1, distributed.world_size()):
         found = np.load(_unfinished(_part(records.path, rank)), allow_pickle=False)

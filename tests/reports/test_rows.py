@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from petface.errors import UserError
-from petface.reports.rows import ResumableCsv
+from petface.reports.rows import ResumableTable
 
 HEADER = ("image", "label", "correct")
 IDENTITY = {"stage1": "abc", "batch_size": 2, "specialists": {"cat": None}}
@@ -28,7 +28,7 @@ BATCHES = [
 
 def go_on(path: Path, identity: dict[str, Any] = IDENTITY, **options: Any) -> int:
     """Write what is missing; give how many batches were there."""
-    with ResumableCsv(path, HEADER, identity, **options) as table:
+    with ResumableTable(path, HEADER, identity, **options) as table:
         kept = table.batches_kept([len(batch) for batch in BATCHES])
         for batch in BATCHES[kept:]:
             table.write(batch)
@@ -44,7 +44,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def unfinished(path: Path) -> Path:
     """A table whose writer was killed before its last batch."""
-    with ResumableCsv(path, HEADER, IDENTITY) as table:
+    with ResumableTable(path, HEADER, IDENTITY) as table:
         assert table.batches_kept([2, 1, 3]) == 0
         for batch in BATCHES[:2]:
             table.write(batch)
@@ -66,13 +66,13 @@ def test_killed_after_any_byte(path: Path) -> None:
     whole = path.read_bytes()
     ends = [len(whole)]
     for batch in reversed(BATCHES):
-        table = ResumableCsv(path.with_name("part.csv"), HEADER, IDENTITY, force=True)
+        table = ResumableTable(path.with_name("part.csv"), HEADER, IDENTITY, force=True)
         with table:
             table.write(batch)
         ends.insert(0, ends[0] - table.unfinished.stat().st_size)
     for place in range(len(whole) + 1):
         path.unlink(missing_ok=True)
-        with ResumableCsv(path, HEADER, IDENTITY) as table:
+        with ResumableTable(path, HEADER, IDENTITY) as table:
             pass
         table.unfinished.write_bytes(whole[:place])
         kept = go_on(path)
@@ -93,7 +93,7 @@ def test_a_finished_table_is_refused(path: Path) -> None:
 def test_with_force_the_old_table_stands_until_the_new_one_is_whole(path: Path) -> None:
     go_on(path)
     before = path.read_bytes()
-    with ResumableCsv(path, HEADER, {"other": 1}, force=True) as table:
+    with ResumableTable(path, HEADER, {"other": 1}, force=True) as table:
         table.batches_kept([2])
         table.write([["x", "y", 1]])
     assert path.read_bytes() == before
@@ -118,13 +118,13 @@ def test_rows_of_unknown_identity_are_not_continued(path: Path, unfinished: Path
 
 
 def test_rows_beyond_the_plan_are_cut(path: Path, unfinished: Path) -> None:
-    with ResumableCsv(path, HEADER, IDENTITY) as table:
+    with ResumableTable(path, HEADER, IDENTITY) as table:
         assert table.batches_kept([2]) == 1
     assert unfinished.read_bytes().count(b".png") == 2
 
 
 def test_header_only(path: Path) -> None:
-    with ResumableCsv(path, HEADER, IDENTITY) as table:
+    with ResumableTable(path, HEADER, IDENTITY) as table:
         assert table.batches_kept([]) == 0
         assert table.batches_kept([2, 1]) == 0  # again: nothing is written twice
         table.finish()
@@ -133,7 +133,7 @@ def test_header_only(path: Path) -> None:
 
 def test_a_second_writer_is_refused(path: Path, unfinished: Path) -> None:
     before = unfinished.read_bytes()
-    with ResumableCsv(path, HEADER, IDENTITY):
+    with ResumableTable(path, HEADER, IDENTITY):
         for force in (False, True):
             with pytest.raises(UserError, match="is being written by another process"):
                 go_on(path, force=force)
@@ -150,7 +150,7 @@ def test_a_table_finished_in_the_meantime_is_left_alone(
 ) -> None:
     """The first writer finishes between the second one's opening and locking."""
     lock = fcntl.flock
-    with ResumableCsv(path, HEADER, IDENTITY) as first:
+    with ResumableTable(path, HEADER, IDENTITY) as first:
         first.batches_kept([2])
         first.write(BATCHES[0])
 
@@ -180,7 +180,7 @@ class NearlyFull(FileIO):
 
 def test_a_full_disk_leaves_whole_rows(path: Path, unfinished: Path) -> None:
     before = unfinished.read_bytes()
-    with ResumableCsv(path, HEADER, IDENTITY) as table:
+    with ResumableTable(path, HEADER, IDENTITY) as table:
         assert table.batches_kept([2, 1, 3]) == 2
         table._handle.close()
         table._handle = NearlyFull(unfinished, "a+")
@@ -191,7 +191,7 @@ def test_a_full_disk_leaves_whole_rows(path: Path, unfinished: Path) -> None:
 
 
 def test_short_writes_are_continued(path: Path) -> None:
-    with ResumableCsv(path, HEADER, IDENTITY) as table:
+    with ResumableTable(path, HEADER, IDENTITY) as table:
         table.batches_kept([2])
         table._handle.close()
         table._handle = NearlyFull(table.unfinished, "a+")
