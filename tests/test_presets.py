@@ -16,6 +16,7 @@ SCRIPTS = {
     "eval": "inference_engine",
     "audit": "tools.audit",
     "label_errors": "tools.find_label_errors",
+    "serve": "tools.serve",
 }
 PRESETS = sorted((ROOT / "configs").rglob("*.toml"))
 

@@ -1,0 +1,114 @@
+"""Answer photos over HTTP, with a page for people.
+
+    python -m tools.serve                                   # http://127.0.0.1:8000
+    python -m tools.serve --config configs/serve/demo.toml  # the networks of `make demo`
+    curl -F photo=@photo.jpg http://127.0.0.1:8000/predict
+
+POST /predict (field `photo`), /predict_animal (field `photos`) and /explain (Grad-CAM as PNG);
+GET / (the page), /health, /model_card, /metrics (Prometheus) and /openapi.json. One JSON line per
+request goes to stderr. Photos stay in memory while they are answered and are kept nowhere.
+
+Ctrl-C or SIGTERM: no more is taken in, what was is answered, exit code 0; a second signal leaves at
+once. There is no authentication: leave HOST as it is, or put a proxy in front that has one.
+Needs: python -m pip install -r requirements-serve.txt
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+
+from petface.devices import num_cores
+from petface.errors import UserError, run_script
+from petface.settings import NonNegative, NonNegativeFloat, Positive, PositiveFloat, read_settings
+from petface.two_stage import TwoStageInference
+
+# ---- Models ----
+STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"  # or a bundle of exported models
+STAGE2_FOLDER: str = "runs/stage2"  # holds <species>/<species>_best.pt; "" = all in the bundle
+DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
+PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  # fp32 = as inference_engine.py answers
+
+# ---- Address ----
+HOST: str = "127.0.0.1"  # this machine alone; 0.0.0.0 = every network, without authentication
+PORT: NonNegative = 8000  # 0 = a free one, printed
+ALLOWED_HOSTS: tuple[
+    str, ...
+] = ()  # names in Host headers; () = this machine's on loopback, else any
+
+# ---- Batches ----
+MAX_BATCH: Positive = 16  # photos computed together; 1 = each alone
+MAX_WAIT_MS: NonNegativeFloat = 5.0  # for photos still being decoded; 0 = never wait
+MAX_QUEUE: Positive = 128  # photos taken in and not yet answered; beyond: 503
+
+# ---- Limits of a request ----
+MAX_BODY_MB: PositiveFloat = 20.0  # of 1,000,000 bytes; beyond: 413
+MAX_PHOTOS: Positive = 8  # of one animal
+MAX_PIXELS_PER_PHOTO: Positive = 50_000_000  # beyond: 413, before it is decoded
+HEAD_TIMEOUT_S: PositiveFloat = 10.0  # for the head of a request; beyond: 408
+BODY_TIMEOUT_S: PositiveFloat = 30.0  # for the whole body; beyond: 408
+ANSWER_TIMEOUT_S: PositiveFloat = 20.0  # from the body to the answer; beyond: 503
+
+# ---- Limits of the server ----
+MAX_UPLOADS_MB: PositiveFloat = 256.0  # bodies in memory at once; beyond: 503
+MAX_CONNECTIONS: Positive = 2048  # open at once; beyond: 503
+STOP_TIMEOUT_S: PositiveFloat = 10.0  # for what was taken in when asked to stop
+NUM_DECODERS: int = -1  # threads; -1 = one per core
+NUM_THREADS: NonNegative = 0  # of the networks on a CPU; 0 = as torch chooses
+NICENESS: NonNegative = 5  # of computing threads, so that /health answers; 0 = as all; Linux
+
+_PACKAGES = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client")
+
+
+def main() -> None:
+    s = read_settings(sys.modules[__name__])
+    if missing := [name for name in _PACKAGES if find_spec(name) is None]:
+        way_out = "python -m pip install -r requirements-serve.txt"
+        raise UserError(f"the server needs {', '.join(missing)}: {way_out}")
+    from petface.serving.app import make_app
+    from petface.serving.limits import Limits
+    from petface.serving.observe import LineLog
+    from petface.serving.server import bind, is_loopback, serve, url_of
+
+    limits = Limits(
+        max_batch=s.MAX_BATCH,
+        max_wait_ms=s.MAX_WAIT_MS,
+        max_queue=s.MAX_QUEUE,
+        max_photos=s.MAX_PHOTOS,
+        max_pixels=s.MAX_PIXELS_PER_PHOTO,
+        max_body_mb=s.MAX_BODY_MB,
+        max_uploads_mb=max(s.MAX_UPLOADS_MB, s.MAX_BODY_MB),
+        max_connections=s.MAX_CONNECTIONS,
+        head_timeout_s=s.HEAD_TIMEOUT_S,
+        body_timeout_s=s.BODY_TIMEOUT_S,
+        answer_timeout_s=s.ANSWER_TIMEOUT_S,
+        stop_timeout_s=s.STOP_TIMEOUT_S,
+    )
+    print(s.provenance())
+    taken = bind(s.HOST, s.PORT)
+    if s.NUM_THREADS:
+        torch.set_num_threads(s.NUM_THREADS)
+    engine = TwoStageInference(s.STAGE1_CHECKPOINT, s.STAGE2_FOLDER or None, s.DEVICE, s.PRECISION)
+    engine.load_all()
+    hosts = s.ALLOWED_HOSTS
+    if is_loopback(s.HOST):
+        hosts = (*hosts, "localhost", "127.0.0.1", "::1", s.HOST)
+    else:
+        print(
+            f"WARNING: HOST {s.HOST} lets every machine of the network ask; there is no "
+            "authentication and no encryption",
+            file=sys.stderr,
+        )
+    log = LineLog(sys.stderr)
+    num_decoders = num_cores() if s.NUM_DECODERS < 0 else max(1, s.NUM_DECODERS)
+    app = make_app(
+        engine, limits, hosts=hosts, log=log, num_decoders=num_decoders, niceness=s.NICENESS
+    )
+    serve(app, taken, limits, log, lambda: print(f"ready: {url_of(taken)}", flush=True))
+
+
+if __name__ == "__main__":
+    run_script(main)
