@@ -42,7 +42,9 @@ def test_a_misspelt_preset_is_refused(tmp_path):
     from petface.errors import SettingsError
 
     bad = tmp_path / "bad.toml"
-    bad.write_text("IMAGES_ROT = 'x'\n", encoding="utf-8")
     for script in SCRIPTS.values():
-        with pytest.raises(SettingsError, match="IMAGES_ROOT"):
-            read_settings(importlib.import_module(script), ["--config", str(bad)])
+        module = importlib.import_module(script)
+        name = next(iter(read_settings(module, []).as_dict()))
+        bad.write_text(f"{name[:-1]} = 'x'\n", encoding="utf-8")
+        with pytest.raises(SettingsError, match=f"nearest: .*{name}"):
+            read_settings(module, ["--config", str(bad)])
