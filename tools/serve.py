@@ -69,6 +69,7 @@ def main() -> None:
         way_out = "python -m pip install -r requirements-serve.txt"
         raise UserError(f"the server needs {', '.join(missing)}: {way_out}")
     from petface.serving.app import make_app
+    from petface.serving.intake import Intake
     from petface.serving.limits import Limits
     from petface.serving.observe import LineLog
     from petface.serving.server import bind, is_loopback, serve, url_of
@@ -104,9 +105,8 @@ def main() -> None:
         )
     log = LineLog(sys.stderr)
     num_decoders = num_cores() if s.NUM_DECODERS < 0 else max(1, s.NUM_DECODERS)
-    app = make_app(
-        engine, limits, hosts=hosts, log=log, num_decoders=num_decoders, niceness=s.NICENESS
-    )
+    intake = Intake(engine, limits, num_decoders=num_decoders, niceness=s.NICENESS)
+    app = make_app(intake, hosts=hosts, log=log)
     serve(app, taken, limits, log, lambda: print(f"ready: {url_of(taken)}", flush=True))
 
 

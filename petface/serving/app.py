@@ -19,9 +19,9 @@ from petface.network import NonFiniteError
 from petface.serving import schema
 from petface.serving.gate import CLIENT_GONE, Gate
 from petface.serving.intake import Intake
-from petface.serving.jobs import Animal, Engine, Explain, Job, One
-from petface.serving.limits import ClientGoneError, Limits, RefusedError
-from petface.serving.observe import METRICS_TYPE, LineLog, Metrics
+from petface.serving.jobs import Animal, Explain, Job, One
+from petface.serving.limits import ClientGoneError, RefusedError
+from petface.serving.observe import METRICS_TYPE, LineLog
 from petface.serving.schema import failures, photo_form
 from petface.serving.static_files import StaticFile, read_page
 from petface.stage_models import Photo
@@ -31,21 +31,13 @@ Name = Annotated[str | None, Query(max_length=200)]
 _POST = (403, 408, 413, 415, 422, 503)  # how each request with photos may fail
 
 
-def make_app(
-    engine: Engine,
-    limits: Limits,
-    *,
-    hosts: Collection[str] = (),
-    log: LineLog | None = None,
-    num_decoders: int = 1,
-    niceness: int = 0,
-) -> Gate:
-    """Put the application together; its threads end with the lifespan.
+def make_app(intake: Intake, *, hosts: Collection[str] = (), log: LineLog | None = None) -> Gate:
+    """Put the application together; the threads of `intake` end with its lifespan.
 
     `hosts` are the names that it may be asked for under, all where empty.
     """
-    metrics, started_s = Metrics(), time.monotonic()
-    intake = Intake(engine, limits, metrics, num_decoders, niceness)
+    engine, limits, metrics = intake.engine, intake.limits, intake.metrics
+    started_s = time.monotonic()
     card = {
         **engine.describe(),
         "limits": {

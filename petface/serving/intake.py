@@ -36,9 +36,9 @@ class Intake:
     """
 
     def __init__(
-        self, engine: Engine, limits: Limits, metrics: Metrics, num_decoders: int, niceness: int
+        self, engine: Engine, limits: Limits, *, num_decoders: int = 1, niceness: int = 0
     ) -> None:
-        self._engine, self._limits, self._metrics = engine, limits, metrics
+        self.engine, self.limits, self.metrics = engine, limits, Metrics()
         self.uploads = Uploads(limits.max_uploads_bytes)
         self._decoders = ThreadPoolExecutor(
             num_decoders, "decoder", initializer=lower_priority, initargs=(niceness,)
@@ -49,14 +49,14 @@ class Intake:
             max_wait_s=limits.max_wait_ms / 1000,
             max_queue=limits.max_queue,
             niceness=niceness,
-            on_batch=metrics.count_batch,
+            on_batch=self.metrics.count_batch,
         )
-        metrics.watch(lambda: self.batcher.num_taken, lambda: self.uploads.num_bytes)
+        self.metrics.watch(lambda: self.batcher.num_taken, lambda: self.uploads.num_bytes)
 
     def close(self) -> None:
         """End the threads; what still waits is answered first."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
-        self.batcher.close(self._limits.stop_timeout_s)
+        self.batcher.close(self.limits.stop_timeout_s)
 
     async def ask(
         self,
@@ -78,11 +78,11 @@ class Intake:
             raise busy(_TOO_MANY)
         facts = facts_of(request.scope)
         with self.uploads.hold() as held:
-            body = await read_body(request, self._limits, held)
+            body = await read_body(request, self.limits, held)
             facts.num_bytes = len(body)
             leaving = asyncio.create_task(_leaves(request))
             try:
-                async with asyncio.timeout(self._limits.answer_timeout_s):
+                async with asyncio.timeout(self.limits.answer_timeout_s):
                     with self.batcher.place() as place:
                         contents = await self._in_pool(
                             leaving, photos_in, body, boundary, field, most
@@ -110,7 +110,7 @@ class Intake:
     ) -> Any:
         answered: Answered = await _while_there(leaving, asyncio.wrap_future(place.submit(job)))
         facts.queue_s, facts.batch_size = answered.queue_s, answered.batch_size
-        self._metrics.queue_seconds.observe(answered.queue_s)
+        self.metrics.queue_seconds.observe(answered.queue_s)
         return answered.answer
 
     def _prepare(self, contents: Sequence[bytes]) -> list[Photo | ImageError]:
@@ -118,7 +118,7 @@ class Intake:
         prepared: list[Photo | ImageError] = []
         for content in contents:
             try:
-                prepared.append(self._engine.prepare(content, self._limits.max_pixels))
+                prepared.append(self.engine.prepare(content, self.limits.max_pixels))
             except ImageError as error:
                 # a new one: the old one's frames hold the photo
                 prepared.append(ImageError(str(error), error.reason))

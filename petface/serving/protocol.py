@@ -18,6 +18,7 @@ from petface.serving.limits import Limits
 MAX_HEAD_BYTES = 32_768
 _LINGER_S = 5.0  # for the rest of a body that is not wanted: closing would drop the answer
 _READ_S = 20.0  # until a client has taken what was sent
+_MAX_PIPELINED = 16  # requests sent before the answer to an earlier one: no browser does it
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -68,14 +69,23 @@ class LimitedProtocol(HttpToolsProtocol):
         """The head is there; the app waits for the body."""
         self._is_in_head = False
         self._stop("head")
-        super().on_headers_complete()
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            self.transport.abort()
+        if not self.transport.is_closing():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body, unless the connection was given up in the same breath."""
+        if not self.transport.is_closing():
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The body is there."""
         self._is_whole = True
         self._num_bytes = 0
         self._stop("linger")
-        super().on_message_complete()
+        if not self.transport.is_closing():
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Let the rest of a body come that was answered before its end, for a while."""
@@ -101,15 +111,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._is_in_head = True
         if "head" not in self._timers:
             self._num_bytes = 0
-            self._start("head", self.limits.head_timeout_s, self._give_up)
-
-    def _give_up(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
-            self._refuse(408, "timeout", "the head of the request did not arrive in time")
-        else:  # an earlier request is being answered: nothing may be written in between
-            self.transport.abort()
+            late = "the head of the request did not arrive in time"
+            self._start("head", self.limits.head_timeout_s, self._refuse, 408, "timeout", late)
 
     def _refuse(self, code: int, status: str, message: str, header: str = "") -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.abort()  # an earlier request is being answered: no room for this one
+            return
         body = json.dumps({"status": status, "message": message}).encode()
         head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n{header}"
         self.transport.write(
@@ -117,9 +125,9 @@ class LimitedProtocol(HttpToolsProtocol):
         )
         self.transport.close()
 
-    def _start(self, name: str, seconds: float, call: Any) -> None:
+    def _start(self, name: str, seconds: float, call: Any, *arguments: Any) -> None:
         self._stop(name)
-        self._timers[name] = self.loop.call_later(seconds, call)
+        self._timers[name] = self.loop.call_later(seconds, call, *arguments)
 
     def _stop(self, name: str) -> None:
         timer = self._timers.pop(name, None)

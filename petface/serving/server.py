@@ -78,14 +78,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def serve(
-    app: ASGIApp, taken: socket.socket, limits: Limits, log: LineLog, on_ready: Callable[[], None]
-) -> None:
-    """Answer until SIGINT or SIGTERM; then what was taken in, for `stop_timeout_s` at most."""
-    address = url_of(taken)
-    allow_files(limits.max_connections + _SPARE_FILES)
-    logging.getLogger("uvicorn").handlers = [LogHandler(log)]
-    logging.getLogger("uvicorn").propagate = False
+def make_server(app: ASGIApp, limits: Limits, log: LineLog, on_ready: Callable[[], None]) -> Server:
+    """Make the server of an application; `run(sockets=[...])` answers until it is asked to stop."""
     config = uvicorn.Config(
         app,
         http=limited_protocol(limits),
@@ -98,8 +92,19 @@ def serve(
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(limits.stop_timeout_s)),
     )
+    logger = logging.getLogger("uvicorn")
+    logger.handlers, logger.propagate = [LogHandler(log)], False
+    return Server(config, on_ready)
+
+
+def serve(
+    app: ASGIApp, taken: socket.socket, limits: Limits, log: LineLog, on_ready: Callable[[], None]
+) -> None:
+    """Answer until SIGINT or SIGTERM; then what was taken in, for `stop_timeout_s` at most."""
+    address = url_of(taken)
+    allow_files(limits.max_connections + _SPARE_FILES)
     try:
-        Server(config, on_ready).run(sockets=[taken])
+        make_server(app, limits, log, on_ready).run(sockets=[taken])
     except OSError as error:  # two that start at once may both have bound the port
         raise _address_error(address, error) from None
     finally:
