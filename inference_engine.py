@@ -1,6 +1,7 @@
 """Two-stage inference: name the species, then let its specialist name breed, colours and gender.
 
     python inference_engine.py photo.jpg     # a readable answer; --json for machines
+    python inference_engine.py predict folder --out answers.csv     # photos without labels
     python inference_engine.py evaluate      # over every image of the dataset
     python inference_engine.py evaluate --config configs/eval/demo.toml
 
@@ -28,6 +29,7 @@ from petface.images import Preprocessing
 from petface.network import Stage
 from petface.packing import image_source
 from petface.photo_samples import photos_of
+from petface.predictions import fast_inference, find_photos, predict_files
 from petface.reports import shares
 from petface.reports.answering import answer_slices, plan_slices, write_answers
 from petface.reports.answers import (
@@ -57,10 +59,11 @@ __all__ = [
 ]
 
 # ---- Models ----
-STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"
-STAGE2_FOLDER: str = "runs/stage2"  # holds <species>/<species>_best.pt
+STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"  # or a bundle of tools.export
+STAGE2_FOLDER: str = "runs/stage2"  # holds <species>/<species>_best.pt; a bundle brings its own
 DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
 TOPK: Positive = 3  # answers shown per head for a single photo
+OUT: str = "predictions.csv"  # of predict: .csv, or .jsonl with the topk answers of every head
 
 # ---- Evaluation ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
@@ -73,7 +76,7 @@ PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made o
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
 INTERVAL_RESAMPLES: NonNegative = 1000  # bootstrap over records for the 95 % intervals; 0 = none
 
-# ---- Arithmetic of the evaluation; single photos are computed by torch in fp32 ----
+# ---- Arithmetic of evaluate and predict; single photos are computed by torch in fp32 ----
 PRECISION: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"  # fp32 = exact; see README
 ENGINE: Literal["torch", "openvino"] = "torch"  # openvino: CPUs; needs requirements-openvino.txt
 COMPILE: bool = False  # torch's compiler: 1.1 times as fast on a CPU after 6 to 17 s per network
@@ -207,44 +210,86 @@ def evaluate_full_dataset(
 
 
 def main() -> int:
-    arguments = sys.argv[1:]
-    module = sys.modules[__name__]
-    if arguments[:1] == ["evaluate"]:
-        s = read_settings(
-            module, arguments[1:], switches={"force": "replace a finished evaluation"}
-        )
-        distributed.start(s.DEVICE)
-        print(s.provenance())
-        summary = evaluate_full_dataset(
-            s.IMAGES_ROOT,
-            s.ANNOTATIONS_ROOT,
-            stage1_checkpoint=s.STAGE1_CHECKPOINT,
-            stage2_folder=s.STAGE2_FOLDER,
-            out_dir=s.OUT_DIR,
-            splits_file=s.SPLITS_FILE,
-            split_seed=s.SPLIT_SEED,
-            device=s.DEVICE,
-            precision=s.PRECISION,
-            batch_size=s.BATCH_SIZE,
-            num_workers=s.NUM_WORKERS,
-            pack=s.PACK,
-            interval_resamples=s.INTERVAL_RESAMPLES,
-            engine=s.ENGINE,
-            compiled=s.COMPILE,
-            exact_margin=s.EXACT_MARGIN,
-            int8_agreement=s.INT8_AGREEMENT,
-            force="force" in s.switches,
-        )
-        print(describe_summary(summary))
-        print(f"per_image: {Path(s.OUT_DIR, PER_IMAGE)}\nsummary: {Path(s.OUT_DIR, SUMMARY)}")
-        if distributed.is_main():
-            print(report_line(Path(s.OUT_DIR)))
-        return 0
+    commands = {"evaluate": evaluate, "predict": predict}
+    command = commands.get(sys.argv[1] if len(sys.argv) > 1 else "")
+    return command(sys.argv[2:]) if command else show(sys.argv[1:])
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Answer every photo of the dataset and compare with its labels."""
+    force = {"force": "replace a finished evaluation"}
+    s = read_settings(sys.modules[__name__], arguments, switches=force)
+    distributed.start(s.DEVICE)
+    print(s.provenance())
+    summary = evaluate_full_dataset(
+        s.IMAGES_ROOT,
+        s.ANNOTATIONS_ROOT,
+        stage1_checkpoint=s.STAGE1_CHECKPOINT,
+        stage2_folder=s.STAGE2_FOLDER,
+        out_dir=s.OUT_DIR,
+        splits_file=s.SPLITS_FILE,
+        split_seed=s.SPLIT_SEED,
+        device=s.DEVICE,
+        precision=s.PRECISION,
+        batch_size=s.BATCH_SIZE,
+        num_workers=s.NUM_WORKERS,
+        pack=s.PACK,
+        interval_resamples=s.INTERVAL_RESAMPLES,
+        engine=s.ENGINE,
+        compiled=s.COMPILE,
+        exact_margin=s.EXACT_MARGIN,
+        int8_agreement=s.INT8_AGREEMENT,
+        force="force" in s.switches,
+    )
+    print(describe_summary(summary))
+    print(f"per_image: {Path(s.OUT_DIR, PER_IMAGE)}\nsummary: {Path(s.OUT_DIR, SUMMARY)}")
+    if distributed.is_main():
+        print(report_line(Path(s.OUT_DIR)))
+    return 0
+
+
+def predict(arguments: list[str]) -> int:
+    """Answer files and folders of photos without labels."""
     s = read_settings(
-        module,
+        sys.modules[__name__],
+        arguments,
+        switches={"force": "replace a finished table"},
+        positional=("photos", "photo files, and folders that are searched for them"),
+    )
+    print(s.provenance())
+    photos, left_out = find_photos(s.positional)
+    if not photos:
+        raise SettingsError("no photo to answer: predict takes photo files and folders of them")
+    if exported.is_bundle(s.STAGE1_CHECKPOINT):
+        how = Arithmetic.of_exports(s.DEVICE, s.PRECISION, s.ENGINE)
+    else:
+        how = Arithmetic.choose(s.DEVICE, s.PRECISION, s.ENGINE, s.COMPILE, s.EXACT_MARGIN)
+    engine_, identity = fast_inference(
+        s.STAGE1_CHECKPOINT, s.STAGE2_FOLDER, photos, how, Path(s.OUT).parent / "openvino"
+    )
+    counts = predict_files(
+        engine_,
+        photos,
+        s.OUT,
+        identity=identity,
+        topk=s.TOPK,
+        num_workers=worker_count(s.NUM_WORKERS),
+        force="force" in s.switches,
+    )
+    for reason, num in sorted(left_out.items()):
+        print(f"left out, {reason}: {num}")
+    print("\n".join(f"{status}: {num}" for status, num in sorted(counts.items())))
+    print(f"photos: {len(photos)}\npredictions: {s.OUT}")
+    return 0
+
+
+def show(arguments: list[str]) -> int:
+    """Answer a few photos in the terminal."""
+    s = read_settings(
+        sys.modules[__name__],
         arguments,
         switches={"json": "one JSON object per photo and line"},
-        positional=("photos", "photo files to answer, or the word evaluate"),
+        positional=("photos", "photo files to answer, or first the word evaluate or predict"),
     )
     if not s.positional:
         raise SettingsError("give a photo, or: python inference_engine.py evaluate; see --help")

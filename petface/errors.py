@@ -32,8 +32,8 @@ def run_script(main: Callable[[], object]) -> None:
     """Call `main` and end the process: a `UserError` becomes its message on stderr and its exit
     code.
 
-    `main` may return an exit code; None counts as 0. Any other exception keeps its traceback,
-    because it is a fault of the program.
+    `main` may return an exit code; None counts as 0. Ctrl-C ends in code 130. Any other exception
+    keeps its traceback, because it is a fault of the program.
     """
     try:
         code = main()
@@ -42,4 +42,7 @@ def run_script(main: Callable[[], object]) -> None:
             time.sleep(_FIRST_WORD_S)  # torchrun ends this process if the first says the same
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:  # Ctrl-C: nothing is lost, there is nothing to trace
+        print("\nstopped; give the same command again to go on", file=sys.stderr)
+        sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)

@@ -51,7 +51,7 @@ class TwoStageInference:
         self.stage2_folder = Path(stage2_folder)
         self.device, self.precision = device, precision
         self._specialists: dict[str, Stage2Model | None] = {}
-        self._rules: list[Preprocessing] = []  # of all networks, once all are loaded
+        self.rules: list[Preprocessing] = []  # of all networks, once all are loaded
 
     def specialist(self, species: str) -> Stage2Model | None:
         """Give the specialist of `species`, None where there is none."""
@@ -70,7 +70,7 @@ class TwoStageInference:
         found = {species: self.specialist(species) for species in self.stage1.classes}
         loaded = {species: model for species, model in found.items() if model is not None}
         networks = [self.stage1.network, *(model.network for model in loaded.values())]
-        self._rules = [network.preprocessing for network in networks]
+        self.rules = [network.preprocessing for network in networks]
         return loaded
 
     def prepare(self, image: ImageSource, max_pixels: int | None = None) -> Photo:
@@ -79,9 +79,9 @@ class TwoStageInference:
         `ImageError` for what is not a photo, or has more than `max_pixels`.
         """
         photo = Photo(images.decode(image, max_pixels))
-        for rule in self._rules:
+        for rule in self.rules:
             photo.at(rule)
-        if self._rules:
+        if self.rules:
             photo.source = None
         return photo
 

@@ -37,7 +37,7 @@ LAYERS = [
     {"engine", "engines", "calibration", "features", "strangers", "reports"},
     {"stage_models"},
     {"two_stage"},
-    {"export", "serving"},
+    {"export", "serving", "predictions"},
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 FOLDERS = {"augment", "models", "settings", "sources", "reports", "export", "serving"}
