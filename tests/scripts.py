@@ -273,3 +273,29 @@ class NanLoss:
             return value * float("nan") if self.first <= calls[0] <= self.last else value
 
         setattr(losses, self.function, poisoned)
+
+
+@dataclass(frozen=True)
+class SetConstant:
+    """Give a module's constant another value, such as a batch that a small dataset fills twice."""
+
+    module: str
+    name: str
+    value: object
+
+    def __call__(self) -> None:
+        import importlib
+
+        setattr(importlib.import_module(self.module), self.name, self.value)
+
+
+@dataclass(frozen=True)
+class Both:
+    """Do two things before the script runs."""
+
+    first: Callable[[], None]
+    second: Callable[[], None]
+
+    def __call__(self) -> None:
+        self.first()
+        self.second()

@@ -1,0 +1,164 @@
+"""`inference_engine.py predict` against single photos, on odd folders and after kills."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from inference_engine import TwoStageInference
+from petface.errors import UserError
+from petface.files import plain_cell
+from petface.predictions import COLUMNS, find_photos
+from petface.taxonomy import FEATURES
+from tests import scripts
+from tests.conftest import BOMB, EMPTY, TRUNCATED
+
+BAD = {TRUNCATED: "unreadable", EMPTY: "unreadable", BOMB: "too_large"}
+SMALL_SLICES = scripts.SetConstant("petface.predictions", "SLICE_PHOTOS", 16)
+
+
+@pytest.fixture(scope="module")
+def flags(stage1_run, stage2_run) -> list[object]:
+    return ["--stage1-checkpoint", stage1_run.folder / "best.pt", "--stage2-folder",
+            stage2_run.folder, "--device", "cpu", "--precision", "fp32"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tables(tree, flags, tmp_path_factory) -> tuple[Path, Path]:
+    """The whole tree as CSV and as JSON lines, as a user writes them."""
+    folder = tmp_path_factory.mktemp("predict")
+    paths = folder / "answers.csv", folder / "answers.jsonl"
+    for path in paths:
+        done = scripts.run_fresh(
+            scripts.INFERENCE, ["predict", tree.images, *flags, "--out", path, "--topk", 2]
+        )
+        assert done.code == 0, done.err
+    assert done.figures()["unreadable"] == "2" and done.figures()["too_large"] == "1"
+    return paths
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def photos_of(tree) -> list[str]:
+    return sorted(map(str, tree.images.rglob("*.png")))
+
+
+def test_json_lines_are_what_infer_says_of_each_photo(tree, stage1_run, stage2_run, tables):
+    engine = TwoStageInference(stage1_run.folder / "best.pt", stage2_run.folder, "cpu")
+    answers = [json.loads(line) for line in tables[1].read_text(encoding="utf-8").splitlines()]
+    assert sorted(answer["image"] for answer in answers) == photos_of(tree)
+    assert {answer["status"] for answer in answers} >= {"ok", "unreadable", "too_large"}
+    for answer in answers:
+        alone = json.loads(json.dumps(engine.infer(answer["image"], 2)))
+        entries = {"species": answer["species"], **answer["attributes"]}
+        others = {"species": alone["species"], **alone["attributes"]}
+        assert entries.keys() == others.keys()
+        for head, entry in entries.items():
+            if entry is not None:
+                topk, other = entry.pop("topk"), others[head].pop("topk")
+                assert [label for label, _ in topk] == [label for label, _ in other]
+                assert [p for _, p in topk] == pytest.approx([p for _, p in other], abs=1e-5)
+        assert answer == alone
+
+
+def test_the_csv_holds_the_best_answers_of_the_json_lines(tree, tables):
+    rows = rows_of(tables[0])
+    answers = [json.loads(line) for line in tables[1].read_text(encoding="utf-8").splitlines()]
+    assert tuple(rows[0]) == COLUMNS and len(rows) == len(answers) == len(photos_of(tree))
+    for row, answer in zip(rows, answers, strict=True):
+        assert (plain_cell(row["image"]), row["status"]) == (answer["image"], answer["status"])
+        assert plain_cell(row["message"]) == answer.get("message", "")
+        for head in ("species", *FEATURES):
+            entry = answer["species"] if head == "species" else answer["attributes"].get(head)
+            cells = [row[f"{head}_{what}"] for what in ("pred", "prob", "sure")]
+            if entry is None:
+                assert cells == ["", "", ""]
+                continue
+            assert plain_cell(cells[0]) == entry["label"]
+            assert float(cells[1]) == pytest.approx(entry["topk"][0][1], abs=1e-6)
+            assert cells[2] == {None: "", True: "1", False: "0"}[entry["sure"]]
+    bad = {row["image"].partition("/images/")[2]: row["status"] for row in rows if row["message"]}
+    assert bad == BAD
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_a_killed_table_goes_on_and_is_the_same(tree, flags, script, tmp_path, suffix, share):
+    straight, killed = tmp_path / f"straight{suffix}", tmp_path / f"killed{suffix}"
+    arguments = ["predict", tree.images, *flags, "--out"]
+    assert script("inference_engine.py", [*arguments, straight], SMALL_SLICES).code == 0
+    kill = scripts.Both(SMALL_SLICES, scripts.KillWhileWritingRows(4, share))
+    assert script("inference_engine.py", [*arguments, killed], kill).code == -9
+    assert not killed.exists()
+    other = script("inference_engine.py", [*arguments, killed, "--topk", 1], SMALL_SLICES)
+    assert other.code == 1 and "begun with other checkpoints, data or settings" in other.err
+    done = script("inference_engine.py", [*arguments, killed], SMALL_SLICES)
+    assert done.code == 0, done.err
+    assert killed.read_bytes() == straight.read_bytes()
+    assert done.figures()["unreadable"] == "2"  # over the whole table, not the second start's part
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("killed")) == [
+        killed.name
+    ]
+    again = script("inference_engine.py", [*arguments, killed])
+    assert again.code == 1 and "--force" in again.err
+    assert script("inference_engine.py", [*arguments, killed, "--force"]).code == 0
+
+
+def test_bad_input_is_named_before_anything_is_asked(flags, script, tmp_path):
+    photo = tmp_path / "a.png"
+    photo.write_bytes(b"")
+    out = tmp_path / "answers.txt"
+    for words, message, code in (
+        ([tmp_path / "nowhere"], "nowhere: no such file or folder", 1),
+        ([], "no photo to answer", 2),
+        ([photo, "--out", out], "written as .csv or .jsonl", 1),
+        ([photo, "--precision", "int8"], "int8 needs ENGINE", 2),
+    ):
+        done = script("inference_engine.py", ["predict", *words, *flags[:6]])
+        assert (done.code, "Traceback" in done.err) == (code, False), done.err
+        assert message in done.err
+    assert not out.exists()
+
+
+def test_folders_are_searched_for_regular_image_files_alone(tmp_path):
+    deep = tmp_path / "photos" / "b" / "c"
+    deep.mkdir(parents=True)
+    for name in ("z.PNG", "a.jpg", "note.txt", ".hidden.png", "._00.png"):
+        (deep / name).write_bytes(b"")
+    (tmp_path / "photos" / "first.webp").write_bytes(b"")
+    (deep / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    os.mkfifo(deep / "pipe.png")
+    (deep / "folder.png").mkdir()
+    (deep / "loop").symlink_to(tmp_path / "photos")
+    (deep / "gone.png").symlink_to(deep / "nowhere.png")
+    photos, left_out = find_photos([str(tmp_path / "photos"), str(deep / "note.txt")])
+    assert photos == [
+        str(tmp_path / "photos/first.webp"),
+        *(str(deep / name) for name in ("a.jpg", os.fsdecode(b"caf\xe9.png"), "z.PNG")),
+        str(deep / "note.txt"),  # named outright: its content decides
+    ]
+    assert left_out == {"hidden": 2, "not a regular file": 2, "not an image suffix": 1}
+    assert find_photos([str(deep), str(deep / "a.jpg")])[0].count(str(deep / "a.jpg")) == 1
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_photos([str(tmp_path / "gone")])
+
+
+def test_names_that_are_formulas_or_no_text_keep_their_rows(tree, flags, script, tmp_path):
+    whole = Path(photos_of(tree)[0]).read_bytes()
+    for name in (b"=1+1.png", b'a,"b".png', b"line\nbreak.png", b"caf\xe9.png", b"<script>.png"):
+        (tmp_path / os.fsdecode(name)).write_bytes(whole)
+    for suffix in (".csv", ".jsonl"):
+        out = tmp_path / f"answers{suffix}"
+        done = script("inference_engine.py", ["predict", tmp_path, *flags, "--out", out])
+        assert done.code == 0 and done.figures()["ok"] == "5", done.err
+    names = [Path(plain_cell(row["image"])).name for row in rows_of(tmp_path / "answers.csv")]
+    assert names == ["<script>.png", "=1+1.png", 'a,"b".png', "caf\\udce9.png", "line\nbreak.png"]
+    lines = (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [Path(json.loads(line)["image"]).name for line in lines][1] == "=1+1.png"
