@@ -11,19 +11,16 @@ from petface.serving.limits import RefusedError
 
 
 class _Form:
-    """Collects the parts of a form while it is parsed; more than `most` are refused at once."""
+    """Collects the parts of a form; another field, or one too many, is refused where it begins."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self.parts: list[tuple[str, bytes]] = []  # field name and content
+    def __init__(self, field: str, most: int) -> None:
+        self._field, self._most = field, most
+        self.contents: list[bytes] = []
         self.is_whole = False
         self._header = self._value = self._disposition = b""
         self._data: list[bytes] = []
 
     def on_part_begin(self) -> None:
-        if len(self.parts) == self._most:
-            message = f"at most {self._most} photos at once" if self._most > 1 else "one photo only"
-            raise RefusedError(413, "too_large", message)
         self._header = self._value = self._disposition = b""
         self._data = []
 
@@ -38,16 +35,26 @@ class _Form:
             self._disposition = self._value
         self._header = self._value = b""
 
+    def on_headers_finished(self) -> None:
+        name = parse_options_header(self._disposition)[1].get(b"name", b"")
+        if name != self._field.encode() or len(self.contents) == self._most:
+            raise self.refusal()
+
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._data.append(data[start:end])
 
     def on_part_end(self) -> None:
-        name = parse_options_header(self._disposition)[1].get(b"name", b"")
-        self.parts.append((name.decode("utf-8", "replace"), b"".join(self._data)))
+        self.contents.append(b"".join(self._data))
         self._data = []
 
     def on_end(self) -> None:
         self.is_whole = True
+
+    def refusal(self) -> RefusedError:
+        """Say what the form should hold."""
+        what = "one photo" if self._most == 1 else f"1 to {self._most} photos"
+        message = f"send {what} as the field {self._field!r} and nothing else"
+        return RefusedError(422, "invalid", message)
 
 
 def check_type(content_type: str, content_encoding: str) -> bytes:
@@ -66,9 +73,9 @@ def check_type(content_type: str, content_encoding: str) -> bytes:
 def photos_in(body: bytearray | bytes, boundary: bytes, field: str, most: int) -> list[bytes]:
     """Give the content of each part called `field`, in their order, 1 to `most` of them.
 
-    400 for what is no whole form, 413 for too many photos, 422 for missing or other fields.
+    400 for what is no whole form, 422 for none, too many and other fields.
     """
-    form = _Form(most)
+    form = _Form(field, most)
     calls: Any = {name: getattr(form, name) for name in dir(form) if name.startswith("on_")}
     try:
         parser = MultipartParser(boundary, calls)
@@ -78,11 +85,9 @@ def photos_in(body: bytearray | bytes, boundary: bytes, field: str, most: int) -
         raise _unreadable("the body is no multipart form") from None
     if not form.is_whole:
         raise _unreadable("the form is cut off: its last boundary is missing")
-    others = sorted({name for name, _ in form.parts if name != field})
-    if others or not form.parts:
-        what = "one photo" if most == 1 else f"1 to {most} photos"
-        raise RefusedError(422, "invalid", f"send {what} as the field {field!r} and nothing else")
-    return [content for _, content in form.parts]
+    if not form.contents:
+        raise form.refusal()
+    return form.contents
 
 
 def _unreadable(message: str) -> RefusedError:

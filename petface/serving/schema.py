@@ -102,9 +102,9 @@ _MEANINGS = {
     404: "unknown species, head or label, or no specialist for the species",
     408: "the body did not arrive in time; the connection is closed",
     409: "these models cannot be explained, or their answer is not finite",
-    413: "too many bytes, photos or pixels",
+    413: "too many bytes or pixels",
     415: "no multipart form",
-    422: "a parameter or a field of the form is missing, unknown or out of range",
+    422: "a parameter or a field of the form is missing, unknown, too many or out of range",
     500: "a fault of the server",
     503: "too much to do now, or stopping; come again after Retry-After seconds",
 }

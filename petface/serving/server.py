@@ -78,7 +78,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def make_server(app: ASGIApp, limits: Limits, log: LineLog, on_ready: Callable[[], None]) -> Server:
+def make_server(app: ASGIApp, limits: Limits, on_ready: Callable[[], None]) -> Server:
     """Make the server of an application; `run(sockets=[...])` answers until it is asked to stop."""
     config = uvicorn.Config(
         app,
@@ -92,8 +92,6 @@ def make_server(app: ASGIApp, limits: Limits, log: LineLog, on_ready: Callable[[
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(limits.stop_timeout_s)),
     )
-    logger = logging.getLogger("uvicorn")
-    logger.handlers, logger.propagate = [LogHandler(log)], False
     return Server(config, on_ready)
 
 
@@ -103,8 +101,11 @@ def serve(
     """Answer until SIGINT or SIGTERM; then what was taken in, for `stop_timeout_s` at most."""
     address = url_of(taken)
     allow_files(limits.max_connections + _SPARE_FILES)
+    logging.basicConfig(handlers=[LogHandler(log)], level=logging.WARNING)
+    logging.captureWarnings(True)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of each bad form
     try:
-        make_server(app, limits, log, on_ready).run(sockets=[taken])
+        make_server(app, limits, on_ready).run(sockets=[taken])
     except OSError as error:  # two that start at once may both have bound the port
         raise _address_error(address, error) from None
     finally:

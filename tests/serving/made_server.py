@@ -41,16 +41,16 @@ class FakeEngine:
         self.gate.set()
         self.batches: list[int] = []
         self.poison = None  # a photo whose first pixel has this value breaks its batch
-        self.num_prepared = 0
+        self.num_asked = 0
 
     def prepare(self, image: Any, max_pixels: int | None = None) -> Photo:
-        self.num_prepared += 1
         photo = Photo(images.decode(image, max_pixels))
         photo.at(RULE)
         photo.source = None
         return photo
 
     def answer(self, photos: Sequence[Photo], topk: int = 3) -> list[dict[str, Any]]:
+        self.num_asked += 1
         assert self.gate.wait(PATIENCE_S)
         self.batches.append(len(photos))
         return [self._answer(photo, topk) for photo in photos]
@@ -66,6 +66,7 @@ class FakeEngine:
         }
 
     def explain(self, image: Photo, *, species: Any, head: str, label: Any) -> bytes:
+        del species, label
         if head != "species":
             raise UserError(f"unknown head {head!r}; known: species")
         return png(image.at(RULE))
@@ -219,7 +220,7 @@ def running(limits: Limits, engine: FakeEngine | None = None) -> Iterator[Runnin
     log = LineLog(stream)
     intake = Intake(engine, limits)
     app = make_app(intake, hosts=("localhost", "127.0.0.1"), log=log)
-    server = make_server(app, limits, log, ready.set)
+    server = make_server(app, limits, ready.set)
     taken = bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
     port = taken.getsockname()[1]

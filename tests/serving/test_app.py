@@ -50,12 +50,13 @@ def failed(reply, code, status):
     return reply.json()["message"]
 
 
-def hold(server, *, most=1):
+def hold(server):
     """Have the batcher hang in one photo; gives the connection that waits for it."""
     server.engine.gate.clear()
+    num_asked = server.engine.num_asked
     client = server.client()
     client.send(post("/predict", form(RED)))
-    until(lambda: server.waiting() == most)
+    until(lambda: server.engine.num_asked > num_asked)
     return client
 
 
@@ -164,10 +165,10 @@ def test_a_form_that_is_cut_off_is_unreadable(server):
     failed(server.ask(post("/predict", form(RED)[:-8])), 400, "unreadable")
 
 
-def test_too_many_photos_are_too_large(server):
-    failed(server.ask(post("/predict", form(RED, RED))), 413, "too_large")
+def test_too_many_photos_are_told_how_many_may_be(server):
+    assert "one photo" in failed(server.ask(post("/predict", form(RED, RED))), 422, "invalid")
     body = form(*[RED] * 4, field="photos")
-    assert "3" in failed(server.ask(post("/predict_animal", body)), 413, "too_large")
+    assert "1 to 3" in failed(server.ask(post("/predict_animal", body)), 422, "invalid")
 
 
 def test_another_type_or_field_is_told_so(server):
@@ -204,7 +205,6 @@ def test_a_fault_of_the_server_shows_nothing_of_it(server, engine):
     reply = server.ask(post("/predict", form(RED)))
     message = failed(reply, 500, "failed")
     assert "poison" not in message and "/" not in message
-    lines = [line for line in server.lines() if line.get("traceback")]
     until(lambda: [line for line in server.lines() if line.get("traceback")])
     lines = [line for line in server.lines() if line.get("traceback")]
     assert lines[-1]["request_id"] == reply.headers["x-request-id"]
@@ -267,7 +267,8 @@ def test_beyond_the_queue_it_is_busy_and_healthy(server, engine):
             client.socket.close()
 
 
-def test_an_animal_needs_a_place_for_each_photo(server, engine):
+@pytest.mark.usefixtures("engine")
+def test_an_animal_needs_a_place_for_each_photo(server):
     with hold(server), server.client() as client:
         client.send(post("/predict", form(RED)))
         until(lambda: server.waiting() == 2)

@@ -87,7 +87,7 @@ def test_a_lonely_item_does_not_wait_but_one_in_company_does(batcher, recorder):
     assert recorder.batches == [[1], [2, 3]]
 
 
-def test_one_that_gives_up_preparing_keeps_nobody_waiting(batcher, recorder):
+def test_one_that_gives_up_preparing_keeps_nobody_waiting(batcher):
     with batcher.place():
         (future,) = submit(batcher, 1)
         assert not future.done()

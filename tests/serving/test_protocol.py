@@ -9,7 +9,7 @@ import pytest
 
 from petface.serving import protocol
 from petface.serving.limits import Limits
-from tests.serving.made_server import form, photo, post, running, until
+from tests.serving.made_server import TYPE, form, photo, post, running, until
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 QUICK = Limits(head_timeout_s=0.3, body_timeout_s=0.3, max_body_mb=0.1, max_connections=40)
@@ -100,7 +100,7 @@ def test_a_large_body_gets_its_answer_and_the_connection_goes_on(server):
 
 
 def test_a_chunked_body_is_counted(server):
-    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=B\r\n"
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: {TYPE}\r\n"
     chunk = b"1000\r\n" + b"x" * 4096 + b"\r\n"
     with server.client() as client:
         client.send(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 30)

@@ -1,0 +1,112 @@
+"""What clients do wrong, on the real server: each gets its answer, the others theirs."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.conftest import bomb
+from tests.serving.made_server import form, photo, post, until
+from tests.tools.test_serve import served
+
+QUEUE = 4
+
+
+@pytest.fixture(scope="module")
+def server(stage1_run, stage2_run, tmp_path_factory):
+    flags = [
+        "--stage1-checkpoint", stage1_run.folder / "best.pt",
+        "--stage2-folder", stage2_run.folder, "--max-queue", QUEUE, "--max-body-mb", 1,
+        "--body-timeout-s", 1, "--head-timeout-s", 1, "--max-pixels-per-photo", 1_000_000,
+    ]  # fmt: skip
+    with served(tmp_path_factory.mktemp("serve"), *flags) as made:
+        yield made
+        assert "Traceback" not in made.log.read_text()
+
+
+@pytest.fixture(autouse=True)
+def stays_healthy(server):
+    """After each fault a photo is answered as before, and nothing is left behind."""
+    yield
+    assert server.ask(post("/predict", form(photo()))).code == 200
+    until(lambda: b"petface_photos_waiting 0.0" in server.get("/metrics"))
+    assert b"petface_upload_bytes 0.0" in server.get("/metrics")
+
+
+def resident_bytes(server) -> int:
+    status = (f"/proc/{server.process.pid}/statm", 1)
+    with open(status[0]) as handle:  # noqa: PTH123
+        return int(handle.read().split()[status[1]]) * 4096
+
+
+@pytest.mark.parametrize(
+    "data, code, status",
+    [
+        (post("/predict", b"x" * 1_100_000), 413, "too_large"),
+        (post("/predict", form(bomb())), 413, "too_large"),
+        (post("/predict", b"{}", "application/json"), 415, "unsupported"),
+        (post("/predict", photo(), "image/png"), 415, "unsupported"),
+        (post("/predict", b"garbage"), 400, "unreadable"),
+        (post("/predict", form(b"garbage")), 400, "unreadable"),
+        (post("/predict", form(b"")), 400, "unreadable"),
+        (post("/predict", form(photo())[:-9]), 400, "unreadable"),
+        (post("/predict", form(photo(side=200)[:-50])), 400, "unreadable"),
+        (post("/predict", form(photo()))[:-40], 408, "timeout"),
+        (b"POST /predict HTTP/1.1\r\nHost: local", 408, "timeout"),
+        (post("/predict?topk=0", form(photo())), 422, "invalid"),
+        (post("/explain?species=../../etc/passwd&head=breed", form(photo())), 404, "unknown"),
+    ],
+)
+def test_a_fault_has_its_own_answer(server, data, code, status):
+    reply = server.ask(data)
+    assert (reply.code, reply.json()["status"]) == (code, status)
+    assert reply.json()["message"]
+
+
+def test_a_thousand_at_once_beyond_the_queue(server):
+    """200 or 503, nothing else; meanwhile the health check answers, and memory stays flat."""
+    data = post("/predict", form(photo(side=300)))
+    with ThreadPoolExecutor(50) as pool:
+        list(pool.map(lambda _: server.ask(data), range(100)))  # as large as it will be
+        before = resident_bytes(server)
+        is_over, healthy = threading.Event(), []
+
+        def watch():
+            while not is_over.is_set():
+                healthy.append(server.get("/health"))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        codes = list(pool.map(lambda _: server.ask(data).code, range(1000)))
+        is_over.set()
+        watcher.join()
+    assert set(codes) == {200, 503}
+    assert len(healthy) > 3 and all(b'"ok"' in answer for answer in healthy)
+    assert resident_bytes(server) < before + 50_000_000
+
+
+def test_clients_that_go_leave_their_places(server):
+    data = post("/predict", form(photo(side=300)))
+    for _ in range(50):
+        with server.client() as client:
+            client.send(data)
+
+
+def test_slow_clients_keep_nobody_from_being_answered(server):
+    slow = [server.client() for _ in range(10 * QUEUE)]
+    for client in slow:
+        client.send(post("/predict", form(photo()))[:-40])
+    assert server.ask(post("/predict", form(photo()))).code == 200
+    for client in slow:
+        assert client.reply().code == 408
+        assert client.is_closed()
+        client.socket.close()
+
+
+def test_no_word_of_a_file_name_or_an_address_is_logged(server):
+    server.ask(post("/predict?key=hidden-query", form(photo(), name="hidden-name.png")))
+    text = server.log.read_text()
+    assert '"route": "/predict"' in text
+    assert "hidden" not in text and "127.0.0.1" not in text

@@ -1,0 +1,226 @@
+"""The server as a user starts it, with trained networks."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inference_engine import TwoStageInference
+from petface.errors import UserError
+from petface.serving.server import bind, is_loopback, url_of
+from tests.serving.made_server import PATIENCE_S, Client, form, post, until
+from tools import serve
+
+ROOT = Path(__file__).parent.parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@dataclass
+class Served:
+    """A server in a process of its own."""
+
+    process: subprocess.Popen[str]
+    url: str
+    log: Path
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def client(self) -> Client:
+        return Client(self.port)
+
+    def ask(self, data: bytes) -> Any:
+        with self.client() as client:
+            return client.ask(data)
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url + path, timeout=PATIENCE_S) as reply:
+            return reply.read()
+
+
+@contextmanager
+def served(folder: Path, *flags: object) -> Iterator[Served]:
+    """Start `python -m tools.serve` on a free port; wait until it is ready; end it."""
+    command = [sys.executable, "-m", "tools.serve", "--port", 0, "--device", "cpu", *flags]
+    log = folder / "log.jsonl"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=ROOT, env=ENVIRONMENT, text=True,
+            stdout=subprocess.PIPE, stderr=stream,
+        )  # fmt: skip
+    try:
+        lines = iter(process.stdout)
+        ready = next((line for line in lines if line.startswith("ready: ")), None)
+        assert ready, log.read_text()
+        yield Served(process, ready.split()[1], log)
+    finally:
+        process.kill()
+        process.wait(PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def models(stage1_run, stage2_run) -> list[object]:
+    return ["--stage1-checkpoint", stage1_run.folder / "best.pt",
+            "--stage2-folder", stage2_run.folder]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(models, tmp_path_factory):
+    with served(tmp_path_factory.mktemp("serve"), *models, "--body-timeout-s", 1) as made:
+        yield made
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def photos(tree) -> dict[str, bytes]:
+    """The same photo as it comes from a file, a phone held sideways, and in grey."""
+    whole = (tree.images / "cat/000000/00.png").read_bytes()
+    image = Image.open(io.BytesIO(whole))
+    sideways = Image.Exif()
+    sideways[0x0112] = 6
+    deep = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    return {
+        "png": whole,
+        "jpeg": encoded(image, "JPEG", exif=sideways, quality=95),
+        "grey": encoded(image.convert("L"), "PNG"),
+        "16 bit": encoded(deep, "PNG"),
+        "chimp": (tree.images / "chimp/000000/00.png").read_bytes(),
+        "yak": (tree.images / "yak/000000/00.png").read_bytes(),
+    }
+
+
+def test_the_answer_is_that_of_the_library_to_the_last_digit(server, models, tree):
+    engine = TwoStageInference(models[1], models[3], "cpu")
+    found = set()
+    for name, content in photos(tree).items():
+        for topk in (1, 3):
+            reply = server.ask(post(f"/predict?topk={topk}", form(content)))
+            wanted = engine.infer(content, topk)
+            assert (reply.code, reply.json()) == (200, json.loads(json.dumps(wanted))), name
+            found.add(reply.json()["status"])
+    assert found == {"ok", "no_specialist"}
+
+
+def test_an_animal_is_answered_as_the_library_does(server, models, tree):
+    engine = TwoStageInference(models[1], models[3], "cpu")
+    given = [*photos(tree).values()][:3]
+    reply = server.ask(post("/predict_animal", form(*given, b"none", field="photos")))
+    wanted = json.loads(json.dumps(engine.infer_animal([*given, b"none"])))
+    assert (reply.code, reply.json()) == (200, wanted)
+
+
+def test_an_explanation_is_a_picture_of_the_networks_size(server, tree):
+    content = photos(tree)["png"]
+    reply = server.ask(post("/explain?head=breed&species=cat", form(content)))
+    assert reply.code == 200, reply.body
+    assert Image.open(io.BytesIO(reply.body)).size == (32, 32)
+    assert server.ask(post("/explain?head=breed&species=yak", form(content))).code == 404
+    assert server.ask(post("/explain?species=../../etc&head=breed", form(content))).code == 404
+
+
+def test_the_card_is_of_these_models_and_names_no_folder(server, models):
+    card = server.get("/model_card").decode()
+    assert set(json.loads(card)["specialists"]) == {"cat", "chimp", "dog"}
+    assert json.loads(card)["no_specialist"] == ["yak"]
+    assert str(models[3]) not in card and "/" not in json.loads(card)["stage1"]["path"]
+
+
+def test_a_second_server_on_the_port_is_one_line(server, models):
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.serve", *map(str, models), "--port", str(server.port)],
+        cwd=ROOT, env=ENVIRONMENT, text=True, capture_output=True, timeout=10 * PATIENCE_S,
+    )  # fmt: skip
+    assert done.returncode == 1
+    wanted = f"error: port {server.port} of 127.0.0.1 is in use: "
+    assert done.stderr.startswith(wanted) and done.stderr.count("\n") == 1
+
+
+def refused(monkeypatch, *flags: object) -> str:
+    """Run main in this process, which must not get as far as to serve."""
+    monkeypatch.setattr(sys, "argv", ["serve", *map(str, flags)])
+    with pytest.raises(UserError) as caught:
+        serve.main()
+    return str(caught.value)
+
+
+def test_a_missing_checkpoint_is_told(monkeypatch, tmp_path):
+    flags = "--stage1-checkpoint", tmp_path / "none.pt", "--port", 0
+    assert "none.pt" in refused(monkeypatch, *flags)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
+def test_an_address_that_is_not_here_is_told(monkeypatch, host):
+    assert f"port 0 of {host} cannot be used" in refused(monkeypatch, "--host", host, "--port", 0)
+
+
+def test_a_missing_package_is_told_with_the_way_to_get_it(monkeypatch):
+    monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "uvicorn" else name)
+    wanted = "uvicorn: python -m pip install -r requirements-serve.txt"
+    assert wanted in refused(monkeypatch)
+
+
+def refuses(port: int) -> bool:
+    try:
+        Client(port).socket.close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_asked_to_stop_it_answers_what_it_has_begun(models, tree, tmp_path, number):
+    with served(tmp_path, *models, "--host", "0.0.0.0") as server:
+        data = post("/predict", form(photos(tree)["png"]))
+        with server.client() as client, server.client() as idle:
+            client.send(data[:-20])
+            until(lambda: b"petface_upload_bytes 0.0" not in server.get("/metrics"))
+            server.process.send_signal(number)
+            until(lambda: refuses(server.port))  # no more is taken in
+            client.send(data[-20:])
+            assert client.reply().code == 200
+            assert idle.is_closed()
+        assert server.process.wait(PATIENCE_S) == 0
+        text = server.log.read_text()
+    assert "Traceback" not in text
+    warning, *lines = text.splitlines()
+    assert warning.startswith("WARNING: HOST 0.0.0.0") and "no authentication" in warning
+    assert json.loads(lines[-1])["status"] == 200
+
+
+@pytest.mark.slow
+def test_a_second_signal_leaves_at_once(models, tree, tmp_path):
+    with served(tmp_path, *models) as server, server.client() as client:
+        client.send(post("/predict", form(photos(tree)["png"]))[:-20])
+        until(lambda: b"petface_upload_bytes 0.0" not in server.get("/metrics"))
+        server.process.terminate()
+        until(lambda: refuses(server.port))
+        server.process.terminate()
+        assert server.process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+
+
+def test_addresses():
+    assert is_loopback("127.0.0.1") and is_loopback("::1") and is_loopback("localhost")
+    assert not is_loopback("0.0.0.0") and not is_loopback("example.org")
+    with bind("127.0.0.1", 0) as taken:
+        assert url_of(taken) == f"http://127.0.0.1:{taken.getsockname()[1]}"
