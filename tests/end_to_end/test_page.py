@@ -1,0 +1,477 @@
+"""The page in a real browser: with canned answers, then with `python -m tools.serve`."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from urllib.parse import urlsplit
+
+import pytest
+from PIL import Image
+
+from tests import scripts
+from tests.conftest import EMPTY
+from tests.serving_page import stub
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
+]
+expect = sync_api.expect
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+# Counts what the page makes, and what comes from a mouse; violations become console errors.
+WATCH = """
+window.seen = { made: 0, revoked: 0, pointer: 0 };
+const make = URL.createObjectURL, revoke = URL.revokeObjectURL;
+URL.createObjectURL = (blob) => { window.seen.made += 1; return make.call(URL, blob); };
+URL.revokeObjectURL = (url) => { window.seen.revoked += 1; revoke.call(URL, url); };
+for (const kind of ["mousedown", "pointerdown", "touchstart"])
+  addEventListener(kind, () => { window.seen.pointer += 1; }, true);
+addEventListener("securitypolicyviolation",
+  (event) => console.error(`violation: ${event.violatedDirective} ${event.blockedURI}`));
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def server():
+    with stub.running() as running:
+        yield running
+
+
+@pytest.fixture
+def visit(browser):
+    """Open a page; in the end it has said nothing to the console and asked nobody else.
+
+    `failures` are statuses that a test provokes: the browser itself reports each in the console.
+    """
+    visits = []
+
+    def open_page(url, failures=(), **options):
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        context.add_init_script(WATCH)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        said, asked = [], []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(f"error: {error}"))
+        page.on("request", lambda request: asked.append(request.url))
+        visits.append((context, url, failures, said, asked))
+        page.goto(url)
+        return page
+
+    yield open_page
+    for context, url, failures, said, asked in visits:
+        assert context.cookies() == []
+        context.close()
+        expected = "|".join(map(str, failures)) or "none"
+        pattern = rf"Failed to load resource: .*({expected})"
+        assert [text for text in said if not re.match(pattern, text)] == []
+        own = urlsplit(url).netloc
+        assert {urlsplit(name).netloc for name in asked if name.startswith("http")} == {own}
+
+
+def photo(name="cat.png", colour=(90, 120, 60), size=(60, 40)):
+    """A small picture as a file that is chosen."""
+    content = io.BytesIO()
+    Image.new("RGB", size, colour).save(content, "PNG")
+    return {"name": name, "mimeType": "image/png", "buffer": content.getvalue()}
+
+
+BROKEN = {"name": "broken.jpg", "mimeType": "image/jpeg", "buffer": b"no picture"}
+
+
+def choose(page, *files):
+    page.get_by_label("Choose photos").set_input_files(list(files))
+
+
+def card(page, name):
+    return page.get_by_role("article", name=name, exact=True)
+
+
+def one_animal(page):
+    page.get_by_label("All photos show one animal").check()
+
+
+def progress(page, words):
+    expect(page.locator("#progress")).to_have_text(words)
+
+
+def assert_fits(page):
+    wide, shown = page.evaluate(
+        "() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
+    assert wide <= shown
+
+
+# ---- Answers ----
+
+
+def test_one_photo_gets_species_attributes_and_doubts(visit, server):
+    page = visit(server.url)
+    choose(page, photo())
+    progress(page, "1 of 1 photo answered")
+    found = card(page, "cat.png")
+    expect(found.get_by_role("heading", name="Species")).to_be_visible()
+    rows = found.get_by_role("list", name="Probabilities, Species").get_by_role("listitem")
+    expect(rows).to_have_text(["cat98.4 %", "dog1.2 %", "rabbit0.4 %"])
+    widths = [row.locator("i").bounding_box()["width"] for row in rows.all()]
+    assert widths[0] > 50 * widths[1] > 0
+    found.get_by_text("1 more").click()
+    expect(found.get_by_text("< 0.1 %")).to_be_visible()
+    breed, gender = found.locator(".attributes section").all()
+    expect(breed.locator(".answer")).to_have_text("Siamese")
+    expect(gender.locator(".answer")).to_have_text("unsure best guess: female")
+    log = page.get_by_role("log")
+    expect(log).to_contain_text("Gender: unsure, best guess female")
+    assert (server.seen["/predict"], server.queries) == (1, [{"topk": "5"}])
+
+
+def test_what_is_said_where_less_than_usual_is_known(visit, server):
+    page = visit(server.url)
+    choose(page, photo("stranger.png"), photo("dog.png"), photo("nan.png"))
+    stranger, dog, nan = (card(page, f"{name}.png") for name in ("stranger", "dog", "nan"))
+    expect(nan).to_contain_text("The network gave no number for this photo. NaN in breed")
+    expect(nan.locator(".answer")).to_have_text("cat")
+    expect(stranger).to_contain_text("Does not look like any of the known species")
+    expect(stranger.locator(".answer").first).to_have_text("unsure best guess: cat")
+    expect(stranger).to_contain_text("What follows holds only if it is: cat")
+    expect(dog).to_contain_text("There is no specialist for dog")
+    expect(dog).to_contain_text("Not every answer here was calibrated")
+    expect(dog).to_contain_text("100.0 %")
+    expect(dog).not_to_contain_text("unsure best")
+
+
+def test_several_photos_with_a_broken_one_between(visit, server):
+    page = visit(server.url, failures=[400, 413, 500])
+    choose(page, photo("cat.png"), BROKEN, photo("dog.png"), photo("toolarge.png"), photo("fails"))
+    progress(page, "2 of 5 photos answered")
+    expect(card(page, "broken.jpg")).to_contain_text(
+        "This file is not a picture I can read (PNG, JPEG, WEBP, GIF, BMP or TIFF)."
+    )
+    expect(card(page, "broken.jpg")).to_contain_text("The server said: cannot identify image")
+    expect(card(page, "broken.jpg")).to_contain_text("no preview")
+    expect(card(page, "broken.jpg").get_by_role("button")).to_have_count(1)  # only: remove
+    expect(card(page, "toolarge.png")).to_contain_text("larger than this server takes")
+    expect(card(page, "fails").get_by_role("button", name="Try again")).to_be_visible()
+    expect(card(page, "dog.png").locator(".answer")).to_have_text("dog")
+    assert server.seen["/predict"] == 5
+
+
+def test_several_photos_of_one_animal_are_fused(visit, server):
+    page = visit(server.url)
+    one_animal(page)
+    choose(page, photo("cat.png"), photo("dog.png"), BROKEN)
+    together = card(page, "All photos together")
+    expect(together).to_contain_text("from 2 of 3 photos")
+    expect(together).to_contain_text("Alone they would be: 1 × cat, 1 × dog.")
+    expect(together.locator(".answer").first).to_have_text("cat")
+    expect(card(page, "dog.png").locator(".answer")).to_have_text("dog")
+    expect(card(page, "broken.jpg")).to_contain_text("not a picture I can read")
+    folded = card(page, "cat.png").get_by_text("Breed, Gender")
+    expect(card(page, "cat.png").get_by_text("best guess: female")).to_be_hidden()
+    folded.click()
+    expect(card(page, "cat.png").get_by_text("best guess: female")).to_be_visible()
+    assert (server.seen["/predict_animal"], server.seen["/predict"]) == (1, 0)
+
+    page.get_by_label("Each photo is its own animal").check()  # their answers are there already
+    expect(together).to_be_hidden()
+    expect(card(page, "cat.png").get_by_text("best guess: female")).to_be_visible()
+    one_animal(page)
+    choose(page, photo("cat2.png"))
+    expect(together).to_contain_text("from 3 of 4 photos")
+    page.get_by_role("button", name="Remove broken.jpg").click()
+    expect(together).to_contain_text("from 3 photos")
+    assert server.seen["/predict"] == 0
+
+
+def test_one_animal_of_broken_photos_only(visit, server):
+    page = visit(server.url)
+    one_animal(page)
+    choose(page, BROKEN, {**BROKEN, "name": "broken2.jpg"})
+    expect(card(page, "broken2.jpg")).to_contain_text("not a picture I can read")
+    expect(card(page, "All photos together")).to_contain_text("not a picture I can read")
+    progress(page, "0 of 2 photos answered")
+
+
+def test_labels_are_text_whatever_stands_in_them(visit, server):
+    page = visit(server.url, viewport={"width": 390, "height": 844})
+    odd = "script <b>bold</b> \u202egnp.png"
+    choose(page, photo(odd), photo("long" + "g" * 150 + ".png"))
+    progress(page, "2 of 2 photos answered")
+    found = card(page, odd)
+    expect(found.locator(".attributes .answer bdi")).to_have_text(stub.SCRIPT)
+    expect(found.locator(".may-be bdi").nth(1)).to_have_text(stub.RTL)
+    assert page.evaluate("() => window.wasRun") is None
+    assert page.locator("article script, article b, article img[src=x]").count() == 0
+    assert_fits(page)
+
+
+# ---- Asking ----
+
+
+def test_a_busy_server_is_asked_again_and_not_for_ever(visit, server):
+    page = visit(server.url, failures=[503])
+    server.num_busy = 2
+    choose(page, photo())
+    expect(page.get_by_text("The server is busy: trying again in 1 s.")).to_be_visible()
+    progress(page, "1 of 1 photo answered")
+    assert server.seen["/predict"] == 3
+
+    server.num_busy = 99
+    choose(page, photo("cat2.png"))
+    expect(card(page, "cat2.png")).to_contain_text("It was asked several times.")
+    assert server.seen["/predict"] == 3 + 5
+    server.num_busy = 0
+    card(page, "cat2.png").get_by_role("button", name="Try again").click()
+    progress(page, "2 of 2 photos answered")
+
+
+def test_few_at_once_with_progress_cancelled_and_cleared(visit, server):
+    page = visit(server.url)
+    server.hold.clear()
+    choose(page, *(photo(f"cat{number}.png") for number in range(8)))
+    progress(page, "Asking: 0 of 8 photos answered")
+    expect(page.get_by_text("Waiting for its turn")).to_have_count(5)
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("Cancelled.")).to_have_count(8)
+    server.hold.set()
+    card(page, "cat3.png").get_by_role("button", name="Ask again").click()
+    progress(page, "1 of 8 photos answered")
+    assert server.most_open <= 2 * 3  # the cancelled ones, too, were three
+    assert server.seen["/predict"] == 4
+    page.get_by_role("button", name="Clear all").click()
+    expect(page.get_by_role("article")).to_have_count(0)
+    expect(page.get_by_label("Choose photos")).to_be_focused()
+    seen = page.evaluate("() => ({...window.seen, stored: localStorage.length})")
+    assert (seen["made"], seen["stored"]) == (seen["revoked"], 0)
+
+
+def test_too_much_for_the_server_is_said_before_it_is_sent(visit, server):
+    page = visit(server.url)
+    huge = {**photo(), "name": "cat-huge.png"}
+    huge["buffer"] += bytes(1_200_000)
+    choose(page, photo(), huge)
+    expect(card(page, "cat-huge.png")).to_contain_text("has 1.2 MB; this server takes 1 MB")
+    progress(page, "1 of 2 photos answered, waiting for your decision below")
+    assert server.seen["/predict"] == 1
+    card(page, "cat-huge.png").get_by_role("button", name="Send all the same").click()
+    progress(page, "2 of 2 photos answered")
+
+    one_animal(page)
+    choose(page, photo("cat3.png"), photo("cat4.png"), photo("cat5.png"))
+    together = card(page, "All photos together")
+    expect(together).to_contain_text("takes 4 photos of one animal. Remove 1 photo below.")
+    page.get_by_role("button", name="Remove cat3.png").click()
+    expect(together).to_contain_text("These photos have 1.2 MB together")
+    page.get_by_role("button", name="Remove cat-huge.png").click()
+    expect(together).to_contain_text("from 3 photos")
+    assert server.seen["/predict_animal"] == 1
+
+
+def test_a_server_that_is_gone(visit, server):
+    page = visit(server.url, failures=["ERR_"])
+    expect(page.locator("#facts")).to_contain_text("cat, dog, rabbit")
+    server.shutdown()
+    server.server_close()
+    choose(page, photo())
+    expect(card(page, "cat.png")).to_contain_text("The server cannot be reached.")
+    expect(card(page, "cat.png")).not_to_contain_text("The server said")
+
+
+def test_what_speaks_for_an_answer(visit, server):
+    page = visit(server.url)
+    choose(page, photo(size=(40, 60)))
+    found = card(page, "cat.png")
+    button = found.get_by_role("button", name="What speaks for it: Breed, Siamese")
+    button.click()
+    picture = found.get_by_alt_text("Places of the photo that speak for Siamese")
+    expect(picture).to_be_visible()
+    box = picture.bounding_box()
+    assert box["height"] / box["width"] == pytest.approx(60 / 40, rel=0.02)  # the photo's shape
+    expect(button).to_have_attribute("aria-pressed", "true")
+    expect(found.get_by_alt_text("Photo cat.png")).to_be_hidden()
+    assert server.queries[-1] == {"species": "cat", "head": "breed", "label": "Siamese"}
+    found.get_by_role("button", name="What speaks for it: Species, cat").click()
+    expect(found.get_by_alt_text("Places of the photo that speak for cat")).to_be_visible()
+    expect(button).to_have_attribute("aria-pressed", "false")
+    button.click()
+    button.click()
+    expect(found.get_by_alt_text("Photo cat.png")).to_be_visible()
+    assert server.seen["/explain"] == 2  # the third look was kept
+    page.get_by_role("button", name="Remove cat.png").click()
+    seen = page.evaluate("() => window.seen")
+    assert (seen["made"], seen["revoked"]) == (3, 3)
+
+
+def test_networks_that_cannot_be_explained_and_a_card_of_nothing(visit, server):
+    server.card = {**stub.CARD, "can_explain": False}
+    page = visit(server.url)
+    choose(page, photo())
+    progress(page, "1 of 1 photo answered")
+    expect(page.get_by_role("button", name="What speaks for it")).to_have_count(0)
+    server.card = {}
+    page = visit(server.url)
+    choose(page, photo())
+    progress(page, "1 of 1 photo answered")
+
+
+# ---- Hands, eyes and machines ----
+
+
+def test_the_keyboard_is_enough(visit, server):
+    page = visit(server.url)
+    page.on("filechooser", lambda _: None)  # choosers are caught from now on, not a little later
+    keys = page.keyboard
+
+    def focus_on(locator):
+        for _ in range(40):
+            keys.press("Tab")
+            if locator.evaluate("(node) => node === document.activeElement"):
+                return
+        raise AssertionError("the keyboard does not get there")
+
+    page.locator("#facts").wait_for(state="attached")
+    keys.press("Tab")
+    expect(page.get_by_label("Choose photos")).to_be_focused()
+    outline = "(node) => getComputedStyle(node).outlineStyle"
+    assert page.locator("label[for=choose]").evaluate(outline) == "solid"
+    with page.expect_file_chooser() as chooser:
+        keys.press("Enter")
+    server.hold.clear()
+    assert chooser.value.is_multiple()
+    chooser.value.set_files([photo("cat.png"), photo("cat2.png")])
+    progress(page, "Asking: 0 of 2 photos answered")
+    keys.press("Escape")
+    expect(page.get_by_text("Cancelled.")).to_have_count(2)
+    server.hold.set()
+    keys.press("Tab")
+    keys.press("ArrowDown")
+    expect(page.get_by_label("All photos show one animal")).to_be_checked()
+    expect(card(page, "All photos together")).to_contain_text("from 2 photos")
+    keys.press("ArrowUp")
+    button = card(page, "cat2.png").get_by_role("button", name="What speaks for it: Species")
+    focus_on(button)
+    assert button.evaluate(outline) == "solid"
+    keys.press("Enter")
+    expect(page.get_by_alt_text("Places of the photo that speak for cat")).to_be_visible()
+    focus_on(page.get_by_role("button", name="Remove cat2.png"))
+    keys.press("Space")
+    expect(card(page, "cat.png")).to_be_focused()
+    summary = page.get_by_text("The networks behind the answers")
+    focus_on(summary)
+    keys.press("Enter")
+    expect(page.get_by_text("sha256 0123456789ab…")).to_be_visible()
+    assert page.evaluate("() => window.seen.pointer") == 0
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_photos_are_dropped_and_pasted(visit, server, kind):
+    page = visit(server.url)
+    page.evaluate(
+        """([kind, bytes]) => {
+          const data = new DataTransfer();
+          data.items.add(new File([new Uint8Array(bytes)], "cat.png", { type: "image/png" }));
+          const event = kind === "drop"
+            ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+            : new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
+          document.body.dispatchEvent(new DragEvent("dragover",
+            { dataTransfer: data, bubbles: true, cancelable: true }));
+          document.body.dispatchEvent(event);
+        }""",
+        [kind, list(photo()["buffer"])],
+    )
+    progress(page, "1 of 1 photo answered")
+    expect(page.get_by_text("Drop the photos")).to_be_visible(visible=kind == "paste")
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_a_phone_never_scrolls_sideways(visit, server, width):
+    page = visit(server.url, viewport={"width": width, "height": 844}, failures=[400])
+    assert_fits(page)
+    one_animal(page)
+    names = ["cat.png", "script.png", "long.png", "stranger.png"]
+    choose(page, *(photo(name) for name in names))
+    expect(card(page, "All photos together")).to_contain_text("from 4 photos")
+    page.get_by_text("The networks behind the answers").click()
+    assert_fits(page)
+    page.get_by_label("Each photo is its own animal").check()
+    choose(page, BROKEN)
+    progress(page, "4 of 5 photos answered")
+    page.get_by_role("button", name="What speaks for it: Species").first.click()
+    assert_fits(page)
+
+
+def test_dark_still_and_on_paper(visit, server):
+    page = visit(server.url, color_scheme="dark", reduced_motion="reduce")
+    choose(page, photo())
+    progress(page, "1 of 1 photo answered")
+    style = "(node, name) => getComputedStyle(node)[name]"
+    ground = page.locator("body").evaluate(style, "backgroundColor")
+    assert sum(map(int, re.findall(r"\d+", ground))) < 3 * 40
+    ink = page.locator("h1").evaluate(style, "color")
+    assert sum(map(int, re.findall(r"\d+", ink))) > 3 * 200
+    assert page.locator(".bars i").first.evaluate(style, "animationName") == "none"
+    page.emulate_media(media="print")
+    expect(page.get_by_text("Siamese").first).to_be_visible()
+    expect(page.locator("#ask")).to_be_hidden()
+    expect(page.get_by_role("button", name="Remove cat.png")).to_be_hidden()
+    white = page.locator(".card").evaluate(style, "backgroundColor")
+    assert white == "rgb(255, 255, 255)"
+
+
+# ---- The real server ----
+
+
+@pytest.fixture
+def real_server(stage1_run, stage2_run):
+    """`python -m tools.serve` with tiny networks, on a free port."""
+    flags = ["--stage1-checkpoint", stage1_run.folder / "best.pt",
+             "--stage2-folder", stage2_run.folder, "--port", 0, "--device", "cpu"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tools.serve", *map(str, flags)],
+        cwd=scripts.REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        lines = iter(process.stdout.readline, "")
+        ready = next((line for line in lines if line.startswith("ready: ")), None)
+        assert ready, "the server did not start"
+        yield ready.removeprefix("ready: ").strip() + "/"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_the_page_with_the_real_server(visit, real_server, tree):
+    page = visit(real_server, failures=[400])
+    photos = sorted((tree.images / "cat/000000").iterdir())
+    page.get_by_label("Choose photos").set_input_files([*photos, tree.images / EMPTY])
+    progress(page, f"{len(photos)} of {len(photos) + 1} photos answered")
+    expect(card(page, "00.png").first).to_contain_text("%")
+    card(page, "01.png").get_by_role("button", name="What speaks for it: Species").click()
+    picture = card(page, "01.png").locator("img.why")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 32
+    one_animal(page)
+    together = card(page, "All photos together")
+    expect(together).to_contain_text(f"from {len(photos)} of {len(photos) + 1} photos")
+    page.get_by_text("The networks behind the answers").click()
+    expect(page.locator("#facts")).to_contain_text("cat, chimp, dog, yak")
+    card_of_models = page.evaluate("() => fetch('model_card').then((answer) => answer.json())")
+    shown = page.locator("#facts code").first.inner_text()
+    assert card_of_models["stage1"]["sha256"][:12] in shown, json.dumps(card_of_models)[:500]
