@@ -1,0 +1,106 @@
+"""How equal an exported model is to its checkpoint: logits, answers, the guard, accuracy, speed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from petface import images
+from petface.guard import Guard
+from petface.images import Preprocessing
+from petface.network import Answerer, Network, Outputs
+
+_AT_ONCE = 32  # photos
+
+
+class Answered(NamedTuple):
+    """(N, K) logits per head, and (N,) scores of the guard; None without one."""
+
+    logits: Outputs
+    scores: Tensor | None
+
+
+Answer = Callable[[Tensor], tuple[Outputs, Tensor | None]]
+
+
+class TorchAnswers:
+    """A checkpoint's own answers in float32, with the guard's scores from the same pass."""
+
+    def __init__(self, network: Network, backbone: str, guard: Guard | None) -> None:
+        self.network, self.backbone, self.guard = network, backbone, guard
+
+    def __call__(self, pixels: Tensor) -> tuple[Outputs, Tensor | None]:
+        """(B, S, S, 3) uint8 -> logits per head, and scores."""
+        if self.guard is None:
+            return self.network.answer_pixels(pixels), None
+        logits, means = self.network.logits_and_means(pixels, self.backbone)
+        return logits, self.guard.score(means)
+
+
+def answer(ask: Answer, pixels: Tensor) -> Answered:
+    """Answer (N, S, S, 3) uint8, few at a time."""
+    return _joined([ask(part) for part in pixels.split(_AT_ONCE)])
+
+
+def answer_originals(
+    ask: Answer, originals: Sequence[np.ndarray], rule: Preprocessing | None
+) -> Answered:
+    """Answer photos of any size one by one; `rule` None: the model resizes them itself."""
+    prepared = (
+        p if rule is None else images.resize(p, rule.size_px, rule.resize) for p in originals
+    )
+    return _joined([ask(torch.from_numpy(pixels)[None]) for pixels in prepared])
+
+
+def _joined(parts: Sequence[tuple[Outputs, Tensor | None]]) -> Answered:
+    logits = tuple(torch.cat(head) for head in zip(*(part[0] for part in parts), strict=True))
+    scores = [part[1] for part in parts if part[1] is not None]
+    return Answered(logits, torch.cat(scores) if scores else None)
+
+
+def differences(one: Answered, other: Answered, heads: Sequence[str]) -> dict[str, Any]:
+    """Compare two sets of answers: per head the largest difference and the share of equal ones."""
+    return {
+        head: {
+            "max_logit_difference": float((a - b).abs().max()),
+            "equal": float((a.argmax(dim=1) == b.argmax(dim=1)).double().mean()),
+        }
+        for head, a, b in zip(heads, one.logits, other.logits, strict=True)
+    }
+
+
+def score_difference(one: Answered, other: Answered) -> float | None:
+    """Give the largest difference of the guard's scores, relative to the score."""
+    if one.scores is None or other.scores is None:
+        return None
+    return float(((one.scores - other.scores).abs() / other.scores.abs().clamp_min(1)).max())
+
+
+def accuracies(
+    answered: Answered, labels: Mapping[str, Tensor], heads: Sequence[str]
+) -> dict[str, float | None]:
+    """Give the share of known labels that were answered rightly, per head; None where none is."""
+    found: dict[str, float | None] = {}
+    for head, logits in zip(heads, answered.logits, strict=True):
+        known = labels[head] >= 0
+        right = logits.argmax(dim=1)[known] == labels[head][known]
+        found[head] = float(right.double().mean()) if len(right) else None
+    return found
+
+
+def rates(networks: Mapping[str, Answerer], pixels: Tensor, rounds: int = 5) -> dict[str, float]:
+    """Measure photos a second of each, in turn, medians; the first turn warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    for turn in range(rounds + 1):
+        for name, network in networks.items():
+            start = time.perf_counter()
+            network.answer_pixels(pixels)
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: len(pixels) / statistics.median(took) for name, took in seconds.items()}
