@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
@@ -40,7 +42,9 @@ def checkout(tmp_path_factory):
     arguments = ["--records", "80", "--size", "32", "--no-odd-files"]
     for name in ("PetFace", "demo"):
         run(folder, ["-m", "tools.make_demo_data", "--out", f"data/{name}", *arguments])
-    (folder / "photo.png").write_bytes((folder / "data/demo/images/cat/000000/00.png").read_bytes())
+    (folder / "my_photos").mkdir()
+    for place in ("photo.png", "my_photos/one.png"):
+        (folder / place).write_bytes((folder / "data/demo/images/cat/000000/00.png").read_bytes())
     return folder
 
 
@@ -54,6 +58,27 @@ def run(folder: Path, arguments: list[str]) -> str:
     return done.stdout
 
 
+def serve(folder: Path, arguments: list[str]) -> None:
+    """Start the server, ask the page and a photo, and stop it as a user does."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    server = subprocess.Popen(
+        [sys.executable, *arguments, "--port", "0"],
+        cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        ready = next((line for line in server.stdout if line.startswith("ready: ")), None)
+        assert ready, server.stderr.read()
+        url = ready.removeprefix("ready: ").strip()
+        assert "<html" in httpx.get(url, trust_env=False).text
+        photo = {"photo": (folder / "photo.png").read_bytes()}
+        answer = httpx.post(f"{url}/predict", files=photo, trust_env=False, timeout=60).json()
+        assert answer["species"]["label"]
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+
+
 def test_the_commands_of_the_readme_run_in_their_order(checkout):
     seen = set()
     for command in commands():
@@ -61,7 +86,9 @@ def test_the_commands_of_the_readme_run_in_their_order(checkout):
         script = arguments[0]
         if script == "-m":
             seen.add(arguments[1])
-            if arguments[1] != "tools.make_demo_data":  # the trees are there already
+            if arguments[1] == "tools.serve":
+                serve(checkout, arguments)
+            elif arguments[1] not in ("tools.make_demo_data", "pip"):  # there already
                 assert run(checkout, arguments)
             continue
         seen.add(script)
