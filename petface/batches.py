@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from operator import attrgetter
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from petface import distributed, images
+from petface.ahead import in_thread, in_workers
 from petface.catalog import Catalog
 from petface.devices import num_cores
 from petface.images import ImageError, Preprocessing
 
 OK, UNREADABLE, TOO_LARGE = 0, 1, 2  # what became of an image, one byte each
 STATUS_NAMES = ("ok", "unreadable", "too_large")
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,67 +101,13 @@ def read_ahead(
 ) -> Generator[Decoded, None, None]:
     """Yield `source.read(s)` for each slice in order, decoded ahead of the consumer.
 
-    `num_workers` 0 decodes in one thread of this process, more in that many worker processes. What
-    need not be decoded is always read in one thread.
+    `num_workers` 0 decodes in one thread of this process, more in that many worker processes, see
+    `ahead.in_workers`. What need not be decoded is always read in one thread.
     """
     if num_workers > 0 and source.decodes:
-        loader = DataLoader(
-            _Slices(source, slices),
-            batch_size=None,
-            num_workers=min(num_workers, len(slices)) or 0,
-            prefetch_factor=depth if slices else None,
-            collate_fn=_as_is,
-        )
-        for arrays, status, failures in loader:
-            yield Decoded(arrays, status.numpy(), failures)
+        yield from in_workers(source.read, slices, num_workers, depth, attrgetter("arrays"))
         return
     yield from in_thread((source.read(part) for part in slices), depth)
-
-
-def in_thread(items: Iterator[Item], depth: int) -> Iterator[Item]:
-    """Yield `items` in order, made in one thread up to `depth` ahead of the consumer.
-
-    What making an item raises is raised here. A consumer that leaves early ends the thread.
-    """
-    ready: queue.Queue[Item | _Raised | None] = queue.Queue(maxsize=depth)
-    left = threading.Event()
-
-    def hand_over(item: Item | _Raised | None) -> None:
-        while not left.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                hand_over(item)
-                if left.is_set():
-                    return
-            hand_over(None)
-        except BaseException as error:  # handed over and raised where it can be seen
-            hand_over(_Raised(error))
-        finally:
-            if isinstance(items, Generator):
-                items.close()
-
-    thread = threading.Thread(target=work, daemon=True, name="decode")
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, _Raised):
-                raise item.error
-            yield item
-    finally:
-        left.set()
-        thread.join()
-
-
-@dataclass(frozen=True)
-class _Raised:
-    error: BaseException
 
 
 def batches(
@@ -271,21 +215,3 @@ def worker_count(wanted: int) -> int:
         return wanted
     cores = num_cores() // distributed.local_world_size()
     return 0 if cores <= 4 else min(16, cores)
-
-
-class _Slices(Dataset):
-    """One item = one slice decoded; tensors travel through shared memory."""
-
-    def __init__(self, source: ImageReader, slices: Sequence[np.ndarray]) -> None:
-        self.source, self.slices = source, slices
-
-    def __len__(self) -> int:
-        return len(self.slices)
-
-    def __getitem__(self, place: int) -> tuple[tuple[Tensor, ...], Tensor, list[tuple[int, str]]]:
-        decoded = self.source.read(self.slices[place])
-        return decoded.arrays, torch.from_numpy(decoded.status), decoded.failures
-
-
-def _as_is(item: object) -> object:
-    return item

@@ -156,24 +156,6 @@ def test_a_consumer_that_leaves_early_takes_the_reader_with_it():
     assert time.monotonic() - begun < 20 and source.num_read < 10
 
 
-def test_a_thread_keeps_the_order_and_closes_what_it_reads():
-    closed = threading.Event()
-
-    def items():
-        try:
-            yield from range(1000)
-        finally:
-            closed.set()
-
-    assert list(module.in_thread(items(), 2)) == list(range(1000))
-    assert closed.is_set()
-    closed.clear()
-    reader = module.in_thread(items(), 2)
-    assert [next(reader), next(reader)] == [0, 1]
-    reader.close()
-    assert closed.is_set() and not decoding_threads()
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_uploaded_ahead_are_those_of_the_cpu(catalog, all_samples):
     source, order = FileImages(catalog, Preprocessing(32)), np.arange(len(all_samples))
