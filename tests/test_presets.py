@@ -17,6 +17,7 @@ SCRIPTS = {
     "audit": "tools.audit",
     "label_errors": "tools.find_label_errors",
     "serve": "tools.serve",
+    "bench_server": "tools.bench_server",
 }
 PRESETS = sorted((ROOT / "configs").rglob("*.toml"))
 

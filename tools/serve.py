@@ -21,8 +21,8 @@ from typing import Literal
 
 import torch
 
-from petface.devices import num_cores
-from petface.errors import UserError, run_script
+from petface.devices import choose_device, num_cores
+from petface.errors import SettingsError, UserError, run_script
 from petface.settings import NonNegative, NonNegativeFloat, Positive, PositiveFloat, read_settings
 from petface.two_stage import TwoStageInference
 
@@ -46,7 +46,7 @@ MAX_QUEUE: Positive = 128  # photos taken in and not yet answered; beyond: 503
 
 # ---- Limits of a request ----
 MAX_BODY_MB: PositiveFloat = 20.0  # of 1,000,000 bytes; beyond: 413
-MAX_PHOTOS: Positive = 8  # of one animal
+MAX_PHOTOS: Positive = 8  # of one animal; never more than MAX_QUEUE
 MAX_PIXELS_PER_PHOTO: Positive = 50_000_000  # beyond: 413, before it is decoded
 HEAD_TIMEOUT_S: PositiveFloat = 10.0  # for the head of a request; beyond: 408
 BODY_TIMEOUT_S: PositiveFloat = 30.0  # for the whole body; beyond: 408
@@ -56,9 +56,10 @@ ANSWER_TIMEOUT_S: PositiveFloat = 20.0  # from the body to the answer; beyond: 5
 MAX_UPLOADS_MB: PositiveFloat = 256.0  # bodies in memory at once; beyond: 503
 MAX_CONNECTIONS: Positive = 2048  # open at once; beyond: 503
 STOP_TIMEOUT_S: PositiveFloat = 10.0  # for what was taken in when asked to stop
-NUM_DECODERS: int = -1  # threads; -1 = one per core
-NUM_THREADS: NonNegative = 0  # of the networks on a CPU; 0 = as torch chooses
-NICENESS: NonNegative = 5  # of computing threads, so that /health answers; 0 = as all; Linux
+NUM_WORKERS: int = -1  # threads that compute batches; -1 = one per core, on a GPU one
+NUM_THREADS: NonNegative = 1  # of each worker on a CPU; 0 = as torch chooses
+NUM_DECODERS: int = -1  # threads that decode photos; -1 = one per core
+NICENESS: NonNegative = 0  # added to computing threads; 5 = they give way to all else (Linux)
 
 _PACKAGES = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client")
 
@@ -74,14 +75,16 @@ def main() -> None:
     from petface.serving.observe import LineLog
     from petface.serving.server import bind, is_loopback, serve, url_of
 
+    if s.MAX_UPLOADS_MB < s.MAX_BODY_MB:
+        raise SettingsError("MAX_UPLOADS_MB must be at least MAX_BODY_MB, or no such body fits")
     limits = Limits(
         max_batch=s.MAX_BATCH,
         max_wait_ms=s.MAX_WAIT_MS,
         max_queue=s.MAX_QUEUE,
-        max_photos=s.MAX_PHOTOS,
+        max_photos=min(s.MAX_PHOTOS, s.MAX_QUEUE),
         max_pixels=s.MAX_PIXELS_PER_PHOTO,
         max_body_mb=s.MAX_BODY_MB,
-        max_uploads_mb=max(s.MAX_UPLOADS_MB, s.MAX_BODY_MB),
+        max_uploads_mb=s.MAX_UPLOADS_MB,
         max_connections=s.MAX_CONNECTIONS,
         head_timeout_s=s.HEAD_TIMEOUT_S,
         body_timeout_s=s.BODY_TIMEOUT_S,
@@ -104,10 +107,21 @@ def main() -> None:
             file=sys.stderr,
         )
     log = LineLog(sys.stderr)
-    num_decoders = num_cores() if s.NUM_DECODERS < 0 else max(1, s.NUM_DECODERS)
-    intake = Intake(engine, limits, num_decoders=num_decoders, niceness=s.NICENESS)
+    is_on_cpu = choose_device(s.DEVICE).type == "cpu"
+    intake = Intake(
+        engine,
+        limits,
+        num_workers=number(s.NUM_WORKERS, num_cores() if is_on_cpu else 1),
+        num_decoders=number(s.NUM_DECODERS, num_cores()),
+        niceness=s.NICENESS,
+    )
     app = make_app(intake, hosts=hosts, log=log)
     serve(app, taken, limits, log, lambda: print(f"ready: {url_of(taken)}", flush=True))
+
+
+def number(wanted: int, usual: int) -> int:
+    """Read a number of threads, of which there is at least one."""
+    return usual if wanted < 0 else max(1, wanted)
 
 
 if __name__ == "__main__":

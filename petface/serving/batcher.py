@@ -1,8 +1,9 @@
-"""Answer what many clients ask in few batches, in one thread, with a bounded number waiting.
+"""Answer what many clients ask in few batches, in few threads, with a bounded number waiting.
 
 A client first takes a `Place`, which may be refused, prepares its photos, and then submits them.
-The thread takes what waits in the order of arrival. It waits for more only while somebody who has a
-place is still preparing: a lonely request never waits for company that is not coming.
+A thread that is free takes what waits in the order of arrival. It waits for more only while
+somebody who has a place is still preparing: a lonely request never waits for company that is not
+coming.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ class _Waiting(Generic[Item]):
 
 
 class Batcher(Generic[Item]):
-    """One thread that calls `run` with up to `max_batch` photos' worth of items.
+    """Threads that call `run` with up to `max_batch` photos' worth of items each.
 
     `run` gives an answer per item in their order; an answer that is an exception is raised to the
     client who asked. If `run` itself raises, each item is tried alone, so that a poisonous one
     fails nobody else. `max_queue` photos may have a place at once. `niceness` is added to the
-    thread's (Linux; 0 = as it is), and to that of the threads it starts.
+    threads' (Linux; 0 = as it is).
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Batcher(Generic[Item]):
         max_batch: int,
         max_wait_s: float,
         max_queue: int,
+        num_threads: int = 1,
         niceness: int = 0,
         on_batch: Callable[[int, float], None] = lambda _size, _seconds: None,
     ) -> None:
@@ -72,8 +74,12 @@ class Batcher(Generic[Item]):
         self._num_taken = 0  # photos that have a place
         self._num_preparing = 0  # of these, not submitted yet
         self._is_closing = False
-        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"batcher {n}", daemon=True)
+            for n in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def place(self, size: int = 1) -> Place[Item]:
         """Take places for `size` photos, given back by leaving it, or raise `QueueFullError`."""
@@ -91,15 +97,17 @@ class Batcher(Generic[Item]):
 
     @property
     def is_alive(self) -> bool:
-        """Tell whether the thread is there; without it nothing is answered any more."""
-        return self._thread.is_alive()
+        """Tell whether all threads are there."""
+        return all(thread.is_alive() for thread in self._threads)
 
     def close(self, timeout_s: float) -> None:
         """Answer what waits, for at most `timeout_s`, and end; for the rest raise `ClosedError`."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
-        self._thread.join(timeout_s)
+        end_s = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, end_s - time.monotonic()))
         with self._changed:
             left, self._queue = list(self._queue), deque()
         for waiting in left:

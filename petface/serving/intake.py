@@ -31,12 +31,18 @@ class Intake:
     """The way that every request with photos takes.
 
     The event loop only receives and sends: forms are taken apart and photos decoded in
-    `num_decoders` threads, answers computed in the batcher's. `niceness` is added to both kinds,
+    `num_decoders` threads, answers computed in `num_workers`. `niceness` is added to both kinds,
     so that the event loop comes first on busy cores.
     """
 
     def __init__(
-        self, engine: Engine, limits: Limits, *, num_decoders: int = 1, niceness: int = 0
+        self,
+        engine: Engine,
+        limits: Limits,
+        *,
+        num_workers: int = 1,
+        num_decoders: int = 1,
+        niceness: int = 0,
     ) -> None:
         self.engine, self.limits, self.metrics = engine, limits, Metrics()
         self.uploads = Uploads(limits.max_uploads_bytes)
@@ -48,6 +54,7 @@ class Intake:
             max_batch=limits.max_batch,
             max_wait_s=limits.max_wait_ms / 1000,
             max_queue=limits.max_queue,
+            num_threads=num_workers,
             niceness=niceness,
             on_batch=self.metrics.count_batch,
         )

@@ -11,7 +11,7 @@ from petface.stage_models import Photo
 
 
 class Engine(Protocol):
-    """What the server needs of `TwoStageInference`; `prepare` from any thread, the rest of one."""
+    """What the server needs of `TwoStageInference`; all of it from any thread."""
 
     @property
     def can_explain(self) -> bool:

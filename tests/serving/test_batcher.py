@@ -178,6 +178,18 @@ def test_at_the_end_what_takes_too_long_is_told_so(recorder):
     assert running.result(PATIENCE_S).answer == 0
 
 
+def test_several_threads_share_what_waits(recorder):
+    batcher = Batcher(recorder, max_batch=1, max_wait_s=0, max_queue=12, num_threads=2)
+    recorder.gate.clear()
+    futures = submit(batcher, 1, 2, 3)
+    until(lambda: len(recorder.batches) == 2)  # the third waits for one of the two
+    recorder.gate.set()
+    assert [future.result(PATIENCE_S).answer for future in futures] == [2, 4, 6]
+    assert sorted(recorder.batches) == [[1], [2], [3]]
+    batcher.close(PATIENCE_S)
+    assert not any(thread.is_alive() for thread in batcher._threads)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness on Linux alone")
 def test_its_thread_is_nicer_than_the_others():
     def ask(items):

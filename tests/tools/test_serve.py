@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,23 @@ def test_the_answer_is_that_of_the_library_to_the_last_digit(server, models, tre
     assert found == {"ok", "no_specialist"}
 
 
+def test_answers_do_not_depend_on_who_else_asks(server, models, tree):
+    """Batches change the last digits only; names must not move between photos."""
+    engine = TwoStageInference(models[1], models[3], "cpu")
+    given = [path.read_bytes() for path in sorted(tree.images.rglob("*/01.png"))]
+    answers = {content: engine.infer(content) for content in given}
+    given = [content for content in given if answers[content]["species"]]
+    with ThreadPoolExecutor(16) as pool:
+        replies = list(pool.map(lambda one: server.ask(post("/predict", form(one))), given * 2))
+    sizes = [line.get("batch_size", 0) for line in map(json.loads, server.log.open())]
+    assert max(sizes) > 1
+    for content, reply in zip(given * 2, replies, strict=True):
+        answer, wanted = reply.json(), answers[content]
+        assert list(answer["attributes"]) == list(wanted["attributes"])
+        found = dict(map(tuple, answer["species"]["topk"]))
+        assert found == pytest.approx(dict(wanted["species"]["topk"]), abs=1e-4)
+
+
 def test_an_animal_is_answered_as_the_library_does(server, models, tree):
     engine = TwoStageInference(models[1], models[3], "cpu")
     given = [*photos(tree).values()][:3]
@@ -170,6 +188,10 @@ def test_a_missing_checkpoint_is_told(monkeypatch, tmp_path):
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
 def test_an_address_that_is_not_here_is_told(monkeypatch, host):
     assert f"port 0 of {host} cannot be used" in refused(monkeypatch, "--host", host, "--port", 0)
+
+
+def test_limits_that_let_nothing_in_are_refused(monkeypatch):
+    assert "MAX_UPLOADS_MB" in refused(monkeypatch, "--max-uploads-mb", 1, "--max-body-mb", 2)
 
 
 def test_a_missing_package_is_told_with_the_way_to_get_it(monkeypatch):
