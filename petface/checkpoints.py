@@ -86,11 +86,9 @@ def load(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(path, "no such file", "train first, or check the path")
     try:
-        if zipfile.is_zipfile(path):  # files of torch before 1.6 are not, and have no checksum
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise CheckpointError(path, f"checksum of {damaged} is wrong", _COPY_AGAIN)
+        # files of torch before 1.6 are no archives, and have no checksum
+        if zipfile.is_zipfile(path) and (damage := files.archive_damage(path)):
+            raise CheckpointError(path, damage, _COPY_AGAIN)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise

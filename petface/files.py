@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -109,6 +110,24 @@ def sha256_of_file(path: str | Path) -> str:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def archive_damage(path: str | Path) -> str:
+    """Say what is wrong with a zip archive as torch writes it; "" where it is whole.
+
+    A record that stands twice is refused because readers differ in which one they take, and a
+    compressed one because a few bytes of it can fill the memory. torch writes neither.
+    """
+    with zipfile.ZipFile(path) as archive:
+        seen = set()
+        for record in archive.infolist():
+            if record.filename in seen:
+                return f"{record.filename} stands in it twice"
+            if record.compress_type != zipfile.ZIP_STORED:
+                return f"{record.filename} is compressed"
+            seen.add(record.filename)
+        damaged = archive.testzip()
+    return "" if damaged is None else f"checksum of {damaged} is wrong"
 
 
 def _flush_folder(folder: Path) -> None:
