@@ -45,6 +45,7 @@ from petface.settings import (
     read_settings,
 )
 from petface.splits import SPLITS
+from petface.stopping import StopRequest
 from petface.taxonomy import PRIMARY_ATTR_PRIORITY
 
 # ---- Data: what changes the meaning of the figures ----
@@ -120,7 +121,7 @@ def main() -> int:
         rule = Preprocessing(settings.IMAGE_SIZE_PX, settings.RESIZE_RULE)
         image_source(dataset.catalog, settings.PACK, rule)  # a pack is made before they part
         mine = distributed.part_ways(chosen)
-    with runs.StopRequest() as stop:
+    with StopRequest() as stop:
         for number, species in enumerate(mine, start=1):
             folder = runs.run_path(settings.RUNS_ROOT, f"{settings.RUN_NAME}/{species}")
             if len(chosen) > 1 and (folder / "final.json").exists() and not force:
@@ -154,7 +155,7 @@ def choose_species(s: Settings, dataset: Dataset) -> list[str]:
 
 
 def train_specialist(
-    s: Settings, dataset: Dataset, species: str, run: runs.RunFolder, stop: runs.StopRequest
+    s: Settings, dataset: Dataset, species: str, run: runs.RunFolder, stop: StopRequest
 ) -> int:
     """Train one specialist through its phases; then measure the best one on the test part and on
     all.
@@ -222,13 +223,15 @@ def train_specialist(
             continue
         rate = learning_rate(s, phase, first_epoch=epoch - len(in_phase))
         order = draw(epoch)
-        if not engine.train_epoch(
+        val = None
+        if engine.train_epoch(
             job, progress, parts["train"], order, regimes, seed=s.SEED, rate=rate, stop=stop.asked
         ):
+            val = engine.evaluate(job, parts["val"], "validate", stop=stop.asked)
+        if not val:
             save_last()
             print(f"stopped in epoch {epoch + 1}; the same command goes on there")
             return stop.exit_code
-        val = engine.evaluate(job, parts["val"], "validate")
         row = epoch_row(progress, val, phase)
         progress.history.append(row)
         # A species may be too small for a known label in the validation part.
@@ -247,9 +250,7 @@ def train_specialist(
             f"{row['val_loss']:.3f}  {shares}  {row['train_images_per_s']:.0f} img/s"
             f"{'  best' if is_best else ''}"
         )
-        if stop.asked():  # during validation
-            return stop.exit_code
-    return finish(s, run, job, parts, vocabularies, progress)
+    return finish(s, run, job, parts, vocabularies, progress, stop)
 
 
 def split_into_samples(
@@ -336,9 +337,7 @@ def loss_weights(
 def make_loss(
     s: Settings, weights: dict[str, Tensor | None]
 ) -> Callable[[engine.Outputs, Batch], Tensor]:
-    """Sum the heads' losses: cross-entropy for gender, focal loss for the others, unknown labels
-    masked.
-    """
+    """Sum the heads' losses: cross-entropy for gender, focal for the others; unknown is masked."""
     has_color = any(head.startswith("color") for head in weights)
     gamma = s.FOCAL_GAMMA_COLOR if has_color else s.FOCAL_GAMMA_IMBAL
     return lambda outputs, batch: losses.specialist_loss(
@@ -396,16 +395,18 @@ def finish(
     parts: dict[str, Samples],
     vocabularies: dict[str, tuple[str, ...]],
     progress: engine.Progress,
+    stop: StopRequest,
 ) -> int:
-    """Calibrate <species>_best.pt, measure it on the test part and on all images, write the
-    reports, end the run.
-    """
+    """Calibrate <species>_best.pt, measure it on the test part and on all, write the reports."""
     best = checkpoints.load(run.best)
     job.network.model.load_state_dict(best["model"])
     seen = {
-        name: engine.evaluate(job, part, name, keep_answers=name != "train")
+        name: engine.evaluate(job, part, name, keep_answers=name != "train", stop=stop.asked)
         for name, part in parts.items()
     }
+    if not all(seen.values()):
+        print("stopped in the last passes; the same command goes on there")
+        return stop.exit_code
     if not distributed.is_main():
         return 0
     answers = seen["test"].answers

@@ -56,6 +56,7 @@ from petface.settings import (
     read_settings,
 )
 from petface.splits import SPLITS
+from petface.stopping import StopRequest
 from petface.strangers import make_guard
 
 # ---- Data: what changes the meaning of the figures ----
@@ -129,14 +130,14 @@ def main() -> int:
     folder = runs.run_path(settings.RUNS_ROOT, settings.RUN_NAME)
     with (
         runs.open_run(folder, settings, force="force" in settings.switches) as run,
-        runs.StopRequest() as stop,
+        StopRequest() as stop,
     ):
         if distributed.is_main():
             write_conflicts(run.path / "label_conflicts.csv", dataset.annotations.values())
         return train(settings, dataset, run, stop)
 
 
-def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopRequest) -> int:
+def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest) -> int:
     """Train until EPOCHS, early stopping or a signal; then measure the best network on the test
     part.
     """
@@ -184,6 +185,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
         f"{job.network}{distributed.describe(s.BATCH_SIZE)}, first weights {pretrained}",
     )
 
+    adapts = s.SAMPLER == "weighted" and s.PERF_ALPHA > 0
     while progress.epoch.epoch < s.EPOCHS and not stopping.should_stop:
         epoch = progress.epoch.epoch
         if s.SAMPLER == "weighted":
@@ -191,19 +193,20 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
         else:
             order = sampling.shuffled(len(parts["train"]), s.SEED, epoch)
         rate = learning_rate(s)
-        if not engine.train_epoch(
+        val = seen = None
+        if engine.train_epoch(
             job, progress, parts["train"], order, regimes, seed=s.SEED, rate=rate, stop=stop.asked
         ):
+            val = seen = engine.evaluate(job, parts["val"], "validate", stop=stop.asked)
+        if val and adapts and s.RECALL_SPLIT == "train":
+            seen = engine.evaluate(job, parts["train"], "recall", stop=stop.asked)
+        if not val or not seen:
             save_last()
             print(f"stopped in epoch {epoch + 1}; the same command goes on there")
             return stop.exit_code
-        val = engine.evaluate(job, parts["val"], "validate")
         row = epoch_row(progress, val)
         progress.history.append(row)
-        if s.SAMPLER == "weighted" and s.PERF_ALPHA > 0:
-            seen = (
-                val if s.RECALL_SPLIT == "val" else engine.evaluate(job, parts["train"], "recall")
-            )
+        if adapts:
             weights = adapted_weights(s, base_weights, seen)
             sampler.set_weights(distributed.broadcast_object(weights))
         is_best = stopping.update(row[f"val_{s.SELECT_BY}_frac"])
@@ -219,9 +222,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
             f"{row['val_accuracy_frac']:.3f}  balanced {row['val_balanced_accuracy_frac']:.3f}  "
             f"{row['train_images_per_s']:.0f} img/s{'  best' if is_best else ''}"
         )
-        if stop.asked():  # during validation
-            return stop.exit_code
-    return finish(s, run, job, parts, classes, progress)
+    return finish(s, run, job, parts, classes, progress, stop)
 
 
 def split_into_samples(s: Settings, dataset: Dataset) -> dict[str, Samples]:
@@ -343,15 +344,21 @@ def finish(
     parts: dict[str, Samples],
     classes: tuple[str, ...],
     progress: engine.Progress,
+    stop: StopRequest,
 ) -> int:
     """Calibrate best.pt, measure it on the test part, draw the curves, mark the run as finished."""
     best = checkpoints.load(run.best)
     job.network.model.load_state_dict(best["model"])
     val, test = (
-        engine.evaluate(job, parts[name], name, keep_answers=True) for name in ("val", "test")
+        engine.evaluate(job, parts[name], name, keep_answers=True, stop=stop.asked)
+        for name in ("val", "test")
     )
+    if not val or not test:
+        print("stopped in the last passes; the same command goes on there")
+        return stop.exit_code
     if not distributed.is_main():
         return 0
+    stop.leave_at_once()
     fitted, measured = calibrate_heads(val.answers, test.answers, s.WANTED_ACCURACY)
     guard, guard_figures = make_guard(
         job.network,

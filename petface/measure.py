@@ -88,13 +88,23 @@ class Evaluation:
         return metrics.balanced_accuracy(self.confusions[head])
 
 
-def evaluate(job: Job, samples: Samples, title: str, *, keep_answers: bool = False) -> Evaluation:
+def evaluate(
+    job: Job,
+    samples: Samples,
+    title: str,
+    *,
+    keep_answers: bool = False,
+    stop: Callable[[], bool] = bool,
+) -> Evaluation | None:
     """Pass once over `samples` without gradients; `keep_answers` keeps every logit.
 
+    None where `stop`, asked after every batch, said to leave; it must answer all processes alike.
     Several processes share the batches; the figures are those of one alone, to the last bit, and
     all of them get them. The answers are in the first one alone.
     """
-    own = _answer_own(job, samples, title, keep_answers)
+    own = _answer_own(job, samples, title, keep_answers, stop)
+    if own is None:
+        return None
     every = distributed.gather_objects(own)
     sums = _sum_up(every, job.num_classes) if every else None
     seen, failures = cast(
@@ -117,32 +127,44 @@ class _Own:
     failures: list[list[tuple[int, str]]] = field(default_factory=list)
 
 
-def _answer_own(job: Job, samples: Samples, title: str, keep_answers: bool) -> _Own:
-    sizes = job.num_classes
-    own = _Own({head: np.zeros((size, size), np.int64) for head, size in sizes.items()})
+def _answer_own(
+    job: Job, samples: Samples, title: str, keep_answers: bool, stop: Callable[[], bool]
+) -> _Own | None:
+    own = _Own({head: np.zeros((size, size), np.int64) for head, size in job.num_classes.items()})
     job.network.model.eval()
+    num_all, num_asked = -(-len(samples) // job.batch_size), 0  # batches
     with bar_of(title, len(samples)) as bar:
         for batch in job.batches(samples, np.arange(len(samples)), own_batches):
             if distributed.world_size() == 1:
                 job.failures.add(batch.failures)
-            own.failures.append(batch.failures)
-            own.positions.append(batch.positions)
-            own.losses.append(0.0)
-            own.logits.append([])
+            _answer_batch(job, batch, own, keep_answers)
             bar.update((len(batch.positions) + len(batch.failures)) * distributed.world_size())
-            if not len(batch.positions):
-                continue
-            outputs = job.network.logits(batch.images)
-            finite = torch.stack([torch.isfinite(o).all(dim=1) for o in outputs]).all(dim=0)
-            own.num_non_finite += int((~finite).sum())
-            for head, logits in zip(sizes, outputs, strict=True):
-                true = torch.where(finite, batch.labels[head], -1).cpu().numpy()
-                predicted = logits.argmax(dim=1).cpu().numpy()
-                own.confusions[head] += metrics.confusion_matrix(true, predicted, sizes[head])
-            own.losses[-1] = float(job.loss(outputs, batch)) * len(batch.positions)
-            if keep_answers:
-                own.logits[-1] = [logits.cpu().numpy() for logits in outputs]
+            num_asked += 1
+            if stop():
+                return None
+    if num_asked * distributed.world_size() < num_all and stop():  # others have one batch more
+        return None
     return own
+
+
+def _answer_batch(job: Job, batch: Batch, own: _Own, keep_answers: bool) -> None:
+    """Add what a batch shows."""
+    own.failures.append(batch.failures)
+    own.positions.append(batch.positions)
+    own.losses.append(0.0)
+    own.logits.append([])
+    if not len(batch.positions):
+        return
+    outputs = job.network.logits(batch.images)
+    finite = torch.stack([torch.isfinite(o).all(dim=1) for o in outputs]).all(dim=0)
+    own.num_non_finite += int((~finite).sum())
+    for (head, size), logits in zip(job.num_classes.items(), outputs, strict=True):
+        true = torch.where(finite, batch.labels[head], -1).cpu().numpy()
+        predicted = logits.argmax(dim=1).cpu().numpy()
+        own.confusions[head] += metrics.confusion_matrix(true, predicted, size)
+    own.losses[-1] = float(job.loss(outputs, batch)) * len(batch.positions)
+    if keep_answers:
+        own.logits[-1] = [logits.cpu().numpy() for logits in outputs]
 
 
 def _sum_up(

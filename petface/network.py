@@ -125,17 +125,21 @@ class Network:
                 out = self.model(x)
         return (out,) if isinstance(out, Tensor) else out
 
-    @torch.inference_mode()
     def logits(self, batch: Tensor) -> Outputs:
-        """(B, 3, H, W) uint8 on the device -> (B, K) float32 logits per head."""
-        return tuple(head.float() for head in self(to_float(batch)))
-
-    def answer_pixels(self, pixels: Tensor) -> Outputs:
-        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU.
+        """(B, 3, H, W) uint8 -> (B, K) float32 logits per head, on the device.
 
         Where the device's memory does not hold the batch, it is halved; later batches too.
         """
-        return self._in_pieces(pixels, self.logits)
+
+        @torch.inference_mode()
+        def ask(piece: Tensor) -> Outputs:
+            return tuple(head.float() for head in self(to_float(piece)))
+
+        return self._in_pieces(batch, ask)
+
+    def answer_pixels(self, pixels: Tensor) -> Outputs:
+        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU; as `logits`."""
+        return tuple(head.cpu() for head in self.logits(pixels.permute(0, 3, 1, 2)))
 
     def logits_and_means(self, pixels: Tensor, backbone: str) -> tuple[Outputs, Tensor]:
         """(B, size, size, 3) uint8 -> the logits of a classifier and, from the same pass, its
@@ -143,32 +147,32 @@ class Network:
         """
 
         @torch.inference_mode()
-        def ask(batch: Tensor) -> Outputs:
-            x = normalise(to_float(batch), self.preprocessing.mean, self.preprocessing.std)
+        def ask(piece: Tensor) -> Outputs:
+            x = normalise(to_float(piece), self.preprocessing.mean, self.preprocessing.std)
             with self.precision.autocast(self.device):
                 logits, maps = backbones.forward_with_maps(self.model, backbone, x)
             return logits.float(), backbones.stage_means(maps)
 
-        logits, means = self._in_pieces(pixels, ask)
-        return (logits,), means
+        logits, means = self._in_pieces(pixels.permute(0, 3, 1, 2), ask)
+        return (logits.cpu(),), means.cpu()
 
-    def _in_pieces(self, pixels: Tensor, ask: Callable[[Tensor], Outputs]) -> Outputs:
-        """Call `ask` with (b, 3, H, W) uint8 on the device for as many photos as it takes at once;
-        join what it gives, on the CPU.
+    def _in_pieces(self, batch: Tensor, ask: Callable[[Tensor], Outputs]) -> Outputs:
+        """Call `ask` with as many of (B, 3, H, W) as the device takes at once; join what it
+        gives.
         """
-        most = min(len(pixels), self.max_rows or len(pixels))
-        pieces = pixels.tensor_split(-(-len(pixels) // most))
+        most = max(1, min(len(batch), self.max_rows or len(batch)))
+        pieces = batch.tensor_split(max(1, -(-len(batch) // most)))
         try:
-            parts = [ask(piece.permute(0, 3, 1, 2).to(self.device)) for piece in pieces]
+            parts = [ask(piece.to(self.device)) for piece in pieces]
         except torch.OutOfMemoryError:
             if most == 1:
                 raise
             self.max_rows = (most + 1) // 2
         else:
-            return tuple(torch.cat(output).cpu() for output in zip(*parts, strict=True))
+            return tuple(torch.cat(output) for output in zip(*parts, strict=True))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return self._in_pieces(pixels, ask)
+        return self._in_pieces(batch, ask)
 
     def probabilities(self, outputs: Outputs) -> Outputs:
         """Give what `tempered` gives at the network's temperatures."""

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import signal
 import socket
 import sys
 import time
@@ -17,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -30,7 +28,6 @@ from petface.settings import Settings
 FREE_TO_CHANGE = frozenset(
     {"DEVICE", "NUM_WORKERS", "PACK", "SPECIES", "SPREAD"}
 )  # what a resumed run may set otherwise
-_COPY_S = 5.0  # between two signals that count as one under torchrun
 _PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
 
 
@@ -246,47 +243,6 @@ class FailureLog:
     def per_species(self) -> dict[str, int]:
         """Number of unusable images per species, only those above 0."""
         return dict(Counter(species for species, _ in self.rows()))
-
-
-class StopRequest:
-    """While entered, SIGINT and SIGTERM only ask to stop; a second signal leaves at once."""
-
-    def __init__(self) -> None:
-        self.signal_number: int | None = None
-        self._noted_at = 0.0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal_number is not None:
-            # a launcher may send its own copy of a signal that went to every process
-            if distributed.local_rank() is None or time.monotonic() - self._noted_at > _COPY_S:
-                os._exit(128 + number)
-            return
-        self.signal_number, self._noted_at = number, time.monotonic()
-        if not distributed.shows():
-            return
-        print("\nstopping after this step; once more to leave at once", file=sys.stderr)
-
-    def asked(self) -> bool:
-        """Tell whether a signal has come to any process; all must ask at the same place."""
-        asked = max(numbers[0] for numbers in distributed.gather_numbers(self.signal_number or 0))
-        if asked:  # not where nobody was: one may have come since
-            self.signal_number = self.signal_number or asked
-        return asked > 0
-
-    @property
-    def exit_code(self) -> int:
-        """130 after SIGINT, 143 after SIGTERM, 0 if nobody asked."""
-        return 128 + self.signal_number if self.signal_number is not None else 0
 
 
 def summary_block(values: dict[str, Any]) -> str:

@@ -159,26 +159,34 @@ class Place:
 
 @dataclass(frozen=True)
 class SignalAtStep:
-    """Send a signal in the `step`-th training step, or call of another function, from 1."""
+    """Send a signal in the `step`-th training step, or call of another function, from 1.
+
+    `to_group`: to every process of it, as Ctrl-C in a terminal does; this one has its own then.
+    """
 
     step: int
     number: int
     times: int = 1
-    function: str = "_update"  # of the engine
+    function: str = "_update"
+    module: str = "petface.engine"
+    to_group: bool = False
 
     def __call__(self) -> None:
-        from petface import engine
+        import importlib
 
-        calls, wrapped = [0], getattr(engine, self.function)
+        module = importlib.import_module(self.module)
+        calls, wrapped = [0], getattr(module, self.function)
+        if self.to_group:
+            os.setpgrp()
 
         def counting(*arguments, **named):
             calls[0] += 1
             if calls[0] == self.step:
                 for _ in range(self.times):
-                    os.kill(os.getpid(), self.number)
+                    os.kill(0 if self.to_group else os.getpid(), self.number)
             return wrapped(*arguments, **named)
 
-        setattr(engine, self.function, counting)
+        setattr(module, self.function, counting)
 
 
 @dataclass(frozen=True)
@@ -299,3 +307,63 @@ class Both:
     def __call__(self) -> None:
         self.first()
         self.second()
+
+
+@dataclass(frozen=True)
+class KillLoader:
+    """Die, in a loading process, where it reads its first photos; `times` of them do."""
+
+    folder: Path  # where they leave their marks
+    times: int = 1
+
+    def __call__(self) -> None:
+        from torch.utils.data import get_worker_info
+
+        from petface.batches import FileImages
+
+        read = FileImages.read
+
+        def counting(source, indices):
+            for number in range(self.times if get_worker_info() is not None else 0):
+                try:
+                    (self.folder / f"loader{number}").mkdir()
+                except FileExistsError:
+                    continue
+                os.kill(os.getpid(), signal.SIGKILL)
+            return read(source, indices)
+
+        FileImages.read = counting
+
+
+@dataclass(frozen=True)
+class Cramped:
+    """Have a device that takes `most` photos at once, in training or when it answers."""
+
+    most: int
+    training: bool
+
+    def __call__(self) -> None:
+        import torch
+        from torchvision.models.resnet import ResNet
+
+        forward = ResNet.forward
+
+        def cramped(network, x):
+            if network.training == self.training and len(x) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            return forward(network, x)
+
+        ResNet.forward = cramped
+
+
+@dataclass(frozen=True)
+class FullDisk:
+    """Have a disk that takes no file above `num_bytes`."""
+
+    num_bytes: int
+
+    def __call__(self) -> None:
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.num_bytes, resource.RLIM_INFINITY))

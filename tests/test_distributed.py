@@ -5,9 +5,10 @@ import signal
 import numpy as np
 import pytest
 
-from petface import batches, devices, distributed, measure, runs
+from petface import batches, devices, distributed, measure
 from petface.errors import UserError
 from petface.reports import shares
+from petface.stopping import StopRequest
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +102,7 @@ def test_the_ranges_of_an_evaluation_cover_the_plan_evenly(monkeypatch):
 
 def test_a_launchers_copy_of_a_signal_is_not_the_second_one(monkeypatch):
     place(monkeypatch, 1, 2)
-    with runs.StopRequest() as stop:
+    with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.exit_code == 143

@@ -14,7 +14,7 @@ SCRIPTS = ("train_resnet_minority_aug_dynamic", "stage2_resnet_multi", "inferenc
 LAYERS = [
     {"errors"},
     {"files", "distributed", "ahead"},
-    {"taxonomy", "settings", "devices", "folding", "signal_stack"},
+    {"taxonomy", "settings", "devices", "folding", "signal_stack", "stopping"},
     {
         "images",
         "catalog",

@@ -1,8 +1,6 @@
 import json
 import math
 import os
-import signal
-import subprocess
 import sys
 import types
 
@@ -12,7 +10,7 @@ import torch
 
 from petface import runs
 from petface.errors import UserError
-from petface.runs import FailureLog, RunFolder, StopRequest, open_run, run_path, summary_block
+from petface.runs import FailureLog, RunFolder, open_run, run_path, summary_block
 from petface.settings import read_settings
 from petface.sources.petface import scan
 from tests import scripts
@@ -189,34 +187,6 @@ def test_more_failures_than_allowed_stop_the_run_and_are_all_listed(log, tmp_pat
     with pytest.raises(UserError, match=r"4 images .* MAX_BAD_FRACTION allows \(3\).*last: d"):
         log.add([(3, "d")])
     assert pandas.read_csv(tmp_path / "errors.csv")["message"].tolist() == ["c", "d", "a", "b"]
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_only_asks_and_the_old_handler_comes_back(number, code):
-    before = signal.getsignal(number)
-    with StopRequest() as stop:
-        assert not stop.asked() and stop.exit_code == 0
-        os.kill(os.getpid(), number)
-        assert stop.asked() and stop.exit_code == code
-    assert signal.getsignal(number) is before
-
-
-def test_a_second_signal_leaves_at_once():
-    program = (
-        "import os, signal\n"
-        "from petface.runs import StopRequest\n"
-        "with StopRequest() as stop:\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print('asked', stop.asked(), flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    print('still here')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=scripts.REPOSITORY
-    )
-    assert done.returncode == 130
-    assert done.stdout == "asked True\n"
-    assert "once more to leave at once" in done.stderr
 
 
 def test_the_summary_is_greppable():

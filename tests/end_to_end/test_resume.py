@@ -165,8 +165,3 @@ def test_a_second_signal_leaves_at_once_with_the_old_file_whole(stage1, tmp_path
     done = stage1(scripts.SignalAtStep(4, signal.SIGTERM, times=2))
     assert done.code == 143 and "stopped in epoch" not in done.out
     assert last.read_bytes() == before
-
-
-def test_a_signal_during_validation_stops_after_that_epoch(stage1):
-    done = stage1(scripts.SignalAtStep(1, signal.SIGTERM, function="evaluate"))
-    assert done.code == 143 and "epoch   1" in done.out and "epoch   2" not in done.out

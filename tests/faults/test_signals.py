@@ -1,0 +1,99 @@
+"""SIGINT and SIGTERM outside the training steps, on the real scripts."""
+
+import signal
+from functools import partial
+
+import pytest
+
+from tests import scripts
+from tests.conftest import TINY_STAGE1
+from tests.end_to_end.test_evaluation import assert_equal_bytes
+from tests.end_to_end.test_resume import assert_same_run, loads
+
+BATCH = {"module": "petface.measure", "function": "_answer_batch"}  # of a pass that measures
+
+
+@pytest.fixture
+def flags(tree, tmp_path):
+    return [*tree.flags, *TINY_STAGE1, "--runs-root", tmp_path / "runs", "--run-name", "broken"]
+
+
+def test_passes_that_measure_are_left_too_and_the_run_equals_the_straight_one(
+    script, flags, stage1_run, tmp_path
+):
+    """An epoch has 12 steps; the validation part has 3 batches, and so has the test part."""
+    stage1, folder = partial(script, scripts.STAGE1, flags), tmp_path / "runs/broken"
+    done = stage1(scripts.SignalAtStep(3 + 2, signal.SIGTERM, **BATCH))
+    assert done.code == 143 and "stopped in epoch 2; " in done.out
+    assert loads(folder / "last.pt") == (1, 12)
+
+    done = stage1(scripts.SignalAtStep(1, signal.SIGINT, **BATCH))
+    assert done.code == 130 and "going on at epoch 2, step 12" in done.out
+    assert loads(folder / "last.pt") == (1, 12)
+
+    done = stage1(scripts.SignalAtStep(3 + 3 + 3 + 2, signal.SIGTERM, **BATCH))
+    assert done.code == 143 and "stopped in the last passes" in done.out
+    assert loads(folder / "last.pt") == (3, 0) and not (folder / "final.json").exists()
+
+    guard = {"module": "petface.strangers", "function": "evenly"}  # photos for it are chosen
+    done = stage1(scripts.SignalAtStep(2, signal.SIGINT, **guard))
+    assert done.code == 130 and "the same command goes on" in done.err
+    assert "Traceback" not in done.err and not (folder / "final.json").exists()
+
+    done = stage1()
+    assert done.code == 0, done.err
+    assert_same_run(stage1_run.folder, folder)
+
+
+def test_the_passes_of_a_specialist_are_left_too(script, stage2_flags, stage2_run, tmp_path):
+    """Chimp: the validation part has one batch, the three parts of the last passes have 5."""
+    flags = [*stage2_flags, "--runs-root", tmp_path, "--run-name", "broken", "--species", "chimp"]
+    stage2, folder = partial(script, scripts.STAGE2, flags), tmp_path / "broken/chimp"
+    done = stage2(scripts.SignalAtStep(2, signal.SIGTERM, **BATCH))
+    assert done.code == 143 and "stopped in epoch 2; " in done.out
+    done = stage2(scripts.SignalAtStep(3 + 1, signal.SIGTERM, **BATCH))
+    assert done.code == 143 and "stopped in the last passes" in done.out
+    assert not (folder / "final.json").exists()
+    done = stage2()
+    assert done.code == 0, done.err
+    assert_same_run(stage2_run.folder / "chimp", folder, "chimp_")
+
+
+def test_processes_leave_a_pass_together_although_one_has_a_batch_more(flags, tmp_path):
+    flags = [*flags, "--batch-size", 4]
+    for hooks in [
+        (None, scripts.SignalAtStep(2, signal.SIGTERM, **BATCH)),
+        (scripts.SignalAtStep(3, signal.SIGTERM, **BATCH), None),
+    ]:
+        done = scripts.run_together(scripts.STAGE1, flags, tmp_path, hooks)
+        assert [one.code for one in done] == [143, 143], done[0].err
+        assert loads(tmp_path / "runs/broken/last.pt") == (0, 12)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_of_a_terminal_ends_the_step_as_well(
+    script, flags, tmp_path, number
+):
+    hook = scripts.SignalAtStep(2, number, to_group=True)
+    done = script(scripts.STAGE1, [*flags, "--num-workers", 2], hook)
+    assert done.code == 128 + number
+    assert loads(tmp_path / "runs/broken/last.pt") == (0, 2)
+    assert done.err.count("stopping after this step") == 1  # not by each loading process
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15)])
+def test_a_stopped_evaluation_goes_on(
+    script, evaluation_flags, evaluation_run, tmp_path, number, code
+):
+    """A shell says 143 where the system says -15."""
+    evaluate = partial(
+        script, scripts.INFERENCE, [*evaluation_flags, "--out-dir", tmp_path / "out"]
+    )
+    rows = {"module": "petface.reports.answering", "function": "write_behind"}
+    assert evaluate(scripts.SignalAtStep(1, number, **rows)).code == code
+    done = evaluate(scripts.SignalAtStep(3, number, module="petface.files", function="write_csv"))
+    assert done.code == code and "Traceback" not in done.err, done.err
+    done = evaluate()
+    assert done.code == 0, done.err
+    assert_equal_bytes(evaluation_run.folder, tmp_path / "out")
