@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
+import weakref
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
 from petface.errors import UserError
 
 TEMPORARY_SUFFIX = ".partial-write"
+_held: weakref.WeakSet[FileIO] = weakref.WeakSet()
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -61,6 +65,46 @@ def write_error(path: str | Path, error: OSError) -> UserError:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     return UserError(f"cannot write {path}: {error.strerror or error} ({free:,} bytes free)")
+
+
+def take(handle: FileIO) -> str:
+    """Hold an open file alone until it is closed or this process ends.
+
+    "" where that works, else who holds it already.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return _holder_of(handle)
+    _held.add(handle)
+    return ""
+
+
+@contextmanager
+def turn_in(folder: str | Path) -> Iterator[None]:
+    """Let one process at a time into the block, of all that name the same folder.
+
+    Where a folder cannot be locked, as on some network file systems, nobody waits.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _holder_of(handle: FileIO) -> str:
+    """Name the process that holds a file, where the system tells (Linux, the same container)."""
+    found = os.fstat(handle.fileno())
+    device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
+            words = line.split()  # 1: FLOCK ADVISORY WRITE <process> <device>:<inode> 0 EOF
+            if words[1] == "FLOCK" and words[5] == f"{device}:{found.st_ino}" and words[4] > "0":
+                return f"process {words[4]}"
+    return "another process"
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -128,6 +172,17 @@ def archive_damage(path: str | Path) -> str:
             seen.add(record.filename)
         damaged = archive.testzip()
     return "" if damaged is None else f"checksum of {damaged} is wrong"
+
+
+def _let_go() -> None:
+    """Close what the parent holds: a loader worker would keep it, and outlives a killed parent by
+    some seconds.
+    """
+    for handle in list(_held):
+        handle.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _flush_folder(folder: Path) -> None:

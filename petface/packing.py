@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -113,12 +112,9 @@ def _unfinished(path: Path) -> Iterator[tuple[FileIO, FileIO]]:
         data = FileIO(name, "a+")
     except OSError as error:
         raise files.write_error(name, error) from error
-    os.register_at_fork(after_in_child=data.close)  # a worker would keep the lock
     with data:
-        try:
-            fcntl.flock(data, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{name} is being written by another process") from error
+        if holder := files.take(data):
+            raise UserError(f"{name} is being written by {holder}")
         if path.exists():
             name.unlink()
             name.with_name(name.name + ".index").unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +93,12 @@ def open_run(
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / "run.lock").open("a+", encoding="utf-8")
+        lock = FileIO(path / "run.lock", "a+")
     except OSError as error:
         raise files.write_error(path / "run.lock", error) from error
     run = RunFolder(path, prefix)
     with lock:
         _hold(lock, path)
-        # A loader worker would keep the lock, and outlives a killed parent by some seconds.
-        os.register_at_fork(after_in_child=lock.close)
         if force:
             _clear(path)
         elif (path / "final.json").exists():
@@ -115,19 +113,17 @@ def open_run(
         yield run
 
 
-def _hold(lock: Any, path: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+def _hold(lock: FileIO, path: Path) -> None:
+    if holder := files.take(lock):
         lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        raise UserError(
-            f"{path} is in use by {holder}; wait for it or take another name"
-        ) from error
-    lock.truncate(0)
+        holder = lock.read().decode("utf-8", "replace").strip() or holder
+        raise UserError(f"{path} is in use by {holder}; wait for it or take another name")
     started = time.strftime("%Y-%m-%d %H:%M:%S")
-    lock.write(f"process {os.getpid()} on {socket.gethostname()} since {started}\n")
-    lock.flush()
+    try:
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()} since {started}\n".encode())
+    except OSError as error:
+        raise files.write_error(path / "run.lock", error) from error
 
 
 def _clear(path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -15,7 +13,16 @@ import numpy as np
 
 from petface.catalog import line_error, strict_rows
 from petface.errors import UserError
-from petface.files import plain_cell, sha256_of_file, write_csv, write_error, write_json
+from petface.files import (
+    atomic_write,
+    csv_line,
+    plain_cell,
+    safe_cell,
+    sha256_of_file,
+    turn_in,
+    write_error,
+    write_json,
+)
 from petface.taxonomy import canonical_record
 
 SPLITS: Final = ("train", "val", "test")
@@ -96,7 +103,7 @@ def write_splits(
 ) -> None:
     """Write `splits.csv` (species, record, split) and its side file, each whole or not at all.
 
-    Processes that write the same split at once do not harm each other: each renames its own files.
+    What another process has written since the caller looked stays as it is.
     """
     path = Path(path)
     assert side_file(path) != path, "a split file ends in .csv"
@@ -106,23 +113,26 @@ def write_splits(
         name: {"records": len(ids), "sha256_of_records": _hash_of(ids)}
         for name, ids in _group(rows).items()
     }
+    lines = [csv_line(_CSV_HEADER), *(csv_line([safe_cell(cell) for cell in row]) for row in rows)]
+    table = "".join(lines).encode("utf-8", "backslashreplace")
+    facts = {
+        "format": FORMAT,
+        "seed": seed,
+        "fractions": list(fractions),
+        "sha256_of_csv": hashlib.sha256(table).hexdigest(),
+        "species": per_species,
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".splits-") as folder:
-            table, side = Path(folder) / "splits.csv", Path(folder) / "splits.json"
-            write_csv(table, _CSV_HEADER, rows)
-            facts = {
-                "format": FORMAT,
-                "seed": seed,
-                "fractions": list(fractions),
-                "sha256_of_csv": sha256_of_file(table),
-                "species": per_species,
-            }
-            write_json(side, facts)
-            os.replace(side, side_file(path))  # first: where the table is, its side file is too
-            os.replace(table, path)
-    except OSError as error:
-        raise UserError(f"{write_error(path, error)}; set SPLITS_FILE to another path") from error
+        with turn_in(path.parent):
+            if path.exists():
+                return
+            write_json(side_file(path), facts)  # first: where the table is, its side file is too
+            with atomic_write(path) as handle:
+                handle.write(table)
+    except (OSError, UserError) as error:
+        what = error if isinstance(error, UserError) else write_error(path, error)
+        raise UserError(f"{what}; set SPLITS_FILE to another path") from error
 
 
 def read_side_file(path: str | Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
@@ -51,15 +50,12 @@ class ResumableTable:
         except OSError as error:
             raise files.write_error(self.unfinished, error) from error
         try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A loader worker would keep the lock, and outlives a killed parent by some seconds.
-            os.register_at_fork(after_in_child=self._handle.close)
-            if not self._is_still_unfinished():
-                raise BlockingIOError
+            holder = files.take(self._handle)
+            if not holder and not self._is_still_unfinished():
+                holder = "another process"
+            if holder:
+                raise UserError(f"{self.unfinished} is being written by {holder}")
             self._take_up()
-        except BlockingIOError as error:
-            self._handle.close()
-            raise UserError(f"{self.unfinished} is being written by another process") from error
         except BaseException:
             self._handle.close()
             raise

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import multiprocessing
+import os
+import signal
 import zipfile
+from io import FileIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from petface import checkpoints
+import train_resnet_minority_aug_dynamic as trainer
+from petface import checkpoints, files, runs, splits
 from petface.checkpoints import CheckpointError
+from petface.errors import UserError
+from petface.settings import read_settings
 
 
 def records_of(path: Path) -> list[tuple[str, bytes]]:
@@ -45,3 +54,69 @@ def test_a_checkpoint_of_a_few_bytes_does_not_fill_the_memory(tmp_path, monkeypa
     monkeypatch.setattr(zipfile.ZipFile, "open", None)
     with pytest.raises(CheckpointError, match="is compressed; copy the file again"):
         checkpoints.load(path)
+
+
+class Full(FileIO):
+    """A file on a disk that is full."""
+
+    def write(self, _content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_without_room_for_the_name_of_the_holder_is_told(tmp_path, monkeypatch):
+    """The very first write of a run; closing the file must not raise a second time."""
+    settings = read_settings(trainer, ["--runs-root", str(tmp_path)], switches={"force": ""})
+    monkeypatch.setattr(runs, "FileIO", Full)
+    message = r"cannot write .*run\.lock: No space left on device \([\d,]+ bytes free\)"
+    with pytest.raises(UserError, match=message), runs.open_run(tmp_path / "run", settings):
+        pass
+    monkeypatch.undo()
+    with runs.open_run(tmp_path / "run", settings):  # and it holds nothing
+        pass
+
+
+def killed(function, *arguments) -> int:
+    """Call a function in a process that it may kill; give its exit code."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+def make_a_split(path: Path, die_at: int) -> None:
+    """Write a split; die at the `die_at`-th file that gets its final name."""
+    replace, calls = os.replace, []
+
+    def dying(*names):
+        calls.append(names)
+        if len(calls) == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*names)
+
+    os.replace = dying
+    records = np.array(["000000", "000001"])
+    splits.write_splits(path, np.array(["cat", "cat"]), records, np.zeros(2, np.int8), seed=0)
+
+
+@pytest.mark.parametrize("die_at", [1, 2])
+def test_a_kill_while_the_split_is_made_leaves_nothing_behind(tmp_path, die_at):
+    path = tmp_path / "splits.csv"
+    assert killed(make_a_split, path, die_at) == -signal.SIGKILL
+    assert not path.exists()
+    assert killed(make_a_split, path, 0) == 0
+    assert {entry.name for entry in tmp_path.iterdir()} == {"splits.csv", "splits.json"}
+
+
+def test_a_split_that_another_process_made_in_between_stays(tmp_path):
+    """It may have been read already."""
+    path, species = tmp_path / "splits.csv", np.array(["cat"])
+    for split, seed in ((1, 5), (2, 6)):
+        splits.write_splits(path, species, np.array(["7"]), np.array([split], np.int8), seed=seed)
+    assert splits.read_splits(path, species, np.array(["7"])).tolist() == [1]
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="this system does not tell")
+def test_who_holds_a_file_is_known_by_its_number(tmp_path):
+    with FileIO(tmp_path / "table", "a+") as mine, FileIO(tmp_path / "table", "a+") as other:
+        assert files.take(mine) == ""
+        assert files.take(other) == f"process {os.getpid()}"
