@@ -16,6 +16,7 @@ SCRIPTS = {
     "eval": "inference_engine",
     "audit": "tools.audit",
     "label_errors": "tools.find_label_errors",
+    "export": "tools.export",
     "serve": "tools.serve",
     "bench_server": "tools.bench_server",
 }
