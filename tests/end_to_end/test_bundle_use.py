@@ -1,0 +1,126 @@
+"""A bundle takes the place of the checkpoints: in the evaluation, in predict, for single photos."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inference_engine import Stage1Model, Stage2Model, TwoStageInference
+from petface.checkpoints import CheckpointError
+from petface.errors import UserError
+from tests import scripts
+
+
+@pytest.fixture(scope="module")
+def bundle(tree, stage1_run, stage2_run, tmp_path_factory) -> Path:
+    """What `python -m tools.export` makes of the trained tiny networks."""
+    out = tmp_path_factory.mktemp("bundle") / "bundle"
+    flags = [*tree.flags, "--stage1-checkpoint", stage1_run.folder / "best.pt",
+             "--stage2-folder", stage2_run.folder, "--out", out]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.export", *map(str, flags)],
+        cwd=scripts.REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def answers(bundle, stage1_run, stage2_run, tree) -> list[tuple[dict, dict]]:
+    """Answers of the checkpoints and of the bundle for the same photos."""
+    stored = TwoStageInference(stage1_run.folder / "best.pt", stage2_run.folder, "cpu")
+    exports = TwoStageInference(bundle)
+    photos = sorted(tree.images.rglob("*.png"))[::4]
+    return [(stored.infer(photo), exports.infer(photo)) for photo in photos]
+
+
+def test_single_photos_get_the_checkpoints_answers(answers):
+    assert {one["status"] for one, _ in answers} >= {"ok", "no_specialist"}
+    for one, other in answers:
+        assert one["status"] == other["status"] and one.get("message") == other.get("message")
+        assert one["attributes"].keys() == other["attributes"].keys()
+        for head in ("species", *one["attributes"]):
+            a, b = ((x["attributes"] | {"species": x["species"]})[head] for x in (one, other))
+            if a is None:
+                assert b is None
+                continue
+            assert [label for label, _ in a["topk"]] == [label for label, _ in b["topk"]]
+            assert [p for _, p in a["topk"]] == pytest.approx([p for _, p in b["topk"]], abs=1e-4)
+            assert {**a, "topk": 0} == {**b, "topk": 0}
+
+
+def test_each_class_takes_a_bundle_or_a_file_of_it(bundle, stage1_run, tree):
+    photo = sorted(tree.images.glob("cat/*/*.png"))[0]
+    label = Stage1Model(stage1_run.folder / "best.pt", "cpu").predict(photo).label
+    assert Stage1Model(bundle).predict(photo).label == label
+    assert Stage1Model(bundle / "stage1.onnx").predict(photo).label == label
+    cat = Stage2Model.load_for_species("cat", bundle)
+    assert cat.predict(photo).keys() == set(cat.heads)
+    with pytest.raises(CheckpointError, match="specialist for cat"):
+        Stage2Model.load_for_species("dog", bundle / "stage2" / "cat.onnx")
+    with pytest.raises(UserError, match="cannot be explained"):
+        TwoStageInference(bundle).explain(photo)
+    assert TwoStageInference(bundle).describe()["engine"] == "onnxruntime"
+
+
+def test_the_evaluation_of_a_bundle_is_that_of_its_checkpoints(
+    bundle, evaluation_flags, evaluation_run, script, tmp_path
+):
+    place = evaluation_flags.index("--stage1-checkpoint")
+    flags = [*evaluation_flags, "--precision", "auto", "--out-dir", tmp_path / "evaluation"]
+    flags[place + 1] = bundle
+    done = script("inference_engine.py", flags)
+    assert done.code == 0, done.err
+    tables = []
+    for folder in (evaluation_run.folder, tmp_path / "evaluation"):
+        with (folder / "petface_eval_per_image.csv").open(newline="") as lines:
+            tables.append(list(csv.DictReader(lines)))
+    for one, other in zip(*tables, strict=True):
+        for column, cell in one.items():
+            if column.endswith("_prob") and cell:
+                assert float(other[column]) == pytest.approx(float(cell), abs=1e-4)
+            else:
+                assert other[column] == cell
+    models = json.loads((tmp_path / "evaluation/petface_eval_models.json").read_text())
+    assert models["engine"] == "onnxruntime" and "onnxruntime" in models["packages"]
+    for flag in (["--precision", "bf16"], ["--engine", "openvino"]):
+        done = script("inference_engine.py", [*flags, *flag, "--out-dir", tmp_path / "other"])
+        assert done.code == 2 and "as they were exported" in done.err
+
+
+def test_predict_takes_a_bundle_and_refuses_a_changed_one(bundle, tree, script, tmp_path):
+    out = tmp_path / "answers.csv"
+    flags = ["predict", tree.images / "cat", "--stage1-checkpoint", bundle, "--out", out]
+    assert script("inference_engine.py", flags).code == 0
+    with out.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    engine = TwoStageInference(bundle)
+    for row in rows[::5]:
+        answer = engine.infer(row["image"])
+        assert row["status"] == answer["status"]
+        if answer["species"]:
+            assert row["species_pred"] == answer["species"]["label"]
+
+
+def test_a_changed_bundle_is_refused_by_every_command(bundle, tree, script, tmp_path):
+    changed = tmp_path / "changed"
+    shutil.copytree(bundle, changed)
+    content = bytearray((changed / "stage1.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (changed / "stage1.onnx").write_bytes(content)
+    photo = sorted(tree.images.rglob("*.png"))[0]
+    for words in (
+        ["predict", photo, "--out", tmp_path / "answers.csv"],
+        [photo],
+        ["evaluate", *tree.flags, "--out-dir", tmp_path / "evaluation"],
+    ):
+        done = script("inference_engine.py", [*words, "--stage1-checkpoint", changed])
+        assert done.code == 1 and "checksum" in done.err and "Traceback" not in done.err
