@@ -90,7 +90,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Let the rest of a body come that was answered before its end, for a while."""
         super().on_response_complete()
-        if not self._is_whole and not self._is_in_head:
+        if not self._is_whole and not self._is_in_head and self.cycle.response_complete:
             self._start("linger", _LINGER_S, self.transport.abort)
 
     def pause_writing(self) -> None:

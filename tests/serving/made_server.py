@@ -171,11 +171,18 @@ class Client:
         self.send(data)
         return self.reply()
 
-    def is_closed(self, discard: bool = False) -> bool:
+    def all_there_is(self) -> bytes:
+        """Read until the server closes."""
+        try:
+            while data := self.socket.recv(65536):
+                self._rest += data
+        except ConnectionResetError:
+            pass
+        return self._rest
+
+    def is_closed(self) -> bool:
         """Wait until the server closes; fails after some patience if it does not."""
         try:
-            while discard and self.socket.recv(65536):
-                pass
             return not self._rest and self.socket.recv(1) == b""
         except ConnectionResetError:
             return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 
 import pytest
 
@@ -121,7 +122,10 @@ def test_the_rest_of_an_unwanted_body_is_not_waited_for_for_ever(server, monkeyp
     with server.client() as client:
         client.send(post("/nowhere", b"x" * 1000)[:-500])
         assert client.reply().code == 404
-        assert client.is_closed()
+        with pytest.raises(OSError):
+            for _ in range(400):  # a trickle, so that it is not merely taken for idle
+                client.send(b"x")
+                time.sleep(0.01)
 
 
 def test_trailers_do_not_grow_for_ever(server):
@@ -161,7 +165,7 @@ def test_a_flood_of_requests_at_once_is_cut_off(server):
     body = form(photo())
     with server.client() as client:
         client.send((HEALTH + post("/predict", body)) * 500)
-        assert client.is_closed(discard=True)
+        assert client.all_there_is().count(b"HTTP/1.1 200") < 100
     assert server.get("/health").code == 200
 
 
