@@ -45,7 +45,7 @@ from petface.reports.confusions import CONFUSIONS, write_confusions
 from petface.reports.evaluation import describe_summary, summarise
 from petface.reports.heads import read_heads
 from petface.reports.photo import readable
-from petface.reports.report_index import report_line
+from petface.reports.report_index import late_report, report_line
 from petface.reports.rows import ResumableRecords, ResumableTable
 from petface.settings import Fraction, NonNegative, Positive, Seed, read_settings
 from petface.stage_models import Stage1Model, Stage2Model, find_specialist
@@ -172,6 +172,8 @@ def evaluate_full_dataset(
     table_path, records_path = (shares.own_path(out / name) for name in (PER_IMAGE, DETAILS_FILE))
     table = ResumableTable(table_path, PER_IMAGE_COLUMNS, identity, force=force)
     records = ResumableRecords(records_path, DETAILS, num_own)
+    if table_path.exists() and distributed.is_main():  # killed when only this was left to do
+        shares.remove_parts(table_path, records_path)
     with (
         table,
         tqdm(
@@ -186,6 +188,8 @@ def evaluate_full_dataset(
         num_rows = sum(len(part) for part in plan[:done])
         records.begin(num_rows)
         if distributed.is_main():
+            if force:  # its files are replaced one by one from here on: without it they are none's
+                table_path.unlink(missing_ok=True)
             write_json(out / MODELS, models)
             distributed.barrier()
         bar.update(num_rows)
@@ -220,7 +224,7 @@ def evaluate(arguments: list[str]) -> int:
     force = {"force": "replace a finished evaluation"}
     s = read_settings(sys.modules[__name__], arguments, switches=force)
     distributed.start(s.DEVICE)
-    print(s.provenance())
+    print(f"{s.provenance()}{late_report(Path(s.OUT_DIR))}")
     summary = evaluate_full_dataset(
         s.IMAGES_ROOT,
         s.ANNOTATIONS_ROOT,

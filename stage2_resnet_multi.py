@@ -33,7 +33,7 @@ from petface.packing import image_source
 from petface.reports.audit import quick_audit_line
 from petface.reports.confidence import draw_confidence
 from petface.reports.curves import draw_curves
-from petface.reports.report_index import report_line
+from petface.reports.report_index import late_report, report_line
 from petface.reports.specialist import head_figures, write_specialist_report
 from petface.settings import (
     Fraction,
@@ -125,9 +125,9 @@ def main() -> int:
         for number, species in enumerate(mine, start=1):
             folder = runs.run_path(settings.RUNS_ROOT, f"{settings.RUN_NAME}/{species}")
             if len(chosen) > 1 and (folder / "final.json").exists() and not force:
-                print(f"{species}: finished before, left alone ({folder})")
+                print(f"{species}: finished before, left alone ({folder}){late_report(folder)}")
                 continue
-            print(f"\n== {species} ({number} of {len(mine)}) ==")
+            print(f"\n== {species} ({number} of {len(mine)}) =={late_report(folder)}")
             with runs.open_run(folder, settings, force=force, prefix=f"{species}_") as run:
                 if code := train_specialist(settings, dataset, species, run, stop):
                     return code

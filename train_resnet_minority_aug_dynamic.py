@@ -43,7 +43,7 @@ from petface.packing import image_source
 from petface.reports.audit import quick_audit_line
 from petface.reports.confidence import draw_confidence
 from petface.reports.curves import draw_curves
-from petface.reports.report_index import report_line
+from petface.reports.report_index import late_report, report_line
 from petface.reports.tables import write_confusion
 from petface.settings import (
     Fraction,
@@ -128,6 +128,7 @@ def main() -> int:
     print("\n".join(dataset.notes))
     print(quick_audit_line(dataset, annotations_root=settings.ANNOTATIONS_ROOT))
     folder = runs.run_path(settings.RUNS_ROOT, settings.RUN_NAME)
+    print(late_report(folder), end="")
     with (
         runs.open_run(folder, settings, force="force" in settings.switches) as run,
         StopRequest() as stop,

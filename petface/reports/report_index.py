@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
+from petface import distributed
+from petface.reports.answers import PER_IMAGE
 from petface.reports.page import Html, table, text
 from petface.reports.plots import sparkline
 from petface.reports.report_evaluation import write_evaluation_report
@@ -24,6 +26,7 @@ from petface.reports.report_parts import (
 )
 from petface.reports.report_run import duration, write_run_report
 from petface.reports.run_files import (
+    FINAL,
     REPORT,
     find_folders,
     head_rows,
@@ -82,6 +85,18 @@ def report_line(folder: Path) -> str:
     """
     written, failures = write_reports([folder])
     return "\n".join([*(f"report: {path}" for path in written), *failures])
+
+
+def late_report(folder: Path) -> str:
+    """Write the report of a folder that was stopped between its last figure and its report.
+
+    What is finished is never started again, so whoever finds it finished calls this. Gives the line
+    that says so, with a line break; "" where nothing is missing.
+    """
+    is_finished = (folder / FINAL).is_file() or (folder / PER_IMAGE).is_file()
+    if not is_finished or (folder / REPORT).is_file() or not distributed.is_main():
+        return ""
+    return f"\n{report_line(folder)}\n"
 
 
 def write_index(root: Path) -> Path:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ class ResumableTable:
 
     def __enter__(self) -> ResumableTable:
         if self.path.exists() and not self._force:
+            with suppress(OSError):  # its maker may have been killed before this was done
+                self._identity_path.unlink(missing_ok=True)
             raise UserError(f"{self.path} is a finished table; use --force or another folder")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

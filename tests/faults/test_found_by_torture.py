@@ -6,6 +6,7 @@ import errno
 import io
 import multiprocessing
 import os
+import shutil
 import signal
 import zipfile
 from io import FileIO
@@ -19,7 +20,10 @@ import train_resnet_minority_aug_dynamic as trainer
 from petface import checkpoints, files, runs, splits
 from petface.checkpoints import CheckpointError
 from petface.errors import UserError
+from petface.reports.rows import ResumableTable
 from petface.settings import read_settings
+from tests import scripts
+from tests.conftest import TINY_STAGE1
 
 
 def records_of(path: Path) -> list[tuple[str, bytes]]:
@@ -120,3 +124,53 @@ def test_who_holds_a_file_is_known_by_its_number(tmp_path):
     with FileIO(tmp_path / "table", "a+") as mine, FileIO(tmp_path / "table", "a+") as other:
         assert files.take(mine) == ""
         assert files.take(other) == f"process {os.getpid()}"
+
+
+def test_what_was_killed_before_its_report_has_one_after_the_next_start(
+    script, tree, stage1_run, stage2_flags, stage2_run, evaluation_flags, evaluation_run, tmp_path
+):
+    """The next start is refused, because everything is finished, and nobody else writes it."""
+    for run, name in ((stage1_run, "one"), (stage2_run, "two"), (evaluation_run, "three")):
+        ignored = shutil.ignore_patterns("report.html")
+        shutil.copytree(run.folder, tmp_path / name, ignore=ignored)
+    stage1 = [*tree.flags, *TINY_STAGE1, "--runs-root", tmp_path, "--run-name", "one"]
+    done = script(scripts.STAGE1, stage1)
+    assert done.code == 1 and "holds a finished run" in done.err
+    assert f"report: {tmp_path / 'one/report.html'}" in done.out
+    stage2 = [*stage2_flags, "--runs-root", tmp_path, "--run-name", "two"]
+    assert script(scripts.STAGE2, [*stage2, "--species", "cat"]).code == 1
+    assert script(scripts.STAGE2, stage2).code == 0
+    done = script(scripts.INFERENCE, [*evaluation_flags, "--out-dir", tmp_path / "three"])
+    assert done.code == 1 and "is a finished table" in done.err
+    for run, name in ((stage1_run, "one"), (stage2_run, "two"), (evaluation_run, "three")):
+        for path in run.folder.rglob("report.html"):
+            assert (tmp_path / name / path.relative_to(run.folder)).exists()
+
+
+def test_a_table_killed_before_it_has_tidied_up_is_tidied_by_the_next_start(tmp_path):
+    path = tmp_path / "table.csv"
+    with ResumableTable(path, ("image",), {"model": 1}) as table:
+        table.batches_kept([])
+        identity = path.with_name("table_identity.json").read_bytes()
+        table.finish()
+    path.with_name("table_identity.json").write_bytes(identity)
+    with pytest.raises(UserError, match="is a finished table"), ResumableTable(path, (), {}):
+        pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_an_evaluation_that_was_killed_while_it_replaced_another_is_not_taken_for_finished(
+    script, evaluation_flags, evaluation_run, tmp_path
+):
+    """Its details and summary would stand beside the other's table."""
+    out = tmp_path / "out"
+    shutil.copytree(evaluation_run.folder, out)
+    flags = [*evaluation_flags, "--out-dir", out]
+    hook = scripts.KillBeforeCall("petface.files", "write_csv")
+    assert script(scripts.INFERENCE, [*flags, "--force"], hook).code == -9
+    assert not (out / "petface_eval_per_image.csv").exists()
+    done = script(scripts.INFERENCE, flags)
+    assert done.code == 0, done.err
+    for path in evaluation_run.folder.rglob("*.*"):
+        if path.name != "report.html":
+            assert path.read_bytes() == (out / path.relative_to(evaluation_run.folder)).read_bytes()
