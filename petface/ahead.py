@@ -26,6 +26,8 @@ Item = TypeVar("Item")
 _OF_WORK = "Caught "  # how torch begins what it brings here of an error in a worker's work
 _NO_ROOM = re.compile(r"shared memory|unable to (resize|allocate|mmap|open) |No space left")
 
+_num_deaths = 0  # of workers, since this process began
+
 
 def in_workers(
     work: Callable[[Part], Item],
@@ -37,13 +39,12 @@ def in_workers(
     """Yield `work(part)` in the order of `parts`, made by processes up to `depth` each ahead.
 
     `work` and `tensors_of`, which names the tensors of an item, are picklable. Where a worker dies,
-    half as many go on at the first item that is missing; where one of those dies, a thread does.
-    What `work` raises is raised here.
+    half as many go on at the first item that is missing; where another one dies, a thread does;
+    later calls begin with as few. What `work` raises is raised here.
     """
+    global _num_deaths
     num_done = 0
-    for num in dict.fromkeys((num_workers, num_workers // 2)):
-        if num < 1:
-            continue
+    while (num := _num_left(num_workers)) > 0:
         try:
             for item in _from_processes(_Parts(work, parts[num_done:], tensors_of), num, depth):
                 num_done += 1
@@ -54,7 +55,8 @@ def in_workers(
             if str(error).startswith(_OF_WORK) and not _NO_ROOM.search(str(error)):
                 raise
             reason = _short(error)
-        left = num // 2 if num == num_workers else 0
+        _num_deaths += 1
+        left = _num_left(num_workers)
         how = f"{left} go on" if left else "a thread of this process goes on"
         print(
             f"a loading process failed ({reason}); {how}, slower, with the same result. If it "
@@ -63,6 +65,11 @@ def in_workers(
             file=sys.stderr,
         )
     yield from in_thread((work(part) for part in parts[num_done:]), depth)
+
+
+def _num_left(num_workers: int) -> int:
+    """Say how many of the workers that are wanted may be started: all, then half, then none."""
+    return (num_workers, num_workers // 2, 0)[min(_num_deaths, 2)]
 
 
 def _from_processes(parts: _Parts[Part, Item], num_workers: int, depth: int) -> Iterator[Item]:

@@ -129,6 +129,7 @@ def _become(
         os.dup2(descriptor, number)
         os.close(descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
+    multiprocessing.set_start_method(None, force=True)  # as in a fresh interpreter, not our server
     sys.argv = [script, *arguments]
     if hook is not None:
         hook()
@@ -349,7 +350,8 @@ class Cramped:
         forward = ResNet.forward
 
         def cramped(network, x):
-            if network.training == self.training and len(x) > self.most:
+            is_traced = not isinstance(x, torch.Tensor)
+            if network.training == self.training and not is_traced and len(x) > self.most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
             return forward(network, x)
 

@@ -10,6 +10,7 @@ import threading
 import pytest
 import torch
 
+from petface import ahead
 from petface.ahead import in_thread, in_workers
 from tests import scripts
 
@@ -36,6 +37,11 @@ def dies_in(folder, number, part):
 
 def fails(_part):
     raise RuntimeError("the disk is gone")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_has_died(monkeypatch):
+    monkeypatch.setattr(ahead, "_num_deaths", 0)
 
 
 def values(items):
@@ -73,6 +79,8 @@ def test_a_worker_that_dies_is_replaced_by_fewer(tmp_path, capfd, num_workers, n
     assert all(word in line for word, line in zip(words, said, strict=True))
     assert not multiprocessing.active_children()
     assert signal.getsignal(signal.SIGCHLD) == before  # torch's own would raise anywhere
+    again = values(in_workers(work, range(12), num_workers, 2, itself))
+    assert again == found and capfd.readouterr().err == "", "as few as were left begin"
 
 
 def test_the_death_of_a_worker_is_noticed_outside_the_main_thread_too(tmp_path, capfd):
