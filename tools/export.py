@@ -41,7 +41,7 @@ MAX_LOGIT_DIFFERENCE: PositiveFloat = 1e-3  # to torch in fp32; float sums in an
 PRECISION: Literal["fp32", "int8"] = "fp32"  # int8: a quarter of the size, twice as fast on a CPU
 INT8_AGREEMENT: Fraction = 0.99  # least share of fp32's answers; else the model stays in fp32
 NUM_CALIBRATION: Positive = 256  # training photos that show the ranges
-MAX_FLOAT_LAYERS: NonNegative = 4  # convolutions left in float where that helps; 0 = none
+MAX_FLOAT_LAYERS: NonNegative = 2  # first convolutions left in float where needed; 0 = none
 REDUCE_RANGE: bool = True  # weights of 7 bits; False = 8, wrong sums on CPUs without VNNI
 
 

@@ -37,7 +37,7 @@ class Wishes:
     int8_agreement: float = 0.99
     force_int8: bool = False
     num_calibration: int = 256
-    max_float_layers: int = 4
+    max_float_layers: int = 2
     reduce_range: bool = True
     pack: str = ""
 
