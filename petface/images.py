@@ -253,7 +253,7 @@ def _rgb_array(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
         rgb = Image.fromarray(_eight_bit(np.asarray(image))).convert("RGB")
     elif image.has_transparency_data:
         layer = image.convert("LA") if image.mode == "La" else image
-        layer = layer.convert("RGBA")
+        layer = layer if layer.mode == "RGBA" else layer.convert("RGBA")  # no second copy
         rgb = Image.new("RGB", layer.size)
         rgb.paste(layer.convert("RGB"), mask=layer.getchannel("A"))
     else:
