@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
 from petface.errors import UserError
+from petface.installed import does_not_load
+
+try:
+    import torchvision
+except Exception as error:  # one that was built for another torch raises whatever comes first
+    raise does_not_load("torchvision", error) from error
 
 STAGE_NAMES: Final = ("stem", "layer1", "layer2", "layer3", "layer4")
 

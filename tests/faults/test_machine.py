@@ -1,0 +1,227 @@
+"""A machine that lets a run down: memory, loading processes, disk, network, a broken install."""
+
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import pandas
+import pytest
+import torch
+
+from tests import scripts
+from tests.conftest import TINY_STAGE1
+from tests.end_to_end.test_evaluation import assert_equal_bytes
+from tests.end_to_end.test_resume import assert_same_run, loads
+
+
+@pytest.fixture
+def flags(tree, tmp_path):
+    return [*tree.flags, *TINY_STAGE1, "--runs-root", tmp_path / "runs", "--run-name", "run"]
+
+
+# out of memory on the device
+
+
+def test_passes_that_measure_halve_the_batch_and_find_the_same(script, flags, stage1_run, tmp_path):
+    """Batches of 8 and a device that takes 3 when it answers: the training is the straight one."""
+    done = script(scripts.STAGE1, flags, scripts.Cramped(3, training=False))
+    assert done.code == 0, done.err
+    found, straight = (
+        torch.load(folder / "best.pt", weights_only=True)
+        for folder in (tmp_path / "runs/run", stage1_run.folder)
+    )
+    assert all(torch.equal(found["model"][name], w) for name, w in straight["model"].items())
+    for name, figure in straight["figures"].items():
+        if name not in ("train_s", "train_images_per_s"):
+            assert found["figures"][name] == pytest.approx(figure, rel=1e-5), name
+    figures, expected = done.figures(), stage1_run.result.figures()
+    for name in ("test_accuracy", "test_balanced_accuracy", "test_images", "num_unreadable"):
+        assert figures[name] == expected[name]
+
+
+def test_a_training_batch_that_does_not_fit_goes_through_in_parts(script, flags, tmp_path):
+    done = script(scripts.STAGE1, [*flags, "--epochs", 1], scripts.Cramped(4, training=True))
+    assert done.code == 0, done.err
+    assert done.err.count("out of memory: batches of 8 go through in 2 parts from now on") == 1
+    assert pandas.read_csv(tmp_path / "runs/run/metrics.csv")["num_skipped_steps"].tolist() == [0]
+
+
+def test_a_device_that_takes_no_two_photos_ends_the_run_in_one_line(script, flags):
+    done = script(scripts.STAGE1, flags, scripts.Cramped(1, training=True))
+    assert done.code == 1 and "Traceback" not in done.err
+    assert "error: not enough memory on cpu for 2 images at once" in done.err
+
+
+def test_an_evaluation_halves_the_batch_and_writes_the_same(
+    script, evaluation_flags, evaluation_run, tmp_path
+):
+    flags = [*evaluation_flags, "--out-dir", tmp_path / "out"]
+    done = script(scripts.INFERENCE, flags, scripts.Cramped(3, training=False))
+    assert done.code == 0, done.err
+    before, now = (
+        pandas.read_csv(folder / "petface_eval_per_image.csv", dtype=str, keep_default_na=False)
+        for folder in (evaluation_run.folder, tmp_path / "out")
+    )
+    is_number = [name for name in before if name.endswith("_prob")]
+    pandas.testing.assert_frame_equal(before.drop(columns=is_number), now.drop(columns=is_number))
+    for name in is_number:  # sums of other lengths differ in the last digit
+        pandas.testing.assert_series_equal(
+            pandas.to_numeric(before[name]), pandas.to_numeric(now[name]), atol=2e-6
+        )
+
+
+# loading processes that die
+
+
+def test_a_training_survives_a_loading_process_that_dies(script, flags, stage1_run, tmp_path):
+    hook = scripts.KillLoader(tmp_path)
+    done = script(scripts.STAGE1, [*flags, "--num-workers", 2], hook)
+    assert done.code == 0, done.err
+    assert done.err.count("a loading process failed") == 1 and "1 go on, slower" in done.err
+    assert "Traceback" not in done.err
+    assert_same_run(stage1_run.folder, tmp_path / "runs/run")
+
+
+def test_an_evaluation_survives_loading_processes_that_all_die(
+    script, evaluation_flags, evaluation_run, tmp_path
+):
+    flags = [*evaluation_flags, "--num-workers", 2, "--out-dir", tmp_path / "out"]
+    done = script(scripts.INFERENCE, flags, scripts.KillLoader(tmp_path, 99))
+    assert done.code == 0, done.err
+    assert done.err.count("a loading process failed") == 2  # not for every part again
+    assert "a thread of this process goes on" in done.err and "Traceback" not in done.err
+    assert_equal_bytes(evaluation_run.folder, tmp_path / "out")
+
+
+# a full disk
+
+
+def test_a_disk_that_fills_while_saving_leaves_whole_files(script, flags, stage1_run, tmp_path):
+    """best.pt takes 45 MB, last.pt with the optimizer's state 134 MB."""
+    folder = tmp_path / "runs/run"
+    full = partial(script, scripts.STAGE1, flags, scripts.FullDisk(60_000_000))
+    done = full()
+    assert done.code == 1 and "Traceback" not in done.err
+    assert f"error: cannot write {folder / 'last.pt'}: " in done.err and "bytes free" in done.err
+    assert not list(folder.glob("*.partial-write")) and not (folder / "last.pt").exists()
+    torch.load(folder / "best.pt", weights_only=True)
+    assert script(scripts.STAGE1, flags, scripts.SignalAtStep(12 + 3, signal.SIGTERM)).code == 143
+    before = (folder / "last.pt").read_bytes()
+    assert full().code == 1 and (folder / "last.pt").read_bytes() == before
+    assert loads(folder / "last.pt") == (1, 3)
+    done = script(scripts.STAGE1, flags)
+    assert done.code == 0, done.err
+    assert_same_run(stage1_run.folder, folder)
+
+
+def test_a_disk_that_fills_while_rows_are_written_leaves_whole_rows(
+    script, evaluation_flags, evaluation_run, tmp_path
+):
+    """The table takes 15 kB."""
+    flags = [*evaluation_flags, "--out-dir", tmp_path / "out"]
+    done = script(scripts.INFERENCE, flags, scripts.FullDisk(8_000))
+    assert done.code == 1 and "Traceback" not in done.err
+    assert "error: cannot write " in done.err and "bytes free" in done.err
+    kept = (tmp_path / "out/petface_eval_per_image.csv.unfinished").read_bytes()
+    whole = (evaluation_run.folder / "petface_eval_per_image.csv").read_bytes()
+    assert whole.startswith(kept) and kept.endswith(b"\n") and kept.count(b"\n") > 8
+    assert not list((tmp_path / "out").glob("*.partial-write"))
+    done = script(scripts.INFERENCE, flags)
+    assert done.code == 0, done.err
+    assert_equal_bytes(evaluation_run.folder, tmp_path / "out")
+
+
+# no network, no GPU, packages that do not fit
+
+
+class NoNetwork:
+    """Send every download to a port where nobody listens, and forget earlier ones."""
+
+    def __init__(self, cache):
+        self.cache = cache
+
+    def __call__(self):
+        os.environ |= {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(self.cache)}
+
+
+def test_without_a_network_auto_goes_on_and_says_so_in_the_checkpoint(
+    script, stage2_flags, tmp_path
+):
+    flags = [*stage2_flags, "--runs-root", tmp_path, "--species", "chimp", "--phase-epochs", 1, 1]
+    flags += ["--weights", "torchvision"]
+    done = script(scripts.STAGE2, flags, NoNetwork(tmp_path / "cache"))
+    assert done.code == 0, done.err
+    best = torch.load(tmp_path / "stage2/chimp/chimp_best.pt", weights_only=True)
+    assert best["pretrained"].startswith("random (ImageNet weights for resnet18 could not be had: ")
+    assert f"first weights: {best['pretrained']}" in done.out
+
+
+def test_without_a_network_require_stops_in_one_line(script, stage2_flags, tmp_path):
+    flags = [*stage2_flags, "--runs-root", tmp_path, "--species", "chimp"]
+    flags += ["--weights", "torchvision", "--pretrained", "require"]
+    done = script(scripts.STAGE2, flags, NoNetwork(tmp_path / "cache"))
+    assert done.code == 1 and "Traceback" not in done.err
+    assert "error: ImageNet weights for resnet18 could not be had (" in done.err
+    assert 'PRETRAINED = "auto"' in done.err and "local file" in done.err
+    assert not (tmp_path / "stage2/chimp/chimp_last.pt").exists()
+
+
+@pytest.mark.parametrize("name", [scripts.STAGE1, scripts.STAGE2, scripts.INFERENCE])
+def test_a_gpu_that_is_not_there_is_refused_in_one_line(
+    script, flags, stage2_flags, stage1_run, stage2_run, tmp_path, name
+):
+    photo = next(tmp_path.parent.glob("*")), "--stage1-checkpoint", stage1_run.folder / "best.pt"
+    arguments = {
+        scripts.STAGE1: flags,
+        scripts.STAGE2: [*stage2_flags, "--runs-root", tmp_path, "--species", "chimp"],
+        scripts.INFERENCE: [*photo, "--stage2-folder", stage2_run.folder],
+    }
+    done = script(name, [*arguments[name], "--device", "cuda"])
+    assert done.code == 1 and "Traceback" not in done.err
+    assert "error: DEVICE 'cuda' cannot be used (" in done.err and "'cpu'" in done.err
+
+
+def refusal_of(path, script):
+    """Start a script with a folder of made-up packages in front."""
+    done = subprocess.run(
+        [sys.executable, str(scripts.REPOSITORY / script), "--help"],
+        capture_output=True,
+        text=True,
+        cwd=path,
+        env={**os.environ, **scripts._ENVIRONMENT, "PYTHONPATH": str(path)},
+    )
+    assert done.returncode == 1 and done.stdout == "", done
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert "python -m pip install -r requirements.txt" in done.stderr
+    return done.stderr
+
+
+def test_a_torchvision_that_was_built_for_another_torch_is_one_line(tmp_path):
+    (tmp_path / "torchvision").mkdir()
+    text = 'raise RuntimeError("operator torchvision::nms does not exist\\nmore")'
+    (tmp_path / "torchvision/__init__.py").write_text(text)
+    said = refusal_of(tmp_path, scripts.STAGE1)
+    assert f"with torch {torch.__version__.split('+')[0]}" in said and "torchvision 0." in said
+    assert "does not load (operator torchvision::nms does not exist); " in said
+
+
+@pytest.mark.parametrize("script", [scripts.INFERENCE, "tools/report.py"])
+def test_a_torch_below_the_floor_is_one_line(tmp_path, script):
+    (tmp_path / "torch-2.10.3.dist-info").mkdir()
+    text = "Metadata-Version: 2.1\nName: torch\nVersion: 2.10.3+cu128\n"
+    (tmp_path / "torch-2.10.3.dist-info/METADATA").write_text(text)
+    if script.startswith("tools/"):  # as python -m tools.report does
+        text = f"import sys; sys.path.insert(0, {str(scripts.REPOSITORY)!r}); import petface"
+        (tmp_path / "report.py").write_text(text)
+        script = tmp_path / "report.py"
+    said = refusal_of(tmp_path, script)
+    assert "torch 2.10.3+cu128 is too old, 2.11 is the lowest" in said
+
+
+def test_the_floor_is_the_one_that_the_requirements_name():
+    from petface.installed import TORCH_FLOOR
+
+    text = (scripts.REPOSITORY / "requirements.txt").read_text(encoding="utf-8")
+    assert f"torch {'.'.join(map(str, TORCH_FLOOR))} " in text
