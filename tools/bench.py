@@ -30,6 +30,7 @@ import torch
 from petface import files
 from petface.devices import choose_device, choose_precision, num_cores
 from petface.errors import UserError, run_script
+from petface.settings import read_flags
 from tools import bench_parts, bench_training
 from tools.bench_parts import Part
 from tools.hardware import hardware_name
@@ -136,7 +137,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="of the network; 0: all cores")
     parser.add_argument("--folder", type=Path, help="for the made-up photos; default: temporary")
     parser.add_argument("--out", type=Path, help="CSV to write")
-    arguments = parser.parse_args()
+    arguments = read_flags(parser)
     if arguments.list:
         print("\n".join([*PARTS, "evaluation"]))
         return

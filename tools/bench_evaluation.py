@@ -45,6 +45,7 @@ from petface.photo_samples import photos_of
 from petface.reports.answering import answer_slices, plan_slices, write_answers
 from petface.reports.answers import DETAILS, PER_IMAGE_COLUMNS
 from petface.reports.rows import ResumableRecords, ResumableTable
+from petface.settings import read_flags
 from tools.hardware import hardware_name
 
 SPECIES = "cat"
@@ -273,7 +274,7 @@ def main() -> None:
         "--hardware", default=hardware_name(torch.device("cpu")), help="the end of the file's name"
     )
     parser.add_argument("--out", type=Path, default=Path("results"))
-    a = parser.parse_args()
+    a = read_flags(parser)
     with tempfile.TemporaryDirectory() as folder:
         with redirect_stdout(None):
             bench = make_bench(Path(folder), a.photos, a.size_px, a.stage1, a.specialist)

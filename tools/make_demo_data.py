@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from petface.errors import SettingsError, UserError, run_script
 from petface.files import atomic_write, write_error, write_json
+from petface.settings import read_flags
 from petface.taxonomy import SPECIES, SPECIES_CONFIG
 from tools.demo_animals import BREEDS, COLOURS, long_tailed, record_counts
 from tools.demo_faces import draw_contact_sheet, draw_individual, draw_photo
@@ -255,7 +256,7 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     add("--no-odd-files", action="store_true", help="no broken and foreign files in the tree")
     add("--contact-sheet", type=Path, metavar="FILE", help="also draw an overview, a PNG or JPEG")
-    arguments = parser.parse_args(argv)
+    arguments = read_flags(parser, argv)
     limits = {
         "records": (60, 257_484),
         "size": (32, 224),

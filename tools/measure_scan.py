@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from petface.errors import UserError, run_script
+from petface.settings import read_flags
 from petface.taxonomy import SPECIES_CONFIG
 
 _COLUMNS = {
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1_012_934, help="number of files to make")
     parser.add_argument("--folder", type=Path, required=True, help="new folder for the tree")
     parser.add_argument("--keep", action="store_true", help="leave the tree on disk")
-    arguments = parser.parse_args()
+    arguments = read_flags(parser)
     if arguments.folder.exists():
         raise UserError(f"--folder {arguments.folder} exists; name a new one")
     try:
