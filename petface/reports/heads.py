@@ -112,8 +112,8 @@ def _read_head(evaluation: Evaluation, head: str, columns: dict[str, Whole]) -> 
     label = column.cat.codes.to_numpy().astype(np.int64)
     correct = rows[f"{head}_correct"].to_numpy()
     is_asked = ~np.isnan(correct)
-    has_head = np.zeros(len(names), bool)
-    has_head[species[is_asked]] = True  # one that was never asked has no specialist for it
+    # also of a species that stage 1 never knew: its photos are lost, not left out
+    has_head = np.array([bool(evaluation.class_names(head, name)) for name in names], bool)
     is_known = np.ones(len(rows), bool) if is_species else has_head[species]
     is_known &= (column != "").to_numpy()
 

@@ -18,6 +18,7 @@ from petface.reports import answers
 from petface.reports.answers import (
     DETAILS,
     DETAILS_FILE,
+    MODELS,
     PER_IMAGE,
     PER_IMAGE_COLUMNS,
     describe_answers,
@@ -251,8 +252,22 @@ def test_summary_is_json_and_reads_well(folder: Path, summary: dict[str, Any]) -
 )  # fmt: skip
 def test_hardly_any_rows(row: Row | None, tmp_path: Path) -> None:
     """Nothing to divide by, nothing to fuse: null, and no crash."""
+    write_a_row(tmp_path, row)
+    if row and row["status"] == "no_specialist":
+        models = json.loads((tmp_path / MODELS).read_text())
+        files.write_json(tmp_path / MODELS, {**models, "specialists": {}})
+    summary = summarise(read_evaluation(tmp_path))
+    json.dumps(summary, allow_nan=False)
+    assert summary["num_images"] == (row is not None)
+    assert summary["test"]["features"] == summary["test"]["per_species"] == {}
+    assert summary["stage2"]["per_feature"]["breed"]["accuracy"] is None
+    assert "species" in describe_summary(summary)
+
+
+def write_a_row(folder: Path, row: Row | None) -> None:
+    """Write the files of an evaluation of one cat, or of nothing."""
     row = row and {**dict.fromkeys(PER_IMAGE_COLUMNS, ""), "species": "cat", "record": "1", **row}
-    files.write_csv(tmp_path / PER_IMAGE, PER_IMAGE_COLUMNS, [row.values()] if row else [])
+    files.write_csv(folder / PER_IMAGE, PER_IMAGE_COLUMNS, [row.values()] if row else [])
     details = np.empty(len([row]) if row else 0, DETAILS)
     for head in DETAILS.names:
         details[head] = empty_details(len(details))
@@ -260,14 +275,21 @@ def test_hardly_any_rows(row: Row | None, tmp_path: Path) -> None:
         true = [SPECIES.index("cat")]
         found = np.eye(len(SPECIES))[[SPECIES.index(row["species_pred"])]]
         details["species"] = describe_answers(found, np.array(true), 1.0)
-    np.save(tmp_path / DETAILS_FILE, details)
-    write_models(tmp_path)
-    summary = summarise(read_evaluation(tmp_path))
-    json.dumps(summary, allow_nan=False)
-    assert summary["num_images"] == (row is not None)
-    assert summary["test"]["features"] == summary["test"]["per_species"] == {}
-    assert summary["stage2"]["per_feature"]["breed"]["accuracy"] is None
-    assert "species" in describe_summary(summary)
+    np.save(folder / DETAILS_FILE, details)
+    write_models(folder)
+
+
+def test_a_specialist_that_was_never_asked_does_not_leave_the_denominator(tmp_path: Path) -> None:
+    """Stage 1 knows no cat at all: every breed of a cat is missed, and none is left out."""
+    write_a_row(
+        tmp_path,
+        {"status": "ok", "split": "test", "species_pred": "dog", "species_prob": "1.000000",
+         "species_correct": "0", "breed_true": "x"},
+    )  # fmt: skip
+    test = summarise(read_evaluation(tmp_path))["test"]
+    for found in (test["features"]["breed"], test["per_species"]["cat"]["breed"]):
+        assert (found["end_to_end"]["num"], found["end_to_end"]["accuracy"]) == (1, 0)
+        assert found["conditional"] == {"num": 0, "correct": 0, "accuracy": None}
 
 
 def test_rows_are_laid_out_in_the_order_of_the_columns() -> None:
