@@ -1,6 +1,8 @@
 # make demo      environment, made-up data, both stages, evaluation: everything on a fresh machine
 # make test      linter, type checker and the quick tests
 # make test-slow the long checks
+# make lock      requirements.lock anew, after a change of requirements*.txt
+# make audit     look the locked packages up among known vulnerabilities; needs the network
 # VENV=/path     share one environment between checkouts
 
 PYTHON ?= python3
@@ -8,13 +10,14 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 DEMO_RECORDS ?= 900
 
-.PHONY: demo test test-slow lint format clean-demo
+.PHONY: demo test test-slow lint format lock audit clean-demo
 .DELETE_ON_ERROR:
 
-$(VENV)/ready: $(wildcard requirements*.txt)
+# Every file that is installed has the checksum that the lock file names.
+$(VENV)/ready: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	touch $@
 
 # Each step is done once; `make clean-demo` forgets them all.
@@ -48,6 +51,23 @@ lint: $(VENV)/ready
 format: $(VENV)/ready
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+# For every system and every Python from 3.11 on; versions that are there stay where they may. The
+# tools of these two are used once, in a folder that is deleted.
+lock:
+	@scratch=$$(mktemp -d) && trap "rm -rf $$scratch" EXIT && $(PYTHON) -m venv $$scratch && \
+	$$scratch/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9 && \
+	$$scratch/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
+	  --output-file requirements.lock requirements-dev.txt
+
+audit:
+	@scratch=$$(mktemp -d) && trap "rm -rf $$scratch" EXIT && $(PYTHON) -m venv $$scratch && \
+	$$scratch/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1 && \
+	{ $$scratch/bin/pip-audit --disable-pip --require-hashes --progress-spinner off \
+	  --requirement requirements.lock --format json --output $$scratch/report.json \
+	  > $$scratch/said 2>&1 || test -e $$scratch/report.json || tail -n 1 $$scratch/said; } && \
+	$(PYTHON) -m tools.known_vulnerabilities $$scratch/report.json
 
 clean-demo:
 	rm -rf data/demo runs/demo

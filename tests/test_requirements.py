@@ -1,0 +1,116 @@
+"""The lock file holds what the requirements name, and nothing that one machine alone can reach."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from tests import scripts
+
+LOCK = (scripts.REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
+NOT_LOCKED = {"requirements-bench.txt", "requirements-openvino.txt"}  # for some machines only
+FLOORS = {"torch": "2.11", "pillow": "12", "onnx": "1.16", "python-multipart": "0.0.18",
+          "starlette": "0.49.1"}  # fmt: skip
+
+
+def wanted(name: str) -> list[Requirement]:
+    """What a requirements file names, and the files that it refers to."""
+    found = []
+    for line in (scripts.REPOSITORY / name).read_text(encoding="utf-8").splitlines():
+        line = line.partition(" #")[0].strip()
+        if line.startswith("-r "):
+            found += wanted(line[3:])
+        elif line and not line.startswith("#"):
+            found.append(Requirement(line))
+    return found
+
+
+def locked() -> dict[str, list[tuple[Requirement, list[str]]]]:
+    """Name -> the entries of that name, each with its checksums."""
+    entries: dict[str, list[tuple[Requirement, list[str]]]] = {}
+    joined = re.sub(r"\\\n\s*", " ", LOCK)
+    for line in joined.splitlines():
+        if line.strip() and not line.lstrip().startswith("#"):
+            requirement, *hashes = re.split(r"\s--hash=", line)
+            entry = Requirement(requirement)
+            entries.setdefault(canonicalize_name(entry.name), []).append((entry, hashes))
+    return entries
+
+
+def versions(name: str) -> list[Version]:
+    return [Version(next(iter(entry.specifier)).version) for entry, _ in locked()[name]]
+
+
+def test_every_requirements_file_is_one_of_those_that_are_locked_or_not():
+    names = {path.name for path in scripts.REPOSITORY.glob("requirements*.txt")}
+    inside = set(re.findall(r"-r (\S+)", (scripts.REPOSITORY / "requirements-dev.txt").read_text()))
+    assert names == inside | NOT_LOCKED | {"requirements-dev.txt"}
+
+
+def test_the_lock_satisfies_every_requirement():
+    for requirement in wanted("requirements-dev.txt"):
+        assert requirement.specifier, f"{requirement} names no version"
+        for version in versions(canonicalize_name(requirement.name)):
+            assert requirement.specifier.contains(version), f"{requirement}: run `make lock`"
+
+
+def test_every_entry_is_one_version_with_checksums():
+    assert len(locked()) > 50
+    for entries in locked().values():
+        for entry, hashes in entries:
+            assert [s.operator for s in entry.specifier] == ["=="] and entry.url is None, entry
+            assert hashes and all(re.fullmatch(r"sha256:[0-9a-f]{64}", h.strip()) for h in hashes)
+
+
+def test_what_was_mended_for_security_is_in_the_lock():
+    for name, floor in FLOORS.items():
+        assert min(versions(name)) >= Version(floor), name
+
+
+def test_the_lock_names_no_host_and_no_path():
+    assert not re.search(r"://|^-|@ |file:|\s/|index|find-links|trusted", LOCK, re.M)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "code"),
+    [
+        ('{"dependencies": [{"name": "a", "skip_reason": "not found"}]}', "none of 1 packages", 1),
+        ('{"dependencies": []}', "none of 0 packages", 1),
+        ("<html>", "is no report", 1),
+        (None, "nothing was looked up", 1),
+        ('{"dependencies": [{"name": "a", "version": "1", "vulns": []}]}', "looked_up: 1", 0),
+    ],
+)
+def test_packages_that_were_not_looked_up_never_count_as_sound(tmp_path, script, text, words, code):
+    if text is not None:
+        (tmp_path / "report.json").write_text(text)
+    done = script("tools/known_vulnerabilities.py", [tmp_path / "report.json"])
+    assert done.code == code and words in done.out + done.err and "Traceback" not in done.err
+
+
+def test_a_known_vulnerability_is_named(tmp_path, script):
+    bad = {"name": "a", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}]}
+    good = {"name": "b", "version": "1", "vulns": []}
+    (tmp_path / "report.json").write_text(json.dumps({"dependencies": [bad, good]}))
+    done = script("tools/known_vulnerabilities.py", [tmp_path / "report.json"])
+    assert done.code == 1 and "a 1: CVE-1, fixed in 2" in done.out
+    assert done.out.endswith("packages: 2\nlooked_up: 2\nvulnerabilities: 1\n")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_installs_from_the_lock_with_checksums(tmp_path):
+    done = subprocess.run(
+        ["make", "--dry-run", f"VENV={tmp_path}/venv", f"{tmp_path}/venv/ready"],
+        cwd=scripts.REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--require-hashes -r requirements.lock" in done.stdout
