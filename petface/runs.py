@@ -146,8 +146,13 @@ def global_batch_size(settings: Settings) -> int:
 
 
 def _refuse_other_settings(path: Path, settings: Settings, last: Path) -> None:
-    with (path / "settings.toml").open("rb") as handle:
-        before = tomllib.load(handle)
+    try:
+        before = tomllib.loads((path / "settings.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # lost or damaged: nobody can tell what it was
+        raise UserError(
+            f"{path} holds {last.name} but no settings.toml that can be read ({error}); take "
+            "another RUN_NAME, or --force for a new run"
+        ) from error
     now = json.loads(json.dumps(settings.as_dict()))
     if "BATCH_SIZE" in now:
         # what counts is a step's images; checkpoints of one process alone may not name them

@@ -139,6 +139,22 @@ def test_a_run_that_saved_nothing_yet_may_begin_with_other_settings(folder, sett
     assert settings_of("--config", str(folder / "settings.toml")).LR == 0.25
 
 
+@pytest.mark.parametrize("content", [None, b"LR = ", b"\xff"])
+def test_an_unfinished_run_without_its_settings_is_not_guessed_at(folder, settings_of, content):
+    with open_run(folder, settings_of()) as run:
+        run.save(run.last, {})
+    (folder / "settings.toml").unlink()
+    if content is not None:
+        (folder / "settings.toml").write_bytes(content)
+    with (
+        pytest.raises(UserError, match="last.pt but no settings.toml"),
+        open_run(folder, settings_of()),
+    ):
+        pass
+    with open_run(folder, settings_of(), force=True) as run:
+        assert not run.last.exists()
+
+
 def test_a_folder_that_cannot_be_made_is_a_message(tmp_path, settings_of):
     (tmp_path / "file").write_text("")
     with (
