@@ -40,7 +40,7 @@ ALLOWED_HOSTS: tuple[
 ] = ()  # names in Host headers; () = this machine's on loopback, else any
 
 # ---- Batches ----
-MAX_BATCH: Positive = 16  # photos computed together; 1 = each alone
+MAX_BATCH: Positive = 32  # photos computed together; 1 = each alone
 MAX_WAIT_MS: NonNegativeFloat = 5.0  # for photos still being decoded; 0 = never wait
 MAX_QUEUE: Positive = 128  # photos taken in and not yet answered; beyond: 503
 
@@ -56,10 +56,10 @@ ANSWER_TIMEOUT_S: PositiveFloat = 20.0  # from the body to the answer; beyond: 5
 MAX_UPLOADS_MB: PositiveFloat = 256.0  # bodies in memory at once; beyond: 503
 MAX_CONNECTIONS: Positive = 2048  # open at once; beyond: 503
 STOP_TIMEOUT_S: PositiveFloat = 10.0  # for what was taken in when asked to stop
-NUM_WORKERS: int = -1  # threads that compute batches; -1 = one per core, on a GPU one
+NUM_WORKERS: int = -1  # threads that compute; -1 = on a GPU one, else all cores but one
 NUM_THREADS: NonNegative = 1  # of each worker on a CPU; 0 = as torch chooses
 NUM_DECODERS: int = -1  # threads that decode photos; -1 = one per core
-NICENESS: NonNegative = 0  # added to computing threads; 5 = they give way to all else (Linux)
+NICENESS: NonNegative = 10  # of computing threads: they give way to /health; 0 = none; Linux
 
 _PACKAGES = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client")
 
@@ -111,7 +111,7 @@ def main() -> None:
     intake = Intake(
         engine,
         limits,
-        num_workers=number(s.NUM_WORKERS, num_cores() if is_on_cpu else 1),
+        num_workers=number(s.NUM_WORKERS, max(1, num_cores() - 1) if is_on_cpu else 1),
         num_decoders=number(s.NUM_DECODERS, num_cores()),
         niceness=s.NICENESS,
     )
