@@ -48,14 +48,31 @@ def answer(ask: Answer, pixels: Tensor) -> Answered:
     return _joined([ask(part) for part in pixels.split(_AT_ONCE)])
 
 
-def answer_originals(
-    ask: Answer, originals: Sequence[np.ndarray], rule: Preprocessing | None
-) -> Answered:
+def answer_each(ask: Answer, photos: Sequence[np.ndarray], rule: Preprocessing | None) -> Answered:
     """Answer photos of any size one by one; `rule` None: the model resizes them itself."""
-    prepared = (
-        p if rule is None else images.resize(p, rule.size_px, rule.resize) for p in originals
-    )
-    return _joined([ask(torch.from_numpy(pixels)[None]) for pixels in prepared])
+    prepared = (p if rule is None else images.resize(p, rule.size_px, rule.resize) for p in photos)
+    return _joined([ask(torch.from_numpy(pixels.copy())[None]) for pixels in prepared])
+
+
+def grey_levels(
+    preprocessing: Any, photos: Sequence[np.ndarray], rule: Preprocessing
+) -> tuple[float, float]:
+    """Compare a preprocessing graph's session with `images.resize`: the largest difference in grey
+    levels, and the share of numbers that differ.
+    """
+    spread = np.array(rule.std or (1.0, 1.0, 1.0), np.float32).reshape(3, 1, 1)
+    mean = np.array(rule.mean or (0.0, 0.0, 0.0), np.float32).reshape(3, 1, 1)
+    largest, num_off, num = 0.0, 0, 0
+    for photo in photos:
+        (found,) = preprocessing.run(None, {"pixels": photo[None]})
+        grey = np.rint((found[0] * spread + mean) * 255).transpose(1, 2, 0)
+        off = np.abs(grey - images.resize(photo, rule.size_px, rule.resize))
+        largest, num_off, num = (
+            max(largest, float(off.max())),
+            num_off + (off > 0).sum(),
+            num + off.size,
+        )
+    return largest, float(num_off) / max(num, 1)
 
 
 def _joined(parts: Sequence[tuple[Outputs, Tensor | None]]) -> Answered:

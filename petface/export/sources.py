@@ -116,9 +116,12 @@ def read_photos(dataset: Dataset, pack: str, source: Source, part: str, most: in
     return Photos(readable, torch.cat(pixels), _labels(dataset, source, readable))
 
 
-def original_photos(dataset: Dataset, places: np.ndarray) -> list[np.ndarray]:
-    """Decode photos as they are, (H, W, 3) uint8 each."""
-    return [images.decode(dataset.catalog.path(int(place))) for place in places]
+def cut_photos(dataset: Dataset, places: np.ndarray) -> list[np.ndarray]:
+    """Decode photos, (H, W, 3) uint8 each, and cut them: even one of the right size must be resized
+    then.
+    """
+    whole = [images.decode(dataset.catalog.path(int(place))) for place in places]
+    return [photo[len(photo) // 10 :, : -(-photo.shape[1] * 6 // 7)] for photo in whole]
 
 
 def _labels(dataset: Dataset, source: Source, places: np.ndarray) -> dict[str, Tensor]:

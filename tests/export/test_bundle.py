@@ -11,17 +11,19 @@ import onnx
 import pytest
 import torch
 
-from petface import exported
+from petface import exported, images
 from petface.errors import UserError
 from petface.export import bundle as bundle_module
+from petface.export import graphs as graphs_module
+from petface.export import int8 as int8_module
 from petface.export import model as model_module
 from petface.export import parity
 from petface.export import quantise as quantise_module
 from petface.export.bundle import describe, write_bundle
-from petface.export.graphs import network_graph
+from petface.export.graphs import _RULES, network_graph, preprocessing_graph
 from petface.export.model import Wishes, export_model
 from petface.export.quantise import quantise
-from petface.export.sources import Source, read_photos, read_source
+from petface.export.sources import Source, cut_photos, read_photos, read_source
 from petface.exported import session_of
 from petface.folding import fold_batchnorm
 from petface.guard import FALSE_ALARM_FRAC, threshold_at
@@ -83,7 +85,7 @@ def test_an_export_that_answers_otherwise_is_refused(runs, dataset, monkeypatch,
         model.heads["gender"].bias.data -= torch.tensor([0.0, 0.01])
         return made
 
-    monkeypatch.setattr(model_module.graphs, "network_graph", wrong)
+    monkeypatch.setattr(graphs_module, "network_graph", wrong)
     with pytest.raises(UserError, match=r"cat_best\.pt: logits of head gender differ by 0\.01 "):
         _write_cat_alone(tmp_path / "out", runs / "stage2/cat/cat_best.pt", dataset)
     assert list(tmp_path.iterdir()) == [], "nothing half is left"
@@ -98,13 +100,51 @@ def _write_cat_alone(out: Path, path: Path, dataset) -> None:
         export_model(read_source(path, "cat"), dataset, Wishes())
 
 
+def test_a_graph_that_resizes_otherwise_is_refused(runs, dataset, monkeypatch) -> None:
+    monkeypatch.setattr(graphs_module, "network_graph", _once(network_graph))
+    rough = {"linear": "nearest", "antialias = 1, exclude_outside = 1,": ""}
+    rules = dict(_RULES)
+    for good, bad in rough.items():
+        rules = {rule: text.replace(good, bad) for rule, text in rules.items()}
+    monkeypatch.setattr(graphs_module, "_RULES", rules)
+    with pytest.raises(
+        UserError, match=r"cat_best\.pt: the graph's resizing is .* grey levels off"
+    ):
+        export_model(cat(runs), dataset, Wishes())
+
+
+@pytest.mark.slow
+def test_a_guard_that_scores_otherwise_is_refused(runs, dataset) -> None:
+    source = read_source(runs / "stage1/best.pt", None)
+    exact = graphs_module.guard_graph
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs_module, "guard_graph", lambda g: exact(replace(g, std=g.std * 1.01)))
+        with pytest.raises(UserError, match=r"best\.pt: the guard's scores differ by 0\.0"):
+            export_model(source, dataset, Wishes())
+
+
+def test_photos_are_cut_so_that_they_must_be_resized(dataset) -> None:
+    (place,) = np.flatnonzero([dataset.catalog.relative_path(i) == b"cat/000000/00.png" for i in
+                               range(len(dataset.catalog))])  # fmt: skip
+    whole = images.decode(dataset.catalog.path(int(place)))
+    (cut,) = cut_photos(dataset, np.array([place]))
+    height, width = whole.shape[:2]
+    assert cut.shape == (height - height // 10, -(-width * 6 // 7), 3)
+    assert np.array_equal(cut, whole[height // 10 :, : cut.shape[1]])
+    session = session_of(preprocessing_graph(RULE).SerializeToString())
+    assert parity.grey_levels(session, [cut], RULE)[0] <= 1
+    other = replace(RULE, mean=(0.5, 0.4, 0.3 - 3 / 255))  # the blue numbers lie 3 levels lower
+    largest, share = parity.grey_levels(session, [cut], other)
+    assert 2 <= largest <= 4 and 0.3 < share < 0.4
+
+
 @pytest.mark.parametrize(("equal", "forced"), [(1.0, False), (0.9, False), (0.9, True)])
 def test_int8_is_kept_where_it_answers_the_same_or_where_it_is_forced(
     runs, dataset, monkeypatch, equal: float, forced: bool
 ) -> None:
     """The networks are those of one export; what its photos showed is set here."""
-    monkeypatch.setattr(model_module, "quantise", _once(quantise))
-    monkeypatch.setattr(model_module.graphs, "network_graph", _once(network_graph))
+    monkeypatch.setattr(int8_module, "quantise", _once(quantise))
+    monkeypatch.setattr(graphs_module, "network_graph", _once(network_graph))
     differences = parity.differences
 
     def shown(one, other, heads):
