@@ -41,7 +41,7 @@ from tools.hardware import hardware_name
 STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"  # as in tools.serve
 STAGE2_FOLDER: str = "runs/stage2"
 DEVICE: str = "auto"
-MAX_BATCH: Positive = 32  # photos per batch, against 1
+MAX_BATCH: Positive = 64  # photos per batch, against 1
 SERVER_FLAGS: tuple[str, ...] = ()  # more for tools.serve: --server-flags=--niceness,0
 
 # ---- Who asks ----

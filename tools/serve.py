@@ -40,7 +40,7 @@ ALLOWED_HOSTS: tuple[
 ] = ()  # names in Host headers; () = this machine's on loopback, else any
 
 # ---- Batches ----
-MAX_BATCH: Positive = 32  # photos computed together; 1 = each alone
+MAX_BATCH: Positive = 64  # photos computed together; 1 = each alone
 MAX_WAIT_MS: NonNegativeFloat = 5.0  # for photos still being decoded; 0 = never wait
 MAX_QUEUE: Positive = 128  # photos taken in and not yet answered; beyond: 503
 
@@ -61,6 +61,7 @@ NUM_THREADS: NonNegative = 1  # of each worker on a CPU; 0 = as torch chooses
 NUM_DECODERS: int = -1  # threads that decode photos; -1 = one per core
 NICENESS: NonNegative = 10  # of computing threads: they give way to /health; 0 = none; Linux
 
+_SWITCH_S = 5e-4  # usually 0.005: so long the event loop waits for a computing thread, each time
 _PACKAGES = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client")
 
 
@@ -92,6 +93,7 @@ def main() -> None:
         stop_timeout_s=s.STOP_TIMEOUT_S,
     )
     print(s.provenance())
+    sys.setswitchinterval(_SWITCH_S)
     taken = bind(s.HOST, s.PORT)
     if s.NUM_THREADS:
         torch.set_num_threads(s.NUM_THREADS)
