@@ -1,6 +1,7 @@
 # make demo      environment, made-up data, both stages, evaluation: everything on a fresh machine
 # make test      linter, type checker and the quick tests
 # make test-slow the long checks
+# make torture   kills, damaged files, full disks and more, for an hour or two
 # make lock      requirements.lock anew, after a change of requirements*.txt
 # make audit     look the locked packages up among known vulnerabilities; needs the network
 # VENV=/path     share one environment between checkouts
@@ -10,7 +11,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 DEMO_RECORDS ?= 900
 
-.PHONY: demo test test-slow lint format lock audit clean-demo
+.PHONY: demo test test-slow torture lint format lock audit clean-demo
 .DELETE_ON_ERROR:
 
 # Every file that is installed has the checksum that the lock file names.
@@ -42,6 +43,9 @@ test: lint
 
 test-slow: $(VENV)/ready
 	$(RUN) -m pytest -m slow
+
+torture: $(VENV)/ready
+	$(RUN) -m tools.torture
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,335 @@
+"""Every part of `make torture` as small as can be, and that each notices what it is there for."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from petface import checkpoints, files
+from petface.annotations import SpeciesAnnotations, read_species
+from petface.errors import UserError
+from petface.pack import PackedImages
+from tools.torture import __main__ as torture
+from tools.torture import full_disk, kills, resume, rivals, scripts, soak
+from tools.torture.bad_checkpoints import torture_checkpoints
+from tools.torture.bad_images import mutated, torture_images
+from tools.torture.bad_packs import torture_packs
+from tools.torture.csv_files import torture_csv
+from tools.torture.denominators import torture_denominators, wrong_counts
+from tools.torture.outcome import Outcome, table
+from tools.torture.sameness import broken_files, num_being_written, run_differences, stale_files
+from tools.torture.workshop import Workshop
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("torture"), 60, 32, 1, ("cat",))
+
+
+def fine(outcome: Outcome) -> Outcome:
+    assert outcome.failures == [], table([outcome])
+    assert "ok" in table([outcome])
+    return outcome
+
+
+def noticed(outcome: Outcome, *words: str) -> None:
+    assert outcome.failures and "FAILED" in outcome.line()
+    for word in words:
+        assert any(word in text for text in outcome.failures), outcome.failures
+
+
+# images
+
+
+def test_mutated_images_are_decoded_or_refused():
+    counts = fine(torture_images(120, 3)).counts
+    assert counts["decoded"] > 20 and counts["refused"] > 20
+    assert counts["decoded"] + counts["refused"] == 120
+    assert 10 < counts["peak_mb"] < 1000
+
+
+def test_the_same_number_is_the_same_image_and_all_kinds_come():
+    assert mutated(5, 0) == mutated(5, 0) != mutated(5, 1)
+    kinds = {mutated(number, 0)[0] for number in range(400)}
+    assert {kind.partition(", ")[0].split()[0] for kind in kinds} == {
+        "png", "jpeg", "webp", "gif", "bmp", "tiff",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("planted", "word"),
+    [("hang", "hang"), ("crash", "crash"), ("swallow", "an array"), ("hoard", "1000 MB")],
+)
+def test_a_bad_decoder_is_noticed(planted, word):
+    outcome = torture_images(2, 0, f"tests.tools.planted:{planted}", 0.3)
+    noticed(outcome, word)
+    assert len(outcome.failures) == 2
+
+
+# annotation files
+
+
+def test_mutated_annotations_are_read_or_refused(tmp_path):
+    counts = fine(torture_csv(150, 3, tmp_path)).counts
+    assert counts["read"] > 30 and counts["refused"] > 30
+
+
+def test_a_reader_that_shifts_cells_is_noticed(tmp_path):
+    def lenient(path: Path, species: str) -> SpeciesAnnotations:
+        """Fill short rows with nothing and cut long ones, as many readers do."""
+        lines = path.read_bytes().decode("utf-8", "replace").replace("\0", "").splitlines()
+        width = lines[0].count(",") if lines else 0
+        rows = [",".join((line.split(",") + [""] * width)[: width + 1]) for line in lines]
+        mended = path.with_name("mended.csv")
+        mended.write_text("\n".join(rows) + "\n")
+        try:
+            return read_species(mended, species)
+        except UserError as error:
+            raise UserError(str(error).replace(str(mended), str(path))) from error
+
+    outcome = torture_csv(100, 0, tmp_path, lenient)
+    noticed(outcome, "read, but a row is longer or shorter than the header")
+    assert outcome.counts["shifted"] > 3
+
+
+def test_a_reader_that_mixes_up_two_columns_is_noticed(tmp_path):
+    def crossed(path: Path, species: str) -> SpeciesAnnotations:
+        table = read_species(path, species)
+        if {"color1", "color2"} <= table.labels.keys():
+            for part in (table.labels, table.vocabularies):
+                part["color1"], part["color2"] = part["color2"], part["color1"]
+        return table
+
+    noticed(torture_csv(20, 0, tmp_path, crossed), "instead of")
+
+
+# checkpoints and packs
+
+
+def test_damaged_checkpoints_are_refused_or_identical(tmp_path):
+    counts = fine(torture_checkpoints(120, 3, tmp_path)).counts
+    assert counts["refused"] > 60 and counts["executed"] == counts["altered"] == 0
+
+
+def test_a_loader_that_trusts_its_files_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def trusting(path: Path) -> Any:
+        try:
+            return torch.load(path, weights_only=False)
+        except Exception as error:
+            raise checkpoints.CheckpointError(path, "damaged") from error
+
+    outcome = torture_checkpoints(60, 0, tmp_path, trusting)
+    noticed(outcome, "was executed", "weight differs")
+
+
+def test_damaged_packs_are_refused_or_identical(tmp_path):
+    assert fine(torture_packs(90, 3, tmp_path)).counts["refused"] > 80
+
+
+def test_a_pack_that_is_read_without_its_checksums_is_noticed(tmp_path):
+    def trusting(*arguments: Any) -> PackedImages:
+        pack = PackedImages(*arguments)
+        pack._is_checked[:] = True
+        return pack
+
+    noticed(torture_packs(90, 0, tmp_path, trusting), "other pixels")
+
+
+# what is compared
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    folder = tmp_path / "straight"
+    checkpoints.save(folder / "best.pt", {"model": {"w": torch.ones(3)}, "seconds": 1.0})
+    files.write_csv(folder / "metrics.csv", ("epoch", "train_s"), [(1, 2.0)])
+    files.write_json(folder / "final.json", {"train_minutes": 1.0, "checkpoint": str(folder)})
+    (folder / "errors.csv").write_text("species,message\n")
+    return folder
+
+
+def copy_of(run: Path, name: str = "other") -> Path:
+    other = run.with_name(name)
+    shutil.copytree(run, other)
+    files.write_csv(other / "metrics.csv", ("epoch", "train_s"), [(1, 3.0)])
+    files.write_json(other / "final.json", {"train_minutes": 9.0, "checkpoint": str(other)})
+    checkpoints.save(other / "best.pt", {"model": {"w": torch.ones(3)}, "seconds": 2.0})
+    return other
+
+
+def test_durations_and_names_do_not_count_but_every_bit_does(run):
+    other = copy_of(run)
+    assert run_differences(run, other) == [] and stale_files(run, other) == []
+    w = torch.tensor([1.0, 1.0, 1.0 + 2**-23])
+    checkpoints.save(other / "best.pt", {"model": {"w": w}, "seconds": 2.0})
+    assert run_differences(run, other) == ["best.pt .model.w"]
+    files.write_csv(other / "metrics.csv", ("epoch", "train_s"), [(2, 3.0)])
+    (other / "errors.csv").unlink()
+    (other / "best.pt.partial-write").write_bytes(b"")
+    found = run_differences(run, other)
+    assert "errors.csv is missing" in found and "metrics.csv [0].epoch" in found
+    assert stale_files(run, other) == ["best.pt.partial-write"]
+    assert num_being_written([other]) == 1
+
+
+def test_minus_zero_and_the_type_are_differences(run):
+    other = copy_of(run)
+    for value in (torch.zeros(3) * -1, torch.zeros(3).double()):
+        checkpoints.save(run / "best.pt", {"model": {"w": torch.zeros(3)}})
+        checkpoints.save(other / "best.pt", {"model": {"w": value}})
+        assert run_differences(run, other) == ["best.pt .model.w"]
+
+
+def test_files_that_are_not_whole_are_noticed(run):
+    assert broken_files(run) == []
+    for name in ("best.pt", "metrics.csv", "final.json"):
+        path = run / name
+        path.write_bytes(path.read_bytes()[:-3])
+        assert [text.split()[0] for text in broken_files(run)] == [name]
+        path.unlink()
+
+
+# the real programs
+
+
+def test_kills_lose_nothing(workshop):
+    counts = fine(kills.torture_kills(workshop, "pack", 3, 0)).counts
+    assert counts["kills"] == 3 and counts["lost"] == counts["stale files"] == 0
+    assert fine(kills.torture_kills(workshop, "stage1", 1, 0)).counts["kills"] == 1
+
+
+def test_a_killed_run_that_differs_is_noticed(workshop):
+    outcome = kills.torture_kills(workshop, "pack", 1, 0, lambda *_: ["pack.bin differs"])
+    noticed(outcome, "pack.bin differs")
+    assert outcome.counts["lost"] > 0
+
+
+def test_a_full_disk_at_every_write_of_a_pack(workshop):
+    assert fine(full_disk.torture_disk(workshop, "pack")).counts["starts"] > 2
+    counts = fine(full_disk.torture_each_file(workshop, "pack")).counts
+    assert counts.get("of them met", 2) == 2  # nothing is mounted without the right to
+
+
+def test_a_bad_end_on_a_full_disk_is_noticed(tmp_path):
+    (tmp_path / "final.json").write_text('{"half":')
+    (tmp_path / "best.pt.partial-write").write_bytes(b"")
+    (tmp_path / "table.csv.unfinished").write_text("a,b\n1,")
+    good = f"error: cannot write {tmp_path}/a.csv: No space left on device (0 bytes free)\n"
+    path, wrong = full_disk._judge(scripts.Result(1, "", good), tmp_path)
+    assert path == f"{tmp_path}/a.csv"
+    assert [text.split()[0] for text in wrong] == [
+        "final.json", "best.pt.partial-write", "table.csv.unfinished",
+    ]  # fmt: skip
+    traced = scripts.Result(1, "", "Traceback (most recent call last):\nOSError: [Errno 28]\n")
+    wrong = full_disk._judge(traced, tmp_path)[1]
+    assert [text.partition(":")[0] for text in wrong] == [
+        "no clear end", "the free bytes are not named", "the file is not named",
+    ]  # fmt: skip
+
+
+def test_a_second_process_is_refused_and_a_stepping_clock_changes_nothing(workshop):
+    assert fine(rivals.torture_two_processes(workshop, "pack")).counts["refused"] == 1
+    assert fine(rivals.torture_clock(workshop, "pack", 1, 0)).counts["kills"] == 1
+
+
+def test_a_second_process_that_is_let_in_is_noticed(workshop, monkeypatch):
+    monkeypatch.setattr(rivals.scripts, "run", lambda *_: scripts.Result(0, "", ""))
+    noticed(rivals.torture_two_processes(workshop, "pack"), "the second is not refused")
+
+
+def test_a_resumed_training_is_the_straight_one_and_one_that_differs_is_noticed(workshop):
+    asked = []
+
+    def compare(straight: Path, other: Path) -> list[str]:
+        asked.append(run_differences(straight, other))
+        last = other / "cat/cat_last.pt"
+        content = checkpoints.load(last)
+        next(iter(content["model"].values())).view(-1)[0] += 1e-3
+        checkpoints.save(last, content)
+        return run_differences(straight, other)
+
+    outcome = resume.torture_resume(workshop, "stage2", 1, 1, 0, ((),), compare)
+    assert asked == [[]] and outcome.counts["stops"] == 1
+    noticed(outcome, "cat_last.pt .model.")
+    assert len(outcome.failures) == 1
+
+
+def test_every_denominator_is_that_of_a_plain_count(workshop):
+    counts = fine(torture_denominators(workshop, 0)).counts
+    assert counts["counts compared"] > 100 and counts["broken"] >= 4
+
+
+def test_a_wrong_denominator_is_noticed(workshop):
+    out = workshop.place / "damaged/out"
+    summary = json.loads((out / "petface_eval_summary.json").read_text())
+    rows = [{"image": "cat/0/a.png", "species": "cat", "record": "0", "split": "test",
+             "status": "ok", "species_pred": "cat", "species_correct": "1",
+             **{f"{h}_{w}": "" for h in ("breed", "color", "color1", "color2", "gender")
+                for w in ("true", "pred", "correct")}}]  # fmt: skip
+    num, wrong = wrong_counts(summary, rows, workshop.place / "damaged/specialists")
+    assert num > 20 and any(text.startswith("num_images is ") for text in wrong)
+    assert any(text.startswith("splits.test.stage1.overall is ") for text in wrong)
+
+
+# memory over time
+
+
+def samples(grow_bytes: float = 0, grow_handles: float = 0) -> list[soak.Sample]:
+    draw = random.Random(0)
+    return [
+        soak.Sample(
+            float(n), int(5e8 + n * grow_bytes + draw.gauss(0, 2e6)), int(20 + n * grow_handles)
+        )
+        for n in range(200)
+    ]
+
+
+def test_flat_is_flat_and_growth_is_noticed():
+    counts, failures = soak.judge(samples())
+    assert failures == [] and counts["handles"] == "20 -> 20" and abs(counts["mb_per_hour"]) < 300
+    assert "memory grew" in soak.judge(samples(grow_bytes=3e5))[1][0]
+    assert "open handles grew from" in soak.judge(samples(grow_handles=0.05))[1][0]
+    assert "only 3 samples" in soak.judge(samples()[:3])[1][0]
+
+
+def test_an_evaluation_and_a_server_are_watched(workshop, monkeypatch):
+    pytest.importorskip("fastapi", reason="python -m pip install -r requirements-serve.txt")
+    monkeypatch.setattr(soak, "NUM_SAMPLES", 16)
+    monkeypatch.setattr(soak, "MAX_GROWTH_BYTES", 500_000_000)  # two seconds are all warming up
+    evaluation, server = (fine(outcome) for outcome in soak.torture_soak(workshop, 2.0))
+    assert evaluation.counts["evaluations"] >= 1 and server.counts["photos"] > 1
+
+
+# the command
+
+
+def test_the_command_prints_a_table_and_tells_a_failure_by_its_code(monkeypatch, capsys):
+    flags = ["--only", "images", "csv", "--num-images", "5", "--num-csv", "5"]
+    monkeypatch.setattr(sys, "argv", ["torture", *flags])
+    assert torture.main() == 0
+    printed = capsys.readouterr().out
+    assert "rows: 2\nfailed: 0" in printed and "mutated annotations" in printed
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("the tool itself")
+
+    monkeypatch.setitem(torture._PARTS, "csv", broken)
+    assert torture.main() == 1
+    assert "csv, the part itself: RuntimeError: the tool itself" in capsys.readouterr().out
+
+
+def test_a_part_that_is_misspelt_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["torture", "--only", "imges"])
+    with pytest.raises(UserError, match="images"):
+        torture.main()

@@ -1,0 +1,143 @@
+"""The proof of the promise that nothing breaks it and nothing is lost.
+
+    python -m tools.torture                                   # everything
+    python -m tools.torture --only kills disk                 # some parts
+    python -m tools.torture --only kills --records 900        # at the size of `make demo`
+    python -m tools.torture --num-kills 5 --soak-seconds 60   # a shorter look
+
+Made-up data only, in a temporary folder. Each part prints its rows as they are done, and all of
+them stand in one table at the end; exit code 1 where anything went wrong. What chance decides
+hangs on SEED, but for the moments of kills, which hang on the machine's speed too.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from petface.errors import run_script
+from petface.settings import NonNegative, Positive, PositiveFloat, Seed, Settings, read_settings
+from tools.torture import full_disk, kills, resume, rivals
+from tools.torture.bad_checkpoints import torture_checkpoints
+from tools.torture.bad_images import torture_images
+from tools.torture.bad_packs import torture_packs
+from tools.torture.csv_files import torture_csv
+from tools.torture.denominators import torture_denominators
+from tools.torture.outcome import Outcome, table
+from tools.torture.soak import torture_soak
+from tools.torture.workshop import Workshop
+
+# ---- What is done ----
+ONLY: tuple[
+    Literal[
+        "kills", "images", "csv", "checkpoints", "packs", "disk", "two_processes", "clock",
+        "resume", "denominators", "soak",
+    ],
+    ...,
+] = ()  # fmt: skip  # parts; () = all
+PROGRAMS: tuple[
+    Literal["stage1", "stage2", "pack", "evaluate", "predict", "splits", "report"], ...
+] = ()  # of kills, disk, two_processes, clock and resume; () = all that a part knows
+SEED: Seed = 0
+
+# ---- How much ----
+NUM_KILLS: Positive = 60  # of each program
+NUM_IMAGES: Positive = 2000
+NUM_CSV: Positive = 500
+NUM_CHECKPOINTS: Positive = 300
+NUM_PACKS: Positive = 450
+NUM_STOPS: Positive = 10  # steps at which a training is stopped and goes on
+NUM_CLOCK_KILLS: NonNegative = 5
+SOAK_SECONDS: PositiveFloat = 900.0
+
+# ---- The made-up data ----
+RECORDS: Positive = 300  # animals; 900 as in `make demo`
+IMAGE_SIZE_PX: Positive = 64
+EPOCHS: Positive = 2  # of stage 1, and of the first phase of stage 2
+SPECIES: tuple[str, ...] = ("cat", "hamster")  # that get a specialist
+FOLDER: str = ""  # for everything that is written; "" = a temporary one
+Rows = Iterator[Outcome]
+
+
+def main() -> int:
+    s = read_settings(sys.modules[__name__])
+    outcomes: list[Outcome] = []
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=s.FOLDER or None, prefix="torture-") as folder:
+        shop = Workshop(Path(folder), s.RECORDS, s.IMAGE_SIZE_PX, s.EPOCHS, tuple(s.SPECIES))
+        for name in s.ONLY or _PARTS:
+            for outcome in _rows_of(name, s, shop):
+                print(table([outcome]), flush=True)
+                outcomes.append(outcome)
+    print(f"\n{table(outcomes)}\n")
+    num_failed = sum(bool(outcome.failures) for outcome in outcomes)
+    print(f"rows: {len(outcomes)}\nfailed: {num_failed}")
+    print(f"minutes: {(time.monotonic() - begun) / 60:.1f}")
+    return int(num_failed > 0)
+
+
+def _rows_of(name: str, s: Settings, shop: Workshop) -> Rows:
+    """Give the rows of a part; where the part itself breaks, that is a row too."""
+    try:
+        yield from _PARTS[name](s, shop)
+    except (Exception, SystemExit) as error:  # the other parts must still be done
+        traceback.print_exc()
+        yield Outcome(name, "the part itself", {}, [f"{type(error).__name__}: {error}"])
+
+
+def _kills(s: Settings, shop: Workshop) -> Rows:
+    for program in _of(s, kills.PROGRAMS):
+        yield kills.torture_kills(shop, program, s.NUM_KILLS, s.SEED)
+
+
+def _disk(s: Settings, shop: Workshop) -> Rows:
+    for program in _of(s, full_disk.PROGRAMS):
+        yield full_disk.torture_disk(shop, program)
+        yield full_disk.torture_each_file(shop, program)
+
+
+def _two_processes(s: Settings, shop: Workshop) -> Rows:
+    for program in _of(s, rivals.PROGRAMS):
+        yield rivals.torture_two_processes(shop, program)
+
+
+def _clock(s: Settings, shop: Workshop) -> Rows:
+    for program in _of(s, rivals.CLOCK_PROGRAMS):
+        yield rivals.torture_clock(shop, program, s.NUM_CLOCK_KILLS, s.SEED)
+
+
+def _resume(s: Settings, shop: Workshop) -> Rows:
+    for program in _of(s, resume.PROGRAMS):
+        for num_processes in resume.NUM_PROCESSES:
+            yield resume.torture_resume(shop, program, num_processes, s.NUM_STOPS, s.SEED)
+
+
+def _of(s: Settings, known: tuple[str, ...]) -> list[str]:
+    """Give the programs of a part that are asked for."""
+    return [name for name in known if name in s.PROGRAMS or not s.PROGRAMS]
+
+
+_PARTS: dict[str, Callable[[Any, Workshop], Rows]] = {
+    "images": lambda s, _: iter([torture_images(s.NUM_IMAGES, s.SEED)]),
+    "csv": lambda s, shop: iter([torture_csv(s.NUM_CSV, s.SEED, shop.scratch("csv"))]),
+    "checkpoints": lambda s, shop: iter(
+        [torture_checkpoints(s.NUM_CHECKPOINTS, s.SEED, shop.scratch("checkpoints"))]
+    ),
+    "packs": lambda s, shop: iter([torture_packs(s.NUM_PACKS, s.SEED, shop.scratch("packs"))]),
+    "kills": _kills,
+    "disk": _disk,
+    "two_processes": _two_processes,
+    "clock": _clock,
+    "resume": _resume,
+    "denominators": lambda s, shop: iter([torture_denominators(shop, s.SEED)]),
+    "soak": lambda s, shop: iter(torture_soak(shop, s.SOAK_SECONDS)),
+}
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,294 @@
+"""Damaged and hostile checkpoints: refused as such, or read with the very content they had.
+
+What is hostile tries to make a file; that file must never be there.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+import re
+import struct
+import subprocess
+import time
+import warnings
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from petface import checkpoints
+from petface.checkpoints import CheckpointError
+from tools.torture.outcome import Outcome
+from tools.torture.sameness import differences
+
+_CONTENT = {
+    "model": {
+        "heads.gender.weight": torch.linspace(-1, 1, 1024).reshape(2, 512),
+        "heads.gender.bias": torch.tensor([0.25, 0.5]),
+        "body.counter": torch.tensor(7),
+    },
+    "head_vocabs": {"gender": ["female", "male"]},
+    "species": "cat",
+    "backbone": "resnet18",
+    "history": [{"epoch": 1, "val_loss": 0.5, "val_accuracy_frac": None}],
+}
+_MEMORY_BYTES = 50_000_000  # what a small file may take while it is refused
+Loader = Callable[[Path], dict[str, Any]]
+
+
+def torture_checkpoints(
+    num_files: int, seed: int, place: Path, load: Loader = checkpoints.load
+) -> Outcome:
+    """Read damaged checkpoints with `load`."""
+    begun, outcome = time.monotonic(), Outcome("checkpoints", "damaged checkpoints")
+    path, trace = place / "cat_best.pt", place / "executed"
+    checkpoints.save(path, _CONTENT)
+    whole, expected = path.read_bytes(), {"format": checkpoints.FORMAT, **_CONTENT}
+    warnings.simplefilter("ignore")  # zipfile and torch comment on what is done here
+    hostile = _hostile(trace)
+    results: Counter[str] = Counter()
+    for number in range(num_files):
+        draw = random.Random(f"{seed} {number}")
+        if number % 4 == 3:
+            kind, data = hostile[number // 4 % len(hostile)]
+        else:
+            damage = _DAMAGES[number % len(_DAMAGES)]
+            kind, data = damage.__name__.strip("_"), damage(whole, draw)
+        path.write_bytes(data)
+        before = _begin_peak()
+        try:
+            found = load(path)
+        except CheckpointError as error:
+            result = "refused"
+            if not str(error).startswith(f"{path}: ") or "\n" in str(error):
+                result = "wrong"
+                outcome.failures.append(f"file {number} ({kind}): message {str(error)!r}")
+        except BaseException as error:
+            result = "wrong"
+            outcome.failures.append(f"file {number} ({kind}): {type(error).__name__}: {error}")
+        else:
+            result = "identical"
+            if apart := differences(expected, found):
+                result = "altered"
+                outcome.failures.append(f"file {number} ({kind}): read, but {apart[0]} differs")
+        results[result] += 1
+        if (taken := _peak() - before) > _MEMORY_BYTES:
+            outcome.failures.append(f"file {number} ({kind}): took {taken / 1e6:.0f} MB")
+        if trace.exists():
+            trace.unlink()
+            results["executed"] += 1
+            outcome.failures.append(f"file {number} ({kind}): what it holds was executed")
+    path.unlink()
+    outcome.counts = {
+        name: results[name] for name in ("refused", "identical", "altered", "executed", "wrong")
+    }
+    outcome.seconds = time.monotonic() - begun
+    return outcome
+
+
+def _begin_peak() -> int:
+    """Forget the most memory that this process has had, where the system can; give what it has."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
+def _peak() -> int:
+    """Give the most bytes of memory since `_begin_peak`; 0 where the system does not tell."""
+    with suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
+        return int(found[1]) * 1024 if found else 0
+    return 0
+
+
+class _Planted:
+    """What calls a function while it is unpickled."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def _hostile(trace: Path) -> list[tuple[str, bytes]]:
+    """Make files that run something, ask for odd things or take all memory, if one lets them."""
+    make = f"touch {trace}"
+    planted: dict[str, Any] = {
+        "os.system": _Planted(os.system, make),
+        "subprocess": _Planted(subprocess.check_call, ["touch", str(trace)]),
+        "open": _Planted(open, str(trace), "w"),
+        "eval": _Planted(eval, f"open({str(trace)!r}, 'w')"),
+        "exec": _Planted(exec, f"open({str(trace)!r}, 'w')"),
+        "torch.save": _Planted(torch.save, 0, str(trace)),
+        "torch.hub": _Planted(torch.hub.load_state_dict_from_url, f"file://{trace}"),
+        "as a key": {_Planted(os.system, make): 1},
+        "a module": torch.nn.Linear(2, 2),
+    }
+    found = []
+    for name, entry in planted.items():
+        for zipped in (True, False):
+            stream = io.BytesIO()
+            content = {**_CONTENT, "optimizer": entry}
+            torch.save(content, stream, _use_new_zipfile_serialization=zipped)
+            found.append(
+                (f"planted {name}, {'new' if zipped else 'old'} layout", stream.getvalue())
+            )
+        if not isinstance(entry, torch.nn.Module):
+            for protocol in (0, 2, 4):
+                data = pickle.dumps({"model": entry}, protocol=protocol)
+                found.append((f"planted {name}, pickle {protocol}", data))
+    stream = io.BytesIO()
+    torch.save(_CONTENT, stream)
+    for name, program in _programs(make).items():
+        data = _with_record(stream.getvalue(), "data.pkl", program)
+        found.append((f"pickle program: {name}", data))
+    zeros = _with_record(stream.getvalue(), "data/0", bytes(400_000_000), zipfile.ZIP_DEFLATED)
+    found.append(("400 MB packed into a few bytes", zeros))
+    return found
+
+
+def _programs(command: str) -> dict[str, bytes]:
+    """Write pickles by hand, as no pickler writes them."""
+    quoted = command.encode()
+    return {
+        "global and reduce": b"cposix\nsystem\n(S'" + quoted + b"'\ntR.",
+        "inst": b"(S'" + quoted + b"'\niposix\nsystem\n.",
+        "obj": b"(cposix\nsystem\nS'" + quoted + b"'\no.",
+        "stack global": b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c"
+        + bytes([len(quoted)])
+        + quoted
+        + b"\x85R.",
+        "getattr": b"c__builtin__\ngetattr\n(cos\nS'system'\ntR.",
+        "build on a tensor class": b"ctorch\nTensor\n(dS'__class__'\ncos\nsystem\nsb.",
+        "rebuild with nonsense": b"ctorch._utils\n_rebuild_tensor_v2\n(NNNNNNtR.",
+        "endless nesting": b"(" * 100_000 + b".",
+        "memo from nowhere": b"h\x05.",
+        "a set of lists": b"\x80\x04\x8f(]\x90.",
+        "no stop": b"\x80\x02}",
+        "a number": b"I1\n.",
+    }
+
+
+def _with_record(archive: bytes, name: str, content: bytes, way: int = 0) -> bytes:
+    """Give the archive with one record replaced, checksums and all in order."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(stream, "w") as new:
+        for info in old.infolist():
+            is_it = info.filename.partition("/")[2] == name
+            new.writestr(
+                info.filename,
+                content if is_it else old.read(info),
+                compress_type=way if is_it else zipfile.ZIP_STORED,
+            )
+    return stream.getvalue()
+
+
+def _regions(data: bytes) -> list[tuple[int, int]]:
+    """Cut an archive into its parts: heads and bytes of the records, directory, end."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        infos, directory = archive.infolist(), archive.start_dir
+    parts = []
+    for info in infos:
+        name_length, extra = struct.unpack_from("<HH", data, info.header_offset + 26)
+        begin = info.header_offset + 30 + name_length + extra
+        parts += [(info.header_offset, begin), (begin, begin + info.compress_size)]
+    return [*parts, (directory, len(data) - 22), (len(data) - 22, len(data))]
+
+
+def _cut_short(data: bytes, draw: random.Random) -> bytes:
+    return data[: draw.randrange(len(data))]
+
+
+def _flipped_bit(data: bytes, draw: random.Random) -> bytes:
+    """Flip a bit in any region alike, however small it is."""
+    begin, end = draw.choice([part for part in _regions(data) if part[1] > part[0]])
+    place = draw.randrange(begin, end)
+    return data[:place] + bytes([data[place] ^ 1 << draw.randrange(8)]) + data[place + 1 :]
+
+
+def _flipped_weight(data: bytes, draw: random.Random) -> bytes:
+    """Flip a bit in the largest record."""
+    begin, end = max(_regions(data), key=lambda part: part[1] - part[0])
+    place = draw.randrange(begin, end)
+    return data[:place] + bytes([data[place] ^ 1 << draw.randrange(8)]) + data[place + 1 :]
+
+
+def _overwritten(data: bytes, draw: random.Random) -> bytes:
+    begin, end = draw.choice([part for part in _regions(data) if part[1] > part[0]])
+    place, content = draw.randrange(begin, end), draw.choice([draw.randbytes(8), bytes(64)])
+    return data[:place] + content + data[place + len(content) :]
+
+
+def _block_gone(data: bytes, draw: random.Random) -> bytes:
+    begin = draw.randrange(len(data))
+    return data[:begin] + data[begin + draw.choice([1, 64, 512, 4096]) :]
+
+
+def _bytes_around(data: bytes, draw: random.Random) -> bytes:
+    other = draw.choice([draw.randbytes(draw.randint(1, 99)), bytes(70_000), data])
+    return data + other if draw.random() < 0.5 else other + data
+
+
+def _directory_entry(data: bytes, draw: random.Random) -> bytes:
+    """Put an extreme number into a field of the directory: sizes, places, checksums, ways."""
+    starts = [place for place in range(len(data)) if data.startswith(b"PK\1\2", place)]
+    field, size = draw.choice(
+        [(8, 2), (10, 2), (16, 4), (20, 4), (24, 4), (28, 2), (30, 2), (42, 4)]
+    )
+    value = draw.choice([0, 1, 8, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, draw.getrandbits(32)])
+    place = draw.choice(starts) + field
+    return data[:place] + (value & (256**size - 1)).to_bytes(size, "little") + data[place + size :]
+
+
+def _records_mixed(data: bytes, draw: random.Random) -> bytes:
+    """Write the archive anew with a record missing, twice, renamed or in another's place."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        records = [(info.filename, archive.read(info)) for info in archive.infolist()]
+    number = draw.randrange(len(records))
+    name, content = records[number]
+    kind = draw.randrange(4)
+    if kind == 0:
+        del records[number]
+    elif kind == 1:
+        records.append((name, content[:-1] + bytes([content[-1] ^ 1]) if content else b"x"))
+    elif kind == 2:
+        records[number] = (name + draw.choice(["x", "/", "/../../x"]), content)
+    else:
+        records[number] = (name, content[: len(content) // 2])
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for one in records:
+            archive.writestr(*one)
+    return stream.getvalue()
+
+
+def _checksum_too(data: bytes, draw: random.Random) -> bytes:
+    """Flip a bit of a record and mend the checksum beside it, but not the directory's."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        info = max(archive.infolist(), key=lambda one: one.compress_size)
+    begin, end = max(_regions(data), key=lambda part: part[1] - part[0])
+    changed = bytearray(data)
+    changed[draw.randrange(begin, end)] ^= 1
+    struct.pack_into("<I", changed, info.header_offset + 14, zlib.crc32(changed[begin:end]))
+    return bytes(changed)
+
+
+def _something_else(data: bytes, draw: random.Random) -> bytes:
+    html = b"<!DOCTYPE html><html>404</html>"
+    return draw.choice([b"", html, bytes(len(data)), draw.randbytes(5000), b"PK\3\4", data[::-1]])
+
+
+_DAMAGES = (
+    _cut_short, _flipped_bit, _flipped_bit, _flipped_weight, _overwritten, _block_gone,
+    _bytes_around, _directory_entry, _directory_entry, _records_mixed, _checksum_too,
+    _something_else,
+)  # fmt: skip

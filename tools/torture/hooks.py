@@ -1,0 +1,136 @@
+"""Hooks: what is done to the process of a script before the script runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class SignalAtStep:
+    """Send a signal in the `step`-th training step, from 1."""
+
+    step: int
+    number: int
+
+    def __call__(self) -> None:
+        from petface import engine
+
+        calls, update = [0], engine._update
+
+        def counting(*arguments: Any) -> bool:
+            calls[0] += 1
+            if calls[0] == self.step:
+                os.kill(os.getpid(), self.number)
+            return update(*arguments)
+
+        engine._update = counting
+
+
+@dataclass(frozen=True)
+class SlowDisk:
+    """Write long tables in halves and wait before each flush, so that a kill meets half a file."""
+
+    pause_s: float = 0.002
+
+    def __call__(self) -> None:
+        from petface import packing
+        from petface.reports import rows
+
+        pause_s, fsync = self.pause_s, os.fsync
+
+        class SlowFile(rows.FileIO):  # type: ignore[name-defined]
+            def write(self, content: Any) -> int:
+                part = memoryview(content)[: max(1, len(content) // 2)]
+                time.sleep(pause_s)
+                return int(super().write(part))
+
+        def slow_fsync(descriptor: int) -> None:
+            time.sleep(pause_s)
+            fsync(descriptor)
+
+        os.fsync = slow_fsync  # type: ignore[assignment]
+        rows.FileIO = packing.FileIO = SlowFile  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class SteppingClock:
+    """Let the clock on the wall jump by up to ten years, forwards and back, at every look."""
+
+    seed: int
+
+    def __call__(self) -> None:
+        import random
+
+        import tqdm.std
+
+        draw, true = random.Random(self.seed), time.time
+        local, universal = time.localtime, time.gmtime
+
+        def jumping() -> float:
+            return true() + draw.uniform(-3e8, 3e8)
+
+        time.time = tqdm.std.time = jumping
+        time.time_ns = lambda: int(jumping() * 1e9)  # type: ignore[assignment]
+        time.localtime = lambda *at: local(*(at or (jumping(),)))  # type: ignore[assignment]
+        time.gmtime = lambda *at: universal(*(at or (jumping(),)))  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class LimitFiles:
+    """Let no file grow beyond some bytes: what stands for a full disk where nothing is mounted."""
+
+    num_bytes: int
+
+    def __call__(self) -> None:
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.num_bytes, resource.RLIM_INFINITY))
+
+
+@dataclass(frozen=True)
+class FillDiskAt:
+    """Fill the disk with `ballast` when a file that will have this name is about to be written."""
+
+    name: str
+    ballast: Path
+
+    def __call__(self) -> None:
+        from petface import packing, runs
+        from petface.reports import rows
+
+        opened = Path.open
+
+        def opening(path: Path, mode: str = "r", *arguments: Any, **named: Any) -> IO[Any]:
+            handle = opened(path, mode, *arguments, **named)
+            if "r" not in mode or "+" in mode:
+                self._note(path.name)
+            return handle
+
+        note = self._note
+
+        class NotedFile(rows.FileIO):  # type: ignore[name-defined]
+            def write(self, content: Any) -> int:
+                note(Path(str(self.name)).name)
+                return int(super().write(content))
+
+        Path.open = opening  # type: ignore[method-assign, assignment]
+        for module in (packing, rows, runs):
+            module.FileIO = NotedFile  # type: ignore[misc]
+
+    def _note(self, name: str) -> None:
+        if name.removesuffix(".partial-write").removesuffix(".unfinished") != self.name:
+            return
+        with suppress(OSError), open(self.ballast, "ab", buffering=0) as handle:  # noqa: PTH123
+            for size in (_BLOCK_BYTES, 4096):
+                with suppress(OSError):
+                    while handle.write(bytes(size)):
+                        pass

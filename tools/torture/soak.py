@@ -1,0 +1,204 @@
+"""Evaluations again and again, and a server under a light load: memory and handles stay flat.
+
+python -m tools.torture.soak <evaluation flags as JSON>    # what the evaluating process does
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tools.torture import scripts
+from tools.torture.outcome import Outcome
+from tools.torture.workshop import Workshop
+
+NUM_SAMPLES = 200
+MAX_GROWTH_BYTES = 16_000_000  # from the second quarter to the last
+MAX_GROWTH_FRAC = 0.03
+MAX_MORE_HANDLES = 2
+_PAUSE_S = 0.05  # between two photos for the server
+_FORM = "multipart/form-data; boundary=B"
+
+
+class Sample(NamedTuple):
+    """What a process had at some moment."""
+
+    seconds: float
+    resident_bytes: int
+    num_handles: int
+
+
+def torture_soak(workshop: Workshop, seconds: float) -> list[Outcome]:
+    """Watch a process that evaluates and one that serves, at the same time."""
+    begun = time.monotonic()
+    evaluating, serving = Outcome("soak", "evaluation"), Outcome("soak", "server")
+    models = [workshop.straight("stage1") / "best.pt", workshop.straight("stage2")]
+    folder = workshop.scratch("soak")
+    with contextlib.ExitStack() as stack:
+        evaluator = stack.enter_context(
+            _started(_evaluator(workshop, folder), folder / "evaluator")
+        )
+        flags = ["--stage1-checkpoint", models[0], "--stage2-folder", models[1]]
+        command = ["tools.serve", "--port", 0, "--device", "cpu", *flags]
+        server = stack.enter_context(_started(command, folder / "server"))
+        load = Load(_port_of(folder / "server.out"), sorted(workshop.data.glob("images/*/*/*.png")))
+        stack.enter_context(load)
+        _wait_for(folder / "evaluator.out", "evaluations: 1")
+        watched = {evaluator.pid: [], server.pid: []}  # type: dict[int, list[Sample]]
+        start = time.monotonic()
+        for number in range(NUM_SAMPLES):
+            time.sleep(max(0.0, start + seconds * (number + 1) / NUM_SAMPLES - time.monotonic()))
+            for pid, samples in watched.items():
+                if (taken := sample(pid, time.monotonic() - start)) is not None:
+                    samples.append(taken)
+        for outcome, process in ((evaluating, evaluator), (serving, server)):
+            outcome.counts, outcome.failures = judge(watched[process.pid])
+            if process.poll() is not None:
+                outcome.failures.append(f"it ended with code {process.returncode}")
+    done = (folder / "evaluator.out").read_text().count("evaluations: ")
+    evaluating.counts = {"evaluations": done, **evaluating.counts}
+    serving.counts = {"photos": load.num_answered, **serving.counts}
+    if load.failures:
+        serving.failures.append(f"{len(load.failures)} answers went wrong: {load.failures[0]}")
+    evaluating.seconds = serving.seconds = time.monotonic() - begun
+    return [evaluating, serving]
+
+
+def sample(pid: int, seconds: float) -> Sample | None:
+    """Read memory and open handles of a process; None where it is gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        handles = len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return None
+    return Sample(seconds, pages * os.sysconf("SC_PAGE_SIZE"), handles)
+
+
+def judge(samples: Sequence[Sample]) -> tuple[dict[str, object], list[str]]:
+    """Compare the second quarter with the last; the first is for warming up."""
+    quarter = len(samples) // 4
+    if quarter < 2:
+        return {}, [f"only {len(samples)} samples"]
+    early, late = samples[quarter : 2 * quarter], samples[-quarter:]
+    before, after = (statistics.median(s.resident_bytes for s in part) for part in (early, late))
+    handles = [statistics.median(s.num_handles for s in part) for part in (early, late)]
+    x, y = zip(*[(s.seconds / 3600, s.resident_bytes) for s in samples[quarter:]], strict=True)
+    slope = statistics.linear_regression(x, y).slope
+    failures = []
+    if after - before > max(MAX_GROWTH_BYTES, MAX_GROWTH_FRAC * before):
+        failures.append(f"memory grew from {before / 1e6:.0f} to {after / 1e6:.0f} MB")
+    if handles[1] - handles[0] > MAX_MORE_HANDLES:
+        failures.append(f"open handles grew from {handles[0]:.0f} to {handles[1]:.0f}")
+    counts: dict[str, object] = {"mb": f"{before / 1e6:.0f} -> {after / 1e6:.0f}"}
+    counts |= {"handles": f"{handles[0]:.0f} -> {handles[1]:.0f}", "mb_per_hour": slope / 1e6}
+    return counts, failures
+
+
+class Load:
+    """Ask the server about one photo after the other, in a thread, until left."""
+
+    def __init__(self, port: int, photos: Sequence[Path]) -> None:
+        self._port, self._photos = port, photos
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._ask_on, daemon=True)
+        self.num_answered, self.failures = 0, [""][:0]
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _ask_on(self) -> None:
+        for number, photo in enumerate(itertools.cycle(self._photos)):
+            if self._is_over.wait(_PAUSE_S):
+                return
+            try:
+                code = self._ask("/explain?head=species" if number % 20 == 0 else "/predict", photo)
+            except (OSError, http.client.HTTPException) as error:
+                self.failures.append(f"{type(error).__name__}: {error}")
+                continue
+            self.num_answered += 1
+            if code not in (200, 400):  # 400: a photo that is broken on purpose
+                self.failures.append(f"{photo.name}: code {code}")
+
+    def _ask(self, path: str, photo: Path) -> int:
+        head = b'--B\r\nContent-Disposition: form-data; name="photo"; filename="x.png"\r\n\r\n'
+        body = head + photo.read_bytes() + b"\r\n--B--\r\n"
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("POST", path, body, {"Content-Type": _FORM})
+            reply = connection.getresponse()
+            reply.read()
+            return reply.status
+
+
+@contextlib.contextmanager
+def _started(command: Sequence[object], streams: Path):  # type: ignore[no-untyped-def]
+    """Start `python -m command`; end it when left."""
+    with streams.with_suffix(".out").open("w") as out, streams.with_suffix(".err").open("w") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", *map(str, command)],
+            cwd=scripts.REPOSITORY, env={**os.environ, **scripts.ENVIRONMENT},
+            stdout=out, stderr=err,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for(path: Path, text: str) -> str:
+    """Wait until a line of a stream begins with `text`; give the line."""
+    until = time.monotonic() + scripts.PATIENCE_S
+    while time.monotonic() < until:
+        for line in path.read_text().splitlines():
+            if line.startswith(text):
+                return line
+        time.sleep(0.1)
+    words = path.with_suffix(".err").read_text()[-500:]
+    raise TimeoutError(f"{path.name} does not say {text!r}: {words}")
+
+
+def _port_of(path: Path) -> int:
+    return int(_wait_for(path, "ready: ").rpartition(":")[2].strip("/ "))
+
+
+def _evaluator(workshop: Workshop, folder: Path) -> list[object]:
+    what = {
+        "images_root": str(workshop.data / "images"),
+        "annotations_root": str(workshop.data / "annotations"),
+        "stage1_checkpoint": str(workshop.straight("stage1") / "best.pt"),
+        "stage2_folder": str(workshop.straight("stage2")),
+        "out_dir": str(folder / "out"),
+    }
+    return ["tools.torture.soak", json.dumps(what)]
+
+
+def evaluate_on(evaluate: Callable[..., object], flags: dict[str, str]) -> None:
+    """Evaluate again and again; say after each how often it was."""
+    for number in itertools.count(1):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            evaluate(**flags, device="cpu", precision="fp32", num_workers=0, force=True)
+        print(f"evaluations: {number}", flush=True)
+
+
+if __name__ == "__main__":
+    from inference_engine import evaluate_full_dataset
+
+    evaluate_on(evaluate_full_dataset, json.loads(sys.argv[1]))
