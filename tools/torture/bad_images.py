@@ -121,7 +121,8 @@ def _judge(decode: Callable[[bytes], object], data: bytes) -> tuple[str, str]:
     except BaseException as error:
         return "wrong", f"{type(error).__name__}: {error}"
     if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.ndim != 3:
-        return "wrong", f"no picture but {type(found).__name__}"
+        shape = getattr(found, "shape", "no shape")
+        return "wrong", f"no picture but {type(found).__name__} of {shape}"
     height, width, channels = found.shape
     if channels != 3 or not 1 <= height * width <= MAX_PIXELS or not found.flags.writeable:
         return "wrong", f"an array of {found.shape}"
