@@ -40,7 +40,7 @@ METADATA = (
     "format", "kind", "species", "backbone", "precision", "heads", "sources", "preprocessing",
     "calibration", "guard_threshold", "inputs", "outputs", "checkpoint", "opset", "packages",
 )  # fmt: skip
-_CPU_ROWS = 8  # at once: what passes between layers stays in the cache
+_CPU_PIXELS = 8 * 224 * 224  # at once: what passes between layers stays in the cache
 _AGAIN = "copy the whole bundle again, or export again with python -m tools.export"
 _UPDATE = "update PetFace, or export again"
 
@@ -226,11 +226,11 @@ class OnnxNetwork:
         self.precision = exported.precision
         self._session = session
         self._names = list(exported.heads)
-        if exported.guard_threshold is not None:
-            self._names.append(GUARD_SCORE)
         self._has_guard = exported.guard_threshold is not None
+        self._names += [GUARD_SCORE] * self._has_guard
         on_cpu = session.get_providers()[0] == "CPUExecutionProvider"
-        self._rows = _CPU_ROWS if on_cpu else None
+        most = max(1, _CPU_PIXELS // exported.preprocessing.size_px**2)
+        self._rows = most if on_cpu else None
 
     def answer_pixels(self, pixels: Tensor) -> Outputs:
         """(B, H, W, 3) uint8 -> (B, K) float32 logits per head, on the CPU.

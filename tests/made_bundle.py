@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -69,6 +71,7 @@ def dataset_of(tree: Tree) -> Dataset:
 def made_bundle(tree: Tree) -> tuple[Path, Path]:
     """A folder with the checkpoints, and one with their bundle; to be read only."""
     folder = Path(tempfile.mkdtemp(prefix="petface_made_bundle_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     stage1, stage2 = write_checkpoints(folder / "runs")
     cat = {"cat": stage2 / "cat" / "cat_best.pt"}
     wishes = Wishes(float_variant=True)

@@ -108,7 +108,9 @@ def test_it_answers_as_the_checkpoint_does(made) -> None:
     reference = Network.build(content.model, content.preprocessing, "cpu", "fp32")
     network = exported.load(exported.read(bundle / "stage2/cat.onnx", "cat"))
     assert network.preprocessing == RULE and network.temperatures == (1.5, 1.0)
-    for num in (1, 19):  # one alone, and more than are asked at once
+    most = network._rows
+    assert most == 8 * 224 * 224 // 32**2
+    for num in (1, most + 3):  # one alone, and more than are asked at once
         found, expected = network.answer_pixels(pixels(num)), reference.answer_pixels(pixels(num))
         assert [head.shape for head in found] == [(num, 3), (num, 2)]
         for one, other in zip(found, expected, strict=True):
