@@ -94,18 +94,14 @@ def test_the_death_of_a_worker_is_noticed_outside_the_main_thread_too(tmp_path, 
     assert "1 go on" in capfd.readouterr().err
 
 
-SMALL_MEMORY = """
-import torch
-from petface.ahead import in_workers
-
-def work(part):
+def two_megabytes(part):
     return torch.full((500_000,), float(part))
 
-def itself(tensor):
-    return [tensor]
 
+SMALL_MEMORY = """
+from tests.test_ahead import in_workers, itself, two_megabytes, values
 if __name__ == "__main__":
-    print([int(item[0]) for item in in_workers(work, range(9), 4, 3, itself)])
+    print(values(in_workers(two_megabytes, range(9), 4, 3, itself)))
 """
 
 
@@ -118,12 +114,11 @@ def may_mount():
 
 
 @pytest.mark.skipif(not may_mount(), reason="needs the right to mount a small /dev/shm")
-def test_too_small_a_shared_memory_is_said_and_does_without_workers(tmp_path):
+def test_too_small_a_shared_memory_is_said_and_does_without_workers():
     """Torch's own hand-over would wait for ever: its queue drops what finds no room."""
-    (tmp_path / "small.py").write_text(SMALL_MEMORY)
-    command = 'mount -t tmpfs -o size=3m tmpfs /dev/shm && exec "$0" "$1"'
+    command = 'mount -t tmpfs -o size=3m tmpfs /dev/shm && exec "$0" -c "$1"'
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", command, sys.executable, str(tmp_path / "small.py")],
+        ["unshare", "-m", "sh", "-c", command, sys.executable, SMALL_MEMORY],
         capture_output=True,
         text=True,
         env={**os.environ, **scripts._ENVIRONMENT},

@@ -70,7 +70,9 @@ def test_processes_leave_a_pass_together_although_one_has_a_batch_more(flags, tm
         assert loads(tmp_path / "runs/broken/last.pt") == (0, 12)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_all_processes_of_a_terminal_ends_the_step_as_well(
     script, flags, tmp_path, number
 ):
@@ -82,7 +84,10 @@ def test_a_signal_to_all_processes_of_a_terminal_ends_the_step_as_well(
     assert "Traceback" not in done.err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, -15, marks=pytest.mark.slow)],
+)
 def test_a_stopped_evaluation_goes_on(
     script, evaluation_flags, evaluation_run, tmp_path, number, code
 ):
