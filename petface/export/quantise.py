@@ -91,7 +91,7 @@ class _Work:
         self.rule, self.pixels, self.reduce_range, self.folder = rule, pixels, reduce_range, folder
         onnx.save(network, folder / "whole.onnx")
         tools.quant_pre_process(folder / "whole.onnx", folder / "ready.onnx")
-        self.ready = onnx.load(folder / "ready.onnx")
+        self.ready = _with_biases(onnx.load(folder / "ready.onnx"))
         self.convolutions = [node for node in self.ready.graph.node if node.op_type == "Conv"]
         self.means = self._means()
 
@@ -192,6 +192,17 @@ class _Reader:
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._batches, None)
+
+
+def _with_biases(model: ModelProto) -> ModelProto:
+    """Give each convolution a bias to correct: the exporter drops those that are all zero."""
+    weights = _initializers(model)
+    for number, node in enumerate(model.graph.node):
+        if node.op_type == "Conv" and len(node.input) == 2:
+            zeros = np.zeros(weights[node.input[1]].dims[0], np.float32)
+            node.input.append(f"zero_bias_{number}")
+            model.graph.initializer.append(numpy_helper.from_array(zeros, node.input[2]))
+    return model
 
 
 def _initializers(model: ModelProto) -> dict[str, Any]:

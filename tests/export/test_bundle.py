@@ -218,6 +218,23 @@ def test_layers_are_left_in_float_until_the_judge_is_content(runs, dataset) -> N
     assert relus[0] < relus[2], "a Relu beside a layer in float stays"
 
 
+def test_a_convolution_whose_bias_was_dropped_as_zero_gets_one_to_correct(runs) -> None:
+    source = cat(runs)
+    fold_batchnorm(source.model)
+    with torch.no_grad():
+        source.model.body.layer4[1].conv2.bias.zero_()
+    network = network_graph(source.model, "resnet18", 32, list(source.heads), with_means=False)
+    convolutions = [node for node in network.graph.node if node.op_type == "Conv"]
+    assert sorted({len(node.input) for node in convolutions}) == [2, 3], "the exporter drops zeros"
+    x = {graphs_module.IMAGE: np.random.default_rng(0).random((2, 3, 32, 32), np.float32)}
+    before = session_of(network.SerializeToString()).run(None, x)
+    quantise_module._with_biases(network)
+    assert {len(node.input) for node in convolutions} == {3}
+    after = session_of(network.SerializeToString()).run(None, x)
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("groups", "kernel", "stride", "padding"),
     [(1, 3, 1, 1), (1, 7, 2, 3), (1, 1, 2, 0), (6, 3, 2, 1)],
