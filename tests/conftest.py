@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,6 +105,14 @@ def make_tree(root: Path) -> Tree:
 def tree(tmp_path_factory) -> Tree:
     """The tiny dataset, to be read only; `tree.copy(...)` to change it."""
     return make_tree(tmp_path_factory.mktemp("data") / "PetFace")
+
+
+@pytest.fixture(scope="module")
+def module_folder(tmp_path_factory) -> Iterator[Path]:
+    """A folder for the tests of one module; gone after the last of them, as networks are large."""
+    folder = tmp_path_factory.mktemp("module")
+    yield folder
+    shutil.rmtree(folder)
 
 
 @dataclass(frozen=True)

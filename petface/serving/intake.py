@@ -46,6 +46,7 @@ class Intake:
     ) -> None:
         self.engine, self.limits, self.metrics = engine, limits, Metrics()
         self.uploads = Uploads(limits.max_uploads_bytes)
+        self._turn = asyncio.Lock()  # one answer per turn of the loop, so that others get theirs
         self._decoders = ThreadPoolExecutor(
             num_decoders, "decoder", initializer=lower_priority, initargs=(niceness,)
         )
@@ -115,7 +116,13 @@ class Intake:
     async def _answer(
         self, leaving: asyncio.Task[None], place: Place[Job], job: Job, facts: Facts
     ) -> Any:
-        answered: Answered = await _while_there(leaving, asyncio.wrap_future(place.submit(job)))
+        future = place.submit(job)
+        try:
+            answered: Answered = await _while_there(leaving, asyncio.wrap_future(future))
+        finally:
+            future.cancel()  # at once: the wrapped one's end reaches it a turn of the loop later
+        async with self._turn:
+            await asyncio.sleep(0)
         facts.queue_s, facts.batch_size = answered.queue_s, answered.batch_size
         self.metrics.queue_seconds.observe(answered.queue_s)
         return answered.answer

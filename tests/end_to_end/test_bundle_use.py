@@ -18,9 +18,9 @@ from tests import scripts
 
 
 @pytest.fixture(scope="module")
-def bundle(tree, stage1_run, stage2_run, tmp_path_factory) -> Path:
+def bundle(tree, stage1_run, stage2_run, module_folder) -> Path:
     """What `python -m tools.export` makes of the trained tiny networks."""
-    out = tmp_path_factory.mktemp("bundle") / "bundle"
+    out = module_folder / "bundle"
     flags = [*tree.flags, "--stage1-checkpoint", stage1_run.folder / "best.pt",
              "--stage2-folder", stage2_run.folder, "--out", out]  # fmt: skip
     done = subprocess.run(

@@ -20,6 +20,7 @@ SCRIPTS = {
     "stage2_resnet_multi.py": ["--phase-epochs", "1,1", "--batch-size", "16"],
     "inference_engine.py": [],
 }
+SWITCHES = ("all", "check", "json")
 SMALL = ["--image-size-px", "32"]
 
 
@@ -32,9 +33,9 @@ def commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
+def checkout(module_folder):
     """A folder that looks like a checkout, with 80 made-up animals where PetFace would be."""
-    folder = tmp_path_factory.mktemp("checkout")
+    folder = module_folder
     for name in LINKED:
         (folder / name).symlink_to(ROOT / name)
     for name in SCRIPTS:  # copies: a script's own folder is where its imports are found
@@ -79,6 +80,20 @@ def serve(folder: Path, arguments: list[str]) -> None:
         server.kill()
 
 
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_the_readme_names_what_there_is(command):
+    script, *arguments = shlex.split(command)[1:]
+    if script == "-m":
+        script = arguments.pop(0).replace(".", "/") + ".py"
+    if script == "pip.py":
+        return
+    source = (ROOT / script).read_text(encoding="utf-8")
+    for flag in (a.removeprefix("--") for a in arguments if a.startswith("--")):
+        constant = rf"^{flag.replace('-', '_').upper()}: "
+        assert re.search(constant, source, re.MULTILINE) or flag in ("config", "help", *SWITCHES)
+
+
+@pytest.mark.slow  # seven minutes
 def test_the_commands_of_the_readme_run_in_their_order(checkout):
     seen = set()
     for command in commands():

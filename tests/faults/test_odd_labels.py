@@ -22,9 +22,9 @@ ODD = {
 
 
 @pytest.fixture(scope="module")
-def runs(tree, stage1_run, stage2_flags, evaluation_flags, tmp_path_factory):
+def runs(tree, stage1_run, stage2_flags, evaluation_flags, module_folder):
     """A specialist of cats whose breeds have odd names, its evaluation and its answers."""
-    folder = tmp_path_factory.mktemp("odd")
+    folder = module_folder
     assert stage1_run.result.code == 0  # it made splits.csv
     odd = tree.copy(folder / "data")
     path = odd.annotations / "cat.csv"

@@ -149,7 +149,6 @@ def test_a_client_that_does_not_read_is_left(server, monkeypatch):
     monkeypatch.setattr(protocol, "_READ_S", 0.3)
     monkeypatch.setattr(protocol, "_MAX_PIPELINED", 10**9)
     with server.client() as client:
-        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
         def is_left():
             try:
