@@ -154,7 +154,7 @@ def read_stage1(path: str | Path) -> Stage1Checkpoint:
     classes = tuple(str(name) for name in sorted(table, key=table.__getitem__))
     name = _backbone(path, content)
     model = _fill(path, backbones.build_classifier(name, len(classes)), state)
-    rule, calibration = _preprocessing(path, content), _calibration(path, content)
+    rule, calibration = _preprocessing(path, content), read_calibration(path, content)
     guard = _guard(path, content, name)
     return Stage1Checkpoint(model, classes, rule, calibration, name, guard)
 
@@ -197,7 +197,7 @@ def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
     for head in sizes:
         state[f"heads.{head}.weight"], state[f"heads.{head}.bias"] = heads[head]
     _fill(path, model, state)
-    rule, calibration = _preprocessing(path, content), _calibration(path, content)
+    rule, calibration = _preprocessing(path, content), read_calibration(path, content)
     return Stage2Checkpoint(model, species, vocabularies, sources, rule, calibration)
 
 
@@ -262,7 +262,7 @@ def _preprocessing(path: str | Path, content: Mapping[str, Any]) -> Preprocessin
         raise CheckpointError(path, f"preprocessing: {error}") from error
 
 
-def _calibration(path: str | Path, content: Mapping[str, Any]) -> dict[str, HeadCalibration]:
+def read_calibration(path: str | Path, content: Mapping[str, Any]) -> dict[str, HeadCalibration]:
     """Read what was fitted per head; old checkpoints and last.pt hold nothing."""
     table = content.get("calibration", {})
     if not isinstance(table, dict):

@@ -207,7 +207,7 @@ def _described(path: Path, card: dict[str, Any], digest: str, species: str | Non
             owner,
             {head: tuple(map(str, names)) for head, names in card["heads"].items()},
             dict(card["sources"]),
-            checkpoints._calibration(path, card),
+            checkpoints.read_calibration(path, card),
             Preprocessing.from_dict(card["preprocessing"]),
             card["backbone"],
             card["guard_threshold"],

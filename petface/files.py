@@ -75,9 +75,30 @@ def take(handle: FileIO) -> str:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        return _holder_of(handle)
+        return _holder_of(handle.fileno())
     _held.add(handle)
     return ""
+
+
+@contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """Hold a folder alone, even while it is renamed; `UserError` where another process has it.
+
+    Where a folder cannot be locked, as on some network file systems, nobody is refused.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _holder_of(descriptor)
+                raise UserError(
+                    f"{folder} is in use by {holder}; wait for it or take another name"
+                ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -95,9 +116,9 @@ def turn_in(folder: str | Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _holder_of(handle: FileIO) -> str:
+def _holder_of(descriptor: int) -> str:
     """Name the process that holds a file, where the system tells (Linux, the same container)."""
-    found = os.fstat(handle.fileno())
+    found = os.fstat(descriptor)
     device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
     with suppress(OSError):
         for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():

@@ -91,19 +91,24 @@ def _partial(out: Path) -> Iterator[Path]:
     """Give an empty folder that takes the name `out`, and the place of what is there, at the end.
 
     Where it comes to no end, the folder beside `out` is no bundle; the next start empties it.
+    `UserError` where another process is writing it.
     """
     folder, old = (out.with_name(f"{out.name}.{what}") for what in ("unfinished", "replaced"))
     try:
-        for left in (folder, old):
-            shutil.rmtree(left, ignore_errors=True)
-        folder.mkdir(parents=True)
-        yield folder
-        if out.exists():
-            out.rename(old)
-        folder.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise files.write_error(out, error) from error
-    except UserError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with files.alone_in(folder):
+        try:
+            for left in (*folder.iterdir(), old):
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            yield folder
+            if out.exists():
+                out.rename(old)
+            folder.rename(out)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            raise files.write_error(out, error) from error
+        except UserError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise

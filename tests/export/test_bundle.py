@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -308,6 +309,23 @@ def test_a_stopped_export_leaves_what_was_there(tree, dataset, tmp_path, monkeyp
     monkeypatch.setattr(bundle_module, "export_model", lambda *_: written)
     write_bundle(out, runs / "stage1/best.pt", {}, dataset, Wishes(), force=True)
     assert not left.exists(), "the next start removes it"
+
+
+def test_two_do_not_write_one_bundle_at_once(tree, dataset, tmp_path, monkeypatch) -> None:
+    runs, whole = made_bundle(tree)
+    written = _as_written(whole / "stage1")
+    out, refused = tmp_path / "bundle", []
+
+    def another_starts(*_):
+        with pytest.raises(UserError, match=f"unfinished is in use by process {os.getpid()}"):
+            write_bundle(out, runs / "stage1/best.pt", {}, dataset, Wishes())
+        refused.append(True)
+        return written
+
+    monkeypatch.setattr(bundle_module, "export_model", another_starts)
+    write_bundle(out, runs / "stage1/best.pt", {}, dataset, Wishes())
+    assert refused and exported.is_bundle(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def _as_written(stem: Path) -> model_module.Written:
