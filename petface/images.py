@@ -28,6 +28,7 @@ from typing import IO, Any, Final, TypeAlias
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from petface import plain_png
 from petface.errors import UserError
 
 IMAGE_SUFFIXES: Final = frozenset(
@@ -194,6 +195,8 @@ def _decode_stream(stream: IO[bytes], num_bytes: int, name: str, max_pixels: int
     """Decode the encoded image in `stream`."""
     if num_bytes == 0:
         raise ImageError(f"{name}: empty (0 bytes)")
+    if (plain := plain_png.decode(stream, num_bytes, max_pixels)) is not None:
+        return plain
     with Image.open(stream, formats=_FORMATS) as image:
         _check_pixels(*image.size, name, max_pixels)
         if image.format == "PNG":
