@@ -46,7 +46,7 @@ def decode(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
     tree = make_photos(folder, 32 if quick else 256, 224)
     blobs = [path.read_bytes() for path in tree.paths]
     streams = [_pixel_data(blob) for blob in blobs]
-    decoders: dict[str, Callable[[bytes], object]] = {"ours: Pillow, checksums": images.decode}
+    decoders: dict[str, Callable[[bytes], object]] = {"ours": images.decode}
     notes = []
     decoders["torchvision.io"] = lambda blob: torchvision.io.decode_image(
         torch.frombuffer(bytearray(blob), dtype=torch.uint8)
@@ -56,7 +56,7 @@ def decode(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
             "cv2",
             lambda m, blob: m.imdecode(np.frombuffer(blob, np.uint8), m.IMREAD_COLOR)[..., ::-1],
         ),
-        ("imagecodecs", lambda m, blob: m.png_decode(blob)),
+        ("imagecodecs", lambda m, blob: m.spng_decode(blob)),
         ("pyspng", lambda m, blob: m.load(blob)),
     ):
         try:
