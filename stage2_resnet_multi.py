@@ -7,8 +7,9 @@
 
 Out comes runs/<RUN_NAME>/<species>/: <species>_best.pt and <species>_last.pt, metrics.csv and
 curves.png, confidence.png, confusion_test_<head>.csv and confusion_all_<head>.csv,
-eval_summary_stage2.txt, settings.toml, environment.json and final.json. A finished specialist is
-left alone, so the same command goes on after a stop. Expected: see the head of each preset.
+eval_summary_stage2.txt, errors.csv, label_conflicts.csv, settings.toml, environment.json and
+final.json. A finished specialist is left alone, so the same command goes on after a stop.
+Expected: see the head of each preset.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from petface import augment, checkpoints, distributed, engine, losses, runs, sampling, schedule
+from petface.annotations import write_conflicts
 from petface.batches import Batch, Samples, worker_count
 from petface.calibration import calibrate_heads, headline_figures
 from petface.dataset import Dataset, load_dataset
@@ -129,6 +131,9 @@ def main() -> int:
                 continue
             print(f"\n== {species} ({number} of {len(mine)}) =={late_report(folder)}")
             with runs.open_run(folder, settings, force=force, prefix=f"{species}_") as run:
+                if distributed.is_main():
+                    conflicts = [dataset.annotations[species]]
+                    write_conflicts(run.path / "label_conflicts.csv", conflicts)
                 if code := train_specialist(settings, dataset, species, run, stop):
                     return code
     return 0

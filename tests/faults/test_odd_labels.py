@@ -91,8 +91,9 @@ def test_the_checkpoint_keeps_the_spelling_and_the_tables_of_a_run_are_neutral(r
         assert not any(name.startswith(("=", "@", "-")) for name in header[1:])
 
 
-def test_rows_of_one_record_that_contradict_each_other_are_listed(runs):
-    rows = table(runs / "stage1/label_conflicts.csv")
+@pytest.mark.parametrize("run", ["stage1", "stage2/cat"])
+def test_rows_of_one_record_that_contradict_each_other_are_listed(runs, run):
+    rows = table(runs / run / "label_conflicts.csv")
     (row,) = [row for _, row in rows.iterrows() if row["feature"] == "breed"]
     assert (row["species"], row["record"]) == ("cat", "000003")
     assert "other" in row["values"] and not row["values"].startswith(("=", "@", "-"))
