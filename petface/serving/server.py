@@ -112,6 +112,7 @@ def serve(
     except OSError as error:  # two that start at once may both have bound the port
         raise _address_error(address, error) from None
     finally:
+        gc.unfreeze()  # or extension modules complain at the end of what was never freed
         log.close()
 
 

@@ -120,7 +120,7 @@ def assert_fits(page):
 
 
 def test_one_photo_gets_species_attributes_and_doubts(visit, server):
-    page = visit(server.url)
+    page = visit(server.url, reduced_motion="reduce")  # bars that grow have no width to compare
     choose(page, photo())
     progress(page, "1 of 1 photo answered")
     found = card(page, "cat.png")
