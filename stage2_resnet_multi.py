@@ -6,10 +6,9 @@
     torchrun --nproc-per-node 8 stage2_resnet_multi.py --spread true   # a species for each GPU
 
 Out comes runs/<RUN_NAME>/<species>/: <species>_best.pt and <species>_last.pt, metrics.csv and
-curves.png, confidence.png, confusion_test_<head>.csv and confusion_all_<head>.csv,
-eval_summary_stage2.txt, errors.csv, label_conflicts.csv, settings.toml, environment.json and
-final.json. A finished specialist is left alone, so the same command goes on after a stop.
-Expected: see the head of each preset.
+curves.png, confidence.png, confusion_test_<head>.csv and confusion_all_<head>.csv, errors.csv,
+label_conflicts.csv, eval_summary_stage2.txt, settings.toml, environment.json and final.json. A
+finished specialist is left alone: the same command goes on after a stop. Expected: see the presets.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ import torch
 from torch import Tensor
 
 from petface import augment, checkpoints, distributed, engine, losses, runs, sampling, schedule
-from petface.annotations import write_conflicts
 from petface.batches import Batch, Samples, worker_count
 from petface.calibration import calibrate_heads, headline_figures
 from petface.dataset import Dataset, load_dataset
@@ -117,8 +115,7 @@ def main() -> int:
     print("\n".join(dataset.notes))
     print(quick_audit_line(dataset, annotations_root=settings.ANNOTATIONS_ROOT))
     force = "force" in settings.switches
-    chosen = choose_species(settings, dataset)
-    mine = chosen
+    mine = chosen = choose_species(settings, dataset)
     if settings.SPREAD:
         rule = Preprocessing(settings.IMAGE_SIZE_PX, settings.RESIZE_RULE)
         image_source(dataset.catalog, settings.PACK, rule)  # a pack is made before they part
@@ -131,9 +128,7 @@ def main() -> int:
                 continue
             print(f"\n== {species} ({number} of {len(mine)}) =={late_report(folder)}")
             with runs.open_run(folder, settings, force=force, prefix=f"{species}_") as run:
-                if distributed.is_main():
-                    conflicts = [dataset.annotations[species]]
-                    write_conflicts(run.path / "label_conflicts.csv", conflicts)
+                run.write_conflicts([dataset.annotations[species]])
                 if code := train_specialist(settings, dataset, species, run, stop):
                     return code
     return 0

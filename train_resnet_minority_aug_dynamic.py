@@ -31,7 +31,6 @@ from petface import (
     sampling,
     schedule,
 )
-from petface.annotations import write_conflicts
 from petface.batches import Batch, Samples, worker_count
 from petface.calibration import calibrate_heads, headline_figures
 from petface.dataset import Dataset, load_dataset
@@ -133,8 +132,7 @@ def main() -> int:
         runs.open_run(folder, settings, force="force" in settings.switches) as run,
         StopRequest() as stop,
     ):
-        if distributed.is_main():
-            write_conflicts(run.path / "label_conflicts.csv", dataset.annotations.values())
+        run.write_conflicts(dataset.annotations.values())
         return train(settings, dataset, run, stop)
 
 

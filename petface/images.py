@@ -19,7 +19,6 @@ import io
 import math
 import os
 import stat
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import IO, Any, Final, TypeAlias
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from petface import plain_png
+from petface import png
 from petface.errors import UserError
 
 IMAGE_SUFFIXES: Final = frozenset(
@@ -195,33 +194,13 @@ def _decode_stream(stream: IO[bytes], num_bytes: int, name: str, max_pixels: int
     """Decode the encoded image in `stream`."""
     if num_bytes == 0:
         raise ImageError(f"{name}: empty (0 bytes)")
-    if (plain := plain_png.decode(stream, num_bytes, max_pixels)) is not None:
+    if (plain := png.decode_plain(stream, num_bytes, max_pixels)) is not None:
         return plain
     with Image.open(stream, formats=_FORMATS) as image:
         _check_pixels(*image.size, name, max_pixels)
-        if image.format == "PNG":
-            _check_png_data(stream, name)
+        if image.format == "PNG" and (fault := png.fault_in_pixel_data(stream)):
+            raise ImageError(f"{name}: {fault}")
         return _rgb_array(image, name, max_pixels)
-
-
-def _check_png_data(handle: IO[bytes], name: str) -> None:
-    """Verify the checksum of each pixel chunk: Pillow skips it and gives wrong pixels instead."""
-    resume_at = handle.tell()
-    handle.seek(8)
-    while len(head := handle.read(8)) == 8 and head[4:] != b"IEND":
-        missing = int.from_bytes(head[:4], "big")
-        if head[4:] != b"IDAT":
-            handle.seek(missing + 4, os.SEEK_CUR)
-            continue
-        checksum = zlib.crc32(b"IDAT")
-        while block := handle.read(min(missing, 1 << 20)):
-            checksum = zlib.crc32(block, checksum)
-            missing -= len(block)
-        if missing:
-            raise ImageError(f"{name}: truncated, {missing:,} bytes are missing")
-        if handle.read(4) != checksum.to_bytes(4, "big"):
-            raise ImageError(f"{name}: damaged, the checksum of the pixel data does not fit")
-    handle.seek(resume_at)
 
 
 def _image_of(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:

@@ -11,7 +11,7 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from io import FileIO
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from petface import checkpoints, distributed, files
+from petface.annotations import SpeciesAnnotations, write_conflicts
 from petface.catalog import Catalog
 from petface.errors import UserError
 from petface.settings import Settings
@@ -55,6 +56,11 @@ class RunFolder:
         """Write `errors.csv`: the images that could not be used, each once."""
         if distributed.is_main():
             files.write_csv(self.path / "errors.csv", ("species", "message"), failures)
+
+    def write_conflicts(self, annotations: Iterable[SpeciesAnnotations]) -> None:
+        """Write `label_conflicts.csv`: rows of one animal that contradict each other."""
+        if distributed.is_main():
+            write_conflicts(self.path / "label_conflicts.csv", annotations)
 
     def finish(self, final: dict[str, Any]) -> None:
         """Write `final.json`, which marks the run as finished; a figure that is NaN becomes null.

@@ -12,7 +12,7 @@ SCRIPTS = ("train_resnet_minority_aug_dynamic", "stage2_resnet_multi", "inferenc
 # A line may import the lines above it. Within a line nothing imports its neighbour; inside the
 # folders (`FOLDERS`) the files may import each other.
 LAYERS = [
-    {"errors", "installed"},
+    {"errors", "installed", "png"},
     {"files", "distributed", "ahead"},
     {"taxonomy", "settings", "devices", "folding", "signal_stack", "stopping"},
     {

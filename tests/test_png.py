@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from petface import images, plain_png
+from petface import images
+from petface import png as png_module
 
 pytest.importorskip("imagecodecs")
 HEAD = b"\x89PNG\r\n\x1a\n"
@@ -19,7 +20,7 @@ HEAD = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture
 def _by_pillow_alone(monkeypatch):
-    monkeypatch.setattr(plain_png, "_decoder", lambda: None)
+    monkeypatch.setattr(png_module, "_decoder", lambda: None)
 
 
 def photo(height: int = 37, width: int = 23, seed: int = 0) -> Image.Image:
@@ -36,7 +37,7 @@ def png(image: Image.Image, **options: object) -> bytes:
 
 def fast(data: bytes) -> np.ndarray | None:
     stream = io.BytesIO(data)
-    found = plain_png.decode(stream, len(data), images.MAX_PIXELS)
+    found = png_module.decode_plain(stream, len(data), images.MAX_PIXELS)
     assert found is not None or stream.tell() == 0
     return found
 
@@ -110,9 +111,9 @@ def test_what_is_not_plain_is_left_to_pillow():
 
 def test_more_pixels_than_allowed_and_a_large_file_are_left_to_pillow(monkeypatch):
     data = png(photo(10, 10))
-    assert plain_png.decode(io.BytesIO(data), len(data), 100) is not None
-    assert plain_png.decode(io.BytesIO(data), len(data), 99) is None
-    monkeypatch.setattr(plain_png, "_MAX_BYTES", len(data) - 1)
+    assert png_module.decode_plain(io.BytesIO(data), len(data), 100) is not None
+    assert png_module.decode_plain(io.BytesIO(data), len(data), 99) is None
+    monkeypatch.setattr(png_module, "_MAX_BYTES", len(data) - 1)
     assert fast(data) is None
 
 
@@ -154,10 +155,10 @@ def test_damaged_photos_get_the_same_pixels_or_the_same_error(_by_pillow_alone, 
 
 
 def test_without_the_package_pillow_decodes(monkeypatch, tmp_path: Path):
-    plain_png._decoder.cache_clear()
-    monkeypatch.setattr(plain_png, "find_spec", lambda _: None)
+    png_module._decoder.cache_clear()
+    monkeypatch.setattr(png_module, "find_spec", lambda _: None)
     path = tmp_path / "photo.png"
     path.write_bytes(png(photo()))
     assert fast(path.read_bytes()) is None
     np.testing.assert_array_equal(images.decode(path), np.array(photo()))
-    plain_png._decoder.cache_clear()
+    png_module._decoder.cache_clear()

@@ -1,12 +1,13 @@
-"""The ordinary PNG photo, decoded one and a half times as fast as by Pillow, to the same pixels.
+"""PNG files: ordinary photos decoded at nearly twice Pillow's speed, and the checksums of all.
 
-Needs imagecodecs (requirements-decode.txt). What is not plain (8-bit RGB, not interlaced, whole,
-every checksum right, nothing beside the pixels) is left to Pillow, and so is everything where
-imagecodecs is missing.
+The faster decoder needs imagecodecs (requirements-decode.txt) and gives the same pixels. What is
+not plain (8-bit RGB, not interlaced, whole, every checksum right, nothing beside the pixels) is
+left to Pillow, and so is everything where imagecodecs is missing.
 """
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable
 from functools import cache
@@ -21,7 +22,7 @@ _RGB = b"\x08\x02\0\0\0"  # 8 bit, colour, no interlace; no alpha
 _CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND"})  # others may hold an orientation or transparency
 
 
-def decode(stream: IO[bytes], num_bytes: int, max_pixels: int) -> np.ndarray | None:
+def decode_plain(stream: IO[bytes], num_bytes: int, max_pixels: int) -> np.ndarray | None:
     """Decode a plain PNG to (H, W, 3) uint8; None, and the stream at its start, for all else."""
     spng_decode = _decoder()
     if spng_decode is not None and num_bytes <= _MAX_BYTES:
@@ -61,3 +62,27 @@ def _is_whole(data: bytes) -> bool:
             return True
         at = end
     return False
+
+
+def fault_in_pixel_data(handle: IO[bytes]) -> str:
+    """Verify the checksum of each pixel chunk: Pillow skips it and gives wrong pixels instead.
+
+    Gives what is wrong, or ""; then the stream is where it was.
+    """
+    resume_at = handle.tell()
+    handle.seek(8)
+    while len(head := handle.read(8)) == 8 and head[4:] != b"IEND":
+        missing = int.from_bytes(head[:4], "big")
+        if head[4:] != b"IDAT":
+            handle.seek(missing + 4, os.SEEK_CUR)
+            continue
+        checksum = zlib.crc32(b"IDAT")
+        while block := handle.read(min(missing, 1 << 20)):
+            checksum = zlib.crc32(block, checksum)
+            missing -= len(block)
+        if missing:
+            return f"truncated, {missing:,} bytes are missing"
+        if handle.read(4) != checksum.to_bytes(4, "big"):
+            return "damaged, the checksum of the pixel data does not fit"
+    handle.seek(resume_at)
+    return ""
