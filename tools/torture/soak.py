@@ -6,6 +6,7 @@ python -m tools.torture.soak <evaluation flags as JSON>    # what the evaluating
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import http.client
 import io
 import itertools
@@ -197,10 +198,15 @@ def _evaluator(workshop: Workshop, folder: Path) -> list[object]:
 
 
 def evaluate_on(evaluate: Callable[..., object], flags: dict[str, str]) -> None:
-    """Evaluate again and again; say after each how often it was."""
+    """Evaluate again and again; say after each how often it was.
+
+    What the C library keeps free between two of them is given back, so that what grows is in use.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)  # glibc has it
     for number in itertools.count(1):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             evaluate(**flags, device="cpu", precision="fp32", num_workers=0, force=True)
+        trim(0)
         print(f"evaluations: {number}", flush=True)
 
 
