@@ -81,36 +81,23 @@ def take(handle: FileIO) -> str:
 
 
 @contextmanager
-def alone_in(folder: str | Path) -> Iterator[None]:
-    """Hold a folder alone, even while it is renamed; `UserError` where another process has it.
-
-    Where a folder cannot be locked, as on some network file systems, nobody is refused.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = _holder_of(descriptor)
-                raise UserError(
-                    f"{folder} is in use by {holder}; wait for it or take another name"
-                ) from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def turn_in(folder: str | Path) -> Iterator[None]:
+def turn_in(folder: str | Path, *, wait: bool = True) -> Iterator[None]:
     """Let one process at a time into the block, of all that name the same folder.
 
-    Where a folder cannot be locked, as on some network file systems, nobody waits.
+    The folder may be renamed meanwhile. Without `wait`, `UserError` says who is in there. Where a
+    folder cannot be locked, as on some network file systems, nobody waits and nobody is refused.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            holder = _holder_of(descriptor)
+            raise UserError(
+                f"{folder} is in use by {holder}; wait for it or take another name"
+            ) from None
+        except OSError:
+            pass
         yield
     finally:
         os.close(descriptor)

@@ -98,7 +98,7 @@ def _partial(out: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise files.write_error(out, error) from error
-    with files.alone_in(folder):
+    with files.turn_in(folder, wait=False):
         try:
             for left in (*folder.iterdir(), old):
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)

@@ -101,12 +101,12 @@ def serve(
 ) -> None:
     """Answer until SIGINT or SIGTERM; then what was taken in, for `stop_timeout_s` at most."""
     address = url_of(taken)
-    gc.collect()
-    gc.freeze()  # or the collector goes through the networks again: 0.2 s without an answer
     allow_files(limits.max_connections + _SPARE_FILES)
     logging.basicConfig(handlers=[LogHandler(log)], level=logging.WARNING)
     logging.captureWarnings(True)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of each bad form
+    gc.collect()
+    gc.freeze()  # or the collector goes through the networks again: 0.2 s without an answer
     try:
         make_server(app, limits, on_ready).run(sockets=[taken])
     except OSError as error:  # two that start at once may both have bound the port

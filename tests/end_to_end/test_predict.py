@@ -88,7 +88,15 @@ def test_the_csv_holds_the_best_answers_of_the_json_lines(tree, tables):
     assert bad == BAD
 
 
-@pytest.mark.parametrize(("suffix", "share"), [(".csv", 0.6), (".jsonl", 0.0), (".jsonl", 0.6)])
+@pytest.mark.parametrize(
+    ("suffix", "share"),
+    [
+        pytest.param(".csv", 0.0, marks=pytest.mark.slow),
+        (".csv", 0.6),
+        (".jsonl", 0.0),
+        (".jsonl", 0.6),
+    ],
+)
 def test_a_killed_table_goes_on_and_is_the_same(tree, flags, script, tmp_path, suffix, share):
     straight, killed = tmp_path / f"straight{suffix}", tmp_path / f"killed{suffix}"
     arguments = ["predict", tree.images, *flags, "--out"]

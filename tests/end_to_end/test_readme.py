@@ -80,13 +80,11 @@ def serve(folder: Path, arguments: list[str]) -> None:
         server.kill()
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", [c for c in commands() if " -m pip " not in c])
 def test_a_command_of_the_readme_names_what_there_is(command):
     script, *arguments = shlex.split(command)[1:]
     if script == "-m":
         script = arguments.pop(0).replace(".", "/") + ".py"
-    if script == "pip.py":
-        return
     source = (ROOT / script).read_text(encoding="utf-8")
     for flag in (a.removeprefix("--") for a in arguments if a.startswith("--")):
         constant = rf"^{flag.replace('-', '_').upper()}: "

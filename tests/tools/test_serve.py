@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -22,6 +24,9 @@ from PIL import Image
 
 from inference_engine import TwoStageInference
 from petface.errors import UserError
+from petface.serving import server as server_module
+from petface.serving.limits import Limits
+from petface.serving.observe import LineLog
 from petface.serving.server import bind, is_loopback, url_of
 from tests.serving.made_server import PATIENCE_S, Client, form, post, until
 from tools import serve
@@ -246,3 +251,20 @@ def test_addresses():
     assert not is_loopback("0.0.0.0") and not is_loopback("example.org")
     with bind("127.0.0.1", 0) as taken:
         assert url_of(taken) == f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_the_garbage_collector_leaves_alone_what_was_loaded_while_it_serves(monkeypatch):
+    frozen = []
+
+    class Asked:
+        def run(self, sockets):
+            frozen.append((gc.get_freeze_count(), len(sockets)))
+
+    monkeypatch.setattr(server_module, "make_server", lambda *_: Asked())
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    monkeypatch.setattr(logging, "captureWarnings", lambda _: None)
+    with bind("127.0.0.1", 0) as taken:
+        server_module.serve(None, taken, Limits(), LineLog(io.StringIO()), lambda: None)
+    ((num, num_sockets),) = frozen
+    assert num > 10_000 and num_sockets == 1, "torch alone has more objects"
+    assert gc.get_freeze_count() == 0
