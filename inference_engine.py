@@ -50,6 +50,7 @@ from petface.reports.rows import ResumableRecords, ResumableTable
 from petface.settings import Fraction, NonNegative, Positive, Seed, read_settings
 from petface.stage_models import Stage1Model, Stage2Model, find_specialist
 from petface.two_stage import TwoStageInference
+from petface.views import Views
 
 __all__ = [
     "Stage1Model",
@@ -81,6 +82,7 @@ PRECISION: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"  # fp32 = ex
 ENGINE: Literal["torch", "openvino"] = "torch"  # openvino: CPUs; needs requirements-openvino.txt
 COMPILE: bool = False  # torch's compiler: 1.1 times as fast on a CPU after 6 to 17 s per network
 EXACT_MARGIN: float = -1.0  # closer logits are decided in fp32; -1 = by measured error, 0 = off
+TTA: Views = "none"  # flip: also mirrored, twice the work; five: also the corners, five times
 INT8_AGREEMENT: Fraction = 0.99  # int8 is refused below this share of fp32's answers; 0 = never
 
 
@@ -103,6 +105,7 @@ def evaluate_full_dataset(
     compiled: bool = False,
     exact_margin: float = -1.0,
     int8_agreement: float = 0.99,
+    tta: Views = "none",
     force: bool = False,
 ) -> dict[str, Any]:
     """Answer every image under `images_root` and write the files of an evaluation.
@@ -115,9 +118,11 @@ def evaluate_full_dataset(
     if exported.is_bundle(stage1_checkpoint):
         stage2_folder = stage1_checkpoint
         stage1_checkpoint = exported.find(stage1_checkpoint, None) or stage1_checkpoint
-        how = Arithmetic.of_exports(device, precision, engine)
+        how = Arithmetic.of_exports(device, precision, engine, tta)
     else:
-        how = Arithmetic.choose(device, precision, engine, compiled, exact_margin, int8_agreement)
+        how = Arithmetic.choose(
+            device, precision, engine, compiled, exact_margin, int8_agreement, tta
+        )
     dataset = load_dataset(images_root, annotations_root, splits_file=splits_file, seed=split_seed)
     print("\n".join(dataset.notes))
     found = {name: find_specialist(name, stage2_folder) for name in dataset.catalog.classes}
@@ -243,6 +248,7 @@ def evaluate(arguments: list[str]) -> int:
         compiled=s.COMPILE,
         exact_margin=s.EXACT_MARGIN,
         int8_agreement=s.INT8_AGREEMENT,
+        tta=s.TTA,
         force="force" in s.switches,
     )
     print(describe_summary(summary))
@@ -265,9 +271,11 @@ def predict(arguments: list[str]) -> int:
     if not photos:
         raise SettingsError("no photo to answer: predict takes photo files and folders of them")
     if exported.is_bundle(s.STAGE1_CHECKPOINT):
-        how = Arithmetic.of_exports(s.DEVICE, s.PRECISION, s.ENGINE)
+        how = Arithmetic.of_exports(s.DEVICE, s.PRECISION, s.ENGINE, s.TTA)
     else:
-        how = Arithmetic.choose(s.DEVICE, s.PRECISION, s.ENGINE, s.COMPILE, s.EXACT_MARGIN)
+        how = Arithmetic.choose(
+            s.DEVICE, s.PRECISION, s.ENGINE, s.COMPILE, s.EXACT_MARGIN, views=s.TTA
+        )
     engine_, identity = fast_inference(
         s.STAGE1_CHECKPOINT, s.STAGE2_FOLDER, photos, how, Path(s.OUT).parent / "openvino"
     )

@@ -19,10 +19,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from petface import augment, checkpoints, distributed, engine, losses, runs, sampling, schedule
-from petface.batches import Batch, Samples, worker_count
+from petface import (
+    augment,
+    checkpoints,
+    distributed,
+    engine,
+    recipe,
+    runs,
+    sampling,
+    schedule,
+)
+from petface.augment.mixing import MixKind
+from petface.batches import Samples, worker_count
 from petface.calibration import calibrate_heads, headline_figures
 from petface.dataset import Dataset, load_dataset
 from petface.errors import SettingsError, UserError, run_script
@@ -35,11 +44,13 @@ from petface.reports.confidence import draw_confidence
 from petface.reports.curves import draw_curves
 from petface.reports.report_index import late_report, report_line
 from petface.reports.specialist import head_figures, write_specialist_report
+from petface.schedule import LrKind
 from petface.settings import (
     Fraction,
     NonNegative,
     NonNegativeFloat,
     Positive,
+    PositiveFloat,
     Seed,
     Settings,
     read_settings,
@@ -76,24 +87,34 @@ PRETRAINED: Literal["auto", "require", "none"] = "auto"  # when torchvision's we
 FREEZE_BATCHNORM: bool = False  # True for weights whose BatchNorm was folded away, and tiny data
 PHASE_STAGES: tuple[str, ...] = ("layer4", "layer4+layer3")  # besides the heads; or all, heads
 PHASE_LR: tuple[float, ...] = (1e-3, 3e-4)  # AdamW, made anew in each phase
+BODY_LR_FACTOR: NonNegativeFloat = 1.0  # the body's rate is PHASE_LR times this
 PHASE_EPOCHS: tuple[int, ...] = (50, 50)  # at most
 PHASE_PATIENCE: tuple[int, ...] = (7, 5)  # epochs without a better validation loss; 0 = off
 BATCH_SIZE: Positive = 64  # of each process under torchrun
 WEIGHT_DECAY: NonNegativeFloat = 1e-4
-SCHEDULE: Literal["constant", "cosine", "linear", "step"] = "constant"  # over each phase
+SCHEDULE: LrKind = "constant"  # over each phase: cosine, restarts, linear, step, plateau
+PLATEAU_PATIENCE: NonNegative = 3  # plateau: a tenth after as many epochs without a better one
 WARMUP_FRAC: Fraction = 0.0  # share of each phase that the rate climbs; 0 = off
+CLIP_NORM: NonNegativeFloat = 0.0  # gradients are scaled down to this norm; 0 = off
+EMA_DECAY: Fraction = 0.0  # of the average of the weights, which is then measured; 0 = off
 WANTED_ACCURACY: Fraction = 0.9  # of the answers that count as sure; 0 = all do
 
 # ---- Losses, sampling, augmentation ----
 FOCAL_GAMMA_COLOR: NonNegativeFloat = 2.0  # of all heads but gender, where there are colour heads
 FOCAL_GAMMA_IMBAL: NonNegativeFloat = 2.5  # of the breed head, where it stands alone
+LABEL_SMOOTHING: Fraction = 0.0  # 0 = off
+LOGIT_ADJUSTMENT: NonNegativeFloat = 0.0  # by the shares of the classes; 1 = balanced softmax
 CLASS_WEIGHTS: Literal["inverse", "none"] = "inverse"  # in the losses: of train-part frequency
 SAMPLER: Literal["weighted", "shuffle"] = "weighted"  # on the first head with classes, not gender
 SAMPLER_ALPHA: NonNegativeFloat = 1.0  # 1 = classes equally often, 0 = as they come
 TAIL_QUANTILE: Fraction = 0.5  # minority = classes of that head up to this quantile; 0 = smallest
-BASE_AUGMENT: Literal["none", "mild", "strong"] = "mild"
-TAIL_AUGMENT: Literal["none", "mild", "strong"] = "strong"  # for minority classes
+BASE_AUGMENT: augment.Strength = "mild"  # none, mild, strong, crop (strong with a random crop)
+TAIL_AUGMENT: augment.Strength = "strong"  # for minority classes
 AUGMENT_MODE: Literal["exact", "fast"] = "exact"  # fast: all colours in one step, nearly the same
+MIX: MixKind = "none"  # pairs of images: mixup, cutmix, both (one of them by lot)
+MIX_PROBABILITY: Fraction = 0.5  # share of the batches that are mixed
+MIX_ADAPTS: bool = False  # True: up to MIX_PROBABILITY, more while the validation loss rises
+MIX_ALPHA: PositiveFloat = 1.0  # of the Beta distribution of the shares
 TOP_SUPPORT: NonNegative = 10  # classes listed one by one in eval_summary_stage2.txt
 
 
@@ -185,13 +206,12 @@ def train_specialist(
     print_plan(dataset, species, parts, vocabularies)
 
     def begin_phase(phase: int, best: float | None = None) -> engine.Progress:
-        parameters = unfreeze(model, tuple(s.PHASE_STAGES[phase].split("+")))
-        optimizer = torch.optim.AdamW(
-            parameters, lr=s.PHASE_LR[phase], weight_decay=s.WEIGHT_DECAY, fused=True
-        )
+        unfreeze(model, tuple(s.PHASE_STAGES[phase].split("+")))
+        optimizer = recipe.make_optimizer(s, model, s.PHASE_LR[phase])
         stopping = schedule.EarlyStopping(s.PHASE_PATIENCE[phase], mode="min")
         stopping.best = best
-        return engine.Progress(optimizer, job.network.grad_scaler(), stopping)
+        average = recipe.make_average(s, model)
+        return engine.Progress(optimizer, job.network.grad_scaler(), stopping, average=average)
 
     def save_last() -> None:
         content = {**description, "model": model.state_dict(), **progress.state_dict()}
@@ -221,24 +241,39 @@ def train_specialist(
             progress.history, progress.epoch = before.history, before.epoch
             save_last()
             continue
-        rate = learning_rate(s, phase, first_epoch=epoch - len(in_phase))
-        order = draw(epoch)
+        rate = recipe.learning_rate(
+            s,
+            s.PHASE_LR[phase],
+            s.PHASE_EPOCHS[phase],
+            [watched_loss(row) for row in in_phase],
+            "min",
+            first_epoch=epoch - len(in_phase),
+        )
+        measured = progress.measured(job)
         val = None
         if engine.train_epoch(
-            job, progress, parts["train"], order, regimes, seed=s.SEED, rate=rate, stop=stop.asked
+            job,
+            progress,
+            parts["train"],
+            draw(epoch),
+            regimes,
+            seed=s.SEED,
+            rate=rate,
+            mixing=recipe.make_mixing(s, [row["val_loss"] for row in in_phase]),
+            stop=stop.asked,
         ):
-            val = engine.evaluate(job, parts["val"], "validate", stop=stop.asked)
+            val = engine.evaluate(measured, parts["val"], "validate", stop=stop.asked)
         if not val:
             save_last()
             print(f"stopped in epoch {epoch + 1}; the same command goes on there")
             return stop.exit_code
-        row = epoch_row(progress, val, phase)
+        accuracies = {f"val_{head}_accuracy_frac": val.accuracy(head) for head in vocabularies}
+        row = {"phase": phase + 1, **engine.epoch_row(progress, val, accuracies)}
         progress.history.append(row)
-        # A species may be too small for a known label in the validation part.
-        watched = row["val_loss"] if np.isfinite(row["val_loss"]) else row["train_loss"]
-        is_best = progress.stopping.update(watched)
+        is_best = progress.stopping.update(watched_loss(row))
         if is_best:
-            best = {**description, "model": model.state_dict(), "figures": row}
+            kept = measured.network.model.state_dict()
+            best = {**description, "model": kept, "figures": row}
             run.save(run.best, best)
         progress.epoch = progress.epoch.next_epoch()
         save_last()
@@ -303,73 +338,29 @@ def make_job(
     """Gather what every pass needs; the network goes to the device."""
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
     network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
-    weights = loss_weights(s, model, parts["train"], network.device)
+    sizes = {name: model.heads[name].out_features for name in model.head_names}
+    weights, loss = recipe.specialist_loss(s, sizes, parts["train"].labels, network.device)
     return engine.Job(
         network=network,
-        num_classes={name: model.heads[name].out_features for name in model.head_names},
-        loss=make_loss(s, weights),
+        num_classes=sizes,
+        loss=loss,
         class_weights=weights,
         source=image_source(dataset.catalog, s.PACK, preprocessing),
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),
         freeze_batchnorm=s.FREEZE_BATCHNORM,
         augment_mode=s.AUGMENT_MODE,
+        clip_norm=s.CLIP_NORM,
         failures=runs.FailureLog(
             run, dataset.catalog, sum(map(len, parts.values())), s.MAX_BAD_FRACTION
         ),
     )
 
 
-def loss_weights(
-    s: Settings, model: _MultiHeadModel, train: Samples, device: torch.device
-) -> dict[str, Tensor | None]:
-    """Weigh the classes of each head in its loss; None = all equal."""
-    weights: dict[str, Tensor | None] = dict.fromkeys(model.head_names)
-    if s.CLASS_WEIGHTS == "inverse":
-        for head in model.head_names:
-            label = train.labels[head]
-            size = model.heads[head].out_features
-            counts = np.bincount(label[label >= 0], minlength=size)
-            weights[head] = losses.inverse_frequency_weights(counts).to(device)
-    return weights
-
-
-def make_loss(
-    s: Settings, weights: dict[str, Tensor | None]
-) -> Callable[[engine.Outputs, Batch], Tensor]:
-    """Sum the heads' losses: cross-entropy for gender, focal for the others; unknown is masked."""
-    has_color = any(head.startswith("color") for head in weights)
-    gamma = s.FOCAL_GAMMA_COLOR if has_color else s.FOCAL_GAMMA_IMBAL
-    return lambda outputs, batch: losses.specialist_loss(
-        outputs, batch.labels, weights, gamma, batch.totals
-    )
-
-
-def learning_rate(s: Settings, phase: int, first_epoch: int) -> Callable[[float], float]:
-    """Give the rate of a phase as a function of the epochs done since the run began."""
-
-    def rate(epochs: float) -> float:
-        done = (epochs - first_epoch) / s.PHASE_EPOCHS[phase]
-        return s.PHASE_LR[phase] * schedule.lr_factor(done, s.SCHEDULE, s.WARMUP_FRAC)
-
-    return rate
-
-
-def epoch_row(progress: engine.Progress, val: engine.Evaluation, phase: int) -> dict[str, Any]:
-    """Collect an epoch's figures: a row of metrics.csv."""
-    state = progress.epoch
-    return {
-        "phase": phase + 1,
-        "epoch": state.epoch + 1,
-        "train_loss": state.mean_loss,
-        "val_loss": val.loss,
-        **{f"val_{head}_accuracy_frac": val.accuracy(head) for head in val.confusions},
-        "learning_rate": progress.optimizer.param_groups[0]["lr"],
-        "train_images_per_s": state.num_images / max(state.seconds, 1e-9),
-        "train_s": state.seconds,
-        "num_unreadable": state.num_unreadable,
-        "num_skipped_steps": state.num_skipped_steps,
-    }
+def watched_loss(row: dict[str, Any]) -> float:
+    """Give what stops a phase: a species may be too small for a known label in validation."""
+    loss: float = row["val_loss"] if np.isfinite(row["val_loss"]) else row["train_loss"]
+    return loss
 
 
 def print_plan(
@@ -422,6 +413,8 @@ def finish(
     }
     for head in vocabularies:
         known = parts["train"].labels[head], parts["test"].labels[head]
+        figures[f"val_{head}_accuracy"] = seen["val"].accuracy(head)
+        figures[f"val_{head}_balanced_accuracy"] = seen["val"].balanced_accuracy(head)
         figures |= head_figures(head, test[head], *known)
     figures |= headline_figures(measured)
     figures["checkpoint"] = str(run.best)

@@ -13,7 +13,6 @@ not been trained here.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -27,10 +26,12 @@ from petface import (
     engine,
     losses,
     metrics,
+    recipe,
     runs,
     sampling,
     schedule,
 )
+from petface.augment.mixing import MixKind
 from petface.batches import Batch, Samples, worker_count
 from petface.calibration import calibrate_heads, headline_figures
 from petface.dataset import Dataset, load_dataset
@@ -44,6 +45,7 @@ from petface.reports.confidence import draw_confidence
 from petface.reports.curves import draw_curves
 from petface.reports.report_index import late_report, report_line
 from petface.reports.tables import write_confusion
+from petface.schedule import LrKind
 from petface.settings import (
     Fraction,
     NonNegative,
@@ -85,10 +87,16 @@ FREEZE_BATCHNORM: bool = False  # True for weights whose BatchNorm was folded aw
 EPOCHS: Positive = 50  # at most
 BATCH_SIZE: Positive = 64  # of each process under torchrun
 LR: PositiveFloat = 1e-3  # AdamW
+BODY_LR_FACTOR: NonNegativeFloat = 1.0  # the body's rate is LR times this
 WEIGHT_DECAY: NonNegativeFloat = 1e-4
-SCHEDULE: Literal["constant", "cosine", "linear", "step"] = "constant"
+SCHEDULE: LrKind = "constant"  # constant, cosine, restarts (of the cosine), linear, step, plateau
+PLATEAU_PATIENCE: NonNegative = 3  # plateau: a tenth after as many epochs without a better one
 WARMUP_FRAC: Fraction = 0.0  # share of the training that the rate climbs; 0 = off
 LABEL_SMOOTHING: Fraction = 0.0  # 0 = off
+FOCAL_GAMMA: NonNegativeFloat = 0.0  # of the focal loss; 0 = cross-entropy
+LOGIT_ADJUSTMENT: NonNegativeFloat = 0.0  # by the shares of the classes; 1 = balanced softmax
+CLIP_NORM: NonNegativeFloat = 0.0  # gradients are scaled down to this norm; 0 = off
+EMA_DECAY: Fraction = 0.0  # of the average of the weights, which is then measured; 0 = off
 PATIENCE: NonNegative = 7  # epochs without a better SELECT_BY; 0 = never stop early
 SELECT_BY: Literal["accuracy", "balanced_accuracy"] = "accuracy"  # on the validation part
 WANTED_ACCURACY: Fraction = 0.9  # of the answers that count as sure; 0 = all do
@@ -105,9 +113,13 @@ MIN_WEIGHT_PER_CLASS: PositiveFloat = 1.0  # lower clip; below 1 big classes are
 MAX_UPWEIGHT_PER_CLASS: PositiveFloat = 10.0  # upper clip
 PERF_ALPHA: NonNegativeFloat = 0.5  # strength of the difficulty adaptation; 0 = off
 RECALL_SPLIT: Literal["val", "train"] = "val"  # whose recall per class tells the difficulty
-BASE_AUGMENT: Literal["none", "mild", "strong"] = "mild"
-TAIL_AUGMENT: Literal["none", "mild", "strong"] = "strong"  # for minority classes
+BASE_AUGMENT: augment.Strength = "mild"  # none, mild, strong, crop (strong with a random crop)
+TAIL_AUGMENT: augment.Strength = "strong"  # for minority classes
 AUGMENT_MODE: Literal["exact", "fast"] = "exact"  # fast: all colours in one step, nearly the same
+MIX: MixKind = "none"  # pairs of images: mixup, cutmix, both (one of them by lot)
+MIX_PROBABILITY: Fraction = 0.5  # share of the batches that are mixed
+MIX_ADAPTS: bool = False  # True: up to MIX_PROBABILITY, more while the validation loss rises
+MIX_ALPHA: PositiveFloat = 1.0  # of the Beta distribution of the shares
 
 
 def main() -> int:
@@ -147,13 +159,17 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest)
     torch.manual_seed(s.SEED)
     model = backbones.build_classifier(s.BACKBONE, len(classes))
     pretrained = checkpoints.initialise_body(model, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
-    job = make_job(s, dataset, model, sum(map(len, parts.values())), run)
+    shown = np.bincount(parts["train"].labels["species"], minlength=len(classes)).astype(float)
+    if s.SAMPLER == "weighted":
+        shown *= base_weights
+    job = make_job(s, dataset, model, sum(map(len, parts.values())), shown, run)
     distributed.copy_from_main(model)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=s.LR, weight_decay=s.WEIGHT_DECAY, fused=True
-    )
+    optimizer = recipe.make_optimizer(s, model, s.LR)
     stopping = schedule.EarlyStopping(s.PATIENCE, mode="max")
-    progress = engine.Progress(optimizer, job.network.grad_scaler(), stopping)
+    progress = engine.Progress(
+        optimizer, job.network.grad_scaler(), stopping, average=recipe.make_average(s, model)
+    )
+    measured = progress.measured(job)
     regimes = augment.REGIMES[s.BASE_AUGMENT], augment.REGIMES[s.TAIL_AUGMENT]
     description = {
         "kind": "stage1",
@@ -191,26 +207,39 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest)
             order = sampler.draw(epoch)
         else:
             order = sampling.shuffled(len(parts["train"]), s.SEED, epoch)
-        rate = learning_rate(s)
+        watched = [row[f"val_{s.SELECT_BY}_frac"] for row in progress.history]
         val = seen = None
         if engine.train_epoch(
-            job, progress, parts["train"], order, regimes, seed=s.SEED, rate=rate, stop=stop.asked
+            job,
+            progress,
+            parts["train"],
+            order,
+            regimes,
+            seed=s.SEED,
+            rate=recipe.learning_rate(s, s.LR, s.EPOCHS, watched, "max"),
+            mixing=recipe.make_mixing(s, [row["val_loss"] for row in progress.history]),
+            stop=stop.asked,
         ):
-            val = seen = engine.evaluate(job, parts["val"], "validate", stop=stop.asked)
+            val = seen = engine.evaluate(measured, parts["val"], "validate", stop=stop.asked)
         if val and adapts and s.RECALL_SPLIT == "train":
-            seen = engine.evaluate(job, parts["train"], "recall", stop=stop.asked)
+            seen = engine.evaluate(measured, parts["train"], "recall", stop=stop.asked)
         if not val or not seen:
             save_last()
             print(f"stopped in epoch {epoch + 1}; the same command goes on there")
             return stop.exit_code
-        row = epoch_row(progress, val)
+        accuracies = {
+            "val_accuracy_frac": val.accuracy("species"),
+            "val_balanced_accuracy_frac": val.balanced_accuracy("species"),
+        }
+        row = engine.epoch_row(progress, val, accuracies)
         progress.history.append(row)
         if adapts:
             weights = adapted_weights(s, base_weights, seen)
             sampler.set_weights(distributed.broadcast_object(weights))
         is_best = stopping.update(row[f"val_{s.SELECT_BY}_frac"])
         if is_best:
-            best = {**description, "model": model.state_dict(), "figures": row}
+            kept = measured.network.model.state_dict()
+            best = {**description, "model": kept, "figures": row}
             run.save(run.best, best)
         progress.epoch = progress.epoch.next_epoch()
         save_last()
@@ -275,21 +304,32 @@ def adapted_weights(s: Settings, base: np.ndarray, seen: engine.Evaluation) -> n
 
 
 def make_job(
-    s: Settings, dataset: Dataset, model: torch.nn.Module, num_images: int, run: runs.RunFolder
+    s: Settings,
+    dataset: Dataset,
+    model: torch.nn.Module,
+    num_images: int,
+    shown: np.ndarray,
+    run: runs.RunFolder,
 ) -> engine.Job:
-    """Gather what every pass needs; the network goes to the device."""
+    """Gather what every pass needs; the network goes to the device.
+
+    `shown` (K,) is how often each class is drawn, on whatever scale.
+    """
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
+    network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
+    adjustment = recipe.make_adjustment(s, shown, network.device)
 
     def loss(outputs: engine.Outputs, batch: Batch) -> Tensor:
-        return losses.masked_cross_entropy(
-            outputs[0],
+        return losses.masked_focal_loss(
+            outputs[0] if adjustment is None else outputs[0] + adjustment,
             batch.labels["species"],
+            s.FOCAL_GAMMA,
             label_smoothing=s.LABEL_SMOOTHING,
             total=batch.totals.get("species"),
         )
 
     return engine.Job(
-        network=Network.build(model, preprocessing, s.DEVICE, s.PRECISION),
+        network=network,
         num_classes={"species": len(dataset.catalog.classes)},
         loss=loss,
         source=image_source(dataset.catalog, s.PACK, preprocessing),
@@ -297,30 +337,9 @@ def make_job(
         num_workers=worker_count(s.NUM_WORKERS),
         freeze_batchnorm=s.FREEZE_BATCHNORM,
         augment_mode=s.AUGMENT_MODE,
+        clip_norm=s.CLIP_NORM,
         failures=runs.FailureLog(run, dataset.catalog, num_images, s.MAX_BAD_FRACTION),
     )
-
-
-def learning_rate(s: Settings) -> Callable[[float], float]:
-    """Give the rate as a function of the epochs done."""
-    return lambda epochs: s.LR * schedule.lr_factor(epochs / s.EPOCHS, s.SCHEDULE, s.WARMUP_FRAC)
-
-
-def epoch_row(progress: engine.Progress, val: engine.Evaluation) -> dict[str, float]:
-    """Collect an epoch's figures: a row of metrics.csv."""
-    state = progress.epoch
-    return {
-        "epoch": state.epoch + 1,
-        "train_loss": state.mean_loss,
-        "val_loss": val.loss,
-        "val_accuracy_frac": val.accuracy("species"),
-        "val_balanced_accuracy_frac": val.balanced_accuracy("species"),
-        "learning_rate": progress.optimizer.param_groups[0]["lr"],
-        "train_images_per_s": state.num_images / max(state.seconds, 1e-9),
-        "train_s": state.seconds,
-        "num_unreadable": state.num_unreadable,
-        "num_skipped_steps": state.num_skipped_steps,
-    }
 
 
 def print_plan(

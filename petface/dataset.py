@@ -113,7 +113,7 @@ def load_dataset(
     catalog = found.catalog
     path = Path(splits_file) if splits_file else Path(images_root).absolute().parent / "splits.csv"
     if path.is_dir():
-        names = _species_of_records(catalog)
+        names = species_of_records(catalog)
         record_split, split_notes = read_official(path, names, catalog.record_names)
     else:
         with distributed.main_first():
@@ -126,7 +126,7 @@ def load_dataset(
                     whole = scan(images_root).catalog
                     tables, _ = _read_annotations(annotations_root, whole, aliases_file)
                 _make_splits_file(path, whole, tables, seed, fractions)
-        record_split = read_splits(path, _species_of_records(catalog), catalog.record_names)
+        record_split = read_splits(path, species_of_records(catalog), catalog.record_names)
         split_notes = _provenance_notes(path, seed, fractions)
     assert len(record_split) == catalog.num_records, "every record is in exactly one split"
     dataset = Dataset(catalog, annotations, record_split, notes)
@@ -164,14 +164,19 @@ def _make_splits_file(
     fractions: Sequence[float],
 ) -> None:
     """Draw and write the split of the whole tree, stratified by each species' primary attribute."""
+    names, strata = species_of_records(catalog), strata_of_records(catalog, annotations)
+    record_split = make_splits(names, catalog.record_names, strata, seed=seed, fractions=fractions)
+    write_splits(path, names, catalog.record_names, record_split, seed=seed, fractions=fractions)
+
+
+def strata_of_records(catalog: Catalog, annotations: dict[str, SpeciesAnnotations]) -> np.ndarray:
+    """Give the class of each record's primary attribute, -1 where there is none: (R,) int32."""
     strata = np.full(catalog.num_records, UNKNOWN, dtype=np.int32)
     for number, name in enumerate(catalog.classes):
         if name in annotations and (feature := primary_attribute(annotations[name])):
             labels = annotations[name].align(_records_of(catalog, number))
             strata[catalog.record_class == number] = labels[feature]
-    names = _species_of_records(catalog)
-    record_split = make_splits(names, catalog.record_names, strata, seed=seed, fractions=fractions)
-    write_splits(path, names, catalog.record_names, record_split, seed=seed, fractions=fractions)
+    return strata
 
 
 def primary_attribute(table: SpeciesAnnotations) -> str | None:
@@ -238,6 +243,6 @@ def _records_of(catalog: Catalog, class_number: int) -> np.ndarray:
     return catalog.record_names[catalog.record_class == class_number]
 
 
-def _species_of_records(catalog: Catalog) -> np.ndarray:
+def species_of_records(catalog: Catalog) -> np.ndarray:
     """Name the species of each record: (R,) str."""
     return np.array(catalog.classes)[catalog.record_class]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from petface import distributed, lockstep
 from petface.augment import AugmentRegime
+from petface.augment.mixing import Mixing, mix_batch
+from petface.averaging import WeightAverage
 from petface.batches import Samples, own_share
 from petface.errors import UserError
 from petface.measure import Answers, Evaluation, Job, bar_of, evaluate
@@ -28,10 +30,12 @@ __all__ = [
     "Job",
     "Outputs",
     "Progress",
+    "epoch_row",
     "evaluate",
     "train_epoch",
 ]
 
+NO_MIXING = Mixing()
 MAX_BAD_STEPS = 10  # non-finite steps in a row before a run stops
 
 
@@ -68,6 +72,15 @@ class Progress:
     epoch: EpochState = field(default_factory=EpochState)
     history: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
     num_parts: int = 1  # of a batch that does not fit into memory at once; not kept
+    average: WeightAverage | None = None  # of the weights, where it is what is measured
+
+    def measured(self, job: Job) -> Job:
+        """Give the job with the network that is measured and kept: the average where there is
+        one.
+        """
+        if self.average is None:
+            return job
+        return replace(job, network=replace(job.network, model=self.average.model))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors for a checkpoint."""
@@ -78,6 +91,7 @@ class Progress:
             "epoch": self.epoch.epoch,
             "epoch_state": asdict(self.epoch),
             "history": self.history,
+            **({} if self.average is None else {"average": self.average.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -87,6 +101,24 @@ class Progress:
         self.stopping.load_state_dict(state["early_stopping"])
         self.epoch = EpochState(**state["epoch_state"])
         self.history = state["history"]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+
+def epoch_row(progress: Progress, val: Evaluation, accuracies: dict[str, float]) -> dict[str, Any]:
+    """Collect an epoch's figures: a row of metrics.csv."""
+    state = progress.epoch
+    return {
+        "epoch": state.epoch + 1,
+        "train_loss": state.mean_loss,
+        "val_loss": val.loss,
+        **accuracies,
+        "learning_rate": progress.optimizer.param_groups[0]["lr"],
+        "train_images_per_s": state.num_images / max(state.seconds, 1e-9),
+        "train_s": state.seconds,
+        "num_unreadable": state.num_unreadable,
+        "num_skipped_steps": state.num_skipped_steps,
+    }
 
 
 def train_epoch(
@@ -98,15 +130,16 @@ def train_epoch(
     *,
     seed: int,
     rate: Callable[[float], float],
+    mixing: Mixing = NO_MIXING,
     stop: Callable[[], bool] = bool,
 ) -> bool:
     """Run the rest of an epoch over `order` (n,); True when it ended, False when `stop` asked to
     leave.
 
-    `rate(t)` gives the learning rate at t = epochs done so far, a fraction included. Augmentation
-    and dropout draw from a generator seeded by (seed, epoch, step), so that a resumed epoch draws
-    what the straight one would have drawn. Several processes take each step together, and `stop`
-    must answer all of them alike.
+    `rate(t)` gives the learning rate at t = epochs done so far, a fraction included; a parameter
+    group takes it times its "lr_factor". Augmentation, mixing and dropout draw from a generator
+    seeded by (seed, epoch, step), so that a resumed epoch draws what the straight one would have
+    drawn. Several processes take each step together, and `stop` must answer all of them alike.
     """
     state = progress.epoch
     train_mode(job.network.model, job.freeze_batchnorm)
@@ -117,7 +150,7 @@ def train_epoch(
     with bar_of(f"epoch {state.epoch + 1} train", len(order), done) as bar:
         for batch in job.batches(samples, order, own_share, state.step):
             for group in optimizer.param_groups:
-                group["lr"] = rate(state.epoch + batch.step / num_steps)
+                group["lr"] = rate(state.epoch + batch.step / num_steps) * group.get("lr_factor", 1)
             share = lockstep.share_of(batch)
             job.failures.add(share.failures)
             if share.num_images:
@@ -125,11 +158,21 @@ def train_epoch(
                 generator.manual_seed(_step_seed(*numbers))
                 torch.manual_seed(_step_seed(*numbers, *distributed.place()))  # dropout
                 x = lockstep.augment_share(batch, share, regimes, generator, job.augment_mode)
+                mixed = mix_batch(x, mixing, generator)
                 value, progress.num_parts = lockstep.backward(
-                    job.network, job.loss, job.class_weights, batch, x, scaler, progress.num_parts
+                    job.network,
+                    job.loss,
+                    job.class_weights,
+                    batch,
+                    x if mixed is None else mixed.images,
+                    scaler,
+                    progress.num_parts,
+                    mixed,
                 )
                 lockstep.combine(job.network.model, _parameters(optimizer), value, share)
-                finite = _update(value, optimizer, scaler)
+                finite = _update(value, optimizer, scaler, job.clip_norm)
+                if finite and progress.average is not None:
+                    progress.average.update(job.network.model)
                 _account(state, share.num_images, value, finite)
             state.num_unreadable += len(share.failures)
             state.step = batch.step + 1
@@ -147,13 +190,23 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _update(value: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
-    """Step the optimizer unless the loss or a gradient is not finite; False if it was skipped."""
+def _update(
+    value: Tensor,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    clip_norm: float = 0.0,
+) -> bool:
+    """Step the optimizer unless the loss or a gradient is not finite; False if it was skipped.
+
+    Gradients whose common norm is above `clip_norm` are scaled down to it; 0 = as they are.
+    """
     scaler.unscale_(optimizer)
     gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     finite = bool(torch.isfinite(norm) & torch.isfinite(value))
     if finite:
+        if clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(_parameters(optimizer), clip_norm, norm)
         scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)

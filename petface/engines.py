@@ -20,6 +20,7 @@ from petface.files import sha256_of_file
 from petface.images import Preprocessing
 from petface.network import Answerer, ExactWhereClose, Network, Stage
 from petface.photo_samples import Photos
+from petface.views import AveragedViews, Views
 
 ONNX = "onnxruntime"  # the engine of exported models
 NUM_QUANTISE, NUM_COMPARE = 256, 512  # photos at most: of the training, of the validation part
@@ -38,6 +39,7 @@ class Arithmetic:
     compiled: bool
     exact_margin: float
     int8_agreement: float
+    views: Views = "none"  # of each photo, whose logits are averaged
 
     @classmethod
     def choose(
@@ -48,6 +50,7 @@ class Arithmetic:
         compiled: bool = False,
         exact_margin: float = 0.0,
         int8_agreement: float = 0.99,
+        views: Views = "none",
     ) -> Arithmetic:
         """Resolve device and precision; `SettingsError` for what does not go together."""
         on = choose_device(device or "auto")
@@ -62,16 +65,19 @@ class Arithmetic:
             raise SettingsError('PRECISION int8 needs ENGINE = "openvino"')
         else:
             precision = str(choose_precision(precision, on))
-        return cls(str(on), precision, engine, compiled, exact_margin, int8_agreement)
+        return cls(str(on), precision, engine, compiled, exact_margin, int8_agreement, views)
 
     @classmethod
-    def of_exports(cls, device: str | None, precision: str, engine: str) -> Arithmetic:
+    def of_exports(
+        cls, device: str | None, precision: str, engine: str, views: Views = "none"
+    ) -> Arithmetic:
         """Give that of exported models, which bring their precision along."""
         if precision != "auto" or engine != "torch":
             raise SettingsError(
                 "exported models compute as they were exported: leave PRECISION and ENGINE alone"
             )
-        return cls(str(choose_device(device or "auto")), "exported", ONNX, False, 0.0, 0.0)
+        on = choose_device(device or "auto")
+        return cls(str(on), "exported", ONNX, False, 0.0, 0.0, views)
 
     def identity(self) -> dict[str, Any]:
         """Give JSON values that differ wherever the answers might."""
@@ -87,6 +93,7 @@ class Arithmetic:
             "device": torch.device(self.device).type,
             "compiled": self.compiled,
             "exact_margin": self.exact_margin,
+            "views": self.views,
         }
 
 
@@ -108,7 +115,7 @@ def load_stage(
     """
     if Path(path).suffix == exported.SUFFIX:
         card = exported.read(path, species)
-        return Stage(exported.load(card, how.device), card.heads)
+        return Stage(_in_views(exported.load(card, how.device), how), card.heads)
     content, names = _read(path, species)
     network = _build(
         content.model,
@@ -121,7 +128,11 @@ def load_stage(
         folder=folder,
         photos=photos_for(content.preprocessing),
     )
-    return Stage(network, names)
+    return Stage(_in_views(network, how), names)
+
+
+def _in_views(network: Answerer, how: Arithmetic) -> Answerer:
+    return network if how.views == "none" else AveragedViews(network, how.views)
 
 
 def temperatures_of(

@@ -25,6 +25,7 @@ from petface.augment import (
     augment_fast,
     draw_parameters,
 )
+from petface.augment.mixing import Mixed
 from petface.batches import Batch
 from petface.errors import UserError
 from petface.losses import known_weight
@@ -82,9 +83,12 @@ def backward(
     x: Tensor,
     scaler: torch.amp.GradScaler,
     num_parts: int,
+    mixed: Mixed | None = None,
 ) -> tuple[Tensor, int]:
     """Add the gradients of this process's images to the parameters' `grad`, none of which is there
     yet; give its part of the loss and the number of parts that were needed.
+
+    `mixed` says that `x` are mixed images: each answers for its partner's labels too.
 
     What does not fit into the device's memory at once goes through in twice as many parts. Their
     sum is the same but for BatchNorm, which sees a part at a time.
@@ -96,7 +100,7 @@ def backward(
         if num_parts > 1 and not batch.totals:
             batch = _with_totals(batch, class_weights)
         try:
-            return _in_parts(network, loss, batch, x, scaler, num_parts), num_parts
+            return _in_parts(network, loss, batch, x, scaler, num_parts, mixed), num_parts
         except torch.OutOfMemoryError as error:
             reason = str(error).splitlines()[0]
         for parameter in network.model.parameters():
@@ -126,14 +130,28 @@ def _with_totals(batch: Batch, class_weights: dict[str, Tensor | None]) -> Batch
 
 
 def _in_parts(
-    network: Network, loss: Loss, batch: Batch, x: Tensor, scaler: torch.amp.GradScaler, num: int
+    network: Network,
+    loss: Loss,
+    batch: Batch,
+    x: Tensor,
+    scaler: torch.amp.GradScaler,
+    num: int,
+    mixed: Mixed | None,
 ) -> Tensor:
+    # The totals hold for both: the partners are the same images in another order.
+    targets = [(1.0, batch.labels)]
+    if mixed is not None:
+        targets = [(mixed.share, batch.labels)]
+        targets += [(1 - mixed.share, mixed.partner_labels(batch.labels))]
     value = torch.zeros((), device=network.device)
     for rows in np.array_split(np.arange(len(x)), num):
         if len(rows):
             part = slice(rows[0], rows[-1] + 1)
-            labels = {head: label[part] for head, label in batch.labels.items()}
-            of_part = loss(network(x[part]), replace(batch, labels=labels))
+            outputs = network(x[part])
+            of_part = torch.zeros((), device=network.device)
+            for weight, table in targets:
+                labels = {head: label[part] for head, label in table.items()}
+                of_part = of_part + weight * loss(outputs, replace(batch, labels=labels))
             scaler.scale(of_part).backward()
             value += of_part.detach()
     return value

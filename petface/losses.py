@@ -43,9 +43,7 @@ def masked_cross_entropy(
     total = weight.sum() if total is None else total
     loss = -weight * log_p.gather(1, index[:, None])[:, 0]
     if label_smoothing > 0.0:
-        spread = -(log_p if class_weights is None else log_p * class_weights.float()).mean(dim=1)
-        # a batch whose known targets all weigh nothing is 0 as a whole, not divided by 1 below
-        spread = torch.where(known & (total > 0), spread, 0.0)
+        spread = _spread(log_p, class_weights, known, total)
         loss = (1.0 - label_smoothing) * loss + label_smoothing * spread
     return _divide(loss.sum(), total)
 
@@ -55,17 +53,19 @@ def masked_focal_loss(
     targets: Tensor,
     gamma: float,
     class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
     total: Tensor | None = None,
 ) -> Tensor:
     """Average the focal loss -w (1 - p)^gamma log p over the rows whose label is known.
 
     Shapes, types, normalisation, `total` and the cases that give 0 are those of
     `masked_cross_entropy`, which this is at gamma = 0. Source: Lin et al. 2017, arXiv 1708.02002,
-    equation 5, with the class weight as alpha.
+    equation 5, with the class weight as alpha. With label smoothing the factor (1 - p)^gamma, p
+    that of the target, stands before the smoothed cross-entropy.
     """
-    assert gamma >= 0.0, gamma
+    assert gamma >= 0.0 and 0.0 <= label_smoothing <= 1.0, (gamma, label_smoothing)
     if gamma == 0.0 or logits.shape[1] == 0:
-        return masked_cross_entropy(logits, targets, class_weights, total=total)
+        return masked_cross_entropy(logits, targets, class_weights, label_smoothing, total)
     known, index, log_p = _known_log_probabilities(logits, targets)
     weight = _weight_of_target(class_weights, known, index)
     # log(1 - p) is summed from the other classes: 1 - exp(log p) loses every digit near p = 1, and
@@ -73,8 +73,12 @@ def masked_focal_loss(
     # stands for -inf, so that the gradient is 0, not NaN, where every other logit is -inf.
     others = log_p.scatter(1, index[:, None], torch.finfo(torch.float32).min)
     modulation = torch.exp(gamma * others.logsumexp(dim=1))
-    loss = -weight * modulation * log_p.gather(1, index[:, None])[:, 0]
-    return _divide(loss.sum(), weight.sum() if total is None else total)
+    total = weight.sum() if total is None else total
+    loss = -weight * log_p.gather(1, index[:, None])[:, 0]
+    if label_smoothing > 0.0:
+        loss = (1.0 - label_smoothing) * loss
+        loss = loss + label_smoothing * _spread(log_p, class_weights, known, total)
+    return _divide((modulation * loss).sum(), total)
 
 
 def specialist_loss(
@@ -83,20 +87,36 @@ def specialist_loss(
     class_weights: Mapping[str, Tensor | None],
     gamma: float,
     totals: Mapping[str, Tensor] | None = None,
+    label_smoothing: float = 0.0,
+    adjustments: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Sum the heads' losses: cross-entropy for gender, focal loss for the others.
 
     `class_weights` names the heads in output order; outputs (B, K_head), targets (B,), -1 unknown.
-    `totals` holds each head's `total` where the rows are part of a larger batch.
+    `totals` holds each head's `total` where the rows are part of a larger batch, `adjustments` what
+    is added to its logits, (K_head,), see `logit_adjustment`.
     """
     total = outputs[0].new_zeros((), dtype=torch.float32)
     for (head, weights), logits in zip(class_weights.items(), outputs, strict=True):
         whole = totals.get(head) if totals else None
-        if head == "gender":
-            total = total + masked_cross_entropy(logits, targets[head], weights, total=whole)
-        else:
-            total = total + masked_focal_loss(logits, targets[head], gamma, weights, whole)
+        if adjustments and head in adjustments:
+            logits = logits + adjustments[head]
+        of_head = 0.0 if head == "gender" else gamma
+        total = total + masked_focal_loss(
+            logits, targets[head], of_head, weights, label_smoothing, whole
+        )
     return total
+
+
+def logit_adjustment(counts: np.ndarray, tau: float) -> Tensor:
+    """Give tau * log(share of each class), float32 (K,), to be added to logits in training alone.
+
+    counts (K,) are how often each class is shown; one that never is counts as half a time, so that
+    nothing is infinite. At tau = 1 this is balanced softmax (Ren et al. 2020, arXiv 2007.10740);
+    other tau: Menon et al. 2021, arXiv 2007.07314.
+    """
+    shown = np.maximum(np.asarray(counts, np.float64), 0.5)
+    return torch.from_numpy(tau * np.log(shown / shown.sum())).float()
 
 
 def known_weight(targets: Tensor, class_weights: Tensor | None) -> Tensor:
@@ -132,6 +152,15 @@ def _known_log_probabilities(logits: Tensor, targets: Tensor) -> tuple[Tensor, T
 def _weight_of_target(class_weights: Tensor | None, known: Tensor, index: Tensor) -> Tensor:
     """Look up the weight of each row's target, 0 where it is unknown: (B,) float32."""
     return known.float() if class_weights is None else class_weights.float()[index] * known
+
+
+def _spread(log_p: Tensor, class_weights: Tensor | None, known: Tensor, total: Tensor) -> Tensor:
+    """Give each row's mean loss over all classes (B,), 0 where nothing is known.
+
+    A batch whose known targets all weigh nothing is 0 as a whole: `_divide` divides it by 1.
+    """
+    spread = -(log_p if class_weights is None else log_p * class_weights.float()).mean(dim=1)
+    return torch.where(known & (total > 0), spread, 0.0)
 
 
 def _divide(loss: Tensor, total: Tensor) -> Tensor:

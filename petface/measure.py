@@ -34,6 +34,7 @@ class Job:
     failures: FailureLog
     freeze_batchnorm: bool = False  # statistics stay as they came with the first weights
     augment_mode: AugmentMode = "exact"
+    clip_norm: float = 0.0  # of all gradients together; 0 = not clipped
     class_weights: dict[str, Tensor | None] = field(default_factory=dict)  # those of the loss
 
     def batches(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from petface.errors import UserError
 
-LR_KINDS: Final = ("constant", "cosine", "linear", "step")
+LrKind = Literal["constant", "cosine", "restarts", "linear", "step", "plateau"]
+LR_KINDS: Final = get_args(LrKind)
+_CYCLES: Final = (1, 2, 4)  # lengths of the cosines of "restarts"
 _WARMUP_START = 0.01  # not 0: at progress 0 the first step would otherwise change nothing
 _ROUNDING = 1e-9  # how far a sum of step lengths may overshoot 0..1
 
@@ -24,9 +27,10 @@ def lr_factor(
     For the first `warmup_frac` of training the factor climbs linearly from 0.01 to 1, whatever the
     kind; over the rest, t from 0 to 1, it follows
 
-    - "constant": 1;
+    - "constant": 1, and "plateau" too, to which `plateau_factor` belongs;
     - "cosine": half a cosine from 1 to `final_frac` (Loshchilov & Hutter 2017, arXiv 1608.03983, no
       restart);
+    - "restarts": three such cosines, each twice as long as the one before (the same paper);
     - "linear": a straight line from 1 to `final_frac`;
     - "step": divided by 10 at t = 1/3 and at t = 2/3, never below `final_frac` (He et al. 2016,
       arXiv 1512.03385, who divide at 30 and 60 of 90 epochs).
@@ -45,11 +49,37 @@ def lr_factor(
     t = (progress - warmup_frac) / (1.0 - warmup_frac) if warmup_frac < 1.0 else 0.0
     if kind == "cosine":
         return final_frac + (1.0 - final_frac) * 0.5 * (1.0 + math.cos(math.pi * t))
+    if kind == "restarts":
+        return final_frac + (1.0 - final_frac) * 0.5 * (1.0 + math.cos(math.pi * _in_cycle(t)))
     if kind == "linear":
         return final_frac + (1.0 - final_frac) * (1.0 - t)
     if kind == "step":
         return max(0.1 ** ((t >= 1 / 3) + (t >= 2 / 3)), final_frac)
     return 1.0
+
+
+def _in_cycle(t: float) -> float:
+    """Tell how far t in 0..1 is within its cosine, 0..1; the end of the last one is 1."""
+    begin = 0.0
+    for length in (cycle / sum(_CYCLES) for cycle in _CYCLES):
+        if t < begin + length:
+            return (t - begin) / length
+        begin += length
+    return 1.0
+
+
+def plateau_factor(figures: Iterable[float], patience: int, mode: Literal["max", "min"]) -> float:
+    """Give the factor on the learning rate after epochs that ended with `figures`.
+
+    A tenth each time `patience` epochs in a row have brought nothing better, 0 = never; that is
+    torch's `ReduceLROnPlateau` with threshold 0.
+    """
+    watch, factor = EarlyStopping(patience, mode), 1.0
+    for figure in figures:
+        watch.update(figure)
+        if watch.should_stop:
+            factor, watch.num_bad_epochs = factor / 10, 0
+    return factor
 
 
 @dataclass

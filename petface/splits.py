@@ -65,7 +65,7 @@ def make_splits(
         assert len(set(names)) == len(names), f"a record of {name} stands twice"
         by_stratum: dict[int, list[tuple[bytes, int]]] = {}
         for row, record, stratum in zip(rows.tolist(), names, strata[rows].tolist(), strict=True):
-            by_stratum.setdefault(stratum, []).append((_lot(seed, name, record), row))
+            by_stratum.setdefault(stratum, []).append((lot(seed, name, record), row))
         # small strata first, so that the large ones can mend the total
         order = sorted(by_stratum, key=lambda stratum: (len(by_stratum[stratum]), stratum))
         sizes = [len(by_stratum[stratum]) for stratum in order]
@@ -267,7 +267,7 @@ def _check_fractions(fractions: Sequence[float]) -> None:
         )
 
 
-def _lot(seed: int, species: str, record: str) -> bytes:
+def lot(seed: int, species: str, record: str) -> bytes:
     """Draw a record's place in the queue: the same on every machine and library version."""
     return hashlib.sha256(f"{seed}\n{species}\n{record}".encode()).digest()
 

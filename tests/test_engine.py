@@ -8,7 +8,9 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from petface import checkpoints, engine, losses
-from petface.augment import REGIMES
+from petface.augment import REGIMES, draw_parameters, to_float
+from petface.augment.mixing import Mixing, mix_batch
+from petface.averaging import WeightAverage
 from petface.batches import FileImages, Samples
 from petface.devices import Precision, choose_device, choose_precision
 from petface.errors import UserError
@@ -123,6 +125,90 @@ def test_an_epoch_without_augmentation_is_the_plain_loop(job, samples, tree):
     assert state.mean_loss == pytest.approx(losses_seen / num_seen, rel=1e-4)
     assert (state.num_images, state.num_unreadable, state.step) == (num_seen, 30 - num_seen, 4)
     assert set(job.failures.messages) == set(range(30)) - kept
+
+
+def test_a_mixed_batch_answers_for_both_labels_and_clipped_gradients_have_their_norm(
+    job, samples, tree
+):
+    """The reference mixes the plain photos with the draws of the first step of that seed."""
+    job.network.model.drop.p = 0.0
+    object.__setattr__(job, "clip_norm", 0.05)
+    reference, mixing = copy.deepcopy(job.network.model), Mixing("both", 1.0)
+    chosen = readable(tree, samples)[:8]
+    paths = naive.photos(tree.images)
+    x = torch.from_numpy(np.stack([naive.pixels(tree.images / paths[i], SIZE) for i in chosen]))
+    generator = torch.Generator().manual_seed(engine._step_seed(1, 0, 0))
+    draw_parameters(torch.zeros(8, dtype=torch.bool), *NONE, generator)
+    mixed = mix_batch(to_float(x.permute(0, 3, 1, 2)), mixing, generator)
+    assert mixed and 0.05 < mixed.share < 0.95
+    outputs, total = reference.train()(mixed.images), 0.0
+    for head, logits in zip(("one", "two"), outputs, strict=True):
+        own = torch.from_numpy(samples.labels[head][chosen])
+        for share, target in ((mixed.share, own), (1 - mixed.share, own[mixed.partner])):
+            loss = nn.functional.cross_entropy(logits, target, ignore_index=-1)
+            total = total + share * loss
+    total.backward()
+    nn.utils.clip_grad_norm_(reference.parameters(), 0.05)
+    torch.optim.SGD(reference.parameters(), lr=3.0).step()
+
+    progress = progress_of(job, torch.optim.SGD(job.network.model.parameters(), lr=1.0))
+    engine.train_epoch(
+        job, progress, samples, np.array(chosen), NONE, seed=1, rate=lambda _: 3.0, mixing=mixing
+    )
+    assert progress.epoch.mean_loss == pytest.approx(total.item(), rel=1e-5)
+    for name, tensor in reference.state_dict().items():
+        torch.testing.assert_close(job.network.model.state_dict()[name], tensor, msg=name)
+
+
+def test_a_parameter_group_takes_the_rate_times_its_factor(job, samples):
+    model = job.network.model
+    groups = [
+        {"params": model.one.parameters()},
+        {"params": model.two.parameters(), "lr_factor": 0.0},
+    ]
+    before = weights(job)
+    progress = progress_of(job, torch.optim.AdamW(groups, lr=0.01))
+    engine.train_epoch(job, progress, samples, np.arange(8), NONE, seed=0, rate=lambda _: 0.1)
+    after = weights(job)
+    assert torch.equal(before["two.weight"], after["two.weight"])
+    assert not torch.equal(before["one.weight"], after["one.weight"])
+    assert [group["lr"] for group in progress.optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_the_average_follows_every_step_and_is_what_is_measured(job, samples, tmp_path):
+    model, seen = job.network.model, []
+    progress = progress_of(job)
+    progress.average = WeightAverage(model, 0.9)
+    wanted = {k: v.clone().double() for k, v in weights(job).items()}
+    update = progress.average.update
+
+    def noted(model):
+        seen.append({k: v.clone() for k, v in model.state_dict().items()})
+        update(model)
+
+    progress.average.update = noted
+    engine.train_epoch(job, progress, samples, np.arange(30), NONE, seed=0, rate=lambda _: 0.1)
+    assert len(seen) == 4
+    for number, state in enumerate(seen):
+        decay = min(0.9, (1 + number) / (10 + number))
+        for name in wanted:
+            wanted[name] = decay * wanted[name] + (1 - decay) * state[name].double()
+    found = progress.average.model.state_dict()
+    for name in set(wanted) - {"body.1.num_batches_tracked"}:
+        torch.testing.assert_close(found[name].double(), wanted[name], rtol=1e-5, atol=1e-6)
+    assert found["body.1.num_batches_tracked"] == 4
+    assert not same(found, weights(job))
+
+    measured = progress.measured(job)
+    assert measured.network.model is progress.average.model
+    engine.evaluate(measured, samples, "average")
+    assert model.training and not measured.network.model.training
+    checkpoints.save(tmp_path / "last.pt", progress.state_dict())
+    other = progress_of(job)
+    assert other.measured(job) is job
+    other.average = WeightAverage(model, 0.9)
+    other.load_state_dict(checkpoints.load(tmp_path / "last.pt"))
+    assert same(other.average.model.state_dict(), found) and other.average.num_updates == 4
 
 
 @pytest.mark.parametrize("leave_after", [1, 2, 3])

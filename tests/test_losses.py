@@ -9,13 +9,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from petface.losses import inverse_frequency_weights, masked_cross_entropy, masked_focal_loss
+from petface.losses import (
+    inverse_frequency_weights,
+    logit_adjustment,
+    masked_cross_entropy,
+    masked_focal_loss,
+    specialist_loss,
+)
 
 LOSSES = {
     "cross_entropy": masked_cross_entropy,
     "smoothed": lambda x, y, w=None: masked_cross_entropy(x, y, w, label_smoothing=0.1),
     "focal_half": lambda x, y, w=None: masked_focal_loss(x, y, 0.5, w),
     "focal_two": lambda x, y, w=None: masked_focal_loss(x, y, 2.0, w),
+    "focal_smoothed": lambda x, y, w=None: masked_focal_loss(x, y, 2.0, w, label_smoothing=0.1),
 }
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
@@ -69,6 +76,56 @@ def test_focal_equals_a_naive_loop(weighted: bool, gamma: float) -> None:
         chosen = weights if weighted else None
         loss = masked_focal_loss(logits, targets, gamma, chosen)
         assert loss.item() == pytest.approx(naive_focal(logits, targets, gamma, chosen), rel=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_smoothed_focal_is_the_smoothed_cross_entropy_of_each_row_times_its_factor(
+    weighted: bool,
+) -> None:
+    for seed in range(3):
+        logits, targets, weights = random_case(seed)
+        chosen = weights if weighted else None
+        known = targets >= 0
+        rows = F.cross_entropy(
+            logits[known].double(),
+            targets[known],
+            None if chosen is None else chosen.double(),
+            reduction="none",
+            label_smoothing=0.2,
+        )
+        p = logits[known].double().softmax(1).gather(1, targets[known, None])[:, 0]
+        norm = known.sum() if chosen is None else chosen.double()[targets[known]].sum()
+        found = masked_focal_loss(logits, targets, 1.5, chosen, label_smoothing=0.2)
+        assert found.item() == pytest.approx(float(((1 - p) ** 1.5 * rows).sum() / norm), rel=1e-5)
+        plain = masked_focal_loss(logits, targets, 0.0, chosen, label_smoothing=0.2)
+        assert torch.equal(plain, masked_cross_entropy(logits, targets, chosen, 0.2))
+
+
+def test_logit_adjustment_makes_a_network_that_knows_nothing_answer_the_shares() -> None:
+    """Balanced softmax: equal logits mean probabilities as often as the classes are shown."""
+    counts = np.array([70, 20, 10])
+    adjustment = logit_adjustment(counts, 1.0)
+    torch.testing.assert_close(adjustment.exp(), torch.tensor([0.7, 0.2, 0.1]))
+    torch.testing.assert_close(logit_adjustment(counts, 0.5), adjustment / 2)
+    assert torch.isfinite(logit_adjustment(np.array([5, 0]), 1.0)).all()
+    logits = torch.zeros(100, 3, requires_grad=True)
+    targets = torch.tensor([0] * 70 + [1] * 20 + [2] * 10)
+    masked_cross_entropy(logits + adjustment, targets).backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad.sum(0), torch.zeros(3), atol=1e-6, rtol=0)
+
+
+def test_a_specialists_heads_are_smoothed_and_adjusted_each_in_its_way() -> None:
+    one, labels, _ = random_case(1)
+    two = torch.randn(40, 2, generator=torch.Generator().manual_seed(9))
+    targets = {"breed": labels, "gender": labels % 2}
+    shift = logit_adjustment(np.array([5, 4, 3, 2, 1]), 1.0)
+    found = specialist_loss(
+        (one, two), targets, {"breed": None, "gender": None}, 2.0, None, 0.1, {"breed": shift}
+    )
+    wanted = masked_focal_loss(one + shift, labels, 2.0, label_smoothing=0.1)
+    wanted = wanted + masked_cross_entropy(two, labels % 2, label_smoothing=0.1)
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.5, 5.0])

@@ -2,102 +2,99 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
-from petface.augment.mixing import Mixed, cutmix, mixed_cross_entropy, mixup
+from petface.augment.mixing import Mixing, adapted_probability, cutmix, mix_batch, mixup
+
+IMAGES = torch.rand((40, 3, 11, 14), generator=torch.Generator().manual_seed(1))
+PARTNER = torch.randperm(40, generator=torch.Generator().manual_seed(2))
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-IMAGES = torch.rand((40, 3, 11, 14), generator=generator(1))
-
-
 def test_mixup_blends_each_image_with_its_partner():
-    mixed = mixup(IMAGES, 0.4, generator())
-    assert sorted(mixed.partner.tolist()) == list(range(40))
+    mixed = mixup(IMAGES, PARTNER, 0.3)
     for i in range(40):
-        share = float(mixed.share[i])
-        wanted = share * IMAGES[i] + (1 - share) * IMAGES[mixed.partner[i]]
+        wanted = 0.3 * IMAGES[i] + 0.7 * IMAGES[PARTNER[i]]
         torch.testing.assert_close(mixed.images[i], wanted, atol=1e-6, rtol=0)
 
 
-def test_cutmix_replaces_one_rectangle_and_counts_its_pixels():
-    mixed = cutmix(IMAGES, 1.0, generator())
-    for i, partner in enumerate(mixed.partner.tolist()):
-        kept = replaced = 0
-        rows, columns = set(), set()
-        for y in range(11):
-            for x in range(14):
-                pixel = mixed.images[i, :, y, x]
-                if torch.equal(pixel, IMAGES[i, :, y, x]):
-                    kept += 1
-                if torch.equal(pixel, IMAGES[partner, :, y, x]) and partner != i:
-                    replaced += 1
-                    rows.add(y)
-                    columns.add(x)
-        if partner == i:
-            assert kept == 11 * 14
-            continue
-        assert kept + replaced == 11 * 14 and replaced == len(rows) * len(columns)
-        assert rows == set(range(min(rows, default=0), max(rows, default=-1) + 1))
-        assert columns == set(range(min(columns, default=0), max(columns, default=-1) + 1))
-        assert float(mixed.share[i]) == pytest.approx(kept / (11 * 14), abs=1e-6)
+@pytest.mark.parametrize("centre", [(0.5, 0.5), (0.0, 1.0), (0.9, 0.2)])
+@pytest.mark.parametrize("wanted", [0.0, 0.4, 0.9, 1.0])
+def test_cutmix_replaces_one_rectangle_and_counts_its_pixels(centre, wanted):
+    mixed = cutmix(IMAGES, PARTNER, wanted, centre)
+    half = [(1 - wanted) ** 0.5 * side / 2 for side in (11, 14)]
+    kept = 0
+    for y in range(11):
+        for x in range(14):
+            pixels = mixed.images[:, :, y, x]
+            is_own = torch.equal(pixels, IMAGES[:, :, y, x])
+            assert is_own or torch.equal(pixels, IMAGES[PARTNER, :, y, x])
+            kept += is_own
+            away = abs(y + 0.5 - centre[0] * 11) - half[0], abs(x + 0.5 - centre[1] * 14) - half[1]
+            if max(away) < -0.5 or max(away) > 0.5:  # not at the rounded border
+                assert is_own == (max(away) > 0)
+    assert mixed.share == pytest.approx(kept / (11 * 14), abs=1e-6)
+
+
+def test_partners_bring_their_labels_for_every_head():
+    labels = {"one": torch.arange(40), "two": -torch.ones(40, dtype=torch.int64)}
+    found = mixup(IMAGES, PARTNER, 0.5).partner_labels(labels)
+    assert torch.equal(found["one"], PARTNER) and torch.equal(found["two"], labels["two"])
 
 
 def test_shares_follow_the_beta_distribution():
-    many = torch.zeros((20_000, 1, 1, 1))
+    few = IMAGES[:2, :, :1, :1]
     for alpha in (0.2, 1.0, 3.0):
-        share = mixup(many, alpha, generator(5)).share
-        assert share.mean() == pytest.approx(0.5, abs=0.01)
-        assert share.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.03)  # of Beta(a, a)
-    inside = cutmix(torch.zeros((4000, 1, 64, 64)), 1.0, generator(5))
-    assert 0.5 < inside.share.mean() < 0.7  # boxes cut at the border replace less
+        mixing = Mixing("mixup", 1.0, alpha)
+        found = [mix_batch(few, mixing, generator(seed)) for seed in range(3000)]
+        share = torch.tensor([mixed.share for mixed in found if mixed])
+        assert len(share) == 3000 and share.mean() == pytest.approx(0.5, abs=0.02)
+        assert share.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)  # of Beta(a, a)
 
 
-@pytest.mark.parametrize("mix", [mixup, cutmix])
-def test_a_seed_gives_the_same_mix_and_the_input_stays(mix):
-    before = IMAGES.clone()
-    one, same, other = (mix(IMAGES, 0.5, generator(s)) for s in (3, 3, 4))
-    assert torch.equal(IMAGES, before)
-    assert torch.equal(one.images, same.images) and torch.equal(one.share, same.share)
+def test_as_many_batches_are_mixed_as_was_asked_for_and_both_ways_come_up():
+    mixing = Mixing("both", 0.6)
+    found = [mix_batch(IMAGES[:4], mixing, generator(seed)) for seed in range(1000)]
+    assert sum(mixed is not None for mixed in found) == pytest.approx(600, abs=50)
+    blended = 0
+    for mixed in found:
+        if mixed and mixed.partner.tolist() == [1, 2, 3, 0] and 0.1 < mixed.share < 0.9:
+            is_own = torch.isclose(mixed.images, IMAGES[:4])
+            is_partner = torch.isclose(mixed.images, IMAGES[[1, 2, 3, 0]])
+            blended += not (is_own | is_partner).all()
+    assert 3 < blended < 25
+    assert mix_batch(IMAGES, Mixing("both", 0.0), generator()) is None
+    assert mix_batch(IMAGES, Mixing("none", 1.0), generator()) is None
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix", "both"])
+def test_a_seed_gives_the_same_mix_and_the_input_stays(kind):
+    before, mixing = IMAGES.clone(), Mixing(kind, 1.0, 0.5)
+    one, same, other = (mix_batch(IMAGES, mixing, generator(s)) for s in (3, 3, 4))
+    assert one and same and other and torch.equal(IMAGES, before)
+    assert torch.equal(one.images, same.images) and one.share == same.share
     assert not torch.equal(one.images, other.images)
-    half = mix(IMAGES.bfloat16(), 0.5, generator(3))
-    assert half.images.dtype == torch.bfloat16 and torch.equal(half.share, one.share)
+    half = mix_batch(IMAGES.bfloat16(), mixing, generator(3))
+    assert half and half.images.dtype == torch.bfloat16 and half.share == one.share
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_loss_counts_the_known_part_of_each_pair(smoothing):
-    draw = np.random.default_rng(2)
-    logits = torch.from_numpy(draw.normal(size=(40, 5))).float().requires_grad_()
-    labels = torch.from_numpy(draw.integers(-1, 5, 40))
-    mixed = mixup(IMAGES, 0.7, generator(9))
-    found = mixed_cross_entropy(logits, labels, mixed, smoothing)
-    total = weight = 0.0
-    for i in range(40):
-        share = float(mixed.share[i])
-        for label, part in ((labels[i], share), (labels[mixed.partner[i]], 1 - share)):
-            if label >= 0:
-                loss = F.cross_entropy(logits[i], label, label_smoothing=smoothing)
-                total, weight = total + part * float(loss.detach()), weight + part
-    assert float(found.detach()) == pytest.approx(total / weight, rel=1e-5)
-    found.backward()
-    unknown = (labels < 0) & (labels[mixed.partner] < 0)
-    assert unknown.any() and logits.grad is not None
-    assert torch.equal(logits.grad[unknown], torch.zeros_like(logits[unknown]))
-    assert (logits.grad[~unknown].abs().sum(1) > 0).all()
+@pytest.mark.parametrize("kind", ["mixup", "cutmix", "both"])
+def test_processes_with_other_numbers_of_images_draw_the_same_way(kind):
+    mixing = Mixing(kind, 0.7)
+    for seed in range(30):
+        one, other = (mix_batch(IMAGES[:n], mixing, generator(seed)) for n in (7, 40))
+        assert (one is None) == (other is None)
+        assert one is None or other is None or one.share == other.share
 
 
-def test_pairs_with_themselves_are_plain_cross_entropy_and_nothing_known_is_zero():
-    logits = torch.randn((6, 4), generator=generator()).requires_grad_()
-    labels = torch.tensor([0, 3, -1, 2, 1, -1])
-    alone = Mixed(IMAGES[:6], torch.arange(6), torch.linspace(0, 1, 6))
-    wanted = F.cross_entropy(logits, labels, ignore_index=-1)
-    torch.testing.assert_close(mixed_cross_entropy(logits, labels, alone), wanted)
-    nothing = mixed_cross_entropy(logits, torch.full((6,), -1), alone)
-    nothing.backward()
-    assert nothing == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
+def test_more_is_mixed_while_the_validation_loss_rises_and_less_while_it_falls():
+    assert adapted_probability([], 0.8) == pytest.approx(0.4)
+    assert adapted_probability([3.0, 2.0], 0.8) == pytest.approx(0.24)
+    assert adapted_probability([3.0, 2.0, 2.0], 0.8) == pytest.approx(0.4)  # not lower: more
+    assert adapted_probability([2.0, 3.0, 4.0, 5.0, 6.0], 0.8) == pytest.approx(0.8)
+    assert adapted_probability([9.0 - k for k in range(9)], 0.8) == 0.0
+    assert adapted_probability([2.0, float("nan"), 1.0], 1.0) == pytest.approx(0.5)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from petface.errors import UserError
-from petface.schedule import LR_KINDS, EarlyStopping, lr_factor
+from petface.schedule import LR_KINDS, EarlyStopping, lr_factor, plateau_factor
 
 
 def test_cosine_equals_torch() -> None:
@@ -22,6 +22,37 @@ def test_cosine_equals_torch() -> None:
         assert ours == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
         optimizer.step()
         scheduler.step()
+
+
+def test_restarts_equal_torch() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
+        optimizer, T_0=10, T_mult=2, eta_min=0.05
+    )
+    for step in range(70):
+        ours = lr_factor(step / 70, "restarts", final_frac=0.05)
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9), step
+        optimizer.step()
+        scheduler.step()
+    assert lr_factor(1.0, "restarts", final_frac=0.05) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("patience", [1, 2, 4])
+def test_plateau_equals_torch(mode: str, patience: int) -> None:
+    figures = np.random.default_rng(patience).normal(size=40).cumsum()
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    # torch waits for more than `patience` bad epochs, ours for as many
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, mode, patience=patience - 1, threshold=0.0, eps=0.0
+    )
+    for number in range(40):
+        ours = plateau_factor(figures[:number], patience, mode)
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), number
+        scheduler.step(figures[number])
+    assert plateau_factor(figures, 0, mode) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -65,7 +96,7 @@ def test_factor_stays_within_0_and_1(kind: str, warmup_frac: float, final_frac: 
     assert all(0.0 <= f <= 1.0 for f in factors)
     assert all(f > 0.0 for f in factors[:-1])
     after = factors[math.ceil(100 * warmup_frac) :]
-    assert after == sorted(after, reverse=True)
+    assert kind == "restarts" or after == sorted(after, reverse=True)
 
 
 def test_rounding_of_progress_is_forgiven_and_more_is_not() -> None:
@@ -77,7 +108,9 @@ def test_rounding_of_progress_is_forgiven_and_more_is_not() -> None:
 
 
 def test_unknown_kind_names_the_choices() -> None:
-    with pytest.raises(UserError, match="'cosin'.*constant, cosine, linear, step"):
+    with pytest.raises(
+        UserError, match="'cosin'.*constant, cosine, restarts, linear, step, plateau"
+    ):
         lr_factor(0.5, "cosin")
 
 

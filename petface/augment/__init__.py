@@ -20,6 +20,7 @@ from petface.augment.regimes import (
     TAIL,
     AugmentParameters,
     AugmentRegime,
+    Strength,
     draw_parameters,
 )
 from petface.augment.table import normalise, to_float
@@ -34,6 +35,7 @@ __all__ = [
     "AugmentMode",
     "AugmentParameters",
     "AugmentRegime",
+    "Strength",
     "augment",
     "augment_batch",
     "augment_fast",

@@ -1,93 +1,106 @@
-"""Mix the images of a batch in pairs (mixup, CutMix), and the loss over labels that may be unknown.
+"""Mix the images of a batch in pairs: mixup and CutMix.
 
-Both give each image a partner from the same batch and a share: how much of the result is the image
-itself. The labels of the partners are `labels[mixed.partner]`.
+Each image gets a partner from the same batch; one share, how much of the result is the image
+itself, holds for the whole batch. A loss of the mixed images is share * loss(own labels) +
+(1 - share) * loss(labels of the partners), whatever the loss.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+MixKind = Literal["none", "mixup", "cutmix", "both"]
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How often batches are mixed, and how: "both" takes either, a coin for each batch."""
+
+    kind: MixKind = "none"
+    probability: float = 0.0
+    alpha: float = 1.0  # share ~ Beta(alpha, alpha)
 
 
 @dataclass(frozen=True, eq=False)
 class Mixed:
-    """A mixed batch: images (B, C, H, W), partner (B,) int64 and share (B,) float32, on their
-    device.
-    """
+    """Mixed images (B, C, H, W), each image's partner (B,) int64 and the share of itself."""
 
     images: Tensor
     partner: Tensor
-    share: Tensor
+    share: float
+
+    def partner_labels(self, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give the labels (B,) of the partners, for every head."""
+        return {head: label[self.partner] for head, label in labels.items()}
 
 
-def mixup(images: Tensor, alpha: float, generator: torch.Generator) -> Mixed:
-    """Blend each of (B, C, H, W) float images with a partner: share * own + (1 - share) * partner.
+def mix_batch(images: Tensor, mixing: Mixing, generator: torch.Generator) -> Mixed | None:
+    """Mix (B, C, H, W) float images, or give None where the lot says that this batch stays as
+    it is.
 
-    The share is Beta(alpha, alpha), drawn per image by `generator` (on the CPU), float arithmetic
-    in the images' dtype. Zhang et al., "mixup", arXiv 1710.09412.
+    `generator` is on the CPU. All that it decides before the partners depends on its state alone,
+    so processes that share a batch mix it alike, each within its own images.
     """
-    partner, share = (t.to(images.device) for t in _draw_pairs(len(images), alpha, generator))
-    own = share.to(images.dtype).view(-1, 1, 1, 1)
-    return Mixed(torch.lerp(images[partner], images, own), partner, share)
+    if mixing.kind == "none" or mixing.probability == 0:
+        return None
+    lot, coin = torch.rand(2, generator=generator).tolist()
+    share = _draw_share(mixing.alpha, generator)
+    centre = torch.rand(2, generator=generator).tolist()
+    partner = torch.randperm(len(images), generator=generator).to(images.device)
+    if lot >= mixing.probability:
+        return None
+    if mixing.kind == "mixup" or (mixing.kind == "both" and coin < 0.5):
+        return mixup(images, partner, share)
+    return cutmix(images, partner, share, (centre[0], centre[1]))
 
 
-def cutmix(images: Tensor, alpha: float, generator: torch.Generator) -> Mixed:
-    """Replace a rectangle of each of (B, C, H, W) images by the same place of its partner.
+def mixup(images: Tensor, partner: Tensor, share: float) -> Mixed:
+    """Blend: share * own + (1 - share) * partner. Zhang et al., "mixup", arXiv 1710.09412."""
+    return Mixed(torch.lerp(images[partner], images, share), partner, share)
 
-    The rectangle has the image's shape, 1 - Beta(alpha, alpha) of its area, a uniform centre and is
-    cut at the border; the share counts the pixels that were kept. Any dtype. Yun et al., "CutMix",
-    arXiv 1905.04899.
+
+def cutmix(
+    images: Tensor, partner: Tensor, wanted_share: float, centre: tuple[float, float]
+) -> Mixed:
+    """Replace a rectangle by the same place of the partner.
+
+    It has the image's shape, 1 - `wanted_share` of its area and its centre (y, x) at these
+    fractions of the sides, and is cut at the border; the share that is given back counts the pixels
+    that were kept. Yun et al., "CutMix", arXiv 1905.04899.
     """
-    num_images, _, height, width = images.shape
-    partner, wanted = _draw_pairs(num_images, alpha, generator)
-    centres = torch.rand((2, num_images), generator=generator)
-    inside = []
-    for centre, side in zip(centres, (height, width), strict=True):
-        half = (1 - wanted).sqrt() * side / 2
-        begin = (centre * side - half).round().clamp(0, side).view(-1, 1)
-        end = (centre * side + half).round().clamp(0, side).view(-1, 1)
-        place = torch.arange(side).view(1, -1)
-        inside.append((place >= begin) & (place < end))
-    lines, columns = inside
-    replaced = lines.sum(1) * columns.sum(1)
-    share = 1 - replaced.float() / (height * width)
-    lines, columns, partner, share = (t.to(images.device) for t in (lines, columns, partner, share))
-    is_partner = (lines.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
-    return Mixed(torch.where(is_partner, images[partner], images), partner, share)
+    inside, area = [], 1.0
+    for place, side in zip(centre, images.shape[2:], strict=True):
+        half = (1 - wanted_share) ** 0.5 * side / 2
+        begin = min(max(round(place * side - half), 0), side)
+        end = min(max(round(place * side + half), 0), side)
+        inside.append(slice(begin, end))
+        area *= (end - begin) / side
+    mixed = images.clone()
+    mixed[:, :, inside[0], inside[1]] = images[partner, :, inside[0], inside[1]]
+    return Mixed(mixed, partner, 1 - area)
 
 
-def mixed_cross_entropy(
-    logits: Tensor, labels: Tensor, mixed: Mixed, label_smoothing: float = 0.0
-) -> Tensor:
-    """Average the cross-entropy over both labels of each pair, weighted by their shares.
+def adapted_probability(val_losses: Sequence[float], most: float) -> float:
+    """Give the probability of mixing after epochs with these validation losses: as much as the
+    network overfits.
 
-    logits (B, K), labels (B,) int64 with -1 for unknown. Of a pair with one unknown label the known
-    part counts alone, with its share; the sum is divided by the shares of all known labels, and is
-    0 with a zero gradient where nothing is known. float32 scalar, no waiting for the device.
+    It begins at half of `most` and goes up by a fifth of it after an epoch whose loss was not the
+    lowest so far, down by a tenth after one whose loss was; 0 and `most` are its bounds.
     """
-    log_p = logits.float().log_softmax(1)
-    total, weight = log_p.new_zeros(()), log_p.new_zeros(())
-    for target, share in ((labels, mixed.share), (labels[mixed.partner], 1 - mixed.share)):
-        known = target >= 0
-        loss = F.nll_loss(log_p, target, ignore_index=-1, reduction="none")
-        if label_smoothing:
-            loss = (1 - label_smoothing) * loss - label_smoothing * log_p.mean(1)
-        total = total + torch.where(known, share * loss, 0.0).sum()
-        weight = weight + torch.where(known, share, 0.0).sum()
-    return total / torch.where(weight > 0, weight, 1.0)
+    steps, lowest = 5, float("inf")  # in tenths of `most`
+    for loss in val_losses:
+        steps = max(steps - 1, 0) if loss < lowest else min(steps + 2, 10)
+        lowest = min(lowest, loss) if loss == loss else lowest
+    return most * steps / 10
 
 
-def _draw_pairs(num: int, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw a partner for each of `num` images, a permutation, and shares from Beta(alpha, alpha).
-
-    torch's Beta takes no generator: numpy's is seeded by it.
-    """
-    partner = torch.randperm(num, generator=generator)
+def _draw_share(alpha: float, generator: torch.Generator) -> float:
+    """Draw from Beta(alpha, alpha). torch's takes no generator: numpy's is seeded by it."""
     seed = int(torch.randint(1 << 62, (), generator=generator))
-    share = np.random.default_rng(seed).beta(alpha, alpha, num).astype(np.float32)
-    return partner, torch.from_numpy(share)
+    return float(np.random.default_rng(seed).beta(alpha, alpha))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -74,7 +74,20 @@ TAIL: Final = AugmentRegime(
     erase_p=0.25,
     erase_area_max_frac=0.2,
 )
-REGIMES: Final = {"none": NONE, "mild": BASE, "strong": TAIL}  # by the name that settings use
+CROP: Final = AugmentRegime(
+    flip_p=0.5,
+    rotate_deg=10.0,
+    crop_area_min_frac=0.35,
+    crop_aspect_max=4 / 3,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.05,
+    erase_p=0.25,
+    erase_area_max_frac=0.2,
+)
+Strength = Literal["none", "mild", "strong", "crop"]  # crop: strong, and a random part enlarged
+REGIMES: Final = {"none": NONE, "mild": BASE, "strong": TAIL, "crop": CROP}
 
 
 @dataclass(frozen=True)
