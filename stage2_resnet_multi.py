@@ -78,6 +78,7 @@ DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1; under torchrun auto is a GPU fo
 PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: what is fast on the device
 PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
+TENSORBOARD: bool = False  # the figures of every epoch as event files too
 SPREAD: bool = False  # under torchrun: True = each process trains other species, alone
 
 # ---- Network and optimisation ----

@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
-from petface import checkpoints, distributed, files
+from petface import board, checkpoints, distributed, files
 from petface.annotations import SpeciesAnnotations, write_conflicts
 from petface.catalog import Catalog
 from petface.errors import UserError
 from petface.settings import Settings
 
 FREE_TO_CHANGE = frozenset(
-    {"DEVICE", "NUM_WORKERS", "PACK", "SPECIES", "SPREAD"}
+    {"DEVICE", "NUM_WORKERS", "PACK", "SPECIES", "SPREAD", "TENSORBOARD"}
 )  # what a resumed run may set otherwise
 _PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
 
@@ -35,8 +35,9 @@ _PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn"
 class RunFolder:
     """A folder that this process holds; see `open_run`."""
 
-    def __init__(self, path: Path, prefix: str = "") -> None:
+    def __init__(self, path: Path, prefix: str = "", *, has_board: bool = False) -> None:
         self.path = path
+        self._has_board, self._num_on_board = has_board, 0
         self.last = path / f"{prefix}last.pt"
         self.best = path / f"{prefix}best.pt"
 
@@ -47,10 +48,16 @@ class RunFolder:
         distributed.barrier()
 
     def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
-        """Write `metrics.csv`, one row per epoch; the columns are the keys of the first row."""
+        """Write `metrics.csv`, one row per epoch; the columns are the keys of the first row.
+
+        The newest row goes to TensorBoard too, where the run has one.
+        """
         if history and distributed.is_main():
             rows = [[row.get(key, "") for key in history[0]] for row in history]
             files.write_csv(self.path / "metrics.csv", list(history[0]), rows)
+            if self._has_board and len(history) > self._num_on_board:
+                board.write_board(self.path, history[-1])
+                self._num_on_board = len(history)
 
     def write_errors(self, failures: Sequence[Sequence[str]]) -> None:
         """Write `errors.csv`: the images that could not be used, each once."""
@@ -102,7 +109,10 @@ def open_run(
         lock = FileIO(path / "run.lock", "a+")
     except OSError as error:
         raise files.write_error(path / "run.lock", error) from error
-    run = RunFolder(path, prefix)
+    has_board = settings.as_dict().get("TENSORBOARD", False)
+    if has_board:
+        board.check_board()
+    run = RunFolder(path, prefix, has_board=has_board)
     with lock:
         _hold(lock, path)
         if force:

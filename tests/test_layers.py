@@ -13,7 +13,7 @@ SCRIPTS = ("train_resnet_minority_aug_dynamic", "stage2_resnet_multi", "inferenc
 # folders (`FOLDERS`) the files may import each other.
 LAYERS = [
     {"errors", "installed", "png"},
-    {"files", "distributed", "ahead"},
+    {"files", "distributed", "ahead", "board"},
     {"taxonomy", "settings", "devices", "folding", "signal_stack", "stopping"},
     {
         "images",

@@ -15,7 +15,12 @@ from packaging.version import Version
 from tests import scripts
 
 LOCK = (scripts.REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
-NOT_LOCKED = {"requirements-bench.txt", "requirements-openvino.txt"}  # for some machines only
+NOT_LOCKED = {  # for some machines or wishes only
+    "requirements-bench.txt",
+    "requirements-openvino.txt",
+    "requirements-search.txt",
+    "requirements-tensorboard.txt",
+}
 FLOORS = {"torch": "2.11", "pillow": "12", "onnx": "1.16", "python-multipart": "0.0.18",
           "starlette": "0.49.1"}  # fmt: skip
 

@@ -13,6 +13,7 @@ With --folds every record is in the test part of one fold; splits.csv is left al
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -106,12 +108,7 @@ def main() -> int:
 
 def plan_runs(s: Settings, preset: Path, extra: list[str]) -> list[Planned]:
     """List the runs of a preset: every fold with every seed."""
-    kind = preset.resolve().parent.name
-    if kind not in SCRIPTS:
-        raise UserError(f"{preset}: lies in no folder of presets ({', '.join(SCRIPTS)})")
-    script = SCRIPTS[kind]
-    sys.path.insert(0, str(ROOT))
-    module = __import__(script)
+    preset, script, module = trainer_of(preset)
     before = ["--config", str(preset), *extra]
     plain = read_settings(module, before)
     folds: list[tuple[str, list[str]]] = [("", [])]
@@ -137,6 +134,20 @@ def plan_runs(s: Settings, preset: Path, extra: list[str]) -> list[Planned]:
     return found
 
 
+def trainer_of(preset: Path) -> tuple[Path, str, ModuleType]:
+    """Give a preset, the name of its trainer and its module, by the folder that it lies in."""
+    kind = preset.resolve().parent.name
+    if kind not in SCRIPTS:
+        raise UserError(f"{preset}: lies in no folder of presets ({', '.join(SCRIPTS)})")
+    return preset, SCRIPTS[kind], importlib.import_module(SCRIPTS[kind])
+
+
+def flag_of_change(word: str) -> list[str]:
+    """Turn NAME=value into the flag that says the same."""
+    name, _, value = word.partition("=")
+    return [f"--{name.lower().replace('_', '-')}", value]
+
+
 def train(s: Settings, number: int, run: Planned) -> int:
     """Train a run in a process of its own; its output goes to train.log in its folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -154,13 +165,14 @@ def train(s: Settings, number: int, run: Planned) -> int:
         ).returncode
     if code == 0 and run.script.startswith("stage2"):
         (run.folder / "sweep_finished").touch()
-    said = "" if code == 0 else f": {_last_line(run.folder / 'train.log')}"
+    said = "" if code == 0 else f": {last_line(run.folder / 'train.log')}"
     print(f"{run.preset} {run.variant}: {'finished' if code == 0 else f'left with {code}'}{said}")
     sys.stdout.flush()
     return code
 
 
-def _last_line(path: Path) -> str:
+def last_line(path: Path) -> str:
+    """Give what a run said last."""
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else ""
 

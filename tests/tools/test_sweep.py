@@ -39,7 +39,7 @@ def preset_of(folder: Path, stage: str, flags: list[object]) -> Path:
             table[name].append(word if isinstance(word, int | float) else str(word))
     lists = {"PHASE_EPOCHS", "PHASE_STAGES", "PHASE_LR", "PHASE_PATIENCE"}
     lines = [
-        f"{name} = {json.dumps(values if name in lists else values[0])}"
+        f"{name} = {json.dumps(values if name in lists else values[0] if values else True)}"
         for name, values in table.items()
     ]
     path = folder / "configs" / stage / "tiny.toml"

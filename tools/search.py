@@ -1,0 +1,191 @@
+"""Look for good constants of a preset with Optuna; the validation part decides.
+
+    pip install -r requirements-search.txt
+    python -m tools.search configs/stage1/tinypets.toml LR=1e-4..1e-2 MIX=none,mixup,both
+
+A range `a..b` of whole numbers is drawn evenly, one of other numbers by its logarithm where `a` is
+above 0; `a,b,c` are choices; `NAME=value` is the same for all trials. Each trial is a run of its
+own in OUT/<preset>/trial<n> with the preset's seed; bad ones are given up early by the median of
+the others at the same epoch. The same command goes on where it was stopped: the study stands in
+OUT/study.db. Prints the best trial and its command. What it found was chosen by the validation part
+of one seed: repeat it with tools.sweep before you believe it.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from petface import files
+from petface.errors import SettingsError, UserError, run_script
+from petface.settings import Positive, Seed, Settings, read_settings
+from tools.sweep import ROOT, flag_of_change, last_line, trainer_of
+
+if TYPE_CHECKING:
+    import optuna
+
+# ---- Search ----
+TRIALS: Positive = 20  # all together, also over several starts
+OUT: str = "runs/search"
+FIGURE: str = (
+    ""  # column of metrics.csv to be large; "" = SELECT_BY of stage 1, accuracy of stage 2
+)
+SEARCH_SEED: Seed = 0
+WARMUP_EPOCHS: Positive = 3  # before these no trial is given up
+
+LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A constant that is searched: its name, and how a trial draws it as text for its flag."""
+
+    name: str
+    draw: Callable[[Any], str]
+
+
+def main() -> int:
+    s = read_settings(
+        sys.modules[__name__],
+        positional=("PRESET", "a preset, then NAME=a..b, NAME=a,b,c or NAME=value"),
+    )
+    optuna = _optuna()
+    presets = [word for word in s.positional if "=" not in word]
+    if len(presets) != 1:
+        raise SettingsError(f"give one preset to search around, not {len(presets)}")
+    preset, script, module = trainer_of(Path(presets[0]))
+    changes = [word for word in s.positional if "=" in word]
+    choices = [choice for word in changes if (choice := parse_choice(word))]
+    fixed = [part for word in changes if not parse_choice(word) for part in flag_of_change(word)]
+    if not choices:
+        raise SettingsError("nothing to search: give a range or choices, such as LR=1e-4..1e-2")
+    base = ["--config", str(preset), *fixed]
+    for choice in choices:  # a misspelt name is refused before the first trial
+        if choice.name not in read_settings(module, base).as_dict():
+            read_settings(module, [*base, *flag_of_change(f"{choice.name}=x")])
+    out = Path(s.OUT)
+    out.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=f"sqlite:///{out / 'study.db'}",
+        study_name=f"{preset.stem} {' '.join(changes)}",
+        load_if_exists=True,
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=s.SEARCH_SEED),
+        pruner=optuna.pruners.MedianPruner(n_warmup_steps=s.WARMUP_EPOCHS),
+    )
+    over = [trial for trial in study.trials if trial.state.is_finished()]
+    print(f"{len(over)} trials so far, {max(0, s.TRIALS - len(over))} to go", flush=True)
+
+    def objective(trial: optuna.Trial) -> float:
+        drawn = [f"{choice.name}={choice.draw(trial)}" for choice in choices]
+        flags = [*base, *(part for word in drawn for part in flag_of_change(word))]
+        place = ["--runs-root", s.OUT, "--run-name", f"{preset.stem}/trial{trial.number}"]
+        figure = s.FIGURE or _figure_of(read_settings(module, flags))
+        folder = out / preset.stem / f"trial{trial.number}"
+        value = run_trial(trial, [str(ROOT / f"{script}.py"), *flags, *place], folder, figure)
+        print(f"trial {trial.number}: {' '.join(drawn)}: {figure} {value:.4f}", flush=True)
+        return value
+
+    if len(over) < s.TRIALS:
+        study.optimize(objective, n_trials=s.TRIALS - len(over))
+    done = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
+    if not done:
+        raise UserError(f"no trial came to its end; see {out / preset.stem}/trial*/train.log")
+    best = study.best_trial
+    rows = [[t.number, t.state.name, t.value, *t.params.values()] for t in study.trials]
+    files.write_csv(out / "trials.csv", ("trial", "state", "value", *best.params), rows)
+    words = " ".join(f"{name}={value}" for name, value in best.params.items())
+    print(f"best: trial {best.number}, {best.value:.4f}")
+    print(f"repeat it: python -m tools.sweep {preset} {words} --out runs/found")
+    return 0
+
+
+def parse_choice(word: str) -> Choice | None:
+    """Read NAME=a..b or NAME=a,b,c; None for NAME=value. `SettingsError` for an empty range."""
+    name, _, text = word.partition("=")
+    if ".." in text:
+        low, _, high = text.partition("..")
+        try:
+            ends = float(low), float(high)
+        except ValueError:
+            raise SettingsError(f"{word}: a range is two numbers, such as 1e-4..1e-2") from None
+        if not (math.isfinite(ends[0]) and math.isfinite(ends[1]) and ends[0] < ends[1]):
+            raise SettingsError(f"{word}: the range is empty")
+        if all(end.lstrip("-").isdigit() for end in (low, high)):
+            return Choice(name, lambda t: str(t.suggest_int(name, int(low), int(high))))
+        return Choice(
+            name, lambda t: repr(t.suggest_float(name, ends[0], ends[1], log=ends[0] > 0))
+        )
+    if "," in text:
+        return Choice(name, lambda t: str(t.suggest_categorical(name, text.split(","))))
+    return None
+
+
+def run_trial(trial: optuna.Trial, command: list[str], folder: Path, figure: str) -> float:
+    """Train in a process of its own and give its best `figure`; tells `trial` every epoch's.
+
+    Raises optuna's `TrialPruned` where the trial is given up, and for a run that failed.
+    """
+    optuna = _optuna()
+    folder.mkdir(parents=True, exist_ok=True)
+    log_path, told = folder / "train.log", 0
+    with (
+        log_path.open("ab") as log,
+        subprocess.Popen([sys.executable, *command], stdout=log, stderr=subprocess.STDOUT) as run,
+    ):
+        try:
+            while run.poll() is None:
+                time.sleep(LOOK_EVERY_S)
+                for value in _values(folder, figure)[told:]:
+                    trial.report(value, told)
+                    told += 1
+                if trial.should_prune():
+                    print(f"trial {trial.number}: given up after epoch {told}", flush=True)
+                    raise optuna.TrialPruned
+        except BaseException:
+            run.terminate()
+            raise
+    if run.returncode:
+        print(f"trial {trial.number}: {last_line(log_path)}", flush=True)
+        raise optuna.TrialPruned
+    return max(_values(folder, figure))
+
+
+def _values(folder: Path, figure: str) -> list[float]:
+    """Read a column of metrics.csv as far as it is written."""
+    path = next(iter([*folder.glob("metrics.csv"), *folder.glob("*/metrics.csv")]), None)
+    if path is None:
+        return []
+    with path.open(encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    if rows and figure not in rows[0]:
+        names = ", ".join(name for name in rows[0] if name.endswith("_frac"))
+        raise UserError(f"FIGURE {figure!r} is no column of {path}; there are: {names}")
+    return [float(row[figure]) for row in rows]
+
+
+def _figure_of(s: Settings) -> str:
+    values = s.as_dict()
+    return f"val_{values['SELECT_BY']}_frac" if "SELECT_BY" in values else "val_breed_accuracy_frac"
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError(
+            f"tools.search needs Optuna ({error}): pip install -r requirements-search.txt"
+        ) from error
+    return optuna
+
+
+if __name__ == "__main__":
+    run_script(main)
