@@ -14,6 +14,7 @@ of one seed: repeat it with tools.sweep before you believe it.
 from __future__ import annotations
 
 import csv
+import importlib
 import math
 import subprocess
 import sys
@@ -60,13 +61,14 @@ def main() -> int:
     presets = [word for word in s.positional if "=" not in word]
     if len(presets) != 1:
         raise SettingsError(f"give one preset to search around, not {len(presets)}")
-    preset, script, module = trainer_of(Path(presets[0]))
+    name, script, config = trainer_of(presets[0])
+    module = importlib.import_module(script)
     changes = [word for word in s.positional if "=" in word]
     choices = [choice for word in changes if (choice := parse_choice(word))]
     fixed = [part for word in changes if not parse_choice(word) for part in flag_of_change(word)]
     if not choices:
         raise SettingsError("nothing to search: give a range or choices, such as LR=1e-4..1e-2")
-    base = ["--config", str(preset), *fixed]
+    base = [*config, *fixed]
     for choice in choices:  # a misspelt name is refused before the first trial
         if choice.name not in read_settings(module, base).as_dict():
             read_settings(module, [*base, *flag_of_change(f"{choice.name}=x")])
@@ -75,7 +77,7 @@ def main() -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         storage=f"sqlite:///{out / 'study.db'}",
-        study_name=f"{preset.stem} {' '.join(changes)}",
+        study_name=f"{name} {' '.join(changes)}",
         load_if_exists=True,
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=s.SEARCH_SEED),
@@ -87,9 +89,9 @@ def main() -> int:
     def objective(trial: optuna.Trial) -> float:
         drawn = [f"{choice.name}={choice.draw(trial)}" for choice in choices]
         flags = [*base, *(part for word in drawn for part in flag_of_change(word))]
-        place = ["--runs-root", s.OUT, "--run-name", f"{preset.stem}/trial{trial.number}"]
+        place = ["--runs-root", s.OUT, "--run-name", f"{name}/trial{trial.number}"]
         figure = s.FIGURE or _figure_of(read_settings(module, flags))
-        folder = out / preset.stem / f"trial{trial.number}"
+        folder = out / name / f"trial{trial.number}"
         value = run_trial(trial, [str(ROOT / f"{script}.py"), *flags, *place], folder, figure)
         print(f"trial {trial.number}: {' '.join(drawn)}: {figure} {value:.4f}", flush=True)
         return value
@@ -98,13 +100,13 @@ def main() -> int:
         study.optimize(objective, n_trials=s.TRIALS - len(over))
     done = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
     if not done:
-        raise UserError(f"no trial came to its end; see {out / preset.stem}/trial*/train.log")
+        raise UserError(f"no trial came to its end; see {out / name}/trial*/train.log")
     best = study.best_trial
     rows = [[t.number, t.state.name, t.value, *t.params.values()] for t in study.trials]
     files.write_csv(out / "trials.csv", ("trial", "state", "value", *best.params), rows)
-    words = " ".join(f"{name}={value}" for name, value in best.params.items())
+    words = " ".join(f"{key}={value}" for key, value in best.params.items())
     print(f"best: trial {best.number}, {best.value:.4f}")
-    print(f"repeat it: python -m tools.sweep {preset} {words} --out runs/found")
+    print(f"repeat it: python -m tools.sweep {presets[0]} {words} --out runs/found")
     return 0
 
 

@@ -1,8 +1,9 @@
 """Train presets several times, with other seeds or folds, and compare them.
 
-    python -m tools.sweep configs/stage1/tinypets.toml configs/stage1/tinypets_plain.toml
+    python -m tools.sweep configs/stage1/tinypets.toml configs/stage1/realpets.toml
     python -m tools.sweep configs/stage2/realpets.toml --folds 5 --seeds 42
     python -m tools.sweep configs/stage1/tinypets.toml --out runs/lr LR=0.003 EPOCHS=10
+    python -m tools.sweep configs/stage1/tinypets.toml+configs/stage1/tinypets_plain.toml
 
 Each run has its own folder, OUT/<preset>/seed42 or OUT/<preset>/fold1_seed42. A finished run stays
 as it is and an unfinished one goes on, so the same command takes a sweep up where it stopped; a
@@ -22,7 +23,6 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ class Planned:
 def main() -> int:
     settings = read_settings(
         sys.modules[__name__],
-        positional=("PRESET", "presets of stage 1 or 2, and NAME=value for all their runs"),
+        positional=("PRESET", "presets, one over another with +, and NAME=value for all runs"),
     )
     presets = [word for word in settings.positional if "=" not in word]
     changes = [word.partition("=") for word in settings.positional if "=" in word]
@@ -89,7 +89,7 @@ def main() -> int:
     ]
     if not presets:
         raise SettingsError("give a preset: python -m tools.sweep configs/stage1/tinypets.toml")
-    plan = [run for preset in presets for run in plan_runs(settings, Path(preset), extra)]
+    plan = [run for preset in presets for run in plan_runs(settings, preset, extra)]
     if len({run.folder for run in plan}) < len(plan):
         raise SettingsError("two presets of one name, or a seed twice: their runs would mix")
     todo = [run for run in plan if not run.is_finished()]
@@ -106,17 +106,17 @@ def main() -> int:
     return 0
 
 
-def plan_runs(s: Settings, preset: Path, extra: list[str]) -> list[Planned]:
+def plan_runs(s: Settings, preset: str, extra: list[str]) -> list[Planned]:
     """List the runs of a preset: every fold with every seed."""
-    preset, script, module = trainer_of(preset)
-    before = ["--config", str(preset), *extra]
+    name, script, flags = trainer_of(preset)
+    module, before = importlib.import_module(script), [*flags, *extra]
     plain = read_settings(module, before)
     folds: list[tuple[str, list[str]]] = [("", [])]
     if s.FOLDS:
         paths = fold_files(
             plain.IMAGES_ROOT,
             plain.ANNOTATIONS_ROOT,
-            Path(s.OUT) / "folds" / f"{preset.parent.name}_{preset.stem}",
+            Path(s.OUT) / "folds" / f"{script}_{name}",
             num_folds=s.FOLDS,
             seed=s.FOLD_SEED,
             splits_file=plain.SPLITS_FILE,
@@ -126,20 +126,25 @@ def plan_runs(s: Settings, preset: Path, extra: list[str]) -> list[Planned]:
     for seed in s.SEEDS:
         for fold, split in folds:
             variant = f"{fold}seed{seed}"
-            place = ["--runs-root", s.OUT, "--run-name", f"{preset.stem}/{variant}"]
-            flags = (*before, *split, "--seed", str(seed), *place)
-            folder = Path(s.OUT) / preset.stem / variant
-            settings = read_settings(module, list(flags))
-            found.append(Planned(preset.stem, variant, script, settings, flags, folder))
+            place = ["--runs-root", s.OUT, "--run-name", f"{name}/{variant}"]
+            whole = (*before, *split, "--seed", str(seed), *place)
+            folder = Path(s.OUT) / name / variant
+            settings = read_settings(module, list(whole))
+            found.append(Planned(name, variant, script, settings, whole, folder))
     return found
 
 
-def trainer_of(preset: Path) -> tuple[Path, str, ModuleType]:
-    """Give a preset, the name of its trainer and its module, by the folder that it lies in."""
-    kind = preset.resolve().parent.name
+def trainer_of(preset: str) -> tuple[str, str, list[str]]:
+    """Give the name of a preset, its trainer by the folder it lies in, and the flags that say it.
+
+    Presets that are joined by "+" are laid over each other; the last one gives the name.
+    """
+    paths = [Path(part) for part in preset.split("+")]
+    kind = paths[-1].resolve().parent.name
     if kind not in SCRIPTS:
-        raise UserError(f"{preset}: lies in no folder of presets ({', '.join(SCRIPTS)})")
-    return preset, SCRIPTS[kind], importlib.import_module(SCRIPTS[kind])
+        raise UserError(f"{paths[-1]}: lies in no folder of presets ({', '.join(SCRIPTS)})")
+    flags = [word for path in paths for word in ("--config", str(path))]
+    return paths[-1].stem, SCRIPTS[kind], flags
 
 
 def flag_of_change(word: str) -> list[str]:

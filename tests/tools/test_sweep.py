@@ -98,7 +98,7 @@ def test_specialists_over_folds_two_at_once(tree, stage1_run, tmp_path):
     ]
     tested = [
         line.split(",")[1]
-        for path in sorted((out / "folds/stage2_tiny").glob("*.csv"))
+        for path in sorted((out / "folds/stage2_resnet_multi_tiny").glob("*.csv"))
         for line in path.read_text().splitlines()
         if line.startswith("cat,") and line.endswith(",test")
     ]
