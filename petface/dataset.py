@@ -26,6 +26,8 @@ from petface.splits import (
 )
 from petface.taxonomy import PRIMARY_ATTR_PRIORITY, UNKNOWN
 
+_MISSING_SHOWN = 13  # species without annotations that are named, as many as PetFace has
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -143,14 +145,17 @@ def _read_annotations(
     if not str(annotations_root) or not root.is_dir():
         raise UserError(f"annotations folder {str(annotations_root)!r} not found\n{EXPECTED_TREE}")
     aliases = read_aliases(aliases_file) if aliases_file else {}
-    annotations, notes = {}, []
+    annotations, notes, missing = {}, [], []
     for name in catalog.classes:
         path = root / f"{name}.csv"
         if path.exists():
             annotations[name] = read_species(path, name, aliases.get(name))
             notes += annotations[name].notes
         else:
-            notes.append(f"{name}: no {path}, so it trains in stage 1 and has NO specialist")
+            missing.append(f"{name}: no {path}, so it trains in stage 1 and has NO specialist")
+    notes += missing[:_MISSING_SHOWN]
+    if (more := len(missing) - _MISSING_SHOWN) > 0:
+        notes.append(f"... and so it is for {more} species more")
     if not annotations and (root / "annotations").is_dir():
         raise UserError(f"{root} holds no annotation file; use {root / 'annotations'} instead")
     return annotations, notes
@@ -202,8 +207,12 @@ def _scan_notes(found: Scan) -> list[str]:
 
 
 def _provenance_notes(path: Path, seed: int, fractions: Sequence[float]) -> list[str]:
-    """Say so where an existing split file was made with another seed or other fractions."""
+    """Say so where an existing split file was made with another seed or other fractions, or taken
+    from a source.
+    """
     made = read_side_file(path)
+    if made.get("origin"):
+        return [f"the split in {path} is that of {made['origin']}"]
     if made["seed"] == seed and list(made["fractions"]) == list(fractions):
         return []
     how = f"seed {made['seed']} and fractions {made['fractions']}"

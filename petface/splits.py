@@ -100,10 +100,12 @@ def write_splits(
     *,
     seed: int,
     fractions: Sequence[float] = FRACTIONS,
+    origin: str = "",
 ) -> None:
     """Write `splits.csv` (species, record, split) and its side file, each whole or not at all.
 
-    What another process has written since the caller looked stays as it is.
+    What another process has written since the caller looked stays as it is. `origin` names the
+    source that the split was taken from, where it was not drawn.
     """
     path = Path(path)
     assert side_file(path) != path, "a split file ends in .csv"
@@ -119,6 +121,7 @@ def write_splits(
         "format": FORMAT,
         "seed": seed,
         "fractions": list(fractions),
+        **({"origin": origin} if origin else {}),
         "sha256_of_csv": hashlib.sha256(table).hexdigest(),
         "species": per_species,
     }

@@ -8,7 +8,7 @@ import pytest
 from petface import dataset as module
 from petface.dataset import load_dataset
 from petface.errors import UserError
-from petface.splits import SPLITS
+from petface.splits import SPLITS, write_splits
 from tools.measure_scan import make_tree
 
 GENDERS = ["F", "M", ""]
@@ -125,6 +125,28 @@ def test_a_species_without_an_annotation_file_has_images_and_no_labels(tmp_path)
     assert any("yak" in note and "NO specialist" in note for note in data.notes)
     with pytest.raises(UserError, match="did you mean 'cat'"):
         data.image_labels("cats")
+
+
+def test_many_species_without_annotations_are_not_a_page_of_notes(tmp_path):
+    build(tmp_path, species=[f"kind{n:02d}" for n in range(20)], num_records=1)
+    for path in (tmp_path / "annotations").iterdir():
+        path.unlink()
+    notes = load(tmp_path).notes
+    assert sum("NO specialist" in note for note in notes) == 13
+    assert "... and so it is for 7 species more" in notes
+
+
+def test_a_split_says_where_it_was_taken_from(tmp_path):
+    build(tmp_path, num_records=5)
+    catalog = load(tmp_path).catalog
+    path = tmp_path / "official.csv"
+    species = np.array(catalog.classes)[catalog.record_class]
+    split = np.arange(catalog.num_records, dtype=np.int8) % 3
+    write_splits(path, species, catalog.record_names, split, seed=0, origin="the official lists")
+    data = load(tmp_path, splits_file=path, seed=7)
+    assert f"the split in {path} is that of the official lists" in data.notes
+    assert data.record_split.tolist() == split.tolist()
+    assert not any("was made with seed" in note for note in data.notes)
 
 
 def test_aliases_reach_their_species(tmp_path):

@@ -39,7 +39,7 @@ LAYERS = [
         "network",
         "openvino_network",
     },
-    {"dataset", "batches", "runs", "gradcam", "exported", "views"},
+    {"dataset", "batches", "runs", "gradcam", "exported", "views", "preparing"},
     {"pack", "recipe", "folds"},
     {"packing"},
     {"photo_samples", "lockstep", "measure"},

@@ -150,7 +150,7 @@ def load_torchvision_weights(body: nn.Module, name: str, policy: str) -> str:
     weights and says so in the returned text.
     """
     try:
-        with _network_patience(20.0):
+        with network_patience(20.0):
             enum = torchvision.models.get_model_weights(describe(name).constructor).DEFAULT
             state = enum.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network, or a damaged download
@@ -165,7 +165,7 @@ def load_torchvision_weights(body: nn.Module, name: str, policy: str) -> str:
 
 
 @contextmanager
-def _network_patience(seconds: float) -> Iterator[None]:
+def network_patience(seconds: float) -> Iterator[None]:
     """Bound each network wait, so that a silent firewall cannot hold a run up for minutes."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)

@@ -109,7 +109,7 @@ class _Scanner:
         """Name the folders of the root that can be species; note the rest as strays."""
         names = []
         for entry in sorted(self._entries(self.root), key=lambda entry: entry.name):
-            if reason := _not_a_folder(entry):
+            if reason := not_a_folder(entry):
                 self.stray(entry.name, reason)
                 continue
             try:
@@ -126,7 +126,7 @@ class _Scanner:
         folders: list[tuple[str, bytes]] = []
         strays: list[tuple[bytes, str]] = []
         for entry in self._entries(os.path.join(self.root, prefix)):
-            if reason := _not_a_folder(entry):
+            if reason := not_a_folder(entry):
                 strays.append((prefix + b"/" + entry.name, reason))
             else:  # a name that is not UTF-8 becomes readable text; the path keeps its bytes
                 text = entry.name.decode("utf-8", "backslashreplace")
@@ -156,7 +156,7 @@ class _Scanner:
         try:
             with os.scandir(os.path.join(self.root, folder)) as entries:
                 for entry in entries:
-                    reason = _not_an_image(entry)
+                    reason = not_an_image(entry)
                     if reason is None:
                         images.append(folder + b"/" + entry.name)
                     else:
@@ -192,7 +192,7 @@ def _progress_bar() -> tqdm:
     )
 
 
-def _not_an_image(entry: os.DirEntry[bytes]) -> str | None:
+def not_an_image(entry: os.DirEntry[bytes]) -> str | None:
     """Say why an entry of a record folder is not an image; None for an image."""
     name = entry.name
     if name.startswith(b"."):
@@ -208,7 +208,7 @@ def _not_an_image(entry: os.DirEntry[bytes]) -> str | None:
         return f"cannot be followed: {error.strerror}"
 
 
-def _not_a_folder(entry: os.DirEntry[bytes]) -> str | None:
+def not_a_folder(entry: os.DirEntry[bytes]) -> str | None:
     """Say why an entry above the record level is not a species or record; None for a folder."""
     if entry.name.startswith(b"."):
         return "hidden"
@@ -260,9 +260,9 @@ def _has_shape(root: Path) -> bool:
 def _holds_image(folder: Path | os.DirEntry[bytes], depth: int) -> bool:
     """Look at a few entries of each folder: is there an image exactly `depth` levels down?"""
     for entry in _some_entries(folder):
-        if depth == 1 and _not_an_image(entry) is None:
+        if depth == 1 and not_an_image(entry) is None:
             return True
-        if depth > 1 and _not_a_folder(entry) is None and _holds_image(entry, depth - 1):
+        if depth > 1 and not_a_folder(entry) is None and _holds_image(entry, depth - 1):
             return True
     return False
 

@@ -15,7 +15,10 @@ TOOLS = sorted(
     if "run_script(" in path.read_text(encoding="utf-8")
 )
 COMMAND = {scripts.INFERENCE: ["evaluate"]}  # a single photo's flags are the same
-NEEDED = {"tools/measure_scan.py": ["--folder", "unused"]}
+NEEDED = {
+    "tools/measure_scan.py": ["--folder", "unused"],
+    "tools/prepare_data.py": ["oxford_pets"],
+}
 
 
 def refused(done, *words):
@@ -27,7 +30,7 @@ def refused(done, *words):
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *TOOLS])
 def test_a_misspelt_flag_is_named_with_the_nearest(script, name):
-    shown = script(name, ["--help"])
+    shown = script(name, [*NEEDED.get(name, []), "--help"])
     assert shown.code == 0, shown.err
     flag = max(re.findall(r"^  (--[a-z0-9-]+)", shown.out, re.M), key=len)
     misspelt = flag[:5] + flag[6:]
