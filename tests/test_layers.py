@@ -30,7 +30,7 @@ LAYERS = [
         "probes",
     },
     {"sources", "annotations", "splits", "sampling", "checkpoints", "network", "openvino_network"},
-    {"dataset", "batches", "runs", "gradcam", "exported"},
+    {"dataset", "batches", "runs", "gradcam", "exported", "first_weights"},
     {"pack"},
     {"packing"},
     {"photo_samples", "lockstep", "measure"},
