@@ -33,9 +33,12 @@ from petface import (
 from petface.augment.mixing import MixKind
 from petface.batches import Samples, worker_count
 from petface.calibration import calibrate_heads, headline_figures
-from petface.dataset import Dataset, load_dataset
+from petface.dataset import Dataset, choose_species, load_dataset
 from petface.errors import SettingsError, UserError, run_script
+from petface.first_weights import initialise_body
 from petface.images import STATISTICS, Preprocessing
+from petface.models.architecture import Architecture
+from petface.models.backbones import BackboneName
 from petface.models.multi_head import _MultiHeadModel, unfreeze
 from petface.network import Network
 from petface.packing import image_source
@@ -82,8 +85,14 @@ TENSORBOARD: bool = False  # the figures of every epoch as event files too
 SPREAD: bool = False  # under torchrun: True = each process trains other species, alone
 
 # ---- Network and optimisation ----
-BACKBONE: Literal["resnet18", "mobilenet_v2"] = "resnet18"
-WEIGHTS: str = "torchvision"  # torchvision (ImageNet), none, or a file (stage 1's best.pt too)
+BACKBONE: BackboneName = (
+    "resnet18"  # resnet34/50, efficientnet_b0, mobilenet_v2, mobilenet_v3_small
+)
+ATTENTION: Literal["none", "se"] = "none"  # se: squeeze-excitation after the last stage
+HEAD_HIDDEN: NonNegative = 0  # units of a layer between features and answers; 0 = none
+DROPOUT: Fraction = 0.0  # share of the features that a head does without in training; 0 = off
+BODIES: Positive = 1  # networks side by side, their features in a row
+WEIGHTS: str | tuple[str, ...] = "torchvision"  # none, a file; or a list: one for each body
 PRETRAINED: Literal["auto", "require", "none"] = "auto"  # when torchvision's weights cannot be had
 FREEZE_BATCHNORM: bool = False  # True for weights whose BatchNorm was folded away, and tiny data
 PHASE_STAGES: tuple[str, ...] = ("layer4", "layer4+layer3")  # besides the heads; or all, heads
@@ -137,7 +146,10 @@ def main() -> int:
     print("\n".join(dataset.notes))
     print(quick_audit_line(dataset, annotations_root=settings.ANNOTATIONS_ROOT))
     force = "force" in settings.switches
-    mine = chosen = choose_species(settings, dataset)
+    chosen, notes = choose_species(dataset, settings.SPECIES, settings.ANNOTATIONS_ROOT)
+    for note in notes:
+        print(note)
+    mine = chosen
     if settings.SPREAD:
         rule = Preprocessing(settings.IMAGE_SIZE_PX, settings.RESIZE_RULE)
         image_source(dataset.catalog, settings.PACK, rule)  # a pack is made before they part
@@ -156,26 +168,6 @@ def main() -> int:
     return 0
 
 
-def choose_species(s: Settings, dataset: Dataset) -> list[str]:
-    """List the species to train; one that has nothing to learn is said and left out of "all"."""
-    names = [s.SPECIES] if isinstance(s.SPECIES, str) else list(s.SPECIES)
-    is_all = names == ["all"]
-    chosen = []
-    for species in dataset.catalog.classes if is_all else names:
-        annotations = dataset.annotations.get(species)
-        if annotations is not None and any(annotations.vocabularies.values()):
-            chosen.append(species)
-            continue
-        reason = f"{species}: no known label in {s.ANNOTATIONS_ROOT}, so no specialist"
-        if not is_all:
-            known = ", ".join(dataset.catalog.classes)
-            raise UserError(f"SPECIES {reason} (species found: {known})")
-        print(reason)
-    if not chosen:
-        raise UserError(f"{s.ANNOTATIONS_ROOT}: no species has a known label, nothing to train")
-    return chosen
-
-
 def train_specialist(
     s: Settings, dataset: Dataset, species: str, run: runs.RunFolder, stop: StopRequest
 ) -> int:
@@ -188,8 +180,9 @@ def train_specialist(
     sampler_head = next((h for h in PRIMARY_ATTR_PRIORITY[:-1] if h in vocabularies), None)
     parts = split_into_samples(s, dataset, species, vocabularies, sampler_head)
     torch.manual_seed(s.SEED)
-    model = _MultiHeadModel({h: len(names) for h, names in vocabularies.items()}, s.BACKBONE)
-    pretrained = checkpoints.initialise_body(model.body, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
+    architecture = Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
+    model = _MultiHeadModel({h: len(names) for h, names in vocabularies.items()}, architecture)
+    pretrained = initialise_body(model.body, s.BACKBONE, s.WEIGHTS, s.PRETRAINED, species)
     job = make_job(s, dataset, model, parts, run)
     distributed.copy_from_main(model)
     draw = make_draw(s, parts["train"], sampler_head)
@@ -198,7 +191,7 @@ def train_specialist(
         "kind": "stage2",
         "species": species,
         "head_vocabs": {head: list(names) for head, names in vocabularies.items()},
-        "backbone": s.BACKBONE,
+        **architecture.stored(),
         "preprocessing": job.network.preprocessing.to_dict(),
         "pretrained": pretrained,
     }
@@ -339,11 +332,11 @@ def make_job(
     """Gather what every pass needs; the network goes to the device."""
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
     network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
-    sizes = {name: model.heads[name].out_features for name in model.head_names}
-    weights, loss = recipe.specialist_loss(s, sizes, parts["train"].labels, network.device)
+    labels = parts["train"].labels
+    weights, loss = recipe.specialist_loss(s, model.head_sizes, labels, network.device)
     return engine.Job(
         network=network,
-        num_classes=sizes,
+        num_classes=model.head_sizes,
         loss=loss,
         class_weights=weights,
         source=image_source(dataset.catalog, s.PACK, preprocessing),

@@ -36,8 +36,10 @@ from petface.batches import Batch, Samples, worker_count
 from petface.calibration import calibrate_heads, headline_figures
 from petface.dataset import Dataset, load_dataset
 from petface.errors import UserError, run_script
+from petface.first_weights import initialise_body
 from petface.images import STATISTICS, Preprocessing
-from petface.models import backbones
+from petface.models.architecture import Architecture, build_classifier
+from petface.models.backbones import BackboneName
 from petface.network import Network
 from petface.packing import image_source
 from petface.reports.audit import quick_audit_line
@@ -81,8 +83,14 @@ NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of
 TENSORBOARD: bool = False  # the figures of every epoch as event files too
 
 # ---- Network and optimisation ----
-BACKBONE: Literal["resnet18", "mobilenet_v2"] = "resnet18"
-WEIGHTS: str = "none"  # none, torchvision (ImageNet), or a local file
+BACKBONE: BackboneName = (
+    "resnet18"  # resnet34/50, efficientnet_b0, mobilenet_v2, mobilenet_v3_small
+)
+ATTENTION: Literal["none", "se"] = "none"  # se: squeeze-excitation after the last stage
+HEAD_HIDDEN: NonNegative = 0  # units of a layer between features and answers; 0 = none
+DROPOUT: Fraction = 0.0  # share of the features that a head does without in training; 0 = off
+BODIES: Positive = 1  # networks side by side, their features in a row
+WEIGHTS: str | tuple[str, ...] = "none"  # none, torchvision, a file; or a list: one for each body
 PRETRAINED: Literal["auto", "require", "none"] = "auto"  # when torchvision's weights cannot be had
 FREEZE_BATCHNORM: bool = False  # True for weights whose BatchNorm was folded away, and tiny data
 EPOCHS: Positive = 50  # at most
@@ -158,8 +166,9 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest)
     sampler = make_sampler(s, parts["train"], len(classes))
     base_weights = sampler.weights.copy()
     torch.manual_seed(s.SEED)
-    model = backbones.build_classifier(s.BACKBONE, len(classes))
-    pretrained = checkpoints.initialise_body(model, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
+    architecture = Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
+    model = build_classifier(architecture, len(classes))
+    pretrained = initialise_body(model, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
     shown = np.bincount(parts["train"].labels["species"], minlength=len(classes)).astype(float)
     if s.SAMPLER == "weighted":
         shown *= base_weights
@@ -175,7 +184,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest)
     description = {
         "kind": "stage1",
         "class_to_index": {name: index for index, name in enumerate(classes)},
-        "backbone": s.BACKBONE,
+        **architecture.stored(),
         "preprocessing": job.network.preprocessing.to_dict(),
         "pretrained": pretrained,
     }
@@ -381,7 +390,6 @@ def finish(
     fitted, measured = calibrate_heads(val.answers, test.answers, s.WANTED_ACCURACY)
     guard, guard_figures = make_guard(
         job.network,
-        s.BACKBONE,
         job.source,
         parts,
         batch_size=s.BATCH_SIZE,

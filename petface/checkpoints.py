@@ -21,7 +21,8 @@ from petface import files, taxonomy
 from petface.errors import UserError
 from petface.guard import Guard
 from petface.images import Preprocessing
-from petface.models import backbones, layouts, multi_head
+from petface.models import layouts, multi_head
+from petface.models.architecture import PLAIN, Architecture, build_classifier
 from petface.reliability import HeadCalibration
 
 FORMAT = 1
@@ -39,14 +40,14 @@ class Stage1Checkpoint:
     """A species classifier ready for use: `classes[k]` is the name of logit k.
 
     `calibration` has its one head, "species", where the checkpoint was calibrated; `guard` knows
-    strangers by the stage means of `backbone`, None in a checkpoint without one.
+    strangers by the stage means of `model`, None in a checkpoint without one.
     """
 
     model: nn.Module
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     calibration: dict[str, HeadCalibration] = field(default_factory=dict)
-    backbone: str = "resnet18"
+    architecture: Architecture = PLAIN
     guard: Guard | None = None
 
 
@@ -118,32 +119,12 @@ _COPY_AGAIN = "copy the file again, or use last.pt of the same run"
 _REFUSAL = re.compile(r"GLOBAL [\w.]+|TorchScript|Trying to call reduce|Can only (create|build)")
 
 
-def initialise_body(body: nn.Module, name: str, weights: str, policy: str) -> str:
-    """Fill a body with its first weights in place and say where they came from.
-
-    `weights`: "none", "torchvision" (ImageNet) or the path of a checkpoint or state dictionary;
-    `policy`: "require", "auto" or "none", see `backbones.load_torchvision_weights`. A local file
-    that does not fit is always an error.
-    """
-    if policy == "none" or weights == "none":
-        return "random"
-    if weights == "torchvision":
-        return backbones.load_torchvision_weights(body, name, policy)
-    state = _weights_in(weights, load(weights))
-    own = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
-    try:
-        backbones.fill_body(body, name, own or state)
-    except RuntimeError as error:
-        raise CheckpointError(weights, f"does not fit a {name} body ({_first(error)})") from error
-    return f"file {Path(weights).name}"
-
-
 def read_stage1(path: str | Path) -> Stage1Checkpoint:
     """Read a species classifier: `"model"`, `"class_to_index"` and, where present, its
     preprocessing.
     """
     content = load(path)
-    state = _weights_in(path, content)
+    state = weights_in(path, content)
     table = content.get("class_to_index")
     table = table if isinstance(table, dict) else {}
     numbers = list(table.values())
@@ -152,11 +133,11 @@ def read_stage1(path: str | Path) -> Stage1Checkpoint:
             path, '"class_to_index" is missing or does not number its classes from 0', "use best.pt"
         )
     classes = tuple(str(name) for name in sorted(table, key=table.__getitem__))
-    name = _backbone(path, content)
-    model = _fill(path, backbones.build_classifier(name, len(classes)), state)
+    architecture = read_architecture(path, content)
+    model = _fill(path, build_classifier(architecture, len(classes)), state)
     rule, calibration = _preprocessing(path, content), read_calibration(path, content)
-    guard = _guard(path, content, name)
-    return Stage1Checkpoint(model, classes, rule, calibration, name, guard)
+    guard = _guard(path, content, architecture)
+    return Stage1Checkpoint(model, classes, rule, calibration, architecture, guard)
 
 
 def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
@@ -170,17 +151,18 @@ def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
     owner = content.get("species", species)
     if owner != species:
         raise CheckpointError(path, f"is a specialist for {owner}, not for {species}")
-    name = _backbone(path, content)
+    architecture = read_architecture(path, content)
+    read = layouts.read if architecture.is_plain else layouts.read_own
     try:
-        found = layouts.read(_weights_in(path, content), content)
+        found = read(weights_in(path, content), content)
     except ValueError as error:
         raise CheckpointError(path, str(error)) from error
     allowed = taxonomy.features_of(species)
-    heads = {
-        taxonomy.FEATURE_ALIASES.get(head, head): tensors for head, tensors in found.heads.items()
+    own_names = {taxonomy.FEATURE_ALIASES.get(head, head): head for head in found.heads}
+    known = (head for head in taxonomy.FEATURES if head in own_names and head in allowed)
+    sizes: dict[str, int] = {
+        head: size for head in known if (size := found.size_of(own_names[head]))
     }
-    heads = {head: heads[head] for head in taxonomy.FEATURES if head in heads and head in allowed}
-    sizes = {head: len(bias) for head, (_, bias) in heads.items() if len(bias) > 0}
     if not sizes:
         raise CheckpointError(path, f"has no head for {species} (heads: {sorted(found.heads)})")
     vocabularies, sources = {}, {}
@@ -192,10 +174,11 @@ def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
     for head, size in sizes.items():
         vocabularies[head], sources[head] = _vocabulary(path, species, head, size, stored)
     kind = multi_head.ChinchillaMultiHeadResNet18 if stored else multi_head.GenericMultiHeadResNet18
-    model = kind(sizes, name)
+    model = kind(sizes, architecture)
     state = {f"body.{key}": value for key, value in found.body.items()}
     for head in sizes:
-        state[f"heads.{head}.weight"], state[f"heads.{head}.bias"] = heads[head]
+        tensors = found.heads[own_names[head]]
+        state |= {f"heads.{head}.{name}": tensor for name, tensor in tensors.items()}
     _fill(path, model, state)
     rule, calibration = _preprocessing(path, content), read_calibration(path, content)
     return Stage2Checkpoint(model, species, vocabularies, sources, rule, calibration)
@@ -218,15 +201,15 @@ def _vocabulary(
     return tuple(str(index) for index in range(size)), "index"
 
 
-def _backbone(path: str | Path, content: Mapping[str, Any]) -> str:
-    name = content.get("backbone", "resnet18")
-    if not isinstance(name, str) or name not in backbones.BACKBONES:
-        known = ", ".join(backbones.BACKBONES)
-        raise CheckpointError(path, f"unknown backbone {name!r}; known: {known}", "update PetFace")
-    return name
+def read_architecture(path: str | Path, content: Mapping[str, Any]) -> Architecture:
+    """Read what network the weights are of; old checkpoints named its backbone at most."""
+    try:
+        return Architecture.from_stored(content)
+    except ValueError as error:
+        raise CheckpointError(path, str(error), "update PetFace, or copy the file again") from error
 
 
-def _weights_in(path: str | Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+def weights_in(path: str | Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Find the state dictionary in a checkpoint; DataParallel's `module.` prefix is dropped."""
     for key in ("model", "model_state_dict", "state_dict"):
         if isinstance(content.get(key), dict):
@@ -246,7 +229,9 @@ def _fill(path: str | Path, model: Any, state: Mapping[str, Tensor]) -> Any:
     try:
         model.load_state_dict(dict(state))
     except RuntimeError as error:
-        raise CheckpointError(path, f"weights do not fit the network ({_first(error)})") from error
+        raise CheckpointError(
+            path, f"weights do not fit the network ({first_lines(error)})"
+        ) from error
     return model.eval()
 
 
@@ -282,16 +267,18 @@ def read_calibration(path: str | Path, content: Mapping[str, Any]) -> dict[str, 
     return found
 
 
-def _guard(path: str | Path, content: Mapping[str, Any], backbone: str) -> Guard | None:
+def _guard(
+    path: str | Path, content: Mapping[str, Any], architecture: Architecture
+) -> Guard | None:
     """Read the not-a-pet guard; old checkpoints, last.pt and tiny runs hold none."""
     if content.get("guard") is None:
         return None
     try:
-        return Guard.from_dict(content["guard"], sum(backbones.describe(backbone).map_channels))
+        return Guard.from_dict(content["guard"], sum(architecture.map_channels))
     except ValueError as error:
         raise CheckpointError(path, f'"guard" {error}', _COPY_AGAIN) from error
 
 
-def _first(error: Exception) -> str:
+def first_lines(error: Exception) -> str:
     """Shorten load_state_dict's pages to their first two lines."""
     return " ".join(line.strip() for line in str(error).splitlines()[:2])

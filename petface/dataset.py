@@ -255,3 +255,29 @@ def _records_of(catalog: Catalog, class_number: int) -> np.ndarray:
 def species_of_records(catalog: Catalog) -> np.ndarray:
     """Name the species of each record: (R,) str."""
     return np.array(catalog.classes)[catalog.record_class]
+
+
+def choose_species(
+    dataset: Dataset, wanted: str | Sequence[str], annotations_root: str
+) -> tuple[list[str], list[str]]:
+    """List the species that can have a specialist: of "all", of one or of several by name.
+
+    Of "all", those without a known label are left out, with a note for each; by name they are a
+    `UserError`, as it is where none is left.
+    """
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    is_all = names == ["all"]
+    chosen, notes = [], []
+    for species in dataset.catalog.classes if is_all else names:
+        annotations = dataset.annotations.get(species)
+        if annotations is not None and any(annotations.vocabularies.values()):
+            chosen.append(species)
+            continue
+        reason = f"{species}: no known label in {annotations_root}, so no specialist"
+        if not is_all:
+            known = ", ".join(dataset.catalog.classes)
+            raise UserError(f"SPECIES {reason} (species found: {known})")
+        notes.append(reason)
+    if not chosen:
+        raise UserError(f"{annotations_root}: no species has a known label, nothing to train")
+    return chosen, notes

@@ -12,23 +12,23 @@ from tqdm import tqdm
 
 from petface.augment import normalise, to_float
 from petface.batches import OK, FileImages, even_slices, read_ahead
-from petface.models import backbones
+from petface.models.multi_body import forward_with_maps
 from petface.network import Network
 
 NUM_STAGES = 3  # of four: the last one knows the species and little else
 
 
-def pooled_maps(network: Network, body: Any, backbone: str, pixels: Tensor, grid: int) -> Tensor:
+def pooled_maps(network: Network, body: Any, pixels: Tensor, grid: int) -> Tensor:
     """(B, S, S, 3) uint8 -> (B, D) float32 on the CPU: the maps of layer1 to layer3, each averaged
     over grid x grid cells, because it matters where in a face something is.
 
-    `body` is a classifier or a body of the architecture `backbone`, on the network's device.
+    `body` is a classifier or a body, on the network's device.
     """
     rule = network.preprocessing
     x = to_float(pixels.permute(0, 3, 1, 2).to(network.device))
     x = normalise(x, rule.mean, rule.std)
     with torch.inference_mode(), network.precision.autocast(network.device):
-        _, maps = backbones.forward_with_maps(body, backbone, x)
+        _, maps = forward_with_maps(body, x)
     cells = [
         functional.adaptive_avg_pool2d(stage.float(), grid).flatten(1)
         for stage in maps[:NUM_STAGES]
@@ -39,7 +39,6 @@ def pooled_maps(network: Network, body: Any, backbone: str, pixels: Tensor, grid
 def features_of_photos(
     network: Network,
     body: Any,
-    backbone: str,
     source: FileImages,
     places: np.ndarray,
     *,
@@ -59,9 +58,9 @@ def features_of_photos(
         for item in read_ahead(source, slices, num_workers):
             readable.append(item.status == OK)
             if len(item.arrays[0]):
-                rows.append(pooled_maps(network, body, backbone, item.arrays[0], grid).numpy())
+                rows.append(pooled_maps(network, body, item.arrays[0], grid).numpy())
             bar.update(len(item.status))
-    num_features = grid * grid * sum(backbones.describe(backbone).map_channels[:NUM_STAGES])
+    num_features = grid * grid * sum(body.architecture.map_channels[:NUM_STAGES])
     return np.concatenate([np.empty((0, num_features), np.float32), *rows]), np.concatenate(
         readable
     )

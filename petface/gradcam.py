@@ -22,7 +22,8 @@ from petface import images
 from petface.augment import to_float
 from petface.errors import UserError
 from petface.images import ImageSource
-from petface.models.backbones import BACKBONES, STAGE_NAMES
+from petface.models.backbones import STAGE_NAMES, stage_end
+from petface.models.multi_body import bodies_of
 from petface.network import Network
 
 Map = npt.NDArray[np.float32]
@@ -37,7 +38,7 @@ def gradcam(
     """Map what speaks for a class: (H, W, 3) uint8 of the network's size -> (H, W) in 0..1.
 
     `head` is the place of the head among the outputs (0 for the species). The highest value is 1;
-    all are 0 where nothing speaks for the class.
+    all are 0 where nothing speaks for the class. Of several bodies, k runs over all their maps.
     """
     return gradcams(network, torch.from_numpy(pixels)[None], head, np.array([class_index]), layer)[
         0
@@ -49,16 +50,16 @@ def gradcams(
 ) -> Map:
     """Do `gradcam` for (B, H, W, 3) uint8 and a class for each, (B,): (B, H, W) float32."""
     size = pixels.shape[1:3]
-    maps: list[Tensor] = []
+    maps: list[Tensor] = []  # of each body
     caller = threading.get_ident()
 
     def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
         if threading.get_ident() != caller:  # another thread of a server asks the same network
             return None
         maps.append(output.detach().requires_grad_())
-        return maps[0]
+        return maps[-1]
 
-    handle = stage_module(network.model, layer).register_forward_hook(keep)
+    handles = [end.register_forward_hook(keep) for end in stage_ends(network.model, layer)]
     try:
         with torch.inference_mode(False), torch.enable_grad():
             batch = pixels.permute(0, 3, 1, 2).to(network.device)
@@ -66,11 +67,15 @@ def gradcams(
             wanted = torch.from_numpy(np.asarray(classes, np.int64)).to(network.device)
             # photos do not see each other in eval mode: one gradient serves the whole batch
             score = logits.float().gather(1, wanted[:, None]).sum()
-            (slope,) = torch.autograd.grad(score, maps[0])
+            slopes = torch.autograd.grad(score, maps)
     finally:
-        handle.remove()
-    cam = (slope.float().mean(dim=(2, 3), keepdim=True) * maps[0].detach().float()).sum(1).relu()
-    cam = enlarge(cam, size[0], size[1])
+        for handle in handles:
+            handle.remove()
+    weighted = [
+        (slope.float().mean(dim=(2, 3), keepdim=True) * one.detach().float()).sum(1)
+        for slope, one in zip(slopes, maps, strict=True)
+    ]
+    cam = enlarge(torch.stack(weighted).sum(0).relu(), size[0], size[1])
     highest = cam.amax(dim=(1, 2), keepdim=True)
     scaled = torch.where(highest > 0, cam / highest.clamp_min(1e-20), torch.zeros_like(cam))
     return scaled.cpu().numpy()
@@ -79,7 +84,7 @@ def gradcams(
 def enlarge(cams: Tensor, height: int, width: int) -> Tensor:
     """Spread the cells (B, h, w) over the photo, linearly: (B, height, width).
 
-    Every stride of both backbones stands at an odd kernel with equal padding, so cell i looks at
+    Every stride of all backbones stands at an odd kernel with equal padding, so cell i looks at
     the surroundings of pixel i * stride, not of the middle of the i-th of h equal parts (Araujo et
     al. 2019, Computing Receptive Fields of Convolutional Neural Networks, Distill). The usual
     `interpolate` moves maps right and down by half a cell, 16 of 224 px.
@@ -96,14 +101,12 @@ def _cell_weights(num: int, side: int) -> Tensor:
     return (1 - (place[:, None] - torch.arange(num)).abs()).clamp(min=0)
 
 
-def stage_module(model: nn.Module, layer: str) -> nn.Module:
-    """Find the module that ends a stage, one of `STAGE_NAMES`, of any of our networks."""
-    body = getattr(model, "body", model)
-    for backbone in BACKBONES.values():
-        name = backbone.stages[layer][-1].rstrip(".")
-        if name.split(".")[0] in dict(body.named_children()):
-            return body.get_submodule(name)
-    raise UserError(f"Grad-CAM knows no {type(body).__name__}; known: {', '.join(BACKBONES)}")
+def stage_ends(model: nn.Module, layer: str) -> list[nn.Module]:
+    """Find the module that ends a stage, one of `STAGE_NAMES`, in each body of our networks."""
+    try:
+        return [stage_end(body, layer) for body in bodies_of(getattr(model, "body", model))]
+    except UserError as error:
+        raise UserError(f"Grad-CAM {error}") from error
 
 
 def map_cells(network: Network) -> dict[str, int]:
@@ -118,7 +121,7 @@ def map_cells(network: Network) -> dict[str, int]:
         return keep
 
     handles = [
-        stage_module(network.model, layer).register_forward_hook(keeper(layer))
+        stage_ends(network.model, layer)[0].register_forward_hook(keeper(layer))
         for layer in STAGE_NAMES
     ]
     try:
@@ -132,7 +135,7 @@ def map_cells(network: Network) -> dict[str, int]:
 def finest_useful_layer(network: Network) -> tuple[str, int]:
     """Name the last stage whose maps have `MIN_CELLS` a side, and how many they have.
 
-    Both backbones make 7x7 cells of a 224 px photo and 2x2 of a 64 px photo; there an earlier stage
+    All backbones make 7x7 cells of a 224 px photo and 2x2 of a 64 px photo; there an earlier stage
     must serve, which knows less of classes and more of places.
     """
     cells = map_cells(network)

@@ -1,6 +1,6 @@
 """Tell photos that look like the training photos from strangers, by the means of the maps.
 
-Features are the stage means of `backbones.forward_with_maps`, (N, D). The score is the negative
+Features are the stage means of `multi_body.forward_with_maps`, (N, D). The score is the negative
 squared Mahalanobis distance to the nearest class (Lee et al. 2018, arXiv 1807.03888) over all four
 stages, with the shared covariance as its `RANK` largest directions and one variance for the rest
 (Moghaddam & Pentland 1997, IEEE PAMI 19(7)): a thirtieth of the numbers, and as good.

@@ -15,7 +15,7 @@ from petface.devices import Precision, choose_device, choose_precision
 from petface.errors import UserError
 from petface.folding import fold_batchnorm
 from petface.images import ImageSource, Preprocessing
-from petface.models import backbones
+from petface.models import backbones, multi_body
 
 NOT_FINITE = "the network's answer is not finite; check the checkpoint"
 _CPU_PIXELS = 8 * 224 * 224  # at once: what passes between layers stays in the cache
@@ -141,7 +141,7 @@ class Network:
         """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU; as `logits`."""
         return tuple(head.cpu() for head in self.logits(pixels.permute(0, 3, 1, 2)))
 
-    def logits_and_means(self, pixels: Tensor, backbone: str) -> tuple[Outputs, Tensor]:
+    def logits_and_means(self, pixels: Tensor) -> tuple[Outputs, Tensor]:
         """(B, size, size, 3) uint8 -> the logits of a classifier and, from the same pass, its
         stage means (B, D) float32; on the CPU, in pieces as `answer_pixels`.
         """
@@ -150,7 +150,7 @@ class Network:
         def ask(piece: Tensor) -> Outputs:
             x = normalise(to_float(piece), self.preprocessing.mean, self.preprocessing.std)
             with self.precision.autocast(self.device):
-                logits, maps = backbones.forward_with_maps(self.model, backbone, x)
+                logits, maps = multi_body.forward_with_maps(self.model, x)
             return logits.float(), backbones.stage_means(maps)
 
         logits, means = self._in_pieces(pixels.permute(0, 3, 1, 2), ask)
@@ -216,10 +216,10 @@ class ExactWhereClose:
         """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
         return self._decide(pixels, self.fast.answer_pixels(pixels))
 
-    def logits_and_means(self, pixels: Tensor, backbone: str) -> tuple[Outputs, Tensor]:
+    def logits_and_means(self, pixels: Tensor) -> tuple[Outputs, Tensor]:
         """Do what the fast network's does, with close calls decided; means are the fast one's."""
         assert isinstance(self.fast, Network)
-        outputs, means = self.fast.logits_and_means(pixels, backbone)
+        outputs, means = self.fast.logits_and_means(pixels)
         return self._decide(pixels, outputs), means
 
     def _decide(self, pixels: Tensor, outputs: Outputs) -> Outputs:

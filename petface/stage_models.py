@@ -72,7 +72,7 @@ class Stage1Model:
             return
         content = checkpoints.read_stage1(self.path)
         self.classes, self.calibration = content.classes, content.calibration
-        self.backbone, self.guard = content.backbone, content.guard
+        self.guard = content.guard
         self.network = network or _network(content, ("species",), device, precision)
 
     def predict(self, image: ImageSource, topk: int = 5) -> Stage1Prediction:
@@ -90,7 +90,7 @@ class Stage1Model:
             if scores is not None and self.guard_threshold is not None:
                 known = scores >= self.guard_threshold
         elif self.guard is not None and _gives_means(self.network):
-            outputs, means = self.network.logits_and_means(pixels, self.backbone)
+            outputs, means = self.network.logits_and_means(pixels)
             known = self.guard.knows(means)
         else:
             outputs = self.network.answer_pixels(pixels)

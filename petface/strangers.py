@@ -17,7 +17,6 @@ from torch import Tensor
 from petface import guard
 from petface.batches import OK, FileImages, Samples, even_slices, read_ahead
 from petface.devices import choose_precision
-from petface.models.backbones import describe
 from petface.network import Network
 
 MAX_PHOTOS = 4000  # of each part that are looked at, spread evenly over the species
@@ -61,7 +60,6 @@ KINDS: Final[Mapping[str, Callable[[np.ndarray, np.random.Generator], np.ndarray
 
 def make_guard(
     network: Network,
-    backbone: str,
     source: FileImages,
     parts: Mapping[str, Samples],
     *,
@@ -75,12 +73,12 @@ def make_guard(
     for final.json: shares of test photos called strangers, and of strangers not noticed.
     """
     exact = replace(network, precision=choose_precision("fp32", network.device))  # as single photos
-    exact.model.eval()
+    model: Any = exact.model.eval()
     draw = np.random.default_rng(seed)
-    num_features = sum(describe(backbone).map_channels)
+    num_features = sum(model.architecture.map_channels)
 
     def means_of(pixels: Tensor) -> Tensor:
-        return exact.logits_and_means(pixels, backbone)[1]
+        return exact.logits_and_means(pixels)[1]
 
     features: dict[str, Tensor] = {}
     labels: dict[str, np.ndarray] = {}

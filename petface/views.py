@@ -47,11 +47,11 @@ class AveragedViews:
         """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
         return _mean([self.network.answer_pixels(view) for view in views_of(pixels, self.views)])
 
-    def logits_and_means(self, pixels: Tensor, backbone: str) -> tuple[Outputs, Tensor]:
+    def logits_and_means(self, pixels: Tensor) -> tuple[Outputs, Tensor]:
         """Do what the network's does; the stage means are those of the photo as it is."""
         assert isinstance(self.network, Network | ExactWhereClose)
         first, *others = views_of(pixels, self.views)
-        outputs, means = self.network.logits_and_means(first, backbone)
+        outputs, means = self.network.logits_and_means(first)
         answered = [self.network.answer_pixels(view) for view in others]
         return _mean([outputs, *answered]), means
 

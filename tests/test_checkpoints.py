@@ -14,7 +14,8 @@ from petface import checkpoints
 from petface.checkpoints import CheckpointError
 from petface.guard import fit_guard
 from petface.images import Preprocessing
-from petface.models import backbones, multi_head
+from petface.models import multi_head
+from petface.models.architecture import Architecture, build_classifier
 from tests import reference_networks as reference
 
 # All of chinchilla's heads, a zero-class one among them; the names of each class, in index order.
@@ -126,7 +127,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read heads and vocabularies only: build nothing, so that a body need not be there."""
     monkeypatch.setattr(checkpoints, "_fill", lambda _path, model, _state: model)
     for kind in ("ChinchillaMultiHeadResNet18", "GenericMultiHeadResNet18"):
-        monkeypatch.setattr(multi_head, kind, lambda sizes, _backbone: tuple(sizes))
+        monkeypatch.setattr(multi_head, kind, lambda sizes, _architecture: tuple(sizes))
 
 
 def read(path: Path, species: str, sizes: dict[str, int], **content: Any):
@@ -222,7 +223,7 @@ def test_the_guard_of_stage1_comes_back_and_old_checkpoints_have_none(file: Path
     assert checkpoints.read_stage1(file).guard is None
     checkpoints.save(file, {**content, "guard": guard.to_dict()})
     found = checkpoints.read_stage1(file)
-    assert found.guard is not None and found.backbone == "resnet18"
+    assert found.guard is not None and found.architecture == Architecture("resnet18")
     assert torch.equal(found.guard.score(rows), guard.score(rows))
     assert found.guard.threshold == guard.threshold
 
@@ -235,29 +236,83 @@ def test_what_is_saved_comes_back(file: Path) -> None:
     assert found == {"format": checkpoints.FORMAT, "lists": [[1, 2.5], None], "text": "naïve"}
 
 
-@pytest.mark.parametrize("prefix", ["body.", ""])
-def test_first_weights_from_a_file(prefix: str, file: Path) -> None:
-    """A specialist's body, and a stage-1 checkpoint with its own classifier."""
-    state = {prefix + name: tensor for name, tensor in reference.resnet18_body().items()}
-    last = "heads.gender.weight" if prefix else "fc.weight"
-    reference.write(file, {"model": {**state, last: torch.zeros(2, 512)}})
-    body = backbones.build_body("resnet18")
-    told = checkpoints.initialise_body(body, "resnet18", str(file), "auto")
-    assert told == "file chinchilla_best.pt"
-    for name, tensor in body.state_dict().items():
-        assert torch.equal(tensor, reference.resnet18_body()[name]), name
+FULL = {"attention": "se", "hidden": 6, "dropout": 0.3, "bodies": 2}
+BUILT = [
+    Architecture("resnet34"),
+    Architecture("resnet50", hidden=6),
+    Architecture("resnet18", **FULL),
+    Architecture("efficientnet_b0", attention="se", dropout=0.2),
+    Architecture("mobilenet_v2", **FULL),
+    *(Architecture("mobilenet_v3_small", **{key: value}) for key, value in FULL.items()),
+    Architecture("mobilenet_v3_small", **FULL),
+]
 
 
-@pytest.mark.parametrize(("weights", "policy"), [("none", "require"), ("no/such.pt", "none")])
-def test_no_first_weights(weights: str, policy: str) -> None:
-    body = torch.nn.Linear(2, 2)
-    before = body.weight.clone()
-    assert checkpoints.initialise_body(body, "resnet18", weights, policy) == "random"
-    assert torch.equal(body.weight, before)
+def photos() -> torch.Tensor:
+    draw = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (3, 32, 32, 3), generator=draw, dtype=torch.uint8)
 
 
-def test_first_weights_that_do_not_fit(file: Path) -> None:
-    reference.write(file, {"model": {"conv1.weight": torch.zeros(64, 3, 7, 7)}})
-    body = torch.nn.Linear(2, 2)
-    with pytest.raises(CheckpointError, match=r"chinchilla_best\.pt: does not fit a resnet18"):
-        checkpoints.initialise_body(body, "resnet18", str(file), "auto")
+def answered(model: torch.nn.Module) -> tuple[torch.Tensor, ...]:
+    with torch.inference_mode():
+        out = model.eval()(photos().permute(0, 3, 1, 2) / 255)
+    return (out,) if isinstance(out, torch.Tensor) else out
+
+
+@pytest.mark.parametrize("architecture", BUILT, ids=str)
+def test_a_species_network_of_any_architecture_comes_back(
+    architecture: Architecture, file: Path
+) -> None:
+    torch.manual_seed(0)
+    model = build_classifier(architecture, 3)
+    content = {
+        **architecture.stored(),
+        "model": model.state_dict(),
+        "class_to_index": {"cat": 0, "dog": 1, "yak": 2},
+        "preprocessing": Preprocessing(32).to_dict(),
+    }
+    assert ("architecture" in content) == (not architecture.is_plain)
+    checkpoints.save(file, content)
+    found = checkpoints.read_stage1(file)
+    assert found.architecture == architecture
+    (expected,), (logits,) = answered(model), answered(found.model)
+    assert torch.equal(logits, expected)
+    one = Stage1Model(file, "cpu")  # BatchNorm folded
+    torch.testing.assert_close(
+        one.network.answer_pixels(photos())[0], expected, rtol=1e-4, atol=1e-4
+    )
+    prediction = one.predict(photos()[0].numpy())
+    assert prediction.label == ("cat", "dog", "yak")[int(expected[0].argmax())]
+
+
+@pytest.mark.parametrize("architecture", BUILT[1:], ids=str)
+def test_a_specialist_of_any_architecture_comes_back(
+    architecture: Architecture, file: Path
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"color1": 3, "gender": 2}
+    model = multi_head._MultiHeadModel({"gender": 2, "color1": 3}, architecture)
+    content = {
+        **architecture.stored(),
+        "species": "chinchilla",
+        "model": model.state_dict(),
+        "head_vocabs": {"gender": ["female", "male"], "color1": list("abc")},
+        "preprocessing": Preprocessing(32).to_dict(),
+    }
+    checkpoints.save(file, content)
+    found = checkpoints.read_stage2(file, "chinchilla")
+    assert found.model.architecture == architecture
+    assert found.model.head_sizes == sizes and set(found.sources.values()) == {"checkpoint"}
+    expected = dict(zip(model.head_names, answered(model), strict=True))
+    for head, logits in zip(found.model.head_names, answered(found.model), strict=True):
+        assert torch.equal(logits, expected[head])
+    two = Stage2Model.load_for_species("chinchilla", file, "cpu")
+    for head, logits in zip(two.heads, two.network.answer_pixels(photos()), strict=True):
+        torch.testing.assert_close(logits, expected[head], rtol=1e-4, atol=1e-4)
+    assert set(two.predict(photos()[0].numpy())) == set(sizes)
+
+
+def test_what_others_call_an_architecture_is_left_alone(file: Path) -> None:
+    content = {"model": reference.stored(HEADS), "head_vocabs": TABLES, "architecture": "resnet"}
+    found = checkpoints.read_stage2(reference.write(file, content), "chinchilla")
+    assert found.model.architecture == Architecture()

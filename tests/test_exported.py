@@ -132,7 +132,7 @@ def test_the_guard_scores_as_the_checkpoints_guard_does(made) -> None:
     network = exported.load(exported.read(bundle / "stage1.onnx"))
     (logits,), scores = network.logits_and_scores(pixels(20))
     reference = Network.build(content.model, content.preprocessing, "cpu", "fp32")
-    (expected,), means = reference.logits_and_means(pixels(20), content.backbone)
+    (expected,), means = reference.logits_and_means(pixels(20))
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert scores is not None and scores.dtype == torch.float64
     torch.testing.assert_close(scores, content.guard.score(means), rtol=1e-5, atol=0)

@@ -10,12 +10,19 @@ from torch import nn
 
 from petface.folding import fold_batchnorm
 from petface.images import Preprocessing
-from petface.models.backbones import build_classifier
+from petface.models.architecture import PLAIN, Architecture, build_classifier
+from petface.models.backbones import BACKBONES
 from petface.models.multi_head import ChinchillaMultiHeadResNet18
 from petface.network import ExactWhereClose, Network, top_margin
 
 RULE = Preprocessing(32, "stretch", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-BACKBONES = ("resnet18", "mobilenet_v2")
+WHOLE = {"attention": "se", "hidden": 6, "dropout": 0.4, "bodies": 2}
+ARCHITECTURES = [
+    *map(Architecture, BACKBONES),
+    Architecture("mobilenet_v3_small", attention="se"),
+    Architecture("resnet18", **WHOLE),
+    Architecture("mobilenet_v3_small", **WHOLE),
+]
 
 
 def trained(model: nn.Module) -> nn.Module:
@@ -35,14 +42,14 @@ def pixels(num: int = 6) -> torch.Tensor:
     return torch.randint(0, 256, (num, 32, 32, 3), generator=draw, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
 @pytest.mark.parametrize("heads", [1, 2])
-def test_a_folded_network_answers_as_before(backbone: str, heads: int) -> None:
+def test_a_folded_network_answers_as_before(architecture: Architecture, heads: int) -> None:
     torch.manual_seed(0)
     model = (
-        build_classifier(backbone, 5)
+        build_classifier(architecture, 5)
         if heads == 1
-        else ChinchillaMultiHeadResNet18({"breed": 7, "gender": 2}, backbone)
+        else ChinchillaMultiHeadResNet18({"breed": 7, "gender": 2}, architecture)
     )
     model = trained(model)
     x = (pixels().permute(0, 3, 1, 2) / 255 - torch.tensor(RULE.mean).view(3, 1, 1)) / (
@@ -54,7 +61,7 @@ def test_a_folded_network_answers_as_before(backbone: str, heads: int) -> None:
     names = [name for name, _ in model.named_modules()]
     network = Network.for_inference(model, RULE, "cpu", "fp32")
     for found, wanted in zip(network.answer_pixels(pixels()), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, wanted, rtol=5e-5, atol=1e-5)
     assert [name for name, _ in model.named_modules()] == names
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
 
@@ -89,17 +96,20 @@ def test_what_cannot_be_folded_is_left_alone_and_counted(kind: type[nn.Module]) 
 
 def test_training_mode_is_refused() -> None:
     with pytest.raises(AssertionError, match="folding would freeze"):
-        fold_batchnorm(build_classifier("resnet18", 2))
+        fold_batchnorm(build_classifier(PLAIN, 2))
 
 
 def test_a_network_built_for_training_is_not_folded() -> None:
-    network = Network.build(build_classifier("resnet18", 2), RULE, "cpu", "fp32")
+    network = Network.build(build_classifier(PLAIN, 2), RULE, "cpu", "fp32")
     assert any(isinstance(m, nn.BatchNorm2d) for m in network.model.modules())
 
 
-def test_heads_of_a_bf16_network_do_not_round_their_logits() -> None:
+@pytest.mark.parametrize(
+    "architecture", [PLAIN, Architecture("mobilenet_v3_small", **WHOLE)], ids=str
+)
+def test_heads_of_a_bf16_network_do_not_round_their_logits(architecture: Architecture) -> None:
     torch.manual_seed(0)
-    model = trained(build_classifier("resnet18", 5))
+    model = trained(build_classifier(architecture, 5))
     exact = Network.for_inference(copy.deepcopy(model), RULE, "cpu", "fp32")
     fast = Network.for_inference(model, RULE, "cpu", "bf16")
     (found,), (wanted,) = fast.answer_pixels(pixels()), exact.answer_pixels(pixels())

@@ -12,7 +12,8 @@ from torch import nn
 from petface import gradcam
 from petface.errors import UserError
 from petface.images import Preprocessing
-from petface.models.backbones import build_classifier
+from petface.models.architecture import Architecture, build_classifier
+from petface.models.backbones import BACKBONES
 from petface.models.multi_head import ChinchillaMultiHeadResNet18
 from petface.network import Network
 
@@ -112,18 +113,48 @@ def test_a_tiny_network():
     compare(network_of(model, 16), model.layer4, 16, 3)
 
 
-@pytest.mark.parametrize(
-    ("name", "last"), [("resnet18", lambda m: m.layer4), ("mobilenet_v2", lambda m: m.features)]
-)
-def test_the_species_network_of_both_backbones(name, last):
+@pytest.mark.parametrize("attention", ["none", "se"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0"])
+def test_the_species_network_of_several_backbones(name, attention):
+    """Attention belongs to the last stage: its map is the one that is pooled."""
     torch.manual_seed(1)
-    model = build_classifier(name, 4)
-    compare(network_of(model, 64, (0.4, 0.5, 0.6)), last(model), 64, 4)
+    model = build_classifier(Architecture(name, attention), 4)
+    last = model.layer4 if name == "resnet18" else model.features
+    compare(network_of(model, 64, (0.4, 0.5, 0.6)), last, 64, 4)
+
+
+def test_several_bodies_speak_together():
+    """Their maps in a row are the maps of one network; a body that the head ignores is silent."""
+    torch.manual_seed(6)
+    model = build_classifier(Architecture("mobilenet_v3_small", bodies=2), 3)
+    network, pixels, classes = network_of(model, 96), photos(2, 96), np.array([0, 2])
+    both = gradcam.gradcams(network, torch.from_numpy(pixels), 0, classes)
+    cams = torch.zeros(2, 3, 3)
+    with torch.inference_mode():
+        for k, body in enumerate(model.bodies):
+            x = body.features(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
+            # the mean over the places has the same slope everywhere: that of the linear head
+            slope = model.head.weight[classes, 576 * k : 576 * (k + 1)] / 9
+            cams += (x * slope[:, :, None, None]).sum(1)
+    expected = gradcam.enlarge(cams.relu(), 96, 96)
+    expected = (expected / expected.amax((1, 2), keepdim=True)).numpy()
+    np.testing.assert_allclose(both, expected, atol=2e-4)
+    model.head.weight.data[:, 576:] = 0
+    alone = build_classifier(Architecture("mobilenet_v3_small"), 3)
+    state = {k.removeprefix("bodies.0."): t for k, t in model.state_dict().items()}
+    state |= {"classifier.weight": model.head.weight[:, :576], "classifier.bias": model.head.bias}
+    alone.load_state_dict({key: state[key] for key in alone.state_dict()})
+    found = gradcam.gradcams(network, torch.from_numpy(pixels), 0, classes)
+    single = gradcam.gradcams(network_of(alone, 96), torch.from_numpy(pixels), 0, classes)
+    np.testing.assert_allclose(found, single, atol=2e-4)
+    assert np.abs(found - both).max() > 0.01
+    assert gradcam.finest_useful_layer(network) == ("layer3", 6)
+    assert not any(end._forward_hooks for end in gradcam.stage_ends(model, "layer4"))
 
 
 def test_each_head_of_a_specialist_has_its_own_map():
     torch.manual_seed(2)
-    model = ChinchillaMultiHeadResNet18({"breed": 5, "gender": 2}, "resnet18")
+    model = ChinchillaMultiHeadResNet18({"breed": 5, "gender": 2})
     network = network_of(model, 64)
     for head, size in ((0, 5), (1, 2)):
         compare(network, model.body.layer4, 64, size, head)
@@ -138,15 +169,14 @@ def test_maps_follow_what_the_network_sees():
     assert not gradcam.gradcam(network, photo, 0, 1).any()  # nothing speaks for darkness
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", BACKBONES)
 def test_a_cell_lies_where_it_looks(name):
     """The pixels that a cell depends on have their middle where `enlarge` puts the cell."""
     torch.manual_seed(5)
-    network = network_of(build_classifier(name, 2), 224)
+    network = network_of(build_classifier(Architecture(name), 2), 224)
     kept = {}
-    handle = gradcam.stage_module(network.model, "layer3").register_forward_hook(
-        lambda _m, _i, out: kept.update(maps=out)
-    )
+    (end,) = gradcam.stage_ends(network.model, "layer3")
+    handle = end.register_forward_hook(lambda _m, _i, out: kept.update(maps=out))
     x = torch.rand(2, 3, 224, 224, requires_grad=True)
     network.model(x)
     handle.remove()
@@ -183,13 +213,13 @@ def test_it_leaves_the_network_as_it_was_and_works_in_inference_mode():
 
 
 def test_the_layer_is_the_last_that_still_shows_places():
-    model = build_classifier("resnet18", 2)
+    model = build_classifier(Architecture("resnet18"), 2)
     cells = {side: gradcam.finest_useful_layer(network_of(model, side)) for side in (32, 64, 224)}
     assert cells == {32: ("layer2", 4), 64: ("layer3", 4), 224: ("layer4", 7)}
-    mobile = network_of(build_classifier("mobilenet_v2", 2), 64)
+    mobile = network_of(build_classifier(Architecture("mobilenet_v2"), 2), 64)
     assert gradcam.finest_useful_layer(mobile) == ("layer3", 4)
     with pytest.raises(UserError, match="knows no Linear"):
-        gradcam.stage_module(nn.Linear(2, 2), "layer4")
+        gradcam.stage_ends(nn.Linear(2, 2), "layer4")
 
 
 def test_ring_energy_by_hand():
@@ -214,7 +244,7 @@ def test_an_overlay_shows_the_photo_where_the_map_is_zero():
 
 def test_a_png_for_one_photo_explains_the_answer_given():
     torch.manual_seed(4)
-    network = network_of(build_classifier("resnet18", 3), 64)
+    network = network_of(build_classifier(Architecture("resnet18"), 3), 64)
     photo = photos(1, 50)[0]
     png = gradcam.overlay_png(network, photo)
     assert np.asarray(Image.open(io.BytesIO(png))).shape == (64, 64, 3)

@@ -241,7 +241,7 @@ def test_what_looks_like_no_training_photo_is_said(folder: Path, tmp_path: Path)
     content = torch.load(folder / "best.pt", weights_only=True)
     plain = Stage1Model(folder / "best.pt", "cpu")
     rows = np.stack([resize(photo.astype(np.uint8), SIZE_PX, "stretch") for photo in photos])
-    _, means = plain.network.logits_and_means(torch.from_numpy(rows), "resnet18")
+    _, means = plain.network.logits_and_means(torch.from_numpy(rows))
     guard = fit_guard(means[:20], torch.zeros(20, dtype=torch.int64), means[20:])
     assert guard is not None
     checkpoints.save(tmp_path / "best.pt", {**content, "guard": guard.to_dict()})

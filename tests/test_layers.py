@@ -39,7 +39,7 @@ LAYERS = [
         "network",
         "openvino_network",
     },
-    {"dataset", "batches", "runs", "gradcam", "exported", "views", "preparing"},
+    {"dataset", "batches", "runs", "gradcam", "exported", "views", "preparing", "first_weights"},
     {"pack", "recipe", "folds"},
     {"packing"},
     {"photo_samples", "lockstep", "measure"},

@@ -11,7 +11,7 @@ import train_resnet_minority_aug_dynamic as stage1
 from petface import losses, recipe
 from petface.augment.mixing import Mixing
 from petface.batches import Batch
-from petface.models.backbones import build_classifier
+from petface.models.architecture import Architecture, build_classifier
 from petface.models.multi_head import _MultiHeadModel, unfreeze
 from petface.settings import read_settings
 
@@ -24,7 +24,7 @@ def settings(*flags, module=stage1):
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])
 def test_the_body_takes_its_factor_and_every_parameter_is_in_one_group(backbone):
-    model = build_classifier(backbone, 3)
+    model = build_classifier(Architecture(backbone), 3)
     plain = recipe.make_optimizer(settings(), model, 0.1)
     assert len(plain.param_groups) == 1
     head, body = recipe.make_optimizer(settings("--body-lr-factor", 0.1), model, 0.1).param_groups

@@ -13,7 +13,7 @@ from petface.batches import FileImages, Samples
 from petface.dataset import load_dataset
 from petface.guard import Guard
 from petface.images import Preprocessing
-from petface.models import backbones
+from petface.models.architecture import Architecture, build_classifier
 from petface.network import Network
 
 
@@ -54,12 +54,21 @@ def test_photos_are_chosen_evenly_over_the_classes() -> None:
     assert strangers.evenly(labels, 137, draw()).tolist() == list(range(137))
 
 
-@pytest.mark.parametrize("backbone", list(backbones.BACKBONES))
-def test_a_guard_is_fitted_and_measured(tree, backbone: str) -> None:
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        Architecture("resnet18"),
+        Architecture("efficientnet_b0"),
+        Architecture("mobilenet_v2"),
+        Architecture("mobilenet_v3_small", attention="se", hidden=5, dropout=0.5, bodies=2),
+    ],
+    ids=str,
+)
+def test_a_guard_is_fitted_and_measured(tree, architecture: Architecture) -> None:
     dataset = load_dataset(tree.images, tree.annotations)
     rule = Preprocessing(32)
     torch.manual_seed(0)
-    network = Network.build(backbones.build_classifier(backbone, 4), rule, "cpu", "bf16")
+    network = Network.build(build_classifier(architecture, 4), rule, "cpu", "bf16")
     places = draw().permutation(len(dataset.catalog))
     labels = dataset.catalog.class_index.astype(np.int64)
     parts = {
@@ -68,27 +77,27 @@ def test_a_guard_is_fitted_and_measured(tree, backbone: str) -> None:
     }
     source = FileImages(dataset.catalog, rule)
     options = {"batch_size": 16, "num_workers": 0, "seed": 1}
-    stored, figures = strangers.make_guard(network, backbone, source, parts, **options)
+    stored, figures = strangers.make_guard(network, source, parts, **options)
     assert figures == json.loads(json.dumps(figures, allow_nan=False)) and figures["fitted"]
     num_ok = sum(len(source.read(part.images).arrays[0]) for part in parts.values())
     assert num_ok < len(dataset.catalog)  # the tree has photos that cannot be read
-    again, _ = strangers.make_guard(network, backbone, source, parts, **options)
+    again, _ = strangers.make_guard(network, source, parts, **options)
     assert all(
         torch.equal(v, again[k]) if isinstance(v, torch.Tensor) else v == again[k]
         for k, v in stored.items()
     )
-    guard = Guard.from_dict(stored, sum(backbones.describe(backbone).map_channels))
+    guard = Guard.from_dict(stored, sum(architecture.map_channels))
     exact = Network.build(network.model, rule, "cpu", "fp32")
     pixels = source.read(parts["test"].images).arrays[0]
-    means = exact.logits_and_means(pixels, backbone)[1]
+    means = exact.logits_and_means(pixels)[1]
     assert figures["num_test"] == len(pixels)
     assert figures["test_false_alarms"] == float((~guard.knows(means)).double().mean())
     noise = torch.from_numpy(strangers.noise(pixels.numpy(), draw()))
-    known = guard.knows(exact.logits_and_means(noise, backbone)[1])
+    known = guard.knows(exact.logits_and_means(noise)[1])
     # other noise, but noise is all alike
     assert abs(figures["missed_strangers"]["noise"] - float(known.double().mean())) < 0.2
     assert set(figures["missed_strangers"]) == {"patches_shuffled", "noise", "flat_colour"}
     assert figures["num_strangers_per_kind"] == len(pixels)
     few = {**parts, "val": Samples(places[:3], {"species": labels[places[:3]]}, np.zeros(3, bool))}
-    stored, figures = strangers.make_guard(network, backbone, source, few, **options)
+    stored, figures = strangers.make_guard(network, source, few, **options)
     assert stored is None and not figures["fitted"] and "too few" in figures["why_not"]

@@ -181,7 +181,7 @@ def test_what_looks_familiar_is_said_for_each_photo_and_by_half_of_an_animals_ph
 ) -> None:
     plain = Stage1Model(folder / "best.pt", "cpu")
     pixels = torch.from_numpy(np.stack([Photo(p).at(Preprocessing(32)) for p in pictures]))
-    _, means = plain.network.logits_and_means(pixels, "resnet18")  # type: ignore[attr-defined]
+    _, means = plain.network.logits_and_means(pixels)  # type: ignore[attr-defined]
     guard = fit_guard(means[:8], torch.zeros(8, dtype=torch.int64), means.repeat(3, 1))
     assert guard is not None
     content = torch.load(folder / "best.pt", weights_only=True)

@@ -13,7 +13,7 @@ from petface import engine, losses
 from petface.augment import BASE, NONE, TAIL, AugmentMode, augment_batch
 from petface.batches import Decoded, FileImages, ImageReader, to_device, worker_count
 from petface.devices import num_cores
-from petface.models import backbones
+from petface.models.architecture import PLAIN, build_classifier
 from petface.models.multi_head import _MultiHeadModel, train_mode, unfreeze
 from petface.network import Network
 from petface.runs import FailureLog, RunFolder
@@ -121,7 +121,7 @@ def epoch_of(
 ) -> Callable[[], int]:
     """Train an epoch with the trainers' own function on all cores."""
     torch.manual_seed(0)
-    model = backbones.build_classifier("resnet18", len(SPECIES))
+    model = build_classifier(PLAIN, len(SPECIES))
     job = engine.Job(
         network=Network.build(model, tree.rule, str(device), "auto"),
         num_classes={"species": len(SPECIES)},
@@ -155,7 +155,7 @@ def bare_steps(tree: Tree, device: torch.device, batch_size: int) -> Callable[[]
     label = torch.from_numpy(samples.labels["species"]).to(device)
     is_tail, generator = torch.from_numpy(samples.is_tail), torch.Generator()
     torch.manual_seed(0)
-    model = backbones.build_classifier("resnet18", len(SPECIES))
+    model = build_classifier(PLAIN, len(SPECIES))
     network = Network.build(model, tree.rule, str(device), "auto")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     scaler = network.grad_scaler()
@@ -179,7 +179,7 @@ def plain(
 ) -> Callable[[], int]:
     """Train with the yardstick's script: as many workers as cores, kept alive."""
     torch.manual_seed(0)
-    model = backbones.build_classifier("resnet18", len(SPECIES)).to(device)
+    model = build_classifier(PLAIN, len(SPECIES)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     chains = (v2_chain(BASE, tree.size_px), v2_chain(NONE, tree.size_px))
     loaders = []

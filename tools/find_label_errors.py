@@ -160,7 +160,6 @@ def judge_by_folds(s: Settings, dataset: Dataset, species: str) -> Judge:
     features, readable = features_of_photos(
         network,
         content.model,
-        content.backbone,
         FileImages(dataset.catalog, content.preprocessing),
         places,
         grid=s.GRID,

@@ -23,10 +23,9 @@ class Assembly:
         self.source, self.heads = source, list(source.heads)
         rule = source.preprocessing
         torch_network = Network.for_inference(source.model, rule, "cpu", "fp32")
-        self.ask = TorchAnswers(torch_network, source.backbone, source.guard)
+        self.ask = TorchAnswers(torch_network, source.guard)
         self.network = graphs.network_graph(
             source.model,
-            source.backbone,
             rule.size_px,
             self.heads,
             with_means=source.guard is not None,

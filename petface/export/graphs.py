@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from petface.exported import GUARD_SCORE
 from petface.guard import Guard
 from petface.images import Preprocessing
-from petface.models import backbones
+from petface.models import backbones, multi_body
 
 OPSET = 18  # the first with antialiased Resize
 PIXELS, IMAGE, MEANS = "pixels", "image", "stage_means"
@@ -136,13 +136,13 @@ preprocessing (uint8[B, H, W, 3] pixels) => (float[B, 3, {side}, {side}] image)
 class _Network(nn.Module):
     """A model that gives its logits and, for a guard, its stage means."""
 
-    def __init__(self, model: nn.Module, backbone: str, with_means: bool) -> None:
+    def __init__(self, model: nn.Module, with_means: bool) -> None:
         super().__init__()
-        self.model, self.backbone, self.with_means = model, backbone, with_means
+        self.model, self.with_means = model, with_means
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         if self.with_means:
-            logits, maps = backbones.forward_with_maps(self.model, self.backbone, image)
+            logits, maps = multi_body.forward_with_maps(self.model, image)
             return logits, backbones.stage_means(maps)
         out = self.model(image)
         return (out,) if isinstance(out, Tensor) else tuple(out)
@@ -160,12 +160,12 @@ class _Score(nn.Module):
 
 
 def network_graph(
-    model: nn.Module, backbone: str, size_px: int, heads: Sequence[str], *, with_means: bool
+    model: nn.Module, size_px: int, heads: Sequence[str], *, with_means: bool
 ) -> ModelProto:
     """Export a model with folded BatchNorm: `IMAGE` -> one output per head, and `MEANS`."""
     names = [*heads, *([MEANS] if with_means else [])]
     image = torch.zeros(2, 3, size_px, size_px)
-    return _export(_Network(model, backbone, with_means).eval(), image, IMAGE, names)
+    return _export(_Network(model, with_means).eval(), image, IMAGE, names)
 
 
 def guard_graph(guard: Guard) -> ModelProto:

@@ -32,14 +32,14 @@ Answer = Callable[[Tensor], tuple[Outputs, Tensor | None]]
 class TorchAnswers:
     """A checkpoint's own answers in float32, with the guard's scores from the same pass."""
 
-    def __init__(self, network: Network, backbone: str, guard: Guard | None) -> None:
-        self.network, self.backbone, self.guard = network, backbone, guard
+    def __init__(self, network: Network, guard: Guard | None) -> None:
+        self.network, self.guard = network, guard
 
     def __call__(self, pixels: Tensor) -> tuple[Outputs, Tensor | None]:
         """(B, S, S, 3) uint8 -> logits per head, and scores."""
         if self.guard is None:
             return self.network.answer_pixels(pixels), None
-        logits, means = self.network.logits_and_means(pixels, self.backbone)
+        logits, means = self.network.logits_and_means(pixels)
         return logits, self.guard.score(means)
 
 

@@ -32,7 +32,7 @@ class Source:
     path: Path
     species: str | None
     model: nn.Module
-    backbone: str
+    backbone: str  # and what else the network is made of, in words
     heads: dict[str, tuple[str, ...]]  # class names, in the order of the outputs
     vocabulary_sources: dict[str, str]
     preprocessing: Preprocessing
@@ -71,7 +71,7 @@ def read_source(path: str | Path, species: str | None) -> Source:
             path,
             None,
             one.model,
-            one.backbone,
+            str(one.architecture),
             {"species": one.classes},
             {"species": "checkpoint"},
             one.preprocessing,
@@ -84,7 +84,7 @@ def read_source(path: str | Path, species: str | None) -> Source:
         path,
         species,
         two.model,
-        two.model.backbone,
+        str(two.model.architecture),
         heads,
         {head: two.sources[head] for head in heads},
         two.preprocessing,

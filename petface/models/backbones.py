@@ -5,10 +5,11 @@ from.
 from __future__ import annotations
 
 import socket
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,114 +20,127 @@ from petface.installed import does_not_load
 
 try:
     import torchvision
+    from torchvision.ops import SqueezeExcitation
 except Exception as error:  # one that was built for another torch raises whatever comes first
     raise does_not_load("torchvision", error) from error
 
 STAGE_NAMES: Final = ("stem", "layer1", "layer2", "layer3", "layer4")
+BackboneName = Literal[
+    "resnet18", "resnet34", "resnet50", "efficientnet_b0", "mobilenet_v3_small", "mobilenet_v2"
+]
+REDUCTION: Final = 16  # of the channels, between the two layers of squeeze-excitation
+_OPEN: Final = 3.0  # sigmoid(3) = 0.95
 
 
 @dataclass(frozen=True)
 class Backbone:
     """A torchvision architecture: width of its pooled features, its classifier, its five stages.
 
-    `stages` maps each of `STAGE_NAMES` to prefixes of parameter names, so that "layer4" means the
-    last stage of any architecture. `map_channels` are those of what layer1 to layer4 give out.
+    A ResNet has its stages by name. Others are a row of blocks, `features`, and `first_blocks` are
+    the numbers of those that layer1 to layer4 begin with: the sides of their maps are a 4th, 8th,
+    16th and 32nd of the image's. `map_channels` are those of what layer1 to layer4 give out.
     """
 
-    constructor: str
     num_features: int
     classifier: str
-    stages: dict[str, tuple[str, ...]]
     map_channels: tuple[int, ...]
+    first_blocks: tuple[int, ...] = ()
 
 
-_RESNET_STAGES: Final = {
-    "stem": ("conv1.", "bn1."),
-    "layer1": ("layer1.",),
-    "layer2": ("layer2.",),
-    "layer3": ("layer3.",),
-    "layer4": ("layer4.",),
-}
-BACKBONES: Final = {
-    "resnet18": Backbone("resnet18", 512, "fc", _RESNET_STAGES, (64, 128, 256, 512)),
-    "mobilenet_v2": Backbone(
-        "mobilenet_v2",
-        1280,
-        "classifier",
-        {
-            "stem": ("features.0.", "features.1."),
-            "layer1": ("features.2.", "features.3."),
-            "layer2": tuple(f"features.{i}." for i in range(4, 7)),
-            "layer3": tuple(f"features.{i}." for i in range(7, 14)),
-            "layer4": tuple(f"features.{i}." for i in range(14, 19)),
-        },
-        (24, 32, 96, 1280),
-    ),
+BACKBONES: Final[Mapping[str, Backbone]] = {
+    "resnet18": Backbone(512, "fc", (64, 128, 256, 512)),
+    "resnet34": Backbone(512, "fc", (64, 128, 256, 512)),
+    "resnet50": Backbone(2048, "fc", (256, 512, 1024, 2048)),
+    "efficientnet_b0": Backbone(1280, "classifier", (24, 40, 112, 1280), (2, 3, 4, 6)),
+    "mobilenet_v3_small": Backbone(576, "classifier", (16, 24, 48, 576), (1, 2, 4, 9)),
+    "mobilenet_v2": Backbone(1280, "classifier", (24, 32, 96, 1280), (2, 4, 7, 14)),
 }
 
 
 def describe(name: str) -> Backbone:
     """Look a backbone up by name; an unknown one is refused with the list."""
-    if name not in BACKBONES:
-        raise UserError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
+    if not isinstance(name, str) or name not in BACKBONES:
+        raise UserError(f"unknown backbone {name!r:.60}; known: {', '.join(BACKBONES)}")
     return BACKBONES[name]
 
 
-def build_classifier(name: str, num_classes: int) -> nn.Module:
-    """Build an untrained network with one linear layer: (B, 3, H, W) float -> (B, num_classes)
-    logits.
+def build_body(name: str) -> nn.Module:
+    """Build an untrained body without classifier: (B, 3, H, W) float -> (B, num_features).
+
+    Its names are torchvision's; `backbone` tells its own.
     """
     backbone = describe(name)
-    network: nn.Module = getattr(torchvision.models, backbone.constructor)(weights=None)
-    setattr(network, backbone.classifier, nn.Linear(backbone.num_features, num_classes))
-    return network
-
-
-def build_body(name: str) -> nn.Module:
-    """Build an untrained body without classifier: (B, 3, H, W) float -> (B, num_features)."""
-    backbone = describe(name)
-    network: nn.Module = getattr(torchvision.models, backbone.constructor)(weights=None)
+    network: Any = getattr(torchvision.models, name)(weights=None)
     setattr(network, backbone.classifier, nn.Identity())
+    network.backbone = name
     return network
+
+
+def add_attention(body: Any) -> None:
+    """Append squeeze-excitation to the last stage, in place: it weighs the channels of the map that
+    is pooled.
+
+    Hu et al. 2018, arXiv 1709.01507, section 3. All channels begin with the same weight,
+    sigmoid(3) = 0.95, so that trained weights in front of it answer as before but for the scale.
+    """
+    channels = describe(body.backbone).map_channels[-1]
+    block = SqueezeExcitation(channels, channels // REDUCTION)
+    nn.init.zeros_(block.fc2.weight)
+    nn.init.constant_(block.fc2.bias, _OPEN)
+    getattr(body, _last_stage(body.backbone)).append(block)
+
+
+def _last_stage(name: str) -> str:
+    return "features" if describe(name).first_blocks else "layer4"
+
+
+def _attention_keys(network: nn.Module, name: str) -> set[str]:
+    stage = _last_stage(name)
+    blocks: Any = getattr(network, stage, ())
+    if not len(blocks) or not isinstance(blocks[-1], SqueezeExcitation):
+        return set()
+    return {f"{stage}.{len(blocks) - 1}.{key}" for key in blocks[-1].state_dict()}
 
 
 def fill_body(network: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:
     """Load a body or whole network's state into the body of `network`; its classifier is left
-    alone.
+    alone, and so is its attention where the state has none.
 
-    `RuntimeError` where a tensor of the body is missing, unknown or of another shape.
+    `RuntimeError` where another tensor of the body is missing, unknown or of another shape.
     """
     prefix = describe(name).classifier + "."
     body = {key: value for key, value in state.items() if not key.startswith(prefix)}
-    missing, unexpected = network.load_state_dict(body, strict=False)
-    missing = [key for key in missing if not key.startswith(prefix)]
+    lacking, unexpected = network.load_state_dict(body, strict=False)
+    missing = [key for key in lacking if not key.startswith(prefix)]
+    attention = _attention_keys(network, name)
+    if attention <= set(missing):
+        missing = [key for key in missing if key not in attention]
     if missing or unexpected:
         raise RuntimeError(f"missing {missing[:3]}, unknown {unexpected[:3]}")
 
 
-def forward_with_maps(network: Any, name: str, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def forward_with_maps(network: Any, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Pass once: (B, 3, H, W) float -> what `network(x)` gives, and the maps that layer1 to layer4
     give out, each (B, C, H', W').
 
-    `network` is a classifier or a body of the architecture `name`. Written out, because hooks on a
-    shared network would mix up the passes of two threads.
+    `network` is one body, with a classifier or without. Written out, because hooks on a shared
+    network would mix up the passes of two threads.
     """
+    backbone = describe(network.backbone)
     maps = []
-    if name == "resnet18":
+    if backbone.first_blocks:
+        ends = [*(first - 1 for first in backbone.first_blocks[1:]), len(network.features) - 1]
+        for number, block in enumerate(network.features):
+            x = block(x)
+            if number in ends:
+                maps.append(x)
+    else:
         x = network.maxpool(network.relu(network.bn1(network.conv1(x))))
         for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
             x = stage(x)
             maps.append(x)
-    else:
-        assert name == "mobilenet_v2", name
-        stages = describe(name).stages
-        ends = [stages[stage][-1] for stage in STAGE_NAMES[1:]]
-        for number, block in enumerate(network.features):
-            x = block(x)
-            if f"features.{number}." in ends:
-                maps.append(x)
     pooled = functional.adaptive_avg_pool2d(x, (1, 1)).flatten(1)
-    return getattr(network, describe(name).classifier)(pooled), tuple(maps)
+    return getattr(network, backbone.classifier)(pooled), tuple(maps)
 
 
 def stage_means(maps: tuple[Tensor, ...]) -> Tensor:
@@ -136,10 +150,25 @@ def stage_means(maps: tuple[Tensor, ...]) -> Tensor:
 
 def stage_of(name: str, parameter: str) -> str:
     """Tell which stage a body parameter belongs to; every parameter is in exactly one."""
-    stages = describe(name).stages
-    found = [stage for stage, prefixes in stages.items() if parameter.startswith(prefixes)]
-    assert len(found) == 1, f"{name}: parameter {parameter} is in stages {found}"
-    return found[0]
+    first, _, rest = parameter.partition(".")
+    blocks = describe(name).first_blocks
+    if blocks and first == "features":
+        return STAGE_NAMES[bisect_right(blocks, int(rest.partition(".")[0]))]
+    stage = "stem" if first in ("conv1", "bn1") else first
+    assert not blocks and stage in STAGE_NAMES, f"{name}: parameter {parameter} is in no stage"
+    return stage
+
+
+def stage_end(body: Any, stage: str) -> nn.Module:
+    """Find the module whose output is that of a stage; `UserError` where a body has no stages."""
+    blocks = describe(body.backbone).first_blocks if hasattr(body, "backbone") else ()
+    if blocks:
+        ends = [*(first - 1 for first in blocks), len(body.features) - 1]
+        return body.features[ends[STAGE_NAMES.index(stage)]]
+    module: nn.Module | None = getattr(body, "bn1" if stage == "stem" else stage, None)
+    if module is None:
+        raise UserError(f"knows no {type(body).__name__}; known: {', '.join(BACKBONES)}")
+    return module
 
 
 def load_torchvision_weights(body: nn.Module, name: str, policy: str) -> str:
@@ -151,7 +180,7 @@ def load_torchvision_weights(body: nn.Module, name: str, policy: str) -> str:
     """
     try:
         with network_patience(20.0):
-            enum = torchvision.models.get_model_weights(describe(name).constructor).DEFAULT
+            enum = torchvision.models.get_model_weights(name).DEFAULT
             state = enum.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network, or a damaged download
         if policy == "require":

@@ -20,13 +20,18 @@ _NAME_KEYS = ("classes", "class_names", "labels", "vocab", "names", "idx_to_clas
 
 @dataclass(frozen=True)
 class Found:
-    """A specialist in parts: body weights with torchvision's names, (weight, bias) and names per
+    """A specialist in parts: body weights with torchvision's names; weights and class names per
     head.
     """
 
     body: dict[str, Tensor]
-    heads: dict[str, tuple[Tensor, Tensor]]
+    heads: dict[str, dict[str, Tensor]]  # head -> name within it -> tensor
     vocabularies: dict[str, tuple[str, ...]]
+
+    def size_of(self, head: str) -> int:
+        """Give the number of outputs of a head, by the bias of its last layer."""
+        biases = [name for name in self.heads[head] if name.endswith("bias")]
+        return self.heads[head][max(biases)].numel() if biases else 0
 
 
 def read(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Found:
@@ -51,10 +56,27 @@ def read(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Found:
     for head, tensors in parts.items():
         if set(tensors) != {"weight", "bias"} or len(tensors["weight"]) != len(tensors["bias"]):
             raise ValueError(f"head {head} lacks a weight or a bias, or they differ in size")
-        heads[head] = (tensors["weight"], tensors["bias"])
+        heads[head] = tensors
     if not heads:
         raise ValueError("holds no head (no weights under heads.<name> or head_<name>)")
     return Found(body, heads, _vocabularies(content))
+
+
+def read_own(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Found:
+    """Take a state dictionary with the names of `_MultiHeadModel` apart, whatever is within its
+    heads; `ValueError` says what is missing.
+    """
+    found = Found({}, {}, _vocabularies(content))
+    for key, value in state.items():
+        part, _, rest = key.partition(".")
+        head, _, name = rest.partition(".")
+        if part == "heads" and name:
+            found.heads.setdefault(head, {})[name] = value
+        else:
+            found.body[key.removeprefix("body.")] = value
+    if not found.heads:
+        raise ValueError("holds no head (no weights under heads.<name>)")
+    return found
 
 
 def _torchvision_name(key: str) -> str:

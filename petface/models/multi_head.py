@@ -1,4 +1,4 @@
-"""One body, several linear heads: the specialist of stage 2."""
+"""One body or several, several heads: the specialist of stage 2."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from petface.models import backbones
+from petface.models import multi_body
+from petface.models.architecture import PLAIN, Architecture, build_body, build_head
 
 
 class _MultiHeadModel(nn.Module):
-    """A pooled body and one `Linear` per head; heads without a class are not built.
+    """A pooled body and its heads, plain linear layers unless `architecture` says otherwise; heads
+    without a class are not built.
 
     `head_sizes` maps head names to their number of classes; its order is the order of the outputs.
     """
 
-    def __init__(self, head_sizes: Mapping[str, int], backbone: str = "resnet18") -> None:
+    def __init__(self, head_sizes: Mapping[str, int], architecture: Architecture = PLAIN) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.body = backbones.build_body(backbone)
-        width = backbones.describe(backbone).num_features
+        self.architecture = architecture
+        self.head_sizes = {name: size for name, size in head_sizes.items() if size > 0}
+        self.body = build_body(architecture)
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(width, size) for name, size in head_sizes.items() if size > 0}
+            {name: build_head(architecture, size) for name, size in self.head_sizes.items()}
         )
         self.head_names: tuple[str, ...] = tuple(self.heads)
         assert self.head_names, "a specialist needs at least one head with classes"
@@ -30,7 +32,7 @@ class _MultiHeadModel(nn.Module):
         """(B, 3, H, W) float -> one (B, K_head) tensor of logits per head, in `head_names`
         order.
         """
-        features = self.body(images)  # (B, num_features)
+        features = self.body(images)  # (B, width)
         return tuple(self.heads[name](features) for name in self.head_names)
 
 
@@ -43,16 +45,16 @@ class GenericMultiHeadResNet18(_MultiHeadModel):
 
 
 def unfreeze(model: _MultiHeadModel, stages: tuple[str, ...]) -> list[nn.Parameter]:
-    """Make the heads and the named body stages trainable and everything else not; return the
-    former.
+    """Make the heads and the named stages of every body trainable and everything else not; return
+    the former.
 
-    `stages` holds names of `backbones.STAGE_NAMES`, or "all" for the whole body.
+    `stages` holds names of `backbones.STAGE_NAMES`, or "all" for whole bodies.
     """
     trainable = []
     for name, parameter in model.named_parameters():
         stage = "heads"
         if name.startswith("body."):
-            stage = backbones.stage_of(model.backbone, name.removeprefix("body."))
+            stage = multi_body.stage_of(model.architecture.backbone, name.removeprefix("body."))
         parameter.requires_grad_(stage == "heads" or stage in stages or "all" in stages)
         if parameter.requires_grad:
             trainable.append(parameter)

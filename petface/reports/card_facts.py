@@ -139,7 +139,7 @@ def _model(folder: Path, what: str, described: dict[str, Any], missing: list[str
     weights = [t for t in content.get("model", {}).values() if hasattr(t, "is_floating_point")]
     known = {
         "format": content.get("format"),
-        "backbone": content.get("backbone"),
+        "backbone": _network_of(path, content),
         "pretrained": content.get("pretrained"),
         "epoch": get(content, "figures", "epoch"),
         "num_weights": sum(t.numel() for t in weights if t.is_floating_point()) or None,
@@ -149,6 +149,12 @@ def _model(folder: Path, what: str, described: dict[str, Any], missing: list[str
         described, known, *(_optional(run / name, missing) for name in
                             ("final.json", "settings.toml", "environment.json"))
     )  # fmt: skip
+
+
+def _network_of(path: Path, content: Mapping[str, Any]) -> str | None:
+    if "architecture" not in content:
+        return content.get("backbone")
+    return str(checkpoints.read_architecture(path, content))
 
 
 def _optional(path: Path, missing: list[str]) -> dict[str, Any]:

@@ -199,7 +199,7 @@ def test_int8_guards_a_stage_1_at_its_own_threshold(runs, dataset) -> None:
 def test_layers_are_left_in_float_until_the_judge_is_content(runs, dataset) -> None:
     source = cat(runs)
     fold_batchnorm(source.model)
-    network = network_graph(source.model, "resnet18", 32, list(source.heads), with_means=False)
+    network = network_graph(source.model, 32, list(source.heads), with_means=False)
     pixels = read_photos(dataset, "", source, "train", 24).pixels
     shares = iter([0.5, 0.9, 0.7])
     judged = []
@@ -224,7 +224,7 @@ def test_a_convolution_whose_bias_was_dropped_as_zero_gets_one_to_correct(runs) 
     fold_batchnorm(source.model)
     with torch.no_grad():
         source.model.body.layer4[1].conv2.bias.zero_()
-    network = network_graph(source.model, "resnet18", 32, list(source.heads), with_means=False)
+    network = network_graph(source.model, 32, list(source.heads), with_means=False)
     convolutions = [node for node in network.graph.node if node.op_type == "Conv"]
     assert sorted({len(node.input) for node in convolutions}) == [2, 3], "the exporter drops zeros"
     x = {graphs_module.IMAGE: np.random.default_rng(0).random((2, 3, 32, 32), np.float32)}

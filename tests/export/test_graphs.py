@@ -17,6 +17,8 @@ from petface.folding import fold_batchnorm
 from petface.guard import fit_guard
 from petface.images import Preprocessing
 from petface.models import backbones
+from petface.models.architecture import PLAIN, Architecture, build_classifier
+from petface.models.multi_body import forward_with_maps
 from tests import reference_networks as reference
 
 SIZES = [
@@ -96,17 +98,17 @@ def features_of(num: int, seed: int) -> Tensor:
 def test_network_and_guard_answer_as_torch_does() -> None:
     heads = reference.linear_heads(species=4)
     ((weight, bias),) = heads.values()
-    model = backbones.build_classifier("resnet18", 4)
+    model = build_classifier(PLAIN, 4)
     model.load_state_dict({**reference.resnet18_body(), "fc.weight": weight, "fc.bias": bias})
     model.eval()
     x = torch.rand(5, 3, 48, 48, generator=torch.Generator().manual_seed(1))
     expected = reference.reference_logits(x, heads)["species"]
     with torch.inference_mode():
-        means = backbones.stage_means(backbones.forward_with_maps(model, "resnet18", x)[1])
+        means = backbones.stage_means(forward_with_maps(model, x)[1])
     guard = fit_guard(features_of(120, 0), torch.arange(120) % 4, features_of(60, 1))
     assert guard is not None
     fold_batchnorm(model)
-    network = graphs.network_graph(model, "resnet18", 48, ["species"], with_means=True)
+    network = graphs.network_graph(model, 48, ["species"], with_means=True)
     whole = graphs.joined(network, graphs.guard_graph(guard))
     found = session(whole)
     assert [(o.name, o.shape, o.type) for o in found.get_outputs()] == [
@@ -119,6 +121,34 @@ def test_network_and_guard_answer_as_torch_does() -> None:
     assert "BatchNormalization" not in {node.op_type for node in whole.graph.node}
     text = whole.SerializeToString()
     assert b"site-packages" not in text and b"/work/" not in text and b"stack_trace" not in text
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        Architecture("resnet18", attention="se", hidden=5, dropout=0.5, bodies=2),
+        *(
+            pytest.param(Architecture(name), marks=pytest.mark.slow)
+            for name in ("resnet50", "efficientnet_b0", "mobilenet_v3_small", "mobilenet_v2")
+        ),
+    ],
+    ids=str,
+)
+def test_networks_of_any_architecture_answer_as_torch_does(architecture: Architecture) -> None:
+    torch.manual_seed(0)
+    model = build_classifier(architecture, 4).eval()
+    x = torch.rand(3, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        logits, maps = forward_with_maps(model, x)
+    fold_batchnorm(model)
+    network = session(graphs.network_graph(model, 48, ["species"], with_means=True))
+    assert {entry.name for entry in network.get_outputs()} == {"species", "stage_means"}
+    for num in (1, 3):
+        found, means = network.run(["species", "stage_means"], {"image": x[:num].numpy()})
+        np.testing.assert_allclose(found, logits[:num].numpy(), atol=1e-4)
+        np.testing.assert_allclose(
+            means, backbones.stage_means(maps)[:num].numpy(), rtol=1e-3, atol=1e-4
+        )
 
 
 def test_joining_keeps_names_apart_and_what_is_not_connected() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import get_args
 
 import pytest
 import torch
@@ -10,14 +11,19 @@ import torchvision
 
 from petface.errors import UserError
 from petface.models import backbones
+from petface.models.architecture import Architecture, build_classifier
+
+
+def classifier(name: str, num_classes: int) -> torch.nn.Module:
+    return build_classifier(Architecture(name), num_classes)
 
 
 @pytest.mark.parametrize("name", backbones.BACKBONES)
 def test_classifier_and_body_are_torchvisions(name: str) -> None:
-    network = backbones.build_classifier(name, 3).eval()
+    network = classifier(name, 3).eval()
     reference = torchvision.models.get_model(name, num_classes=3)
-    if name == "mobilenet_v2":  # a single linear layer in place of dropout and linear
-        reference.classifier = torch.nn.Linear(1280, 3)
+    if "resnet" not in name:  # a single linear layer in place of dropout and others
+        reference.classifier = torch.nn.Linear(backbones.describe(name).num_features, 3)
     reference.load_state_dict(network.state_dict())
     images = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
@@ -27,23 +33,22 @@ def test_classifier_and_body_are_torchvisions(name: str) -> None:
         backbones.fill_body(body, name, network.state_dict())
         features = body.eval()(images)
         assert features.shape == (2, backbones.describe(name).num_features)
-        classifier = getattr(network, backbones.describe(name).classifier)
-        torch.testing.assert_close(classifier(features), network(images))
+        last = getattr(network, backbones.describe(name).classifier)
+        torch.testing.assert_close(last(features), network(images))
 
 
 @pytest.mark.parametrize("name", backbones.BACKBONES)
 def test_the_maps_come_from_the_same_pass(name: str) -> None:
     """Against hooks on the last module of each stage."""
-    network = backbones.build_classifier(name, 3).eval()
+    network = classifier(name, 3).eval()
     images, seen = torch.rand(2, 3, 40, 40), []
-    prefixes = [backbones.describe(name).stages[s][-1] for s in backbones.STAGE_NAMES[1:]]
-    for prefix in prefixes:
-        module = network.get_submodule(prefix.removesuffix("."))
+    for stage in backbones.STAGE_NAMES[1:]:
+        module = backbones.stage_end(network, stage)
         module.register_forward_hook(lambda _module, _inputs, out: seen.append(out))
     with torch.inference_mode():
         expected = network(images)
         hooked, seen = seen, []
-        logits, maps = backbones.forward_with_maps(network, name, images)
+        logits, maps = backbones.forward_with_maps(network, images)
         assert torch.equal(logits, expected)
         assert len(maps) == 4
         for stage, value in zip(maps, hooked, strict=True):
@@ -65,10 +70,28 @@ def test_every_parameter_is_in_exactly_one_stage(name: str) -> None:
         backbones.stage_of(name, "nowhere.weight")
 
 
+@pytest.mark.parametrize("name", backbones.BACKBONES)
+def test_each_stage_halves_the_sides_of_its_maps(name: str) -> None:
+    """Strides 4, 8, 16 and 32; and the stage of the parameters of its last module is its own."""
+    body = backbones.build_body(name).eval()
+    with torch.inference_mode():
+        maps = backbones.forward_with_maps(body, torch.rand(1, 3, 64, 64))[1]
+    assert [stage.shape[2] for stage in maps] == [16, 8, 4, 2]
+    names = {id(module): prefix for prefix, module in body.named_modules()}
+    for stage in backbones.STAGE_NAMES:
+        prefix = names[id(backbones.stage_end(body, stage))]
+        own = [p for p, _ in body.named_parameters() if p.startswith(prefix + ".")]
+        assert own and {backbones.stage_of(name, p) for p in own} == {stage}
+
+
+def test_the_names_that_settings_offer_are_those_that_are_known() -> None:
+    assert set(get_args(backbones.BackboneName)) == set(backbones.BACKBONES)
+
+
 def test_fill_body_leaves_the_classifier_and_refuses_what_does_not_fit() -> None:
     with torch.device("meta"):
-        other = backbones.build_classifier("resnet18", 9)
-    network = backbones.build_classifier("resnet18", 2)
+        other = classifier("resnet18", 9)
+    network = classifier("resnet18", 2)
     before = network.fc.weight.clone()
     state = {name: torch.full(t.shape, 0.5) for name, t in other.state_dict().items()}
     backbones.fill_body(network, "resnet18", state)
@@ -86,7 +109,7 @@ def test_fill_body_leaves_the_classifier_and_refuses_what_does_not_fit() -> None
 
 
 def test_unknown_backbone_is_refused_with_the_list() -> None:
-    with pytest.raises(UserError, match=r"'vgg'.*resnet18, mobilenet_v2"):
+    with pytest.raises(UserError, match=r"'vgg'.*resnet18, resnet34.*mobilenet_v2"):
         backbones.describe("vgg")
 
 

@@ -83,7 +83,8 @@ def test_every_name_of_a_head(pattern: str, head: str) -> None:
     name = pattern.format(head)
     found = layouts.read({name + "weight": weight, name + "bias": bias}, {})
     assert list(found.heads) == [head] and not found.body
-    assert found.heads[head][0] is weight and found.heads[head][1] is bias
+    assert found.heads[head]["weight"] is weight and found.heads[head]["bias"] is bias
+    assert found.size_of(head) == 3
 
 
 @pytest.mark.parametrize("prefix", ["", "body.", "backbone.", "encoder.", "trunk.", "base."])
@@ -128,3 +129,24 @@ def test_mobilenet_names_are_kept() -> None:
 def test_heads_that_cannot_be_read(state: dict[str, torch.Tensor], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         layouts.read(state, {})
+
+
+def test_our_own_names_with_heads_of_several_layers() -> None:
+    state = {
+        "body.bodies.0.conv1.weight": torch.zeros(1),
+        "heads.breed.1.weight": torch.zeros(5, 4),
+        "heads.breed.1.bias": torch.zeros(5),
+        "heads.breed.4.weight": torch.zeros(2, 5),
+        "heads.breed.4.bias": torch.zeros(2),
+        "heads.gender.weight": torch.zeros(3, 4),
+        "heads.gender.bias": torch.zeros(3),
+    }
+    found = layouts.read_own(state, {"head_vocabs": {"breed": ["b", "a"]}})
+    assert list(found.body) == ["bodies.0.conv1.weight"]
+    assert found.vocabularies == {"breed": ("b", "a")}
+    assert list(found.heads["breed"]) == ["1.weight", "1.bias", "4.weight", "4.bias"]
+    assert (found.size_of("breed"), found.size_of("gender")) == (2, 3)
+    with pytest.raises(ValueError, match="holds no head"):
+        layouts.read_own({"body.fc.weight": torch.ones(2, 4), "heads.x": torch.ones(1)}, {})
+    without = layouts.read_own({"heads.breed.1.weight": torch.zeros(5, 4)}, {})
+    assert without.size_of("breed") == 0

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from petface.models import backbones, multi_head
+from petface.models.architecture import Architecture
 from tests import reference_networks as reference
 
 SIZES = {"breed": 3, "color1": 0, "gender": 2}
@@ -55,10 +56,27 @@ def test_unfreeze(model, stages: tuple[str, ...], prefixes: tuple[str, ...]) -> 
 
 def test_stage_names_mean_the_same_in_mobilenet() -> None:
     with torch.device("meta"):
-        model = multi_head.GenericMultiHeadResNet18({"gender": 2}, "mobilenet_v2")
+        model = multi_head.GenericMultiHeadResNet18({"gender": 2}, Architecture("mobilenet_v2"))
     multi_head.unfreeze(model, ("layer4",))
     names = {n for n, p in model.named_parameters() if p.requires_grad and n.startswith("body.")}
     assert {int(name.split(".")[2]) for name in names} == set(range(14, 19))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_stages_are_thawed_in_every_body_with_their_attention(name: str) -> None:
+    with torch.device("meta"):
+        wide = Architecture(name, attention="se", hidden=7, dropout=0.5, bodies=3)
+        model = multi_head._MultiHeadModel({"breed": 4, "gender": 2}, wide)
+        plain = multi_head._MultiHeadModel({"breed": 4}, Architecture(name))
+    heads = multi_head.unfreeze(model, ())
+    assert [tuple(p.shape) for p in heads] == [
+        (7, model.architecture.width), (7,), (4, 7), (4,),
+        (7, model.architecture.width), (7,), (2, 7), (2,),
+    ]  # fmt: skip
+    both = multi_head.unfreeze(model, ("layer4", "layer3"))
+    alone = multi_head.unfreeze(plain, ("layer4", "layer3"))
+    assert len(both) - len(heads) == 3 * (len(alone) - 2 + 4)  # attention has two layers
+    assert len(multi_head.unfreeze(model, ("all",))) == len(list(model.parameters()))
 
 
 def test_frozen_batch_norm_keeps_its_statistics(model) -> None:
