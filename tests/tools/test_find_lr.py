@@ -1,0 +1,63 @@
+"""The learning-rate finder: its arithmetic on made-up losses, and both trainers' real jobs."""
+
+from __future__ import annotations
+
+import csv
+import sys
+
+import numpy as np
+import pytest
+
+from petface.errors import SettingsError
+from tests.conftest import TINY_STAGE1, TINY_STAGE2
+from tests.tools.test_sweep import preset_of
+from tools import find_lr
+
+
+def test_the_steepest_fall_and_the_lowest_loss_are_found():
+    rates = np.geomspace(1e-6, 1, 101).tolist()  # a step is a factor of 10 ** 0.06
+    at = np.log10(rates)
+    falling = 3 - 2 / (1 + np.exp(-4 * (at + 3)))  # steepest at 1e-3
+    rising = np.where(at > -1, 20 * (at + 1) ** 2, 0)  # lowest at 1e-1
+    steepest, careful = find_lr.suggestions(rates, (falling + rising).tolist())
+    assert steepest == pytest.approx(1e-3, rel=0.2)
+    assert careful == pytest.approx(1e-2, rel=0.2)
+
+
+def test_the_average_of_equal_losses_is_that_loss_from_the_first_step_on():
+    assert find_lr.smoothed([2.0] * 5) == pytest.approx([2.0] * 5)
+    two = find_lr.smoothed([1.0, 2.0])
+    assert two[1] == pytest.approx((0.09 * 1 + 0.1 * 2) / 0.19)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_both_trainers_jobs_rise_to_the_end_or_break(stage, tree, tmp_path, monkeypatch, capsys):
+    flags = TINY_STAGE1 if stage == "stage1" else [*TINY_STAGE2, "--weights", "none"]
+    preset = preset_of(tmp_path, stage, [*tree.flags, *flags])
+    words = [preset, "--steps", 24, "--low", "1e-5", "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["find_lr", *map(str, words)])
+    find_lr.main()
+    told = dict(line.split(": ") for line in capsys.readouterr().out.splitlines()[-4:])
+    with (tmp_path / "out/lr_finder.csv").open(newline="") as handle:
+        rows = [[float(v) for v in row.values()] for row in csv.DictReader(handle)]
+    rates = [row[0] for row in rows]
+    assert int(told["steps"]) == len(rows) and 10 <= len(rows) <= 24
+    wanted = [1e-5 * 10 ** (5 * k / 23) for k in range(len(rates))]
+    assert rates == pytest.approx(wanted, rel=1e-3)
+    assert 1e-5 <= float(told["steepest"]) <= 1.0
+    assert (tmp_path / "out/lr_finder.png").read_bytes()[:4] == b"\x89PNG"
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"lr_finder.csv", "lr_finder.png"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give one preset"),
+        (["configs/stage1/demo.toml", "--low", "1", "--high", "0.1"], "is not below HIGH"),
+        (["configs/stage1/demo.toml", "--steps", "5"], "STEPS must be at least 20"),
+    ],
+)
+def test_mistakes_are_said(words, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["find_lr", *words])
+    with pytest.raises(SettingsError, match=message):
+        find_lr.main()

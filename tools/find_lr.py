@@ -1,0 +1,213 @@
+"""Look for a learning rate: train some steps at a rising one, see where the loss falls and breaks.
+
+    python -m tools.find_lr configs/stage1/tinypets.toml
+    python -m tools.find_lr configs/stage2/realpets.toml SPECIES=cat PHASE_STAGES=all,all
+
+The rate rises from LOW to HIGH by the same factor every step (Smith, "Cyclical Learning Rates",
+arXiv 1506.01186), with the preset's data, network, augmentation and losses, in stage 2 with what
+its first phase trains. Stops where the loss is four times its lowest. Prints the rate of the
+steepest fall, which is a good LR for one cosine, and a tenth of the rate where the loss was lowest,
+which is the careful one; writes lr_finder.csv and lr_finder.png into OUT. Nothing else is kept.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from petface import augment, engine, files, recipe, runs
+from petface.batches import Batch, Samples
+from petface.dataset import choose_species, load_dataset
+from petface.errors import SettingsError, UserError, run_script
+from petface.first_weights import initialise_body
+from petface.models.architecture import Architecture, build_classifier
+from petface.models.multi_head import _MultiHeadModel, unfreeze
+from petface.reports.curves import INSTALL_LINE
+from petface.schedule import EarlyStopping
+from petface.settings import Positive, PositiveFloat, Settings, read_settings
+from tools.sweep import flag_of_change, trainer_of
+
+# ---- The test ----
+LOW: PositiveFloat = 1e-6
+HIGH: PositiveFloat = 1.0
+STEPS: Positive = 100
+OUT: str = "runs/lr_finder"
+
+MIN_STEPS = 20
+_SMOOTHING = 0.9  # of the loss, an exponential average
+_BROKEN = 4.0  # times the lowest smoothed loss
+
+
+def main() -> None:
+    asked = read_settings(
+        sys.modules[__name__], positional=("PRESET", "a preset, then NAME=value for the trainer")
+    )
+    presets = [word for word in asked.positional if "=" not in word]
+    if len(presets) != 1:
+        raise SettingsError(f"give one preset, not {len(presets)}")
+    if asked.LOW >= asked.HIGH:
+        raise SettingsError(f"LOW {asked.LOW} is not below HIGH {asked.HIGH}")
+    if asked.STEPS < MIN_STEPS:
+        raise SettingsError(f"STEPS must be at least {MIN_STEPS}, not {asked.STEPS}")
+    _, script, flags = trainer_of(presets[0])
+    flags += [part for word in asked.positional if "=" in word for part in flag_of_change(word)]
+    module = importlib.import_module(script)
+    with tempfile.TemporaryDirectory() as folder:
+        make = specialist_job if script.startswith("stage2") else species_job
+        job, samples, order = make(
+            module, read_settings(module, flags), runs.RunFolder(Path(folder))
+        )
+        rates, losses = rise(
+            job, samples, order, read_settings(module, flags), asked.LOW, asked.HIGH, asked.STEPS
+        )
+    if len(losses) < MIN_STEPS // 2:
+        raise UserError(
+            f"the loss broke after {len(losses)} steps: lower LOW (now {asked.LOW}), or look at "
+            "the data and WEIGHTS"
+        )
+    smooth = smoothed(losses)
+    steepest, careful = suggestions(rates, smooth)
+    out = Path(asked.OUT)
+    rows = [
+        (f"{rate:.3e}", f"{loss:.5f}", f"{mean:.5f}")
+        for rate, loss, mean in zip(rates, losses, smooth, strict=True)
+    ]
+    files.write_csv(out / "lr_finder.csv", ("learning_rate", "loss", "smoothed"), rows)
+    draw(out / "lr_finder.png", rates, losses, smooth, steepest)
+    print(f"steps: {len(losses)}\nsteepest: {steepest:.1e}\ncareful: {careful:.1e}\nfolder: {out}")
+
+
+def species_job(
+    module: Any, s: Settings, run: runs.RunFolder
+) -> tuple[engine.Job, Samples, np.ndarray]:
+    """Gather stage 1's job, its train part and the order of an epoch."""
+    dataset = _dataset(s)
+    parts, classes = module.split_into_samples(s, dataset), dataset.catalog.classes
+    torch.manual_seed(s.SEED)
+    made = Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
+    model = build_classifier(made, len(classes))
+    initialise_body(model, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
+    shown = np.bincount(parts["train"].labels["species"], minlength=len(classes)).astype(float)
+    job = module.make_job(s, dataset, model, sum(map(len, parts.values())), shown, run)
+    return job, parts["train"], module.make_sampler(s, parts["train"], len(classes)).draw(0)
+
+
+def specialist_job(
+    module: Any, s: Settings, run: runs.RunFolder
+) -> tuple[engine.Job, Samples, np.ndarray]:
+    """Gather the job of the first species that stage 2 would train, in its first phase."""
+    dataset = _dataset(s)
+    species = choose_species(dataset, s.SPECIES, s.ANNOTATIONS_ROOT)[0][0]
+    heads = {h: names for h, names in dataset.annotations[species].vocabularies.items() if names}
+    first = next((h for h in module.PRIMARY_ATTR_PRIORITY[:-1] if h in heads), None)
+    parts = module.split_into_samples(s, dataset, species, heads, first)
+    torch.manual_seed(s.SEED)
+    made = Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
+    model = _MultiHeadModel({head: len(names) for head, names in heads.items()}, made)
+    initialise_body(model.body, s.BACKBONE, s.WEIGHTS, s.PRETRAINED, species)
+    job = module.make_job(s, dataset, model, parts, run)
+    unfreeze(model, tuple(s.PHASE_STAGES[0].split("+")))
+    print(f"species: {species}")
+    return job, parts["train"], module.make_draw(s, parts["train"], first)(0)
+
+
+def _dataset(s: Settings) -> Any:
+    return load_dataset(
+        s.IMAGES_ROOT, s.ANNOTATIONS_ROOT, splits_file=s.SPLITS_FILE, seed=s.SPLIT_SEED
+    )
+
+
+def rise(
+    job: engine.Job,
+    samples: Samples,
+    order: np.ndarray,
+    s: Settings,
+    low: float,
+    high: float,
+    num_steps: int,
+) -> tuple[list[float], list[float]]:
+    """Train `num_steps` steps at rates from `low` to `high`; give the rate and the loss of each, up
+    to where the loss broke.
+    """
+    losses: list[float] = []
+    given = job.loss
+
+    def noted(outputs: engine.Outputs, batch: Batch) -> Tensor:
+        value = given(outputs, batch)
+        losses.append(float(value.detach()))
+        return value
+
+    def rate(t: float) -> float:  # t = steps done / num_steps
+        return low * (high / low) ** (t * num_steps / (num_steps - 1))
+
+    def is_broken() -> bool:
+        smooth = smoothed(losses)
+        return not math.isfinite(losses[-1]) or (
+            len(smooth) > 1 and smooth[-1] > _BROKEN * min(smooth)
+        )
+
+    object.__setattr__(job, "loss", noted)
+    repeated = np.resize(order, num_steps * job.batch_size)
+    optimizer = recipe.make_optimizer(s, job.network.model, low)
+    progress = engine.Progress(optimizer, job.network.grad_scaler(), EarlyStopping(0))
+    regimes = augment.REGIMES[s.BASE_AUGMENT], augment.REGIMES[s.TAIL_AUGMENT]
+    engine.train_epoch(
+        job, progress, samples, repeated, regimes, seed=s.SEED, rate=rate, stop=is_broken
+    )
+    kept = [k for k, loss in enumerate(losses) if math.isfinite(loss)]
+    return [rate(k / num_steps) for k in kept], [losses[k] for k in kept]
+
+
+def smoothed(losses: list[float]) -> list[float]:
+    """Give the exponential average of each step, corrected for its beginning."""
+    mean, found = 0.0, []
+    for number, loss in enumerate(losses, start=1):
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
+        found.append(mean / (1 - _SMOOTHING**number))
+    return found
+
+
+def suggestions(rates: list[float], smooth: list[float]) -> tuple[float, float]:
+    """Give the rate of the steepest fall over the logarithm of the rate, before the lowest loss,
+    and a tenth of the rate of the lowest.
+    """
+    lowest = max(int(np.argmin(smooth)), 2)
+    slope = np.gradient(np.asarray(smooth), np.log(rates))
+    return rates[int(np.argmin(slope[:lowest]))], rates[lowest] / 10
+
+
+def draw(
+    path: Path, rates: list[float], losses: list[float], smooth: list[float], steepest: float
+) -> None:
+    """Draw the loss over the rate into a PNG; a line where matplotlib is missing."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(f"{path.name} is not drawn: matplotlib is missing ({INSTALL_LINE})")
+        return
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(rates, losses, ".", alpha=0.4, label="loss of a batch")
+    axes.plot(rates, smooth, label="smoothed")
+    axes.axvline(steepest, color="0.6", linestyle="--", label=f"steepest fall, {steepest:.1e}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
+    axes.set_ylim(top=2 * smooth[0])
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    with files.atomic_write(path) as handle:
+        figure.savefig(handle, format="png", dpi=120)
+
+
+if __name__ == "__main__":
+    run_script(main)
