@@ -178,10 +178,19 @@ def smoothed(losses: list[float]) -> list[float]:
 def suggestions(rates: list[float], smooth: list[float]) -> tuple[float, float]:
     """Give the rate of the steepest fall over the logarithm of the rate, before the lowest loss,
     and a tenth of the rate of the lowest.
+
+    The slope at a step is that of a line through the tenth of all steps before it and the tenth
+    after it: single batches are noise.
     """
-    lowest = max(int(np.argmin(smooth)), 2)
-    slope = np.gradient(np.asarray(smooth), np.log(rates))
-    return rates[int(np.argmin(slope[:lowest]))], rates[lowest] / 10
+    x, y = np.log(rates), np.asarray(smooth)
+    half = max(2, len(x) // 10)
+    middles = range(half, len(x) - half)
+    slopes = [
+        np.polyfit(x[k - half : k + half + 1], y[k - half : k + half + 1], 1)[0] for k in middles
+    ]
+    lowest = int(np.argmin(y[half:])) + half
+    before = [slope for k, slope in zip(middles, slopes, strict=True) if k <= lowest]
+    return rates[half + int(np.argmin(before or slopes[:1]))], rates[lowest] / 10
 
 
 def draw(

@@ -19,9 +19,10 @@ def test_the_steepest_fall_and_the_lowest_loss_are_found():
     at = np.log10(rates)
     falling = 3 - 2 / (1 + np.exp(-4 * (at + 3)))  # steepest at 1e-3
     rising = np.where(at > -1, 20 * (at + 1) ** 2, 0)  # lowest at 1e-1
-    steepest, careful = find_lr.suggestions(rates, (falling + rising).tolist())
-    assert steepest == pytest.approx(1e-3, rel=0.2)
-    assert careful == pytest.approx(1e-2, rel=0.2)
+    noise = np.random.default_rng(0).normal(0, 0.01, 101)
+    steepest, careful = find_lr.suggestions(rates, (falling + rising + noise).tolist())
+    assert 5e-4 < steepest < 2e-3
+    assert 4e-3 < careful < 2e-2
 
 
 def test_the_average_of_equal_losses_is_that_loss_from_the_first_step_on():
