@@ -30,9 +30,12 @@ import torch
 from petface.devices import num_cores
 from petface.errors import SettingsError, UserError, run_script
 from petface.folds import fold_files
+from petface.images import Preprocessing
+from petface.packing import image_source
 from petface.reports.sweeps import SweepRun, write_sweep
 from petface.runs import FREE_TO_CHANGE
 from petface.settings import NonNegative, Positive, Seed, Settings, read_settings
+from petface.sources.petface import scan
 
 # ---- Sweep ----
 SEEDS: tuple[Seed, ...] = (42, 123, 777)
@@ -94,6 +97,8 @@ def main() -> int:
         raise SettingsError("two presets of one name, or a seed twice: their runs would mix")
     todo = [run for run in plan if not run.is_finished()]
     print(f"{len(plan)} runs, {len(plan) - len(todo)} of them finished before", flush=True)
+    if settings.JOBS > 1:
+        make_packs(todo)
     with ThreadPoolExecutor(settings.JOBS) as pool:
         codes = list(pool.map(lambda pair: train(settings, *pair), enumerate(todo)))
     runs = [found for run in plan for found in run.finished()]
@@ -151,6 +156,18 @@ def flag_of_change(word: str) -> list[str]:
     """Turn NAME=value into the flag that says the same."""
     name, _, value = word.partition("=")
     return [f"--{name.lower().replace('_', '-')}", value]
+
+
+def make_packs(todo: list[Planned]) -> None:
+    """Make the packs that runs ask for before they begin: two would make one at the same time."""
+    made = set()
+    for run in todo:
+        s = run.settings
+        key = (s.IMAGES_ROOT, s.PACK, s.IMAGE_SIZE_PX, s.RESIZE_RULE)
+        if s.PACK and key not in made:
+            made.add(key)
+            rule = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE)
+            image_source(scan(s.IMAGES_ROOT).catalog, s.PACK, rule)
 
 
 def train(s: Settings, number: int, run: Planned) -> int:

@@ -169,6 +169,20 @@ def test_a_run_that_fails_is_named_and_the_others_are_compared(tree, tmp_path):
     assert [row["preset"] for row in rows_of(out / "runs.csv")] == ["tiny"]
 
 
+def test_a_pack_is_made_once_before_runs_that_begin_together(tree, tmp_path, monkeypatch):
+    own = tree.copy(tmp_path / "own")
+    preset = preset_of(tmp_path, "stage1", [*own.flags, *TINY_STAGE1, "--pack", "auto"])
+    seen = []
+    monkeypatch.setattr(
+        tool, "train", lambda *_: seen.append(list(own.root.glob("pack*.bin"))) or 1
+    )
+    for jobs in ("1", "2"):
+        words = ["sweep", str(preset), "--out", str(tmp_path / jobs), "--jobs", jobs]
+        monkeypatch.setattr(sys, "argv", words)
+        assert tool.main() == 1
+    assert [len(packs) for packs in seen] == [0, 0, 0, 1, 1, 1]
+
+
 def run_of(preset: str, seed: int, val: float, test: float, minutes: float = 2.0) -> SweepRun:
     final = {"val_balanced_accuracy": val, "test_balanced_accuracy": test, "val_accuracy": None}
     return SweepRun(preset, f"seed{seed}", "", {**final, "train_minutes": minutes})
