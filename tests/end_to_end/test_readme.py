@@ -101,6 +101,8 @@ def test_the_commands_of_the_readme_run_in_their_order(checkout):
             seen.add(arguments[1])
             if arguments[1] == "tools.serve":
                 serve(checkout, arguments)
+            elif arguments[1] == "tools.sweep":
+                assert "best by val" in run(checkout, [*arguments, "EPOCHS=1"])
             elif arguments[1] not in ("tools.make_demo_data", "pip"):  # there already
                 assert run(checkout, arguments)
             continue
