@@ -28,20 +28,20 @@ from petface import (
     recipe,
     runs,
     sampling,
-    schedule,
 )
 from petface.augment.mixing import MixKind
 from petface.batches import Samples, worker_count
 from petface.calibration import calibrate_heads, headline_figures
 from petface.dataset import Dataset, choose_species, load_dataset
-from petface.errors import SettingsError, UserError, run_script
+from petface.errors import UserError, run_script
 from petface.first_weights import initialise_body
 from petface.images import STATISTICS, Preprocessing
 from petface.models.architecture import Architecture
 from petface.models.backbones import BackboneName
-from petface.models.multi_head import _MultiHeadModel, unfreeze
+from petface.models.multi_head import _MultiHeadModel
 from petface.network import Network
 from petface.packing import image_source
+from petface.phases import Phase, PhasedTraining, make_phases
 from petface.reports.audit import quick_audit_line
 from petface.reports.confidence import draw_confidence
 from petface.reports.curves import draw_curves
@@ -96,10 +96,10 @@ WEIGHTS: str | tuple[str, ...] = "torchvision"  # none, a file; or a list: one f
 PRETRAINED: Literal["auto", "require", "none"] = "auto"  # when torchvision's weights cannot be had
 FREEZE_BATCHNORM: bool = False  # True for weights whose BatchNorm was folded away, and tiny data
 PHASE_STAGES: tuple[str, ...] = ("layer4", "layer4+layer3")  # besides the heads; or all, heads
-PHASE_LR: tuple[float, ...] = (1e-3, 3e-4)  # AdamW, made anew in each phase
+PHASE_LR: tuple[PositiveFloat, ...] = (1e-3, 3e-4)  # AdamW, made anew in each phase
 BODY_LR_FACTOR: NonNegativeFloat = 1.0  # the body's rate is PHASE_LR times this
-PHASE_EPOCHS: tuple[int, ...] = (50, 50)  # at most
-PHASE_PATIENCE: tuple[int, ...] = (7, 5)  # epochs without a better validation loss; 0 = off
+PHASE_EPOCHS: tuple[Positive, ...] = (50, 50)  # at most
+PHASE_PATIENCE: tuple[NonNegative, ...] = (7, 5)  # epochs without a better validation loss; 0 = off
 BATCH_SIZE: Positive = 64  # of each process under torchrun
 WEIGHT_DECAY: NonNegativeFloat = 1e-4
 SCHEDULE: LrKind = "constant"  # over each phase: cosine, restarts, linear, step, plateau
@@ -134,9 +134,7 @@ def main() -> int:
     )
     distributed.start(settings.DEVICE)
     print(settings.provenance())
-    phases = {len(settings.as_dict()[f"PHASE_{n}"]) for n in ("STAGES", "LR", "EPOCHS", "PATIENCE")}
-    if len(phases) != 1 or 0 in phases:
-        raise SettingsError("PHASE_STAGES, _LR, _EPOCHS and _PATIENCE differ in length")
+    phases_of(settings)  # refused before anything is read
     dataset = load_dataset(
         settings.IMAGES_ROOT,
         settings.ANNOTATIONS_ROOT,
@@ -166,6 +164,11 @@ def main() -> int:
                 if code := train_specialist(settings, dataset, species, run, stop):
                     return code
     return 0
+
+
+def phases_of(s: Settings) -> list[Phase]:
+    """Read the phases of the training."""
+    return make_phases(s, "PHASE_LR", "PHASE_EPOCHS", "PHASE_PATIENCE")
 
 
 def train_specialist(
@@ -199,50 +202,18 @@ def train_specialist(
     print(f"training on {job.network}{processes}; first weights: {pretrained}")
     print_plan(dataset, species, parts, vocabularies)
 
-    def begin_phase(phase: int, best: float | None = None) -> engine.Progress:
-        unfreeze(model, tuple(s.PHASE_STAGES[phase].split("+")))
-        optimizer = recipe.make_optimizer(s, model, s.PHASE_LR[phase])
-        stopping = schedule.EarlyStopping(s.PHASE_PATIENCE[phase], mode="min")
-        stopping.best = best
-        average = recipe.make_average(s, model)
-        return engine.Progress(optimizer, job.network.grad_scaler(), stopping, average=average)
-
     def save_last() -> None:
-        content = {**description, "model": model.state_dict(), **progress.state_dict()}
-        content |= {"phase": phase, "failures": job.failures.messages}
+        content = {**description, **training.state_dict(), "failures": job.failures.messages}
         run.save(run.last, {**content, "global_batch_size": runs.global_batch_size(s)})
 
-    phase = 0
-    progress = begin_phase(phase)
+    training = PhasedTraining(s, phases_of(s), model, job, "min")
     if run.last.exists():
         last = checkpoints.load(run.last)
-        phase = last["phase"]
-        model.load_state_dict(last["model"])
-        progress = begin_phase(phase)
-        progress.load_state_dict(last)
+        training.load_state_dict(last)
         job.failures.messages.update(last["failures"])
-        print(f"going on in phase {phase + 1}, epoch {progress.epoch.epoch + 1}")
 
-    while True:
-        epoch = progress.epoch.epoch
-        in_phase = [row for row in progress.history if row["phase"] == phase + 1]
-        if len(in_phase) == s.PHASE_EPOCHS[phase] or progress.stopping.should_stop:
-            if phase + 1 == len(s.PHASE_STAGES):
-                break
-            phase += 1
-            model.load_state_dict(checkpoints.load(run.best)["model"])
-            before, progress = progress, begin_phase(phase, progress.stopping.best)
-            progress.history, progress.epoch = before.history, before.epoch
-            save_last()
-            continue
-        rate = recipe.learning_rate(
-            s,
-            s.PHASE_LR[phase],
-            s.PHASE_EPOCHS[phase],
-            [watched_loss(row) for row in in_phase],
-            "min",
-            first_epoch=epoch - len(in_phase),
-        )
+    while training.has_epoch(run, save_last):
+        progress, epoch = training.progress, training.progress.epoch.epoch
         measured = progress.measured(job)
         val = None
         if engine.train_epoch(
@@ -252,8 +223,8 @@ def train_specialist(
             draw(epoch),
             regimes,
             seed=s.SEED,
-            rate=rate,
-            mixing=recipe.make_mixing(s, [row["val_loss"] for row in in_phase]),
+            rate=training.rate(watched_loss),
+            mixing=recipe.make_mixing(s, [row["val_loss"] for row in training.rows()]),
             stop=stop.asked,
         ):
             val = engine.evaluate(measured, parts["val"], "validate", stop=stop.asked)
@@ -262,7 +233,7 @@ def train_specialist(
             print(f"stopped in epoch {epoch + 1}; the same command goes on there")
             return stop.exit_code
         accuracies = {f"val_{head}_accuracy_frac": val.accuracy(head) for head in vocabularies}
-        row = {"phase": phase + 1, **engine.epoch_row(progress, val, accuracies)}
+        row = {"phase": training.index + 1, **engine.epoch_row(progress, val, accuracies)}
         progress.history.append(row)
         is_best = progress.stopping.update(watched_loss(row))
         if is_best:
@@ -275,11 +246,11 @@ def train_specialist(
         job.failures.write()
         shares = "  ".join(f"{head} {val.accuracy(head):.3f}" for head in vocabularies)
         print(
-            f"phase {phase + 1} epoch {epoch + 1:3d}  loss {row['train_loss']:.3f}  val loss "
-            f"{row['val_loss']:.3f}  {shares}  {row['train_images_per_s']:.0f} img/s"
+            f"phase {training.index + 1} epoch {epoch + 1:3d}  loss {row['train_loss']:.3f}  "
+            f"val loss {row['val_loss']:.3f}  {shares}  {row['train_images_per_s']:.0f} img/s"
             f"{'  best' if is_best else ''}"
         )
-    return finish(s, run, job, parts, vocabularies, progress, stop)
+    return finish(s, run, job, parts, vocabularies, training.progress, stop)
 
 
 def split_into_samples(

@@ -17,22 +17,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from petface import (
     augment,
     checkpoints,
     distributed,
     engine,
-    losses,
     metrics,
     recipe,
     runs,
     sampling,
-    schedule,
 )
 from petface.augment.mixing import MixKind
-from petface.batches import Batch, Samples, worker_count
+from petface.batches import Samples, worker_count
 from petface.calibration import calibrate_heads, headline_figures
 from petface.dataset import Dataset, load_dataset
 from petface.errors import UserError, run_script
@@ -42,6 +39,7 @@ from petface.models.architecture import Architecture, build_classifier
 from petface.models.backbones import BackboneName
 from petface.network import Network
 from petface.packing import image_source
+from petface.phases import Phase, PhasedTraining, make_phases
 from petface.reports.audit import quick_audit_line
 from petface.reports.confidence import draw_confidence
 from petface.reports.curves import draw_curves
@@ -93,20 +91,21 @@ BODIES: Positive = 1  # networks side by side, their features in a row
 WEIGHTS: str | tuple[str, ...] = "none"  # none, torchvision, a file; or a list: one for each body
 PRETRAINED: Literal["auto", "require", "none"] = "auto"  # when torchvision's weights cannot be had
 FREEZE_BATCHNORM: bool = False  # True for weights whose BatchNorm was folded away, and tiny data
-EPOCHS: Positive = 50  # at most
+PHASE_STAGES: tuple[str, ...] = ("all",)  # besides the head: all, heads (alone), layer4+layer3
+EPOCHS: Positive | tuple[Positive, ...] = 50  # at most; a list has one for each phase
 BATCH_SIZE: Positive = 64  # of each process under torchrun
-LR: PositiveFloat = 1e-3  # AdamW
+LR: PositiveFloat | tuple[PositiveFloat, ...] = 1e-3  # AdamW, made anew in each phase
 BODY_LR_FACTOR: NonNegativeFloat = 1.0  # the body's rate is LR times this
 WEIGHT_DECAY: NonNegativeFloat = 1e-4
-SCHEDULE: LrKind = "constant"  # constant, cosine, restarts (of the cosine), linear, step, plateau
+SCHEDULE: LrKind = "constant"  # over each phase: cosine, restarts, linear, step, plateau
 PLATEAU_PATIENCE: NonNegative = 3  # plateau: a tenth after as many epochs without a better one
-WARMUP_FRAC: Fraction = 0.0  # share of the training that the rate climbs; 0 = off
+WARMUP_FRAC: Fraction = 0.0  # share of each phase that the rate climbs; 0 = off
 LABEL_SMOOTHING: Fraction = 0.0  # 0 = off
 FOCAL_GAMMA: NonNegativeFloat = 0.0  # of the focal loss; 0 = cross-entropy
 LOGIT_ADJUSTMENT: NonNegativeFloat = 0.0  # by the shares of the classes; 1 = balanced softmax
 CLIP_NORM: NonNegativeFloat = 0.0  # gradients are scaled down to this norm; 0 = off
 EMA_DECAY: Fraction = 0.0  # of the average of the weights, which is then measured; 0 = off
-PATIENCE: NonNegative = 7  # epochs without a better SELECT_BY; 0 = never stop early
+PATIENCE: NonNegative | tuple[NonNegative, ...] = 7  # epochs without a better SELECT_BY; 0 = off
 SELECT_BY: Literal["accuracy", "balanced_accuracy"] = "accuracy"  # on the validation part
 WANTED_ACCURACY: Fraction = 0.9  # of the answers that count as sure; 0 = all do
 
@@ -139,6 +138,7 @@ def main() -> int:
     print(settings.provenance())
     if settings.MIN_WEIGHT_PER_CLASS > settings.MAX_UPWEIGHT_PER_CLASS:
         raise UserError("MIN_WEIGHT_PER_CLASS must not exceed MAX_UPWEIGHT_PER_CLASS")
+    phases_of(settings)  # refused before anything is read
     dataset = load_dataset(
         settings.IMAGES_ROOT,
         settings.ANNOTATIONS_ROOT,
@@ -157,10 +157,13 @@ def main() -> int:
         return train(settings, dataset, run, stop)
 
 
+def phases_of(s: Settings) -> list[Phase]:
+    """Read the phases of the training."""
+    return make_phases(s, "LR", "EPOCHS", "PATIENCE")
+
+
 def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest) -> int:
-    """Train until EPOCHS, early stopping or a signal; then measure the best network on the test
-    part.
-    """
+    """Train through the phases, until a signal; then measure the best network on the test part."""
     classes = dataset.catalog.classes
     parts = split_into_samples(s, dataset)
     sampler = make_sampler(s, parts["train"], len(classes))
@@ -174,12 +177,6 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest)
         shown *= base_weights
     job = make_job(s, dataset, model, sum(map(len, parts.values())), shown, run)
     distributed.copy_from_main(model)
-    optimizer = recipe.make_optimizer(s, model, s.LR)
-    stopping = schedule.EarlyStopping(s.PATIENCE, mode="max")
-    progress = engine.Progress(
-        optimizer, job.network.grad_scaler(), stopping, average=recipe.make_average(s, model)
-    )
-    measured = progress.measured(job)
     regimes = augment.REGIMES[s.BASE_AUGMENT], augment.REGIMES[s.TAIL_AUGMENT]
     description = {
         "kind": "stage1",
@@ -190,19 +187,18 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest)
     }
 
     def save_last() -> None:
-        content = {**description, "model": model.state_dict(), **progress.state_dict()}
+        content = {**description, **training.state_dict()}
         content["sampler_weights"] = sampler.weights.tolist()
         content["failures"] = job.failures.messages
         content["global_batch_size"] = runs.global_batch_size(s)
         run.save(run.last, content)
 
+    training = PhasedTraining(s, phases_of(s), model, job, "max")
     if run.last.exists():
         last = checkpoints.load(run.last)
-        model.load_state_dict(last["model"])
-        progress.load_state_dict(last)
+        training.load_state_dict(last)
         sampler.set_weights(last["sampler_weights"])
         job.failures.messages.update(last["failures"])
-        print(f"going on at epoch {progress.epoch.epoch + 1}, step {progress.epoch.step}")
     print_plan(
         parts,
         classes,
@@ -211,13 +207,14 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest)
     )
 
     adapts = s.SAMPLER == "weighted" and s.PERF_ALPHA > 0
-    while progress.epoch.epoch < s.EPOCHS and not stopping.should_stop:
-        epoch = progress.epoch.epoch
+    watched = f"val_{s.SELECT_BY}_frac"
+    while training.has_epoch(run, save_last):
+        progress, epoch = training.progress, training.progress.epoch.epoch
+        measured = progress.measured(job)
         if s.SAMPLER == "weighted":
             order = sampler.draw(epoch)
         else:
             order = sampling.shuffled(len(parts["train"]), s.SEED, epoch)
-        watched = [row[f"val_{s.SELECT_BY}_frac"] for row in progress.history]
         val = seen = None
         if engine.train_epoch(
             job,
@@ -226,8 +223,8 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest)
             order,
             regimes,
             seed=s.SEED,
-            rate=recipe.learning_rate(s, s.LR, s.EPOCHS, watched, "max"),
-            mixing=recipe.make_mixing(s, [row["val_loss"] for row in progress.history]),
+            rate=training.rate(lambda row: row[watched]),
+            mixing=recipe.make_mixing(s, [row["val_loss"] for row in training.rows()]),
             stop=stop.asked,
         ):
             val = seen = engine.evaluate(measured, parts["val"], "validate", stop=stop.asked)
@@ -241,12 +238,12 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest)
             "val_accuracy_frac": val.accuracy("species"),
             "val_balanced_accuracy_frac": val.balanced_accuracy("species"),
         }
-        row = engine.epoch_row(progress, val, accuracies)
+        row = {"phase": training.index + 1, **engine.epoch_row(progress, val, accuracies)}
         progress.history.append(row)
         if adapts:
             weights = adapted_weights(s, base_weights, seen)
             sampler.set_weights(distributed.broadcast_object(weights))
-        is_best = stopping.update(row[f"val_{s.SELECT_BY}_frac"])
+        is_best = progress.stopping.update(row[watched])
         if is_best:
             kept = measured.network.model.state_dict()
             best = {**description, "model": kept, "figures": row}
@@ -260,7 +257,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest)
             f"{row['val_accuracy_frac']:.3f}  balanced {row['val_balanced_accuracy_frac']:.3f}  "
             f"{row['train_images_per_s']:.0f} img/s{'  best' if is_best else ''}"
         )
-    return finish(s, run, job, parts, classes, progress, stop)
+    return finish(s, run, job, parts, classes, training.progress, stop)
 
 
 def split_into_samples(s: Settings, dataset: Dataset) -> dict[str, Samples]:
@@ -327,21 +324,10 @@ def make_job(
     """
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
     network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
-    adjustment = recipe.make_adjustment(s, shown, network.device)
-
-    def loss(outputs: engine.Outputs, batch: Batch) -> Tensor:
-        return losses.masked_focal_loss(
-            outputs[0] if adjustment is None else outputs[0] + adjustment,
-            batch.labels["species"],
-            s.FOCAL_GAMMA,
-            label_smoothing=s.LABEL_SMOOTHING,
-            total=batch.totals.get("species"),
-        )
-
     return engine.Job(
         network=network,
         num_classes={"species": len(dataset.catalog.classes)},
-        loss=loss,
+        loss=recipe.species_loss(s, shown, network.device),
         source=image_source(dataset.catalog, s.PACK, preprocessing),
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),

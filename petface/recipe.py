@@ -1,9 +1,9 @@
-"""What both trainers make of the same constants: optimizer, rate, mixing, averaging, adjustment."""
+"""What both trainers make of the same constants: optimizer, mixing, averaging, losses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +13,9 @@ from petface import losses
 from petface.augment.mixing import Mixing, adapted_probability
 from petface.averaging import WeightAverage
 from petface.batches import Batch
+from petface.models.architecture import HEAD_PREFIXES
 from petface.network import Outputs
-from petface.schedule import lr_factor, plateau_factor
 from petface.settings import Settings
-
-HEAD_PREFIXES: Final = ("fc.", "classifier.", "head.", "heads.")  # of parameters, in both stages
 
 
 def make_optimizer(s: Settings, model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -37,28 +35,6 @@ def make_average(s: Settings, model: nn.Module) -> WeightAverage | None:
     return WeightAverage(model, s.EMA_DECAY) if s.EMA_DECAY else None
 
 
-def learning_rate(
-    s: Settings,
-    lr: float,
-    num_epochs: int,
-    watched: Sequence[float],
-    mode: Literal["max", "min"],
-    first_epoch: int = 0,
-) -> Callable[[float], float]:
-    """Give the rate as a function of the epochs done, for a phase of `num_epochs`.
-
-    `watched` is the figure of each of its epochs so far, of which `mode` is better: what "plateau"
-    looks at.
-    """
-    if s.SCHEDULE == "plateau":
-        lr *= plateau_factor(watched, s.PLATEAU_PATIENCE, mode)
-
-    def rate(epochs: float) -> float:
-        return lr * lr_factor((epochs - first_epoch) / num_epochs, s.SCHEDULE, s.WARMUP_FRAC)
-
-    return rate
-
-
 def make_mixing(s: Settings, val_losses: Sequence[float]) -> Mixing:
     """Say how the batches of the next epoch are mixed, after epochs with these losses."""
     probability = s.MIX_PROBABILITY
@@ -74,6 +50,24 @@ def make_adjustment(s: Settings, shown: np.ndarray, device: torch.device) -> Ten
     if not s.LOGIT_ADJUSTMENT:
         return None
     return losses.logit_adjustment(shown, s.LOGIT_ADJUSTMENT).to(device)
+
+
+def species_loss(
+    s: Settings, shown: np.ndarray, device: torch.device
+) -> Callable[[Outputs, Batch], Tensor]:
+    """Give the loss of stage 1; `shown` (K,): how often each class comes up, on any scale."""
+    adjustment = make_adjustment(s, shown, device)
+
+    def loss(outputs: Outputs, batch: Batch) -> Tensor:
+        return losses.masked_focal_loss(
+            outputs[0] if adjustment is None else outputs[0] + adjustment,
+            batch.labels["species"],
+            s.FOCAL_GAMMA,
+            label_smoothing=s.LABEL_SMOOTHING,
+            total=batch.totals.get("species"),
+        )
+
+    return loss
 
 
 def specialist_loss(

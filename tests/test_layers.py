@@ -44,7 +44,7 @@ LAYERS = [
     {"packing"},
     {"photo_samples", "lockstep", "measure"},
     {"engine", "engines", "calibration", "features", "strangers", "reports"},
-    {"stage_models"},
+    {"stage_models", "phases"},
     {"two_stage"},
     {"export", "serving", "predictions"},
 ]

@@ -40,6 +40,16 @@ def test_preset_loads_and_changes_something(preset):
     assert f"configs/{preset.parent.name}/{preset.name}" in first_line
 
 
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_the_reference_is_the_file_as_it_is(stage):
+    """Where a constant changes, the reference keeps the old value: then this list gets it."""
+    module = importlib.import_module(SCRIPTS[stage])
+    plain = read_settings(module, []).as_dict()
+    path = ROOT / "configs" / stage / "reference.toml"
+    reference = read_settings(module, ["--config", str(path)]).as_dict()
+    assert {name for name in plain if plain[name] != reference[name]} == {"RUN_NAME"}
+
+
 def test_a_misspelt_preset_is_refused(tmp_path):
     from petface.errors import SettingsError
 

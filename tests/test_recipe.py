@@ -44,16 +44,6 @@ def test_frozen_parameters_are_in_no_group_and_a_head_alone_is_one_group():
     assert sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in model.parameters())
 
 
-def test_the_rate_follows_the_schedule_of_its_phase_and_falls_on_a_plateau():
-    cosine = settings("--schedule", "cosine")
-    rate = recipe.learning_rate(cosine, 0.2, 10, [], "max", first_epoch=5)
-    assert [rate(5), rate(10), rate(15)] == pytest.approx([0.2, 0.1, 0.0])
-    plateau = settings("--schedule", "plateau", "--plateau-patience", 2)
-    for watched, factor in (([0.5], 1), ([0.5, 0.4, 0.4], 0.1), ([0.5] * 5, 0.01)):
-        rate = recipe.learning_rate(plateau, 0.2, 10, watched, "max")
-        assert rate(len(watched)) == pytest.approx(0.2 * factor)
-
-
 def test_mixing_and_averaging_are_off_until_they_are_asked_for():
     assert recipe.make_mixing(settings(), []).kind == "none"
     s = settings("--mix", "both", "--mix-probability", 0.8, "--mix-alpha", 0.4)

@@ -95,6 +95,7 @@ def species_job(
     made = Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
     model = build_classifier(made, len(classes))
     initialise_body(model, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
+    unfreeze(model, module.phases_of(s)[0].stages)
     shown = np.bincount(parts["train"].labels["species"], minlength=len(classes)).astype(float)
     job = module.make_job(s, dataset, model, sum(map(len, parts.values())), shown, run)
     return job, parts["train"], module.make_sampler(s, parts["train"], len(classes)).draw(0)
@@ -114,7 +115,7 @@ def specialist_job(
     model = _MultiHeadModel({head: len(names) for head, names in heads.items()}, made)
     initialise_body(model.body, s.BACKBONE, s.WEIGHTS, s.PRETRAINED, species)
     job = module.make_job(s, dataset, model, parts, run)
-    unfreeze(model, tuple(s.PHASE_STAGES[0].split("+")))
+    unfreeze(model, module.phases_of(s)[0].stages)
     print(f"species: {species}")
     return job, parts["train"], module.make_draw(s, parts["train"], first)(0)
 

@@ -16,6 +16,7 @@ from petface.models.multi_body import MultiBody
 ATTENTIONS: Final = ("none", "se")
 MAX_HIDDEN: Final = 4096  # both are limits for what an untrusted checkpoint may ask to be built
 MAX_BODIES: Final = 8
+HEAD_PREFIXES: Final = ("fc.", "classifier.", "head.", "heads.")  # of parameters, in both stages
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from petface.models import multi_body
-from petface.models.architecture import PLAIN, Architecture, build_body, build_head
+from petface.models.architecture import (
+    HEAD_PREFIXES,
+    PLAIN,
+    Architecture,
+    build_body,
+    build_head,
+)
 
 
 class _MultiHeadModel(nn.Module):
@@ -44,17 +51,19 @@ class GenericMultiHeadResNet18(_MultiHeadModel):
     """What a legacy checkpoint (flat `head_*` weights, no vocabulary) becomes."""
 
 
-def unfreeze(model: _MultiHeadModel, stages: tuple[str, ...]) -> list[nn.Parameter]:
+def unfreeze(model: Any, stages: tuple[str, ...]) -> list[nn.Parameter]:
     """Make the heads and the named stages of every body trainable and everything else not; return
     the former.
 
-    `stages` holds names of `backbones.STAGE_NAMES`, or "all" for whole bodies.
+    `model` is a specialist or what `architecture.build_classifier` gives. `stages` holds names of
+    `backbones.STAGE_NAMES`, or "all" for whole bodies.
     """
     trainable = []
     for name, parameter in model.named_parameters():
+        name = name.removeprefix("body.")
         stage = "heads"
-        if name.startswith("body."):
-            stage = multi_body.stage_of(model.architecture.backbone, name.removeprefix("body."))
+        if not name.startswith(HEAD_PREFIXES):
+            stage = multi_body.stage_of(model.architecture.backbone, name)
         parameter.requires_grad_(stage == "heads" or stage in stages or "all" in stages)
         if parameter.requires_grad:
             trainable.append(parameter)

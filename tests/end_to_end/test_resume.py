@@ -105,6 +105,30 @@ def test_stage_1_stopped_and_killed_six_times_equals_the_straight_run(stage1, st
     assert done.figures()["test_accuracy"] == stage1_run.result.figures()["test_accuracy"]
 
 
+@pytest.mark.slow
+def test_phases_of_stage_1_stopped_and_killed_equal_the_straight_run(script, tree, tmp_path):
+    """Two epochs of the head, then two of its last stage; an epoch has 12 steps."""
+    flags = [*tree.flags, *TINY_STAGE1, "--phase-stages", "heads", "layer4", "--epochs", 2]
+    flags += ["--lr", 1e-2, 1e-3, "--patience", 0, "--ema-decay", 0.9, "--schedule", "constant"]
+    straight = script(scripts.STAGE1, [*flags, "--runs-root", tmp_path, "--run-name", "straight"])
+    assert straight.code == 0, straight.err
+    rows = rows_of(tmp_path / "straight/metrics.csv")
+    assert [(row["phase"], row["learning_rate"]) for row in rows] == [
+        ("1", "0.01"), ("1", "0.01"), ("2", "0.001"), ("2", "0.001"),
+    ]  # fmt: skip
+
+    broken = partial(
+        script, scripts.STAGE1, [*flags, "--runs-root", tmp_path, "--run-name", "broken"]
+    )
+    assert broken(scripts.SignalAtStep(5, signal.SIGTERM)).code == 143
+    assert broken(scripts.SignalAtStep(7 + 12 + 3, signal.SIGKILL)).code == -9  # in phase 2
+    assert loads(tmp_path / "broken/last.pt") == (2, 0)
+    done = broken(scripts.SignalAtStep(15, signal.SIGTERM))
+    assert done.code == 143 and "going on at epoch 3, step 0 (phase 2 of 2)" in done.out
+    assert broken().code == 0
+    assert_same_run(tmp_path / "straight", tmp_path / "broken")
+
+
 def test_the_comparison_notices_a_difference(stage1_run):
     best = torch.load(stage1_run.folder / "best.pt", weights_only=True)
     other = torch.load(stage1_run.folder / "best.pt", weights_only=True)
@@ -134,7 +158,7 @@ def test_stage_2_stopped_and_killed_equals_the_straight_run(
     assert torch.load(folder / "cat_last.pt", weights_only=True)["phase"] == 1
 
     done = stage2(scripts.SignalAtStep(2, signal.SIGTERM))
-    assert done.code == 143 and "going on in phase 2, epoch 3" in done.out
+    assert done.code == 143 and "going on at epoch 3, step 0 (phase 2 of 2)" in done.out
 
     done = stage2()
     assert done.code == 0, done.err
