@@ -106,7 +106,7 @@ LOGIT_ADJUSTMENT: NonNegativeFloat = 0.0  # by the shares of the classes; 1 = ba
 CLIP_NORM: NonNegativeFloat = 0.0  # gradients are scaled down to this norm; 0 = off
 EMA_DECAY: Fraction = 0.0  # of the average of the weights, which is then measured; 0 = off
 PATIENCE: NonNegative | tuple[NonNegative, ...] = 7  # epochs without a better SELECT_BY; 0 = off
-SELECT_BY: Literal["accuracy", "balanced_accuracy"] = "accuracy"  # on the validation part
+SELECT_BY: Literal["accuracy", "balanced_accuracy", "loss"] = "accuracy"  # on the validation part
 WANTED_ACCURACY: Fraction = 0.9  # of the answers that count as sure; 0 = all do
 
 # ---- Minority classes: who they are and how often they are shown ----
@@ -162,6 +162,11 @@ def phases_of(s: Settings) -> list[Phase]:
     return make_phases(s, "LR", "EPOCHS", "PATIENCE")
 
 
+def watched_figure(s: Settings) -> tuple[str, Literal["max", "min"]]:
+    """Name the column of metrics.csv that chooses the best epoch, and which of two is better."""
+    return ("val_loss", "min") if s.SELECT_BY == "loss" else (f"val_{s.SELECT_BY}_frac", "max")
+
+
 def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest) -> int:
     """Train through the phases, until a signal; then measure the best network on the test part."""
     classes = dataset.catalog.classes
@@ -193,7 +198,8 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest)
         content["global_batch_size"] = runs.global_batch_size(s)
         run.save(run.last, content)
 
-    training = PhasedTraining(s, phases_of(s), model, job, "max")
+    watched, better = watched_figure(s)
+    training = PhasedTraining(s, phases_of(s), model, job, better)
     if run.last.exists():
         last = checkpoints.load(run.last)
         training.load_state_dict(last)
@@ -207,7 +213,6 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest)
     )
 
     adapts = s.SAMPLER == "weighted" and s.PERF_ALPHA > 0
-    watched = f"val_{s.SELECT_BY}_frac"
     while training.has_epoch(run, save_last):
         progress, epoch = training.progress, training.progress.epoch.epoch
         measured = progress.measured(job)
@@ -386,7 +391,7 @@ def finish(
     confusion = test.confusions["species"]
     counts = [np.bincount(parts[name].labels["species"], minlength=len(classes)) for name in SPLITS]
     history = progress.history
-    best_row = max(history, key=lambda row: row[f"val_{s.SELECT_BY}_frac"])
+    best_row = best["figures"]
     figures: dict[str, Any] = {
         "epochs": len(history),
         "best_epoch": best_row["epoch"],

@@ -35,9 +35,7 @@ if TYPE_CHECKING:
 # ---- Search ----
 TRIALS: Positive = 20  # all together, also over several starts
 OUT: str = "runs/search"
-FIGURE: str = (
-    ""  # column of metrics.csv to be large; "" = SELECT_BY of stage 1, accuracy of stage 2
-)
+FIGURE: str = ""  # column of metrics.csv to be large; "" = SELECT_BY of stage 1 (loss: accuracy), accuracy of stage 2
 SEARCH_SEED: Seed = 0
 WARMUP_EPOCHS: Positive = 3  # before these no trial is given up
 
@@ -175,8 +173,10 @@ def _values(folder: Path, figure: str) -> list[float]:
 
 
 def _figure_of(s: Settings) -> str:
-    values = s.as_dict()
-    return f"val_{values['SELECT_BY']}_frac" if "SELECT_BY" in values else "val_breed_accuracy_frac"
+    selects = s.as_dict().get("SELECT_BY", "")
+    if not selects:
+        return "val_breed_accuracy_frac"
+    return "val_accuracy_frac" if selects == "loss" else f"val_{selects}_frac"
 
 
 def _optuna() -> Any:

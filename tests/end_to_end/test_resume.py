@@ -1,6 +1,7 @@
 """Runs that are stopped and killed, again and again, equal the straight run bit for bit."""
 
 import csv
+import json
 import signal
 from functools import partial
 
@@ -110,12 +111,16 @@ def test_phases_of_stage_1_stopped_and_killed_equal_the_straight_run(script, tre
     """Two epochs of the head, then two of its last stage; an epoch has 12 steps."""
     flags = [*tree.flags, *TINY_STAGE1, "--phase-stages", "heads", "layer4", "--epochs", 2]
     flags += ["--lr", 1e-2, 1e-3, "--patience", 0, "--ema-decay", 0.9, "--schedule", "constant"]
+    flags += ["--select-by", "loss"]
     straight = script(scripts.STAGE1, [*flags, "--runs-root", tmp_path, "--run-name", "straight"])
     assert straight.code == 0, straight.err
     rows = rows_of(tmp_path / "straight/metrics.csv")
     assert [(row["phase"], row["learning_rate"]) for row in rows] == [
         ("1", "0.01"), ("1", "0.01"), ("2", "0.001"), ("2", "0.001"),
     ]  # fmt: skip
+    lowest = min(rows, key=lambda row: float(row["val_loss"]))
+    final = json.loads((tmp_path / "straight/final.json").read_text())
+    assert final["best_epoch"] == int(lowest["epoch"])
 
     broken = partial(
         script, scripts.STAGE1, [*flags, "--runs-root", tmp_path, "--run-name", "broken"]
