@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 # ---- Search ----
 TRIALS: Positive = 20  # all together, also over several starts
 OUT: str = "runs/search"
-FIGURE: str = ""  # column of metrics.csv to be large; "" = SELECT_BY of stage 1 (loss: accuracy), accuracy of stage 2
+# Column of metrics.csv to be large; "" = SELECT_BY of stage 1 (for loss accuracy), accuracy of
+# stage 2
+FIGURE: str = ""
 SEARCH_SEED: Seed = 0
 WARMUP_EPOCHS: Positive = 3  # before these no trial is given up
 
