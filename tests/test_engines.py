@@ -15,6 +15,8 @@ from petface.engines import Arithmetic, agreement, largest_error, load_stage, te
 from petface.errors import SettingsError, UserError
 from petface.files import sha256_of_file
 from petface.images import Preprocessing
+from petface.models.architecture import Architecture
+from petface.models.multi_head import _MultiHeadModel
 from petface.network import ExactWhereClose, Network
 from tests import reference_networks as reference
 
@@ -197,6 +199,37 @@ class TestOpenVino:
         assert sorted(p.name for p in tmp_path.iterdir()) == [kept.name], (
             "nothing half made is left"
         )
+
+    @pytest.mark.parametrize(
+        "architecture",
+        [
+            Architecture("mobilenet_v3_small", attention="se", hidden=9, dropout=0.3, bodies=2),
+            Architecture("efficientnet_b0", hidden=5),
+            Architecture("resnet34", attention="se"),
+        ],
+        ids=str,
+    )
+    def test_every_architecture_answers_as_torch(self, architecture, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        model = _MultiHeadModel({"color1": 4, "gender": 2}, architecture)
+        path = tmp_path / "chinchilla_best.pt"
+        checkpoints.save(
+            path,
+            {
+                "model": model.state_dict(),
+                "species": "chinchilla",
+                "head_vocabs": {"color1": list("abcd"), "gender": ["female", "male"]},
+                "preprocessing": RULE.to_dict(),
+                **architecture.stored(),
+            },
+        )
+        network = stage(path, tmp_path, Arithmetic.choose("cpu", "fp32", "openvino")).network
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (RULE.mean, RULE.std))
+        x = (pixels(6).permute(0, 3, 1, 2) / 255 - mean) / std
+        with torch.inference_mode():
+            expected = model.eval()(x)
+        for one, other in zip(network.answer_pixels(pixels(6)), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
     def test_int8_is_measured_kept_and_refused_where_it_differs(
         self, specialist: Path, tmp_path: Path, monkeypatch, capsys
