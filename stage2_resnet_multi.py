@@ -36,7 +36,6 @@ from petface.dataset import Dataset, choose_species, load_dataset
 from petface.errors import UserError, run_script
 from petface.first_weights import initialise_body
 from petface.images import STATISTICS, Preprocessing
-from petface.models.architecture import Architecture
 from petface.models.backbones import BackboneName
 from petface.models.multi_head import _MultiHeadModel
 from petface.network import Network
@@ -183,7 +182,7 @@ def train_specialist(
     sampler_head = next((h for h in PRIMARY_ATTR_PRIORITY[:-1] if h in vocabularies), None)
     parts = split_into_samples(s, dataset, species, vocabularies, sampler_head)
     torch.manual_seed(s.SEED)
-    architecture = Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
+    architecture = recipe.architecture_of(s)
     model = _MultiHeadModel({h: len(names) for h, names in vocabularies.items()}, architecture)
     pretrained = initialise_body(model.body, s.BACKBONE, s.WEIGHTS, s.PRETRAINED, species)
     job = make_job(s, dataset, model, parts, run)

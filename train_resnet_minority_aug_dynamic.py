@@ -35,7 +35,7 @@ from petface.dataset import Dataset, load_dataset
 from petface.errors import UserError, run_script
 from petface.first_weights import initialise_body
 from petface.images import STATISTICS, Preprocessing
-from petface.models.architecture import Architecture, build_classifier
+from petface.models.architecture import build_classifier
 from petface.models.backbones import BackboneName
 from petface.network import Network
 from petface.packing import image_source
@@ -174,13 +174,10 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest)
     sampler = make_sampler(s, parts["train"], len(classes))
     base_weights = sampler.weights.copy()
     torch.manual_seed(s.SEED)
-    architecture = Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
+    architecture = recipe.architecture_of(s)
     model = build_classifier(architecture, len(classes))
     pretrained = initialise_body(model, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
-    shown = np.bincount(parts["train"].labels["species"], minlength=len(classes)).astype(float)
-    if s.SAMPLER == "weighted":
-        shown *= base_weights
-    job = make_job(s, dataset, model, sum(map(len, parts.values())), shown, run)
+    job = make_job(s, dataset, model, parts, sampler, run)
     distributed.copy_from_main(model)
     regimes = augment.REGIMES[s.BASE_AUGMENT], augment.REGIMES[s.TAIL_AUGMENT]
     description = {
@@ -216,16 +213,12 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest)
     while training.has_epoch(run, save_last):
         progress, epoch = training.progress, training.progress.epoch.epoch
         measured = progress.measured(job)
-        if s.SAMPLER == "weighted":
-            order = sampler.draw(epoch)
-        else:
-            order = sampling.shuffled(len(parts["train"]), s.SEED, epoch)
         val = seen = None
         if engine.train_epoch(
             job,
             progress,
             parts["train"],
-            order,
+            draw_order(s, parts["train"], sampler, epoch),
             regimes,
             seed=s.SEED,
             rate=training.rate(lambda row: row[watched]),
@@ -304,6 +297,15 @@ def make_sampler(s: Settings, samples: Samples, num_classes: int) -> sampling.Cl
     return sampling.ClassWeightedSampler(samples.labels["species"], base, seed=s.SEED)
 
 
+def draw_order(
+    s: Settings, samples: Samples, sampler: sampling.ClassWeightedSampler, epoch: int
+) -> np.ndarray:
+    """Give the order of an epoch over the train part: weighted, or every image once."""
+    if s.SAMPLER == "weighted":
+        return sampler.draw(epoch)
+    return sampling.shuffled(len(samples), s.SEED, epoch)
+
+
 def adapted_weights(s: Settings, base: np.ndarray, seen: engine.Evaluation) -> np.ndarray:
     """Give (K,) sampling weights after an epoch: difficult classes are shown more often."""
     return sampling.difficulty_weights(
@@ -319,19 +321,23 @@ def make_job(
     s: Settings,
     dataset: Dataset,
     model: torch.nn.Module,
-    num_images: int,
-    shown: np.ndarray,
+    parts: dict[str, Samples],
+    sampler: sampling.ClassWeightedSampler,
     run: runs.RunFolder,
 ) -> engine.Job:
     """Gather what every pass needs; the network goes to the device.
 
-    `shown` (K,) is how often each class is drawn, on whatever scale.
+    The loss reckons with the classes as often as they come up in the first epoch.
     """
+    labels, num_classes = parts["train"].labels["species"], len(dataset.catalog.classes)
+    shown = np.bincount(labels, minlength=num_classes).astype(float)
+    if s.SAMPLER == "weighted":
+        shown *= sampler.weights
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
     network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
     return engine.Job(
         network=network,
-        num_classes={"species": len(dataset.catalog.classes)},
+        num_classes={"species": num_classes},
         loss=recipe.species_loss(s, shown, network.device),
         source=image_source(dataset.catalog, s.PACK, preprocessing),
         batch_size=s.BATCH_SIZE,
@@ -339,7 +345,9 @@ def make_job(
         freeze_batchnorm=s.FREEZE_BATCHNORM,
         augment_mode=s.AUGMENT_MODE,
         clip_norm=s.CLIP_NORM,
-        failures=runs.FailureLog(run, dataset.catalog, num_images, s.MAX_BAD_FRACTION),
+        failures=runs.FailureLog(
+            run, dataset.catalog, sum(map(len, parts.values())), s.MAX_BAD_FRACTION
+        ),
     )
 
 

@@ -39,8 +39,10 @@ def make_phases(s: Settings, lr: str, epochs: str, patience: str) -> list[Phase]
     with one for each.
     """
     all_stages = [tuple(entry.split("+")) for entry in s.PHASE_STAGES]
-    for stage in [stage for stages in all_stages for stage in stages if stage not in STAGES]:
-        raise SettingsError(f"PHASE_STAGES has {stage!r}; known, joined by +: {', '.join(STAGES)}")
+    unknown = [stage for stages in all_stages for stage in stages if stage not in STAGES]
+    if unknown:
+        known = ", ".join(STAGES)
+        raise SettingsError(f"PHASE_STAGES has {unknown[0]!r}; known, joined by +: {known}")
     if not all_stages:
         raise SettingsError('PHASE_STAGES is empty; ["all"] is one phase that trains everything')
     columns = []

@@ -1,4 +1,4 @@
-"""What both trainers make of the same constants: optimizer, mixing, averaging, losses."""
+"""What both trainers make of the same constants: network, optimizer, mixing, averaging, losses."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from petface import losses
 from petface.augment.mixing import Mixing, adapted_probability
 from petface.averaging import WeightAverage
 from petface.batches import Batch
-from petface.models.architecture import HEAD_PREFIXES
+from petface.models.architecture import HEAD_PREFIXES, Architecture
 from petface.network import Outputs
 from petface.settings import Settings
+
+
+def architecture_of(s: Settings) -> Architecture:
+    """Read what the network is made of."""
+    return Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
 
 
 def make_optimizer(s: Settings, model: nn.Module, lr: float) -> torch.optim.Optimizer:

@@ -16,6 +16,7 @@ import importlib
 import math
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ from petface.batches import Batch, Samples
 from petface.dataset import choose_species, load_dataset
 from petface.errors import SettingsError, UserError, run_script
 from petface.first_weights import initialise_body
-from petface.models.architecture import Architecture, build_classifier
+from petface.models.architecture import build_classifier
 from petface.models.multi_head import _MultiHeadModel, unfreeze
-from petface.reports.curves import INSTALL_LINE
+from petface.reports.drawing import figure_maker, save_png, tidy
 from petface.schedule import EarlyStopping
 from petface.settings import Positive, PositiveFloat, Settings, read_settings
 from tools.sweep import flag_of_change, trainer_of
@@ -60,14 +61,11 @@ def main() -> None:
     _, script, flags = trainer_of(presets[0])
     flags += [part for word in asked.positional if "=" in word for part in flag_of_change(word)]
     module = importlib.import_module(script)
+    s = read_settings(module, flags)
     with tempfile.TemporaryDirectory() as folder:
         make = specialist_job if script.startswith("stage2") else species_job
-        job, samples, order = make(
-            module, read_settings(module, flags), runs.RunFolder(Path(folder))
-        )
-        rates, losses = rise(
-            job, samples, order, read_settings(module, flags), asked.LOW, asked.HIGH, asked.STEPS
-        )
+        job, samples, order = make(module, s, runs.RunFolder(Path(folder)))
+        rates, losses = rise(job, samples, order, s, asked.LOW, asked.HIGH, asked.STEPS)
     if len(losses) < MIN_STEPS // 2:
         raise UserError(
             f"the loss broke after {len(losses)} steps: lower LOW (now {asked.LOW}), or look at "
@@ -92,13 +90,13 @@ def species_job(
     dataset = _dataset(s)
     parts, classes = module.split_into_samples(s, dataset), dataset.catalog.classes
     torch.manual_seed(s.SEED)
-    made = Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
-    model = build_classifier(made, len(classes))
+    model = build_classifier(recipe.architecture_of(s), len(classes))
     initialise_body(model, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
     unfreeze(model, module.phases_of(s)[0].stages)
-    shown = np.bincount(parts["train"].labels["species"], minlength=len(classes)).astype(float)
-    job = module.make_job(s, dataset, model, sum(map(len, parts.values())), shown, run)
-    return job, parts["train"], module.make_sampler(s, parts["train"], len(classes)).draw(0)
+    train = parts["train"]
+    sampler = module.make_sampler(s, train, len(classes))
+    job = module.make_job(s, dataset, model, parts, sampler, run)
+    return job, train, module.draw_order(s, train, sampler, 0)
 
 
 def specialist_job(
@@ -111,8 +109,8 @@ def specialist_job(
     first = next((h for h in module.PRIMARY_ATTR_PRIORITY[:-1] if h in heads), None)
     parts = module.split_into_samples(s, dataset, species, heads, first)
     torch.manual_seed(s.SEED)
-    made = Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
-    model = _MultiHeadModel({head: len(names) for head, names in heads.items()}, made)
+    sizes = {head: len(names) for head, names in heads.items()}
+    model = _MultiHeadModel(sizes, recipe.architecture_of(s))
     initialise_body(model.body, s.BACKBONE, s.WEIGHTS, s.PRETRAINED, species)
     job = module.make_job(s, dataset, model, parts, run)
     unfreeze(model, module.phases_of(s)[0].stages)
@@ -139,10 +137,9 @@ def rise(
     to where the loss broke.
     """
     losses: list[float] = []
-    given = job.loss
 
     def noted(outputs: engine.Outputs, batch: Batch) -> Tensor:
-        value = given(outputs, batch)
+        value = job.loss(outputs, batch)
         losses.append(float(value.detach()))
         return value
 
@@ -155,13 +152,19 @@ def rise(
             len(smooth) > 1 and smooth[-1] > _BROKEN * min(smooth)
         )
 
-    object.__setattr__(job, "loss", noted)
     repeated = np.resize(order, num_steps * job.batch_size)
     optimizer = recipe.make_optimizer(s, job.network.model, low)
     progress = engine.Progress(optimizer, job.network.grad_scaler(), EarlyStopping(0))
     regimes = augment.REGIMES[s.BASE_AUGMENT], augment.REGIMES[s.TAIL_AUGMENT]
     engine.train_epoch(
-        job, progress, samples, repeated, regimes, seed=s.SEED, rate=rate, stop=is_broken
+        replace(job, loss=noted),
+        progress,
+        samples,
+        repeated,
+        regimes,
+        seed=s.SEED,
+        rate=rate,
+        stop=is_broken,
     )
     kept = [k for k, loss in enumerate(losses) if math.isfinite(loss)]
     return [rate(k / num_steps) for k in kept], [losses[k] for k in kept]
@@ -198,25 +201,19 @@ def draw(
     path: Path, rates: list[float], losses: list[float], smooth: list[float], steepest: float
 ) -> None:
     """Draw the loss over the rate into a PNG; a line where matplotlib is missing."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        print(f"{path.name} is not drawn: matplotlib is missing ({INSTALL_LINE})")
+    make_figure = figure_maker(path)
+    if make_figure is None:
         return
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = make_figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(rates, losses, ".", alpha=0.4, label="loss of a batch")
     axes.plot(rates, smooth, label="smoothed")
     axes.axvline(steepest, color="0.6", linestyle="--", label=f"steepest fall, {steepest:.1e}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
     axes.set_ylim(top=2 * smooth[0])
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     axes.legend(frameon=False, fontsize=8)
-    with files.atomic_write(path) as handle:
-        figure.savefig(handle, format="png", dpi=120)
+    save_png(figure, path, 120)
 
 
 if __name__ == "__main__":

@@ -84,12 +84,7 @@ def main() -> int:
         positional=("PRESET", "presets, one over another with +, and NAME=value for all runs"),
     )
     presets = [word for word in settings.positional if "=" not in word]
-    changes = [word.partition("=") for word in settings.positional if "=" in word]
-    extra = [
-        part
-        for name, _, value in changes
-        for part in (f"--{name.lower().replace('_', '-')}", value)
-    ]
+    extra = [flag for word in settings.positional if "=" in word for flag in flag_of_change(word)]
     if not presets:
         raise SettingsError("give a preset: python -m tools.sweep configs/stage1/tinypets.toml")
     plan = [run for preset in presets for run in plan_runs(settings, preset, extra)]

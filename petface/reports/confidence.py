@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from petface import files
 from petface.reliability import coverage_curve, reliability_bins, softmax, usable_rows
-from petface.reports.curves import INSTALL_LINE
+from petface.reports.drawing import figure_maker, save_png, tidy
 
 _MAX_BINS = 15
 _ROWS_PER_BIN = 20  # fewer bins for a small part: an interval as high as the panel says nothing
@@ -28,11 +27,8 @@ def draw_confidence(
     no head has a known label in the test part, and, with a line that says how to install it, where
     matplotlib is missing.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        print(f"{path.name} is not drawn: matplotlib is missing ({INSTALL_LINE})")
+    make_figure = figure_maker(path)
+    if make_figure is None:
         return False
     rows = {}
     for name, (logits, labels, calibration) in heads.items():
@@ -41,8 +37,7 @@ def draw_confidence(
             rows[name] = (z, y, calibration)
     if not rows:
         return False
-    figure = Figure(figsize=(12, 4.1 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = make_figure(figsize=(12, 4.1 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), 3, squeeze=False)
     for axes, (name, (z, y, calibration)) in zip(panels, rows.items(), strict=True):
         temperature = calibration["temperature"]
@@ -52,12 +47,10 @@ def draw_confidence(
         )
         _draw_coverage(axes[2], confidence, correct, calibration, f"{name}: {len(y):,} photos")
     for axis in panels.flat:
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis)
         axis.set(xlim=(0, 1.02), ylim=(0, 1.02))
         axis.legend(frameon=False, fontsize=8, loc="best")
-    with files.atomic_write(path) as handle:
-        figure.savefig(handle, format="png", dpi=110)
+    save_png(figure, path, 110)
     return True
 
 

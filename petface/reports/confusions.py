@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from petface import files, metrics
-from petface.reports.curves import INSTALL_LINE
+from petface import metrics
+from petface.reports.drawing import figure_maker, save_png
 from petface.reports.figures import class_counts
 from petface.reports.heads import HeadAnswers
 from petface.reports.tables import write_confusion
@@ -109,11 +109,8 @@ def draw_confusion(path: Path, matrix: np.ndarray, names: Sequence[str], title: 
     Of many classes the most frequent are drawn. False, with a line that says how to install it,
     where matplotlib is missing.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        print(f"{path.name} is not drawn: matplotlib is missing ({INSTALL_LINE})")
+    make_figure = figure_maker(path)
+    if make_figure is None:
         return False
     support = matrix.sum(axis=1)
     drawn = np.sort(np.argsort(-(support + matrix.sum(axis=0)), kind="stable")[:_MAX_DRAWN])
@@ -126,8 +123,7 @@ def draw_confusion(path: Path, matrix: np.ndarray, names: Sequence[str], title: 
     cell = 0.7 if num <= 5 else 0.42 if num <= _MAX_WITH_NUMBERS else 0.22  # inches
     left, bottom = (0.55 + 0.085 * max(map(len, labels)) for _ in range(2))
     width, height = left + num * cell + 0.2, bottom + num * cell + 0.5
-    figure = Figure(figsize=(max(width, 4.5), height))
-    FigureCanvasAgg(figure)
+    figure = make_figure(figsize=(max(width, 4.5), height))
     full = figure.get_size_inches()
     axes = figure.add_axes(
         (left / full[0], bottom / full[1], num * cell / full[0], num * cell / full[1])
@@ -146,8 +142,7 @@ def draw_confusion(path: Path, matrix: np.ndarray, names: Sequence[str], title: 
                       fontsize=7, color=color)  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
-        with files.atomic_write(path) as handle:
-            figure.savefig(handle, format="png", dpi=100)
+        save_png(figure, path, 100)
     return True
 
 

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from petface import files
-
-INSTALL_LINE = "pip install -r requirements-report.txt"
+from petface.reports.drawing import figure_maker, save_png, tidy
 
 
 def draw_curves(history: Sequence[dict[str, Any]], path: Path) -> bool:
@@ -17,11 +15,8 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path) -> bool:
     `history` holds a dictionary per epoch. False, with a line that says how to install it, where
     matplotlib is missing.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        print(f"{path.name} is not drawn: matplotlib is missing ({INSTALL_LINE})")
+    make_figure = figure_maker(path)
+    if make_figure is None:
         return False
     epochs = [row["epoch"] for row in history]
     columns = list(history[0]) if history else []
@@ -30,8 +25,7 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path) -> bool:
         "share right": [c for c in columns if c.endswith("_frac")],
         "learning rate": [c for c in columns if c == "learning_rate"],
     }
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = make_figure(figsize=(13, 3.8), layout="constrained")
     for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for name in names:
             label = name.removesuffix("_frac").replace("_", " ")
@@ -39,14 +33,12 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path) -> bool:
         for change in _phase_changes(history):
             axes.axvline(change, color="0.8", linewidth=1, zorder=0)
         axes.set(title=title, xlabel="epoch")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
         if title == "share right":
             axes.set_ylim(0, 1)
         if len(names) > 1:
             axes.legend(frameon=False, fontsize=8)
-    with files.atomic_write(path) as handle:
-        figure.savefig(handle, format="png", dpi=110)
+    save_png(figure, path, 110)
     return True
 
 

@@ -16,7 +16,7 @@ from petface.catalog import Catalog
 from petface.metrics import cluster_bootstrap_interval
 from petface.network import Network
 from petface.probes import Probe
-from petface.reports.curves import INSTALL_LINE
+from petface.reports.drawing import figure_maker, save_png, tidy
 from petface.reports.slices import MIN_RECORDS
 
 _COLUMNS: Final = (
@@ -158,11 +158,8 @@ def write_probes(path: Path, figures: Mapping[str, Any]) -> None:
 
 def draw_probes(head: str, entry: Mapping[str, Any], path: Path) -> bool:
     """Draw a bar per probe, the change of accuracy in points; False where matplotlib is missing."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        print(f"{path.name} is not drawn: matplotlib is missing ({INSTALL_LINE})")
+    make_figure = figure_maker(path)
+    if make_figure is None:
         return False
     probes = entry["probes"]
     places, place, last = [], 0.0, None
@@ -170,8 +167,7 @@ def draw_probes(head: str, entry: Mapping[str, Any], path: Path) -> bool:
         place += 1.0 if probe["group"] == last else 1.7
         last = probe["group"]
         places.append(place)
-    figure = Figure(figsize=(9, 1.3 + 0.2 * place), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = make_figure(figsize=(9, 1.3 + 0.2 * place), layout="constrained")
     axes = figure.subplots()
     groups = list(dict.fromkeys(p["group"] for p in probes))
     for y, probe in zip(places, probes, strict=True):
@@ -192,8 +188,6 @@ def draw_probes(head: str, entry: Mapping[str, Any], path: Path) -> bool:
     has_intervals = any(p["interval_95"] for p in probes)
     meaning = "lines: 95 % interval" if has_intervals else "too few records for intervals"
     axes.set_xlabel(f"points of accuracy; {meaning}")
-    axes.grid(axis="x", alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    with files.atomic_write(path) as handle:
-        figure.savefig(handle, format="png", dpi=110)
+    tidy(axes, axis="x")
+    save_png(figure, path, 110)
     return True

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from petface import files
-from petface.reports.curves import INSTALL_LINE
+from petface.reports.drawing import figure_maker, save_png, tidy
 
 RULE: Final = (
     "Chosen by the validation part alone, by mean - standard deviation over the runs; the test "
@@ -139,14 +139,10 @@ def _text(summaries: Sequence[Summary], keys: Sequence[str], watched: str) -> st
 
 def _draw(path: Path, runs: Sequence[SweepRun], figure_name: str) -> None:
     """Draw the test figure of every run against its minutes of training."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        print(f"{path.name} is not drawn: matplotlib is missing ({INSTALL_LINE})")
+    make_figure = figure_maker(path)
+    if make_figure is None:
         return
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = make_figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for number, (preset, species) in enumerate(dict.fromkeys((r.preset, r.species) for r in runs)):
         points = [
@@ -159,9 +155,7 @@ def _draw(path: Path, runs: Sequence[SweepRun], figure_name: str) -> None:
             marker = "os^Dv<>Pp*"[number % 10]
             axes.plot(*zip(*points, strict=True), marker, label=label, alpha=0.8)
     axes.set(xlabel="minutes of training", ylabel=f"{figure_name.replace('_', ' ')}, %")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
-    with files.atomic_write(path) as handle:
-        figure.savefig(handle, format="png", dpi=120)
+    save_png(figure, path, 120)

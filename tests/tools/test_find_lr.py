@@ -7,8 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
+import train_resnet_minority_aug_dynamic as stage1
+from petface import losses
 from petface.errors import SettingsError
+from petface.runs import RunFolder
+from petface.settings import read_settings
 from tests.conftest import TINY_STAGE1, TINY_STAGE2
 from tests.tools.test_sweep import preset_of
 from tools import find_lr
@@ -48,6 +53,25 @@ def test_both_trainers_jobs_rise_to_the_end_or_break(stage, tree, tmp_path, monk
     assert 1e-5 <= float(told["steepest"]) <= 1.0
     assert (tmp_path / "out/lr_finder.png").read_bytes()[:4] == b"\x89PNG"
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"lr_finder.csv", "lr_finder.png"}
+
+
+@pytest.mark.parametrize("sampler", ["weighted", "shuffle"])
+def test_the_order_and_the_loss_are_those_of_the_first_epoch(sampler, tree, tmp_path):
+    flags = [*tree.flags, *TINY_STAGE1, "--sampler", sampler, "--logit-adjustment", 1.0]
+    s = read_settings(stage1, list(map(str, flags)))
+    _, train, order = find_lr.species_job(stage1, s, RunFolder(tmp_path))
+    counts = np.bincount(train.labels["species"])
+    weights = stage1.make_sampler(s, train, len(counts)).weights
+    assert len(set(weights)) > 1
+    is_each_once = sorted(order.tolist()) == list(range(len(train)))
+    assert is_each_once == (sampler == "shuffle")
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "logit_adjustment", lambda *a: seen.append(a) or torch.zeros(1))
+        find_lr.species_job(stage1, s, RunFolder(tmp_path))
+    ((shown, strength),) = seen
+    assert strength == 1.0
+    assert shown == pytest.approx(counts * (weights if sampler == "weighted" else 1.0))
 
 
 @pytest.mark.parametrize(
