@@ -4,28 +4,26 @@
     python -m tools.find_lr configs/stage2/realpets.toml SPECIES=cat PHASE_STAGES=all,all
 
 The rate rises from LOW to HIGH by the same factor every step (Smith, "Cyclical Learning Rates",
-arXiv 1506.01186), with the preset's data, network, augmentation and losses, in stage 2 with what
-its first phase trains. Stops where the loss is four times its lowest. Prints the rate of the
-steepest fall, which is a good LR for one cosine, and a tenth of the rate where the loss was lowest,
-which is the careful one; writes lr_finder.csv and lr_finder.png into OUT. Nothing else is kept.
+arXiv 1506.01186), with the preset's data, network, augmentation, mixing and losses, in stage 2
+with what its first phase trains. Stops where the loss is four times its lowest. Prints the rate of
+the steepest fall, which is a good LR for one cosine, and a tenth of the rate where the loss was
+lowest, which is the careful one; writes lr_finder.csv and lr_finder.png into OUT. Nothing else is
+kept.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from petface import augment, engine, files, recipe, runs
-from petface.batches import Batch, Samples
+from petface.batches import Samples
 from petface.dataset import choose_species, load_dataset
 from petface.errors import SettingsError, UserError, run_script
 from petface.first_weights import initialise_body
@@ -136,38 +134,39 @@ def rise(
     """Train `num_steps` steps at rates from `low` to `high`; give the rate and the loss of each, up
     to where the loss broke.
     """
+    rates: list[float] = []
     losses: list[float] = []
-
-    def noted(outputs: engine.Outputs, batch: Batch) -> Tensor:
-        value = job.loss(outputs, batch)
-        losses.append(float(value.detach()))
-        return value
+    optimizer = recipe.make_optimizer(s, job.network.model, low)
+    progress = engine.Progress(optimizer, job.network.grad_scaler(), EarlyStopping(0))
+    images, total = 0, 0.0
 
     def rate(t: float) -> float:  # t = steps done / num_steps
         return low * (high / low) ** (t * num_steps / (num_steps - 1))
 
     def is_broken() -> bool:
+        nonlocal images, total
+        state = progress.epoch
+        if state.num_images > images:
+            rates.append(rate((state.step - 1) / num_steps))
+            losses.append((state.loss_sum - total) / (state.num_images - images))
+            images, total = state.num_images, state.loss_sum
         smooth = smoothed(losses)
-        return not math.isfinite(losses[-1]) or (
+        return state.num_skipped_steps > 0 or (
             len(smooth) > 1 and smooth[-1] > _BROKEN * min(smooth)
         )
 
-    repeated = np.resize(order, num_steps * job.batch_size)
-    optimizer = recipe.make_optimizer(s, job.network.model, low)
-    progress = engine.Progress(optimizer, job.network.grad_scaler(), EarlyStopping(0))
-    regimes = augment.REGIMES[s.BASE_AUGMENT], augment.REGIMES[s.TAIL_AUGMENT]
     engine.train_epoch(
-        replace(job, loss=noted),
+        job,
         progress,
         samples,
-        repeated,
-        regimes,
+        np.resize(order, num_steps * job.batch_size),
+        (augment.REGIMES[s.BASE_AUGMENT], augment.REGIMES[s.TAIL_AUGMENT]),
         seed=s.SEED,
         rate=rate,
+        mixing=recipe.make_mixing(s, []),
         stop=is_broken,
     )
-    kept = [k for k, loss in enumerate(losses) if math.isfinite(loss)]
-    return [rate(k / num_steps) for k in kept], [losses[k] for k in kept]
+    return rates, losses
 
 
 def smoothed(losses: list[float]) -> list[float]:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import train_resnet_minority_aug_dynamic as stage1
-from petface import losses
+from petface import engine, losses
+from petface.augment.mixing import Mixing
 from petface.errors import SettingsError
 from petface.runs import RunFolder
 from petface.settings import read_settings
@@ -39,6 +40,7 @@ def test_the_average_of_equal_losses_is_that_loss_from_the_first_step_on():
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_both_trainers_jobs_rise_to_the_end_or_break(stage, tree, tmp_path, monkeypatch, capsys):
     flags = TINY_STAGE1 if stage == "stage1" else [*TINY_STAGE2, "--weights", "none"]
+    flags = [*flags, "--mix", "both"]  # a step has one loss, also where it is that of pairs
     preset = preset_of(tmp_path, stage, [*tree.flags, *flags])
     words = [preset, "--steps", 24, "--low", "1e-5", "--out", tmp_path / "out"]
     monkeypatch.setattr(sys, "argv", ["find_lr", *map(str, words)])
@@ -72,6 +74,18 @@ def test_the_order_and_the_loss_are_those_of_the_first_epoch(sampler, tree, tmp_
     ((shown, strength),) = seen
     assert strength == 1.0
     assert shown == pytest.approx(counts * (weights if sampler == "weighted" else 1.0))
+
+
+def test_batches_are_mixed_as_in_training(tree, tmp_path, monkeypatch):
+    flags = [*tree.flags, *TINY_STAGE1, "--mix", "cutmix", "--mix-probability", 0.4]
+    flags += ["--mix-adapts", "false"]
+    s = read_settings(stage1, list(map(str, flags)))
+    seen = []
+    monkeypatch.setattr(engine, "mix_batch", lambda *a: seen.append(a[1]))
+    job, train, order = find_lr.species_job(stage1, s, RunFolder(tmp_path))
+    rates, values = find_lr.rise(job, train, order, s, 1e-6, 1e-5, 4)
+    assert seen == [Mixing("cutmix", 0.4, s.MIX_ALPHA)] * 4
+    assert rates == pytest.approx([1e-6 * 10 ** (k / 3) for k in range(4)]) and len(values) == 4
 
 
 @pytest.mark.parametrize(
