@@ -151,7 +151,8 @@ def rise(
             losses.append((state.loss_sum - total) / (state.num_images - images))
             images, total = state.num_images, state.loss_sum
         smooth = smoothed(losses)
-        return state.num_skipped_steps > 0 or (
+        # fp16's scaler skips some steps before it finds its scale: only a row of them is a break
+        return state.num_bad_in_a_row == engine.MAX_BAD_STEPS - 1 or (
             len(smooth) > 1 and smooth[-1] > _BROKEN * min(smooth)
         )
 

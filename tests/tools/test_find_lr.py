@@ -88,6 +88,21 @@ def test_batches_are_mixed_as_in_training(tree, tmp_path, monkeypatch):
     assert rates == pytest.approx([1e-6 * 10 ** (k / 3) for k in range(4)]) and len(values) == 4
 
 
+@pytest.mark.parametrize(("num_skipped", "wanted"), [(3, [3, 4, 5]), (100, [])])
+def test_skipped_steps_leave_gaps_and_only_a_row_of_them_ends_it(
+    num_skipped, wanted, tree, tmp_path, monkeypatch
+):
+    s = read_settings(stage1, list(map(str, [*tree.flags, *TINY_STAGE1])))
+    job, train, order = find_lr.species_job(stage1, s, RunFolder(tmp_path))
+    steps = []
+    monkeypatch.setattr(engine, "_update", lambda *a: steps.append(a) or len(steps) > num_skipped)
+    num_steps = 6 if wanted else 20
+    rates, values = find_lr.rise(job, train, order, s, 1e-6, 1e-5, num_steps)
+    assert rates == pytest.approx([1e-6 * 10 ** (k / (num_steps - 1)) for k in wanted])
+    assert len(values) == len(wanted)
+    assert len(steps) == (6 if wanted else engine.MAX_BAD_STEPS - 1)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
