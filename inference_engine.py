@@ -19,20 +19,16 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from petface import distributed, exported
-from petface.batches import worker_count
-from petface.dataset import load_dataset
-from petface.engines import Arithmetic, describe_model, load_stage
+from petface import distributed
+from petface.data.dataset import load_dataset
+from petface.data.images import Preprocessing
+from petface.data.loading import worker_count
+from petface.data.packing import image_source
+from petface.data.sample import photos_of
 from petface.errors import SettingsError, run_script
-from petface.files import write_json
-from petface.images import Preprocessing
-from petface.network import Stage
-from petface.packing import image_source
-from petface.photo_samples import photos_of
-from petface.predictions import fast_inference, find_photos, predict_files
-from petface.reports import shares
-from petface.reports.answering import answer_slices, plan_slices, write_answers
-from petface.reports.answers import (
+from petface.evaluation import parts as shares
+from petface.evaluation.confusions import CONFUSIONS, write_confusions
+from petface.evaluation.details import (
     DETAILS,
     DETAILS_FILE,
     MODELS,
@@ -41,16 +37,21 @@ from petface.reports.answers import (
     SUMMARY,
     read_evaluation,
 )
-from petface.reports.confusions import CONFUSIONS, write_confusions
-from petface.reports.evaluation import describe_summary, summarise
-from petface.reports.heads import read_heads
-from petface.reports.photo import readable
-from petface.reports.report_index import late_report, report_line
-from petface.reports.rows import ResumableRecords, ResumableTable
+from petface.evaluation.heads import read_heads
+from petface.evaluation.run import answer_slices, plan_slices, write_answers
+from petface.evaluation.summary import describe_summary, summarise
+from petface.files import write_json
+from petface.inference import onnx_models as exported
+from petface.inference.answers import readable
+from petface.inference.loading import Arithmetic, describe_model, load_stage
+from petface.inference.predict import fast_inference, find_photos, predict_files
+from petface.inference.stages import Stage1Model, Stage2Model, find_specialist
+from petface.inference.two_stage import TwoStageInference
+from petface.inference.views import Views
+from petface.models.network import Stage
+from petface.report.report_index import late_report, report_line
+from petface.resumable import ResumableRecords, ResumableTable
 from petface.settings import Fraction, NonNegative, Positive, Seed, read_settings
-from petface.stage_models import Stage1Model, Stage2Model, find_specialist
-from petface.two_stage import TwoStageInference
-from petface.views import Views
 
 __all__ = [
     "Stage1Model",

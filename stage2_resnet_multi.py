@@ -20,33 +20,24 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from petface import (
-    augment,
-    checkpoints,
-    distributed,
-    engine,
-    recipe,
-    runs,
-    sampling,
-)
-from petface.augment.mixing import MixKind
-from petface.batches import Samples, worker_count
+from petface import distributed
+from petface.analysis.audit import quick_audit_line
 from petface.calibration import calibrate_heads, headline_figures
-from petface.dataset import Dataset, choose_species, load_dataset
+from petface.data.dataset import Dataset, choose_species, load_dataset
+from petface.data.images import STATISTICS, Preprocessing
+from petface.data.loading import Samples, worker_count
+from petface.data.packing import image_source
+from petface.data.splits import SPLITS
 from petface.errors import UserError, run_script
-from petface.first_weights import initialise_body
-from petface.images import STATISTICS, Preprocessing
+from petface.models import checkpoints
 from petface.models.backbones import BackboneName
+from petface.models.first_weights import initialise_body
 from petface.models.multi_head import _MultiHeadModel
-from petface.network import Network
-from petface.packing import image_source
-from petface.phases import Phase, PhasedTraining, make_phases
-from petface.reports.audit import quick_audit_line
-from petface.reports.confidence import draw_confidence
-from petface.reports.curves import draw_curves
-from petface.reports.report_index import late_report, report_line
-from petface.reports.specialist import head_figures, write_specialist_report
-from petface.schedule import LrKind
+from petface.models.network import Network
+from petface.report.confidence import draw_confidence
+from petface.report.curves import draw_curves
+from petface.report.report_index import late_report, report_line
+from petface.report.specialist import head_figures, write_specialist_report
 from petface.settings import (
     Fraction,
     NonNegative,
@@ -57,9 +48,13 @@ from petface.settings import (
     Settings,
     read_settings,
 )
-from petface.splits import SPLITS
-from petface.stopping import StopRequest
 from petface.taxonomy import PRIMARY_ATTR_PRIORITY
+from petface.training import augment, recipe, runs, sampling
+from petface.training import epoch as engine
+from petface.training.augment.mixing import MixKind
+from petface.training.phases import Phase, PhasedTraining, make_phases
+from petface.training.schedule import LrKind
+from petface.training.stopping import StopRequest
 
 # ---- Data: what changes the meaning of the figures ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>

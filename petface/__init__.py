@@ -1,5 +1,5 @@
 """What the three scripts and the tools import. Layers: see README, "How the code is laid out"."""
 
-from petface.installed import check_torch
+from petface.errors import check_torch
 
 check_torch()

@@ -5,9 +5,13 @@ way out.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
+from types import TracebackType
+from typing import Final
 
 
 class UserError(ValueError):
@@ -46,3 +50,52 @@ def run_script(main: Callable[[], object]) -> None:
         print("\nstopped; give the same command again to go on", file=sys.stderr)
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+TORCH_FLOOR: Final = (2, 11)  # what requirements.txt names as the lowest
+
+
+class InstallError(ImportError):
+    """A package that is too old or does not load; ends a script as a `UserError` does."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        sys.excepthook = _in_one_line
+
+
+def check_torch() -> None:
+    """Raise `InstallError` for a torch below the floor; where there is none, its import says so."""
+    try:
+        found = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return
+    numbers = re.match(r"(\d+)\.(\d+)", found)
+    if numbers and tuple(map(int, numbers.groups())) < TORCH_FLOOR:
+        wanted = ".".join(map(str, TORCH_FLOOR))
+        raise InstallError(f"torch {found} is too old, {wanted} is the lowest; {_WAY_OUT}")
+
+
+def does_not_load(package: str, error: Exception) -> InstallError:
+    """Name the versions of a package that does not load and of torch, which it was built for."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    versions = " with ".join(f"{name} {_version(name)}" for name in (package, "torch"))
+    return InstallError(f"{versions} does not load ({reason}); {_WAY_OUT}")
+
+
+_WAY_OUT = "install the tested pair with: python -m pip install -r requirements.txt"
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _in_one_line(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if isinstance(error, InstallError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)

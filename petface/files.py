@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import weakref
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -205,3 +206,14 @@ def _flush_folder(folder: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def network_patience(seconds: float) -> Iterator[None]:
+    """Bound each network wait, so that a silent firewall cannot hold a run up for minutes."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

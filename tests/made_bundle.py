@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from petface import checkpoints
-from petface.dataset import Dataset, load_dataset
+from petface.data.dataset import Dataset, load_dataset
+from petface.data.images import Preprocessing
 from petface.export.bundle import write_bundle
 from petface.export.model import Wishes
-from petface.guard import fit_guard
-from petface.images import Preprocessing
+from petface.models import checkpoints
+from petface.models.guard import fit_guard
 from tests import reference_networks as reference
 from tests.conftest import Tree
 

@@ -169,7 +169,7 @@ class SignalAtStep:
     number: int
     times: int = 1
     function: str = "_update"
-    module: str = "petface.engine"
+    module: str = "petface.training.epoch"
     to_group: bool = False
 
     def __call__(self) -> None:
@@ -246,7 +246,7 @@ class KillWhileWritingRows:
     share: float
 
     def __call__(self) -> None:
-        from petface.reports.rows import ResumableTable
+        from petface.resumable import ResumableTable
 
         calls, write = [0], ResumableTable.write_lines
 
@@ -272,7 +272,7 @@ class NanLoss:
     last: int
 
     def __call__(self) -> None:
-        from petface import losses
+        from petface.training import losses
 
         calls, function = [0], getattr(losses, self.function)
 
@@ -320,7 +320,7 @@ class KillLoader:
     def __call__(self) -> None:
         from torch.utils.data import get_worker_info
 
-        from petface.batches import FileImages
+        from petface.data.loading import FileImages
 
         read = FileImages.read
 

@@ -5,10 +5,12 @@ import signal
 import numpy as np
 import pytest
 
-from petface import batches, devices, distributed, measure
+from petface import devices, distributed
+from petface.data import loading as batches
 from petface.errors import UserError
-from petface.reports import shares
-from petface.stopping import StopRequest
+from petface.evaluation import parts as shares
+from petface.training import evaluate as measure
+from petface.training.stopping import StopRequest
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The table of layers: what may import what, read from the files, and how long a file may be."""
+"""The table of layers: what may import what, read from the files, and how long things may be."""
 
 import ast
 from pathlib import Path
@@ -9,55 +9,83 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "petface"
 SCRIPTS = ("train_resnet_minority_aug_dynamic", "stage2_resnet_multi", "inference_engine")
 
-# A line may import the lines above it. Within a line nothing imports its neighbour; inside the
-# folders (`FOLDERS`) the files may import each other.
-LAYERS = [
-    {"errors", "installed", "png"},
-    {"files", "distributed", "ahead", "board"},
-    {"taxonomy", "settings", "devices", "folding", "signal_stack", "stopping"},
-    {
-        "images",
-        "catalog",
-        "losses",
-        "augment",
-        "schedule",
-        "averaging",
-        "metrics",
-        "models",
-        "duplicates",
-        "reliability",
-        "guard",
-        "label_errors",
-        "probes",
-    },
-    {
-        "sources",
-        "annotations",
-        "splits",
-        "sampling",
-        "checkpoints",
-        "network",
-        "openvino_network",
-    },
-    {"dataset", "batches", "runs", "gradcam", "exported", "views", "preparing", "first_weights"},
-    {"pack", "recipe", "folds"},
-    {"packing"},
-    {"photo_samples", "lockstep", "measure"},
-    {"engine", "engines", "calibration", "features", "strangers", "reports"},
-    {"stage_models", "phases"},
-    {"two_stage"},
-    {"export", "serving", "predictions"},
-]
+# A line imports only the lines above it; within a line, files may import each other, in no cycle.
+LAYERS = (
+    (
+        *("errors", "files", "settings", "distributed", "taxonomy", "metrics", "calibration"),
+        *("resumable", "devices", "drawing", "reliability", "signal_stack"),
+    ),
+    ("data",),
+    ("models",),
+    ("training",),
+    ("inference",),
+    ("evaluation",),
+    ("analysis",),
+    ("report",),
+    ("export",),
+    ("serving",),
+)
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
-FOLDERS = {"augment", "models", "settings", "sources", "reports", "export", "serving"}
+LEAVES = ("analysis", "report", "export", "serving")
 
-MAX_LINES = {"trainer": 440, "module": 300}
+# Lines of all text files; who needs more names what goes.
+BUDGETS = {
+    "petface": 15_000,
+    "petface/data": 2_700,
+    "petface/models": 1_300,
+    "petface/training": 2_300,
+    "petface/inference": 1_200,
+    "petface/evaluation": 1_300,
+    "petface/analysis": 1_500,
+    "petface/report": 1_200,
+    "petface/export": 500,
+    "petface/serving": 1_300,
+    "tools": 2_500,
+    "tests": 16_000,
+}
+MAX_LINES = {"script": 400, "module": 400, "README.md": 120}
+STAGE1_LOADS = 8_000
+TEXT = {".py", ".html", ".jinja", ".j2", ".js", ".css", ".svg", ".md"}
+
+# While the house is being rebuilt. Both lists only ever get shorter.
+OVER_BUDGET: dict[str, int] = {
+    "petface": 26500,
+    "petface/data": 3700,
+    "petface/models": 1768,
+    "petface/training": 2503,
+    "petface/inference": 1660,
+    "petface/evaluation": 1649,
+    "petface/analysis": 3507,
+    "petface/report": 4460,
+    "petface/export": 1202,
+    "petface/serving": 2782,
+    "tools": 7413,
+    "tests": 26500,
+    "stage 1 loads": 12700,
+    "train_resnet_minority_aug_dynamic.py": 432,
+    "README.md": 385,
+}
+KNOWN_UPWARD: set[str] = {
+    "petface.inference.predict imports evaluation",
+}
 
 
-def imports_of(path: Path) -> set[str]:
-    """Every module that a file imports, also inside functions, with dots as written."""
+def name_of(path: Path) -> str:
+    """The dotted name of a module of the package."""
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+NAMES = {name_of(path): path for path in MODULES}
+IDS = list(NAMES)
+
+
+def imports_of(path: Path, *, inside_functions: bool = True) -> set[str]:
+    """Every module that a file imports, with dots as written."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree) if inside_functions else tree.body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -67,51 +95,57 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-def part_of(path: Path) -> str:
-    """The name that the table has for a file: its own, or that of its folder."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
 def violations(own: str, imported: set[str]) -> list[str]:
-    """What a part of the package imports although it does not stand above it."""
-    parts = {name.split(".")[1] for name in imported if name.startswith("petface.")}
-    return [
-        f"{own} (layer {LAYER_OF[own]}) imports {other} (layer {LAYER_OF[other]})"
-        for other in sorted(parts & LAYER_OF.keys())
-        if LAYER_OF[other] >= LAYER_OF[own] and not (other == own and own in FOLDERS)
-    ]
+    """What a module imports although it stands in a lower line of the table, or in none."""
+    room = own.split(".")[1]
+    rooms = {name: name.split(".")[1] for name in imported if name.startswith("petface.")}
+    return sorted(
+        {
+            f"{own} imports {other}"
+            for name, other in rooms.items()
+            if other in LAYER_OF and LAYER_OF[other] > LAYER_OF[room]
+        }
+    )
 
 
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-IDS = [str(path.relative_to(PACKAGE)) for path in MODULES]
-
-
-@pytest.mark.parametrize("path", MODULES, ids=IDS)
-def test_a_module_imports_only_the_layers_above_it(path):
-    assert part_of(path) in LAYER_OF, f"{path} stands in no layer: give it a place in the table"
-    assert violations(part_of(path), imports_of(path)) == []
+@pytest.mark.parametrize("name", IDS)
+def test_a_module_imports_only_the_layers_above_it(name):
+    assert name.split(".")[1] in LAYER_OF, f"{name} stands in no layer: give it a place"
+    assert set(violations(name, imports_of(NAMES[name]))) <= KNOWN_UPWARD
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "from petface import engine",
-        "from petface.engine import Job",
-        "import petface.engine as e",
-        "def f():\n    from petface import engine",
+        "from petface import training",
+        "from petface.training import epoch",
+        "from petface.training.epoch import Job",
+        "import petface.training.epoch as e",
+        "def f():\n    from petface.training import epoch",
     ],
 )
 def test_the_check_finds_every_way_to_import(tmp_path, text):
     path = tmp_path / "module.py"
     path.write_text(text)
-    for own in ("taxonomy", "runs", "engine", "reports"):
+    for own in ("petface.taxonomy", "petface.data.pack", "petface.models.network"):
         assert len(violations(own, imports_of(path))) == 1
-    assert violations("reports", {"petface.reports.tables", "petface.runs"}) == []
+    assert violations("petface.training.epoch", imports_of(path)) == []
+    assert violations("petface.inference.stages", imports_of(path)) == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=IDS)
-def test_the_package_never_imports_a_script_or_a_tool(path):
-    roots = {name.split(".")[0] for name in imports_of(path)}
+def test_no_module_imports_itself_through_others():
+    arrows = {
+        name: {n for n in imports_of(path, inside_functions=False) if n in NAMES and n != name}
+        for name, path in NAMES.items()
+    }
+    while leaves := {name for name, targets in arrows.items() if not targets & arrows.keys()}:
+        arrows = {name: targets for name, targets in arrows.items() if name not in leaves}
+    assert arrows == {}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_the_package_never_imports_a_script_or_a_tool(name):
+    roots = {imported.split(".")[0] for imported in imports_of(NAMES[name])}
     assert not roots & {*SCRIPTS, "tools", "tests"}
 
 
@@ -124,9 +158,45 @@ def test_only_tools_import_the_inference_engine_and_nobody_a_trainer():
         assert not roots & {*SCRIPTS[:2], "tests"}, path
 
 
+def num_lines(path: Path) -> int:
+    """Count the lines of a text file."""
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+@pytest.mark.parametrize("folder", BUDGETS)
+def test_a_folder_keeps_its_budget(folder):
+    files = (p for p in (REPOSITORY / folder).rglob("*") if p.suffix in TEXT)
+    lines = sum(num_lines(path) for path in files)
+    assert lines <= max(BUDGETS[folder], OVER_BUDGET.get(folder, 0))
+
+
+def loaded_by(script: str) -> set[str]:
+    """The modules of the package that a script loads when it starts."""
+    seen: set[str] = set()
+    todo = [REPOSITORY / f"{script}.py"]
+    while todo:
+        for name in imports_of(todo.pop(), inside_functions=False):
+            while name:
+                if name in NAMES and name not in seen:
+                    seen.add(name)
+                    todo.append(NAMES[name])
+                name = name.rpartition(".")[0]
+    return seen
+
+
+def test_stage_1_loads_little():
+    lines = sum(num_lines(NAMES[name]) for name in loaded_by(SCRIPTS[0]))
+    assert lines <= max(STAGE1_LOADS, OVER_BUDGET.get("stage 1 loads", 0))
+
+
 def test_files_keep_a_livable_size():
     limits = dict.fromkeys(MODULES, MAX_LINES["module"])
-    limits |= {REPOSITORY / f"{script}.py": MAX_LINES["trainer"] for script in SCRIPTS[:2]}
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in limits}
-    long = {str(p.relative_to(REPOSITORY)): n for p, n in lengths.items() if n > limits[p]}
-    assert long == {}
+    limits |= {REPOSITORY / f"{script}.py": MAX_LINES["script"] for script in SCRIPTS}
+    limits[REPOSITORY / "README.md"] = MAX_LINES["README.md"]
+    long = {str(p.relative_to(REPOSITORY)): num_lines(p) for p, n in limits.items()}
+    over = {
+        name: n
+        for (name, n), limit in zip(long.items(), limits.values(), strict=True)
+        if n > max(limit, OVER_BUDGET.get(name, 0))
+    }
+    assert over == {}

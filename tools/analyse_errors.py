@@ -22,17 +22,18 @@ from typing import Any
 import numpy as np
 
 from inference_engine import Stage1Model, Stage2Model, find_specialist
-from petface import files, images
-from petface.batches import OK
-from petface.batches import worker_count as loader_count
+from petface import files
+from petface.analysis import analysis, attention, mistakes, probe_figures, sheets, slices
+from petface.analysis.audit_photos import worker_count
+from petface.analysis.photo_statistics import measure_photos
+from petface.analysis.probes import all_probes
+from petface.data import images
+from petface.data.loading import OK
+from petface.data.loading import worker_count as loader_count
 from petface.errors import UserError, run_script
-from petface.network import Network
-from petface.probes import all_probes
-from petface.reports import analysis, attention, mistakes, probe_figures, sheets, slices
-from petface.reports.answers import class_numbers, read_evaluation
-from petface.reports.audit_photos import worker_count
-from petface.reports.photo_statistics import measure_photos
-from petface.reports.report_index import report_line
+from petface.evaluation.details import class_numbers, read_evaluation
+from petface.models.network import Network
+from petface.report.report_index import report_line
 from petface.settings import NonNegative, Positive, Seed, read_settings
 
 # ---- Evaluation ----

@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 
 from petface import files
-from petface.dataset import load_dataset
+from petface.analysis.audit import make_audit, write_audit
+from petface.analysis.audit_figures import describe_audit
+from petface.analysis.audit_photos import look_at, sample_evenly, worker_count
+from petface.data.dataset import load_dataset
+from petface.data.sources.petface import scan
 from petface.errors import run_script
-from petface.reports.audit import make_audit, write_audit
-from petface.reports.audit_figures import describe_audit
-from petface.reports.audit_page import audit_page
-from petface.reports.audit_photos import look_at, sample_evenly, worker_count
+from petface.report.audit_page import audit_page
 from petface.settings import NonNegative, Seed, read_settings
-from petface.sources.petface import scan
 
 # ---- Data ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>

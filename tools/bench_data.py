@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from petface.batches import Samples
-from petface.catalog import Catalog
-from petface.images import Preprocessing
-from petface.pack import Compression, PackedImages
-from petface.packing import make_pack
-from petface.sources.petface import scan
+from petface.data.catalog import Catalog
+from petface.data.images import Preprocessing
+from petface.data.loading import Samples
+from petface.data.pack import Compression, PackedImages
+from petface.data.packing import make_pack
+from petface.data.sources.petface import scan
 
 SPECIES = ("cat", "dog", "hamster")
 _PHOTOS_PER_RECORD = 4

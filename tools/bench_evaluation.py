@@ -32,19 +32,20 @@ from torch import nn
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 from tqdm import tqdm
 
-from petface import checkpoints, files
-from petface.batches import worker_count
-from petface.dataset import Dataset, load_dataset
-from petface.engines import Arithmetic, load_stage
+from petface import files
+from petface.data.dataset import Dataset, load_dataset
+from petface.data.images import Preprocessing
+from petface.data.loading import worker_count
+from petface.data.packing import make_pack
+from petface.data.sample import photos_of
 from petface.errors import run_script
-from petface.images import Preprocessing
+from petface.evaluation.details import DETAILS, PER_IMAGE_COLUMNS
+from petface.evaluation.run import answer_slices, plan_slices, write_answers
+from petface.inference.loading import Arithmetic, load_stage
+from petface.models import checkpoints
 from petface.models.multi_head import ChinchillaMultiHeadResNet18
-from petface.network import Stage
-from petface.packing import make_pack
-from petface.photo_samples import photos_of
-from petface.reports.answering import answer_slices, plan_slices, write_answers
-from petface.reports.answers import DETAILS, PER_IMAGE_COLUMNS
-from petface.reports.rows import ResumableRecords, ResumableTable
+from petface.models.network import Stage
+from petface.resumable import ResumableRecords, ResumableTable
 from petface.settings import read_flags
 from tools.hardware import hardware_name
 

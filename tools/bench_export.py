@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from petface import exported
-from petface.dataset import load_dataset
+from petface.data.dataset import load_dataset
 from petface.errors import UserError, run_script
 from petface.files import write_csv
-from petface.network import Answerer, Network
+from petface.inference import onnx_models as exported
+from petface.inference.stages import find_specialist
+from petface.models.network import Answerer, Network
 from petface.settings import Positive, Seed, read_settings
-from petface.stage_models import find_specialist
 from tools.hardware import hardware_name
 
 # ---- What is compared ----

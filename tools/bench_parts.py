@@ -15,9 +15,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from petface import images
-from petface.augment import BASE, TAIL, AugmentMode, augment_batch
-from petface.batches import FileImages, ImageReader
+from petface.data import images
+from petface.data.loading import FileImages, ImageReader
+from petface.training.augment import BASE, TAIL, AugmentMode, augment_batch
 from tools import measure_scan
 from tools.bench_data import make_photos
 from tools.bench_plain import v2_chain

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from petface.augment import AugmentRegime
+from petface.training.augment import AugmentRegime
 
 
 def v2_chain(regime: AugmentRegime, size_px: int) -> v2.Compose:

@@ -32,8 +32,8 @@ import numpy as np
 import torch
 
 from petface import files
+from petface.data.images import IMAGE_SUFFIXES
 from petface.errors import UserError, run_script
-from petface.images import IMAGE_SUFFIXES
 from petface.settings import Positive, PositiveFloat, read_settings
 from tools.hardware import hardware_name
 

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from petface import engine, losses
-from petface.augment import BASE, NONE, TAIL, AugmentMode, augment_batch
-from petface.batches import Decoded, FileImages, ImageReader, to_device, worker_count
+from petface.data.loading import Decoded, FileImages, ImageReader, to_device, worker_count
 from petface.devices import num_cores
 from petface.models.architecture import PLAIN, build_classifier
 from petface.models.multi_head import _MultiHeadModel, train_mode, unfreeze
-from petface.network import Network
-from petface.runs import FailureLog, RunFolder
-from petface.schedule import EarlyStopping
+from petface.models.network import Network
+from petface.training import epoch as engine
+from petface.training import losses
+from petface.training.augment import BASE, NONE, TAIL, AugmentMode, augment_batch
+from petface.training.runs import FailureLog, RunFolder
+from petface.training.schedule import EarlyStopping
 from tools.bench_data import SPECIES, Tree, make_photos
 from tools.bench_parts import Part
 from tools.bench_plain import Photos, plain_epoch, plain_loader, plain_validation, v2_chain

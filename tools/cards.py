@@ -16,10 +16,10 @@ from pathlib import Path
 
 from petface import files
 from petface.errors import run_script
-from petface.reports.card_facts import read_facts
-from petface.reports.cards import model_card
-from petface.reports.data_card import class_counts, data_card
-from petface.reports.document import to_markdown, to_page
+from petface.report.card_facts import read_facts
+from petface.report.cards import model_card
+from petface.report.data_card import class_counts, data_card
+from petface.report.document import to_markdown, to_page
 from petface.settings import read_settings
 
 # ---- What a person must say ----

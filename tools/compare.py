@@ -15,15 +15,15 @@ import sys
 from pathlib import Path
 
 from petface import files
+from petface.analysis.changes import CHANGED_COLUMNS
+from petface.analysis.compare import compare_evaluations
+from petface.analysis.compare_runs import compare_runs, describe_runs
+from petface.analysis.compare_text import describe_comparison
+from petface.analysis.pairing import read_pair
 from petface.errors import SettingsError, UserError, run_script
-from petface.reports.answers import MODELS, PER_IMAGE, SUMMARY
-from petface.reports.changes import CHANGED_COLUMNS
-from petface.reports.compare import compare_evaluations
-from petface.reports.compare_page import comparison_page
-from petface.reports.compare_runs import compare_runs, describe_runs
-from petface.reports.compare_runs_page import runs_page
-from petface.reports.compare_text import describe_comparison
-from petface.reports.pairing import read_pair
+from petface.evaluation.details import MODELS, PER_IMAGE, SUMMARY
+from petface.report.compare_page import comparison_page
+from petface.report.compare_runs_page import runs_page
 from petface.settings import Positive, Seed, read_settings
 
 # ---- Comparison ----

@@ -17,10 +17,10 @@ import sys
 import time
 from typing import Literal
 
-from petface.dataset import load_dataset
+from petface.data.dataset import load_dataset
 from petface.errors import UserError, run_script
+from petface.inference.stages import find_specialist
 from petface.settings import Fraction, NonNegative, Positive, PositiveFloat, Seed, read_settings
-from petface.stage_models import find_specialist
 
 # ---- What is exported ----
 STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"

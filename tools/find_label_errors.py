@@ -23,12 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from petface import checkpoints, files
-from petface.batches import FileImages, worker_count
-from petface.dataset import Dataset, load_dataset
-from petface.errors import SettingsError, UserError, run_script
-from petface.features import features_of_photos
-from petface.label_errors import (
+from petface import files
+from petface.analysis.features import features_of_photos
+from petface.analysis.label_errors import (
     Suspects,
     describe_planted,
     fuse_photos,
@@ -37,9 +34,14 @@ from petface.label_errors import (
     predict_out_of_sample,
     rank_suspects,
 )
-from petface.network import Network
-from petface.reports.answers import SUMMARY, class_numbers, read_evaluation
-from petface.reports.report_index import report_line
+from petface.data.dataset import Dataset, load_dataset
+from petface.data.loading import FileImages, worker_count
+from petface.data.splits import SPLITS
+from petface.errors import SettingsError, UserError, run_script
+from petface.evaluation.details import SUMMARY, class_numbers, read_evaluation
+from petface.models import checkpoints
+from petface.models.network import Network
+from petface.report.report_index import report_line
 from petface.settings import (
     Fraction,
     NonNegative,
@@ -49,7 +51,6 @@ from petface.settings import (
     Settings,
     read_settings,
 )
-from petface.splits import SPLITS
 from petface.taxonomy import FEATURES as ALL_FEATURES
 from petface.taxonomy import UNKNOWN
 

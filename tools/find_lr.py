@@ -22,16 +22,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from petface import augment, engine, files, recipe, runs
-from petface.batches import Samples
-from petface.dataset import choose_species, load_dataset
+from petface import files
+from petface.data.dataset import choose_species, load_dataset
+from petface.data.loading import Samples
+from petface.drawing import figure_maker, save_png, tidy
 from petface.errors import SettingsError, UserError, run_script
-from petface.first_weights import initialise_body
 from petface.models.architecture import build_classifier
+from petface.models.first_weights import initialise_body
 from petface.models.multi_head import _MultiHeadModel, unfreeze
-from petface.reports.drawing import figure_maker, save_png, tidy
-from petface.schedule import EarlyStopping
 from petface.settings import Positive, PositiveFloat, Settings, read_settings
+from petface.training import augment, recipe, runs
+from petface.training import epoch as engine
+from petface.training.schedule import EarlyStopping
 from tools.sweep import flag_of_change, trainer_of
 
 # ---- The test ----

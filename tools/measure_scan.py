@@ -29,8 +29,8 @@ _COLUMNS = {
 _MEASURE = """
 import sys, time
 from pathlib import Path
-from petface.dataset import load_dataset
-from petface.sources.petface import scan
+from petface.data.dataset import load_dataset
+from petface.data.sources.petface import scan
 def peak_kib():
     text = Path("/proc/self/status").read_text()
     return int(text.split("VmHWM:")[1].split()[0])

@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from petface.batches import worker_count
+from petface.data.images import Preprocessing
+from petface.data.loading import worker_count
+from petface.data.pack import PackedImages, pack_path
+from petface.data.packing import make_pack
+from petface.data.sources.petface import scan
 from petface.errors import run_script
-from petface.images import Preprocessing
-from petface.pack import PackedImages, pack_path
-from petface.packing import make_pack
 from petface.settings import Positive, read_settings
-from petface.sources.petface import scan
 
 # ---- What is packed ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>

@@ -23,14 +23,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from petface.data.preparing import cut_parts, lay_out, settle_parts
+from petface.data.sources.entries import PARTS, Found, safe_name
+from petface.data.sources.image_folder import read_image_folder
+from petface.data.sources.inat_json import read_inat_json
+from petface.data.sources.layout import LINKS, Photo, check_out, name_photos
+from petface.data.sources.oxford_pets import STAGES, download_oxford_pets, read_oxford_pets
 from petface.errors import SettingsError, run_script
-from petface.preparing import cut_parts, lay_out, settle_parts
 from petface.settings import read_flags
-from petface.sources.entries import PARTS, Found, safe_name
-from petface.sources.image_folder import read_image_folder
-from petface.sources.inat_json import read_inat_json
-from petface.sources.layout import LINKS, Photo, check_out, name_photos
-from petface.sources.oxford_pets import STAGES, download_oxford_pets, read_oxford_pets
 
 COMMANDS = {
     "image_folder": "folders of classes, alone or below train, val and test",
@@ -112,7 +112,7 @@ def classes_of(checkpoint: str | None) -> tuple[str, ...] | None:
     """Name the classes of a stage 1 checkpoint."""
     if checkpoint is None:
         return None
-    from petface import checkpoints  # torch takes seconds to load
+    from petface.models import checkpoints
 
     return checkpoints.read_stage1(checkpoint).classes
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from petface.errors import UserError, run_script
-from petface.reports.report_index import is_reportable, write_index, write_reports
+from petface.report.report_index import is_reportable, write_index, write_reports
 from petface.settings import read_settings
 
 RUNS_ROOT: str = "runs"  # the index stands here and covers what is below

@@ -23,8 +23,8 @@ import torch
 
 from petface.devices import choose_device, num_cores
 from petface.errors import SettingsError, UserError, run_script
+from petface.inference.two_stage import TwoStageInference
 from petface.settings import NonNegative, NonNegativeFloat, Positive, PositiveFloat, read_settings
-from petface.two_stage import TwoStageInference
 
 # ---- Models ----
 STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"  # or a bundle of exported models

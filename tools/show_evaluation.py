@@ -19,9 +19,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import inference_engine
-from petface import files, images, taxonomy
+from petface import files, taxonomy
+from petface.data import images
 from petface.errors import UserError, run_script
-from petface.reports.evaluation import describe_summary
+from petface.evaluation.summary import describe_summary
 from petface.settings import read_settings
 
 TILE_PX, PHOTO_PX, LINE_PX, MARGIN_PX = 190, 132, 15, 12

@@ -27,15 +27,15 @@ from typing import Any
 
 import torch
 
+from petface.analysis.sweeps import SweepRun, write_sweep
+from petface.data.folds import fold_files
+from petface.data.images import Preprocessing
+from petface.data.packing import image_source
+from petface.data.sources.petface import scan
 from petface.devices import num_cores
 from petface.errors import SettingsError, UserError, run_script
-from petface.folds import fold_files
-from petface.images import Preprocessing
-from petface.packing import image_source
-from petface.reports.sweeps import SweepRun, write_sweep
-from petface.runs import FREE_TO_CHANGE
 from petface.settings import NonNegative, Positive, Seed, Settings, read_settings
-from petface.sources.petface import scan
+from petface.training.runs import FREE_TO_CHANGE
 
 # ---- Sweep ----
 SEEDS: tuple[Seed, ...] = (42, 123, 777)

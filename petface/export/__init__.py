@@ -6,7 +6,7 @@ Optional: needs the packages of `exported.INSTALL_LINE`, and says so at the firs
 from importlib.util import find_spec
 
 from petface.errors import UserError
-from petface.exported import INSTALL_LINE
+from petface.inference.onnx_models import INSTALL_LINE
 
 for _package in ("onnx", "onnxscript", "onnxruntime"):
     if find_spec(_package) is None:

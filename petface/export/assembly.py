@@ -9,8 +9,8 @@ from onnx import ModelProto
 from petface.export import graphs
 from petface.export.parity import TorchAnswers
 from petface.export.sources import Source
-from petface.exported import Exported, OnnxNetwork, session_of
-from petface.network import Network
+from petface.inference.onnx_models import Exported, OnnxNetwork, session_of
+from petface.models.network import Network
 
 
 class Assembly:

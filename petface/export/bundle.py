@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from petface import exported, files
-from petface.dataset import Dataset
+from petface import files
+from petface.data.dataset import Dataset
 from petface.errors import UserError
 from petface.export.model import Wishes, Written, export_model
 from petface.export.sources import read_source
+from petface.inference import onnx_models as exported
 
 
 def write_bundle(

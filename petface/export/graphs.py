@@ -16,10 +16,10 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from petface.exported import GUARD_SCORE
-from petface.guard import Guard
-from petface.images import Preprocessing
+from petface.data.images import Preprocessing
+from petface.inference.onnx_models import GUARD_SCORE
 from petface.models import backbones, multi_body
+from petface.models.guard import Guard
 
 OPSET = 18  # the first with antialiased Resize
 PIXELS, IMAGE, MEANS = "pixels", "image", "stage_means"

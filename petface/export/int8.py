@@ -8,13 +8,13 @@ from typing import Any
 
 from onnx import ModelProto
 
-from petface import guard
 from petface.errors import UserError
 from petface.export import parity
 from petface.export.assembly import Assembly
 from petface.export.quantise import quantise
 from petface.export.sources import Photos, Source
-from petface.exported import OnnxNetwork
+from petface.inference.onnx_models import OnnxNetwork
+from petface.models import guard
 
 _NUM_RATE, _ROUNDS = 32, 3  # photos a turn, turns
 

@@ -11,14 +11,14 @@ from typing import Any
 
 from onnx import ModelProto
 
-from petface import exported
-from petface.dataset import Dataset
+from petface.data.dataset import Dataset
 from petface.errors import UserError
 from petface.export import graphs, parity
 from petface.export.assembly import Assembly
 from petface.export.int8 import make_int8
 from petface.export.sources import Photos, Source, cut_photos, read_photos
-from petface.exported import OnnxNetwork, session_of
+from petface.inference import onnx_models as exported
+from petface.inference.onnx_models import OnnxNetwork, session_of
 
 _NUM_RESIZED = 32  # photos that the graph must resize
 _MAX_GREY_LEVELS = 2  # to Pillow: one of rounding, one more where enlarging meets ties

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from petface import images
-from petface.guard import Guard
-from petface.images import Preprocessing
-from petface.network import Answerer, Network, Outputs
+from petface.data import images
+from petface.data.images import Preprocessing
+from petface.models.guard import Guard
+from petface.models.network import Answerer, Network, Outputs
 
 _AT_ONCE = 32  # photos
 

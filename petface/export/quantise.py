@@ -27,10 +27,9 @@ import torch
 from onnx import ModelProto, numpy_helper
 from torch import Tensor
 
-from petface.augment import normalise, to_float
+from petface.data.images import Preprocessing, normalise, to_float
 from petface.export.graphs import IMAGE
-from petface.exported import session_of
-from petface.images import Preprocessing
+from petface.inference.onnx_models import session_of
 
 _KINDS = ("Conv", "Add", "MaxPool", "Relu", "Clip")  # else floats would lie between convolutions
 _ROWS = 16  # photos at once

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from petface import checkpoints, images
-from petface.batches import OK, even_slices
-from petface.dataset import Dataset
+from petface.data import images
+from petface.data.dataset import Dataset
+from petface.data.images import Preprocessing
+from petface.data.loading import OK, even_slices
+from petface.data.packing import image_source
+from petface.data.sample import sample_places
 from petface.files import sha256_of_file
-from petface.guard import Guard
-from petface.images import Preprocessing
-from petface.packing import image_source
-from petface.photo_samples import sample_places
+from petface.models import checkpoints
+from petface.models.guard import Guard
 from petface.reliability import HeadCalibration
 from petface.taxonomy import UNKNOWN
 

@@ -4,10 +4,8 @@ from.
 
 from __future__ import annotations
 
-import socket
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -15,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from petface.errors import UserError
-from petface.installed import does_not_load
+from petface.errors import UserError, does_not_load
+from petface.files import network_patience
 
 try:
     import torchvision
@@ -191,14 +189,3 @@ def load_torchvision_weights(body: nn.Module, name: str, policy: str) -> str:
         return f"random (ImageNet weights for {name} could not be had: {error})"
     fill_body(body, name, state)
     return f"torchvision {enum}"
-
-
-@contextmanager
-def network_patience(seconds: float) -> Iterator[None]:
-    """Bound each network wait, so that a silent firewall cannot hold a run up for minutes."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

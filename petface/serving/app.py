@@ -13,9 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from petface.data.images import ImageError
 from petface.errors import UserError
-from petface.images import ImageError
-from petface.network import NonFiniteError
+from petface.inference.stages import Photo
+from petface.models.network import NonFiniteError
 from petface.serving import schema
 from petface.serving.gate import CLIENT_GONE, Gate
 from petface.serving.intake import Intake
@@ -24,7 +25,6 @@ from petface.serving.limits import ClientGoneError, RefusedError
 from petface.serving.observe import METRICS_TYPE, LineLog
 from petface.serving.schema import failures, photo_form
 from petface.serving.static_files import StaticFile, read_page
-from petface.stage_models import Photo
 
 Topk = Annotated[int, Query(ge=1, le=10, description="classes per answer")]
 Name = Annotated[str | None, Query(max_length=200)]

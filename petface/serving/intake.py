@@ -9,7 +9,8 @@ from typing import Any
 
 from starlette.requests import Request
 
-from petface.images import ImageError
+from petface.data.images import ImageError
+from petface.inference.stages import Photo
 from petface.serving.batcher import (
     Answered,
     Batcher,
@@ -22,7 +23,6 @@ from petface.serving.jobs import Engine, Job, run_jobs
 from petface.serving.limits import ClientGoneError, Limits, Uploads, busy, read_body
 from petface.serving.multipart import check_type, photos_in
 from petface.serving.observe import Facts, Metrics, facts_of
-from petface.stage_models import Photo
 
 _TOO_MANY = "too many photos are waiting; try again"
 

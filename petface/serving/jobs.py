@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from petface.images import ImageError, ImageSource
-from petface.stage_models import Photo
+from petface.data.images import ImageError, ImageSource
+from petface.inference.stages import Photo
 
 
 class Engine(Protocol):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from petface.images import MAX_PIXELS
+from petface.data.images import MAX_PIXELS
 
 _MEGABYTE = 1_000_000
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from inference_engine import TwoStageInference
-from petface import checkpoints
+from petface.models import checkpoints
 from petface.models.architecture import Architecture
 from tests import scripts
 from tests.conftest import TINY, TINY_STAGE1, TINY_STAGE2

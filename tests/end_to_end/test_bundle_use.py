@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from inference_engine import Stage1Model, Stage2Model, TwoStageInference
-from petface.checkpoints import CheckpointError
 from petface.errors import UserError
+from petface.models.checkpoints import CheckpointError
 from tests import scripts
 
 

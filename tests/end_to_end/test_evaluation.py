@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from petface.reports.answers import read_evaluation
+from petface.evaluation.details import read_evaluation
 from tests import naive, scripts
 from tests.conftest import BOMB, EMPTY, TRUNCATED
 

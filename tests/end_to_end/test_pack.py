@@ -19,7 +19,7 @@ def pack(request, tree, tmp_path_factory):
     flags = ["--images-root", tree.images, "--image-size-px", 32, "--num-workers", 2]
     flags += ["--out", path, "--compression", request.param]
     killed = scripts.run_forked(
-        PACK_TOOL, flags, folder, scripts.KillBeforeCall("petface.packing", "_append", 3)
+        PACK_TOOL, flags, folder, scripts.KillBeforeCall("petface.data.packing", "_append", 3)
     )
     assert killed.code == -9 and not path.exists()
     done = scripts.run_forked(PACK_TOOL, flags, folder)

@@ -12,13 +12,13 @@ import pytest
 from inference_engine import TwoStageInference
 from petface.errors import UserError
 from petface.files import plain_cell
-from petface.predictions import COLUMNS, find_photos
+from petface.inference.predict import COLUMNS, find_photos
 from petface.taxonomy import FEATURES
 from tests import scripts
 from tests.conftest import BOMB, EMPTY, TRUNCATED
 
 BAD = {TRUNCATED: "unreadable", EMPTY: "unreadable", BOMB: "too_large"}
-SMALL_SLICES = scripts.SetConstant("petface.predictions", "SLICE_PHOTOS", 16)
+SMALL_SLICES = scripts.SetConstant("petface.inference.predict", "SLICE_PHOTOS", 16)
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ def test_a_specialist_of_two_processes_ends_with_whole_files(stage2_flags, stage
 DRIVER = """
 import os, runpy, sys
 sys.path.insert(0, {repository!r})
-from petface import engine
+from petface.training import epoch as engine
 if os.environ["RANK"] == "1":
     update, calls = engine._update, []
     def broken(*arguments):
@@ -200,7 +200,7 @@ def test_an_evaluation_by_several_processes_is_that_of_one(
     kills = scripts.KillWhileWritingRows(3, 0.5), scripts.KillWhileWritingRows(5, 0.7)
     assert run("broken", kills) == [-9, -9]
     assert (
-        run("broken", (scripts.KillBeforeCall("petface.reports.shares", "remove_parts"), None))[0]
+        run("broken", (scripts.KillBeforeCall("petface.evaluation.parts", "remove_parts"), None))[0]
         == -9
     )
     (tmp_path / "broken/petface_eval_per_image.csv").rename(

@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 
-from petface import exported, images
+from petface.data import images
 from petface.errors import UserError
 from petface.export import bundle as bundle_module
 from petface.export import graphs as graphs_module
@@ -25,9 +25,10 @@ from petface.export.graphs import _RULES, network_graph, preprocessing_graph
 from petface.export.model import Wishes, export_model
 from petface.export.quantise import quantise
 from petface.export.sources import Source, cut_photos, read_photos, read_source
-from petface.exported import session_of
-from petface.folding import fold_batchnorm
-from petface.guard import FALSE_ALARM_FRAC, threshold_at
+from petface.inference import onnx_models as exported
+from petface.inference.onnx_models import session_of
+from petface.models.folding import fold_batchnorm
+from petface.models.guard import FALSE_ALARM_FRAC, threshold_at
 from tests.made_bundle import RULE, dataset_of, made_bundle
 
 QUICK_INT8 = Wishes(precision="int8", max_float_layers=0, num_calibration=24, num_parity=24)

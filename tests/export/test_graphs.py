@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from petface import images
+from petface.data import images
+from petface.data.images import Preprocessing
 from petface.export import graphs
-from petface.folding import fold_batchnorm
-from petface.guard import fit_guard
-from petface.images import Preprocessing
 from petface.models import backbones
 from petface.models.architecture import PLAIN, Architecture, build_classifier
+from petface.models.folding import fold_batchnorm
+from petface.models.guard import fit_guard
 from petface.models.multi_body import forward_with_maps
 from tests import reference_networks as reference
 

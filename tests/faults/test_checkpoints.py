@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from petface import checkpoints
-from petface.checkpoints import CheckpointError
 from petface.errors import UserError
+from petface.models import checkpoints
+from petface.models.checkpoints import CheckpointError
 from tests import reference_networks as reference
 
 SMALL = {
@@ -256,7 +256,7 @@ def test_stage1_with_a_damaged_guard(file: Path, guard: Any, words: str) -> None
 FULL_DISK = """
 import resource, signal, sys
 import torch
-from petface import checkpoints
+from petface.models import checkpoints
 from petface.errors import run_script
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from petface import exported
-from petface.checkpoints import CheckpointError
+from petface.inference import onnx_models as exported
+from petface.models.checkpoints import CheckpointError
 from tests import scripts
 from tests.made_bundle import made_bundle, write_checkpoints
 

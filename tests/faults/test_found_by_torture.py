@@ -17,11 +17,14 @@ import pytest
 import torch
 
 import train_resnet_minority_aug_dynamic as trainer
-from petface import checkpoints, files, runs, splits
-from petface.checkpoints import CheckpointError
+from petface import files
+from petface.data import splits
 from petface.errors import UserError
-from petface.reports.rows import ResumableTable
+from petface.models import checkpoints
+from petface.models.checkpoints import CheckpointError
+from petface.resumable import ResumableTable
 from petface.settings import read_settings
+from petface.training import runs
 from tests import scripts
 from tests.conftest import TINY_STAGE1
 

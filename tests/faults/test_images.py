@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from petface import images
-from petface.images import ImageError, decode, resize
+from petface.data import images
+from petface.data.images import ImageError, decode, resize
 
 rows, columns = np.mgrid[0:24, 0:31]
 PIXELS = np.stack([128 + 90 * np.sin(columns / 5 + c) * np.cos(rows / 7) for c in range(3)], axis=2)

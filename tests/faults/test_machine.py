@@ -218,7 +218,7 @@ def test_a_torch_below_the_floor_is_one_line(tmp_path, script):
 
 
 def test_the_floor_is_the_one_that_the_requirements_name():
-    from petface.installed import TORCH_FLOOR
+    from petface.errors import TORCH_FLOOR
 
     text = (scripts.REPOSITORY / "requirements.txt").read_text(encoding="utf-8")
     assert f"torch {'.'.join(map(str, TORCH_FLOOR))} " in text

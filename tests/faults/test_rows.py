@@ -25,8 +25,8 @@ ROWS = {
         faults/test_images.py::test_a_bomb_is_refused_from_its_header_and_memory_stays_flat
         faults/test_odd_photos.py::test_bombs_do_not_fill_the_memory""",
     "3 kinds of photos": """
-        test_images.py::test_sixteen_bit_grey_is_scaled_not_clipped
-        test_images.py::test_alpha_is_composited_on_black
+        data/test_images.py::test_sixteen_bit_grey_is_scaled_not_clipped
+        data/test_images.py::test_alpha_is_composited_on_black
         faults/test_odd_photos.py::test_each_kind_is_answered_as_the_plain_photo""",
     "4 unusual sizes": """
         faults/test_images.py::test_unusual_sizes_are_resized
@@ -53,13 +53,13 @@ ROWS = {
         faults/test_refusals.py::test_annotations_that_are_no_table_are_named_with_their_line""",
     "9 records and rows that do not meet": """
         faults/test_trees_and_annotations.py::test_records_without_a_row_and_rows_without
-        reports/test_audit.py::test_every_fault_of_the_tree_is_listed_once""",
+        analysis/test_audit.py::test_every_fault_of_the_tree_is_listed_once""",
     "10 a head without a known label": """
         faults/test_trees_and_annotations.py::test_a_head_without_a_known_label_has_no_class
         end_to_end/test_stage2.py::test_a_head_without_a_known_label_is_said_to_be_left_out""",
     "11 a batch without a known label": """
-        test_losses.py::test_without_anything_to_learn_the_loss_is_0
-        test_engine.py::test_a_batch_without_a_known_label_trains_on_nothing
+        training/test_losses.py::test_without_anything_to_learn_the_loss_is_0
+        training/test_epoch.py::test_a_batch_without_a_known_label_trains_on_nothing
         faults/test_images_in_training.py::test_batches_without_a_known_label
         faults/test_images_in_training.py::test_without_a_known_label_in_the_validation_part""",
     "12 small classes": """
@@ -68,7 +68,7 @@ ROWS = {
         faults/test_trees_and_annotations.py::test_an_edited_split_and_changed_data
         faults/test_refusals.py::test_an_edited_split_and_changed_data_are_refused""",
     "14 one photo in two splits": """
-        reports/test_audit.py::test_only_pairs_of_different_records_are_duplicates
+        analysis/test_audit.py::test_only_pairs_of_different_records_are_duplicates
         faults/test_odd_photos.py::test_an_audit_lists_what_is_no_photo_and_both_paths""",
     "15 labels and paths that are code": """
         faults/test_trees_and_annotations.py::test_odd_labels_keep_their_spelling
@@ -78,16 +78,16 @@ ROWS = {
     "16 NaN in training": """
         faults/test_runs.py::test_losses_that_stay_nan_stop_the_run_and_best_stays_whole
         faults/test_runs.py::test_single_steps_that_are_not_finite_are_skipped
-        test_engine.py::test_an_infinite_gradient_is_noticed_too""",
+        training/test_epoch.py::test_an_infinite_gradient_is_noticed_too""",
     "17 memory of the device": """
-        test_lockstep.py::test_what_does_not_fit_into_memory_goes_through_in_parts
+        training/test_step.py::test_what_does_not_fit_into_memory_goes_through_in_parts
         faults/test_machine.py::test_a_training_batch_that_does_not_fit_goes_through_in_parts
         faults/test_machine.py::test_passes_that_measure_halve_the_batch_and_find_the_same
         faults/test_machine.py::test_an_evaluation_halves_the_batch_and_writes_the_same
         faults/test_machine.py::test_a_device_that_takes_no_two_photos""",
     "18 loading processes": """
-        test_ahead.py::test_a_worker_that_dies_is_replaced_by_fewer
-        test_ahead.py::test_too_small_a_shared_memory_is_said
+        data/test_ahead.py::test_a_worker_that_dies_is_replaced_by_fewer
+        data/test_ahead.py::test_too_small_a_shared_memory_is_said
         faults/test_machine.py::test_a_training_survives_a_loading_process_that_dies
         faults/test_machine.py::test_an_evaluation_survives_loading_processes_that_all_die""",
     "19 signals": """
@@ -136,19 +136,19 @@ ROWS = {
         faults/test_refusals.py::test_planted_code_is_not_run_by_the_script
         faults/test_refusals.py::test_a_damaged_last_checkpoint_is_named_and_left""",
     "27 no specialist": """
-        test_inference_engine.py::test_no_specialist
+        inference/test_inference_engine.py::test_no_specialist
         end_to_end/test_evaluation.py::test_a_species_without_a_specialist_is_counted""",
     "28 NaN in answers": """
-        test_inference_engine.py::test_answers_that_are_not_finite_name_no_class
+        inference/test_inference_engine.py::test_answers_that_are_not_finite_name_no_class
         faults/test_refusals.py::test_answers_that_are_not_finite_are_rows_without_a_class""",
     "29 topk": """
-        test_inference_engine.py::test_topk_is_cut_to_the_classes
-        test_inference_engine.py::test_topk_below_1_is_refused
+        inference/test_inference_engine.py::test_topk_is_cut_to_the_classes
+        inference/test_inference_engine.py::test_topk_below_1_is_refused
         faults/test_serving.py::test_a_fault_has_its_own_answer""",
     "30 names that are paths": """
         faults/test_refusals.py::test_a_class_that_is_a_path_leads_nowhere
         faults/test_refusals.py::test_a_run_name_that_leaves_the_runs_is_refused
-        test_inference_engine.py::test_species_that_lead_elsewhere_are_refused
+        inference/test_inference_engine.py::test_species_that_lead_elsewhere_are_refused
         faults/test_serving.py::test_a_fault_has_its_own_answer""",
     "31 packages, GPU, network": """
         faults/test_machine.py::test_a_torchvision_that_was_built_for_another_torch
@@ -163,8 +163,8 @@ ROWS = {
         faults/test_serving.py::test_slow_clients_keep_nobody_from_being_answered""",
     "33 exports": """
         faults/test_exported.py::test_every_file_of_a_bundle_is_checked
-        test_exported.py::test_a_missing_file_or_card_is_named
-        test_exported.py::test_other_weights_in_a_second_file_are_refused""",
+        inference/test_onnx_models.py::test_a_missing_file_or_card_is_named
+        inference/test_onnx_models.py::test_other_weights_in_a_second_file_are_refused""",
 }
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import train_resnet_minority_aug_dynamic as trainer
-from petface.runs import open_run
 from petface.settings import read_settings
+from petface.training.runs import open_run
 from tests import scripts
 from tests.conftest import TINY_STAGE1
 

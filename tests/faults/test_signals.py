@@ -10,7 +10,10 @@ from tests.conftest import TINY_STAGE1
 from tests.end_to_end.test_evaluation import assert_equal_bytes
 from tests.end_to_end.test_resume import assert_same_run, loads
 
-BATCH = {"module": "petface.measure", "function": "_answer_batch"}  # of a pass that measures
+BATCH = {
+    "module": "petface.training.evaluate",
+    "function": "_answer_batch",
+}  # of a pass that measures
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def test_passes_that_measure_are_left_too_and_the_run_equals_the_straight_one(
     assert done.code == 143 and "stopped in the last passes" in done.out
     assert loads(folder / "last.pt") == (3, 0) and not (folder / "final.json").exists()
 
-    guard = {"module": "petface.strangers", "function": "evenly"}  # photos for it are chosen
+    guard = {"module": "petface.models.strangers", "function": "evenly"}  # photos for it are chosen
     done = stage1(scripts.SignalAtStep(2, signal.SIGINT, **guard))
     assert done.code == 130 and "the same command goes on" in done.err
     assert "Traceback" not in done.err and not (folder / "final.json").exists()
@@ -95,7 +98,7 @@ def test_a_stopped_evaluation_goes_on(
     evaluate = partial(
         script, scripts.INFERENCE, [*evaluation_flags, "--out-dir", tmp_path / "out"]
     )
-    rows = {"module": "petface.reports.answering", "function": "write_behind"}
+    rows = {"module": "petface.evaluation.run", "function": "write_behind"}
     assert evaluate(scripts.SignalAtStep(1, number, **rows)).code == code
     done = evaluate(scripts.SignalAtStep(3, number, module="petface.files", function="write_csv"))
     assert done.code == code and "Traceback" not in done.err, done.err

@@ -7,10 +7,10 @@ import sys
 import pandas
 import pytest
 
-from petface.annotations import write_conflicts
-from petface.dataset import load_dataset
+from petface.data.annotations import write_conflicts
+from petface.data.dataset import load_dataset
+from petface.data.splits import SPLITS
 from petface.errors import UserError
-from petface.splits import SPLITS
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_odd_entries_neither_hang_nor_count(tree):
     with open(os.fsencode(record) + b"/\xff\xfe.png", "wb"):  # noqa: PTH123 (a bytes path)
         pass
     code = (
-        "import sys, os; from petface.dataset import load_dataset;"
+        "import sys, os; from petface.data.dataset import load_dataset;"
         "data = load_dataset(sys.argv[1] + '/images', sys.argv[1] + '/annotations');"
         "print(len(data.catalog), os.fsencode(data.catalog.path(14)), data.notes)"
     )

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from petface import images
+from petface.data import images
+from petface.data.images import ImageError, Preprocessing
 from petface.errors import UserError
-from petface.images import ImageError, Preprocessing
+from petface.inference.stages import Photo
+from petface.inference.two_stage import refusal
 from petface.serving.app import make_app
 from petface.serving.intake import Intake
 from petface.serving.limits import Limits
 from petface.serving.observe import LineLog
 from petface.serving.server import bind, make_server
-from petface.stage_models import Photo
-from petface.two_stage import refusal
 
 RULE = Preprocessing(8)
 CLASSES = ("red", "green", "blue")

@@ -26,7 +26,7 @@ def swallow(_data: bytes) -> np.ndarray:
 
 def hoard(_data: bytes) -> np.ndarray:
     """Take more memory than there is."""
-    from petface.images import ImageError
+    from petface.data.images import ImageError
 
     try:
         return np.zeros((50_000, 50_000, 3), np.uint8)

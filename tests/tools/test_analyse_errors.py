@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from petface.probes import all_probes
+from petface.analysis.probes import all_probes
 from tests import scripts
 from tests.conftest import BOMB, EMPTY, TRUNCATED
 

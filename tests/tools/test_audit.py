@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.test_duplicates import photo
+from tests.analysis.test_duplicates import photo
 
 ROOT = Path(__file__).parent.parent.parent
 

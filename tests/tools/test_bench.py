@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from petface import engine
-from petface.augment import BASE, NONE, TAIL, augment_batch
+from petface.training import epoch as engine
+from petface.training.augment import BASE, NONE, TAIL, augment_batch
 from tools import bench, bench_training
 from tools.bench_data import make_photos
 from tools.bench_parts import Part, _pixel_data

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from petface.errors import UserError
-from tests.reports.test_cards import make_evaluation
+from tests.report.test_cards import make_evaluation
 from tools import cards
 
 ROOT = Path(__file__).parent.parent.parent

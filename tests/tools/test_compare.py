@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from petface import files
+from petface.analysis.compare_runs import NO_TEST, compare_runs, describe_runs
 from petface.errors import UserError
-from petface.reports.compare_runs import NO_TEST, compare_runs, describe_runs
-from petface.reports.compare_runs_page import runs_page
-from tests.reports.test_compare import make_evaluation, make_images
+from petface.report.compare_runs_page import runs_page
+from tests.analysis.test_compare import make_evaluation, make_images
 from tools import compare
 
 ROOT = Path(__file__).parent.parent.parent

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from petface import exported
+from petface.inference import onnx_models as exported
 from tests.made_bundle import write_checkpoints
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from petface import checkpoints
 from petface.errors import SettingsError, UserError
+from petface.models import checkpoints
 from tests import reference_networks as reference
 from tools import find_label_errors
 

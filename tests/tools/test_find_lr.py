@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import train_resnet_minority_aug_dynamic as stage1
-from petface import engine, losses
-from petface.augment.mixing import Mixing
 from petface.errors import SettingsError
-from petface.runs import RunFolder
 from petface.settings import read_settings
+from petface.training import epoch as engine
+from petface.training import losses
+from petface.training.augment.mixing import Mixing
+from petface.training.runs import RunFolder
 from tests.conftest import TINY_STAGE1, TINY_STAGE2
 from tests.tools.test_sweep import preset_of
 from tools import find_lr

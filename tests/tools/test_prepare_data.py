@@ -10,11 +10,11 @@ from types import ModuleType
 
 import pytest
 
+from petface.data.splits import SPLITS
 from petface.errors import SettingsError, UserError
 from petface.settings import read_settings
-from petface.splits import SPLITS
 from tests import scripts
-from tests.sources.made_sources import OXFORD_BREEDS, inat, oxford, photo, tree
+from tests.data.sources.made_sources import OXFORD_BREEDS, inat, oxford, photo, tree
 from tools.prepare_data import main
 
 
@@ -174,8 +174,8 @@ def test_a_mistake_is_one_line_of_the_real_script(script, tmp_path):
 @pytest.fixture(scope="module")
 def checkpoint(module_folder) -> Path:
     """A stage 1 that knows yak, dog and cat in this order, and answers cat to every photo."""
-    from petface import checkpoints
-    from petface.images import Preprocessing
+    from petface.data.images import Preprocessing
+    from petface.models import checkpoints
     from tests import reference_networks as reference
 
     path = module_folder / "best.pt"

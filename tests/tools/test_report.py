@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote
 
-from petface.reports.report_index import write_index, write_reports
-from petface.reports.run_files import find_folders
-from tests.reports.made_folders import make_evaluation, make_run
-from tests.reports.page_checks import check_page
+from petface.report.report_index import write_index, write_reports
+from petface.report.run_files import find_folders
+from tests.report.made_folders import make_evaluation, make_run
+from tests.report.page_checks import check_page
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -86,7 +86,7 @@ def test_a_folder_that_fails_does_not_cost_the_others(tmp_path, monkeypatch):
     written, failures = write_reports([root])
     assert len(written) == 3
     assert len(failures) == 1 and str(root / "demo" / "cat") in failures[0]
-    monkeypatch.setattr("petface.reports.report_index.read_run", lambda _: 1 / 0)
+    monkeypatch.setattr("petface.report.report_index.read_run", lambda _: 1 / 0)
     found = check_page(write_index(root).read_text(encoding="utf-8"))
     assert sum("ZeroDivisionError" in row[7] for row in found.rows[1:]) == 3
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from petface import files
+from petface.analysis.sweeps import SweepRun, summarise, watched_figure, write_sweep
 from petface.errors import UserError
-from petface.reports.sweeps import SweepRun, summarise, watched_figure, write_sweep
 from tests.conftest import TINY_STAGE1, TINY_STAGE2
 from tools import sweep as tool
 

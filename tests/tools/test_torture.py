@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from petface import checkpoints, files
-from petface.annotations import SpeciesAnnotations, read_species
+from petface import files
+from petface.data.annotations import SpeciesAnnotations, read_species
+from petface.data.pack import PackedImages
 from petface.errors import UserError
-from petface.pack import PackedImages
+from petface.models import checkpoints
 from tools.torture import __main__ as torture
 from tools.torture import full_disk, kills, resume, rivals, scripts, soak
 from tools.torture.bad_checkpoints import torture_checkpoints

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from petface import checkpoints
-from petface.checkpoints import CheckpointError
+from petface.models import checkpoints
+from petface.models.checkpoints import CheckpointError
 from tools.torture.outcome import Outcome
 from tools.torture.sameness import differences
 

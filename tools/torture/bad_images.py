@@ -1,6 +1,6 @@
-"""Mutated images through `petface.images.decode`, in processes that may die without harm.
+"""Mutated images through `petface.data.images.decode`, in processes that may die without harm.
 
-    python -m tools.torture.bad_images petface.images:decode 20 0 0 2000    # what a worker does
+    python -m tools.torture.bad_images petface.data.images:decode 20 0 0 2000   # what a worker does
 
 A worker has little address space and a timer whose signal ends it: a crash and a hang of the
 decoder's C code are seen from outside, by the signal that the worker died of.
@@ -33,7 +33,7 @@ from tools.torture.outcome import Outcome
 
 MEMORY_BYTES = 1_000_000_000  # address space of a worker
 PATIENCE_S = 20.0  # for one image; any takes well below a second on a machine that is not busy
-DECODE = "petface.images:decode"
+DECODE = "petface.data.images:decode"
 _EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -123,7 +123,7 @@ def _peak_kb() -> int:
 
 def _judge(decode: Callable[[bytes], object], data: bytes) -> tuple[str, str]:
     """Name what came of an image: "array", "refused" or "wrong", and why."""
-    from petface.images import MAX_PIXELS, ImageError
+    from petface.data.images import MAX_PIXELS, ImageError
 
     try:
         found = decode(data)

@@ -12,12 +12,12 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from petface.catalog import Catalog
+from petface.data.catalog import Catalog
+from petface.data.images import Preprocessing
+from petface.data.pack import ENTRY, MAGIC, TAIL, Compression, PackedImages, head_length
+from petface.data.packing import make_pack
+from petface.data.sources.petface import scan
 from petface.errors import UserError
-from petface.images import Preprocessing
-from petface.pack import ENTRY, MAGIC, TAIL, Compression, PackedImages, head_length
-from petface.packing import make_pack
-from petface.sources.petface import scan
 from tools.torture.outcome import Outcome
 
 _RULE = Preprocessing(16)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from petface.annotations import SpeciesAnnotations, read_species
+from petface.data.annotations import SpeciesAnnotations, read_species
 from petface.errors import UserError
 from tools.torture.outcome import Outcome
 

@@ -21,7 +21,7 @@ class SignalAtStep:
     number: int
 
     def __call__(self) -> None:
-        from petface import engine
+        from petface.training import epoch as engine
 
         calls, update = [0], engine._update
 
@@ -41,8 +41,8 @@ class SlowDisk:
     pause_s: float = 0.002
 
     def __call__(self) -> None:
-        from petface import packing
-        from petface.reports import rows
+        from petface import resumable as rows
+        from petface.data import packing
 
         pause_s, fsync = self.pause_s, os.fsync
 
@@ -104,8 +104,9 @@ class FillDiskAt:
     ballast: Path
 
     def __call__(self) -> None:
-        from petface import packing, runs
-        from petface.reports import rows
+        from petface import resumable as rows
+        from petface.data import packing
+        from petface.training import runs
 
         opened = Path.open
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from petface import checkpoints
+from petface.models import checkpoints
 from tools.torture import hooks, scripts
 from tools.torture.outcome import Outcome
 from tools.torture.sameness import run_differences, stale_files

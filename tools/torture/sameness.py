@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from petface import checkpoints, pack
-from petface.catalog import strict_rows
+from petface.data import pack
+from petface.data.catalog import strict_rows
 from petface.files import TEMPORARY_SUFFIX
+from petface.models import checkpoints
 
 _TIMINGS = frozenset({"train_images_per_s", "train_s", "train_minutes", "seconds"})
 _OWN = frozenset({"run.lock", "environment.json", "settings.toml", "report.html"})  # name the run

@@ -1,0 +1,283 @@
+"""Everything about one dataset in one object: images, labels and the one split."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from petface import distributed
+from petface.data.annotations import SpeciesAnnotations, read_aliases, read_species
+from petface.data.catalog import Catalog
+from petface.data.sources.petface import EXPECTED_TREE, Scan, scan
+from petface.data.splits import (
+    FRACTIONS,
+    make_splits,
+    read_official,
+    read_side_file,
+    read_splits,
+    untestable_classes,
+    write_splits,
+)
+from petface.errors import UserError
+from petface.taxonomy import PRIMARY_ATTR_PRIORITY, UNKNOWN
+
+_MISSING_SHOWN = 13  # species without annotations that are named, as many as PetFace has
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """N images of R records, the labels of each species and the split of every record."""
+
+    catalog: Catalog
+    annotations: dict[str, SpeciesAnnotations]  # without the species that have no annotation file
+    record_split: np.ndarray  # (R,) int8 into `splits.SPLITS`
+    notes: list[str]  # lines that the user should read
+
+    @property
+    def image_split(self) -> np.ndarray:
+        """Give the split of each image, that of its record: (N,) int8."""
+        return self.record_split[self.catalog.record_index]
+
+    def image_labels(self, species: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Give a species' images, (n,) int64 into the catalog, and their labels, each (n,) int32.
+
+        No feature stands there for a species without an annotation file.
+        """
+        number = self._class_number(species)
+        images = np.flatnonzero(self.catalog.class_index == number)
+        if species not in self.annotations:
+            return images, {}
+        records = self.catalog.record_index[images]
+        first = int(records[0])  # the records of a class are consecutive
+        aligned = self.annotations[species].align(_records_of(self.catalog, number))
+        return images, {feature: labels[records - first] for feature, labels in aligned.items()}
+
+    def fingerprint(self) -> str:
+        """Give a hex SHA-256 of images, records, labels and split: what an evaluation depends
+        on.
+        """
+        catalog = self.catalog
+        digest = hashlib.sha256(repr(catalog.classes).encode())
+        for column in (catalog.path_bytes, catalog.path_offsets, catalog.record_index):
+            digest.update(column.tobytes())
+        digest.update(self.record_split.tobytes())
+        for species, table in sorted(self.annotations.items()):
+            digest.update(repr((species, table.vocabularies)).encode())
+            for _, labels in sorted(self.image_labels(species)[1].items()):
+                digest.update(labels.tobytes())
+        return digest.hexdigest()
+
+    def unmatched(self, species: str) -> tuple[list[str], list[str]]:
+        """List the records without a row, and the rows without a record that has an image."""
+        records = _records_of(self.catalog, self._class_number(species))
+        if species not in self.annotations:
+            return records.tolist(), []
+        table = self.annotations[species]
+        rows = table.rows_of(records)
+        has_record = np.zeros(len(table.records), dtype=bool)
+        has_record[rows[rows >= 0]] = True
+        return records[rows < 0].tolist(), table.records[~has_record].tolist()
+
+    def _class_number(self, species: str) -> int:
+        if species in self.catalog.classes:
+            return self.catalog.classes.index(species)
+        near = difflib.get_close_matches(species, self.catalog.classes, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        listed = ", ".join(self.catalog.classes)
+        raise UserError(f"no species {species!r}{hint}; there are: {listed}")
+
+
+def load_dataset(
+    images_root: str | Path,
+    annotations_root: str | Path,
+    *,
+    splits_file: str | Path = "",
+    seed: int = 0,
+    fractions: Sequence[float] = FRACTIONS,
+    species: Sequence[str] | None = None,
+    aliases_file: str | Path = "",
+) -> Dataset:
+    """Scan the images, read the labels, and read the split or make it once.
+
+    `splits_file` is by default `splits.csv` beside `images_root`. Where it is absent it is made
+    from the whole tree, also when `species` restricts what is loaded, so that it serves every later
+    call; where it is a folder, it holds the official lists. `seed` and `fractions` count only for
+    making.
+    Raises `UserError` for anything in the data that the user has to mend.
+    """
+    found = scan(images_root, species)
+    annotations, notes = _read_annotations(annotations_root, found.catalog, aliases_file)
+    catalog = found.catalog
+    path = Path(splits_file) if splits_file else Path(images_root).absolute().parent / "splits.csv"
+    if path.is_dir():
+        names = species_of_records(catalog)
+        record_split, split_notes = read_official(path, names, catalog.record_names)
+    else:
+        with distributed.main_first():
+            if not path.exists():
+                if path.suffix != ".csv":
+                    what = "neither a folder of official lists nor a file name ending in .csv"
+                    raise UserError(f"SPLITS_FILE {path} is {what}")
+                whole, tables = catalog, annotations
+                if species is not None:
+                    whole = scan(images_root).catalog
+                    tables, _ = _read_annotations(annotations_root, whole, aliases_file)
+                _make_splits_file(path, whole, tables, seed, fractions)
+        record_split = read_splits(path, species_of_records(catalog), catalog.record_names)
+        split_notes = _provenance_notes(path, seed, fractions)
+    assert len(record_split) == catalog.num_records, "every record is in exactly one split"
+    dataset = Dataset(catalog, annotations, record_split, notes)
+    notes[:0] = _scan_notes(found)
+    notes += [*split_notes, *_match_notes(dataset), *_class_notes(dataset)]
+    return dataset
+
+
+def _read_annotations(
+    annotations_root: str | Path, catalog: Catalog, aliases_file: str | Path
+) -> tuple[dict[str, SpeciesAnnotations], list[str]]:
+    """Read the annotation file of every species that has one."""
+    root = Path(annotations_root)
+    if not str(annotations_root) or not root.is_dir():
+        raise UserError(f"annotations folder {str(annotations_root)!r} not found\n{EXPECTED_TREE}")
+    aliases = read_aliases(aliases_file) if aliases_file else {}
+    annotations, notes, missing = {}, [], []
+    for name in catalog.classes:
+        path = root / f"{name}.csv"
+        if path.exists():
+            annotations[name] = read_species(path, name, aliases.get(name))
+            notes += annotations[name].notes
+        else:
+            missing.append(f"{name}: no {path}, so it trains in stage 1 and has NO specialist")
+    notes += missing[:_MISSING_SHOWN]
+    if (more := len(missing) - _MISSING_SHOWN) > 0:
+        notes.append(f"... and so it is for {more} species more")
+    if not annotations and (root / "annotations").is_dir():
+        raise UserError(f"{root} holds no annotation file; use {root / 'annotations'} instead")
+    return annotations, notes
+
+
+def _make_splits_file(
+    path: Path,
+    catalog: Catalog,
+    annotations: dict[str, SpeciesAnnotations],
+    seed: int,
+    fractions: Sequence[float],
+) -> None:
+    """Draw and write the split of the whole tree, stratified by each species' primary attribute."""
+    names, strata = species_of_records(catalog), strata_of_records(catalog, annotations)
+    record_split = make_splits(names, catalog.record_names, strata, seed=seed, fractions=fractions)
+    write_splits(path, names, catalog.record_names, record_split, seed=seed, fractions=fractions)
+
+
+def strata_of_records(catalog: Catalog, annotations: dict[str, SpeciesAnnotations]) -> np.ndarray:
+    """Give the class of each record's primary attribute, -1 where there is none: (R,) int32."""
+    strata = np.full(catalog.num_records, UNKNOWN, dtype=np.int32)
+    for number, name in enumerate(catalog.classes):
+        if name in annotations and (feature := primary_attribute(annotations[name])):
+            labels = annotations[name].align(_records_of(catalog, number))
+            strata[catalog.record_class == number] = labels[feature]
+    return strata
+
+
+def primary_attribute(table: SpeciesAnnotations) -> str | None:
+    """Name the first feature with a known class, in the order of `PRIMARY_ATTR_PRIORITY`."""
+    ranked = (feature for feature in PRIMARY_ATTR_PRIORITY if table.vocabularies.get(feature))
+    return next(ranked, None)
+
+
+def _scan_notes(found: Scan) -> list[str]:
+    notes = []
+    if found.num_strays:
+        reasons = ", ".join(f"{count} {why}" for why, count in sorted(found.stray_counts.items()))
+        path, _ = found.strays[0]
+        example = path.decode("utf-8", "backslashreplace")
+        notes.append(f"{found.num_strays} entries of the tree are no image ({reasons}): {example}")
+    if found.empty_species:
+        notes.append(f"species folders without an image: {', '.join(found.empty_species)}")
+    if found.empty_records:
+        notes.append(f"{len(found.empty_records)} record folders without an image")
+    if found.num_merged_folders:
+        notes.append(f"{found.num_merged_folders} record folders name a record another folder has")
+    return notes
+
+
+def _provenance_notes(path: Path, seed: int, fractions: Sequence[float]) -> list[str]:
+    """Say so where an existing split file was made with another seed or other fractions, or taken
+    from a source.
+    """
+    made = read_side_file(path)
+    if made.get("origin"):
+        return [f"the split in {path} is that of {made['origin']}"]
+    if made["seed"] == seed and list(made["fractions"]) == list(fractions):
+        return []
+    how = f"seed {made['seed']} and fractions {made['fractions']}"
+    return [f"the split in {path} was made with {how} and stays as it is"]
+
+
+def _match_notes(dataset: Dataset) -> list[str]:
+    notes = []
+    for name in dataset.annotations:
+        no_row, no_record = dataset.unmatched(name)
+        if no_row:
+            notes.append(f"{name}: {len(no_row)} records have no row: all their labels are unknown")
+        if no_record:
+            notes.append(f"{name}: {len(no_record)} rows have no record with an image: not used")
+    return notes
+
+
+def _class_notes(dataset: Dataset) -> list[str]:
+    """Count the classes of each primary attribute that have too few records to be tested."""
+    notes = []
+    for number, name in enumerate(dataset.catalog.classes):
+        table = dataset.annotations.get(name)
+        feature = primary_attribute(table) if table else None
+        if table and feature:
+            labels = table.align(_records_of(dataset.catalog, number))[feature]
+            few = untestable_classes(labels, table.vocabularies[feature])
+            if few:
+                shown = ", ".join(repr(label) for label, _ in few[:3])
+                shown += ", ..." if len(few) > 3 else ""
+                what = f"{len(few)} of {len(table.vocabularies[feature])} {feature} classes"
+                notes.append(f"{name}: {what} have too few records to be tested: {shown}")
+    return notes
+
+
+def _records_of(catalog: Catalog, class_number: int) -> np.ndarray:
+    """Name the records of one class, in catalog order."""
+    return catalog.record_names[catalog.record_class == class_number]
+
+
+def species_of_records(catalog: Catalog) -> np.ndarray:
+    """Name the species of each record: (R,) str."""
+    return np.array(catalog.classes)[catalog.record_class]
+
+
+def choose_species(
+    dataset: Dataset, wanted: str | Sequence[str], annotations_root: str
+) -> tuple[list[str], list[str]]:
+    """List the species that can have a specialist: of "all", of one or of several by name.
+
+    Of "all", those without a known label are left out, with a note for each; by name they are a
+    `UserError`, as it is where none is left.
+    """
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    is_all = names == ["all"]
+    chosen, notes = [], []
+    for species in dataset.catalog.classes if is_all else names:
+        annotations = dataset.annotations.get(species)
+        if annotations is not None and any(annotations.vocabularies.values()):
+            chosen.append(species)
+            continue
+        reason = f"{species}: no known label in {annotations_root}, so no specialist"
+        if not is_all:
+            known = ", ".join(dataset.catalog.classes)
+            raise UserError(f"SPECIES {reason} (species found: {known})")
+        notes.append(reason)
+    if not chosen:
+        raise UserError(f"{annotations_root}: no species has a known label, nothing to train")
+    return chosen, notes

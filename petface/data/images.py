@@ -1,0 +1,299 @@
+"""The one place that turns a file, bytes, a PIL image or an array into RGB uint8; and resizes it.
+
+Rules, the same in training, evaluation and serving:
+
+- Regular files only (a pipe would hang) that hold PNG, JPEG (and MPO), WEBP, GIF, BMP or TIFF.
+- More than `MAX_PIXELS` is refused from the header, before anything is decoded.
+- EXIF orientation is applied; a damaged EXIF block counts as none.
+- 16-bit grey is scaled to 8 bit, v / 257 rounded; 32-bit whole numbers are clipped to 16 bit first;
+  float grey runs from 0 to 1. Of 16-bit colour Pillow gives the high byte.
+- Transparency (alpha channel, palette alpha, colour key) is composited on black.
+- Animated files give their first frame; other modes become RGB as Pillow converts them.
+- What is damaged raises `ImageError`. A flipped bit in a PNG file is found by its checksums; in the
+  other formats, which have none, only one that stops the decoder is.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from petface.data import png
+from petface.errors import UserError
+
+if TYPE_CHECKING:  # decoding alone needs no torch
+    from torch import Tensor
+
+IMAGE_SUFFIXES: Final = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+)
+MAX_PIXELS: Final = 50_000_000  # 150 MB as RGB
+RESIZE_RULES: Final = ("stretch", "center_crop", "letterbox")
+
+# Mean and standard deviation per channel on the scale 0..1, by the name that settings use.
+STATISTICS: Final[dict[str, tuple[tuple[float, ...] | None, tuple[float, ...] | None]]] = {
+    "none": (None, None),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's pretrained models
+}
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow opens MPO through JPEG
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(UserError):
+    """An image that cannot be used; `reason` ("unreadable", "too_large") is its row's `status`."""
+
+    def __init__(self, message: str, reason: str = "unreadable") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes network input; stored in checkpoints, obeyed by everything downstream.
+
+    `resize` is "stretch" (both sides to `size_px`), "center_crop" (short side to `size_px`, centre
+    kept) or "letterbox" (long side to `size_px`, black borders). `mean` and `std` are per channel
+    on the scale 0..1; None leaves the values in [0, 1]. Nonsense raises `UserError`.
+    """
+
+    size_px: int = 224
+    resize: str = "stretch"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size_px, bool) or not isinstance(self.size_px, int) or self.size_px < 1:
+            raise UserError(
+                f"preprocessing: size_px must be a whole number from 1, not {self.size_px!r}"
+            )
+        if self.resize not in RESIZE_RULES:
+            known = ", ".join(RESIZE_RULES)
+            raise UserError(f"preprocessing: resize must be one of {known}, not {self.resize!r}")
+        if (self.mean is None) != (self.std is None):
+            raise UserError("preprocessing: mean and std go together: give both or neither")
+        object.__setattr__(self, "mean", _three_numbers("mean", self.mean))
+        object.__setattr__(self, "std", _three_numbers("std", self.std))
+        if self.std is not None and min(self.std) <= 0:
+            raise UserError(f"preprocessing: std must be above 0, not {self.std}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain Python (no tuples), ready for JSON and for a checkpoint."""
+        values = asdict(self)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Read what `to_dict` gave; a missing, unknown or nonsensical entry raises `UserError`."""
+        names = [field.name for field in fields(cls)]
+        if not isinstance(values, Mapping) or set(values) != set(names):
+            found = sorted(map(str, values)) if isinstance(values, Mapping) else repr(values)
+            raise UserError(f"preprocessing: expected the entries {names}, found {found}")
+        return cls(**values)
+
+
+def decode(source: ImageSource, max_pixels: int | None = None) -> np.ndarray:
+    """Decode one image to (H, W, 3) uint8, C-contiguous, writable, sharing nothing with `source`.
+
+    `source` is a path, the bytes of an encoded image, a PIL image (at its current frame) or an
+    array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8, (H, W) uint16 or bool. Raises
+    `ImageError` naming the source and what is wrong, whatever the bytes are; more than `max_pixels`
+    (`MAX_PIXELS`) is "too_large".
+    """
+    name, max_pixels = _name_of(source), max_pixels or MAX_PIXELS
+    try:
+        if isinstance(source, np.ndarray):
+            return _rgb_array(_image_of(source, name, max_pixels), name, max_pixels)
+        if isinstance(source, Image.Image):
+            return _rgb_array(source, name, max_pixels)
+        if isinstance(source, bytes | bytearray | memoryview):
+            return _decode_stream(io.BytesIO(source), len(source), name, max_pixels)
+        return _decode_file(source, name, max_pixels)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name}: more than {max_pixels:,} pixels", "too_large") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not a {', '.join(_FORMATS)} image") from error
+    except Exception as error:  # damaged bytes make Pillow raise nearly every type there is
+        detail = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ImageError(f"{name}: {detail or type(error).__name__}") from error
+
+
+def resize(image: np.ndarray, size_px: int, rule: str) -> np.ndarray:
+    """Resize (H, W, 3) uint8 to (size_px, size_px, 3) by one of `RESIZE_RULES`, C-contiguous.
+
+    Bilinear with antialiasing, as torchvision's `Resize` does on PIL images. An image that has this
+    size already is given back as it is, not copied.
+    """
+    assert rule in RESIZE_RULES, rule
+    height, width = image.shape[:2]
+    if (height, width) == (size_px, size_px):
+        return np.ascontiguousarray(image)
+    picture = Image.fromarray(image)
+    bilinear = Image.Resampling.BILINEAR
+    if rule == "stretch":
+        return np.array(picture.resize((size_px, size_px), bilinear))
+    if rule == "center_crop":
+        # Cropped in source pixels: a whole 1x5000 strip would take 750 MB once resized.
+        box = _center_box(width, height, size_px)
+        return np.array(picture.resize((size_px, size_px), bilinear, box=box))
+    scale = size_px / max(width, height)
+    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    canvas = Image.new("RGB", (size_px, size_px))
+    left, top = (size_px - inner[0]) // 2, (size_px - inner[1]) // 2
+    canvas.paste(picture.resize(inner, bilinear), (left, top))
+    return np.array(canvas)
+
+
+def _center_box(width: int, height: int, size_px: int) -> tuple[float, float, float, float]:
+    """Give the source box (left, top, right, bottom) that lands on the central square.
+
+    Same rounding as torchvision's `Resize(size_px)` followed by `CenterCrop(size_px)`.
+    """
+    short = min(width, height)
+    starts, lengths = [], []
+    for side in (width, height):
+        resized = size_px * side // short
+        starts.append(round((resized - size_px) / 2) * side / resized)
+        lengths.append(size_px * side / resized)
+    right, bottom = starts[0] + lengths[0], starts[1] + lengths[1]
+    return starts[0], starts[1], min(right, width), min(bottom, height)
+
+
+def _decode_file(path: str | os.PathLike[str], name: str, max_pixels: int) -> np.ndarray:
+    """Decode a regular file; anything else at that path is refused before it is opened."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: no such file") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{name}: not a regular file")
+    with Path(path).open("rb") as handle:
+        return _decode_stream(handle, status.st_size, name, max_pixels)
+
+
+def _decode_stream(stream: IO[bytes], num_bytes: int, name: str, max_pixels: int) -> np.ndarray:
+    """Decode the encoded image in `stream`."""
+    if num_bytes == 0:
+        raise ImageError(f"{name}: empty (0 bytes)")
+    if (plain := png.decode_plain(stream, num_bytes, max_pixels)) is not None:
+        return plain
+    with Image.open(stream, formats=_FORMATS) as image:
+        _check_pixels(*image.size, name, max_pixels)
+        if image.format == "PNG" and (fault := png.fault_in_pixel_data(stream)):
+            raise ImageError(f"{name}: {fault}")
+        return _rgb_array(image, name, max_pixels)
+
+
+def _image_of(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
+    """Wrap an array, so that it takes the same way as a file."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    is_grey = array.ndim == 2 and array.dtype in (np.uint8, np.uint16, np.bool_)
+    is_colour = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
+    if not (is_grey or is_colour) or array.size == 0:
+        raise ImageError(
+            f"{name}: expected (H, W, 3), (H, W, 4) or (H, W) of uint8, or (H, W) of uint16 or "
+            "bool, with at least one pixel"
+        )
+    _check_pixels(array.shape[1], array.shape[0], name, max_pixels)
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"{name}: {width}x{height} has no pixels")
+    if width * height > max_pixels:
+        message = f"{name}: {width}x{height} is more than {max_pixels:,} pixels"
+        raise ImageError(message, "too_large")
+
+
+def _rgb_array(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
+    """Bring any PIL image to (H, W, 3) uint8 by the rules at the top of this file."""
+    _check_pixels(*image.size, name, max_pixels)
+    image.load()
+    orientation = _orientation(image)  # after load(): TIFF applies its own there and drops the tag
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        rgb = Image.fromarray(_eight_bit(np.asarray(image))).convert("RGB")
+    elif image.has_transparency_data:
+        layer = image.convert("LA") if image.mode == "La" else image
+        layer = layer if layer.mode == "RGBA" else layer.convert("RGBA")  # no second copy
+        rgb = Image.new("RGB", layer.size)
+        rgb.paste(layer.convert("RGB"), mask=layer.getchannel("A"))
+    else:
+        rgb = image.convert("RGB")
+    if orientation in _TRANSPOSE:
+        rgb = rgb.transpose(_TRANSPOSE[orientation])
+    return np.array(rgb)
+
+
+def _eight_bit(grey: np.ndarray) -> np.ndarray:
+    """Scale deep grey to uint8: whole numbers from 0..65535, floats from 0..1 (NaN is black)."""
+    if grey.dtype.kind == "f":
+        return np.rint(np.clip(np.nan_to_num(grey), 0, 1) * 255).astype(np.uint8)
+    return ((np.clip(grey, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # a damaged EXIF block does not make the pixels unreadable
+        return 1
+
+
+def _name_of(source: ImageSource) -> str:
+    """Name the source in messages; bytes of a file name that are not UTF-8 are shown escaped."""
+    if isinstance(source, np.ndarray):
+        return f"array {source.shape} {source.dtype}"
+    if isinstance(source, Image.Image):
+        return f"PIL image ({source.mode}, {source.width}x{source.height})"
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"image of {len(source):,} bytes"
+    return os.fsencode(source).decode("utf-8", "backslashreplace")
+
+
+def _three_numbers(name: str, values: Any) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise UserError(f"preprocessing: {name} must be three finite numbers, not {values!r}")
+    return numbers
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Turn (B, 3, H, W) uint8 into float32 in [0, 1]: what `augment` does without any change."""
+    return images.float().div_(255)
+
+
+def normalise(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+    """Give (images - mean) / std per channel of (B, 3, H, W), dtype kept; None: `images` as is."""
+    if mean is None or std is None:
+        return images
+    x = images.float()
+    centre, spread = (x.new_tensor(row).view(-1, 1, 1) for row in (mean, std))
+    return x.sub(centre).div_(spread).to(images.dtype)

@@ -1,0 +1,277 @@
+"""Read a PetFace tree, `images_root/<species>/<record>/<image>`, into a catalog."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from petface.data.catalog import Catalog, CatalogBuilder
+from petface.data.images import IMAGE_SUFFIXES
+from petface.errors import UserError
+from petface.taxonomy import canonical_record
+
+EXPECTED_TREE = """the expected tree is
+    data/PetFace/
+      images/<species>/<record>/<image>.png    e.g. images/cat/000000/00.png
+      annotations/<species>.csv
+      split/<species>/...                      only for the official splits"""
+MAX_STRAYS_LISTED = 10_000
+PROGRESS_AFTER_S = 2.0
+_NO_IMAGE = "holds no image at the expected depth"
+_NESTED = "a folder inside a record folder"
+_SUFFIXES = frozenset(suffix.encode("ascii") for suffix in IMAGE_SUFFIXES)
+_ENTRIES_LOOKED_AT = 20  # per folder, while guessing which folder was meant
+
+
+@dataclass
+class Scan:
+    """What a tree holds: the images, and everything that is not one."""
+
+    catalog: Catalog
+    strays: list[tuple[bytes, str]] = field(default_factory=list)  # path, reason; the first ones
+    stray_counts: Counter[str] = field(default_factory=Counter)  # reason -> all of them
+    empty_species: list[str] = field(default_factory=list)  # folders without an image: no class
+    empty_records: list[bytes] = field(default_factory=list)  # relative to the root
+    num_merged_folders: int = 0  # record folders whose canonical name another folder has too
+
+    @property
+    def num_strays(self) -> int:
+        """Count everything that is not an image, listed or not."""
+        return sum(self.stray_counts.values())
+
+
+def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
+    """List every regular image file of the tree, in the same order on every file system.
+
+    `species` restricts the scan to those folders. Raises `UserError` where the folder is missing,
+    at the wrong level or without images, and for an unknown species. No file is opened, so a FIFO
+    or a broken image cannot stop the scan.
+    """
+    root = Path(os.path.abspath(images_root))
+    if species is not None:
+        species = [species] if isinstance(species, str) else list(species)
+        for name in species:
+            check_species_name(name)
+    if not root.is_dir():
+        raise _wrong_root(root, "is not a folder" if root.exists() else "does not exist")
+    scanner = _Scanner(root)
+    found = scanner.species_folders()
+    chosen = found if species is None else sorted(set(species))
+    for name in chosen:
+        if name not in found:
+            _raise_unknown_species(name, found, root)
+    with _progress_bar() as bar:
+        for name in chosen:
+            scanner.read_species(name, bar)
+    result = scanner.finish()
+    if species is not None and result.empty_species and _has_shape(root):
+        raise UserError(f"species {result.empty_species[0]!r} in {root} has no image")
+    num_images = len(result.catalog)
+    mostly_nested = result.stray_counts[_NESTED] > num_images
+    if num_images == 0 or (mostly_nested and any(map(_has_shape, _roots_below(root)))):
+        raise _wrong_root(root, _NO_IMAGE)
+    return result
+
+
+def check_species_name(name: str) -> None:
+    """Refuse a species name that could lead out of the data folder (`UserError`)."""
+    if name in ("", ".", "..") or name.startswith(".") or any(sign in name for sign in "/\\\0"):
+        raise UserError(
+            f"species name {name!r} is refused: give the plain name of a folder, such as 'cat'"
+        )
+
+
+class _Scanner:
+    """The walk over one tree, and what it has met so far."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = os.fsencode(root)
+        self.builder = CatalogBuilder(self.root)
+        self.result = Scan(CatalogBuilder(self.root).build())  # empty until the walk ends
+
+    def finish(self) -> Scan:
+        self.result.catalog = self.builder.build()
+        return self.result
+
+    def stray(self, path: bytes, reason: str) -> None:
+        self.result.stray_counts[reason] += 1
+        if len(self.result.strays) < MAX_STRAYS_LISTED:
+            self.result.strays.append((path, reason))
+
+    def species_folders(self) -> list[str]:
+        """Name the folders of the root that can be species; note the rest as strays."""
+        names = []
+        for entry in sorted(self._entries(self.root), key=lambda entry: entry.name):
+            if reason := not_a_folder(entry):
+                self.stray(entry.name, reason)
+                continue
+            try:
+                name = entry.name.decode("utf-8")
+                check_species_name(name)
+                names.append(name)
+            except ValueError:  # covers UnicodeDecodeError and UserError
+                self.stray(entry.name, "not a usable species name")
+        return sorted(names)
+
+    def read_species(self, species: str, bar: tqdm) -> None:
+        """Add every record of one species to the catalog."""
+        prefix = species.encode("utf-8")
+        folders: list[tuple[str, bytes]] = []
+        strays: list[tuple[bytes, str]] = []
+        for entry in self._entries(os.path.join(self.root, prefix)):
+            if reason := not_a_folder(entry):
+                strays.append((prefix + b"/" + entry.name, reason))
+            else:  # a name that is not UTF-8 becomes readable text; the path keeps its bytes
+                text = entry.name.decode("utf-8", "backslashreplace")
+                folders.append((canonical_record(text), entry.name))
+        for path, reason in sorted(strays):
+            self.stray(path, reason)
+        folders.sort()
+        any_image = False
+        i = 0
+        while i < len(folders):
+            record, paths = folders[i][0], []
+            first = i
+            while i < len(folders) and folders[i][0] == record:
+                paths += self._images_of(prefix + b"/" + folders[i][1])
+                i += 1
+            self.result.num_merged_folders += i - first - 1
+            self.builder.add(species, record, paths)
+            any_image |= bool(paths)
+            bar.update(i - first)
+        if not any_image:
+            self.result.empty_species.append(species)
+
+    def _images_of(self, folder: bytes) -> list[bytes]:
+        """List the image files of one record folder as relative paths."""
+        images: list[bytes] = []
+        strays: list[tuple[bytes, str]] = []
+        try:
+            with os.scandir(os.path.join(self.root, folder)) as entries:
+                for entry in entries:
+                    reason = not_an_image(entry)
+                    if reason is None:
+                        images.append(folder + b"/" + entry.name)
+                    else:
+                        strays.append((folder + b"/" + entry.name, reason))
+        except OSError as error:
+            self.stray(folder, f"record folder cannot be read: {error.strerror}")
+            return images
+        for path, reason in sorted(strays):
+            self.stray(path, reason)
+        if not images:
+            self.result.empty_records.append(folder)
+        return images
+
+    def _entries(self, folder: bytes) -> Iterator[os.DirEntry[bytes]]:
+        try:
+            with os.scandir(folder) as entries:
+                yield from entries
+        except OSError as error:
+            raise UserError(
+                f"cannot read folder {os.fsdecode(folder)}: {error.strerror}"
+            ) from error
+
+
+def _progress_bar() -> tqdm:
+    """Count records on stderr: only for a person at a terminal, and only if it takes a while."""
+    return tqdm(
+        desc="scan",
+        unit=" records",
+        delay=PROGRESS_AFTER_S,
+        mininterval=1,
+        leave=False,
+        disable=None,
+    )
+
+
+def not_an_image(entry: os.DirEntry[bytes]) -> str | None:
+    """Say why an entry of a record folder is not an image; None for an image."""
+    name = entry.name
+    if name.startswith(b"."):
+        return "hidden"
+    try:
+        if entry.is_file():  # from the folder listing itself: no stat, except for links
+            suffix = name[name.rfind(b".") :].lower() if b"." in name else b""
+            return None if suffix in _SUFFIXES else "not an image suffix"
+        if entry.is_dir():
+            return _NESTED
+        return "broken link" if entry.is_symlink() else "not a regular file"
+    except OSError as error:
+        return f"cannot be followed: {error.strerror}"
+
+
+def not_a_folder(entry: os.DirEntry[bytes]) -> str | None:
+    """Say why an entry above the record level is not a species or record; None for a folder."""
+    if entry.name.startswith(b"."):
+        return "hidden"
+    try:
+        if entry.is_dir():
+            return None
+        return "broken link" if entry.is_symlink() else "a file where a folder belongs"
+    except OSError as error:
+        return f"cannot be followed: {error.strerror}"
+
+
+def _raise_unknown_species(name: str, found: list[str], root: Path) -> NoReturn:
+    """Name the nearest species, or the right folder where this is not an images folder at all."""
+    if not _has_shape(root) and _other_root(root) is not None:
+        raise _wrong_root(root, _NO_IMAGE)
+    near = difflib.get_close_matches(name, found, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    listed = ", ".join(found) or "no species folder at all"
+    raise UserError(f"no species {name!r} in {root}{hint}; there are: {listed}")
+
+
+def _wrong_root(root: Path, what: str) -> UserError:
+    other = _other_root(root)
+    advice = f"use this folder instead: {other}\n" if other else ""
+    return UserError(f"images folder {root} {what}\n{advice}{EXPECTED_TREE}")
+
+
+def _other_root(root: Path) -> Path | None:
+    """Find a folder one or two levels up or down that has the expected shape."""
+    up = [root.parent, root.parent.parent]
+    beside = [folder / name for folder in up for name in ("images", "PetFace/images", "PetFace")]
+    candidates = [*_roots_below(root), *beside]
+    if not root.exists() or _holds_image(root, depth=2):  # such as images/cat
+        candidates.append(root.parent)
+    if _holds_image(root, depth=1):  # such as images/cat/000000
+        candidates.append(root.parent.parent)
+    return next((folder for folder in candidates if folder != root and _has_shape(folder)), None)
+
+
+def _roots_below(root: Path) -> list[Path]:
+    return [root / "images", root / "PetFace" / "images", root / "PetFace"]
+
+
+def _has_shape(root: Path) -> bool:
+    """Tell whether <species>/<record>/<image> is found below a folder."""
+    return _holds_image(root, depth=3)
+
+
+def _holds_image(folder: Path | os.DirEntry[bytes], depth: int) -> bool:
+    """Look at a few entries of each folder: is there an image exactly `depth` levels down?"""
+    for entry in _some_entries(folder):
+        if depth == 1 and not_an_image(entry) is None:
+            return True
+        if depth > 1 and not_a_folder(entry) is None and _holds_image(entry, depth - 1):
+            return True
+    return False
+
+
+def _some_entries(folder: Path | os.DirEntry[bytes]) -> list[os.DirEntry[bytes]]:
+    """List the first few visible entries of a folder; none where it cannot be read."""
+    try:
+        with os.scandir(os.fsencode(folder)) as entries:
+            visible = (entry for entry in entries if not entry.name.startswith(b"."))
+            return [entry for _, entry in zip(range(_ENTRIES_LOOKED_AT), visible, strict=False)]
+    except OSError:
+        return []

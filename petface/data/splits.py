@@ -1,0 +1,299 @@
+"""One split of the records into train, val and test for the whole system, made once and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import numpy as np
+
+from petface.data.catalog import line_error, strict_rows
+from petface.errors import UserError
+from petface.files import (
+    atomic_write,
+    csv_line,
+    plain_cell,
+    safe_cell,
+    sha256_of_file,
+    turn_in,
+    write_error,
+    write_json,
+)
+from petface.taxonomy import canonical_record
+
+SPLITS: Final = ("train", "val", "test")
+TRAIN, VAL, TEST = range(len(SPLITS))
+FORMAT = 1
+FRACTIONS: Final = (0.8, 0.1, 0.1)
+MIN_RECORDS_FOR_TEST = 3  # a class with fewer keeps all its records in train
+MIN_RECORDS_FOR_VAL = 4
+_CSV_HEADER = ("species", "record", "split")
+_MAX_DISTORTION = 0.5  # how far a class's share may leave the fraction, to mend the species' total
+_OFFICIAL_FILES = (  # file, side, needed: the first two share individuals
+    ("train.csv", TRAIN, True),
+    ("reidentification.csv", TRAIN, False),
+    ("val.txt", VAL, True),
+    ("test.txt", TEST, True),
+)
+
+
+def make_splits(
+    species: np.ndarray,
+    records: np.ndarray,
+    strata: np.ndarray,
+    *,
+    seed: int,
+    fractions: Sequence[float] = FRACTIONS,
+) -> np.ndarray:
+    """Assign each record to a split, stratified inside its species: (R,) int8 into `SPLITS`.
+
+    `strata` are class indices inside a species; -1 is a stratum like any other. A record's place
+    depends on the seed and on its own species alone, not on the order given. A stratum of three
+    records or more has at least one in test, from four on at least one in val.
+    """
+    _check_fractions(fractions)
+    species, records, strata = np.asarray(species), np.asarray(records), np.asarray(strata)
+    assert len(species) == len(records) == len(strata)
+    result = np.full(len(records), TRAIN, dtype=np.int8)
+    for name in sorted(set(species.tolist())):
+        rows = np.flatnonzero(species == name)
+        names = records[rows].tolist()
+        assert len(set(names)) == len(names), f"a record of {name} stands twice"
+        by_stratum: dict[int, list[tuple[bytes, int]]] = {}
+        for row, record, stratum in zip(rows.tolist(), names, strata[rows].tolist(), strict=True):
+            by_stratum.setdefault(stratum, []).append((lot(seed, name, record), row))
+        # small strata first, so that the large ones can mend the total
+        order = sorted(by_stratum, key=lambda stratum: (len(by_stratum[stratum]), stratum))
+        sizes = [len(by_stratum[stratum]) for stratum in order]
+        for_val = [int(size >= MIN_RECORDS_FOR_VAL and fractions[VAL] > 0) for size in sizes]
+        tests = _apportion(sizes, for_val, fractions[TEST], MIN_RECORDS_FOR_TEST)
+        vals = _apportion(sizes, tests, fractions[VAL], MIN_RECORDS_FOR_VAL)
+        for stratum, num_test, num_val in zip(order, tests, vals, strict=True):
+            drawn = [row for _, row in sorted(by_stratum[stratum])]
+            result[drawn[:num_test]] = TEST
+            result[drawn[num_test : num_test + num_val]] = VAL
+    return result
+
+
+def untestable_classes(labels: np.ndarray, vocabulary: Sequence[str]) -> list[tuple[str, int]]:
+    """List (class, records) of the classes with too few records to keep one for the test."""
+    known = np.asarray(labels)[np.asarray(labels) >= 0]
+    counts = np.bincount(known, minlength=len(vocabulary)).tolist()
+    pairs = zip(vocabulary, counts, strict=True)
+    return [(name, count) for name, count in pairs if count < MIN_RECORDS_FOR_TEST]
+
+
+def side_file(path: str | Path) -> Path:
+    """Name the JSON file beside a split file that holds its hash and how it was made."""
+    return Path(path).with_suffix(".json")
+
+
+def write_splits(
+    path: str | Path,
+    species: np.ndarray,
+    records: np.ndarray,
+    record_split: np.ndarray,
+    *,
+    seed: int,
+    fractions: Sequence[float] = FRACTIONS,
+    origin: str = "",
+) -> None:
+    """Write `splits.csv` (species, record, split) and its side file, each whole or not at all.
+
+    What another process has written since the caller looked stays as it is. `origin` names the
+    source that the split was taken from, where it was not drawn.
+    """
+    path = Path(path)
+    assert side_file(path) != path, "a split file ends in .csv"
+    texts = zip(species.tolist(), records.tolist(), record_split.tolist(), strict=True)
+    rows = sorted((name, record, SPLITS[split]) for name, record, split in texts)
+    per_species = {
+        name: {"records": len(ids), "sha256_of_records": _hash_of(ids)}
+        for name, ids in _group(rows).items()
+    }
+    lines = [csv_line(_CSV_HEADER), *(csv_line([safe_cell(cell) for cell in row]) for row in rows)]
+    table = "".join(lines).encode("utf-8", "backslashreplace")
+    facts = {
+        "format": FORMAT,
+        "seed": seed,
+        "fractions": list(fractions),
+        **({"origin": origin} if origin else {}),
+        "sha256_of_csv": hashlib.sha256(table).hexdigest(),
+        "species": per_species,
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with turn_in(path.parent):
+            if path.exists():
+                return
+            write_json(side_file(path), facts)  # first: where the table is, its side file is too
+            with atomic_write(path) as handle:
+                handle.write(table)
+    except (OSError, UserError) as error:
+        what = error if isinstance(error, UserError) else write_error(path, error)
+        raise UserError(f"{what}; set SPLITS_FILE to another path") from error
+
+
+def read_side_file(path: str | Path) -> dict[str, Any]:
+    """Read how the split file at `path` was made (`seed`, `fractions` ...), after checking it."""
+    side = side_file(path)
+    try:
+        facts = json.loads(side.read_text(encoding="utf-8"))
+        if facts["format"] > FORMAT:
+            raise UserError(f"{side} is of format {facts['format']}, newer than this program reads")
+        expected, _, _ = facts["sha256_of_csv"], facts["seed"], facts["fractions"]
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{side}, which belongs to {path}, cannot be read. {_way_out(path)}"
+        ) from error
+    if sha256_of_file(path) != expected:
+        raise UserError(f"{path} was edited since it was made: its hash differs. {_way_out(path)}")
+    return facts
+
+
+def read_splits(path: str | Path, species: np.ndarray, records: np.ndarray) -> np.ndarray:
+    """Read the split of each given record: (R,) int8 into `SPLITS`.
+
+    The given species may be some of those in the file, but each with exactly the records it had
+    when the file was made. Raises `UserError` for an edited file and for changed data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"split file {path} does not exist")
+    read_side_file(path)
+    codes = {name: code for code, name in enumerate(SPLITS)}
+    in_file: dict[str, dict[str, int]] = {}
+    for line, (name, record, split) in _rows(path, _CSV_HEADER):
+        name, record = plain_cell(name), plain_cell(record)
+        if split not in codes or record in in_file.setdefault(name, {}):
+            raise line_error(path, line, f"{name},{record},{split} is not one record in one split")
+        in_file[name][record] = codes[split]
+    names, ids = np.asarray(species).tolist(), np.asarray(records).tolist()
+    changes = []
+    for name, now in _group(zip(names, ids, strict=True)).items():
+        new = sorted(set(now) - set(in_file.get(name, {})))
+        gone = sorted(set(in_file.get(name, {})) - set(now))
+        changes += [f"{name}: {_some(new)} new"] * bool(new)
+        changes += [f"{name}: {_some(gone)} gone"] * bool(gone)
+    if changes:
+        listed = "; ".join(changes)
+        raise UserError(f"the data changed since {path} was made ({listed}). {_way_out(path)}")
+    pairs = zip(names, ids, strict=True)
+    return np.array([in_file[name][record] for name, record in pairs], dtype=np.int8)
+
+
+def read_official(
+    folder: str | Path, species: np.ndarray, records: np.ndarray
+) -> tuple[np.ndarray, list[str]]:
+    """Read PetFace's own lists, `folder/<species>/{train.csv, val.txt, test.txt, ...}`.
+
+    Returns (R,) int8 into `SPLITS` and notes. A record in no list goes to train and is counted; a
+    record on two sides raises `UserError`.
+    """
+    result = np.full(len(records), TRAIN, dtype=np.int8)
+    notes = []
+    for name in sorted(set(np.asarray(species).tolist())):
+        sides: dict[str, tuple[int, str]] = {}
+        for file_name, side, needed in _OFFICIAL_FILES:
+            path = Path(folder) / name / file_name
+            if not needed and not path.exists():
+                continue
+            for line, record in _official_records(path, name):
+                where = f"{file_name} line {line}"
+                first_side, first_where = sides.setdefault(record, (side, where))
+                if first_side != side:
+                    what = f"record {record} is in {SPLITS[side]} and, by {first_where}, in "
+                    raise line_error(path, line, f"{what}{SPLITS[first_side]}")
+        rows = np.flatnonzero(np.asarray(species) == name).tolist()
+        unlisted = 0
+        for row in rows:
+            result[row], where = sides.pop(str(records[row]), (TRAIN, ""))
+            unlisted += not where
+        if unlisted:
+            notes.append(f"{name}: {unlisted} records are in no official list and go to train")
+        if sides:
+            notes.append(f"{name}: {len(sides)} records of the official lists have no image")
+    return result, notes
+
+
+def _official_records(path: Path, species: str) -> Iterator[tuple[int, str]]:
+    """Yield (line, record) of each `<species>/<record>/<image>` in a list."""
+    header = ("filename", "label") if path.suffix == ".csv" else None
+    for line, cells in _rows(path, header):
+        parts = PurePosixPath(cells[0].strip()).parts
+        if len(parts) < 3 or parts[-3] != species:
+            what = f"{cells[0]!r} is not {species}/<record>/<image>"
+            raise line_error(path, line, what)
+        yield line, canonical_record(parts[-2])
+
+
+def _rows(path: Path, header: tuple[str, ...] | None) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows below `header`; None means that the first row is data already."""
+    for number, (line, cells) in enumerate(strict_rows(path)):
+        if number == 0 and header is not None:
+            if tuple(cells) != header:
+                raise line_error(path, line, f"the header must be {','.join(header)}, not {cells}")
+            continue
+        yield line, cells
+
+
+def _apportion(sizes: list[int], taken: list[int], frac: float, minimum: int) -> list[int]:
+    """Give each stratum a whole number near `frac` of its size, so that the sum is near `frac` too.
+
+    What small strata round away is shared out among the larger ones that follow. A stratum smaller
+    than `minimum` gets none, any other at least one, and one record at least stays for train.
+    """
+    target, left = frac * sum(sizes), sum(sizes)
+    counts = []
+    for size, used in zip(sizes, taken, strict=True):
+        share = min(max(target / left, frac * (1 - _MAX_DISTORTION)), frac * (1 + _MAX_DISTORTION))
+        count = math.floor(size * share + 0.5)
+        fits = size >= minimum and frac > 0
+        count = max(1, min(count, size - used - 1)) if fits else 0
+        counts.append(count)
+        target, left = target - count, left - size
+    return counts
+
+
+def _check_fractions(fractions: Sequence[float]) -> None:
+    usable = len(fractions) == len(SPLITS) and all(0 <= part < 1 for part in fractions[1:])
+    if not usable or fractions[TRAIN] <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
+        raise UserError(
+            f"split fractions {tuple(fractions)} must be three numbers (train, val, test), none "
+            "negative, train above 0, that add up to 1"
+        )
+
+
+def lot(seed: int, species: str, record: str) -> bytes:
+    """Draw a record's place in the queue: the same on every machine and library version."""
+    return hashlib.sha256(f"{seed}\n{species}\n{record}".encode()).digest()
+
+
+def _group(rows: Any) -> dict[str, list[str]]:
+    """Collect the second column by the first."""
+    groups: dict[str, list[str]] = {}
+    for name, record, *_ in rows:
+        groups.setdefault(name, []).append(record)
+    return groups
+
+
+def _hash_of(records: list[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(records)).encode("utf-8")).hexdigest()
+
+
+def _some(records: list[str]) -> str:
+    examples = ", ".join(records[:3]) + (", ..." if len(records) > 3 else "")
+    return f"{len(records)} records ({examples})"
+
+
+def _way_out(path: str | Path) -> str:
+    return (
+        f"Restore the files, or delete {path} and {side_file(path)} to make a new split: models "
+        "and figures made with the old one are then no longer comparable"
+    )

@@ -1,0 +1,188 @@
+"""Grad-CAM: which places of a photo speak for an answer.
+
+Selvaraju et al. 2017, arXiv 1610.02391, equations 1 and 2: a_k = mean over the places of
+d(logit of the class) / d(map k), and the picture is ReLU(sum over k of a_k map k). One number per
+cell of the network's maps, so a map of 7x7 cells cannot show more than rough places.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import threading
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from petface.data import images
+from petface.data.images import ImageSource, to_float
+from petface.errors import UserError
+from petface.models.backbones import STAGE_NAMES, stage_end
+from petface.models.multi_body import bodies_of
+from petface.models.network import Network
+
+Map = npt.NDArray[np.float32]
+LAST: Final = STAGE_NAMES[-1]
+MIN_CELLS: Final = 4  # along a side: fewer show no places at all
+_HEAT = np.array([(30, 30, 160), (0, 190, 220), (250, 220, 40), (220, 20, 20)], np.float32)
+
+
+def gradcam(
+    network: Network, pixels: np.ndarray, head: int, class_index: int, layer: str = LAST
+) -> Map:
+    """Map what speaks for a class: (H, W, 3) uint8 of the network's size -> (H, W) in 0..1.
+
+    `head` is the place of the head among the outputs (0 for the species). The highest value is 1;
+    all are 0 where nothing speaks for the class. Of several bodies, k runs over all their maps.
+    """
+    return gradcams(network, torch.from_numpy(pixels)[None], head, np.array([class_index]), layer)[
+        0
+    ]
+
+
+def gradcams(
+    network: Network, pixels: Tensor, head: int, classes: np.ndarray, layer: str = LAST
+) -> Map:
+    """Do `gradcam` for (B, H, W, 3) uint8 and a class for each, (B,): (B, H, W) float32."""
+    size = pixels.shape[1:3]
+    maps: list[Tensor] = []  # of each body
+    caller = threading.get_ident()
+
+    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
+        if threading.get_ident() != caller:  # another thread of a server asks the same network
+            return None
+        maps.append(output.detach().requires_grad_())
+        return maps[-1]
+
+    handles = [end.register_forward_hook(keep) for end in stage_ends(network.model, layer)]
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            batch = pixels.permute(0, 3, 1, 2).to(network.device)
+            logits = network(to_float(batch))[head]
+            wanted = torch.from_numpy(np.asarray(classes, np.int64)).to(network.device)
+            # photos do not see each other in eval mode: one gradient serves the whole batch
+            score = logits.float().gather(1, wanted[:, None]).sum()
+            slopes = torch.autograd.grad(score, maps)
+    finally:
+        for handle in handles:
+            handle.remove()
+    weighted = [
+        (slope.float().mean(dim=(2, 3), keepdim=True) * one.detach().float()).sum(1)
+        for slope, one in zip(slopes, maps, strict=True)
+    ]
+    cam = enlarge(torch.stack(weighted).sum(0).relu(), size[0], size[1])
+    highest = cam.amax(dim=(1, 2), keepdim=True)
+    scaled = torch.where(highest > 0, cam / highest.clamp_min(1e-20), torch.zeros_like(cam))
+    return scaled.cpu().numpy()
+
+
+def enlarge(cams: Tensor, height: int, width: int) -> Tensor:
+    """Spread the cells (B, h, w) over the photo, linearly: (B, height, width).
+
+    Every stride of all backbones stands at an odd kernel with equal padding, so cell i looks at
+    the surroundings of pixel i * stride, not of the middle of the i-th of h equal parts (Araujo et
+    al. 2019, Computing Receptive Fields of Convolutional Neural Networks, Distill). The usual
+    `interpolate` moves maps right and down by half a cell, 16 of 224 px.
+    """
+    rows = _cell_weights(cams.shape[1], height).to(cams.device)
+    columns = _cell_weights(cams.shape[2], width).to(cams.device)
+    return rows @ cams @ columns.T
+
+
+def _cell_weights(num: int, side: int) -> Tensor:
+    """Weight of each cell in each pixel, (side, num); beyond the last cell its value goes on."""
+    stride = 2 ** math.ceil(math.log2(side / num))
+    place = (torch.arange(side) / stride).clamp(max=num - 1)
+    return (1 - (place[:, None] - torch.arange(num)).abs()).clamp(min=0)
+
+
+def stage_ends(model: nn.Module, layer: str) -> list[nn.Module]:
+    """Find the module that ends a stage, one of `STAGE_NAMES`, in each body of our networks."""
+    try:
+        return [stage_end(body, layer) for body in bodies_of(getattr(model, "body", model))]
+    except UserError as error:
+        raise UserError(f"Grad-CAM {error}") from error
+
+
+def map_cells(network: Network) -> dict[str, int]:
+    """Count the cells along a side of each stage's maps, by asking a black photo."""
+    side = network.preprocessing.size_px
+    found: dict[str, int] = {}
+
+    def keeper(layer: str) -> Any:
+        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            found[layer] = min(output.shape[2:])
+
+        return keep
+
+    handles = [
+        stage_ends(network.model, layer)[0].register_forward_hook(keeper(layer))
+        for layer in STAGE_NAMES
+    ]
+    try:
+        network.logits(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=network.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def finest_useful_layer(network: Network) -> tuple[str, int]:
+    """Name the last stage whose maps have `MIN_CELLS` a side, and how many they have.
+
+    All backbones make 7x7 cells of a 224 px photo and 2x2 of a 64 px photo; there an earlier stage
+    must serve, which knows less of classes and more of places.
+    """
+    cells = map_cells(network)
+    useful = [layer for layer in STAGE_NAMES if cells[layer] >= MIN_CELLS]
+    layer = useful[-1] if useful else STAGE_NAMES[0]
+    return layer, cells[layer]
+
+
+def ring_energy(cams: Map, frac: float = 0.1) -> tuple[npt.NDArray[np.float64], float]:
+    """Give the share of each map (B, H, W) in its outer ring, and the ring's share of the area.
+
+    The ring is `frac` of the side wide. NaN for maps that are 0 everywhere. A share far above that
+    of the area hints that the network looks at borders rather than at the animal.
+    """
+    height, width = cams.shape[1:]
+    rows, columns = round(frac * height), round(frac * width)
+    inner = cams[:, rows : height - rows, columns : width - columns].sum((1, 2), dtype=np.float64)
+    whole = cams.sum((1, 2), dtype=np.float64)
+    share = np.divide(whole - inner, whole, out=np.full(len(cams), np.nan), where=whole > 0)
+    area = 1 - (height - 2 * rows) * (width - 2 * columns) / (height * width)
+    return share, area
+
+
+def heat(cam: npt.ArrayLike) -> np.ndarray:
+    """Colour (H, W) in 0..1 from blue over cyan and yellow to red: (H, W, 3) uint8."""
+    steps = np.linspace(0, 1, len(_HEAT))
+    channels = [np.interp(np.asarray(cam), steps, _HEAT[:, c]) for c in range(3)]
+    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def overlay(photo: np.ndarray, cam: Map) -> np.ndarray:
+    """Lay a map over its photo, (H, W, 3) uint8: the stronger a place, the denser its colour."""
+    density = (0.65 * np.sqrt(cam))[:, :, None]
+    return np.rint(photo * (1 - density) + heat(cam) * density).astype(np.uint8)
+
+
+def overlay_png(
+    network: Network, image: ImageSource, head: int = 0, class_index: int | None = None
+) -> bytes:
+    """Explain one photo as a PNG at the network's size; without a class, the network's answer is
+    explained.
+    """
+    rule = network.preprocessing
+    pixels = images.resize(images.decode(image), rule.size_px, rule.resize)
+    if class_index is None:
+        class_index = int(network.answer(pixels)[head].argmax())
+    layer, _ = finest_useful_layer(network)
+    picture = overlay(pixels, gradcam(network, pixels, head, class_index, layer))
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format="PNG")
+    return stream.getvalue()

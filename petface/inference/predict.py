@@ -1,0 +1,231 @@
+"""Answer files and folders of photos without labels, in bulk: one row each, resumable."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from petface.data.catalog import listed_files
+from petface.data.images import IMAGE_SUFFIXES, ImageError, Preprocessing
+from petface.data.loading import OK, STATUS_NAMES, Decoded, FileImages, even_slices, read_ahead
+from petface.data.sample import Photos
+from petface.errors import UserError
+from petface.evaluation.run import write_behind
+from petface.files import sha256_of_file
+from petface.inference.loading import Arithmetic, load_stage
+from petface.inference.stages import Photo
+from petface.inference.two_stage import TwoStageInference, refusal
+from petface.models.network import Answerer
+from petface.resumable import ResumableTable
+from petface.taxonomy import FEATURES
+
+COLUMNS: Final = (
+    *("image", "status", "message", "species_pred", "species_prob", "species_sure", "is_pet"),
+    *(f"{feature}_{what}" for feature in FEATURES for what in ("pred", "prob", "sure")),
+)
+SLICE_PHOTOS: Final = 256  # so many are sorted by species, for specialists to be asked in batches
+
+
+def find_photos(places: Sequence[str]) -> tuple[list[str], Counter[str]]:
+    """List the photos that files and folders hold, each once, and count what was left out by why.
+
+    Files are taken as they are named. Folders are searched to the bottom, in the order of names,
+    for regular files with an image's suffix; links to folders are not followed. `UserError` for a
+    place that does not exist.
+    """
+    photos: dict[str, None] = {}
+    left_out: Counter[str] = Counter()
+    for place in places:
+        if Path(place).is_dir():
+            photos |= dict.fromkeys(_photos_below(place, left_out))
+        elif Path(place).exists():
+            photos[place] = None
+        else:
+            raise UserError(f"{place}: no such file or folder")
+    return list(photos), left_out
+
+
+def _photos_below(folder: str, left_out: Counter[str]) -> Iterator[str]:
+    def note(error: OSError) -> None:
+        left_out[f"folder cannot be read: {error.strerror}"] += 1
+
+    for above, below, names in os.walk(folder, onerror=note):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in sorted(names):
+            path = os.path.join(above, name)  # noqa: PTH118 (Path drops a leading ./)
+            if name.startswith("."):
+                left_out["hidden"] += 1
+            elif Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+                left_out["not an image suffix"] += 1
+            elif not Path(path).is_file():
+                left_out["not a regular file"] += 1
+            else:
+                yield path
+
+
+def fast_inference(
+    stage1_checkpoint: str | Path,
+    stage2_folder: str | Path,
+    photos: Sequence[str],
+    how: Arithmetic,
+    folder: Path,
+) -> tuple[TwoStageInference, dict[str, Any]]:
+    """Give both stages in the arithmetic of an evaluation, and what the answers depend on.
+
+    How close a call must be to be decided in fp32 is measured on the first of `photos`. OpenVINO's
+    models are kept in `folder`; its int8 needs training photos and is refused here.
+    """
+    checksums: dict[str, str] = {}
+    listed = hashlib.sha256("\n".join(photos).encode("utf-8", "surrogateescape")).hexdigest()
+
+    def sample_for(rule: Preprocessing) -> Photos:
+        def sample(part: str, num: int) -> Tensor:
+            if part == "train" and how.precision == "int8":
+                raise UserError(
+                    "PRECISION int8 needs a dataset: python -m tools.export, and ask it"
+                )
+            source = FileImages(listed_files(Path.cwd(), photos[:num]), rule)
+            return source.read(np.arange(min(num, len(photos)))).arrays[0]
+
+        return sample
+
+    def network_of(path: Path, species: str | None) -> Answerer:
+        checksums[species or "stage1"] = checksum = sha256_of_file(path)
+        identity = {"photos": listed}
+        return load_stage(
+            path,
+            species,
+            how,
+            checksum=checksum,
+            identity=identity,
+            folder=folder,
+            photos_for=sample_for,
+        ).network
+
+    engine = TwoStageInference(stage1_checkpoint, stage2_folder, how.device, network_of=network_of)
+    engine.load_all()
+    return engine, {"models": checksums, "photos": listed, **how.identity()}
+
+
+def predict_files(
+    engine: TwoStageInference,
+    photos: Sequence[str],
+    out: str | Path,
+    *,
+    identity: Mapping[str, Any],
+    topk: int = 3,
+    num_workers: int = 0,
+    force: bool = False,
+) -> Counter[str]:
+    """Write an answer per photo, in their order, as .csv (`COLUMNS`) or .jsonl (as `infer`); give
+    the number of each `status`.
+
+    A stopped table is continued where `identity` (JSON values) is the same; the file is byte for
+    byte that of an undisturbed start. A finished one is refused unless `force`.
+    """
+    out = Path(out)
+    if out.suffix not in (".csv", ".jsonl"):
+        raise UserError(f"{out}: predictions are written as .csv or .jsonl; name such a file")
+    is_csv = out.suffix == ".csv"
+    engine.load_all()
+    rules = {(rule.size_px, rule.resize): rule for rule in engine.rules}
+    source = FileImages(listed_files(Path.cwd(), photos), *rules.values())
+    slices = even_slices(np.arange(len(photos)), SLICE_PHOTOS)
+    table = ResumableTable(
+        out, COLUMNS if is_csv else None, {**identity, "topk": topk}, force=force
+    )
+    counts: Counter[str] = Counter()
+    with table, tqdm(total=len(photos), desc="predict", unit="img", mininterval=0.5) as bar:
+        done = table.batches_kept([len(part) for part in slices])
+        bar.update(sum(len(part) for part in slices[:done]))
+
+        def answers() -> Iterator[list[dict[str, Any]]]:
+            with closing(read_ahead(source, slices[done:], num_workers)) as decoded:
+                for part, item in zip(slices[done:], decoded, strict=True):
+                    names = [photos[place] for place in part.tolist()]
+                    yield _answer(engine, item, list(rules), names, topk)
+
+        def write(batch: list[dict[str, Any]]) -> None:
+            if is_csv:
+                table.write([_cells(answer) for answer in batch])
+            else:
+                table.write_lines("".join(map(_json_line, batch)))
+            counts.update(answer["status"] for answer in batch)
+            bar.set_postfix_str(f"ok {counts['ok'] / counts.total():.1%}", refresh=False)
+            bar.update(len(batch))
+
+        write_behind(answers(), write)
+        counts = _count_statuses(table.unfinished, is_csv) if done else counts
+        table.finish()
+    return counts
+
+
+def _answer(
+    engine: TwoStageInference,
+    item: Decoded,
+    rules: list[tuple[int, str]],
+    names: list[str],
+    topk: int,
+) -> list[dict[str, Any]]:
+    """Answer a decoded slice of photos in the order of their names."""
+    arrays = [array.numpy() for array in item.arrays]
+    good = [
+        Photo(None, {rule: array[n] for rule, array in zip(rules, arrays, strict=True)})
+        for n in range(len(arrays[0]))
+    ]
+    answers = iter(engine.answer(good, topk))
+    messages = iter(message for _, message in item.failures)
+    return [
+        {
+            **(
+                next(answers)
+                if status == OK
+                else refusal(ImageError(next(messages), STATUS_NAMES[status]))
+            ),
+            "image": name,
+        }
+        for name, status in zip(names, item.status.tolist(), strict=True)
+    ]
+
+
+def _cells(answer: dict[str, Any]) -> list[object]:
+    """Lay an answer out as a row of `COLUMNS`; what is not known stays empty."""
+    species = answer["species"]
+    row = [answer["image"], answer["status"], answer.get("message", ""), *_head_cells(species)]
+    row.append("" if species is None else _truth(species["is_pet"]))
+    for feature in FEATURES:
+        row += _head_cells(answer["attributes"].get(feature))
+    return row
+
+
+def _head_cells(entry: dict[str, Any] | None) -> list[object]:
+    if entry is None:
+        return ["", "", ""]
+    return [entry["label"], f"{entry['topk'][0][1]:.6f}", _truth(entry["sure"])]
+
+
+def _truth(value: bool | None) -> str:
+    return "" if value is None else str(int(value))
+
+
+def _json_line(answer: dict[str, Any]) -> str:
+    return json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _count_statuses(table: Path, is_csv: bool) -> Counter[str]:
+    """Count over the whole table, what an earlier start wrote too."""
+    with table.open(encoding="utf-8", newline="") as lines:
+        if is_csv:
+            return Counter(row["status"] for row in csv.DictReader(lines))
+        return Counter(json.loads(line)["status"] for line in lines)

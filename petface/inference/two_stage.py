@@ -1,0 +1,274 @@
+"""Two-stage inference for single photos, small batches and several photos of one animal.
+
+`inference_engine` shows it to its users; a server prepares photos in many threads and answers
+batches of them in one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from petface.data import images
+from petface.data.images import ImageError, ImageSource, Preprocessing
+from petface.errors import UserError
+from petface.inference import gradcam
+from petface.inference import onnx_models as exported
+from petface.inference.answers import lay_out
+from petface.inference.loading import describe_model
+from petface.inference.stages import Asked, Photo, Stage1Model, Stage2Model, find_specialist
+from petface.models.network import NOT_FINITE, Answerer, Network, NonFiniteError
+
+
+class TwoStageInference:
+    """Stage 1, then the specialist of the species it names; specialists are loaded when first
+    needed.
+
+    A bundle takes the place of both checkpoints: `TwoStageInference("runs/bundle")`. `network_of`
+    makes the network of a file and a species (None: stage 1) where it is not to be the usual one.
+    """
+
+    def __init__(
+        self,
+        stage1_checkpoint: str | Path,
+        stage2_folder: str | Path | None = None,
+        device: str | None = None,
+        precision: str = "fp32",
+        network_of: Callable[[Path, str | None], Answerer] | None = None,
+    ) -> None:
+        if exported.is_bundle(stage1_checkpoint):
+            stage2_folder = stage1_checkpoint
+        if stage2_folder is None:
+            raise UserError(f"{stage1_checkpoint} is no bundle: name the folder of specialists too")
+        stage1 = exported.find(stage1_checkpoint, None) or Path(stage1_checkpoint)
+        self._network_of = network_of
+        self.stage1 = Stage1Model(
+            stage1, device, precision, network_of(stage1, None) if network_of else None
+        )
+        self.stage2_folder = Path(stage2_folder)
+        self.device, self.precision = device, precision
+        self._specialists: dict[str, Stage2Model | None] = {}
+        self.rules: list[Preprocessing] = []  # of all networks, once all are loaded
+
+    def specialist(self, species: str) -> Stage2Model | None:
+        """Give the specialist of `species`, None where there is none."""
+        if species not in self._specialists:
+            path = find_specialist(species, self.stage2_folder)
+            self._specialists[species] = None
+            if path is not None:
+                network = self._network_of(path, species) if self._network_of else None
+                self._specialists[species] = Stage2Model.load_for_species(
+                    species, path, self.device, self.precision, network
+                )
+        return self._specialists[species]
+
+    def load_all(self) -> dict[str, Stage2Model]:
+        """Load every specialist there is now, as a server does, so that photos can be small."""
+        found = {species: self.specialist(species) for species in self.stage1.classes}
+        loaded = {species: model for species, model in found.items() if model is not None}
+        networks = [self.stage1.network, *(model.network for model in loaded.values())]
+        self.rules = [network.preprocessing for network in networks]
+        return loaded
+
+    def prepare(self, image: ImageSource, max_pixels: int | None = None) -> Photo:
+        """Decode a photo, in any thread; after `load_all` only the networks' sizes of it are kept.
+
+        `ImageError` for what is not a photo, or has more than `max_pixels`.
+        """
+        photo = Photo(images.decode(image, max_pixels))
+        for rule in self.rules:
+            photo.at(rule)
+        if self.rules:
+            photo.source = None
+        return photo
+
+    def answer(
+        self, photos: Sequence[Photo], topk: int = 3, asked: Asked | None = None
+    ) -> list[dict[str, Any]]:
+        """Answer prepared photos as one batch; see `infer` for what each answer holds.
+
+        `asked` is what `Stage1Model.ask` gave for them, where it was asked already.
+        """
+        if not photos:
+            return []
+        probabilities, known = asked or self.stage1.ask(photos)
+        answers: list[dict[str, Any]] = []
+        of_species: dict[str, list[int]] = {}
+        for place, row in enumerate(probabilities):
+            answers.append({"image": None, "status": "ok", "species": None, "attributes": {}})
+            if bool(torch.isnan(row).any()):
+                answers[-1] |= {"status": "non_finite", "message": NOT_FINITE}
+                continue
+            species = self.stage1.describe(row, known[place] if known else None, topk)
+            answers[-1]["species"] = lay_out(species)
+            of_species.setdefault(species.label, []).append(place)
+        for name, places in of_species.items():
+            specialist = self.specialist(name)
+            if specialist is None:
+                for place in places:
+                    answers[place]["status"] = "no_specialist"
+                continue
+            heads = specialist.ask([photos[place] for place in places])
+            for number, place in enumerate(places):
+                answers[place] |= _attributes(specialist, [head[number] for head in heads], topk)
+        return answers
+
+    def fuse(
+        self, photos: Sequence[Photo], topk: int = 3, asked: Asked | None = None
+    ) -> dict[str, Any]:
+        """Let one or more photos of one animal answer together, each head by its mean probability.
+
+        Laid out as `infer` does, with `num_photos` that had a finite answer. `is_pet` is what at
+        least half of them say. `sure` was fitted on single photos.
+        """
+        fused: dict[str, Any] = {"status": "ok", "species": None, "attributes": {}}
+        probabilities, known = asked or self.stage1.ask(photos)
+        finite = [n for n, row in enumerate(probabilities) if not bool(torch.isnan(row).any())]
+        fused["num_photos"] = len(finite)
+        if not finite:
+            return {**fused, "status": "non_finite", "message": NOT_FINITE}
+        familiar = 2 * sum(known[n] for n in finite) >= len(finite) if known else None
+        species = self.stage1.describe(probabilities[finite].mean(dim=0), familiar, topk)
+        fused["species"] = lay_out(species)
+        specialist = self.specialist(species.label)
+        if specialist is None:
+            return {**fused, "status": "no_specialist"}
+        heads = specialist.ask([photos[n] for n in finite])
+        return fused | _attributes(specialist, [head.nanmean(dim=0) for head in heads], topk)
+
+    def infer(self, image_path: ImageSource, topk: int = 3) -> dict[str, Any]:
+        """Answer one photo as a dictionary ready for JSON.
+
+        `status` is "ok", "no_specialist" (the species is answered all the same), "unreadable",
+        "too_large" or "non_finite"; the last three come with a `message` and without an answer.
+        `is_pet` within the species is False where the photo looks like none of the training photos,
+        None where the checkpoint cannot tell. It is advice, the answer stays: 1 in 20 real pets is
+        refused, and the strangers that pass are measured in stage 1's final.json under "guard".
+        """
+        name = os.fsdecode(image_path) if isinstance(image_path, (str, os.PathLike)) else None
+        try:
+            (answer,) = self.answer([self.prepare(image_path)], topk)
+        except ImageError as error:
+            answer = refusal(error)
+        return {**answer, "image": name}
+
+    def infer_animal(self, photos: Iterable[ImageSource], topk: int = 3) -> dict[str, Any]:
+        """Answer several photos of one animal, each and together; see `answer_animal`."""
+        prepared: list[Photo | ImageError] = []
+        for photo in photos:
+            try:
+                prepared.append(self.prepare(photo))
+            except ImageError as error:
+                prepared.append(error)
+        return self.answer_animal(prepared, topk)
+
+    def answer_animal(self, photos: Sequence[Photo | ImageError], topk: int = 3) -> dict[str, Any]:
+        """Give `photos`, an answer for each in their order, and `animal`, the fused one.
+
+        What could not be decoded keeps its place and is left out of the fused answer, which is None
+        where nothing is left.
+        """
+        good = [photo for photo in photos if isinstance(photo, Photo)]
+        asked = self.stage1.ask(good) if good else None
+        answers = iter(self.answer(good, topk, asked))
+        return {
+            "photos": [refusal(p) if isinstance(p, ImageError) else next(answers) for p in photos],
+            "animal": self.fuse(good, topk, asked) if good else None,
+        }
+
+    @property
+    def can_explain(self) -> bool:
+        """Tell whether there are gradients: exported models have none."""
+        return isinstance(self.stage1.network, Network)
+
+    def explain(
+        self,
+        image: ImageSource | Photo,
+        *,
+        species: str | None = None,
+        head: str = "species",
+        label: str | None = None,
+    ) -> bytes:
+        """Show as a PNG which places of a photo speak for an answer (Grad-CAM).
+
+        `label` is the head's own answer where it is left out, `species` stage 1's, which is asked
+        for attributes only. `UserError` for a name that does not exist; `ImageError` for no photo.
+        """
+        photo = image if isinstance(image, Photo) else self.prepare(image)
+        model: Stage1Model | Stage2Model = self.stage1
+        names: Mapping[str, tuple[str, ...]] = {"species": self.stage1.classes}
+        if head != "species":
+            if species is None:
+                (answer,) = self.answer([photo], 1)
+                if answer["species"] is None:
+                    raise NonFiniteError(NOT_FINITE)
+                species = str(answer["species"]["label"])
+            _known("species", species, self.stage1.classes)
+            specialist = self.specialist(species)
+            if specialist is None:
+                raise UserError(f"there is no specialist for {species}")
+            model, names = specialist, specialist.vocabularies
+        _known("head", head, names)
+        if label is not None:
+            _known(f"label of {head}", label, names[head])
+        if not isinstance(model.network, Network):
+            raise UserError("exported models cannot be explained: give the checkpoints instead")
+        return gradcam.overlay_png(
+            model.network,
+            photo.at(model.network.preprocessing),
+            list(names).index(head),
+            None if label is None else names[head].index(label),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Say which models answer, ready for JSON; loads all of them. Paths are left out."""
+        loaded = self.load_all()
+        stage1 = _without_folder(describe_model(self.stage1.path, None))
+        specialists = {
+            species: _without_folder(describe_model(model.path, species))
+            for species, model in loaded.items()
+        }
+        return {
+            "engine": "torch" if self.can_explain else "onnxruntime",
+            "precision": str(getattr(self.stage1.network, "precision", "")),
+            "can_explain": self.can_explain,
+            "stage1": stage1,
+            "specialists": specialists,
+            "no_specialist": [name for name in self.stage1.classes if name not in loaded],
+        }
+
+
+def refusal(error: ImageError) -> dict[str, Any]:
+    """Lay out what is answered where there is no photo."""
+    return {
+        "image": None,
+        "status": error.reason,
+        "species": None,
+        "attributes": {},
+        "message": str(error),
+    }
+
+
+def _attributes(
+    specialist: Stage2Model, probabilities: Sequence[Tensor], topk: int
+) -> dict[str, Any]:
+    """Give the entries of an answer that its specialist changes."""
+    if any(bool(torch.isnan(head).any()) for head in probabilities):
+        return {"status": "non_finite", "message": NOT_FINITE}
+    heads = specialist.describe(probabilities, topk)
+    return {"attributes": {head: lay_out(prediction) for head, prediction in heads.items()}}
+
+
+def _known(what: str, name: str, names: Collection[str]) -> None:
+    if name not in names:
+        shown = ", ".join(list(names)[:20])
+        raise UserError(f"unknown {what} {name!r}; known: {shown}")
+
+
+def _without_folder(model: dict[str, Any]) -> dict[str, Any]:
+    return {**model, "path": Path(model["path"]).name}

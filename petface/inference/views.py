@@ -1,0 +1,81 @@
+"""Test-time augmentation: a photo is asked in several views, and its logits are averaged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from petface.data.images import Preprocessing
+from petface.models.network import Answerer, ExactWhereClose, Network, Outputs
+
+Views = Literal["none", "flip", "five"]
+_CROP: Final = 7 / 8  # of each side, what a corner view of "five" shows
+
+
+@dataclass(eq=False)
+class AveragedViews:
+    """A network of any engine that is asked once per view.
+
+    "flip": the photo and its mirror image, twice the work; "five": the photo, and each corner of it
+    enlarged from 7/8 of the sides, five times the work. Every view counts the same.
+    """
+
+    network: Answerer
+    views: Views
+
+    @property
+    def fast(self) -> Answerer:
+        """Give what computes: it is asked whether it can give stage means."""
+        inner: Answerer = getattr(self.network, "fast", self.network)
+        return inner
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Give the network's."""
+        return self.network.preprocessing
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Give the network's."""
+        return self.network.temperatures
+
+    def answer_pixels(self, pixels: Tensor) -> Outputs:
+        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
+        return _mean([self.network.answer_pixels(view) for view in views_of(pixels, self.views)])
+
+    def logits_and_means(self, pixels: Tensor) -> tuple[Outputs, Tensor]:
+        """Do what the network's does; the stage means are those of the photo as it is."""
+        assert isinstance(self.network, Network | ExactWhereClose)
+        first, *others = views_of(pixels, self.views)
+        outputs, means = self.network.logits_and_means(first)
+        answered = [self.network.answer_pixels(view) for view in others]
+        return _mean([outputs, *answered]), means
+
+
+def views_of(pixels: Tensor, views: Views) -> list[Tensor]:
+    """Give the views of (B, H, W, 3) uint8, each of the same shape and type; the first is the photo
+    itself.
+    """
+    if views == "flip":
+        return [pixels, pixels.flip(2)]
+    if views == "five":
+        height, width = pixels.shape[1:3]
+        rows, columns = round(height * _CROP), round(width * _CROP)
+        places = [(y, x) for y in (0, height - rows) for x in (0, width - columns)]
+        crops = [pixels[:, y : y + rows, x : x + columns] for y, x in places]
+        return [pixels, *(_enlarged(crop, height, width) for crop in crops)]
+    return [pixels]
+
+
+def _enlarged(pixels: Tensor, height: int, width: int) -> Tensor:
+    x = pixels.permute(0, 3, 1, 2).float()
+    x = functional.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+    return x.round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _mean(answers: list[Outputs]) -> Outputs:
+    return tuple(torch.stack(heads).mean(dim=0) for heads in zip(*answers, strict=True))

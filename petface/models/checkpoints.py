@@ -1,0 +1,284 @@
+"""Checkpoints: written whole, read without executing anything, old layouts through named adapters.
+
+A checkpoint is a plain dictionary of tensors, numbers, strings, lists and dictionaries, so that
+`torch.load(weights_only=True)` reads it. The zip container keeps a CRC-32 of every record, which
+torch stores but does not check; `load` does.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from petface import files, taxonomy
+from petface.data.images import Preprocessing
+from petface.errors import UserError
+from petface.models import layouts, multi_head
+from petface.models.architecture import PLAIN, Architecture, build_classifier
+from petface.models.guard import Guard
+from petface.reliability import HeadCalibration
+
+FORMAT = 1
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be used: the message names the file, the reason and the way out."""
+
+    def __init__(self, path: str | Path, reason: str, way_out: str = "") -> None:
+        super().__init__(f"{path}: {reason}" + (f"; {way_out}" if way_out else ""))
+
+
+@dataclass(frozen=True)
+class Stage1Checkpoint:
+    """A species classifier ready for use: `classes[k]` is the name of logit k.
+
+    `calibration` has its one head, "species", where the checkpoint was calibrated; `guard` knows
+    strangers by the stage means of `model`, None in a checkpoint without one.
+    """
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    calibration: dict[str, HeadCalibration] = field(default_factory=dict)
+    architecture: Architecture = PLAIN
+    guard: Guard | None = None
+
+
+@dataclass(frozen=True)
+class Stage2Checkpoint:
+    """A specialist ready for use.
+
+    `vocabularies[head][k]` names logit k of a head; `sources[head]` says where the names came from
+    ("checkpoint", "built-in", "gender", "index"); `calibration` has the heads that were calibrated.
+    """
+
+    model: multi_head._MultiHeadModel
+    species: str
+    vocabularies: dict[str, tuple[str, ...]]
+    sources: dict[str, str]
+    preprocessing: Preprocessing
+    calibration: dict[str, HeadCalibration] = field(default_factory=dict)
+
+
+def save(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically, with the format number."""
+    with files.atomic_write(path) as handle:
+        try:
+            torch.save({"format": FORMAT, **content}, handle)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides that the disk is full
+                raise error.__context__ from None
+            raise
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint's dictionary on the CPU; anything wrong is a `CheckpointError`.
+
+    Nothing in the file is executed: only tensors and plain values are accepted, without exception.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(path, "no such file", "train first, or check the path")
+    try:
+        # files of torch before 1.6 are no archives, and have no checksum
+        if zipfile.is_zipfile(path) and (damage := files.archive_damage(path)):
+            raise CheckpointError(path, damage, _COPY_AGAIN)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile and torch raise a dozen types for damaged files
+        refusal = _REFUSAL.search(str(error))
+        if refusal:
+            raise CheckpointError(
+                path,
+                f"holds pickled objects ({refusal[0]}), not only weights; nothing of it was run",
+                "store model.state_dict() and plain values instead",
+            ) from error
+        raise CheckpointError(
+            path, f"damaged or not a checkpoint ({type(error).__name__})", _COPY_AGAIN
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(path, f"holds a {type(content).__name__}, not a dictionary")
+    number = content.get("format", 0)
+    if not isinstance(number, int) or number > FORMAT:
+        raise CheckpointError(
+            path, f"has format {number}, newer than {FORMAT}", "update PetFace, or train again"
+        )
+    return content
+
+
+_COPY_AGAIN = "copy the file again, or use last.pt of the same run"
+# How torch words that a file asks for code; its other refusals mean that the bytes make no sense.
+_REFUSAL = re.compile(r"GLOBAL [\w.]+|TorchScript|Trying to call reduce|Can only (create|build)")
+
+
+def read_stage1(path: str | Path) -> Stage1Checkpoint:
+    """Read a species classifier: `"model"`, `"class_to_index"` and, where present, its
+    preprocessing.
+    """
+    content = load(path)
+    state = weights_in(path, content)
+    table = content.get("class_to_index")
+    table = table if isinstance(table, dict) else {}
+    numbers = list(table.values())
+    if set(map(type, numbers)) != {int} or sorted(numbers) != list(range(len(numbers))):
+        raise CheckpointError(
+            path, '"class_to_index" is missing or does not number its classes from 0', "use best.pt"
+        )
+    classes = tuple(str(name) for name in sorted(table, key=table.__getitem__))
+    architecture = read_architecture(path, content)
+    model = _fill(path, build_classifier(architecture, len(classes)), state)
+    rule, calibration = _preprocessing(path, content), read_calibration(path, content)
+    guard = _guard(path, content, architecture)
+    return Stage1Checkpoint(model, classes, rule, calibration, architecture, guard)
+
+
+def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
+    """Read a specialist of any layout for `species`.
+
+    Head names pass through `FEATURE_ALIASES` and are filtered to the species' features; heads
+    without a class are skipped. Vocabulary of a head: the checkpoint's, else the built-in list of
+    that species, else female and male for gender, else "0" ... "K-1".
+    """
+    content = load(path)
+    owner = content.get("species", species)
+    if owner != species:
+        raise CheckpointError(path, f"is a specialist for {owner}, not for {species}")
+    architecture = read_architecture(path, content)
+    read = layouts.read if architecture.is_plain else layouts.read_own
+    try:
+        found = read(weights_in(path, content), content)
+    except ValueError as error:
+        raise CheckpointError(path, str(error)) from error
+    allowed = taxonomy.features_of(species)
+    own_names = {taxonomy.FEATURE_ALIASES.get(head, head): head for head in found.heads}
+    known = (head for head in taxonomy.FEATURES if head in own_names and head in allowed)
+    sizes: dict[str, int] = {
+        head: size for head in known if (size := found.size_of(own_names[head]))
+    }
+    if not sizes:
+        raise CheckpointError(path, f"has no head for {species} (heads: {sorted(found.heads)})")
+    vocabularies, sources = {}, {}
+    stored = {taxonomy.FEATURE_ALIASES.get(h, h): v for h, v in found.vocabularies.items()}
+    if content.get("format", 0) >= 1 and not stored.keys() >= sizes.keys():
+        raise CheckpointError(
+            path, f'"head_vocabs" lacks {sorted(sizes.keys() - stored.keys())}', _COPY_AGAIN
+        )
+    for head, size in sizes.items():
+        vocabularies[head], sources[head] = _vocabulary(path, species, head, size, stored)
+    kind = multi_head.ChinchillaMultiHeadResNet18 if stored else multi_head.GenericMultiHeadResNet18
+    model = kind(sizes, architecture)
+    state = {f"body.{key}": value for key, value in found.body.items()}
+    for head in sizes:
+        tensors = found.heads[own_names[head]]
+        state |= {f"heads.{head}.{name}": tensor for name, tensor in tensors.items()}
+    _fill(path, model, state)
+    rule, calibration = _preprocessing(path, content), read_calibration(path, content)
+    return Stage2Checkpoint(model, species, vocabularies, sources, rule, calibration)
+
+
+def _vocabulary(
+    path: str | Path, species: str, head: str, size: int, stored: Mapping[str, tuple[str, ...]]
+) -> tuple[tuple[str, ...], str]:
+    if head in stored:
+        if len(stored[head]) != size:
+            raise CheckpointError(
+                path, f"head {head} has {size} outputs but {len(stored[head])} class names"
+            )
+        return stored[head], "checkpoint"
+    built_in = taxonomy.FALLBACK_VOCABULARIES.get(species, {}).get(head, ())
+    if len(built_in) == size:
+        return built_in, "built-in"
+    if head == "gender" and size == len(taxonomy.GENDER_VOCABULARY):
+        return taxonomy.GENDER_VOCABULARY, "gender"
+    return tuple(str(index) for index in range(size)), "index"
+
+
+def read_architecture(path: str | Path, content: Mapping[str, Any]) -> Architecture:
+    """Read what network the weights are of; old checkpoints named its backbone at most."""
+    try:
+        return Architecture.from_stored(content)
+    except ValueError as error:
+        raise CheckpointError(path, str(error), "update PetFace, or copy the file again") from error
+
+
+def weights_in(path: str | Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Find the state dictionary in a checkpoint; DataParallel's `module.` prefix is dropped."""
+    for key in ("model", "model_state_dict", "state_dict"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    state = {
+        str(key).removeprefix("module."): value
+        for key, value in content.items()
+        if isinstance(value, Tensor)
+    }
+    if not state:
+        raise CheckpointError(path, 'holds no weights under "model"', "use best.pt or last.pt")
+    return state
+
+
+def _fill(path: str | Path, model: Any, state: Mapping[str, Tensor]) -> Any:
+    try:
+        model.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise CheckpointError(
+            path, f"weights do not fit the network ({first_lines(error)})"
+        ) from error
+    return model.eval()
+
+
+def _preprocessing(path: str | Path, content: Mapping[str, Any]) -> Preprocessing:
+    """Read how images must be prepared; old checkpoints stored nothing and meant 224 px,
+    stretched.
+    """
+    if "preprocessing" not in content:
+        return Preprocessing()
+    try:
+        return Preprocessing.from_dict(content["preprocessing"])
+    except UserError as error:
+        raise CheckpointError(path, f"preprocessing: {error}") from error
+
+
+def read_calibration(path: str | Path, content: Mapping[str, Any]) -> dict[str, HeadCalibration]:
+    """Read what was fitted per head; old checkpoints and last.pt hold nothing."""
+    table = content.get("calibration", {})
+    if not isinstance(table, dict):
+        raise CheckpointError(path, f'"calibration" is a {type(table).__name__}', _COPY_AGAIN)
+    found = {}
+    for name, entry in table.items():
+        entry = entry if isinstance(entry, dict) else {}
+        names = [f.name for f in fields(HeadCalibration)]
+        numbers: list[Any] = [entry.get(n, getattr(HeadCalibration, n, None)) for n in names]
+        are_plain = all(n is None or (type(n) in (int, float) and abs(n) < 1e9) for n in numbers)
+        if not are_plain or numbers[0] is None or numbers[0] <= 0:
+            raise CheckpointError(
+                path, f'"calibration" of {name} makes no sense: {numbers}', _COPY_AGAIN
+            )
+        head = str(name)
+        found[taxonomy.FEATURE_ALIASES.get(head, head)] = HeadCalibration(*numbers)
+    return found
+
+
+def _guard(
+    path: str | Path, content: Mapping[str, Any], architecture: Architecture
+) -> Guard | None:
+    """Read the not-a-pet guard; old checkpoints, last.pt and tiny runs hold none."""
+    if content.get("guard") is None:
+        return None
+    try:
+        return Guard.from_dict(content["guard"], sum(architecture.map_channels))
+    except ValueError as error:
+        raise CheckpointError(path, f'"guard" {error}', _COPY_AGAIN) from error
+
+
+def first_lines(error: Exception) -> str:
+    """Shorten load_state_dict's pages to their first two lines."""
+    return " ".join(line.strip() for line in str(error).splitlines()[:2])

@@ -1,0 +1,72 @@
+"""The weights that the bodies of a network begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from petface.errors import SettingsError
+from petface.models import backbones, checkpoints
+from petface.models.checkpoints import CheckpointError
+from petface.models.multi_body import bodies_of, states_of_bodies
+
+
+def initialise_body(
+    body: nn.Module,
+    name: str,
+    weights: str | Sequence[str],
+    policy: str,
+    species: str = "",
+) -> str:
+    """Fill one body or several of a backbone with first weights, in place; say where they came
+    from.
+
+    `weights`: "none", "torchvision" (ImageNet) or the path of a checkpoint or state dictionary, one
+    for all bodies or a list with one for each; `{species}` in a path becomes `species`. `policy`:
+    "require", "auto" or "none", see `backbones.load_torchvision_weights`. A local file that does
+    not fit is always an error; one of several bodies fits as many.
+    """
+    bodies = bodies_of(body)
+    groups = [bodies] if isinstance(weights, str) else [[one] for one in bodies]
+    each = [weights] if isinstance(weights, str) else weights
+    if len(each) != len(groups):
+        raise SettingsError(
+            f"WEIGHTS is a list of {len(each)}, but BODIES is {len(bodies)}: give one for each, or "
+            "text instead of a list for all"
+        )
+    if policy == "none":
+        return "random"
+    each = [source.replace("{species}", species) for source in each]
+    told = [_fill(*pair, name, policy) for pair in zip(groups, each, strict=True)]
+    return " + ".join(told)
+
+
+def _fill(bodies: list[nn.Module], weights: str, name: str, policy: str) -> str:
+    told = "random"
+    if weights == "torchvision":
+        for body in bodies:
+            told = backbones.load_torchvision_weights(body, name, policy)
+            if told.startswith("random"):  # no network: the next ones would wait for it as long
+                break
+    elif weights != "none":
+        _fill_from_file(bodies, weights, name)
+        told = f"file {Path(weights).name}"
+    return told
+
+
+def _fill_from_file(bodies: list[nn.Module], path: str, name: str) -> None:
+    state = checkpoints.weights_in(path, checkpoints.load(path))
+    own = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
+    states = states_of_bodies(own or state)
+    if len(states) == 1:
+        states *= len(bodies)
+    if len(states) != len(bodies):
+        raise CheckpointError(path, f"has {len(states)} bodies, but is to fill {len(bodies)}")
+    try:
+        for body, found in zip(bodies, states, strict=True):
+            backbones.fill_body(body, name, found)
+    except RuntimeError as error:
+        reason = checkpoints.first_lines(error)
+        raise CheckpointError(path, f"does not fit a {name} body ({reason})") from error

@@ -1,0 +1,256 @@
+"""A network ready to answer: on its device, with the preprocessing of its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from petface.data import images
+from petface.data.images import ImageSource, Preprocessing, normalise, to_float
+from petface.devices import Precision, choose_device, choose_precision
+from petface.errors import UserError
+from petface.models import backbones, multi_body
+from petface.models.folding import fold_batchnorm
+
+NOT_FINITE = "the network's answer is not finite; check the checkpoint"
+_CPU_PIXELS = 8 * 224 * 224  # at once: what passes between layers stays in the cache
+Outputs = tuple[Tensor, ...]  # one (B, K) tensor of logits per head
+
+
+class NonFiniteError(UserError):
+    """A network answered with NaN or infinity: there is no class to name."""
+
+
+class Answerer(Protocol):
+    """What answers batches of pixels: a `Network`, `ExactWhereClose`, another engine's."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Say how images must be prepared."""
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Give what the logits of each head are divided by; empty = all 1."""
+
+    def answer_pixels(self, pixels: Tensor) -> Outputs:
+        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """What answers, and the class names of each of its heads in the order of its outputs."""
+
+    network: Answerer
+    names: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(eq=False)
+class Network:
+    """A model of one head or several, and everything that its input and arithmetic depend on."""
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    device: torch.device
+    precision: Precision
+    temperatures: tuple[float, ...] = ()  # per head, in the order of the outputs; empty = all 1
+    is_cast: bool = False  # the convolutions hold the precision's type: no autocast needed
+    max_rows: int | None = None  # at once in `answer_pixels`; found where memory runs out
+
+    @classmethod
+    def build(
+        cls,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        device: str,
+        precision: str,
+        temperatures: tuple[float, ...] = (),
+    ) -> Network:
+        """Put `model` on the device and in the precision that settings name ("auto" and others)."""
+        on = choose_device(device)
+        return cls(model, preprocessing, on, choose_precision(precision, on), temperatures)
+
+    @classmethod
+    def for_inference(
+        cls,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        device: str,
+        precision: str,
+        temperatures: tuple[float, ...] = (),
+        compiled: bool = False,
+    ) -> Network:
+        """Build a network that is never trained: BatchNorm folded, convolutions cast once.
+
+        Its linear heads compute in float32, so that close classes do not tie. `compiled`: by
+        torch's compiler, at the first batch.
+        """
+        num_left = fold_batchnorm(model.requires_grad_(False))
+        network = cls.build(model, preprocessing, device, precision, temperatures)
+        dtype = network.precision.dtype
+        if dtype is not None and not num_left:
+            network.is_cast = True
+            for module in model.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.to(dtype)
+                elif isinstance(module, nn.Linear):
+                    module.register_forward_pre_hook(_as_float)
+        if network.device.type == "cpu":
+            network.max_rows = max(1, _CPU_PIXELS // preprocessing.size_px**2)
+        if compiled:
+            model.compile(dynamic=True, options={"freezing": True})
+        return network
+
+    def __post_init__(self) -> None:
+        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __str__(self) -> str:
+        return f"{self.device} in {self.precision}"
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """Give the gradient scaler that the precision needs; one that does nothing for most."""
+        return self.precision.grad_scaler(self.device)
+
+    def __call__(self, x: Tensor) -> Outputs:
+        """(B, 3, H, W) float in [0, 1] -> logits of each head, in the network's precision."""
+        x = normalise(x, self.preprocessing.mean, self.preprocessing.std)
+        if self.is_cast:
+            out = self.model(x.to(self.precision.dtype))
+        else:
+            with self.precision.autocast(self.device):
+                out = self.model(x)
+        return (out,) if isinstance(out, Tensor) else out
+
+    def logits(self, batch: Tensor) -> Outputs:
+        """(B, 3, H, W) uint8 -> (B, K) float32 logits per head, on the device.
+
+        Where the device's memory does not hold the batch, it is halved; later batches too.
+        """
+
+        @torch.inference_mode()
+        def ask(piece: Tensor) -> Outputs:
+            return tuple(head.float() for head in self(to_float(piece)))
+
+        return self._in_pieces(batch, ask)
+
+    def answer_pixels(self, pixels: Tensor) -> Outputs:
+        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU; as `logits`."""
+        return tuple(head.cpu() for head in self.logits(pixels.permute(0, 3, 1, 2)))
+
+    def logits_and_means(self, pixels: Tensor) -> tuple[Outputs, Tensor]:
+        """(B, size, size, 3) uint8 -> the logits of a classifier and, from the same pass, its
+        stage means (B, D) float32; on the CPU, in pieces as `answer_pixels`.
+        """
+
+        @torch.inference_mode()
+        def ask(piece: Tensor) -> Outputs:
+            x = normalise(to_float(piece), self.preprocessing.mean, self.preprocessing.std)
+            with self.precision.autocast(self.device):
+                logits, maps = multi_body.forward_with_maps(self.model, x)
+            return logits.float(), backbones.stage_means(maps)
+
+        logits, means = self._in_pieces(pixels.permute(0, 3, 1, 2), ask)
+        return (logits.cpu(),), means.cpu()
+
+    def _in_pieces(self, batch: Tensor, ask: Callable[[Tensor], Outputs]) -> Outputs:
+        """Call `ask` with as many of (B, 3, H, W) as the device takes at once; join what it
+        gives.
+        """
+        most = max(1, min(len(batch), self.max_rows or len(batch)))
+        pieces = batch.tensor_split(max(1, -(-len(batch) // most)))
+        try:
+            parts = [ask(piece.to(self.device)) for piece in pieces]
+        except torch.OutOfMemoryError:
+            if most == 1:
+                raise
+            self.max_rows = (most + 1) // 2
+        else:
+            return tuple(torch.cat(output) for output in zip(*parts, strict=True))
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self._in_pieces(batch, ask)
+
+    def probabilities(self, outputs: Outputs) -> Outputs:
+        """Give what `tempered` gives at the network's temperatures."""
+        return tempered(outputs, self.temperatures)
+
+    def answer(self, image: ImageSource) -> Outputs:
+        """Decode one image and give (K,) probabilities per head; raises `NonFiniteError`."""
+        rule = self.preprocessing
+        pixels = images.resize(images.decode(image), rule.size_px, rule.resize)
+        heads = self.probabilities(self.answer_pixels(torch.from_numpy(pixels)[None]))
+        if any(bool(torch.isnan(head).any()) for head in heads):
+            raise NonFiniteError(NOT_FINITE)
+        return tuple(head[0] for head in heads)
+
+
+@dataclass(eq=False)
+class ExactWhereClose:
+    """A fast network whose close calls are decided by an exact one.
+
+    A photo is asked again, for all heads, where the best two logits of a head lie less than
+    `margin` apart.
+    """
+
+    fast: Answerer
+    exact: Answerer
+    margin: float
+    num_asked: int = 0
+    num_asked_again: int = 0
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Give the fast network's, which is the exact one's too."""
+        return self.fast.preprocessing
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Give the fast network's, which are the exact one's too."""
+        return self.fast.temperatures
+
+    def answer_pixels(self, pixels: Tensor) -> Outputs:
+        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
+        return self._decide(pixels, self.fast.answer_pixels(pixels))
+
+    def logits_and_means(self, pixels: Tensor) -> tuple[Outputs, Tensor]:
+        """Do what the fast network's does, with close calls decided; means are the fast one's."""
+        assert isinstance(self.fast, Network)
+        outputs, means = self.fast.logits_and_means(pixels)
+        return self._decide(pixels, outputs), means
+
+    def _decide(self, pixels: Tensor, outputs: Outputs) -> Outputs:
+        is_close = torch.stack([top_margin(head) < self.margin for head in outputs]).any(dim=0)
+        self.num_asked += len(pixels)
+        self.num_asked_again += int(is_close.sum())
+        if is_close.any():
+            again = self.exact.answer_pixels(pixels[is_close])
+            for head, better in zip(outputs, again, strict=True):
+                head[is_close] = better
+        return outputs
+
+
+def tempered(outputs: Outputs, temperatures: tuple[float, ...]) -> Outputs:
+    """Give softmax(logits / temperature) per head; NaN where a photo's logits are not finite.
+
+    No temperature at all means 1 for every head.
+    """
+    rows = []
+    for logits, temperature in zip(outputs, temperatures or (1.0,) * len(outputs), strict=True):
+        finite = torch.isfinite(logits).all(dim=1, keepdim=True)
+        rows.append(torch.where(finite, (logits / temperature).softmax(dim=1), torch.nan))
+    return tuple(rows)
+
+
+def top_margin(logits: Tensor) -> Tensor:
+    """Give how far the best logit lies above the second, (B, K) -> (B,); infinity for one class."""
+    if logits.shape[1] < 2:
+        return torch.full((len(logits),), torch.inf)
+    best = logits.topk(2, dim=1).values
+    return best[:, 0] - best[:, 1]
+
+
+def _as_float(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() for x in inputs)

@@ -1,0 +1,79 @@
+"""What a specialist's run leaves for its reader: confusion tables and `eval_summary_stage2.txt`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from petface import files, metrics
+from petface.evaluation.tables import write_confusion
+
+_TITLES = {
+    "test": "test part (records that nothing was trained or chosen on)",
+    "all": "all images (the training part is in here: agreement, not held-out accuracy)",
+}
+
+
+def write_specialist_report(
+    folder: Path,
+    vocabularies: Mapping[str, tuple[str, ...]],
+    confusions: Mapping[str, Mapping[str, np.ndarray]],
+    top_support: int,
+) -> None:
+    """Write `confusion_<part>_<head>.csv` for each part and head, and the summary as text.
+
+    `confusions[part][head]` is (K, K); the `top_support` classes with the most images are listed
+    singly.
+    """
+    lines = []
+    for part, heads in confusions.items():
+        lines += [f"== {_TITLES.get(part, part)} ==", ""]
+        for head, names in vocabularies.items():
+            write_confusion(folder / f"confusion_{part}_{head}.csv", heads[head], names)
+            lines += [*_head_lines(head, heads[head], names, top_support), ""]
+    with files.atomic_write(folder / "eval_summary_stage2.txt", "w") as handle:
+        handle.write("\n".join(lines))
+
+
+def head_figures(
+    head: str, confusion: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray
+) -> dict[str, float]:
+    """Name what one head reached on the test part, beside its majority baseline.
+
+    `confusion` (K, K) of the test part; the labels of both parts (N,), -1 unknown.
+    """
+    counts = [
+        np.bincount(labels[labels >= 0], minlength=len(confusion))
+        for labels in (train_labels, test_labels)
+    ]
+    return {
+        f"test_{head}_known": int(confusion.sum()),
+        f"test_{head}_accuracy": metrics.accuracy(confusion),
+        f"test_{head}_balanced_accuracy": metrics.balanced_accuracy(confusion),
+        f"test_{head}_majority_baseline": metrics.majority_baseline(*counts),
+    }
+
+
+def _head_lines(
+    head: str, confusion: np.ndarray, names: tuple[str, ...], top_support: int
+) -> list[str]:
+    num = int(confusion.sum())
+    if num == 0:
+        return [f"{head}: no image with a known label"]
+    scores = metrics.precision_recall_f1(confusion)
+    recall = metrics.recall_per_class(confusion)
+    support = confusion.sum(axis=1)
+    lines = [
+        f"{head}: {len(names)} classes, {num} images with a known label",
+        f"  accuracy         {metrics.accuracy(confusion):.4f}",
+        f"  macro precision  {scores.macro_precision:.4f}",
+        f"  macro recall     {scores.macro_recall:.4f}",
+        f"  macro F1         {scores.macro_f1:.4f}",
+        f"  {'support':>9s}  {'recall':>6s}  class",
+    ]
+    for index in np.argsort(-support, kind="stable")[:top_support]:
+        if support[index]:
+            lines.append(f"  {support[index]:9d}  {recall[index]:6.4f}  {names[index]}")
+    return lines

@@ -1,0 +1,235 @@
+"""One training epoch and one evaluation pass, shared by both stages."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from petface import distributed
+from petface.data.loading import Samples, own_share
+from petface.errors import UserError
+from petface.models.multi_head import train_mode
+from petface.models.network import Outputs
+from petface.training import step as lockstep
+from petface.training.augment import AugmentRegime
+from petface.training.augment.mixing import Mixing, mix_batch
+from petface.training.averaging import WeightAverage
+from petface.training.evaluate import Answers, Evaluation, Job, bar_of, evaluate
+from petface.training.schedule import EarlyStopping
+
+__all__ = [
+    "Answers",
+    "EpochState",
+    "Evaluation",
+    "Job",
+    "Outputs",
+    "Progress",
+    "epoch_row",
+    "evaluate",
+    "train_epoch",
+]
+
+NO_MIXING = Mixing()
+MAX_BAD_STEPS = 10  # non-finite steps in a row before a run stops
+
+
+@dataclass
+class EpochState:
+    """How far an epoch is, in plain values: what an exact resume in its middle needs."""
+
+    epoch: int = 0
+    step: int = 0  # the next step to run
+    loss_sum: float = 0.0  # over images
+    num_images: int = 0
+    num_unreadable: int = 0
+    num_skipped_steps: int = 0
+    num_bad_in_a_row: int = 0
+    seconds: float = 0.0
+
+    def next_epoch(self) -> EpochState:
+        """Give the start of the epoch after this one; bad steps in a row count across the two."""
+        return EpochState(epoch=self.epoch + 1, num_bad_in_a_row=self.num_bad_in_a_row)
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean over the images seen, NaN before the first."""
+        return self.loss_sum / self.num_images if self.num_images else math.nan
+
+
+@dataclass(eq=False)
+class Progress:
+    """Everything besides the weights that an exact resume needs."""
+
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    stopping: EarlyStopping
+    epoch: EpochState = field(default_factory=EpochState)
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
+    num_parts: int = 1  # of a batch that does not fit into memory at once; not kept
+    average: WeightAverage | None = None  # of the weights, where it is what is measured
+
+    def measured(self, job: Job) -> Job:
+        """Give the job with the network that is measured and kept: the average where there is
+        one.
+        """
+        if self.average is None:
+            return job
+        return replace(job, network=replace(job.network, model=self.average.model))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors for a checkpoint."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "early_stopping": self.stopping.state_dict(),
+            "epoch": self.epoch.epoch,
+            "epoch_state": asdict(self.epoch),
+            "history": self.history,
+            **({} if self.average is None else {"average": self.average.state_dict()}),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.stopping.load_state_dict(state["early_stopping"])
+        self.epoch = EpochState(**state["epoch_state"])
+        self.history = state["history"]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+
+def epoch_row(progress: Progress, val: Evaluation, accuracies: dict[str, float]) -> dict[str, Any]:
+    """Collect an epoch's figures: a row of metrics.csv."""
+    state = progress.epoch
+    return {
+        "epoch": state.epoch + 1,
+        "train_loss": state.mean_loss,
+        "val_loss": val.loss,
+        **accuracies,
+        "learning_rate": progress.optimizer.param_groups[0]["lr"],
+        "train_images_per_s": state.num_images / max(state.seconds, 1e-9),
+        "train_s": state.seconds,
+        "num_unreadable": state.num_unreadable,
+        "num_skipped_steps": state.num_skipped_steps,
+    }
+
+
+def train_epoch(
+    job: Job,
+    progress: Progress,
+    samples: Samples,
+    order: np.ndarray,
+    regimes: tuple[AugmentRegime, AugmentRegime],
+    *,
+    seed: int,
+    rate: Callable[[float], float],
+    mixing: Mixing = NO_MIXING,
+    stop: Callable[[], bool] = bool,
+) -> bool:
+    """Run the rest of an epoch over `order` (n,); True when it ended, False when `stop` asked to
+    leave.
+
+    `rate(t)` gives the learning rate at t = epochs done so far, a fraction included; a parameter
+    group takes it times its "lr_factor". Augmentation, mixing and dropout draw from a generator
+    seeded by (seed, epoch, step), so that a resumed epoch draws what the straight one would have
+    drawn. Several processes take each step together, and `stop` must answer all of them alike.
+    """
+    state = progress.epoch
+    train_mode(job.network.model, job.freeze_batchnorm)
+    optimizer, scaler, generator = progress.optimizer, progress.scaler, torch.Generator()
+    num_steps = -(-len(order) // (job.batch_size * distributed.world_size()))
+    begun, seconds_before = time.perf_counter(), state.seconds
+    done = state.num_images + state.num_unreadable
+    with bar_of(f"epoch {state.epoch + 1} train", len(order), done) as bar:
+        for batch in job.batches(samples, order, own_share, state.step):
+            for group in optimizer.param_groups:
+                group["lr"] = rate(state.epoch + batch.step / num_steps) * group.get("lr_factor", 1)
+            share = lockstep.share_of(batch)
+            job.failures.add(share.failures)
+            if share.num_images:
+                numbers = seed, state.epoch, batch.step
+                generator.manual_seed(_step_seed(*numbers))
+                torch.manual_seed(_step_seed(*numbers, *distributed.place()))  # dropout
+                x = lockstep.augment_share(batch, share, regimes, generator, job.augment_mode)
+                mixed = mix_batch(x, mixing, generator)
+                value, progress.num_parts = lockstep.backward(
+                    job.network,
+                    job.loss,
+                    job.class_weights,
+                    batch,
+                    x if mixed is None else mixed.images,
+                    scaler,
+                    progress.num_parts,
+                    mixed,
+                )
+                lockstep.combine(job.network.model, _parameters(optimizer), value, share)
+                finite = _update(value, optimizer, scaler, job.clip_norm)
+                if finite and progress.average is not None:
+                    progress.average.update(job.network.model)
+                _account(state, share.num_images, value, finite)
+            state.num_unreadable += len(share.failures)
+            state.step = batch.step + 1
+            state.seconds = seconds_before + time.perf_counter() - begun
+            best = progress.stopping.best
+            shown = "" if best is None else f", best so far {best:.3f}"
+            bar.set_postfix_str(f"loss {state.mean_loss:.3f}{shown}", refresh=False)
+            bar.update(share.num_images + len(share.failures))
+            if stop():
+                return False
+    return True
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _update(
+    value: Tensor,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    clip_norm: float = 0.0,
+) -> bool:
+    """Step the optimizer unless the loss or a gradient is not finite; False if it was skipped.
+
+    Gradients whose common norm is above `clip_norm` are scaled down to it; 0 = as they are.
+    """
+    scaler.unscale_(optimizer)
+    gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    finite = bool(torch.isfinite(norm) & torch.isfinite(value))
+    if finite:
+        if clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(_parameters(optimizer), clip_norm, norm)
+        scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return finite
+
+
+def _account(state: EpochState, num_images: int, value: Tensor, finite: bool) -> None:
+    if finite:
+        state.num_bad_in_a_row = 0
+        state.loss_sum += value.item() * num_images
+        state.num_images += num_images
+        return
+    state.num_skipped_steps += 1
+    state.num_bad_in_a_row += 1
+    if state.num_bad_in_a_row >= MAX_BAD_STEPS:
+        raise UserError(
+            f"loss or gradients were not finite in {MAX_BAD_STEPS} steps in a row, the last in "
+            f"epoch {state.epoch + 1}, step {state.step} (loss {value.item()}); lower LR, or set "
+            'PRECISION = "fp32"; best.pt is whole'
+        )
+
+
+def _step_seed(*numbers: int) -> int:
+    """Mix numbers into one 63-bit seed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,229 @@
+"""What an audit finds in a small tree whose faults are known, and how its page shows them."""
+
+import csv
+import html.parser
+import re
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from petface import files
+from petface.analysis import audit_photos
+from petface.analysis.audit import Audit, make_audit, quick_audit_line, write_audit
+from petface.analysis.audit_figures import describe_audit
+from petface.analysis.audit_photos import look_at, sample_evenly
+from petface.data.dataset import Dataset, load_dataset
+from petface.data.sources.petface import scan
+from petface.data.splits import write_splits
+from petface.errors import UserError
+from petface.report.audit_page import audit_page
+from petface.report.page import bars, table, text
+from tests.analysis.test_duplicates import photo
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def save(root, path, pixels, **options):
+    target = root / "images" / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(target, **options)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """12 cats of two photos, 4 dogs, and one fault of each kind."""
+    root = tmp_path_factory.mktemp("audit")
+    for number in range(12):
+        for k in range(2):
+            save(root, f"cat/{number:06d}/{k:02d}.png", photo(100 + 2 * number + k, 48))
+    for number in range(4):
+        save(root, f"dog/{number:06d}/00.png", photo(200 + number, 64))
+    save(root, "cat/000001/02.png", photo(100, 48))  # the pixels of cat/000000/00.png
+    save(root, "cat/000002/02.png", photo(104, 48))  # the same record's: not a duplicate
+    save(root, "dog/000000/01.jpg", photo(106, 48), quality=80)  # near cat/000003/00.png
+    save(root, "dog/000001/01.png", np.full((40, 40), 1, np.uint8))  # dark and flat
+    save(root, "dog/000002/01.png", photo(300, 64)[:16])  # small and elongated
+    (root / "images/dog/000003/01.png").write_bytes(b"<html>")
+    (root / "images/dog/000003/.DS_Store").write_bytes(b"")
+    (root / f"images/dog/000003/{'=' + HOSTILE.replace('/', ' ')}").write_bytes(b"")
+    (root / "images/dog/000009").mkdir()
+    rows = [f"{n},{'Rare' if n < 3 else 'Tabby'},{'Male' if n else ''}" for n in range(11)]
+    conflict, no_photo = f'10,"{HOSTILE}",Male', "77,Tabby,Male"
+    (root / "annotations").mkdir()
+    (root / "annotations/cat.csv").write_text("\n".join(
+        ["Name,Breed,Gender", *rows, conflict, no_photo]) + "\n", encoding="utf-8")  # fmt: skip
+    species = np.array(["cat"] * 12 + ["dog"] * 4)
+    records = np.array([f"{n:06d}" for n in [*range(12), *range(4)]])
+    split = np.array([0, 2, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2], np.int8)
+    write_splits(root / "splits.csv", species, records, split, seed=0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def dataset(root) -> Dataset:
+    return load_dataset(root / "images", root / "annotations")
+
+
+@pytest.fixture(scope="module")
+def audit(root, dataset) -> Audit:
+    photos = look_at(dataset.catalog, np.arange(len(dataset.catalog)), 0, root)
+    return make_audit(dataset, scan(root / "images"), photos)
+
+
+def where(audit, kind):
+    return {issue.where for issue in audit.issues if issue.kind == kind}
+
+
+def test_every_fault_of_the_tree_is_listed_once(audit):
+    assert where(audit, "unreadable") == {"dog/000003/01.png"}
+    assert where(audit, "dark") == where(audit, "flat") == {"dog/000001/01.png"}
+    assert where(audit, "small") == where(audit, "elongated") == {"dog/000002/01.png"}
+    assert where(audit, "empty_record") == {"dog/000009"}
+    assert len(where(audit, "stray")) == 2 and "dog/000003/.DS_Store" in where(audit, "stray")
+    assert where(audit, "record_without_row") == {"cat/000011"}
+    assert where(audit, "row_without_photo") == {"cat/000077"}
+    assert where(audit, "label_conflict") == {"cat/000010"}
+    assert where(audit, "no_annotation_file") == {"dog"}
+    assert len(audit.issues) == 12
+
+
+def test_only_pairs_of_different_records_are_duplicates_and_split_pairs_stand_first(audit):
+    found = [(p.kind, p.path_a, p.split_a, p.path_b, p.split_b) for p in audit.duplicates]
+    assert found == [
+        ("exact", "cat/000000/00.png", "train", "cat/000001/02.png", "test"),
+        ("near", "cat/000003/00.png", "train", "dog/000000/01.jpg", "train"),
+    ]
+    counts = audit.summary["duplicates"]
+    assert (counts["exact"], counts["exact_across_splits"]) == (1, 1)
+    assert (counts["near"], counts["near_across_splits"]) == (1, 0)
+    assert 0 < audit.duplicates[1].difference < 0.1
+
+
+def test_figures_agree_with_a_count_by_hand(audit):
+    summary = audit.summary
+    assert (summary["photos"], summary["records"], summary["looked_at"]) == (34, 16, 34)
+    assert summary["photos_per_record"] == {"1": 0, "2": 14, "3": 2}
+    assert summary["sizes"] == {"48x48": 27, "64x64": 4, "40x40": 1, "64x16": 1}
+    assert summary["modes"] == {"RGB": 32, "L": 1}
+    assert sum(summary["brightness_histogram"]) == 33 and summary["brightness_histogram"][0] == 1
+    cat = summary["per_species"]["cat"]
+    assert cat["records_per_split"] == {"train": 9, "val": 1, "test": 2}
+    assert summary["per_species"]["dog"]["unreadable"] == 1
+    # of 12 cats: no row 1, in conflict 1; gender empty 1, no row 1
+    assert summary["heads"]["cat"]["breed"] == {
+        "classes": 2, "records_known": 10, "unknown_frac": 0.1667,
+        "rare_classes": 2, "untestable_classes": 0,
+    }  # fmt: skip
+    assert summary["heads"]["cat"]["gender"]["records_known"] == 10
+    counts = {c.name: (c.records, c.by_split) for c in audit.classes if c.feature == "breed"}
+    assert counts == {"Rare": (3, (2, 0, 1)), "Tabby": (7, (5, 1, 1))}
+    female = next(c for c in audit.classes if c.name == "female")
+    assert female.records == 0 and female.is_rare and female.is_untestable
+
+
+def test_files_are_written_and_read_back(audit, tmp_path):
+    write_audit(tmp_path, audit)
+    rows = {}
+    for name in ("issues", "duplicates", "classes"):
+        with (tmp_path / f"{name}.csv").open(encoding="utf-8", newline="") as handle:
+            rows[name] = list(csv.DictReader(handle))
+    assert len(rows["issues"]) == len(audit.issues)
+    assert {files.plain_cell(row["path_or_record"]) for row in rows["issues"]} == {
+        issue.where for issue in audit.issues
+    }
+    assert [row["split_b"] for row in rows["duplicates"]] == ["test", "train"]
+    assert set(rows["classes"][0]) == {
+        "species", "feature", "class", "records", "train", "val", "test"
+    }  # fmt: skip
+    assert "exact_duplicates_across_splits: 1\n" in describe_audit(audit.summary)
+
+
+class _Page(html.parser.HTMLParser):
+    """Collect tags, outside addresses and visible text; complain about tags left open."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags, self.addresses, self.shown, self.open = [], [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "br", "img", "wbr"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.shown.append(data)
+
+
+@pytest.mark.parametrize("with_photos", [False, True])
+def test_the_page_is_well_formed_self_contained_and_escaped(audit, dataset, with_photos):
+    source = audit_page(audit, dataset, f"data {HOSTILE}", with_photos=with_photos)
+    page = _Page(source)
+    assert page.open == []
+    assert "script" not in page.tags and HOSTILE in "".join(page.shown)
+    assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
+    # two pairs of duplicates, and dark, flat, small, elongated
+    assert len(page.addresses) == (8 if with_photos else 0)
+    assert not re.search(r"https?://|@import|url\(", source)
+
+
+def test_text_shows_controls_and_surrogates_escaped():
+    assert text("a\nb\udcff&<\"'\u202e") == "a\\nb\\udcff&amp;&lt;&quot;&#x27;\\u202e"
+    shown = table(("name", "num"), 1, [("x", 1234), ("<y>", 0.25)])
+    assert "1,234" in shown and "0.25" in shown and "&lt;y&gt;" in shown
+    assert table(("name",), 1, []) == "<p>None.</p>"
+    assert "width:50.00%" in bars({"a": 2, "b": 1}) and "width:0.00%" in bars({"a": 0})
+
+
+def test_worker_processes_see_what_one_process_sees(dataset, root):
+    places = np.arange(len(dataset.catalog))[::2]
+    alone, together = (look_at(dataset.catalog, places, n, root) for n in (0, 2))
+    for name in ("status", "width_px", "height_px", "digest", "hashes", "thumbnails", "contrast"):
+        np.testing.assert_array_equal(getattr(alone, name), getattr(together, name), err_msg=name)
+    assert alone.failures == together.failures
+    assert [alone.modes[m] for m in alone.mode] == [together.modes[m] for m in together.mode]
+
+
+def test_many_thumbnails_lie_in_a_file_and_a_full_disk_is_refused(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(audit_photos, "_MAX_IN_MEMORY", 3)
+    photos = look_at(dataset.catalog, np.arange(5), 0, tmp_path)
+    assert isinstance(photos.thumbnails, np.memmap) and list(tmp_path.iterdir()) == []
+    in_memory = look_at(dataset.catalog, np.arange(3), 0, tmp_path)
+    np.testing.assert_array_equal(photos.thumbnails[:3], in_memory.thumbnails)
+    usage = audit_photos.shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(audit_photos.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match="100 bytes free"):
+        look_at(dataset.catalog, np.arange(5), 0, tmp_path)
+
+
+def test_a_sample_is_even_over_the_species_and_repeatable(dataset):
+    sample = sample_evenly(dataset.catalog, 20, seed=3)
+    assert len(set(sample.tolist())) == 20 and (np.diff(sample) > 0).all()
+    counts = np.bincount(dataset.catalog.class_index[sample])
+    assert counts.tolist() == [12, 8]  # all eight dogs: fewer than half of twenty
+    np.testing.assert_array_equal(sample, sample_evenly(dataset.catalog, 20, seed=3))
+    assert len(sample_evenly(dataset.catalog, 0, 0)) == len(dataset.catalog)
+    assert len(sample_evenly(dataset.catalog, 99, 0)) == len(dataset.catalog)
+
+
+def test_the_quick_line_says_what_a_trainer_should_know(dataset, root, monkeypatch):
+    line = quick_audit_line(dataset)
+    assert "\n" not in line
+    for words in (
+        "16 records, 34 photos, 2 strays",
+        "1 of 34 sampled photos cannot be read",
+        "1 classes have no test record",
+        f"--images-root {root / 'images'} --annotations-root {root / 'annotations'}",
+    ):
+        assert words in line
+    monkeypatch.setattr(
+        "petface.analysis.audit.images.decode", lambda _: time.sleep(0.02) or np.zeros(())
+    )
+    monkeypatch.setattr("petface.analysis.audit.QUICK_LIMIT_S", 0.1)
+    assert int(re.search(r"of (\d+) sampled", quick_audit_line(dataset))[1]) < 10

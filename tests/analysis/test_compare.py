@@ -1,0 +1,390 @@
+"""The comparison of two made-up evaluations against loops over `csv.DictReader`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from petface import files
+from petface.analysis.changes import CHANGED_COLUMNS
+from petface.analysis.compare import compare_evaluations
+from petface.analysis.compare_text import describe_comparison, interval_of
+from petface.analysis.paired import difference_interval, holm, sign_flip_p_value
+from petface.analysis.pairing import read_pair
+from petface.errors import UserError
+from petface.evaluation.details import (
+    DETAILS,
+    DETAILS_FILE,
+    HEADS,
+    MODELS,
+    PER_IMAGE,
+    PER_IMAGE_COLUMNS,
+    empty_details,
+)
+from petface.report.compare_page import comparison_page
+
+Row = dict[str, str]
+LABELS = {"breed": ["=Mix", "Manx", "<b>Rex</b>", "NA"], "gender": ["female", "male"]}
+HEADS_OF = {"cat": ("breed", "gender"), "dog": ("breed",), "'emu": ()}
+SPECIES = list(HEADS_OF)
+
+
+def make_images(seed: int = 0, num_records: int = 90) -> list[Row]:
+    """Images with their truth: 1 to 5 a record, some labels unknown, some unreadable."""
+    draw, rows = np.random.default_rng(seed), []
+    for number in range(num_records):
+        species = SPECIES[number % 7 // 3]
+        truth = {f"{h}_true": str(draw.choice([*names, ""])) for h, names in LABELS.items()}
+        row = dict.fromkeys(PER_IMAGE_COLUMNS, "") | truth | {"species": species}
+        row |= {"record": f"{number:06d}", "split": ("test", "val", "test", "train")[number % 4]}
+        for photo in range(draw.integers(1, 6)):
+            status = "unreadable" if draw.random() < 0.03 else "ok"
+            image = f"{species}/{number:06d}/=ü,\n{photo}.png"
+            rows.append(row | {"image": image, "status": status})
+    return rows
+
+
+def make_evaluation(
+    folder: Path, images: list[Row], skill: float, seed: int, data: str = "d1",
+    heads_of: dict[str, tuple[str, ...]] = HEADS_OF,
+) -> Path:  # fmt: skip
+    """Answer the images, right with about this chance; the truth of a photo is hard or easy."""
+    draw, luck = np.random.default_rng(seed), np.random.default_rng(99)
+    details = np.zeros(len(images), DETAILS)
+    for head in HEADS:
+        details[head] = empty_details(len(images))
+    rows = []
+    for number, image in enumerate(images):
+        row, ease = dict(image), luck.random()
+        answer = lambda truth, names, ease=ease: (  # noqa: E731
+            truth if truth and draw.random() < (skill + ease) / 2 else str(draw.choice(names))
+        )
+        if row["status"] == "ok":
+            named = answer(row["species"], SPECIES)
+            cells = {"species": (row["species"], named)}
+            if named == row["species"]:
+                cells |= {
+                    head: (row[f"{head}_true"], answer(row[f"{head}_true"], LABELS[head]))
+                    for head in heads_of[named]
+                }
+            for head, (true, predicted) in cells.items():
+                row |= {f"{head}_pred": predicted, f"{head}_prob": f"{draw.random():.6f}"}
+                row[f"{head}_correct"] = str(int(true == predicted)) if true else ""
+                if true:
+                    details[head]["nll"][number] = draw.exponential()
+                    details[head]["brier"][number] = draw.random()
+        rows.append(row)
+    files.write_csv(folder / PER_IMAGE, PER_IMAGE_COLUMNS, [row.values() for row in rows])
+    np.save(folder / DETAILS_FILE, details)
+    model = lambda name, heads: {  # noqa: E731
+        "path": f"{folder}/{name}.pt", "sha256": f"{skill}{name}", "calibration": {},
+        "heads": heads,
+    }  # fmt: skip
+    models = {
+        "stage1": model("stage1", {"species": SPECIES}),
+        "specialists": {
+            name: model(name, {head: LABELS[head] for head in heads})
+            for name, heads in heads_of.items()
+            if heads
+        },
+        "dataset": data,
+        "precision": "fp32",
+        "device": "cpu",
+    }
+    files.write_json(folder / MODELS, models)
+    return folder
+
+
+def read(folder: Path) -> list[Row]:
+    with (folder / PER_IMAGE).open(newline="", encoding="utf-8") as handle:
+        return [{k: files.plain_cell(v) for k, v in r.items()} for r in csv.DictReader(handle)]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root, images = tmp_path_factory.mktemp("two"), make_images(num_records=260)
+    return (
+        make_evaluation(root / "a", images, 0.4, 1),
+        make_evaluation(root / "b", images, 0.9, 2),
+    )
+
+
+@pytest.fixture(scope="module")
+def found(pair: tuple[Path, Path]) -> tuple[dict[str, Any], list[list[object]]]:
+    comparison, rows = compare_evaluations(read_pair(*pair), resamples=300)
+    return comparison, list(rows)
+
+
+def counted(pair: tuple[Path, Path], part: str, head: str, view: str) -> Iterator[tuple[Row, Row]]:
+    """Go through the photos that a figure counts."""
+    for a, b in zip(map(dict, read(pair[0])), map(dict, read(pair[1])), strict=True):
+        if a["split"] != part:
+            continue
+        if head == "species" or view == "end_to_end":
+            is_in = a["species_correct"] != "" and b["species_correct"] != ""
+        else:
+            is_in = a[f"{head}_correct"] != "" and b[f"{head}_correct"] != ""
+        if view == "end_to_end":
+            is_in = is_in and a[f"{head}_true"] != "" and head in HEADS_OF[a["species"]]
+        if is_in:
+            yield a, b
+
+
+@pytest.mark.parametrize("part", ["test", "val"])
+@pytest.mark.parametrize(
+    ("head", "view"),
+    [("species", "conditional"), *((h, v) for h in LABELS for v in ("conditional", "end_to_end"))],
+)
+def test_counts_and_accuracies(found, pair, part: str, head: str, view: str) -> None:
+    counts, recalls = Counter(), defaultdict(lambda: [0, 0, 0])
+    records = defaultdict(lambda: [0, 0])
+    for a, b in counted(pair, part, head, view):
+        right = a[f"{head}_correct"] == "1", b[f"{head}_correct"] == "1"
+        counts[right] += 1
+        records[a["species"], a["record"]][0] += right[1] - right[0]
+        records[a["species"], a["record"]][1] += 1
+        truth = a["species"], a.get(f"{head}_true", "")
+        for place, value in enumerate((1, *right)):
+            recalls[truth][place] += value
+    num = sum(counts.values())
+    figure = found[0]["figures"][part][head][view]
+    assert num == figure["num"] > 15 and figure["num_records"] == len(records)
+    assert [figure[k] for k in ("both_right", "only_a", "only_b", "both_wrong")] == [
+        counts[pattern] for pattern in ((True, True), (True, False), (False, True), (False, False))
+    ]
+    assert figure["accuracy_a"] == (counts[True, True] + counts[True, False]) / num
+    assert figure["accuracy_b"] == (counts[True, True] + counts[False, True]) / num
+    assert figure["difference"] == pytest.approx(figure["accuracy_b"] - figure["accuracy_a"])
+    mean = [np.mean([entry[k] / entry[0] for entry in recalls.values()]) for k in (1, 2)]
+    assert (figure["balanced_accuracy_a"], figure["balanced_accuracy_b"]) == pytest.approx(mean)
+    assert figure["balanced_difference"] == pytest.approx(mean[1] - mean[0])
+    assert figure["num_classes"] == len(recalls)
+    gains, nums = zip(*records.values(), strict=True)
+    assert figure["p_value"] == sign_flip_p_value(gains)[0]
+    assert figure["num_records_changed"] == sum(gain != 0 for gain in gains)
+    assert figure["interval_95"] == list(difference_interval(gains, nums, resamples=300))
+    low, high = figure["interval_95"]
+    assert low < figure["difference"] < high and 0 < figure["p_value"] <= figure["p_holm"] <= 1
+
+
+def test_log_loss_and_brier(found, pair) -> None:
+    details = [np.load(folder / DETAILS_FILE) for folder in pair]
+    images = [row["image"] for row in read(pair[0])]
+    for head in ("species", "breed"):
+        places = [images.index(a["image"]) for a, _ in counted(pair, "test", head, "conditional")]
+        figure = found[0]["figures"]["test"][head]["conditional"]
+        for name in ("nll", "brier"):
+            means = [float(np.mean([d[head][name][k] for k in places])) for d in details]
+            assert [figure[f"{name}_a"], figure[f"{name}_b"]] == pytest.approx(means)
+            low, high = figure[f"{name}_interval_95"]
+            assert low < figure[f"{name}_difference"] < high
+
+
+def test_adjusted_for_the_tests_of_the_part(found) -> None:
+    for part, heads in found[0]["figures"].items():
+        tests = [test for views in heads.values() for test in views.values()]
+        assert found[0]["num_tests"][part] == len(tests) == 5
+        adjusted = holm([test["p_value"] for test in tests])
+        assert [test["p_holm"] for test in tests] == pytest.approx(adjusted.tolist())
+        for test in tests:
+            better = "B better" if test["difference"] > 0 else "A better"
+            assert test["verdict"] == (better if test["p_holm"] < 0.05 else "no difference shown")
+    assert found[0]["figures"]["test"]["species"]["conditional"]["verdict"] == "B better"
+
+
+def test_every_changed_answer_is_a_row(found, pair, tmp_path: Path) -> None:
+    expected = []
+    for head in ("species", *LABELS):
+        for a, b in zip(read(pair[0]), read(pair[1]), strict=True):
+            one, other = a[f"{head}_pred"], b[f"{head}_pred"]
+            if not one or not other or one == other:
+                continue
+            true = a["species"] if head == "species" else a[f"{head}_true"]
+            change = ("label unknown" if not true else "better" if other == true
+                      else "worse" if one == true else "both wrong")  # fmt: skip
+            expected.append(
+                [a["image"], a["species"], a["record"], a["split"], head, true,
+                 one, a[f"{head}_prob"], other, b[f"{head}_prob"], change]
+            )  # fmt: skip
+    comparison, rows = found
+    assert rows == expected and {row[-1] for row in rows} >= {"better", "worse", "both wrong"}
+    for head, parts in comparison["changed"].items():
+        for part, counts in parts.items():
+            own = Counter(row[-1] for row in rows if row[4] == head and row[3] == part)
+            assert {k: v for k, v in counts.items() if v} == own
+    files.write_csv(tmp_path / "changed.csv", CHANGED_COLUMNS, rows)
+    with (tmp_path / "changed.csv").open(newline="", encoding="utf-8") as handle:
+        read_back = [[files.plain_cell(v) for v in r.values()] for r in csv.DictReader(handle)]
+    assert read_back == rows
+
+
+def test_agreement(found, pair) -> None:
+    for part in ("train", "val", "test"):
+        for head in ("species", *LABELS):
+            same = num = wrong = mistake = 0
+            for a, b in zip(read(pair[0]), read(pair[1]), strict=True):
+                if a["split"] == part and a[f"{head}_pred"] and b[f"{head}_pred"]:
+                    num += 1
+                    same += (equal := a[f"{head}_pred"] == b[f"{head}_pred"])
+                    if a[f"{head}_correct"] == b[f"{head}_correct"] == "0":
+                        wrong += 1
+                        mistake += equal
+            assert found[0]["agreement"][part][head] == {
+                "num": num, "same": same, "share": same / num, "both_wrong": wrong,
+                "same_mistake": mistake,
+            }  # fmt: skip
+
+
+def test_classes_that_moved(found, pair) -> None:
+    net, num, records = Counter(), Counter(), defaultdict(set)
+    for a, b in counted(pair, "test", "breed", "conditional"):
+        key = a["species"], a["breed_true"]
+        net[key] += int(b["breed_correct"]) - int(a["breed_correct"])
+        num[key] += 1
+        records[key].add(a["record"])
+    for title, sign in (("gains", 1), ("losses", -1)):
+        listed = found[0]["classes"]["breed"][title]
+        assert {(e["species"], e["label"]) for e in listed} == {
+            key for key in net if net[key] * sign > 0
+        }
+        for entry in listed:
+            key = entry["species"], entry["label"]
+            assert entry["correct_b"] - entry["correct_a"] == net[key]
+            assert (entry["num"], entry["num_records"]) == (num[key], len(records[key]))
+            assert (entry["interval_95"] is None) == (len(records[key]) < 10)
+    gains = [e["correct_b"] - e["correct_a"] for e in found[0]["classes"]["breed"]["gains"]]
+    assert gains == sorted(gains, reverse=True) and len(gains) > 3
+
+
+def test_swapping_a_and_b_turns_every_sign(found, pair) -> None:
+    swapped, _ = compare_evaluations(read_pair(pair[1], pair[0]), resamples=300)
+    for part, heads in found[0]["figures"].items():
+        for head, views in heads.items():
+            for view, test in views.items():
+                other = swapped["figures"][part][head][view]
+                assert other["difference"] == pytest.approx(-test["difference"])
+                assert other["p_value"] == pytest.approx(test["p_value"])
+                assert (other["only_a"], other["only_b"]) == (test["only_b"], test["only_a"])
+
+
+def test_only_common_images_are_compared_and_said(tmp_path: Path) -> None:
+    images = make_images(num_records=80)
+    a = make_evaluation(tmp_path / "a", images[:-20], 0.5, 1)
+    moved = [
+        row | ({"split": "train"} if row["split"] == "test" and row["record"] < "000020" else {})
+        for row in images[30:]
+    ]
+    b = make_evaluation(tmp_path / "b", moved[::-1], 0.7, 2, data="d2")
+    comparison, rows = compare_evaluations(read_pair(a, b), resamples=50)
+    notes = " ".join(comparison["notes"])
+    common = [row for row in images[:-20] if row["image"] in {r["image"] for r in moved}]
+    both = [row for row in common if row["split"] != "test" or row["record"] >= "000020"]
+    assert f"the {len(common)} common images (30 only in A, 20 only in B)" in notes
+    assert f"{len(common) - len(both)} images stand in different parts" in notes
+    assert comparison["images"]["test"] == sum(row["split"] == "test" for row in both)
+    assert comparison["images"]["no_part"] == len(common) - len(both) > 0
+    truth = {row["image"]: row for row in images}
+    theirs = {row["image"]: row for row in read(b)}
+    for row in rows:
+        head = row[4]
+        assert theirs[row[0]][f"{head}_pred"] == row[8]
+        assert row[5] == (truth[row[0]]["species"] if head == "species"
+                          else truth[row[0]][f"{head}_true"])  # fmt: skip
+
+
+def test_labels_that_changed_count_as_unknown(tmp_path: Path) -> None:
+    images = make_images(num_records=40)
+    a = make_evaluation(tmp_path / "a", images, 0.5, 1)
+    renamed = [r | {"gender_true": "male"} if r["gender_true"] == "female" else r for r in images]
+    b = make_evaluation(tmp_path / "b", renamed, 0.7, 2, data="d2")
+    comparison, rows = compare_evaluations(read_pair(a, b), resamples=50)
+    num = sum(r["gender_true"] == "female" for r in images)
+    assert f"gender: {num} images have another label in A than in B" in " ".join(
+        comparison["notes"]
+    )
+    assert {row[5] for row in rows if row[4] == "gender"} == {"", "male"}
+    assert comparison["figures"]["test"]["gender"]["conditional"]["num_classes"] == 1
+
+
+def test_a_specialist_that_one_side_lacks_is_named(tmp_path: Path) -> None:
+    images = make_images(num_records=60)
+    a = make_evaluation(tmp_path / "a", images, 0.5, 1)
+    b = make_evaluation(tmp_path / "b", images, 0.7, 2, heads_of=HEADS_OF | {"dog": ()})
+    comparison, _ = compare_evaluations(read_pair(a, b), resamples=50)
+    assert "breed: only A has a specialist with this head for dog" in " ".join(comparison["notes"])
+    figures = comparison["figures"]["test"]["breed"]
+    dogs = [r for r in images if r["species"] == "dog" and r["split"] == "test" and r["breed_true"]]
+    assert dogs and figures["end_to_end"]["num_classes"] <= len(LABELS["breed"])
+
+
+def test_two_equal_evaluations_differ_in_nothing(tmp_path: Path) -> None:
+    images = make_images(num_records=40)
+    folders = [make_evaluation(tmp_path / name, images, 0.6, 3) for name in "ab"]
+    comparison, rows = compare_evaluations(read_pair(*folders), resamples=50)
+    assert list(rows) == []
+    for heads in comparison["figures"].values():
+        for views in heads.values():
+            for test in views.values():
+                assert test["difference"] == 0 and test["p_value"] == test["p_holm"] == 1
+                assert test["verdict"] == "no difference shown"
+
+
+def test_hardly_anything_to_compare(tmp_path: Path) -> None:
+    images = [row | {"split": "train"} for row in make_images(num_records=3)]
+    folders = [make_evaluation(tmp_path / name, images, 0.6, k) for k, name in enumerate("ab")]
+    comparison, _ = compare_evaluations(read_pair(*folders), resamples=50)
+    assert comparison["figures"] == {"test": {}, "val": {}}
+    assert "no photo that both answered" in describe_comparison(comparison)
+    assert "None" in comparison_page(comparison)
+    json.dumps(comparison, allow_nan=False)
+
+
+def test_text_and_page(found) -> None:
+    comparison = found[0]
+    json.dumps(comparison, allow_nan=False)
+    lines = describe_comparison(comparison).splitlines()
+    assert max(map(len, lines)) <= 110
+    shown = next(line for line in lines if line.startswith("breed, end to end"))
+    figure = comparison["figures"]["test"]["breed"]["end_to_end"]
+    for value in (figure["accuracy_a"], figure["accuracy_b"]):
+        assert f"{value * 100:.1f}" in shown
+    page = comparison_page(comparison)
+    assert "<b>Rex</b>" not in page and "&lt;b&gt;Rex" in page
+    assert "<script" not in page and "<img" not in page and "://" not in page
+    assert page.count('<div class="gap') == comparison["num_tests"]["test"]
+
+
+def test_an_interval_on_few_differences_is_marked() -> None:
+    test = {"interval_95": [-0.01, 0.02], "num_records_changed": 9}
+    assert interval_of(test) == "-1.0 to +2.0*"
+    assert interval_of(test | {"num_records_changed": 10}) == "-1.0 to +2.0"
+    assert interval_of(test | {"interval_95": None}) == "too few"
+
+
+def test_wrong_folders_are_named_with_the_way_out(pair, tmp_path: Path) -> None:
+    other = [r | {"image": "new/" + r["image"]} for r in make_images(num_records=5)]
+    strange = make_evaluation(tmp_path / "strange", other, 0.5, 1, data="d3")
+    with pytest.raises(UserError, match="no image in common.*--images-root"):
+        read_pair(pair[0], strange)
+    twice = make_images(num_records=5)
+    twice = make_evaluation(tmp_path / "twice", [*twice, twice[0]], 0.5, 1)
+    with pytest.raises(UserError, match="names an image twice"):
+        read_pair(pair[0], twice)
+    old = make_evaluation(tmp_path / "old", other, 0.5, 1)
+    (old / DETAILS_FILE).unlink()
+    with pytest.raises(UserError, match=f"holds no {DETAILS_FILE}; run: .*--force"):
+        read_pair(pair[0], old)
+    (old / DETAILS_FILE).write_bytes((pair[0] / DETAILS_FILE).read_bytes()[:3000])
+    with pytest.raises(UserError, match="damaged"):
+        read_pair(pair[0], old)
+    for content in ("{", "{}", "[]"):
+        (strange / MODELS).write_text(content)
+        with pytest.raises(UserError, match="damaged"):
+            read_pair(pair[0], strange)

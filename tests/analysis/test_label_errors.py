@@ -1,0 +1,159 @@
+"""Wrong labels against naive loops, and planted ones where the features tell the classes apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from petface.analysis import label_errors
+
+
+def toy(seed: int, num_records: int = 200, num_classes: int = 4):
+    """Records with one to four photos each around the centre of their class; class 3 is rarer."""
+    draw = np.random.default_rng(seed)
+    labels = draw.choice(num_classes, num_records, p=[0.4, 0.3, 0.2, 0.1])
+    photo_record = np.repeat(np.arange(num_records), draw.integers(1, 5, num_records))
+    centres = draw.normal(size=(num_classes, 12)) * 2
+    features = centres[labels[photo_record]] + draw.normal(size=(len(photo_record), 12))
+    return (features * np.logspace(-3, 3, 12)).astype(np.float32), photo_record, labels
+
+
+OPTIONS = {"num_folds": 5, "inverse_strength": 0.1, "seed": 3}
+
+
+def test_planted_flips_come_first() -> None:
+    features, photo_record, labels = toy(0)
+    eligible = np.ones(len(labels), bool)
+    flipped, is_planted = label_errors.plant_flips(labels, eligible, 4, 0.05, 1)
+    p = label_errors.predict_out_of_sample(features, photo_record, flipped, 4, **OPTIONS)
+    suspects = label_errors.rank_suspects(p, flipped, eligible)
+    figures = label_errors.describe_planted(is_planted[suspects.record], 0.05)
+    assert figures["num_planted"] == figures["num_top"] == 10 and figures["precision"] >= 0.9
+    wrong = is_planted[suspects.record]
+    assert (suspects.suggested[wrong] == labels[suspects.record[wrong]]).mean() >= 0.9
+    assert suspects.is_confident.sum() >= 3 and wrong[suspects.is_confident].mean() >= 0.9
+
+
+def test_each_record_is_predicted_by_the_other_folds_alone(monkeypatch) -> None:
+    """The folds spied out: no photo of a held-out record, and no other label, reaches its model."""
+    features, photo_record, labels = toy(1)
+    labels[::7] = -1
+    features[:, 0] = photo_record  # tells which record a row is of, after scaling
+    of_value = {}
+    scaled = (features - features.mean(axis=0)) / features.std(axis=0)
+    for value, record in zip(scaled[:, 0], photo_record, strict=True):
+        of_value[float(value)] = record
+    seen: list[tuple[set[int], set[int]]] = []
+
+    class Spy(LogisticRegression):
+        def fit(self, x, y):
+            self.learnt = {of_value[float(v)] for v in x[:, 0]}
+            assert (labels[[of_value[float(v)] for v in x[:, 0]]] == y).all()
+            return super().fit(x, y)
+
+        def predict_proba(self, x):
+            seen.append((self.learnt, {of_value[float(v)] for v in x[:, 0]}))
+            return super().predict_proba(x)
+
+    monkeypatch.setattr(label_errors, "LogisticRegression", Spy)
+    p = label_errors.predict_out_of_sample(features, photo_record, labels, 4, **OPTIONS)
+    assert len(seen) == 5
+    known = set(np.flatnonzero(labels >= 0).tolist())
+    assert all(not learnt & asked and learnt | asked == known for learnt, asked in seen)
+    assert sorted(r for _, asked in seen for r in asked) == sorted(known)
+    assert (np.isnan(p).any(axis=1) == (labels < 0)).all()
+    np.testing.assert_allclose(p[labels >= 0].sum(axis=1), 1)
+
+
+def test_folds_deal_every_class_out_evenly() -> None:
+    labels = np.repeat([0, 1, 2], [53, 12, 3])
+    folds = label_errors.record_folds(labels, 5, 0)
+    for k in range(3):
+        counts = np.bincount(folds[labels == k], minlength=5)
+        assert counts.max() - counts.min() <= 1
+    assert (folds != label_errors.record_folds(labels, 5, 1)).any()
+    assert (folds == label_errors.record_folds(labels, 5, 0)).all()
+
+
+def test_photos_are_fused_by_the_mean_of_their_logarithms() -> None:
+    draw = np.random.default_rng(2)
+    p = draw.dirichlet(np.ones(3), 9)
+    p[3] = np.nan
+    p[5] = [1.0, 0.0, 0.0]
+    photo_record = np.array([0, 0, 0, 1, 2, 2, 4, 4, 4])
+    fused = label_errors.fuse_photos(p, photo_record, 5)
+    for record in range(5):
+        own = [row for row, r in zip(p, photo_record, strict=True) if r == record]
+        own = [np.maximum(row, 1e-6) for row in own if not np.isnan(row).any()]
+        if not own:
+            assert np.isnan(fused[record]).all()
+            continue
+        product = np.prod(own, axis=0) ** (1 / len(own))
+        np.testing.assert_allclose(fused[record], product / product.sum())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_ranking_is_that_of_a_naive_loop(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(-1, 3, 60)
+    p = draw.dirichlet(np.ones(4), 60).round(2) + 1e-3  # with ties; class 3 has no record
+    p /= p.sum(axis=1, keepdims=True)
+    p[7] = np.nan
+    judged = labels >= 0
+    judged[9] = False
+    places = [r for r in range(60) if judged[r] and r != 7]
+    thresholds = {k: np.mean([p[r, k] for r in places if labels[r] == k]) for k in range(3)}
+    expected = []
+    for r in places:
+        others = [k for k in range(4) if k != labels[r]]
+        suggested = max(others, key=lambda k, r=r: p[r, k])
+        reached = [k for k in range(3) if p[r, k] >= thresholds[k]]
+        counted = max(reached, key=lambda k, r=r: p[r, k]) if reached else None
+        given = p[r, labels[r]]
+        expected.append(
+            (given, given - p[r, suggested], r, suggested, counted not in (None, labels[r]))
+        )
+    expected.sort(key=lambda row: row[:3])
+    found = label_errors.rank_suspects(p, labels, judged)
+    assert found.record.tolist() == [row[2] for row in expected]
+    assert found.suggested.tolist() == [row[3] for row in expected]
+    assert found.is_confident.tolist() == [row[4] for row in expected]
+    np.testing.assert_allclose(found.margin, [row[1] for row in expected])
+    np.testing.assert_allclose(found.p_given - found.p_suggested, found.margin)
+
+
+def test_rare_classes_and_unknown_labels_are_not_judged() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 2, -1, -1])
+    assert label_errors.judged_records(labels, 4, 3).tolist() == [True] * 3 + [False] * 5
+    assert label_errors.judged_records(labels, 4, 1).tolist() == [True] * 6 + [False] * 2
+    assert not label_errors.judged_records(np.array([-1, -1]), 2, 1).any()
+
+
+def test_flips_are_other_classes_of_eligible_records() -> None:
+    labels = np.random.default_rng(0).integers(-1, 5, 2000)
+    eligible = labels > 0
+    flipped, is_planted = label_errors.plant_flips(labels, eligible, 5, 0.1, 4)
+    assert (is_planted == (flipped != labels)).all()
+    assert is_planted.sum() == round(0.1 * eligible.sum()) and not is_planted[~eligible].any()
+    assert ((flipped >= 0) | (labels < 0)).all() and flipped.max() == 4
+    share = np.bincount(flipped[is_planted & (labels == 2)], minlength=5)
+    assert share[2] == 0 and (share[[0, 1, 3, 4]] > 0).all()
+    assert (label_errors.plant_flips(labels, eligible, 5, 0.1, 5)[0] != flipped).any()
+
+
+def test_a_measurement_counts_the_first_share() -> None:
+    ranking = np.zeros(40, bool)
+    ranking[[0, 1, 3, 5, 30]] = True
+    assert label_errors.describe_planted(ranking, 0.1) == {
+        "num_records": 40, "num_planted": 5, "num_top": 4, "num_found": 3, "precision": 0.75,
+        "chance": 0.125, "found_in_twice_as_many": 0.8,
+    }  # fmt: skip
+    nothing = label_errors.describe_planted(ranking[:0], 0.1)
+    assert nothing["precision"] is nothing["chance"] is None
+
+
+def test_a_fold_that_leaves_one_class_or_none() -> None:
+    features, record = np.eye(3, dtype=np.float32), np.arange(3)
+    p = label_errors.predict_out_of_sample(features, record, np.array([0, 0, -1]), 2, **OPTIONS)
+    assert p[:2, 0].min() > 0.999 and np.isnan(p[2]).all()

@@ -1,0 +1,292 @@
+"""One documented rule per kind of image, and resizing, against plain loops and torchvision."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+from petface.data import images
+from petface.data.images import ImageError, Preprocessing, decode, resize
+from petface.errors import UserError
+
+WIDTH, HEIGHT = 19, 13
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+COLOUR = noise(HEIGHT, WIDTH, 3)
+ALPHA = noise(HEIGHT, WIDTH, seed=1)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def on_black(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Composite pixel by pixel: colour * alpha / 255, rounded."""
+    out = np.empty((*alpha.shape, 3), np.uint8)
+    for y, x in np.ndindex(alpha.shape):
+        for channel in range(3):
+            out[y, x, channel] = round(int(colour[y, x, channel]) * int(alpha[y, x]) / 255)
+    return out
+
+
+def assert_pixels(found: np.ndarray, wanted: np.ndarray) -> None:
+    assert found.dtype == np.uint8 and found.flags.c_contiguous and found.flags.writeable
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+def test_lossless_formats_give_the_pixels(kind):
+    assert_pixels(decode(encoded(Image.fromarray(COLOUR), kind)), COLOUR)
+
+
+def test_webp_and_jpeg_give_what_pillow_gives():
+    assert_pixels(decode(encoded(Image.fromarray(COLOUR), "WEBP", lossless=True)), COLOUR)
+    jpeg = encoded(Image.fromarray(COLOUR), "JPEG")
+    assert_pixels(decode(jpeg), np.array(Image.open(io.BytesIO(jpeg))))
+
+
+def test_every_kind_of_source_gives_the_same(tmp_path):
+    path = tmp_path / "00.png"
+    path.write_bytes(encoded(Image.fromarray(COLOUR)))
+    for source in (path, str(path), path.read_bytes(), Image.open(path), COLOUR):
+        assert_pixels(decode(source), COLOUR)
+
+
+def test_the_result_shares_no_memory_with_the_source():
+    source = COLOUR.copy()
+    decode(source)[:] = 0
+    picture = Image.fromarray(COLOUR)
+    decode(picture)[:] = 0
+    assert np.array_equal(source, COLOUR) and np.array_equal(np.array(picture), COLOUR)
+
+
+def test_grey_one_bit_and_palette():
+    grey = COLOUR[:, :, 0]
+    three = np.stack([grey] * 3, axis=2)
+    assert_pixels(decode(encoded(Image.fromarray(grey))), three)
+    assert_pixels(decode(grey), three)
+    assert_pixels(decode(grey[:, :, None]), three)
+    bits = grey > 127
+    for source in (encoded(Image.fromarray(bits)), bits):
+        assert_pixels(decode(source), np.where(bits[:, :, None], [[[255] * 3]], 0).astype(np.uint8))
+    palette = noise(256, 3, seed=2)
+    picture = Image.fromarray(grey, "L").convert("P")
+    picture.putpalette(palette.tobytes())
+    for kind in ("PNG", "GIF", "BMP"):
+        assert_pixels(decode(encoded(picture, kind)), palette[np.array(picture)])
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    deep = np.arange(WIDTH * HEIGHT).reshape(HEIGHT, WIDTH) * 65535 // (WIDTH * HEIGHT - 1)
+    deep = deep.astype(np.uint16)
+    wanted = np.array([[round(int(v) / 257) for v in row] for row in deep], np.uint8)
+    wanted = np.stack([wanted] * 3, axis=2)
+    assert wanted.min() == 0 and wanted.max() == 255
+    picture = Image.fromarray(deep)
+    big_endian = Image.frombytes("I;16B", (WIDTH, HEIGHT), deep.astype(">u2").tobytes())
+    sources = [encoded(picture), encoded(picture, "TIFF"), encoded(big_endian, "TIFF")]
+    for source in [*sources, picture, big_endian, deep, Image.fromarray(deep.astype(np.int32))]:
+        assert_pixels(decode(source), wanted)
+
+
+@pytest.mark.filterwarnings("error")  # casting NaN is undefined and warns
+def test_deeper_numbers_are_clipped_and_floats_run_from_0_to_1():
+    whole = Image.fromarray(np.array([[-5, 0, 257, 65535, 1 << 20]], np.int32))
+    assert decode(whole)[0, :, 0].tolist() == [0, 0, 1, 255, 255]
+    real = Image.fromarray(np.array([[-1.0, 0.5, 1.0, 9.0, np.nan, np.inf]], np.float32))
+    for source in (real, encoded(real, "TIFF")):
+        assert decode(source)[0, :, 1].tolist() == [0, 128, 255, 255, 0, 255]
+
+
+def test_alpha_is_composited_on_black():
+    rgba = np.dstack([COLOUR, ALPHA])
+    wanted = on_black(COLOUR, ALPHA)
+    for source in (rgba, Image.fromarray(rgba), encoded(Image.fromarray(rgba))):
+        assert_pixels(decode(source), wanted)
+    webp = encoded(Image.fromarray(rgba), "WEBP", lossless=True, exact=True)
+    assert_pixels(decode(webp), wanted)
+    grey_alpha = Image.merge("LA", [Image.fromarray(COLOUR[:, :, 0]), Image.fromarray(ALPHA)])
+    grey = np.stack([COLOUR[:, :, 0]] * 3, axis=2)
+    assert_pixels(decode(encoded(grey_alpha)), on_black(grey, ALPHA))
+    assert np.abs(decode(grey_alpha.convert("La")).astype(int) - on_black(grey, ALPHA)).max() <= 1
+
+
+def test_transparent_palette_entries_and_colour_keys_turn_black():
+    palette, alphas = noise(256, 3, seed=2), noise(256, seed=3)
+    picture = Image.fromarray(ALPHA).convert("P")
+    picture.putpalette(palette.tobytes())
+    index = np.array(picture)
+    wanted = on_black(palette[index], alphas[index])
+    assert_pixels(decode(encoded(picture, transparency=alphas.tobytes())), wanted)
+    one = int(index[4, 4])
+    for kind in ("PNG", "GIF"):
+        found = decode(encoded(picture, kind, transparency=one))
+        assert_pixels(
+            found, np.where((index == one)[:, :, None], 0, palette[index]).astype(np.uint8)
+        )
+    key = tuple(int(v) for v in COLOUR[2, 3])
+    found = decode(encoded(Image.fromarray(COLOUR), transparency=key))
+    is_key = (key == COLOUR).all(axis=2, keepdims=True)
+    assert_pixels(found, np.where(is_key, 0, COLOUR).astype(np.uint8))
+
+
+def test_cmyk_and_ycbcr_become_rgb():
+    cmyk = noise(HEIGHT, WIDTH, 4)
+    picture = Image.frombytes("CMYK", (WIDTH, HEIGHT), cmyk.tobytes())
+    ink = 255.0 - cmyk.astype(float)
+    wanted = ink[:, :, :3] * ink[:, :, 3:] / 255  # (1 - c) * (1 - k)
+    assert np.abs(decode(encoded(picture, "TIFF")) - wanted).max() <= 1
+    jpeg = encoded(picture, "JPEG", quality=100, subsampling=0)
+    assert np.abs(decode(jpeg) - wanted).mean() < 3  # not inverted
+    ycbcr = Image.fromarray(COLOUR).convert("YCbCr")
+    assert np.abs(decode(ycbcr).astype(int) - COLOUR).max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_animated_gives_the_first_frame(kind):
+    first = Image.new("RGB", (WIDTH, HEIGHT), (200, 10, 30))
+    second = Image.new("RGB", (WIDTH, HEIGHT), (0, 250, 0))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    source = encoded(first, kind, save_all=True, append_images=[second], **options)
+    assert Image.open(io.BytesIO(source)).n_frames == 2
+    assert_pixels(decode(source), np.array(first))
+
+
+def test_multi_picture_jpeg_gives_the_first_picture():
+    first, second = Image.new("RGB", (16, 16), (200, 10, 30)), Image.new("RGB", (16, 16))
+    source = encoded(first, "MPO", save_all=True, append_images=[second])
+    assert Image.open(io.BytesIO(source)).format == "MPO"
+    assert np.abs(decode(source).astype(int) - (200, 10, 30)).max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    source = encoded(Image.fromarray(COLOUR), kind, exif=exif)
+    wanted = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(source))).convert("RGB"))
+    assert wanted.shape[:2] == ((HEIGHT, WIDTH) if orientation < 5 else (WIDTH, HEIGHT))
+    assert_pixels(decode(source), wanted)
+    assert_pixels(decode(Image.open(io.BytesIO(source))), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_orientation_and_damaged_exif():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the picture lies on its left side
+    rows = np.array([[[10] * 3, [20] * 3]], np.uint8)
+    assert decode(encoded(Image.fromarray(rows), exif=exif))[:, 0, 0].tolist() == [10, 20]
+    assert decode(encoded(Image.fromarray(rows[:, ::-1]), exif=exif))[:, 0, 0].tolist() == [20, 10]
+    damaged = encoded(Image.fromarray(COLOUR), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\x99" * 20)
+    assert_pixels(decode(damaged), COLOUR)
+    no_tiff = encoded(Image.fromarray(COLOUR), exif=b"Exif\0\0garbage" * 3)
+    assert_pixels(decode(no_tiff), COLOUR)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((3, 4, 4, 3), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 4, 3), np.uint16),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(array):
+    with pytest.raises(ImageError, match="array"):
+        decode(array)
+
+
+def test_what_is_no_image_source_is_a_programming_error():
+    with pytest.raises(TypeError):
+        decode(3)
+
+
+@pytest.mark.parametrize("shape", [(37, 53), (53, 37), (224, 224), (5, 5), (1, 1), (300, 211)])
+@pytest.mark.parametrize("size_px", [24, 64])
+def test_resize_equals_torchvision_on_pil(shape, size_px):
+    image = noise(*shape, 3)
+    picture, bilinear = Image.fromarray(image), InterpolationMode.BILINEAR
+    wanted = TF.resize(picture, [size_px, size_px], interpolation=bilinear)
+    np.testing.assert_array_equal(resize(image, size_px, "stretch"), np.array(wanted))
+    short = TF.resize(picture, [size_px], interpolation=bilinear)
+    wanted = np.array(TF.center_crop(short, [size_px, size_px]))
+    found = resize(image, size_px, "center_crop")
+    assert np.abs(found.astype(int) - wanted).max() <= 1  # the box is float32 inside Pillow
+
+
+@pytest.mark.parametrize(("shape", "inner"), [((40, 80), (32, 64)), ((80, 40), (64, 32))])
+def test_letterbox_keeps_the_aspect_between_equal_black_borders(shape, inner):
+    image = noise(*shape, 3) | 1  # nothing inside is black
+    found = resize(image, 64, "letterbox")
+    top, left = (64 - inner[0]) // 2, (64 - inner[1]) // 2
+    wanted = np.zeros((64, 64, 3), np.uint8)
+    wanted[top : top + inner[0], left : left + inner[1]] = TF.resize(
+        Image.fromarray(image), list(inner), interpolation=InterpolationMode.BILINEAR
+    )
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("rule", images.RESIZE_RULES)
+def test_resize_leaves_the_right_size_alone(rule):
+    image = noise(24, 24, 3)
+    assert resize(image, 24, rule) is image
+    assert resize(image[:, ::-1], 24, rule).flags.c_contiguous
+
+
+def test_preprocessing_round_trips_through_json():
+    for wanted in (
+        Preprocessing(),
+        Preprocessing(96, "letterbox", (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)),
+    ):
+        stored = json.loads(json.dumps(wanted.to_dict()))
+        assert stored == wanted.to_dict() and Preprocessing.from_dict(stored) == wanted
+    assert Preprocessing(mean=[0, 0, 0], std=[1, 1, 1]).mean == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"size_px": 0}, "size_px"),
+        ({"size_px": 224.0}, "size_px"),
+        ({"size_px": True}, "size_px"),
+        ({"resize": "squash"}, "squash.*"),
+        ({"resize": None}, "resize"),
+        ({"mean": [0.5] * 3}, "both"),
+        ({"mean": [0.5] * 2, "std": [1.0] * 3}, "mean"),
+        ({"mean": [0.5] * 3, "std": [1.0, 1.0, 0.0]}, "std"),
+        ({"mean": [float("nan")] * 3, "std": [1.0] * 3}, "mean"),
+        ({"mean": "abc", "std": [1.0] * 3}, "mean"),
+        ({"mean": 1.0, "std": 1.0}, "mean"),
+        ({"sise_px": 3}, "sise_px"),
+    ],
+)
+def test_nonsense_in_a_stored_preprocessing_is_refused(change, word):
+    with pytest.raises(UserError, match=word):
+        Preprocessing.from_dict(Preprocessing().to_dict() | change)
+
+
+@pytest.mark.parametrize("values", [None, {}, {"size_px": 224}, [1]])
+def test_an_incomplete_preprocessing_is_refused(values):
+    with pytest.raises(UserError, match="expected the entries"):
+        Preprocessing.from_dict(values)
+
+
+def test_image_error_travels_between_processes():
+    error = pickle.loads(pickle.dumps(ImageError("a.png: huge", "too_large")))
+    assert (str(error), error.reason) == ("a.png: huge", "too_large")

@@ -1,0 +1,302 @@
+import csv
+import json
+import os
+import random
+from multiprocessing import get_context
+
+import numpy as np
+import pandas
+import pytest
+
+from petface.data.splits import (
+    SPLITS,
+    make_splits,
+    read_official,
+    read_splits,
+    side_file,
+    untestable_classes,
+    write_splits,
+)
+from petface.errors import UserError
+
+
+def arrays(rows):
+    species, records, strata = zip(*rows, strict=True)
+    return np.array(species), np.array(records), np.array(strata)
+
+
+def random_species(name, seed, sizes):
+    """Rows (species, record, stratum) with the given stratum sizes, shuffled."""
+    draw = random.Random(seed)
+    strata = [stratum for stratum, size in enumerate(sizes, start=-1) for _ in range(size)]
+    rows = [(name, f"{i:06d}", stratum) for i, stratum in enumerate(strata)]
+    draw.shuffle(rows)
+    return rows
+
+
+def split_of(rows, **options):
+    result = make_splits(*arrays(rows), **{"seed": 0, **options})
+    return {row[:2]: int(split) for row, split in zip(rows, result, strict=True)}
+
+
+def count(rows, split):
+    """{stratum: [train, val, test]}"""
+    counts = {}
+    for species, record, stratum in rows:
+        counts.setdefault(stratum, [0, 0, 0])[split[species, record]] += 1
+    return counts
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_class_size_keeps_the_promises(seed):
+    draw = random.Random(seed)
+    sizes = [draw.choice([1, 2, 3, 4, 5, 9, 14, 15, 25, 60]) for _ in range(draw.randrange(1, 40))]
+    rows = random_species("cat", seed, sizes)
+    counts = count(rows, split_of(rows, seed=seed))
+    for stratum, size in enumerate(sizes, start=-1):
+        train, val, test = counts[stratum]
+        assert train + val + test == size and train >= 1
+        if size < 3:
+            assert (train, val, test) == (size, 0, 0)
+        if size >= 3:
+            assert test >= 1
+        if size >= 4:
+            assert val >= 1
+        if size < 4:
+            assert val == 0
+        # never far from the fraction: within half of it, and the rounding
+        assert test <= max(1, 0.15 * size + 0.5) and val <= max(1, 0.15 * size + 0.5)
+        assert test >= 0.05 * size - 0.5 and val >= 0.05 * size - 0.5
+
+
+def test_sizes_from_one_to_nine_by_hand():
+    rows = random_species("cat", 0, list(range(1, 10)))
+    counts = count(rows, split_of(rows))
+    expected = [[1, 0, 0], [2, 0, 0], [2, 0, 1], [2, 1, 1], [3, 1, 1], [4, 1, 1], [5, 1, 1],
+                [6, 1, 1], [7, 1, 1]]  # fmt: skip
+    assert [counts[stratum] for stratum in range(-1, 8)] == expected
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [1000],
+        [14] * 70,  # each alone rounds 1.4 to 1
+        [16] * 70,  # each alone rounds 1.6 to 2
+        [1] * 300 + [2000, 1500],  # 300 records that cannot be tested
+        [3] * 60 + [2500],  # 60 tests out of 180 records
+        [1, 2, 3, 4, 5, 6, 7, 8, 9] * 10 + [3000, 700, 90, 40, 21],
+    ],
+)
+def test_totals_are_close_to_the_fractions(sizes):
+    rows = random_species("cat", 1, sizes)
+    shares = np.bincount(list(split_of(rows).values()), minlength=3) / len(rows)
+    assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.006)
+
+
+def test_many_small_strata_alone_get_no_more_than_the_promise_costs():
+    rows = random_species("cat", 1, [6] * 100)
+    shares = np.bincount(list(split_of(rows).values())) / len(rows)
+    assert shares.tolist() == pytest.approx([4 / 6, 1 / 6, 1 / 6])
+
+
+def test_a_record_stays_put_when_the_order_or_another_species_changes():
+    cats, dogs = random_species("cat", 0, [5, 40, 9]), random_species("dog", 1, [30, 7])
+    alone = split_of(cats)
+    both = split_of([*dogs, *cats])
+    assert {key: both[key] for key in alone} == alone
+    assert split_of(sorted(cats)) == split_of(cats[::-1]) == alone
+    assert split_of(cats, seed=1) != alone
+
+
+def test_the_draw_is_the_same_on_every_machine_and_version():
+    split = split_of(random_species("cat", 0, [10, 10]))
+    # worked out apart: sha256 of "0\ncat\n<record>", smallest first in each stratum
+    drawn = {record: SPLITS[code] for (_, record), code in split.items() if code}
+    assert drawn == {"000001": "test", "000009": "val", "000010": "test", "000018": "val"}
+
+
+def test_other_fractions_and_nonsense():
+    rows = random_species("cat", 0, [100])
+    shares = np.bincount(list(split_of(rows, fractions=(0.5, 0.0, 0.5)).values()), minlength=3)
+    assert shares.tolist() == [50, 0, 50]
+    tiny = random_species("cat", 0, [3, 4, 5])
+    for fractions in [(0.1, 0.45, 0.45), (0.1, 0.1, 0.8), (0.1, 0.8, 0.1)]:
+        counts = count(tiny, split_of(tiny, fractions=fractions))
+        assert all(train >= 1 and test >= 1 for train, _, test in counts.values())
+        assert counts[0][1] >= 1 and counts[1][1] >= 1
+    for bad in [(0.8, 0.1), (0.8, 0.1, 0.2), (1.2, -0.1, -0.1), (0.0, 0.5, 0.5)]:
+        with pytest.raises(UserError, match="split fractions"):
+            split_of(rows, fractions=bad)
+
+
+def test_a_record_given_twice_is_a_programming_error():
+    with pytest.raises(AssertionError, match="twice"):
+        split_of([("cat", "1", 0), ("cat", "1", 0)])
+
+
+def test_untestable_classes_are_listed():
+    labels = np.array([0, 0, 0, 1, 1, 2, -1, -1, -1])
+    assert untestable_classes(labels, ("a", "b", "c", "d")) == [("b", 2), ("c", 1), ("d", 0)]
+
+
+ODD_NAMES = [
+    "=1+1",
+    "+7a",
+    "-x",
+    "@y",
+    "'q",
+    'say "hi"',
+    "a,b",
+    "two\nlines",
+    "🐕",
+    "\u200fr",
+    "\\xe9",
+]
+
+
+def written(tmp_path, extra=()):
+    rows = random_species("cat", 0, [5, 40, 9]) + random_species("dog", 1, [30, 7])
+    rows += [("dog", name, 0) for name in [*ODD_NAMES, *extra]]
+    species, records, strata = arrays(rows)
+    split = make_splits(species, records, strata, seed=3)
+    path = tmp_path / "splits.csv"
+    write_splits(path, species, records, split, seed=3)
+    return path, species, records, split
+
+
+def test_what_is_written_is_read_in_any_order(tmp_path):
+    path, species, records, split = written(tmp_path)
+    order = np.random.default_rng(0).permutation(len(species))
+    got = read_splits(path, species[order], records[order])
+    assert got.dtype == np.int8 and got.tolist() == split[order].tolist()
+    table = pandas.read_csv(path, dtype=str, keep_default_na=False)
+    assert table.columns.tolist() == ["species", "record", "split"]
+    assert len(table) == len(species) and set(table["split"]) == set(SPLITS)
+    assert not any(str(cell).startswith(("=", "+", "-", "@")) for cell in table["record"])
+    facts = json.loads(side_file(path).read_text())
+    assert facts["seed"] == 3 and facts["fractions"] == [0.8, 0.1, 0.1]
+    assert facts["species"]["cat"]["records"] == 54
+
+
+def test_some_of_the_species_are_enough(tmp_path):
+    path, species, records, split = written(tmp_path)
+    dogs = species == "dog"
+    assert read_splits(path, species[dogs], records[dogs]).tolist() == split[dogs].tolist()
+
+
+def test_an_edited_file_is_refused_with_the_way_out(tmp_path):
+    path, species, records, _ = written(tmp_path)
+    text = path.read_text()
+    path.write_text(text.replace(",train", ",test", 1))
+    with pytest.raises(UserError, match="was edited.*delete"):
+        read_splits(path, species, records)
+    path.write_text(text)
+    read_splits(path, species, records)
+    for broken in ["{}", "[1]", '"x"', "{", '{"format": 1}']:
+        side_file(path).write_text(broken)
+        with pytest.raises(UserError, match="cannot be read.*delete"):
+            read_splits(path, species, records)
+    side_file(path).write_text('{"format": 99}')
+    with pytest.raises(UserError, match="format 99, newer"):
+        read_splits(path, species, records)
+    side_file(path).unlink()
+    with pytest.raises(UserError, match="splits.json.*cannot be read"):
+        read_splits(path, species, records)
+
+
+def test_changed_data_is_refused_with_examples(tmp_path):
+    path, species, records, _ = written(tmp_path)
+    changed = records.copy()
+    dog, cat = np.flatnonzero(species == "dog")[0], np.flatnonzero(species == "cat")[0]
+    changed[dog], changed[cat] = "999998", "999999"
+    with pytest.raises(UserError) as caught:
+        read_splits(path, species, changed)
+    message = str(caught.value)
+    assert "dog: 1 records (999998) new" in message and "cat: 1 records (999999) new" in message
+    assert f"dog: 1 records ({records[dog]}) gone" in message and "delete" in message
+    with pytest.raises(UserError, match=r"hen: 1 records \(000000\) new"):
+        read_splits(path, np.array(["hen"]), np.array(["000000"]))
+    with pytest.raises(UserError, match="does not exist"):
+        read_splits(tmp_path / "other.csv", species, records)
+
+
+def test_the_side_file_is_there_before_the_table(tmp_path, monkeypatch):
+    renamed = []
+    replace = os.replace
+
+    def noting(source, target):
+        renamed.append(str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noting)
+    path, *_ = written(tmp_path)
+    assert renamed.index(str(side_file(path))) < renamed.index(str(path))
+
+
+def write_again(path, species, records, split):
+    for _ in range(15):
+        write_splits(path, species, records, split, seed=3)
+
+
+def test_processes_that_write_at_once_do_not_harm_each_other(tmp_path):
+    path, species, records, split = written(tmp_path)
+    context = get_context("fork")
+    writers = [
+        context.Process(target=write_again, args=(path, species, records, split)) for _ in range(3)
+    ]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert read_splits(path, species, records).tolist() == split.tolist()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["splits.csv", "splits.json"]
+
+
+def test_a_folder_that_cannot_be_written_names_the_setting(tmp_path):
+    _, species, records, split = written(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="set SPLITS_FILE"):
+        write_splits(tmp_path / "file/splits.csv", species, records, split, seed=0)
+
+
+def make_official(folder, species="dog", **lists):
+    (folder / species).mkdir(parents=True, exist_ok=True)
+    for name, records in lists.items():
+        images = [f"{species}/{record:06d}/{i:02d}.png" for record in records for i in range(2)]
+        if name in ("train", "reidentification"):
+            with (folder / species / f"{name}.csv").open("w", newline="") as handle:
+                csv.writer(handle).writerows([("filename", "label"), *((i, "5") for i in images)])
+        else:
+            (folder / species / f"{name}.txt").write_text("\n".join(images) + "\n")
+
+
+def test_official_lists(tmp_path):
+    make_official(tmp_path, train=[1, 2], reidentification=[2, 3], val=[4], test=[5, 6])
+    names = np.array([f"{i:06d}" for i in (6, 5, 4, 3, 2, 1, 7)])
+    split, notes = read_official(tmp_path, np.array(["dog"] * 7), names)
+    assert [SPLITS[code] for code in split] == ["test", "test", "val", *["train"] * 4]
+    assert notes == ["dog: 1 records are in no official list and go to train"]
+    _, notes = read_official(tmp_path, np.array(["dog"] * 2), names[:2])
+    assert notes == ["dog: 4 records of the official lists have no image"]
+
+
+def test_official_lists_that_contradict_themselves_are_refused(tmp_path):
+    make_official(tmp_path, train=[1], reidentification=[9], val=[4], test=[4])
+    species, records = np.array(["dog"]), np.array(["000001"])
+    with pytest.raises(UserError, match=r"test.txt, line 1: record 000004 is in test and, by val"):
+        read_official(tmp_path, species, records)
+    make_official(tmp_path, test=[9])
+    with pytest.raises(UserError, match="record 000009 is in test and, by reidentification"):
+        read_official(tmp_path, species, records)
+    (tmp_path / "dog/test.txt").write_text("dog/000005/00.png\ncat/000006/00.png\n")
+    with pytest.raises(UserError, match="test.txt, line 2: 'cat/000006/00.png' is not dog/"):
+        read_official(tmp_path, species, records)
+    (tmp_path / "dog/test.txt").unlink()
+    with pytest.raises(UserError, match="test.txt"):
+        read_official(tmp_path, species, records)
+    (tmp_path / "dog/train.csv").write_text("file,label\n")
+    with pytest.raises(UserError, match="line 1: the header must be filename,label"):
+        read_official(tmp_path, species, records)

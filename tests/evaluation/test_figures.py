@@ -1,0 +1,491 @@
+"""The figures of an evaluation's details against loops over photos and scikit-learn."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support, recall_score
+
+from petface import metrics
+from petface.evaluation import confusions
+from petface.evaluation.confusions import write_confusions
+from petface.evaluation.details import HEADS, read_evaluation
+from petface.evaluation.heads import read_heads
+from petface.evaluation.summary import describe_confidence, summarise
+from tests.evaluation.made_evaluation import CLASSES, SPECIES, Photo, fitted, make_evaluation
+
+PARTS = ("train", "val", "test", "all")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Photo]]:
+    folder = tmp_path_factory.mktemp("evaluation")
+    return folder, make_evaluation(folder, seed=11)
+
+
+@pytest.fixture(scope="module")
+def folder(made: tuple[Path, list[Photo]]) -> Path:
+    return made[0]
+
+
+@pytest.fixture(scope="module")
+def photos(made: tuple[Path, list[Photo]]) -> list[Photo]:
+    return made[1]
+
+
+@pytest.fixture(scope="module")
+def summary(folder: Path) -> dict[str, Any]:
+    return summarise(read_evaluation(folder), resamples=20)
+
+
+def true_of(photo: Photo, head: str) -> str:
+    return photo["species"] if head == "species" else photo[f"{head}_true"]
+
+
+def names_of(photo: Photo, head: str) -> list[str]:
+    return SPECIES if head == "species" else CLASSES[photo["species"]][head]
+
+
+def asked(photos: list[Photo], part: str, head: str, species: str | None = None) -> list[Photo]:
+    """The photos with a label and an answer."""
+    return [
+        photo
+        for photo in photos
+        if part in ("all", photo["split"])
+        and species in (None, photo["species"])
+        and photo[f"{head}_correct"] != ""
+    ]
+
+
+def rank(photo: Photo, head: str) -> int:
+    """Place of the truth among the answers; behind all where it is none of them."""
+    p, names = photo["raw"][head], names_of(photo, head)
+    order = sorted(range(len(p)), key=lambda k: (-round(p[k], 12), k))
+    answers = [names[k] for k in order]
+    true = true_of(photo, head)
+    return answers.index(true) + 1 if true in answers else len(names) + 1
+
+
+def naive_ece(sure: list[float], right: list[bool], num_bins: int = 15) -> float:
+    """Bins of equal mass; equal confidences share the bin of the first of them."""
+    bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
+    for confidence, is_right in zip(sure, right, strict=True):
+        place = sum(other < confidence for other in sure)
+        bins[place * num_bins // len(sure)].append((confidence, is_right))
+    gap = 0.0
+    for held in bins.values():
+        gap += abs(sum(c for c, _ in held) - sum(r for _, r in held))
+    return gap / len(sure)
+
+
+def combinations(photos: list[Photo]) -> list[tuple[str, str, str | None]]:
+    return [
+        (part, head, species)
+        for part in PARTS
+        for head in HEADS
+        for species in (None, *CLASSES)
+        if asked(photos, part, head, species)
+    ]
+
+
+def figure_of(summary: dict[str, Any], part: str, head: str, species: str | None) -> dict[str, Any]:
+    place = summary["figures"][part]
+    return (place if species is None else summary["per_species"][part][species])[head]
+
+
+def test_every_part_head_and_species_has_its_figures(
+    summary: dict[str, Any], photos: list[Photo]
+) -> None:
+    found = combinations(photos)
+    assert len(found) > 60
+    for part in PARTS:
+        heads = {head for p, head, s in found if p == part and s is None}
+        assert heads == set(summary["figures"][part]) == set(HEADS)
+
+
+def test_ranks_and_losses(summary: dict[str, Any], photos: list[Photo]) -> None:
+    for part, head, species in combinations(photos):
+        own = asked(photos, part, head, species)
+        found = figure_of(summary, part, head, species)
+        right = [photo[f"{head}_correct"] == "1" for photo in own]
+        assert found["num"] == len(own) and found["correct"] == sum(right)
+        for k in (3, 5):
+            counted = [photo for photo in own if len(names_of(photo, head)) > k]
+            hits = [rank(photo, head) <= k for photo in counted]
+            assert found[f"num_top{k}"] == len(counted)
+            assert found[f"top{k}"] == (pytest.approx(np.mean(hits)) if hits else None)
+        wrong = [
+            photo for photo in own
+            if photo[f"{head}_correct"] == "0" and len(names_of(photo, head)) > 5
+        ]  # fmt: skip
+        saved = [rank(photo, head) <= 5 for photo in wrong]
+        assert found["rescued_by_top5"] == (pytest.approx(np.mean(saved)) if saved else None)
+        none = [true_of(photo, head) not in names_of(photo, head) for photo in own]
+        assert found["num_not_a_class"] == sum(none)
+        for prefix in ("", "raw_"):
+            nll, brier, sure = [], [], []
+            for photo in own:
+                p, true = photo[prefix.strip("_") or "p"][head], true_of(photo, head)
+                sure.append(float(np.float32(max(p))))
+                if true in names_of(photo, head):
+                    k = names_of(photo, head).index(true)
+                    nll.append(-math.log(p[k]))
+                    brier.append(sum((v - (c == k)) ** 2 for c, v in enumerate(p)))
+            for name, values in (("nll", nll), ("brier", brier)):
+                expected = pytest.approx(np.mean(values), rel=1e-5) if values else None
+                assert found[prefix + name] == expected, (part, head, species)
+            assert found[f"{prefix}ece"] == pytest.approx(naive_ece(sure, right), abs=1e-6)
+    assert summary["figures"]["test"]["gender"]["num_not_a_class"] > 5
+    assert summary["per_species"]["test"]["cat"]["gender"]["top3"] is None
+
+
+def test_class_figures_equal_scikit_learn(summary: dict[str, Any], photos: list[Photo]) -> None:
+    for part, head, species in combinations(photos):
+        own = asked(photos, part, head, species)
+        found = figure_of(summary, part, head, species)
+        if head == "species" and species is not None:
+            continue
+        group = lambda photo: "" if head == "species" else photo["species"]  # noqa: B023, E731
+        true = [f"{group(photo)}/{true_of(photo, head)}" for photo in own]
+        given = [f"{group(photo)}/{photo[f'{head}_pred']}" for photo in own]
+        scores = precision_recall_fscore_support(true, given, average="macro", zero_division=0)
+        names = ("macro_precision", "macro_recall", "macro_f1")
+        assert [found[n] for n in names] == pytest.approx(scores[:3])
+        balanced = recall_score(
+            true, given, labels=sorted(set(true)), average="macro", zero_division=0
+        )
+        assert found["balanced_accuracy"] == pytest.approx(balanced)
+        groups = sorted({group(photo) for photo in own})
+        if len(groups) == 1:
+            kappa = cohen_kappa_score(true, given)
+            assert found["kappa"] == (None if math.isnan(kappa) else pytest.approx(kappa))
+        else:  # chance that knows the species, by hand
+            by_chance = 0.0
+            for name in groups:
+                t = Counter(t for t, p in zip(true, own, strict=True) if group(p) == name)
+                g = Counter(t for t, p in zip(given, own, strict=True) if group(p) == name)
+                by_chance += sum(t[k] * g[k] for k in t) / t.total() / len(own)
+            assert found["kappa"] == pytest.approx(
+                (found["accuracy"] - by_chance) / (1 - by_chance)
+            )
+
+
+def test_one_species_of_stage_1_is_one_class(summary: dict[str, Any], photos: list[Photo]) -> None:
+    own = asked(photos, "test", "species")
+    true, given = [p["species"] for p in own], [p["species_pred"] for p in own]
+    scores = precision_recall_fscore_support(true, given, labels=list(CLASSES), zero_division=0)
+    for species, precision, recall, f1, num in zip(CLASSES, *scores, strict=True):
+        found = summary["per_species"]["test"][species]["species"]
+        assert (found["precision"], found["recall"], found["f1"]) == pytest.approx(
+            (precision, recall, f1)
+        )
+        assert found["num"] == num and found["kappa"] is found["macro_f1"] is None
+
+
+def test_points_lost_in_each_stage(summary: dict[str, Any], photos: list[Photo]) -> None:
+    for part, head, species in combinations(photos):
+        if head == "species":
+            continue
+        own = [
+            photo
+            for photo in photos
+            if part in ("all", photo["split"]) and species in (None, photo["species"])
+            and head in CLASSES[photo["species"]] and photo[f"{head}_true"]
+            and photo["species_correct"]
+        ]  # fmt: skip
+        first = sum(photo["species_pred"] != photo["species"] for photo in own)
+        right = sum(photo[f"{head}_pred"] == photo[f"{head}_true"] for photo in own)
+        found = figure_of(summary, part, head, species)
+        assert found["end_to_end"]["num"] == len(own) and found["end_to_end"]["correct"] == right
+        assert found["lost_in_stage1"] == pytest.approx(first / len(own))
+        assert found["lost_in_stage2"] == pytest.approx((len(own) - first - right) / len(own))
+
+
+def test_intervals_of_photos_not_trained_on(summary: dict[str, Any], photos: list[Photo]) -> None:
+    records: dict[Any, list[int]] = defaultdict(list)
+    for photo in asked(photos, "test", "breed"):
+        records[photo["species"], photo["record"]].append(int(photo["breed_correct"]))
+    sums, nums = [sum(r) for r in records.values()], [len(r) for r in records.values()]
+    found = summary["figures"]["test"]["breed"]
+    assert found["num_records"] == len(nums) < 200
+    assert found["interval_95"] == list(metrics.cluster_wilson_interval(sums, nums))
+    assert summary["test"]["features"]["breed"]["conditional"]["interval_95"] == list(
+        metrics.cluster_bootstrap_interval(sums, nums, resamples=20)
+    )
+    assert "interval_95" in summary["figures"]["val"]["breed"]["end_to_end"]
+    for part in ("train", "all"):
+        assert "interval_95" not in summary["figures"][part]["breed"]
+
+
+def test_photos_of_an_animal_fused(summary: dict[str, Any], photos: list[Photo]) -> None:
+    sizes = {"1": (1, 1), "2": (2, 2), "3": (3, 3), "4-5": (4, 5), "6-9": (6, 9), "10+": (10, 999)}
+    for part, head, _ in combinations(photos):
+        animals: dict[Any, list[Photo]] = defaultdict(list)
+        for photo in asked(photos, part, head):
+            animals[photo["species"], photo["record"], true_of(photo, head)].append(photo)
+        groups: dict[str, list[tuple[int, int, bool]]] = defaultdict(list)
+        for (_, _, true), own in animals.items():
+            names, sums = names_of(own[0], head), Counter[int]()
+            for photo in own:
+                p = photo["p"][head]
+                for k in sorted(range(len(p)), key=lambda k: -round(p[k], 9))[:5]:  # noqa: B023
+                    sums[k] += round(p[k] * 1e9)
+            winner = min(k for k, v in sums.items() if v > max(sums.values()) - 200)
+            right = sum(photo[f"{head}_correct"] == "1" for photo in own)
+            size = next(n for n, (low, high) in sizes.items() if low <= len(own) <= high)
+            for name in ("", size):
+                groups[name].append((len(own), right, names[winner] == true))
+        found = summary["per_record"][part][head]
+        described = {
+            name: {
+                "records": len(entries),
+                "accuracy_per_photo": pytest.approx(
+                    sum(right for _, right, _ in entries) / sum(num for num, _, _ in entries)
+                ),
+                "accuracy_one_photo": pytest.approx(np.mean([r / n for n, r, _ in entries])),
+                "accuracy_fused": pytest.approx(np.mean([ok for _, _, ok in entries])),
+            }
+            for name, entries in groups.items()
+        }
+        every = described.pop("")
+        assert found["num_records"] == every.pop("records")
+        assert {key: found[key] for key in every} == every
+        expected = [{"photos": name, **described[name]} for name in sizes if name in described]
+        assert found["by_num_photos"] == expected
+    assert len(summary["per_record"]["all"]["species"]["by_num_photos"]) == 6
+
+
+def test_confidence_of_each_species_and_of_all(
+    summary: dict[str, Any], photos: list[Photo]
+) -> None:
+    for head in HEADS:
+        found = summary["confidence"][head]
+        species = {photo["species"] for photo in asked(photos, "test", head)}
+        assert set(found) == {"all"} | (species if head != "species" else set())
+        for name, entry in found.items():
+            own = asked(photos, "test", head, None if name == "all" else name)
+            limits = [fitted(head, "" if head == "species" else p["species"]) for p in own]
+            sure = [float(np.float32(max(photo["p"][head]))) for photo in own]
+            right = [photo[f"{head}_correct"] == "1" for photo in own]
+            judged = [bool(limit) for limit in limits]
+            given = [
+                limit.get("threshold") is not None and s >= limit["threshold"] - 1e-6
+                for s, limit in zip(sure, limits, strict=True)
+            ]
+            assert entry["num"] == len(own) and entry["num_fitted"] == sum(judged)
+            mean = sum(given) / sum(judged) if any(judged) else None
+            assert entry["coverage"] == (None if mean is None else pytest.approx(mean))
+            kept = [r for r, g in zip(right, given, strict=True) if g]
+            assert entry["accuracy_of_answered"] == (pytest.approx(np.mean(kept)) if kept else None)
+            check_sets(entry["conformal"], own, head, limits)
+            for coverage, accuracy, threshold in entry["curve"]:
+                answered = [r for r, s in zip(right, sure, strict=True) if s >= threshold - 2e-6]
+                assert coverage == pytest.approx(len(answered) / len(own), abs=1e-6)
+                assert accuracy == pytest.approx(np.mean(answered), abs=1e-6)
+            assert entry["curve"][-1][0] == 1.0 and len(entry["curve"]) <= 100
+            for key in ("reliability", "raw_reliability"):
+                bins = np.array(entry[key])
+                assert bins[:, 2].sum() == len(own)
+                assert (bins[:, 1] * bins[:, 2]).sum() == pytest.approx(sum(right), abs=0.01)
+                assert (np.diff(bins[:, 0]) > 0).all()
+                assert (bins[:, 3] < bins[:, 4]).all()
+            total = sum(c * n for c, _, n, _, _ in entry["reliability"])
+            assert total == pytest.approx(sum(sure), abs=0.01)
+    assert summary["confidence"]["breed"]["cat"]["threshold"] == 0.7
+    dog = summary["confidence"]["breed"]["dog"]
+    assert dog["threshold"] is None
+    assert dog["wanted_accuracy"] == 0.0 and dog["conformal"]["alpha"] == 0.2
+    assert dog["num_with_threshold"] == 0
+    assert summary["confidence"]["breed"]["all"]["threshold"] is None
+
+
+def check_sets(
+    found: dict[str, Any] | None, own: list[Photo], head: str, limits: list[dict[str, Any]]
+) -> None:
+    """The sets among all classes, where the figures know but five."""
+    covered, sizes, is_longer = [], [], False
+    for photo, limit in zip(own, limits, strict=True):
+        q = limit.get("conformal_quantile")
+        if q is None:
+            continue
+        p, names = photo["p"][head], names_of(photo, head)
+        best = max(range(len(p)), key=lambda k: (round(p[k], 12), -k))
+        chosen = {k for k, v in enumerate(p) if 1 - v <= q} | {best}
+        true = true_of(photo, head)
+        covered.append(true in names and names.index(true) in chosen)
+        sizes.append(len(chosen))
+        is_longer |= len(chosen) >= 5 and len(names) > 5
+    if not sizes:
+        assert found is None
+        return
+    assert found is not None and found["num"] == len(sizes)
+    alphas = {limit.get("conformal_alpha", 0.1) for limit in limits if limit}
+    assert found["alpha"] == (alphas.pop() if len(alphas) == 1 else None)
+    assert found["coverage"] == pytest.approx(np.mean(covered))
+    assert found["is_lower_bound"] == is_longer
+    assert found["mean_size"] == pytest.approx(np.mean([min(size, 5) for size in sizes]))
+
+
+def test_some_sets_are_longer_than_what_is_known_of_them(summary: dict[str, Any]) -> None:
+    bounds = {
+        entry["conformal"]["is_lower_bound"]
+        for head in HEADS
+        for entry in summary["confidence"][head].values()
+        if entry["conformal"]
+    }
+    assert bounds == {False, True}
+
+
+def test_sentences_on_confidence(summary: dict[str, Any]) -> None:
+    lines = dict(line.split(": ", 1) for line in describe_confidence(summary))
+    assert list(lines) == list(HEADS)
+    breed, color1 = (summary["confidence"][head]["all"] for head in ("breed", "color1"))
+    assert lines["color1"] == (
+        f"answers {color1['coverage'] * 100:.1f} % of photos at 90 % (wanted), "
+        f"{color1['accuracy_of_answered'] * 100:.1f} % right of these on the test part"
+    )
+    assert breed["wanted_accuracy"] is None  # other for dogs than for cats
+    assert lines["breed"] == (
+        f"answers {breed['coverage'] * 100:.1f} % of photos at what its species wants (wanted), "
+        f"{breed['accuracy_of_answered'] * 100:.1f} % right of these on the test part"
+    )
+    never = "never sure: no threshold reaches 90 % on the validation part"
+    assert lines["color"] == lines["gender"] == never
+    assert lines["color2"] == "no threshold was fitted"
+
+
+def test_mistakes_and_hard_classes(summary: dict[str, Any], photos: list[Photo]) -> None:
+    for head in HEADS:
+        own = asked(photos, "test", head)
+        pairs = Counter(
+            (p["species"], true_of(p, head), p[f"{head}_pred"])
+            for p in own if p[f"{head}_correct"] == "0"
+        )  # fmt: skip
+        support = Counter((p["species"], true_of(p, head)) for p in own)
+        found = summary["top_confusions"][head]
+        for entry in found:
+            species, true = entry["species"], entry["true"]
+            num = pairs[species, true, entry["predicted"]]
+            assert entry["num"] == num > 0
+            assert entry["share_of_true"] == pytest.approx(num / support[species, true])
+        counts = [entry["num"] for entry in found]
+        assert counts == sorted(pairs.values(), reverse=True)[:20]
+        hard = summary["hardest_classes"][head]
+        recall = {
+            key: sum(
+                (p["species"], true_of(p, head)) == key and p[f"{head}_correct"] == "1" for p in own
+            ) / num
+            for key, num in support.items() if num >= 5
+        }  # fmt: skip
+        assert [entry["recall"] for entry in hard] == pytest.approx(sorted(recall.values())[:20])
+        for entry in hard:
+            key = entry["species"], entry["label"]
+            assert entry["recall"] == pytest.approx(recall[key]) and entry["num"] == support[key]
+            given = sum(
+                p[f"{head}_pred"] == key[1] and (head == "species" or p["species"] == key[0])
+                for p in own
+            )
+            f1 = 2 * recall[key] * support[key] / (support[key] + given)
+            assert entry["f1"] == pytest.approx(f1)
+
+
+def test_matrices_are_written_with_their_names(
+    folder: Path, photos: list[Photo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "test_breed_gone.csv").write_text("of an earlier evaluation")
+    (tmp_path / "notes.txt").write_text("mine")
+    drawn: list[str] = []
+    monkeypatch.setattr(
+        confusions, "draw_confusion", lambda path, *_: drawn.append(path.stem) or True
+    )
+    write_confusions(read_heads(read_evaluation(folder)), tmp_path)
+    written = set()
+    for part in ("test", "all"):
+        for head in HEADS:
+            for species in [None] if head == "species" else CLASSES:
+                own = asked(photos, part, head, species)
+                if not own:
+                    continue
+                name = f"{part}_{head}" + (f"_{species}" if species else "")
+                written.add(name)
+                with (tmp_path / f"{name}.csv").open(newline="", encoding="utf-8") as handle:
+                    header, *lines = [[c.removeprefix("'") if c[:2] in ("'=", "''") else c
+                                       for c in line] for line in csv.reader(handle)]  # fmt: skip
+                pairs = Counter((true_of(p, head), p[f"{head}_pred"]) for p in own)
+                names = names_of(own[0], head)
+                extra = sorted({true_of(p, head) for p in photos if species in (
+                    None, p["species"])} - {*names, ""})  # fmt: skip
+                assert header[1:] == [line[0] for line in lines]
+                assert header[1 : len(names) + 1] == names
+                assert set(header[len(names) + 1 :]) <= set(extra)
+                cells = {
+                    (line[0], answer): int(num)
+                    for line in lines
+                    for answer, num in zip(header[1:], line[1:], strict=True)
+                }
+                assert Counter(cells) == pairs
+    assert set(drawn) == written and len(written) > 10
+    tables = {f"{name}.csv" for name in written}
+    assert {path.name for path in tmp_path.iterdir()} == {*tables, "notes.txt"}
+
+
+def test_a_picture_takes_any_name(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    odd = ["$x^", "\\frac{", "a\nb\t\0", "\udcff", "لون", "🐱", "x" * 300, ""]
+    names = [*odd, *(f"class {k}" for k in range(60))]
+    for num in (1, len(odd), len(names)):
+        counts = np.random.default_rng(0).integers(0, 9, (num, num))
+        path = tmp_path / f"{num}.png"
+        assert confusions.draw_confusion(path, counts, names[:num], "$odd\udcff^")
+        with Image.open(path) as image:
+            assert 300 < image.width < 2000 and 180 < image.height < 2000
+            assert len(image.convert("L").getcolors()) > 10
+
+
+def naive_consistency(photos: list[Photo], part: str, species: str | None) -> dict[str, Any] | None:
+    pairs: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for photo in photos:
+        if photo["split"] == "train" and photo["color1_true"] and photo["color2_true"]:
+            pairs[photo["species"]].add((photo["color1_true"], photo["color2_true"]))
+    own = [
+        photo for photo in photos
+        if part in ("all", photo["split"]) and species in (None, photo["species"])
+        and photo["color1_pred"] and photo["color2_pred"] and pairs[photo["species"]]
+    ]  # fmt: skip
+    if not own:
+        return None
+    known = [p for p in own if p["color1_true"] and p["color2_true"]]
+    first = [p["color1_correct"] == "1" for p in known]
+    second = [p["color2_correct"] == "1" for p in known]
+    pair = lambda p, what: (p[f"color1_{what}"], p[f"color2_{what}"])  # noqa: E731
+    share = lambda marks: pytest.approx(np.mean(marks)) if len(marks) else None  # noqa: E731
+    return {
+        "num": len(own),
+        "num_known": len(known),
+        "impossible_pairs": share([pair(p, "pred") not in pairs[p["species"]] for p in own]),
+        "equal_predicted": share([p["color1_pred"] == p["color2_pred"] for p in own]),
+        "unseen_true": share([pair(p, "true") not in pairs[p["species"]] for p in known]),
+        "equal_true": share([p["color1_true"] == p["color2_true"] for p in known]),
+        "joint_accuracy": share([a and b for a, b in zip(first, second, strict=True)]),
+        "product_of_accuracies": pytest.approx(np.mean(first) * np.mean(second)),
+    }
+
+
+def test_pairs_of_colours(summary: dict[str, Any], photos: list[Photo]) -> None:
+    for part in PARTS:
+        found = dict(summary["consistency"][part])
+        per_species = found.pop("per_species")
+        assert found == naive_consistency(photos, part, None)
+        expected = {name: naive_consistency(photos, part, name) for name in CLASSES}
+        assert per_species == {name: entry for name, entry in expected.items() if entry}
+    found = summary["consistency"]["all"]
+    assert 0 < found["impossible_pairs"] < 1 and 0 < found["unseen_true"] < 1
+    assert 0 < found["equal_true"] < 1 and 0 < found["joint_accuracy"] < 1

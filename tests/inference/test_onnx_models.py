@@ -1,0 +1,264 @@
+"""Reading exported models: what the card says, the answers, and everything that is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from petface.data import images
+from petface.errors import UserError
+from petface.files import sha256_of_file
+from petface.inference import onnx_models as exported
+from petface.models import checkpoints
+from petface.models.checkpoints import CheckpointError
+from petface.models.network import Network
+from tests.made_bundle import BREEDS, CALIBRATION, RULE, SPECIES, made_bundle
+
+
+@pytest.fixture(scope="module")
+def made(tree) -> tuple[Path, Path]:
+    return made_bundle(tree)
+
+
+@pytest.fixture(scope="module")
+def bundle(made) -> Path:
+    return made[1]
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(bundle, tmp_path / "bundle")
+
+
+@pytest.fixture
+def alone(bundle: Path, tmp_path: Path) -> Path:
+    """The cats' specialist with its card, outside of a bundle."""
+    for suffix in (".onnx", ".json"):
+        shutil.copy(bundle / f"stage2/cat{suffix}", tmp_path)
+    return tmp_path / "cat.onnx"
+
+
+def pixels(num: int, height: int = 32, width: int = 32) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (num, height, width, 3), generator=draw, dtype=torch.uint8)
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    table = json.loads(path.read_text())
+    change(table)
+    path.write_text(json.dumps(table))
+
+
+def refused(path: Path, *words: str, species: str | None = "cat") -> None:
+    with pytest.raises(CheckpointError) as caught:
+        exported.read(path, species)
+    message = str(caught.value)
+    assert str(path.parent.parent) in message and "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_a_bundle_is_found_and_says_what_the_checkpoints_say(made) -> None:
+    runs, bundle = made
+    assert exported.is_bundle(bundle) and not exported.is_bundle(bundle / "stage2")
+    assert exported.specialists_in(bundle) == ["cat"]
+    stage1 = exported.find(bundle, None)
+    cat = exported.find(bundle, "cat")
+    assert stage1 == bundle / "stage1.onnx" and cat == bundle / "stage2/cat.onnx"
+    assert exported.find(bundle, "dog") is None and exported.find(runs, None) is None
+    assert exported.find(cat, "cat") == cat and exported.find(bundle / "no.onnx", None) is None
+    one, two = exported.read(stage1), exported.read(cat, "cat")
+    content = checkpoints.read_stage1(runs / "stage1/best.pt")
+    assert one.heads == {"species": SPECIES} and one.sources == {"species": "checkpoint"}
+    assert one.calibration == content.calibration and one.temperatures == (1.5,)
+    assert one.preprocessing == RULE and one.backbone == "resnet18"
+    assert one.guard_threshold == content.guard.threshold
+    assert list(two.heads.items()) == [("breed", tuple(BREEDS)), ("gender", ("female", "male"))]
+    assert (two.kind, two.species, two.precision) == ("stage2", "cat", "fp32")
+    assert two.temperatures == (CALIBRATION["temperature"], 1.0) and two.guard_threshold is None
+    assert two.sha256 == sha256_of_file(cat)
+
+
+def test_the_card_and_the_model_say_the_same(bundle: Path) -> None:
+    for path in (bundle / "stage1.onnx", bundle / "stage2/cat.onnx", bundle / "float/stage1.onnx"):
+        model = onnx.load(path, load_external_data=False)
+        own = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+        card = json.loads(path.with_suffix(".json").read_text())
+        assert own == {name: card[name] for name in exported.METADATA}
+        assert card["bytes"] == path.stat().st_size and card["opset"] == 18
+        outputs = [output.name for output in model.graph.output]
+        assert (
+            outputs == list(card["outputs"])
+            and list(card["heads"]) == outputs[: len(card["heads"])]
+        )
+        assert [entry.name for entry in model.graph.input] == list(card["inputs"])
+
+
+def test_it_answers_as_the_checkpoint_does(made) -> None:
+    runs, bundle = made
+    content = checkpoints.read_stage2(runs / "stage2/cat/cat_best.pt", "cat")
+    reference = Network.build(content.model, content.preprocessing, "cpu", "fp32")
+    network = exported.load(exported.read(bundle / "stage2/cat.onnx", "cat"))
+    assert network.preprocessing == RULE and network.temperatures == (1.5, 1.0)
+    most = network._rows
+    assert most == 8 * 224 * 224 // 32**2
+    for num in (1, most + 3):  # one alone, and more than are asked at once
+        found, expected = network.answer_pixels(pixels(num)), reference.answer_pixels(pixels(num))
+        assert [head.shape for head in found] == [(num, 3), (num, 2)]
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert network.logits_and_scores(pixels(2))[1] is None
+
+
+def test_it_resizes_photos_of_any_size(bundle: Path) -> None:
+    network = exported.load(exported.read(bundle / "stage1.onnx"))
+    large = pixels(2, 90, 61)
+    small = np.stack([images.resize(photo, 32, "stretch") for photo in large.numpy()])
+    (found,), (expected,) = network.answer_pixels(large), network.answer_pixels(torch.tensor(small))
+    assert (found - expected).abs().max() < 0.05 * expected.std()
+
+
+def test_the_guard_scores_as_the_checkpoints_guard_does(made) -> None:
+    runs, bundle = made
+    content = checkpoints.read_stage1(runs / "stage1/best.pt")
+    network = exported.load(exported.read(bundle / "stage1.onnx"))
+    (logits,), scores = network.logits_and_scores(pixels(20))
+    reference = Network.build(content.model, content.preprocessing, "cpu", "fp32")
+    (expected,), means = reference.logits_and_means(pixels(20))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert scores is not None and scores.dtype == torch.float64
+    torch.testing.assert_close(scores, content.guard.score(means), rtol=1e-5, atol=0)
+
+
+def test_any_flipped_byte_is_noticed(alone: Path) -> None:
+    whole, draw = alone.read_bytes(), random.Random(0)
+    for place in [0, len(whole) - 1, *(draw.randrange(len(whole)) for _ in range(10))]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << draw.randrange(8)
+        alone.write_bytes(damaged)
+        refused(alone, "checksum is not the one in its card", "copy the whole bundle again")
+    for share in (0, 0.5, 0.999):
+        alone.write_bytes(whole[: int(len(whole) * share)])
+        refused(alone, "checksum")
+
+
+def test_a_missing_file_or_card_is_named(alone: Path) -> None:
+    refused(alone.with_name("dog.onnx"), "dog.onnx: no such file")
+    alone.with_suffix(".json").unlink()
+    refused(alone, "cat.json: the card of an exported model is missing")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda card: card["heads"]["gender"].reverse(), "say different things"),
+        (lambda card: card["calibration"]["breed"].update(temperature=1.0), "different things"),
+        (lambda card: card.update(guard_threshold=-1.0), "say different things"),
+        (lambda card: card.pop("preprocessing"), "say different things"),
+        (lambda card: card.update(sha256="0" * 64), "checksum is not the one in its card"),
+        (lambda card: card.update(format=2), "format 2, newer than 1; update PetFace"),
+        (lambda card: card.pop("format"), "is not the card of an exported model"),
+    ],
+)
+def test_an_edited_card_is_refused(alone: Path, change, message: str) -> None:
+    change_json(alone.with_suffix(".json"), change)
+    refused(alone, message)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
+def test_a_card_that_is_no_table_is_refused(alone: Path, text: bytes) -> None:
+    alone.with_suffix(".json").write_bytes(text)
+    refused(alone, "cat.json: ")
+
+
+def forge(path: Path, change: Callable[[onnx.ModelProto], object]) -> None:
+    """Change a model and make its card's checksum right again, as somebody else's program would."""
+    model = onnx.load(path, load_external_data=False)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    change_json(path.with_suffix(".json"), lambda card: card.update(sha256=sha256_of_file(path)))
+
+
+def test_other_weights_in_a_second_file_are_refused(alone: Path) -> None:
+    secret = alone.with_name("secret")
+    secret.write_bytes(bytes(10_000_000))
+
+    def change(model: onnx.ModelProto) -> None:
+        tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+        onnx.external_data_helper.set_external_data(tensor, "secret")
+        tensor.ClearField("raw_data")
+
+    forge(alone, change)
+    refused(alone, "keeps weights in a second file")
+
+
+def test_operators_outside_the_standard_are_refused(alone: Path) -> None:
+    forge(alone, lambda m: m.opset_import.append(onnx.helper.make_opsetid("com.evil", 1)))
+    refused(alone, "operators outside the ONNX standard")
+
+
+def test_foreign_metadata_is_refused(alone: Path) -> None:
+    forge(alone, lambda m: m.metadata_props.pop())
+    refused(alone, "say different things")
+
+
+def test_what_a_bundle_does_not_list_as_it_is_is_refused(copy: Path) -> None:
+    cat = copy / "stage2/cat.onnx"
+    exported.read(cat, "cat")
+    shutil.copy(cat, copy / "stage2/dog.onnx")
+    shutil.copy(cat.with_suffix(".json"), copy / "stage2/dog.json")
+    refused(copy / "stage2/dog.onnx", "not among the files of", "bundle.json")
+    assert exported.find(copy, "dog") is None
+    change_json(cat.with_suffix(".json"), lambda card: card["measured"].clear())
+    refused(cat, "cat.json: checksum is not the one in", "bundle.json")
+
+
+def test_an_edited_bundle_is_refused(copy: Path) -> None:
+    table, cat = copy / "bundle.json", copy / "stage2/cat.onnx"
+    change_json(table, lambda t: t["files"].update({"stage2/cat.onnx": "0" * 64}))
+    refused(cat, "checksum is not the one in", "bundle.json")
+    change_json(table, lambda t: t.update(format=9))
+    refused(cat, "bundle.json: has format 9, newer than 1")
+    table.write_text("{}")
+    refused(cat, "does not list the files of a bundle")
+    table.write_text("}")
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        exported.find(copy, "cat")
+
+
+def test_another_models_place_is_refused(bundle: Path) -> None:
+    refused(bundle / "stage2/cat.onnx", "is a specialist for cat, not a stage 1", species=None)
+    refused(
+        bundle / "stage2/cat.onnx", "a specialist for cat, not a specialist for dog", species="dog"
+    )
+    refused(bundle / "stage1.onnx", "is a stage 1, not a specialist for cat")
+    refused(bundle / "float/stage2/cat.onnx", "takes prepared floats, not pixels")
+
+
+def test_a_file_that_changes_between_reading_and_loading_is_refused(alone: Path) -> None:
+    found = exported.read(alone, "cat")
+    alone.write_bytes(alone.read_bytes() + b"\0")
+    with pytest.raises(CheckpointError, match="was changed while it was read"):
+        exported.load(found)
+
+
+def test_bytes_that_are_no_model_are_refused_by_name() -> None:
+    with pytest.raises(CheckpointError, match=r"some\.onnx: ONNX Runtime cannot load it"):
+        exported.session_of(b"no model", name="some.onnx")
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_a_missing_package_is_named_with_its_install_line(bundle, monkeypatch, package) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"need {package} .*requirements-export\.txt"):
+        exported.load(exported.read(bundle / "stage1.onnx"))

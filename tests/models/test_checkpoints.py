@@ -1,0 +1,317 @@
+"""Checkpoints of every layout give the logits of one plain torchvision network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from inference_engine import Stage1Model, Stage2Model
+from petface.data.images import Preprocessing
+from petface.models import checkpoints, multi_head
+from petface.models.architecture import Architecture, build_classifier
+from petface.models.checkpoints import CheckpointError
+from petface.models.guard import fit_guard
+from tests import reference_networks as reference
+
+# All of chinchilla's heads, a zero-class one among them; the names of each class, in index order.
+NAMES = {"color1": ("White", "Black, or so", "'Beige'"), "color2": (), "gender": ("female", "male")}
+HEADS = reference.linear_heads(color1=3, color2=0, gender=2)
+KNOWN = {head: names for head, names in NAMES.items() if names}
+TABLES = {head: {name: k for k, name in enumerate(names)} for head, names in NAMES.items()}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    """Where a checkpoint of 45 MB goes; deleted after the test."""
+    path = tmp_path / "chinchilla_best.pt"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def layouts() -> dict[str, dict[str, Any]]:
+    """One checkpoint in each layout: other names of the body, the heads and the vocabularies."""
+    stored = reference.stored
+    return {
+        "feature_infos, list": {
+            "model": stored(HEADS),
+            "feature_infos": [
+                {"name": head, "classes": list(names), "num_classes": len(names)}
+                for head, names in NAMES.items()
+            ],
+        },
+        "feature_infos, dict": {
+            "model_state_dict": stored(HEADS, "backbone.", "heads.{}.1."),
+            "feature_infos": {head: {"class_to_idx": table} for head, table in TABLES.items()},
+            "species": "chinchilla",
+        },
+        "head_vocabs, lists": {
+            "state_dict": stored(HEADS, "backbone.#"),
+            "head_vocabs": {head: list(names) for head, names in NAMES.items()},
+            "epoch": 9,
+        },
+        "head_vocabs, label to index": {
+            "model": reference.data_parallel(stored(HEADS)),
+            "head_vocabs": TABLES,
+        },
+        "heads_meta": {
+            "model": stored(HEADS, "body.#", "heads.{}.0."),
+            "heads_meta": {
+                head: {"num_classes": len(names), "idx_to_class": dict(enumerate(names))}
+                for head, names in NAMES.items()
+            },
+        },
+        "vocabs and heads": {
+            "model": reference.data_parallel(stored(HEADS, "backbone.")),
+            "vocabs": {head: list(names) for head, names in NAMES.items()},
+            "heads": list(NAMES),
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "feature_infos, list",
+        "feature_infos, dict",
+        "head_vocabs, lists",
+        "head_vocabs, label to index",
+        "heads_meta",
+        "vocabs and heads",
+    ],
+)
+def test_newer_layouts(name: str, file: Path) -> None:
+    model = Stage2Model.load_for_species(
+        "chinchilla", reference.write(file, layouts()[name]), "cpu"
+    )
+    assert isinstance(model.network.model, multi_head.ChinchillaMultiHeadResNet18)
+    assert model.vocabularies == KNOWN
+    assert set(model.vocabulary_sources.values()) == {"checkpoint"}
+    assert model.network.preprocessing == Preprocessing(224, "stretch", None, None)
+    assert_same_logits(model)
+
+
+def assert_same_logits(model: Stage2Model, heads: reference.Heads | None = None) -> None:
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = reference.reference_logits(images, heads or HEADS)
+    with torch.inference_mode():
+        found = dict(zip(model.heads, model.network.model(images), strict=True))
+    assert list(found) == [head for head, logits in expected.items() if logits.shape[1]]
+    for head, logits in found.items():
+        torch.testing.assert_close(logits, expected[head])
+
+
+@pytest.mark.parametrize(
+    ("body", "head", "wrapped"), [("", "head_{}.", False), ("backbone.#", "head_{}.fc.", True)]
+)
+def test_legacy_layout(body: str, head: str, wrapped: bool, file: Path) -> None:
+    heads = reference.linear_heads(breed=4, gender=2)
+    state = reference.stored(heads, body, head)
+    content = {"model": reference.data_parallel(state), "epoch": 3} if wrapped else state
+    model = Stage2Model.load_for_species("chimp", reference.write(file, content), "cpu")
+    assert isinstance(model.network.model, multi_head.GenericMultiHeadResNet18)
+    assert model.vocabularies == {
+        "breed": ("P. t. ellioti", "P. t. schweinfurthii", "P. t. troglodytes", "P. t. verus"),
+        "gender": ("female", "male"),
+    }
+    assert model.vocabulary_sources == {"breed": "built-in", "gender": "gender"}
+    assert_same_logits(model, heads)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read heads and vocabularies only: build nothing, so that a body need not be there."""
+    monkeypatch.setattr(checkpoints, "_fill", lambda _path, model, _state: model)
+    for kind in ("ChinchillaMultiHeadResNet18", "GenericMultiHeadResNet18"):
+        monkeypatch.setattr(multi_head, kind, lambda sizes, _architecture: tuple(sizes))
+
+
+def read(path: Path, species: str, sizes: dict[str, int], **content: Any):
+    state = {}
+    for head, size in sizes.items():
+        state[f"head_{head}.weight"] = torch.zeros(size, 512)
+        state[f"head_{head}.bias"] = torch.zeros(size)
+    return checkpoints.read_stage2(reference.write(path, {"model": state, **content}), species)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_vocabularies_of_the_checkpoint_come_first(file: Path) -> None:
+    own = {"breed": list("wxyz"), "gender": ["m", "f"]}
+    found = read(file, "chimp", {"breed": 4, "gender": 2}, head_vocabs=own)
+    assert found.vocabularies == {"breed": tuple("wxyz"), "gender": ("m", "f")}
+    assert set(found.sources.values()) == {"checkpoint"}
+    # a head that an old checkpoint names nothing for falls back alone
+    found = read(file, "chimp", {"breed": 4, "gender": 2}, vocabs={"gender": ["m", "f"]})
+    assert found.sources == {"breed": "built-in", "gender": "checkpoint"}
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize(
+    ("species", "sizes", "sources"),
+    [
+        ("chimp", {"breed": 5, "gender": 3}, {"breed": "index", "gender": "index"}),
+        ("dog", {"breed": 4, "gender": 2}, {"breed": "index", "gender": "gender"}),
+        ("cat", {"color1": 2, "gender": 1}, {"color1": "index", "gender": "index"}),
+    ],
+)
+def test_fall_back_vocabularies_only_where_they_fit(
+    file: Path, species: str, sizes: dict[str, int], sources: dict[str, str]
+) -> None:
+    found = read(file, species, sizes)
+    assert found.sources == sources
+    for head, source in sources.items():
+        if source == "index":
+            assert found.vocabularies[head] == tuple(str(k) for k in range(sizes[head]))
+
+
+@pytest.mark.usefixtures("no_network")
+def test_heads_are_renamed_filtered_and_ordered(file: Path) -> None:
+    sizes = {"gender": 2, "attr2": 3, "species": 13, "color1": 2, "breed": 4}
+    found = read(file, "chinchilla", sizes, vocabs={"attr2": list("abc")})
+    assert found.model == ("color1", "color2", "gender")  # chinchilla has no breed
+    assert found.vocabularies["color2"] == tuple("abc")
+    assert found.sources == {"color1": "index", "color2": "checkpoint", "gender": "gender"}
+    # a species that PetFace does not describe keeps every known head
+    assert read(file, "yak", sizes).model == ("breed", "color1", "color2", "gender")
+
+
+@pytest.mark.usefixtures("no_network")
+def test_calibration_goes_by_the_names_of_the_heads(file: Path) -> None:
+    sizes, entry = {"attr2": 3, "gender": 2}, {"temperature": 2, "threshold": 0.75, "num": 9}
+    found = read(file, "chinchilla", sizes, calibration={"attr2": entry})
+    assert found.calibration == {"color2": checkpoints.HeadCalibration(2, 0.75, None)}
+    assert read(file, "chinchilla", sizes).calibration == {}
+
+
+@pytest.mark.usefixtures("no_network")
+def test_zero_class_heads_are_skipped(file: Path) -> None:
+    assert read(file, "cat", {"breed": 0, "gender": 2}).model == ("gender",)
+    with pytest.raises(CheckpointError, match="no head for cat"):
+        read(file, "cat", {"breed": 0})
+
+
+def test_stage1_gives_the_logits_of_a_plain_resnet(file: Path) -> None:
+    state = reference.classifier(3, favourite=1)
+    table = {"dog": 2, "cat": 0, "a, b": 1}  # not in the order of the indices
+    rule = Preprocessing(32, "letterbox", (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    checkpoints.save(
+        file, {"model": state, "class_to_index": table, "preprocessing": rule.to_dict()}
+    )
+    model = Stage1Model(file, "cpu")
+    assert model.classes == ("cat", "a, b", "dog")
+    assert model.network.preprocessing == rule
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        found = model.network.model(images)
+    heads = {"fc": (state["fc.weight"], state["fc.bias"])}
+    torch.testing.assert_close(found, reference.reference_logits(images, heads)["fc"])
+
+
+def test_the_guard_of_stage1_comes_back_and_old_checkpoints_have_none(file: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(60, 960, generator=generator)
+    guard = fit_guard(rows[:40], torch.arange(40) % 2, rows[40:])
+    assert guard is not None
+    content = {"model": reference.classifier(2, 0), "class_to_index": {"cat": 0, "dog": 1}}
+    checkpoints.save(file, content)
+    assert checkpoints.read_stage1(file).guard is None
+    checkpoints.save(file, {**content, "guard": None})  # a run with too few photos
+    assert checkpoints.read_stage1(file).guard is None
+    checkpoints.save(file, {**content, "guard": guard.to_dict()})
+    found = checkpoints.read_stage1(file)
+    assert found.guard is not None and found.architecture == Architecture("resnet18")
+    assert torch.equal(found.guard.score(rows), guard.score(rows))
+    assert found.guard.threshold == guard.threshold
+
+
+def test_what_is_saved_comes_back(file: Path) -> None:
+    content = {"model": {"w": torch.arange(3)}, "lists": [[1, 2.5], None], "text": "naïve"}
+    checkpoints.save(file, content)
+    found = checkpoints.load(file)
+    assert torch.equal(found.pop("model")["w"], torch.arange(3))
+    assert found == {"format": checkpoints.FORMAT, "lists": [[1, 2.5], None], "text": "naïve"}
+
+
+FULL = {"attention": "se", "hidden": 6, "dropout": 0.3, "bodies": 2}
+BUILT = [
+    Architecture("resnet34"),
+    Architecture("resnet50", hidden=6),
+    Architecture("resnet18", **FULL),
+    Architecture("efficientnet_b0", attention="se", dropout=0.2),
+    Architecture("mobilenet_v2", **FULL),
+    *(Architecture("mobilenet_v3_small", **{key: value}) for key, value in FULL.items()),
+    Architecture("mobilenet_v3_small", **FULL),
+]
+
+
+def photos() -> torch.Tensor:
+    draw = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (3, 32, 32, 3), generator=draw, dtype=torch.uint8)
+
+
+def answered(model: torch.nn.Module) -> tuple[torch.Tensor, ...]:
+    with torch.inference_mode():
+        out = model.eval()(photos().permute(0, 3, 1, 2) / 255)
+    return (out,) if isinstance(out, torch.Tensor) else out
+
+
+@pytest.mark.parametrize("architecture", BUILT, ids=str)
+def test_a_species_network_of_any_architecture_comes_back(
+    architecture: Architecture, file: Path
+) -> None:
+    torch.manual_seed(0)
+    model = build_classifier(architecture, 3)
+    content = {
+        **architecture.stored(),
+        "model": model.state_dict(),
+        "class_to_index": {"cat": 0, "dog": 1, "yak": 2},
+        "preprocessing": Preprocessing(32).to_dict(),
+    }
+    assert ("architecture" in content) == (not architecture.is_plain)
+    checkpoints.save(file, content)
+    found = checkpoints.read_stage1(file)
+    assert found.architecture == architecture
+    (expected,), (logits,) = answered(model), answered(found.model)
+    assert torch.equal(logits, expected)
+    one = Stage1Model(file, "cpu")  # BatchNorm folded
+    torch.testing.assert_close(
+        one.network.answer_pixels(photos())[0], expected, rtol=1e-4, atol=1e-4
+    )
+    prediction = one.predict(photos()[0].numpy())
+    assert prediction.label == ("cat", "dog", "yak")[int(expected[0].argmax())]
+
+
+@pytest.mark.parametrize("architecture", BUILT[1:], ids=str)
+def test_a_specialist_of_any_architecture_comes_back(
+    architecture: Architecture, file: Path
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"color1": 3, "gender": 2}
+    model = multi_head._MultiHeadModel({"gender": 2, "color1": 3}, architecture)
+    content = {
+        **architecture.stored(),
+        "species": "chinchilla",
+        "model": model.state_dict(),
+        "head_vocabs": {"gender": ["female", "male"], "color1": list("abc")},
+        "preprocessing": Preprocessing(32).to_dict(),
+    }
+    checkpoints.save(file, content)
+    found = checkpoints.read_stage2(file, "chinchilla")
+    assert found.model.architecture == architecture
+    assert found.model.head_sizes == sizes and set(found.sources.values()) == {"checkpoint"}
+    expected = dict(zip(model.head_names, answered(model), strict=True))
+    for head, logits in zip(found.model.head_names, answered(found.model), strict=True):
+        assert torch.equal(logits, expected[head])
+    two = Stage2Model.load_for_species("chinchilla", file, "cpu")
+    for head, logits in zip(two.heads, two.network.answer_pixels(photos()), strict=True):
+        torch.testing.assert_close(logits, expected[head], rtol=1e-4, atol=1e-4)
+    assert set(two.predict(photos()[0].numpy())) == set(sizes)
+
+
+def test_what_others_call_an_architecture_is_left_alone(file: Path) -> None:
+    content = {"model": reference.stored(HEADS), "head_vocabs": TABLES, "architecture": "resnet"}
+    found = checkpoints.read_stage2(reference.write(file, content), "chinchilla")
+    assert found.model.architecture == Architecture()

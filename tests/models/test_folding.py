@@ -1,0 +1,181 @@
+"""Folded networks against the ones they came from; what is not a fold stays as it is."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from petface.data.images import Preprocessing
+from petface.models.architecture import PLAIN, Architecture, build_classifier
+from petface.models.backbones import BACKBONES
+from petface.models.folding import fold_batchnorm
+from petface.models.multi_head import ChinchillaMultiHeadResNet18
+from petface.models.network import ExactWhereClose, Network, top_margin
+
+RULE = Preprocessing(32, "stretch", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+WHOLE = {"attention": "se", "hidden": 6, "dropout": 0.4, "bodies": 2}
+ARCHITECTURES = [
+    *map(Architecture, BACKBONES),
+    Architecture("mobilenet_v3_small", attention="se"),
+    Architecture("resnet18", **WHOLE),
+    Architecture("mobilenet_v3_small", **WHOLE),
+]
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """Give every BatchNorm statistics and scales of its own, as training would."""
+    draw = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data = 0.5 + torch.rand(module.num_features, generator=draw)
+            module.bias.data = torch.randn(module.num_features, generator=draw) * 0.2
+            module.running_mean = torch.randn(module.num_features, generator=draw) * 0.2
+            module.running_var = 0.5 + torch.rand(module.num_features, generator=draw)
+    return model.eval()
+
+
+def pixels(num: int = 6) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, (num, 32, 32, 3), generator=draw, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_folded_network_answers_as_before(architecture: Architecture, heads: int) -> None:
+    torch.manual_seed(0)
+    model = (
+        build_classifier(architecture, 5)
+        if heads == 1
+        else ChinchillaMultiHeadResNet18({"breed": 7, "gender": 2}, architecture)
+    )
+    model = trained(model)
+    x = (pixels().permute(0, 3, 1, 2) / 255 - torch.tensor(RULE.mean).view(3, 1, 1)) / (
+        torch.tensor(RULE.std).view(3, 1, 1)
+    )
+    with torch.inference_mode():
+        expected = model(x)
+    expected = (expected,) if heads == 1 else expected
+    names = [name for name, _ in model.named_modules()]
+    network = Network.for_inference(model, RULE, "cpu", "fp32")
+    for found, wanted in zip(network.answer_pixels(pixels()), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=5e-5, atol=1e-5)
+    assert [name for name, _ in model.named_modules()] == names
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+
+
+class Odd(nn.Module):
+    """A convolution that two read, and a BatchNorm with none in front: neither can be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.shared = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.alone, self.head = nn.BatchNorm2d(3), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(self.alone(x))
+        return self.head((self.shared(y) + y).mean((2, 3)))
+
+
+class Untraceable(Odd):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if bool(x.sum() > 0) else -x)
+
+
+@pytest.mark.parametrize("kind", [Odd, Untraceable])
+def test_what_cannot_be_folded_is_left_alone_and_counted(kind: type[nn.Module]) -> None:
+    model = trained(kind())
+    before = copy.deepcopy(model)
+    x = torch.rand(4, 3, 8, 8)
+    assert fold_batchnorm(model) == 2
+    assert torch.equal(model(x), before(x))
+    assert not Network.for_inference(model, RULE, "cpu", "bf16").is_cast
+
+
+def test_training_mode_is_refused() -> None:
+    with pytest.raises(AssertionError, match="folding would freeze"):
+        fold_batchnorm(build_classifier(PLAIN, 2))
+
+
+def test_a_network_built_for_training_is_not_folded() -> None:
+    network = Network.build(build_classifier(PLAIN, 2), RULE, "cpu", "fp32")
+    assert any(isinstance(m, nn.BatchNorm2d) for m in network.model.modules())
+
+
+@pytest.mark.parametrize(
+    "architecture", [PLAIN, Architecture("mobilenet_v3_small", **WHOLE)], ids=str
+)
+def test_heads_of_a_bf16_network_do_not_round_their_logits(architecture: Architecture) -> None:
+    torch.manual_seed(0)
+    model = trained(build_classifier(architecture, 5))
+    exact = Network.for_inference(copy.deepcopy(model), RULE, "cpu", "fp32")
+    fast = Network.for_inference(model, RULE, "cpu", "bf16")
+    (found,), (wanted,) = fast.answer_pixels(pixels()), exact.answer_pixels(pixels())
+    assert found.dtype == torch.float32 and not torch.equal(found, found.bfloat16().float())
+    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05)
+
+
+class Shifted:
+    """Logits that depend on the pixels, moved by `shift` for the first class."""
+
+    preprocessing, temperatures = RULE, ()
+
+    def __init__(self, shift: float) -> None:
+        self.shift, self.num_asked = shift, 0
+
+    def answer_pixels(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self.num_asked += len(batch)
+        z = batch.float().mean((1, 2))
+        return (z + torch.tensor([self.shift, 0, 0]), z[:, :1])
+
+
+def test_close_calls_are_decided_by_the_exact_network_and_only_they() -> None:
+    fast, exact = Shifted(0.2), Shifted(0.0)
+    batch = pixels(200)
+    (wanted, _), (moved, _) = exact.answer_pixels(batch), fast.answer_pixels(batch)
+    assert not torch.equal(wanted.argmax(1), moved.argmax(1)), "else the test could not fail"
+    exact.num_asked = 0
+    careful = ExactWhereClose(fast, exact, 0.3)
+    found, single = careful.answer_pixels(batch)
+    assert torch.equal(found.argmax(1), wanted.argmax(1)) and single.shape == (200, 1)
+    is_close = [sorted(row)[-1] - sorted(row)[-2] < 0.3 for row in moved.tolist()]
+    assert exact.num_asked == careful.num_asked_again == sum(is_close) < careful.num_asked == 200
+    assert torch.equal(found[~torch.tensor(is_close)], moved[~torch.tensor(is_close)])
+    assert torch.equal(found[torch.tensor(is_close)], wanted[torch.tensor(is_close)])
+    assert top_margin(torch.tensor([[1.0], [2.0]])).isinf().all()
+
+
+class Cramped(nn.Module):
+    """Runs out of memory above a number of rows; each row is computed by itself."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.sizes = most, []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(x))
+        if len(x) > self.most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory (made up)")
+        return torch.stack([row.mean((1, 2)) for row in x])
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 9, 64])
+def test_a_batch_that_does_not_fit_is_halved_with_equal_answers(most: int) -> None:
+    roomy = Network(Cramped(99), RULE, torch.device("cpu"), Network.build(
+        nn.Identity(), RULE, "cpu", "fp32").precision)  # fmt: skip
+    tight = Network(Cramped(most), RULE, roomy.device, roomy.precision)
+    batch = pixels(41)
+    (wanted,), (found,) = roomy.answer_pixels(batch), tight.answer_pixels(batch)
+    assert torch.equal(found, wanted)
+    num_tries = len(tight.model.sizes)
+    assert torch.equal(tight.answer_pixels(batch)[0], wanted)
+    assert max(tight.model.sizes[num_tries:]) <= most, "the size that fitted is remembered"
+
+
+def test_one_row_that_does_not_fit_is_an_error() -> None:
+    precision = Network.build(nn.Identity(), RULE, "cpu", "fp32").precision
+    network = Network(Cramped(0), RULE, torch.device("cpu"), precision)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        network.answer_pixels(pixels(4))

@@ -1,0 +1,299 @@
+"""Batched augmentation against torchvision's functions, one image at a time."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+from petface.data.images import normalise
+from petface.errors import UserError
+from petface.training.augment import (
+    BASE,
+    NONE,
+    TAIL,
+    AugmentParameters,
+    AugmentRegime,
+    augment,
+    augment_batch,
+    draw_parameters,
+)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(num: int = 24, height: int = 40, width: int = 52, seed: int = 1) -> torch.Tensor:
+    """Random pixels, and what colour arithmetic stumbles on: grey, black, white, pure colours."""
+    images = torch.randint(0, 256, (num, 3, height, width), generator=generator(seed))
+    images[0] = images[0, :1]  # grey
+    images[1] = 0
+    images[2] = 255
+    corners = torch.cartesian_prod(*[torch.tensor([0, 255])] * 3)  # (8, 3) black, blue ... white
+    images[3] = corners.T.repeat(1, height * width // 8 + 1)[:, : height * width].view(
+        3, height, -1
+    )
+    images[4] = images[4] // 64 * 64  # many ties between channels
+    return images.to(torch.uint8)
+
+
+def nothing(num: int) -> AugmentParameters:
+    return draw_parameters(torch.zeros(num, dtype=torch.bool), NONE, NONE, generator())
+
+
+def spread(num: int, low: float, high: float) -> torch.Tensor:
+    return torch.linspace(low, high, num)
+
+
+def torchvision_affine(image: torch.Tensor, p: AugmentParameters, i: int) -> torch.Tensor:
+    height, width = image.shape[-2:]
+    shift = [float(p.translate_x_frac[i]) * width, float(p.translate_y_frac[i]) * height]
+    bilinear = InterpolationMode.BILINEAR
+    angle, scale = float(p.angle_deg[i]), float(p.scale[i])
+    return TF.affine(image, angle, shift, scale, [0.0, 0.0], interpolation=bilinear)
+
+
+COLOURS = {
+    "brightness": (TF.adjust_brightness, 0.0, 2.0),
+    "contrast": (TF.adjust_contrast, 0.0, 2.0),
+    "saturation": (TF.adjust_saturation, 0.0, 2.0),
+    "hue": (TF.adjust_hue, -0.5, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", COLOURS)
+def test_colour_equals_torchvision(name):
+    images = pictures()
+    function, low, high = COLOURS[name]
+    factors = spread(len(images), low, high)
+    found = augment(images, replace(nothing(len(images)), **{name: factors}))
+    for i, image in enumerate(images):
+        wanted = function(image / 255, float(factors[i]))
+        torch.testing.assert_close(found[i], wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(40, 52), (33, 20), (1, 7)])
+def test_affine_equals_torchvision(shape):
+    images = pictures(24, *shape)
+    num = len(images)
+    parameters = replace(
+        nothing(num),
+        angle_deg=spread(num, -180, 180),
+        translate_x_frac=spread(num, 0.3, -0.2),
+        translate_y_frac=spread(num, -0.1, 0.4),
+        scale=spread(num, 0.5, 1.7),
+    )
+    found = augment(images, parameters)
+    for i, image in enumerate(images):
+        # A sampling position may differ by 1e-5 px, and neighbouring pixels here differ by up to 1.
+        wanted = torchvision_affine(image / 255, parameters, i)
+        torch.testing.assert_close(found[i], wanted, atol=5e-5, rtol=0)
+
+
+def test_whole_chain_equals_torchvision_in_the_same_order():
+    images = pictures(64)
+    is_tail = torch.arange(len(images)) % 2 == 1
+    parameters = draw_parameters(is_tail, BASE, replace(TAIL, erase_p=0.0), generator(3))
+    assert parameters.flip.any() and not parameters.flip.all()
+    found = augment(images, parameters)
+    for i, image in enumerate(images):
+        wanted = image / 255
+        wanted = wanted.flip(-1) if parameters.flip[i] else wanted
+        wanted = torchvision_affine(wanted, parameters, i)
+        for name, (function, _, _) in COLOURS.items():
+            wanted = function(wanted, float(getattr(parameters, name)[i]))
+        torch.testing.assert_close(found[i], wanted, atol=2e-4, rtol=0)
+
+
+def test_no_change_is_exactly_the_pixels_even_beside_changed_images():
+    images = pictures()
+    changed = draw_parameters(torch.ones(len(images), dtype=torch.bool), TAIL, TAIL, generator())
+    still = nothing(len(images))
+    assert torch.equal(augment(images, still), images / 255)
+    half = torch.arange(len(images)) % 2 == 0
+    mixed = AugmentParameters(
+        **{
+            field.name: torch.where(
+                half.view(-1, *[1] * (getattr(still, field.name).ndim - 1)),
+                getattr(still, field.name),
+                getattr(changed, field.name),
+            )
+            for field in fields(still)
+        }
+    )
+    found = augment(images, mixed)
+    assert torch.equal(found[half], images[half] / 255)
+    assert not torch.isclose(found[~half], images[~half] / 255).all()
+
+
+def test_flip_alone_is_exact():
+    images = pictures()
+    flip = torch.arange(len(images)) % 3 == 0
+    found = augment(images, replace(nothing(len(images)), flip=flip))
+    assert torch.equal(found[flip], images[flip].flip(-1) / 255)
+    assert torch.equal(found[~flip], images[~flip] / 255)
+
+
+@pytest.mark.parametrize("size_px", [24, 300])
+def test_an_image_does_not_depend_on_its_neighbours(size_px):
+    images = pictures(9, size_px, size_px)
+    parameters = draw_parameters(torch.arange(9) % 2 == 0, BASE, TAIL, generator(5))
+    together = augment(images, parameters)
+    for i in range(len(images)):
+        alone = AugmentParameters(
+            **{
+                field.name: getattr(parameters, field.name)[i : i + 1]
+                for field in fields(parameters)
+            }
+        )
+        torch.testing.assert_close(
+            augment(images[i : i + 1], alone)[0], together[i], atol=1e-6, rtol=0
+        )
+
+
+def test_same_seed_same_batch_and_the_input_stays():
+    images, is_tail = pictures(), torch.arange(24) % 2 == 0
+    before = images.clone()
+    first = augment_batch(images, is_tail, BASE, TAIL, generator(7))
+    assert torch.equal(images, before)
+    assert torch.equal(first, augment_batch(images, is_tail, BASE, TAIL, generator(7)))
+    assert not torch.equal(first, augment_batch(images, is_tail, BASE, TAIL, generator(8)))
+    assert first.min() >= 0 and first.max() <= 1
+
+
+def test_parameters_of_an_image_do_not_depend_on_the_regimes_of_the_others():
+    one = draw_parameters(torch.tensor([True, False, False]), BASE, TAIL, generator(2))
+    other = draw_parameters(torch.tensor([True, True, True]), BASE, TAIL, generator(2))
+    for field in fields(one):
+        assert torch.equal(getattr(one, field.name)[0], getattr(other, field.name)[0]), field.name
+    assert one.angle_deg[1] * 2 == pytest.approx(float(other.angle_deg[1]))  # 10 and 20 degrees
+
+
+def test_drawn_ranges_are_those_of_each_regime():
+    is_tail = torch.arange(4000) % 2 == 1
+    p = draw_parameters(is_tail, BASE, TAIL, generator())
+    for regime, rows in ((BASE, ~is_tail), (TAIL, is_tail)):
+        ranges = {
+            "angle_deg": (-regime.rotate_deg, regime.rotate_deg),
+            "translate_x_frac": (-regime.translate_frac, regime.translate_frac),
+            "translate_y_frac": (-regime.translate_frac, regime.translate_frac),
+            "scale": (regime.scale_min, regime.scale_max),
+            "brightness": (1 - regime.brightness, 1 + regime.brightness),
+            "contrast": (1 - regime.contrast, 1 + regime.contrast),
+            "saturation": (1 - regime.saturation, 1 + regime.saturation),
+            "hue": (-regime.hue, regime.hue),
+        }
+        for name, (low, high) in ranges.items():
+            values, slack = getattr(p, name)[rows], (high - low) * 0.01
+            assert low - 1e-6 <= values.min() <= low + slack, name
+            assert high - slack <= values.max() <= high + 1e-6, name
+            assert values.mean() == pytest.approx((low + high) / 2, abs=(high - low) * 0.03), name
+        assert p.flip[rows].float().mean() == pytest.approx(regime.flip_p, abs=0.04)
+        erased = (p.erase_box_frac[rows, 3] > 0).float().mean()
+        assert erased == pytest.approx(regime.erase_p, abs=0.04)
+    drawn = torch.stack(
+        [getattr(p, f.name) for f in fields(p) if getattr(p, f.name).ndim == 1 and f.name != "flip"]
+    )
+    off_diagonal = torch.corrcoef(drawn[:, is_tail]) - torch.eye(len(drawn))
+    assert off_diagonal.abs().max() < 0.1  # no draw is used for two quantities
+
+
+@pytest.mark.parametrize("area_max", [0.05, 0.3, 1.0])
+def test_erasing_blackens_one_rectangle_of_the_drawn_area(area_max):
+    regime = AugmentRegime(erase_p=1.0, erase_area_max_frac=area_max)
+    num, height, width = 200, 60, 40
+    white = torch.full((num, 3, height, width), 255, dtype=torch.uint8)
+    p = draw_parameters(torch.zeros(num, dtype=torch.bool), regime, NONE, generator())
+    box = p.erase_box_frac
+    assert (box >= 0).all() and (box <= 1 + 1e-6).all()
+    area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
+    assert 0.1 * area_max - 1e-6 <= area.min() <= 0.2 * area_max
+    assert 0.9 * area_max <= area.max() <= area_max + 1e-6
+    black = augment(white, p) == 0
+    assert torch.equal(black[:, 0], black[:, 1]) and torch.equal(black[:, 0], black[:, 2])
+    rows, columns = black[:, 0].any(2).sum(1), black[:, 0].any(1).sum(1)
+    assert torch.equal(black[:, 0].sum((1, 2)), rows * columns)  # one filled rectangle
+    assert ((rows - (box[:, 3] - box[:, 1]) * height).abs() <= 1).all()
+    assert ((columns - (box[:, 2] - box[:, 0]) * width).abs() <= 1).all()
+
+
+def test_a_pixel_is_erased_where_its_centre_lies_in_the_box():
+    white = torch.full((1, 3, 5, 4), 255, dtype=torch.uint8)
+    box = torch.tensor([[0.3, 0.12, 0.6, 0.65]])  # columns 1.2..2.4, rows 0.6..3.25
+    black = augment(white, replace(nothing(1), erase_box_frac=box))[0, 0] == 0
+    wanted = torch.zeros(5, 4, dtype=torch.bool)
+    wanted[1:3, 1] = True  # centres 1.5 and 2.5 down, 1.5 across
+    assert torch.equal(black, wanted)
+
+
+def test_large_batches_are_the_same_as_their_parts():
+    images = pictures(70, 80, 80)  # more than one sub-batch
+    parameters = draw_parameters(torch.arange(70) % 5 == 0, BASE, TAIL, generator())
+    last = AugmentParameters(
+        **{field.name: getattr(parameters, field.name)[60:] for field in fields(parameters)}
+    )
+    whole = augment(images, parameters)
+    torch.testing.assert_close(whole[60:], augment(images[60:], last), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_dtypes_are_the_rounded_float32_result(dtype):
+    images = pictures()
+    parameters = draw_parameters(torch.ones(24, dtype=torch.bool), BASE, TAIL, generator())
+    assert torch.equal(augment(images, parameters, dtype), augment(images, parameters).to(dtype))
+
+
+def test_autocast_does_not_change_the_arithmetic():
+    images = pictures()
+    parameters = draw_parameters(torch.ones(24, dtype=torch.bool), BASE, TAIL, generator())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = augment(images, parameters)
+    assert torch.equal(found, augment(images, parameters))
+
+
+def test_empty_batch_and_strided_images():
+    empty = torch.empty((0, 3, 8, 8), dtype=torch.uint8)
+    found = augment_batch(empty, torch.empty(0, dtype=torch.bool), BASE, TAIL, generator())
+    assert found.shape == (0, 3, 8, 8)
+    channels_last = pictures().contiguous(memory_format=torch.channels_last)
+    parameters = draw_parameters(torch.ones(24, dtype=torch.bool), BASE, TAIL, generator())
+    wanted = augment(channels_last.contiguous(), parameters)
+    torch.testing.assert_close(augment(channels_last, parameters), wanted, atol=1e-6, rtol=0)
+
+
+def test_normalise():
+    images = pictures() / 255
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    torch.testing.assert_close(normalise(images, mean, std), TF.normalize(images, mean, std))
+    assert normalise(images, None, None) is images
+    half = normalise(images.bfloat16(), mean, std)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), TF.normalize(images, mean, std), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"flip_p": 1.5},
+        {"hue": 0.6},
+        {"rotate_deg": -1.0},
+        {"scale_min": 0.0},
+        {"scale_min": 1.2, "scale_max": 1.1},
+        {"brightness": float("nan")},
+    ],
+)
+def test_a_regime_out_of_range_is_refused_by_name(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        AugmentRegime(**wrong)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_same_as_the_cpu():
+    images = pictures(64, 64, 64)
+    parameters = draw_parameters(torch.arange(64) % 2 == 0, BASE, TAIL, generator())
+    found = augment(images.cuda(), parameters).cpu()
+    torch.testing.assert_close(found, augment(images, parameters), atol=2e-4, rtol=0)

@@ -1,0 +1,244 @@
+"""Steps taken together: gradients, counts and figures against one process with all the images."""
+
+import multiprocessing
+import socket
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from petface import distributed
+from petface.data.images import Preprocessing
+from petface.data.loading import Batch, FileImages, Samples
+from petface.data.sources.petface import scan
+from petface.devices import Precision
+from petface.errors import UserError
+from petface.models.network import Network
+from petface.training import epoch as engine
+from petface.training import losses
+from petface.training import step as lockstep
+from petface.training.augment import REGIMES
+from petface.training.runs import FailureLog, RunFolder
+from petface.training.schedule import EarlyStopping
+from tests import scripts
+
+CPU = torch.device("cpu")
+SIZE = 12
+WEIGHTS = {"one": torch.tensor([1.0, 3.0, 0.5]), "two": None}
+STRONG = REGIMES["mild"], REGIMES["strong"]
+
+
+class Small(nn.Module):
+    """Two heads on a convolution; nothing in it looks at other images of the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 3, stride=2)
+        self.one, self.two = nn.Linear(4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        features = self.body(x).relu().mean(dim=(2, 3))
+        return self.one(features), self.two(features)
+
+
+def loss_of(outputs, batch):
+    return losses.specialist_loss(outputs, batch.labels, WEIGHTS, 2.0, batch.totals)
+
+
+def job_of(images, folder, batch_size):
+    torch.manual_seed(0)
+    catalog = scan(images).catalog
+    rule = Preprocessing(SIZE)
+    return engine.Job(
+        network=Network(Small(), rule, CPU, Precision(None)),
+        num_classes={"one": 3, "two": 2},
+        loss=loss_of,
+        source=FileImages(catalog, rule),
+        batch_size=batch_size,
+        num_workers=0,
+        failures=FailureLog(RunFolder(folder), catalog, len(catalog), 0.5),
+        class_weights=WEIGHTS,
+    )
+
+
+def samples_of(num):
+    """Head one is known in the first half of the images alone, head two in every third."""
+    images = np.arange(num)
+    labels = {
+        "one": np.where(images < num // 2, images % 3, -1),
+        "two": np.where(images % 3 == 0, images % 2, -1),
+    }
+    return Samples(images, labels, images % 4 == 0)
+
+
+def train_and_measure(images, folder, batch_size, num):
+    job, samples = job_of(images, folder, batch_size), samples_of(num)
+    optimizer = torch.optim.SGD(job.network.model.parameters(), lr=1.0)
+    progress = engine.Progress(optimizer, job.network.grad_scaler(), EarlyStopping(3))
+    order = np.arange(num)  # so that the known labels of a head lie with few processes
+    ended = engine.train_epoch(job, progress, samples, order, STRONG, seed=3, rate=lambda _: 0.3)
+    assert ended
+    seen = engine.evaluate(job, samples, "all", keep_answers=True)
+    model = {k: v.numpy() for k, v in job.network.model.state_dict().items()}
+    fresh = engine.evaluate(job_of(images, folder, batch_size), samples, "all", keep_answers=True)
+    failures = list(job.failures.messages)
+    return model, (progress.epoch.loss_sum, progress.epoch.num_images), seen, fresh, failures
+
+
+def _work(place, pipe, arguments):
+    place()
+    distributed.start("cpu")
+    pipe.send(train_and_measure(*arguments))
+
+
+def together(world_size, *arguments):
+    """Call `train_and_measure` in several processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*scripts._PRELOADED])
+    started = []
+    with mock.patch.dict("os.environ", scripts._ENVIRONMENT):
+        for rank in range(world_size):
+            here, there = context.Pipe()
+            place = scripts.Place(rank, world_size, port)
+            process = context.Process(target=_work, args=(place, there, arguments))
+            process.start()
+            there.close()
+            started.append((process, here))
+    results = [here.recv() for _, here in started]
+    for process, _ in started:
+        process.join()
+    return results
+
+
+@pytest.mark.parametrize(("world_size", "batch_size", "num"), [(2, 4, 30), (3, 1, 7)])
+def test_processes_together_are_one_process_with_all_images(
+    tree, tmp_path, world_size, batch_size, num
+):
+    """Photos that cannot be read are among them; of 3 + 2 + 2 images one process gets none."""
+    alone = train_and_measure(tree.images, tmp_path, batch_size * world_size, num)
+    small = train_and_measure(tree.images, tmp_path, batch_size, num)
+    model, (loss_sum, num_images), _, _, failures = alone
+    first, *others = together(world_size, tree.images, tmp_path, batch_size, num)
+    for name, tensor in model.items():
+        np.testing.assert_allclose(first[0][name], tensor, rtol=0, atol=1e-5)
+        for other in others:
+            assert np.array_equal(other[0][name], first[0][name])
+    assert first[1] == (pytest.approx(loss_sum, rel=1e-6), num_images)
+    for one in (first, *others):
+        assert one[1] == first[1] and one[4] == failures
+        seen, expected = one[3], small[3]  # the same weights and the same batches
+        assert seen.loss == expected.loss
+        for head, matrix in expected.confusions.items():
+            assert np.array_equal(seen.confusions[head], matrix)
+        assert (seen.num_images, seen.num_unreadable) == (
+            expected.num_images,
+            expected.num_unreadable,
+        )
+    assert all(other[3].answers == {} for other in others)
+    for head, answers in small[3].answers.items():
+        for found, expected in zip(first[3].answers[head], answers, strict=True):
+            assert np.array_equal(found, expected)
+
+
+def batch_of(num):
+    draw = torch.Generator().manual_seed(1)
+    labels = {"one": torch.arange(num) % 4 - 1, "two": torch.full((num,), -1)}
+    labels["two"][-1] = 1
+    x = torch.rand((num, 3, SIZE, SIZE), generator=draw)
+    nothing = torch.empty(0)
+    return Batch(0, np.arange(num), nothing, labels, torch.zeros(num, dtype=torch.bool)), x
+
+
+def test_losses_of_parts_sum_to_the_loss_of_the_whole():
+    """Against torch's own mean over the known targets."""
+    draw = torch.Generator().manual_seed(2)
+    logits = torch.randn((9, 3), generator=draw)
+    target = torch.tensor([-1, 0, 2, -1, -1, -1, 1, 1, 0])
+    for weights in (None, torch.tensor([0.2, 5.0, 1.0])):
+        for smoothing in (0.0, 0.1):
+            total = losses.known_weight(target, weights)
+            parts = [
+                losses.masked_cross_entropy(logits[rows], target[rows], weights, smoothing, total)
+                for rows in (slice(0, 2), slice(2, 6), slice(3, 6), slice(6, 9))
+            ]
+            assert parts[2] == 0  # nothing known
+            expected = F.cross_entropy(
+                logits, target, weights, ignore_index=-1, label_smoothing=smoothing
+            )
+            torch.testing.assert_close(parts[0] + parts[1] + parts[3], expected)
+
+
+class Cramped(Small):
+    """Does not go forward with more than `most` images, nor backward with `most` itself."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most, self.sizes = most, []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to\nallocate")
+        one, two = super().forward(x)
+        if len(x) == self.most:
+            one.register_hook(self._refuse)
+        return one, two
+
+    def _refuse(self, _):
+        raise torch.OutOfMemoryError("CUDA out of memory in backward")
+
+
+def gradients(model, num, parts=1):
+    batch, x = batch_of(num)
+    network = Network(model, Preprocessing(SIZE), CPU, Precision(None))
+    value, parts = lockstep.backward(
+        network, loss_of, WEIGHTS, batch, x, network.grad_scaler(), parts
+    )
+    return float(value), parts, [p.grad for p in model.parameters()]
+
+
+def test_what_does_not_fit_into_memory_goes_through_in_parts(capfd):
+    torch.manual_seed(4)
+    model = Cramped(most=5)
+    value, parts, expected = gradients(_as_small(model), 20)
+    assert parts == 1
+    found_value, parts, found = gradients(model, 20)
+    assert parts == 8 and max(model.sizes[-8:]) == 3  # 20, 10, then 5 forward but not backward
+    assert found_value == pytest.approx(value, rel=1e-6)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    err = capfd.readouterr().err
+    assert "batches of 20 go through in 8 parts from now on" in err
+
+
+def _as_small(model):
+    small = Small()
+    small.load_state_dict(model.state_dict())
+    return small
+
+
+def test_a_device_too_small_for_two_images_is_said():
+    with pytest.raises(UserError, match="not enough memory on cpu for 2 images at once"):
+        gradients(Cramped(most=1), 8)
+
+
+def test_a_run_with_little_memory_learns_what_the_plain_run_learns(tree, tmp_path):
+    plain = train_and_measure(tree.images, tmp_path, 8, 30)
+    forward = Small.forward
+
+    def cramped(self, x):
+        if self.training and len(x) > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, x)
+
+    with mock.patch.object(Small, "forward", cramped):
+        found = train_and_measure(tree.images, tmp_path, 8, 30)
+    for name, tensor in plain[0].items():
+        np.testing.assert_allclose(found[0][name], tensor, rtol=0, atol=1e-5)
+    assert found[1] == (pytest.approx(plain[1][0], rel=1e-5), plain[1][1])
