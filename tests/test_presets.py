@@ -18,7 +18,6 @@ SCRIPTS = {
     "label_errors": "tools.find_label_errors",
     "export": "tools.export",
     "serve": "tools.serve",
-    "bench_server": "tools.bench_server",
 }
 PRESETS = sorted((ROOT / "configs").rglob("*.toml"))
 

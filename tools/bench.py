@@ -1,19 +1,18 @@
-"""Measure every part of training beside its limit and beside what one usually writes.
+"""Measure training, evaluation and start-up beside their limits and beside plain scripts.
 
     python -m tools.bench                          # all parts, about 20 minutes on two cores
-    python -m tools.bench --quick                  # about a minute: a look, no figures to quote
-    python -m tools.bench --only decode steps      # some parts; --list names them
+    python -m tools.bench --quick                  # a minute: a look, no figures to quote
+    python -m tools.bench --only epochs evaluation # some parts
 
-Prints a table and writes results/bench_<hardware>.csv (with --quick or --only: only with --out).
-Contenders of a part take turns, a round each, after a round that does not count; a figure is the
-median of the rounds. A ratio is the median of the rounds' own ratios, so that a machine whose speed
-drifts does not bend it. All photos are made up. What is not installed is said and left out.
+Prints tables and writes results/bench_<hardware>.csv (with --quick or --only: only with --out).
+Contenders of a part take turns after a warm-up round that does not count. A rate is the median over
+the rounds. A ratio is the median of the rounds' own ratios: drift of the machine cancels out. All
+photos are made up; networks have random weights, whose speed is that of trained ones.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import statistics
 import subprocess
@@ -21,170 +20,461 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr
-from dataclasses import dataclass, replace
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode, v2
 
+import inference_engine
 from petface import files
+from petface.data import images
+from petface.data.catalog import Catalog
+from petface.data.images import Preprocessing
+from petface.data.loading import FileImages, ImageReader, Samples, worker_count
+from petface.data.packing import image_source
+from petface.data.sources.petface import scan
 from petface.devices import choose_device, choose_precision, num_cores
 from petface.errors import UserError, run_script
+from petface.models import checkpoints
+from petface.models.architecture import PLAIN, build_classifier
+from petface.models.multi_head import ChinchillaMultiHeadResNet18
+from petface.models.network import Network
 from petface.settings import read_flags
-from tools import bench_parts, bench_training
-from tools.bench_parts import Part
+from petface.training import epoch, losses
+from petface.training.augment import BASE, NONE, TAIL, AugmentRegime, augment_batch
+from petface.training.runs import FailureLog, RunFolder
+from petface.training.schedule import EarlyStopping
 from tools.hardware import hardware_name
 
-PARTS: dict[str, Callable[[Path, torch.device, bool], Iterator[Part]]] = {
-    "decode": bench_parts.decode,
-    "pack": bench_parts.pack,
-    "augmentation": bench_parts.augmentation,
-    "samples": bench_parts.samples,
-    "steps": bench_training.steps,
-    "stage2": bench_training.stage2,
-    "epochs": bench_training.epochs,
-    "startup": bench_parts.startup,
-}
-HEADER = (
-    "part", "what", "images_per_s", "slowest_round", "fastest_round",
-    "limit", "of_limit", "yardstick", "times_yardstick", "rounds", "threads", "device", "precision",
-)  # fmt: skip
+SPECIES = ("cat", "dog", "hamster")  # the last is the minority
+PHOTOS_PER_RECORD = 4
+HEADER = ("part", "what", "images_per_s", "slowest_round", "fastest_round", "limit", "of_limit",
+          "yardstick", "times_yardstick", "rounds", "threads", "device", "precision")  # fmt: skip
+
+Run = Callable[[], int]  # does its work once, returns the number of images
 
 
 @dataclass(frozen=True)
-class Row:
-    """One contender of a part: images per second of each round."""
+class Part:
+    """Contenders by name; `limit` and `yardstick` name two of them, or nothing."""
 
-    part: Part
     name: str
-    rates: list[float]
-
-    def ratio(self, others: list[float] | None) -> float | None:
-        """Give the median of the rounds' ratios to another contender's."""
-        if not others:
-            return None
-        return statistics.median(a / b for a, b in zip(self.rates, others, strict=True))
+    contenders: dict[str, Run]
+    limit: str = ""
+    yardstick: str = ""
+    threads: int = 1
 
 
-def measure(part: Part, rounds: int, device: torch.device) -> list[Row]:
-    """Let the contenders take turns: one round of warming up, then `rounds` that count."""
+@dataclass(frozen=True)
+class Tree:
+    """A folder of made-up photos of one size, read as the trainers read it."""
+
+    folder: Path
+    size_px: int
+    catalog: Catalog
+
+    @property
+    def rule(self) -> Preprocessing:
+        return Preprocessing(self.size_px)
+
+    @property
+    def paths(self) -> list[Path]:
+        return [Path(self.catalog.path(i)) for i in range(len(self.catalog))]
+
+    def samples(self, places: np.ndarray) -> Samples:
+        """Return the images at `places` with their species."""
+        label = self.catalog.class_index[places].astype(np.int64)
+        return Samples(places, {"species": label}, label == len(SPECIES) - 1)
+
+    def train_and_val(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places to train on and the sixth to validate on."""
+        places = np.arange(len(self.catalog))
+        return places[places % 6 != 5], places[places % 6 == 5]
+
+    def pack(self) -> ImageReader:
+        """Open the pack of these photos, made at the first call."""
+        with redirect_stdout(None), redirect_stderr(io.StringIO()):
+            return image_source(self.catalog, "auto", self.rule)
+
+
+def make_photos(folder: Path, num: int, size_px: int) -> Tree:
+    """Write `num` PNG photos: noise with the spectrum, and about the file size, of photos."""
+    draw = np.random.default_rng(0)
+    frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(size_px)] * 2))
+    amplitude = np.maximum(frequency, 1 / size_px) ** -1.3
+    for number in range(num):
+        noise = np.fft.fft2(draw.normal(size=(4, size_px, size_px))) * amplitude
+        grey, *own = np.fft.ifft2(noise).real / size_px**0.5
+        pixels = np.stack([grey + 0.4 * plane for plane in own], axis=2)
+        pixels = 128 + 55 * (pixels - pixels.mean()) / pixels.std()
+        record = number // PHOTOS_PER_RECORD
+        place = folder / "images" / SPECIES[record % len(SPECIES)] / f"{record:06d}"
+        place.mkdir(parents=True, exist_ok=True)
+        photo = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        photo.save(place / f"{number % PHOTOS_PER_RECORD:02d}.png")
+    return Tree(folder, size_px, scan(folder / "images").catalog)
+
+
+# ---- The yardstick: what one writes with torchvision when speed is not the subject ----
+
+
+def v2_chain(regime: AugmentRegime, size_px: int) -> v2.Compose:
+    """Build torchvision's transforms of a regime: PIL image -> (3, H, W) float32 in [0, 1]."""
+    r, steps = regime, [v2.Resize((size_px, size_px))]
+    if r.flip_p:
+        steps.append(v2.RandomHorizontalFlip(r.flip_p))
+    if r.rotate_deg:
+        shift, zoom = (r.translate_frac, r.translate_frac), (r.scale_min, r.scale_max)
+        bilinear = InterpolationMode.BILINEAR
+        steps.append(v2.RandomAffine(r.rotate_deg, shift, zoom, interpolation=bilinear))
+    if r.brightness:
+        steps.append(v2.ColorJitter(r.brightness, r.contrast, r.saturation, r.hue))
+    steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    if r.erase_p:
+        area = (r.erase_area_max_frac / 10, r.erase_area_max_frac)
+        steps.append(v2.RandomErasing(r.erase_p, area))
+    return v2.Compose(steps)
+
+
+class Photos(torch.utils.data.Dataset):
+    """Files with a class each, decoded by Pillow and transformed one by one."""
+
+    def __init__(self, tree: Tree, places: np.ndarray, transform: v2.Compose) -> None:
+        self.paths = [tree.paths[i] for i in places]
+        self.labels = tree.catalog.class_index[places].tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        with Image.open(self.paths[place]) as image:
+            return self.transform(image.convert("RGB")), self.labels[place]
+
+
+def plain_script(tree: Tree, device: torch.device, batch_size: int) -> Run:
+    """Build the plain loop: fp32, NCHW, plain AdamW, a worker of a DataLoader for each core."""
+    torch.manual_seed(0)
+    model = build_classifier(PLAIN, len(SPECIES)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    train, val = (
+        DataLoader(
+            Photos(tree, places, v2_chain(regime, tree.size_px)),
+            batch_size,
+            shuffle=regime is BASE,
+            num_workers=num_cores(),
+            persistent_workers=True,
+            pin_memory=device.type == "cuda",
+        )
+        for places, regime in zip(tree.train_and_val(), (BASE, NONE), strict=True)
+    )
+
+    def run() -> int:
+        model.train()
+        for pixels, labels in train:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(pixels.to(device)), labels.to(device))
+            loss.backward()
+            optimizer.step()
+            loss.item()
+        model.eval()
+        with torch.no_grad():
+            for pixels, labels in val:
+                (model(pixels.to(device)).argmax(1) == labels.to(device)).sum().item()
+        return len(tree.catalog)
+
+    return run
+
+
+# ---- Training ----
+
+
+def augmentation(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
+    """Decoded images to network input on one core: ours in batches, torchvision per image."""
+    for size_px, num in ((224, 64), (64, 512)):
+        tree = make_photos(folder / str(size_px), num // 4 if quick else num, size_px)
+        pixels = torch.from_numpy(np.stack([images.decode(path) for path in tree.paths]))
+        pictures = [Image.fromarray(image) for image in pixels.numpy()]
+        on_device = pixels.permute(0, 3, 1, 2).to(device)
+        for name, regime in (("base", BASE), ("tail", TAIL)):
+            chain = v2_chain(regime, size_px)
+            contenders: dict[str, Run] = {
+                "ours": augmenting(on_device, is_tail=regime is TAIL),
+                "torchvision v2, PIL images": lambda p=pictures, c=chain: len([c(x) for x in p]),
+                "bytes to float alone": lambda x=on_device: len(x.float().div_(255)),
+            }
+            title = f"augmentation, {name}, {size_px} px"
+            yield Part(title, contenders, "bytes to float alone", "torchvision v2, PIL images")
+
+
+def augmenting(pixels: Tensor, *, is_tail: bool) -> Run:
+    """Augment (B, 3, H, W) uint8 in batches of 64."""
+    generator, rows = torch.Generator().manual_seed(0), torch.full((len(pixels),), is_tail)
+
+    def run() -> int:
+        for batch in zip(pixels.split(64), rows.split(64), strict=True):
+            augment_batch(*batch, BASE, TAIL, generator)
+        return len(pixels)
+
+    return run
+
+
+def epochs(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
+    """Whole epochs of stage 1 with validation on a sixth of the photos."""
+    for size_px, num in ((224, 192), (64, 1536)):
+        num = num // 4 if quick else num * (16 if device.type == "cuda" else 1)
+        batch = 16 if quick else 64
+        tree = make_photos(folder / str(size_px), num, size_px)
+        contenders = {
+            "ours, from files": our_epoch(tree, FileImages(tree.catalog, tree.rule), device, batch),
+            "ours, from a pack": our_epoch(tree, tree.pack(), device, batch),
+            "bare steps on one batch in memory": bare_steps(tree, device, batch),
+            "plain torchvision script": plain_script(tree, device, batch),
+        }
+        yield Part(f"epochs, {size_px} px", contenders, *list(contenders)[-2:], num_cores())
+
+
+def our_epoch(tree: Tree, source: ImageReader, device: torch.device, batch_size: int) -> Run:
+    """Train and validate with the trainers' own functions on all cores."""
+    torch.manual_seed(0)
+    model = build_classifier(PLAIN, len(SPECIES))
+    job = epoch.Job(
+        network=Network.build(model, tree.rule, str(device), "auto"),
+        num_classes={"species": len(SPECIES)},
+        loss=lambda out, b: losses.masked_cross_entropy(out[0], b.labels["species"]),
+        source=source,
+        batch_size=batch_size,
+        num_workers=worker_count(-1),
+        failures=FailureLog(RunFolder(tree.folder), tree.catalog, len(tree.catalog), 0.0),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    stopping = EarlyStopping(0, mode="max")
+    progress = epoch.Progress(optimizer, job.network.grad_scaler(), stopping)
+    train, val = (tree.samples(places) for places in tree.train_and_val())
+
+    def run() -> int:
+        progress.epoch = progress.epoch.next_epoch()
+        order = np.random.default_rng(progress.epoch.epoch).permutation(len(train))
+        epoch.train_epoch(job, progress, train, order, (BASE, TAIL), seed=0, rate=lambda _: 1e-4)
+        epoch.evaluate(job, val, "validate")
+        return len(tree.catalog)
+
+    return run
+
+
+def bare_steps(tree: Tree, device: torch.device, batch_size: int) -> Run:
+    """Augment, forward, backward and update on one batch in memory, with nothing around it."""
+    images_of = FileImages(tree.catalog, tree.rule).read(np.arange(batch_size)).arrays[0]
+    pixels = images_of.permute(0, 3, 1, 2).to(device)
+    samples = tree.samples(np.arange(batch_size))
+    label = torch.from_numpy(samples.labels["species"]).to(device)
+    is_tail, generator = torch.from_numpy(samples.is_tail), torch.Generator()
+    torch.manual_seed(0)
+    model = build_classifier(PLAIN, len(SPECIES))
+    network = Network.build(model, tree.rule, str(device), "auto")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    scaler = network.grad_scaler()
+    model.train()
+
+    def run() -> int:
+        for _ in range(len(tree.catalog) // batch_size):
+            x = augment_batch(pixels, is_tail, BASE, TAIL, generator)
+            loss = nn.functional.cross_entropy(network(x)[0].float(), label)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        return len(tree.catalog) // batch_size * batch_size
+
+    return run
+
+
+# ---- Evaluation and start-up ----
+
+
+def evaluation(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
+    """`evaluate_full_dataset`, whole, beside a loop over single photos with both networks."""
+    tree = make_photos(folder, 48 if quick else 384, 224)
+    annotations = folder / "annotations"
+    annotations.mkdir()
+    rows = [f"{n:06d},B{n % 20},{'FM'[n % 2]}" for n in range(len(tree.catalog))]
+    for species in SPECIES:
+        text = "\n".join(["Name,Breed,Gender", *rows])
+        (annotations / f"{species}.csv").write_text(text, encoding="utf-8")
+    first, heads = write_networks(tree)
+
+    def whole(pack: str, precision: str) -> Run:
+        def run() -> int:
+            with redirect_stdout(None):
+                inference_engine.evaluate_full_dataset(
+                    folder / "images",
+                    annotations,
+                    stage1_checkpoint=folder / "best.pt",
+                    stage2_folder=folder / "stage2",
+                    out_dir=folder / "evaluation",
+                    device=str(device),
+                    precision=precision,
+                    pack=pack,
+                    interval_resamples=0,
+                    force=True,
+                )
+            return len(tree.catalog)
+
+        return run
+
+    chain = v2_chain(NONE, 224)
+
+    def loop() -> int:
+        with torch.no_grad():
+            for path in tree.paths:
+                with Image.open(path) as photo:
+                    x = chain(photo.convert("RGB"))[None].to(device)
+                first(x).softmax(1).max(1)
+                [head.softmax(1).max(1) for head in heads(x)]
+        return len(tree.catalog)
+
+    contenders = {
+        "PNG files, fp32": whole("", "fp32"),
+        "PNG files": whole("", "auto"),
+        "pack": whole("auto", "auto"),
+        "loop over single photos": loop,
+    }
+    tree.pack()  # made beforehand
+    yield Part("evaluation, whole", contenders, "", "loop over single photos", num_cores())
+
+
+def write_networks(tree: Tree) -> tuple[nn.Module, nn.Module]:
+    """Write random checkpoints whose stage 1 always answers the first species; return both."""
+    torch.manual_seed(0)
+    first = build_classifier(PLAIN, len(SPECIES)).eval()
+    first.fc.bias.data[0] += 1000.0
+    heads = ChinchillaMultiHeadResNet18({"breed": 20, "gender": 2}).eval()
+    rule = {"preprocessing": tree.rule.to_dict()}
+    classes = {name: index for index, name in enumerate(SPECIES)}
+    stage1 = {"model": first.state_dict(), "class_to_index": classes, **rule}
+    checkpoints.save(tree.folder / "best.pt", stage1)
+    names = {"breed": [f"B{n}" for n in range(20)], "gender": ["F", "M"]}
+    place = tree.folder / "stage2" / SPECIES[0] / f"{SPECIES[0]}_best.pt"
+    place.parent.mkdir(parents=True)
+    content = {"model": heads.state_dict(), "species": SPECIES[0], "head_vocabs": names, **rule}
+    checkpoints.save(place, content)
+    return first, heads
+
+
+def startup(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
+    """Listing a tree as large as PetFace in a fresh process, imports included."""
+    del device
+    num = 20_000 if quick else 1_012_934
+    for number in range(num):
+        record = number // PHOTOS_PER_RECORD
+        place = folder / "images" / SPECIES[record % len(SPECIES)] / f"{record:06d}"
+        if number % PHOTOS_PER_RECORD == 0:
+            place.mkdir(parents=True)
+        (place / f"{number % PHOTOS_PER_RECORD:02d}.png").write_bytes(b".")
+    ours = "import sys; from petface.data.sources.petface import scan; scan(sys.argv[1])"
+    theirs = "import sys, torchvision; torchvision.datasets.ImageFolder(sys.argv[1])"
+
+    def listing(code: str) -> Run:
+        command = [sys.executable, "-c", code, str(folder / "images")]
+        return lambda: num * (subprocess.run(command, check=True).returncode == 0)
+
+    contenders = {"ours": listing(ours), "torchvision ImageFolder": listing(theirs)}
+    yield Part(f"start-up, {num:,} images", contenders, "", "torchvision ImageFolder")
+
+
+# ---- Measuring ----
+
+PARTS: dict[str, Callable[[Path, torch.device, bool], Iterator[Part]]] = {
+    "augmentation": augmentation,
+    "epochs": epochs,
+    "evaluation": evaluation,
+    "startup": startup,
+}
+
+
+def measure(part: Part, rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Return images/s of each round: contenders take turns, after a round that does not count."""
     rates: dict[str, list[float]] = {name: [] for name in part.contenders}
     before = torch.get_num_threads()
     torch.set_num_threads(part.threads)
     try:
         for number in range(rounds + 1):
             for name, run in part.contenders.items():
-                _wait(device)
                 start = time.perf_counter()
                 with redirect_stderr(io.StringIO()):  # progress bars
                     num_images = run()
-                _wait(device)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
                 if number:
                     rates[name].append(num_images / (time.perf_counter() - start))
     finally:
         torch.set_num_threads(before)
-    return [Row(part, name, found) for name, found in rates.items()]
+    return rates
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def ratio(rates: dict[str, list[float]], name: str, other: str) -> float | None:
+    """Return the median of the rounds' ratios of one contender to another; None without one."""
+    if other not in rates:
+        return None
+    return statistics.median(a / b for a, b in zip(rates[name], rates[other], strict=True))
 
 
-def show(part: Part, rows: list[Row]) -> None:
-    """Print a part's table."""
-    rates = {row.name: row.rates for row in rows}
-    unit = "thread" if part.threads == 1 else "threads"
-    print(f"\n{part.name} ({part.threads} {unit})")
-    print(f"  {'':46s} {'img/s':>10s} {'of limit':>9s} {'yardstick':>10s}")
-    for row in rows:
-        share, times = row.ratio(rates.get(part.limit)), row.ratio(rates.get(part.yardstick))
-        is_limit, is_yardstick = row.name == part.limit, row.name == part.yardstick
-        left = "limit" if is_limit else "" if share is None else f"{share:.0%}"
-        right = "= 1" if is_yardstick else "" if times is None else f"x {times:.2f}"
-        print(f"  {row.name:46s} {statistics.median(row.rates):10,.0f} {left:>9s} {right:>10s}")
-    for note in part.notes:
-        print(f"  {note}")
-    sys.stdout.flush()
-
-
-def cells(row: Row, rates: dict[str, list[float]], device: torch.device) -> list[object]:
-    """Give a row of the CSV."""
-    part = row.part
-    share, times = row.ratio(rates.get(part.limit)), row.ratio(rates.get(part.yardstick))
-    return [
-        part.name,
-        row.name,
-        *(f"{v:.1f}" for v in (statistics.median(row.rates), min(row.rates), max(row.rates))),
-        part.limit,
-        "" if share is None else f"{share:.3f}",
-        part.yardstick,
-        "" if times is None else f"{times:.3f}",
-        len(row.rates),
-        part.threads,
-        device.type,
-        str(choose_precision("auto", device)),
-    ]
+def show(part: Part, rates: dict[str, list[float]], device: torch.device) -> list[list[object]]:
+    """Print a part's table and return the rows of the CSV."""
+    print(f"\n{part.name} ({part.threads} thread{'s' * (part.threads > 1)})")
+    print(f"  {'':40s} {'img/s':>10s} {'of limit':>9s} {'yardstick':>10s}")
+    rows: list[list[object]] = []
+    for name, found in rates.items():
+        share, times = ratio(rates, name, part.limit), ratio(rates, name, part.yardstick)
+        middle = statistics.median(found)
+        left = "" if share is None else f"{share:.0%}"
+        right = "" if times is None else f"x {times:.2f}"
+        print(f"  {name:40s} {middle:10,.1f} {left:>9s} {right:>10s}", flush=True)
+        rows.append(
+            [part.name, name, *(f"{value:.1f}" for value in (middle, min(found), max(found)))]
+            + [part.limit, "" if share is None else f"{share:.3f}"]
+            + [part.yardstick, "" if times is None else f"{times:.3f}"]
+            + [len(found), part.threads, device.type, str(choose_precision("auto", device))]
+        )
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small and few rounds, a minute")
-    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="; ".join(PARTS))
-    parser.add_argument("--list", action="store_true", help="name the parts and leave")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--rounds", type=int, default=0, help="0: 5, with --quick 2")
-    parser.add_argument("--threads", type=int, default=0, help="of the network; 0: all cores")
     parser.add_argument("--folder", type=Path, help="for the made-up photos; default: temporary")
     parser.add_argument("--out", type=Path, help="CSV to write")
     arguments = read_flags(parser)
-    if arguments.list:
-        print("\n".join([*PARTS, "evaluation"]))
-        return
-    if unknown := set(arguments.only) - {*PARTS, "evaluation"}:
+    if unknown := set(arguments.only) - PARTS.keys():
         raise UserError(f"--only {', '.join(sorted(unknown))}: known are {', '.join(PARTS)}")
     device = choose_device(arguments.device)
+    hardware = hardware_name(device)
     rounds = arguments.rounds or (2 if arguments.quick else 5)
     out = arguments.out
     if out is None and not (arguments.quick or arguments.only):
-        out = Path("results") / f"bench_{hardware_name(device)}.csv"
-    print(
-        f"{hardware_name(device)}, torch {torch.__version__}, {num_cores()} cores, {rounds} rounds"
-    )
+        out = Path("results") / f"bench_{hardware}.csv"
+    print(f"{hardware}, torch {torch.__version__}, {num_cores()} cores, {rounds} rounds")
     start, table = time.perf_counter(), []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        for name, make in PARTS.items():
-            if arguments.only and name not in arguments.only:
-                continue
-            for part in make(Path(folder) / name, device, arguments.quick):
-                if arguments.threads and part.threads > 1:
-                    part = replace(part, threads=arguments.threads)
-                rows = measure(part, rounds, device)
-                show(part, rows)
-                rates = {row.name: row.rates for row in rows}
-                table += [cells(row, rates, device) for row in rows]
+        for name in arguments.only or PARTS:
+            for part in PARTS[name](Path(folder) / name, device, arguments.quick):
+                table += show(part, measure(part, rounds, device), device)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**30
         print(f"\nGPU memory of this process at most: {peak:.2f} GiB")
-    if not arguments.only or "evaluation" in arguments.only:
-        evaluation(arguments.quick)
     if out is not None:
         files.write_csv(out, HEADER, table)
         print(f"\nwritten: {out}")
     print(f"minutes: {(time.perf_counter() - start) / 60:.1f}")
-
-
-def evaluation(quick: bool) -> None:
-    """Run the evaluation's own measurement, where it is there."""
-    if importlib.util.find_spec("tools.bench_evaluation") is None:
-        print("\nevaluation: tools/bench_evaluation.py is not there")
-        return
-    with tempfile.TemporaryDirectory() as folder:  # of a quick look no file stays
-        small = ["--photos", "64", "--rounds", "2", "--out", folder] if quick else []
-        command = [sys.executable, "-m", "tools.bench_evaluation", *small]
-        print(f"\nevaluation: {' '.join(command[1:])}", flush=True)
-        if (code := subprocess.run(command, check=False).returncode) != 0:
-            print(f"evaluation: left with code {code}")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,7 @@ TOOLS = sorted(
     if "run_script(" in path.read_text(encoding="utf-8")
 )
 COMMAND = {scripts.INFERENCE: ["evaluate"]}  # a single photo's flags are the same
-NEEDED = {
-    "tools/measure_scan.py": ["--folder", "unused"],
-    "tools/prepare_data.py": ["oxford_pets"],
-}
+NEEDED = {"tools/prepare_data.py": ["oxford_pets"]}
 
 
 def refused(done, *words):

@@ -1,8 +1,7 @@
-"""tools.export and tools.bench_export as a user runs them."""
+"""tools.export as a user runs it."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from pathlib import Path
@@ -25,7 +24,7 @@ def flags(tree, runs: Path, out: Path) -> list[object]:
             "--stage2-folder", runs / "stage2", "--out", out]  # fmt: skip
 
 
-EXPORT, BENCH = "tools/export.py", "tools/bench_export.py"
+EXPORT = "tools/export.py"
 
 
 @pytest.mark.slow
@@ -42,28 +41,8 @@ def test_an_export_and_its_comparison(tree, runs, tmp_path, script) -> None:
     again = script(EXPORT, flags(tree, runs, out))
     assert again.code == 1 and "a finished bundle; --force replaces it" in again.err
 
-    table = tmp_path / "table.csv"
-    arguments = [*flags(tree, runs, table), "--bundle", out, "--num-rate", 4, "--rounds", 1]
-    done = script(BENCH, arguments)
-    assert done.code == 0, done.err
-    with table.open() as handle:
-        rows = list(csv.DictReader(handle))
-    assert [(row["model"], row["head"], row["engine"]) for row in rows] == [
-        (model, head, engine)
-        for model, heads in (("stage1", ["species"]), ("cat", ["breed", "gender"]))
-        for engine in ("torch", "onnxruntime")
-        for head in heads
-    ]
-    assert {row["equal_answers"] for row in rows} == {"1.0000"}
-    assert {row["max_logit_difference"] for row in rows if row["engine"] == "torch"} == {"0"}
-    accuracy = {(row["model"], row["head"], row["engine"]): row["accuracy"] for row in rows}
-    for model, head, engine in accuracy:
-        assert accuracy[model, head, engine] == accuracy[model, head, "torch"] != ""
 
-
-def test_a_bundle_that_is_none_is_named(tree, runs, tmp_path, script) -> None:
-    done = script(BENCH, [*flags(tree, runs, tmp_path / "t.csv"), "--bundle", tmp_path])
-    assert done.code == 1 and "is no bundle; make it with python -m tools.export" in done.err
+def test_forcing_without_int8_is_refused(tree, runs, tmp_path, script) -> None:
     done = script(EXPORT, [*flags(tree, runs, tmp_path / "b"), "--force-int8"])
     assert done.code == 1 and "--force-int8 needs --precision int8" in done.err
 
