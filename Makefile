@@ -2,7 +2,7 @@
 # make test      linter, type checker and the quick tests
 # make test-slow the long checks
 # make torture   kills, damaged files, full disks and more, for an hour or two
-# make lock      requirements.lock anew, after a change of requirements*.txt
+# make lock      requirements.lock anew, after a change of requirements.txt or pyproject.toml
 # make audit     look the locked packages up among known vulnerabilities; needs the network
 # VENV=/path     share one environment between checkouts
 
@@ -63,7 +63,7 @@ lock:
 	$$scratch/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9 && \
 	$$scratch/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
-	  --output-file requirements.lock requirements-dev.txt
+	  --output-file requirements.lock pyproject.toml --extra dev
 
 audit:
 	@scratch=$$(mktemp -d) && trap "rm -rf $$scratch" EXIT && $(PYTHON) -m venv $$scratch && \

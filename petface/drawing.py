@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from petface import files
+from petface.errors import install_line
 
-INSTALL_LINE = "pip install -r requirements-report.txt"
+INSTALL_LINE = install_line("report")
 
 
 def figure_maker(path: Path) -> Callable[..., Any] | None:

@@ -23,6 +23,11 @@ class UserError(ValueError):
     exit_code = 1
 
 
+def install_line(extra: str) -> str:
+    """Return the command that installs an extra of pyproject.toml."""
+    return f'python -m pip install ".[{extra}]"'
+
+
 _FIRST_WORD_S = 2.0
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 
 import pytest
 from packaging.requirements import Requirement
@@ -15,25 +16,24 @@ from packaging.version import Version
 from tests import scripts
 
 LOCK = (scripts.REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
-NOT_LOCKED = {  # for some machines or wishes only
-    "requirements-bench.txt",
-    "requirements-openvino.txt",
-    "requirements-search.txt",
-    "requirements-tensorboard.txt",
-}
+PROJECT = tomllib.loads((scripts.REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+NOT_LOCKED = {"search", "track"}  # for some wishes only
 FLOORS = {"torch": "2.11", "pillow": "12", "onnx": "1.16", "python-multipart": "0.0.18",
           "starlette": "0.49.1"}  # fmt: skip
 
 
-def wanted(name: str) -> list[Requirement]:
-    """What a requirements file names, and the files that it refers to."""
-    found = []
-    for line in (scripts.REPOSITORY / name).read_text(encoding="utf-8").splitlines():
-        line = line.partition(" #")[0].strip()
-        if line.startswith("-r "):
-            found += wanted(line[3:])
-        elif line and not line.startswith("#"):
-            found.append(Requirement(line))
+def wanted() -> list[Requirement]:
+    """What requirements.txt and the extra `dev` name, and the extras that it refers to."""
+    lines = (scripts.REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    todo = ["dev"]
+    while todo:
+        for requirement in map(Requirement, EXTRAS[todo.pop()]):
+            if requirement.name == "petface":
+                todo += requirement.extras
+            else:
+                found.append(requirement)
     return found
 
 
@@ -53,17 +53,23 @@ def versions(name: str) -> list[Version]:
     return [Version(next(iter(entry.specifier)).version) for entry, _ in locked()[name]]
 
 
-def test_every_requirements_file_is_one_of_those_that_are_locked_or_not():
-    names = {path.name for path in scripts.REPOSITORY.glob("requirements*.txt")}
-    inside = set(re.findall(r"-r (\S+)", (scripts.REPOSITORY / "requirements-dev.txt").read_text()))
-    assert names == inside | NOT_LOCKED | {"requirements-dev.txt"}
+def test_every_extra_is_locked_or_one_of_those_that_are_not():
+    (whole,) = (r for r in map(Requirement, EXTRAS["dev"]) if r.name == "petface")
+    assert set(EXTRAS) == {"dev", *whole.extras, *NOT_LOCKED}
 
 
 def test_the_lock_satisfies_every_requirement():
-    for requirement in wanted("requirements-dev.txt"):
+    for requirement in wanted():
         assert requirement.specifier, f"{requirement} names no version"
         for version in versions(canonicalize_name(requirement.name)):
             assert requirement.specifier.contains(version), f"{requirement}: run `make lock`"
+
+
+def test_an_install_line_names_an_extra_that_is_there():
+    code = [*scripts.REPOSITORY.glob("petface/**/*.py"), *scripts.REPOSITORY.glob("tools/*.py")]
+    pattern = r"install_line\(['\"](\w+)"
+    named = {extra for path in code for extra in re.findall(pattern, path.read_text())}
+    assert named and named <= set(EXTRAS)
 
 
 def test_every_entry_is_one_version_with_checksums():

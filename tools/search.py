@@ -1,6 +1,6 @@
 """Look for good constants of a preset with Optuna; the validation part decides.
 
-    pip install -r requirements-search.txt
+    python -m pip install ".[search]"
     python -m tools.search configs/stage1/tinypets.toml LR=1e-4..1e-2 MIX=none,mixup,both
 
 A range `a..b` of whole numbers is drawn evenly, one of other numbers by its logarithm where `a` is
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petface import files
-from petface.errors import SettingsError, UserError, run_script
+from petface.errors import SettingsError, UserError, install_line, run_script
 from petface.settings import Positive, Seed, Settings, read_settings
 from tools.sweep import ROOT, flag_of_change, last_line, trainer_of
 
@@ -185,9 +185,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise UserError(
-            f"tools.search needs Optuna ({error}): pip install -r requirements-search.txt"
-        ) from error
+        raise UserError(f"tools.search needs Optuna ({error}): {install_line('search')}") from error
     return optuna
 
 

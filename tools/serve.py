@@ -10,7 +10,7 @@ request goes to stderr. Photos stay in memory while they are answered and are ke
 
 Ctrl-C or SIGTERM: no more is taken in, what was is answered, exit code 0; a second signal leaves at
 once. There is no authentication: leave HOST as it is, or put a proxy in front that has one.
-Needs: python -m pip install -r requirements-serve.txt
+Needs: python -m pip install ".[serve]"
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 
 from petface.devices import choose_device, num_cores
-from petface.errors import SettingsError, UserError, run_script
+from petface.errors import SettingsError, UserError, install_line, run_script
 from petface.inference.two_stage import TwoStageInference
 from petface.settings import NonNegative, NonNegativeFloat, Positive, PositiveFloat, read_settings
 
@@ -68,7 +68,7 @@ _PACKAGES = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_
 def main() -> None:
     s = read_settings(sys.modules[__name__])
     if missing := [name for name in _PACKAGES if find_spec(name) is None]:
-        way_out = "python -m pip install -r requirements-serve.txt"
+        way_out = install_line("serve")
         raise UserError(f"the server needs {', '.join(missing)}: {way_out}")
     from petface.serving.app import make_app
     from petface.serving.intake import Intake

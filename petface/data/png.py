@@ -1,6 +1,6 @@
 """PNG files: ordinary photos decoded at nearly twice Pillow's speed, and the checksums of all.
 
-The faster decoder needs imagecodecs (requirements-decode.txt) and gives the same pixels. What is
+The faster decoder needs imagecodecs (extra `decode`) and gives the same pixels. What is
 not plain (8-bit RGB, not interlaced, whole, every checksum right, nothing beside the pixels) is
 left to Pillow, and so is everything where imagecodecs is missing.
 """

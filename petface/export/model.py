@@ -113,7 +113,7 @@ def _parity(
     if largest_grey > _MAX_GREY_LEVELS:
         raise UserError(
             f"{source.path}: the graph's resizing is {largest_grey:.0f} grey levels off; take the "
-            f"onnxruntime of requirements-export.txt"
+            f"onnxruntime that pyproject.toml names"
         )
     resized = parity.differences(
         parity.answer_each(whole.logits_and_scores, cut, None),

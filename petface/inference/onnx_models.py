@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from petface.data.images import Preprocessing
-from petface.errors import UserError
+from petface.errors import UserError, install_line
 from petface.models import checkpoints
 from petface.models.checkpoints import CheckpointError
 from petface.models.network import Outputs
@@ -33,7 +33,7 @@ FORMAT = 1
 BUNDLE = "bundle.json"
 SUFFIX = ".onnx"
 GUARD_SCORE = "guard_score"  # the output beside the heads of a stage 1 with a guard
-INSTALL_LINE = "python -m pip install -r requirements-export.txt"
+INSTALL_LINE = install_line("export")
 
 # What a card and the model's metadata both hold; in the model each entry is JSON text.
 METADATA = (

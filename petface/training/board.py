@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from petface.errors import UserError
+from petface.errors import UserError, install_line
 
 FOLDER = "tensorboard"
-INSTALL_LINE = "pip install -r requirements-tensorboard.txt"
+INSTALL_LINE = install_line("track")
 
 
 def check_board() -> None:

@@ -260,5 +260,5 @@ def test_bytes_that_are_no_model_are_refused_by_name() -> None:
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_a_missing_package_is_named_with_its_install_line(bundle, monkeypatch, package) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"need {package} .*requirements-export\.txt"):
+    with pytest.raises(UserError, match=rf"need {package} .*\.\[export\]"):
         exported.load(exported.read(bundle / "stage1.onnx"))

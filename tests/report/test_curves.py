@@ -72,5 +72,5 @@ def test_without_matplotlib(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert not draw_curves(HISTORY, tmp_path / "curves.png")
     told = capsys.readouterr().out
-    assert "matplotlib is missing" in told and "pip install -r requirements-report.txt" in told
+    assert "matplotlib is missing" in told and 'python -m pip install ".[report]"' in told
     assert not list(tmp_path.iterdir())

@@ -201,7 +201,7 @@ def test_limits_that_let_nothing_in_are_refused(monkeypatch):
 
 def test_a_missing_package_is_told_with_the_way_to_get_it(monkeypatch):
     monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "uvicorn" else name)
-    wanted = "uvicorn: python -m pip install -r requirements-serve.txt"
+    wanted = 'uvicorn: python -m pip install ".[serve]"'
     assert wanted in refused(monkeypatch)
 
 

@@ -311,7 +311,7 @@ def test_flat_is_flat_and_growth_is_noticed():
 
 @pytest.mark.slow
 def test_an_evaluation_and_a_server_are_watched(workshop, monkeypatch):
-    pytest.importorskip("fastapi", reason="python -m pip install -r requirements-serve.txt")
+    pytest.importorskip("fastapi", reason='python -m pip install ".[serve]"')
     monkeypatch.setattr(soak, "NUM_SAMPLES", 16)
     monkeypatch.setattr(soak, "MAX_GROWTH_BYTES", 500_000_000)  # two seconds are all warming up
     evaluation, server = (fine(outcome) for outcome in soak.torture_soak(workshop, 2.0))
