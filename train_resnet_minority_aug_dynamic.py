@@ -27,7 +27,7 @@ from petface.data.loading import Samples, worker_count
 from petface.data.packing import image_source
 from petface.data.splits import SPLITS
 from petface.errors import UserError, run_script
-from petface.evaluation.tables import write_confusion
+from petface.metrics import write_confusion
 from petface.models import checkpoints
 from petface.models.architecture import build_classifier
 from petface.models.backbones import BackboneName

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from petface import files
 from petface.taxonomy import UNKNOWN
 
 _CELLS_PER_CHUNK = 4_000_000  # bootstrap counts held at once: 32 MB of int64
@@ -225,6 +228,25 @@ def top_confusions(cm: np.ndarray, class_names: Sequence[str], k: int) -> list[C
         )
         for row, column in zip(*np.unravel_index(cells, cm.shape), strict=True)
     ]
+
+
+def write_confusion(path: Path, cm: np.ndarray, class_names: Sequence[str]) -> None:
+    """Write a (K, K) matrix as CSV: a row per true class, a column per answer, with the names."""
+    names = list(class_names)
+    rows = [[name, *counts] for name, counts in zip(names, cm.tolist(), strict=True)]
+    files.write_csv(path, ["true \\ predicted", *(str(files.safe_cell(n)) for n in names)], rows)
+
+
+def read_confusion(path: Path) -> tuple[list[str], np.ndarray] | None:
+    """Read a table of `write_confusion`: names and (K, K) counts; None where it is none."""
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            header, *rows = csv.reader(handle)
+        names = [files.plain_cell(name) for name in header[1:]]
+        counts = np.array([[int(cell) for cell in row[1:]] for row in rows], np.int64)
+    except (OSError, ValueError):
+        return None
+    return (names, counts) if names and counts.shape == (len(names), len(names)) else None
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray, *, empty: float) -> npt.NDArray[np.float64]:

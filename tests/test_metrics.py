@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn.metrics
 
+from petface.files import plain_cell
 from petface.metrics import (
     accuracy,
     balanced_accuracy,
@@ -17,8 +20,10 @@ from petface.metrics import (
     confusion_matrix,
     majority_baseline,
     precision_recall_f1,
+    read_confusion,
     recall_per_class,
     top_confusions,
+    write_confusion,
 )
 
 
@@ -206,3 +211,27 @@ def test_interval_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch)
     whole = cluster_bootstrap_interval(correct, photos)
     monkeypatch.setattr("petface.metrics._CELLS_PER_CHUNK", 100)
     assert cluster_bootstrap_interval(correct, photos) == whole
+
+
+def test_a_confusion_table_round_trips_for_us_and_for_pandas(tmp_path: Path) -> None:
+    names, cm, path = (
+        ["Bulldog, Olde mix", "=1+1", 'so-called "x"', "NA"],
+        np.eye(4, dtype=int),
+        tmp_path / "x.csv",
+    )
+    cm[1, 3] = 7
+    write_confusion(path, cm, names)
+    table = pd.read_csv(path, index_col=0, keep_default_na=False)
+    np.testing.assert_array_equal(table.to_numpy(), cm)
+    assert table.index.name == "true \\ predicted" and not any(table.columns.str.startswith("="))
+    assert [plain_cell(n) for n in table.index] == [plain_cell(n) for n in table.columns] == names
+    found = read_confusion(path)
+    assert found is not None and found[0] == names and (found[1] == cm).all()
+    with pytest.raises(ValueError, match="zip"):
+        write_confusion(path, cm[:3], names)
+
+
+@pytest.mark.parametrize("text", ["", "a\n", "x,a,b\na,1\nb,1,2\n", "x,a\na,one\n", "x,a\n"])
+def test_what_is_no_confusion_table_is_not_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    assert read_confusion(tmp_path / "t.csv") is read_confusion(tmp_path / "gone.csv") is None

@@ -13,7 +13,6 @@ from petface import metrics
 from petface.drawing import figure_maker, save_png
 from petface.evaluation.figures import class_counts
 from petface.evaluation.heads import HeadAnswers
-from petface.evaluation.tables import write_confusion
 
 CONFUSIONS = "confusion"
 PARTS = ("test", "all")
@@ -72,7 +71,7 @@ def write_confusions(heads: Mapping[str, HeadAnswers], folder: Path) -> None:
     can_draw = True
     for name, title, matrix, classes in _matrices(heads):
         table, picture = folder / f"{name}.csv", folder / f"{name}.png"
-        write_confusion(table, matrix, classes)
+        metrics.write_confusion(table, matrix, classes)
         kept.add(table.name)
         if can_draw := can_draw and draw_confusion(picture, matrix, classes, title):
             kept.add(picture.name)

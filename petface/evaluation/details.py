@@ -8,7 +8,7 @@ class numbers, and what was fitted for each head, are in `petface_eval_models.js
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,35 +180,6 @@ def class_numbers(labels: Sequence[str], names: Sequence[str]) -> np.ndarray:
     """Number labels by their place in `names`: (n,) int64, `UNKNOWN` for "", else `NOT_A_CLASS`."""
     number = {name: place for place, name in enumerate(names)} | {"": UNKNOWN}
     return np.array([number.get(label, NOT_A_CLASS) for label in labels], np.int64)
-
-
-def lay_out_rows(
-    images: Sequence[str],
-    species: str,
-    records: Sequence[str],
-    splits: Sequence[str],
-    status: Sequence[str],
-    species_cells: Sequence[Sequence[object]],
-    truth: Mapping[str, Sequence[str]],
-    head_cells: Sequence[Mapping[str, Sequence[object]]],
-) -> list[list[object]]:
-    """Build the rows of images of one species in the order of `PER_IMAGE_COLUMNS`.
-
-    Per image: `species_cells` are prediction, probability and 1 or 0, or three empty ones;
-    `head_cells` maps each answered feature to (prediction, probability); `truth` holds each
-    feature's labels, "" unknown.
-    """
-    rows = []
-    for place, image in enumerate(images):
-        cells: list[object] = [image, species, records[place], splits[place], status[place]]
-        cells += species_cells[place]
-        for feature in FEATURES:
-            true = truth[feature][place] if feature in truth else ""
-            predicted, probability = head_cells[place].get(feature, ("", ""))
-            is_asked = true != "" and predicted != ""
-            cells += [true, predicted, probability, int(true == predicted) if is_asked else ""]
-        rows.append(cells)
-    return rows
 
 
 def read_rows(path: Path) -> pd.DataFrame:

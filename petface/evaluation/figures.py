@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,29 @@ def class_counts(asked: HeadAnswers) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def known(value: float) -> float | None:
     """Give None for NaN, which JSON does not know."""
     return None if math.isnan(value) else float(value)
+
+
+def percent(share: Any, digits: int = 1) -> str:
+    """Format a share as per cent without the unit, `97.3`; "" where it is no finite number."""
+    return f"{share * 100:.{digits}f}" if _is_number(share) else ""
+
+
+def points(change: Any, digits: int = 1) -> str:
+    """Format a change of a share in points, `+3.2`, `-0.4` or `0.0`; "" for no finite number."""
+    shown = f"{change * 100:+.{digits}f}" if _is_number(change) else ""
+    return shown if shown.strip("+-0.") else shown[1:]
+
+
+def interval(limits: Any, form: Callable[[Any], str] = percent) -> str:
+    """Format an interval of shares, `95.2 - 99.1`, or with `points` `-4.0 to -2.1`; "" for none."""
+    if not isinstance(limits, list | tuple) or len(limits) != 2 or not all(map(form, limits)):
+        return ""
+    return (" to " if form is points else " - ").join(map(form, limits))
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
 
 
 def _class_figures(asked: HeadAnswers) -> dict[str, float | None]:

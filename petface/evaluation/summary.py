@@ -10,7 +10,7 @@ from petface.data.splits import SPLITS
 from petface.evaluation.confusions import hardest_classes, top_confusions
 from petface.evaluation.consistency import describe_consistency
 from petface.evaluation.details import HEADS, Evaluation
-from petface.evaluation.figures import figures, figures_by_species
+from petface.evaluation.figures import figures, figures_by_species, interval, percent
 from petface.evaluation.fusion import count, describe_fusion, fuse
 from petface.evaluation.heads import HeadAnswers, read_heads
 from petface.evaluation.reliability_figures import describe_trust
@@ -158,16 +158,15 @@ def describe_summary(summary: dict[str, Any]) -> str:
     ]
     for name, entry in [("species", test["species"]), *test["features"].items()]:
         figure = summary["figures"]["test"][name]
-        interval = figure.get("interval_95")
-        shown = f"{interval[0] * 100:.1f} - {interval[1] * 100:.1f}" if interval else ""
+        shown = interval(figure.get("interval_95"))
         kappa = "" if figure["kappa"] is None else f"{figure['kappa']:.2f}"
         end_to_end = figure.get("end_to_end", {}).get("accuracy")
         lines.append(
-            f"{name:10s} {figure['num']:8,d} {_percent(figure['accuracy']):>9s} {shown:>15s} "
-            f"{_percent(figure['top5']):>6s} {_percent(end_to_end):>11s} "
-            f"{_percent(entry['per_record']['accuracy']):>11s} "
-            f"{_percent(entry['balanced_accuracy']):>9s} "
-            f"{_percent(entry['majority_baseline']):>9s} {kappa:>6s}"
+            f"{name:10s} {figure['num']:8,d} {percent(figure['accuracy']):>9s} {shown:>15s} "
+            f"{percent(figure['top5']):>6s} {percent(end_to_end):>11s} "
+            f"{percent(entry['per_record']['accuracy']):>11s} "
+            f"{percent(entry['balanced_accuracy']):>9s} "
+            f"{percent(entry['majority_baseline']):>9s} {kappa:>6s}"
         )
     return "\n".join(lines + [f"  {line}" for line in describe_confidence(summary)])
 
@@ -187,13 +186,9 @@ def describe_confidence(summary: dict[str, Any]) -> list[str]:
         elif not entry["num_with_threshold"]:
             text = f"never sure: no threshold reaches {wanted} on the validation part"
         else:
-            text = f"answers {_percent(entry['coverage'])} % of photos at {wanted} (wanted)"
+            text = f"answers {percent(entry['coverage'])} % of photos at {wanted} (wanted)"
             right = entry["accuracy_of_answered"]
             if right is not None:
-                text += f", {_percent(right)} % right of these on the test part"
+                text += f", {percent(right)} % right of these on the test part"
         lines.append(f"{head}: {text}")
     return lines
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share * 100:.1f}"

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
-
 import numpy as np
 
-from petface.files import plain_cell
 from petface.report.page import table, text
 
 MAX_CLASSES = 60  # of a picture; above, the commonest confusions stand in a table
@@ -15,18 +11,6 @@ NUM_PAIRS = 20
 _CELL, _BIG_CELL, _LETTER = 15, 28, 6.1  # units of about a pixel
 _MAX_NAME, _MAX_COUNTED = 34, 14  # letters; classes up to which the counts stand in the cells
 _NUM_SHADES = 10
-
-
-def read_confusion(path: Path) -> tuple[list[str], np.ndarray] | None:
-    """Read a table of `tables.write_confusion`: names and (K, K) counts; None if it is none."""
-    try:
-        with path.open(encoding="utf-8", newline="") as handle:
-            header, *rows = csv.reader(handle)
-        names = [plain_cell(name) for name in header[1:]]
-        counts = np.array([[int(cell) for cell in row[1:]] for row in rows], np.int64)
-    except (OSError, ValueError):
-        return None
-    return (names, counts) if names and counts.shape == (len(names), len(names)) else None
 
 
 def draw_confusion(title: str, names: list[str], counts: np.ndarray) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from petface.metrics import read_confusion
 from petface.report.definitions import definitions
-from petface.report.heat_map import draw_confusion, read_confusion
+from petface.report.heat_map import draw_confusion
 from petface.report.page import table, text
 from petface.report.report_confidence import confidence_section
 from petface.report.report_errors import label_error_section, mistake_section, probe_section

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from petface.metrics import read_confusion
 from petface.report.dots import Dot, dots
-from petface.report.heat_map import draw_confusion, read_confusion
+from petface.report.heat_map import draw_confusion
 from petface.report.page import table, text
 from petface.report.pictures import picture
 from petface.report.plots import Frame, Line, chart

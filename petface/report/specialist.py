@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from petface import files, metrics
-from petface.evaluation.tables import write_confusion
+from petface.metrics import write_confusion
 
 _TITLES = {
     "test": "test part (records that nothing was trained or chosen on)",

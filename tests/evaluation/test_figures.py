@@ -16,6 +16,7 @@ from petface import metrics
 from petface.evaluation import confusions
 from petface.evaluation.confusions import write_confusions
 from petface.evaluation.details import HEADS, read_evaluation
+from petface.evaluation.figures import interval, percent, points
 from petface.evaluation.heads import read_heads
 from petface.evaluation.summary import describe_confidence, summarise
 from tests.evaluation.made_evaluation import CLASSES, SPECIES, Photo, fitted, make_evaluation
@@ -489,3 +490,23 @@ def test_pairs_of_colours(summary: dict[str, Any], photos: list[Photo]) -> None:
     found = summary["consistency"]["all"]
     assert 0 < found["impossible_pairs"] < 1 and 0 < found["unseen_true"] < 1
     assert 0 < found["equal_true"] < 1 and 0 < found["joint_accuracy"] < 1
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (percent(0.97349), "97.3"),
+        (percent(1, 0), "100"),
+        (percent(None) + percent(math.nan) + percent("x") + percent(True), ""),
+        (points(0.032), "+3.2"),
+        (points(-0.0304), "-3.0"),
+        (points(-0.0001), "0.0"),
+        (points(0.0), "0.0"),
+        (points(None), ""),
+        (interval([0.952, 0.991]), "95.2 - 99.1"),
+        (interval((-0.04, -0.021), points), "-4.0 to -2.1"),
+        (interval(None) + interval([0.1]) + interval([0.1, math.nan]) + interval("ab"), ""),
+    ],
+)
+def test_shares_and_intervals_are_written_one_way(found: str, expected: str) -> None:
+    assert found == expected

@@ -23,7 +23,6 @@ from petface.evaluation.details import (
     PER_IMAGE_COLUMNS,
     describe_answers,
     empty_details,
-    lay_out_rows,
     read_evaluation,
 )
 from petface.evaluation.summary import describe_summary, summarise
@@ -290,23 +289,3 @@ def test_a_specialist_that_was_never_asked_does_not_leave_the_denominator(tmp_pa
     for found in (test["features"]["breed"], test["per_species"]["cat"]["breed"]):
         assert (found["end_to_end"]["num"], found["end_to_end"]["accuracy"]) == (1, 0)
         assert found["conditional"] == {"num": 0, "correct": 0, "accuracy": None}
-
-
-def test_rows_are_laid_out_in_the_order_of_the_columns() -> None:
-    rows = lay_out_rows(
-        ["a.png", "b.png"], "cat", ["7", "8"], ["val", "test"], ["ok", "unreadable"],
-        [["cat", "0.9", 1], ["", "", ""]],
-        {"breed": ["x", "y"], "gender": ["", ""]},
-        [{"breed": ["z", "0.5"], "gender": ["male", "0.6"], "color": ["red", "0.4"]}, {}],
-    )  # fmt: skip
-    first, second = (dict(zip(PER_IMAGE_COLUMNS, row, strict=True)) for row in rows)
-    assert {column: cell for column, cell in first.items() if cell != ""} == {
-        "image": "a.png", "species": "cat", "record": "7", "split": "val", "status": "ok",
-        "species_pred": "cat", "species_prob": "0.9", "species_correct": 1,
-        "breed_true": "x", "breed_pred": "z", "breed_prob": "0.5", "breed_correct": 0,
-        "color_pred": "red", "color_prob": "0.4", "gender_pred": "male", "gender_prob": "0.6",
-    }  # fmt: skip
-    assert {column: cell for column, cell in second.items() if cell != ""} == {
-        "image": "b.png", "species": "cat", "record": "8", "split": "test",
-        "status": "unreadable", "breed_true": "y",
-    }  # fmt: skip

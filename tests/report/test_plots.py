@@ -8,9 +8,9 @@ import re
 import numpy as np
 import pytest
 
-from petface.evaluation.tables import write_confusion
+from petface.metrics import read_confusion, write_confusion
 from petface.report.dots import Change, Dot, changes, dots, stacked
-from petface.report.heat_map import draw_confusion, read_confusion, top_pairs
+from petface.report.heat_map import draw_confusion, top_pairs
 from petface.report.plots import HEIGHT, WIDTH, Frame, Line, chart, sparkline, ticks
 from tests.report.page_checks import Checker
 
@@ -126,10 +126,3 @@ def test_many_classes_become_the_commonest_pairs():
     assert "svg" not in found.tags
     assert found.rows[1:] == [["class 60", "class 0", "5", "14"], ["class 3", "class 7", "4", "13"]]
     assert "None" in top_pairs(names, np.diag(np.ones(61, int)))
-
-
-@pytest.mark.parametrize("content", ["", "a\n", "x,a,b\na,1\nb,1,2\n", "x,a\na,one\n", "x,a\n"])
-def test_a_table_that_is_none_is_not_read(tmp_path, content):
-    (tmp_path / "t.csv").write_text(content)
-    assert read_confusion(tmp_path / "t.csv") is None
-    assert read_confusion(tmp_path / "gone.csv") is None
