@@ -45,7 +45,7 @@ test-slow: $(VENV)/ready
 	$(RUN) -m pytest -m slow
 
 torture: $(VENV)/ready
-	$(RUN) -m tools.torture
+	$(RUN) -m tests.torture
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -15,14 +15,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAGE1 = "train_resnet_minority_aug_dynamic.py"
 STAGE2 = "stage2_resnet_multi.py"
 INFERENCE = "inference_engine.py"
+PACK = "tools/pack_images.py"
+REPORT = "tools/report.py"
 _PRELOADED = [
     "inference_engine",
     "train_resnet_minority_aug_dynamic",
@@ -30,8 +34,16 @@ _PRELOADED = [
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
 ]
-_PATIENCE_S = 1200  # a run takes seconds; a loaded machine takes much longer
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+PATIENCE_S = 1200  # a run takes seconds; a loaded machine takes much longer
+# One thread, so that sums are always made in the same order.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(REPOSITORY),
+    "CUDA_VISIBLE_DEVICES": "",
+    # what a killed process has not given back is given back at the end, with a warning
+    "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
+}
+Hook = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,16 @@ class Result:
             block[key] = value
         return block
 
+    @property
+    def message(self) -> str:
+        """The line that says what was wrong."""
+        lines = self.err.replace("\r", "\n").splitlines()
+        return next((line for line in lines if line.startswith("error: ")), "")
+
+    def last_words(self) -> str:
+        """What to show of a run that should have gone well."""
+        return f"exit code {self.code}: {self.message or self.err.strip()[-300:]}"
+
 
 def run_fresh(script: str, arguments: Sequence[object]) -> Result:
     """Run a script as a user does: `python script.py arguments`."""
@@ -59,66 +81,95 @@ def run_fresh(script: str, arguments: Sequence[object]) -> Result:
         [sys.executable, str(REPOSITORY / script), *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, **_ENVIRONMENT},
-        timeout=_PATIENCE_S,
+        env={**os.environ, **ENVIRONMENT},
+        timeout=PATIENCE_S,
     )
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+@dataclass(frozen=True)
+class Running:
+    """A script that was started in a fork."""
+
+    process: Any
+    out: Path
+    err: Path
+
+    @property
+    def pid(self) -> int:
+        return int(self.process.pid)
+
+    def is_over(self) -> bool:
+        return not self.process.is_alive()
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self.process.kill()
+
+    def send(self, number: int) -> None:
+        """Send it a signal, unless it is gone."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def wait(self) -> Result:
+        """Wait for its end."""
+        self.process.join(PATIENCE_S)
+        if self.process.exitcode is None:
+            self.kill()
+            raise TimeoutError(f"a script did not end: {self.err.read_text(errors='replace')}")
+        texts = (path.read_text("utf-8", "replace") for path in (self.out, self.err))
+        return Result(self.process.exitcode, *texts)
+
+
+def start(
+    script: str, arguments: Sequence[object], scratch: Path, hook: Hook | None = None
+) -> Running:
+    """Start a script in a fork of a warm interpreter; `hook` (picklable) runs in it first.
+
+    Its streams go into files of `scratch`.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    out, err = scratch / "stdout.txt", scratch / "stderr.txt"
+    for path in (out, err):
+        path.write_bytes(b"")  # a script may be killed before it opens them
+    with mock.patch.dict(os.environ, ENVIRONMENT):  # for the server, at its first start
+        process = context.Process(
+            target=_become, args=(script, [*map(str, arguments)], str(out), str(err), hook)
+        )
+        process.start()
+    return Running(process, out, err)
+
+
 def run_forked(
-    script: str,
-    arguments: Sequence[object],
-    scratch: Path,
-    hook: Callable[[], None] | None = None,
+    script: str, arguments: Sequence[object], scratch: Path, hook: Hook | None = None
 ) -> Result:
-    """Run a script in a fork of a warm interpreter; `hook` (picklable) runs in it first."""
-    (result,) = _run_forks(script, arguments, [scratch], [hook])
-    return result
+    """Start a script in a fork and wait for its end."""
+    return start(script, arguments, scratch, hook).wait()
 
 
 def run_together(
     script: str,
     arguments: Sequence[object],
     scratch: Path,
-    hooks: Sequence[Callable[[], None] | None] = (None, None),
+    hooks: Sequence[Hook | None] = (None, None),
 ) -> list[Result]:
     """Run a script in as many processes as there are `hooks`, as torchrun would start them."""
+    if len(hooks) == 1:
+        return [run_forked(script, arguments, scratch, hooks[0])]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    places = [Place(rank, len(hooks), port, hook) for rank, hook in enumerate(hooks)]
-    folders = [scratch / f"rank{place.rank}" for place in places]
-    for folder in folders:
-        folder.mkdir(exist_ok=True)
-    return _run_forks(script, arguments, folders, places)
-
-
-def _run_forks(
-    script: str,
-    arguments: Sequence[object],
-    folders: Sequence[Path],
-    hooks: Sequence[Callable[[], None] | None],
-) -> list[Result]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
     started = []
-    with mock.patch.dict(os.environ, _ENVIRONMENT):  # for the server, at its first start
-        for folder, hook in zip(folders, hooks, strict=True):
-            out, err = folder / "stdout.txt", folder / "stderr.txt"
-            process = context.Process(
-                target=_become, args=(script, [*map(str, arguments)], str(out), str(err), hook)
-            )
-            process.start()
-            started.append((process, out, err))
-    results = []
-    for process, out, err in started:
-        process.join(_PATIENCE_S)
-        if process.exitcode is None:
-            for other, _, _ in started:
-                other.kill()
-            raise TimeoutError(f"{script} did not end: {err.read_text()}")
-        results.append(Result(process.exitcode, out.read_text(), err.read_text()))
-    return results
+    for rank, hook in enumerate(hooks):
+        folder = scratch / f"rank{rank}"
+        folder.mkdir(exist_ok=True)
+        started.append(start(script, arguments, folder, Place(rank, len(hooks), port, hook)))
+    try:
+        return [running.wait() for running in started]
+    finally:
+        for running in started:
+            running.kill()
 
 
 def _become(

@@ -121,7 +121,7 @@ def test_too_small_a_shared_memory_is_said_and_does_without_workers():
         ["unshare", "-m", "sh", "-c", command, sys.executable, SMALL_MEMORY],
         capture_output=True,
         text=True,
-        env={**os.environ, **scripts._ENVIRONMENT},
+        env={**os.environ, **scripts.ENVIRONMENT},
         timeout=300,
     )
     assert done.returncode == 0, done.stderr

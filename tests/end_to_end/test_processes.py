@@ -161,7 +161,7 @@ def test_an_error_in_one_process_ends_all_with_its_message(tree, stage1_run, tmp
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
          "--standalone", str(driver), *map(str, flags)],
-        capture_output=True, text=True, env={**os.environ, **scripts._ENVIRONMENT}, timeout=300,
+        capture_output=True, text=True, env={**os.environ, **scripts.ENVIRONMENT}, timeout=300,
     )  # fmt: skip
     assert done.returncode != 0
     assert "the disk of this machine burns" in done.stderr

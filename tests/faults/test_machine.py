@@ -187,7 +187,7 @@ def refusal_of(path, script):
         capture_output=True,
         text=True,
         cwd=path,
-        env={**os.environ, **scripts._ENVIRONMENT, "PYTHONPATH": str(path)},
+        env={**os.environ, **scripts.ENVIRONMENT, "PYTHONPATH": str(path)},
     )
     assert done.returncode == 1 and done.stdout == "", done
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr

@@ -102,7 +102,7 @@ def together(world_size, *arguments):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*scripts._PRELOADED])
     started = []
-    with mock.patch.dict("os.environ", scripts._ENVIRONMENT):
+    with mock.patch.dict("os.environ", scripts.ENVIRONMENT):
         for rank in range(world_size):
             here, there = context.Pipe()
             place = scripts.Place(rank, world_size, port)

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from petface.models import checkpoints
-from tools.torture import hooks, scripts
-from tools.torture.outcome import Outcome
-from tools.torture.sameness import run_differences, stale_files
-from tools.torture.workshop import Command, Workshop
+from tests import scripts
+from tests.torture.fixtures import Command, Workshop
+from tests.torture.outcome import Outcome
+from tests.torture.sameness import run_differences, stale_files
 
 PROGRAMS = ("stage1", "stage2")
 NUM_PROCESSES = (1, 2)
@@ -51,7 +51,7 @@ def torture_resume(
         chosen = sorted(draw.sample(range(1, num_steps), min(num_stops, num_steps - 1)))
         for before, step in zip([0, *chosen], chosen, strict=False):
             number = draw.choice([signal.SIGTERM, signal.SIGINT])
-            stop = hooks.SignalAtStep(step - before, number)
+            stop = scripts.SignalAtStep(step - before, number)
             asked = draw.randrange(num_processes)  # one of them is enough to stop all
             own = [stop if rank == asked else None for rank in range(num_processes)]
             done = _run(command, workshop, own)

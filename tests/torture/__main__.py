@@ -1,9 +1,9 @@
 """The proof of the promise that nothing breaks it and nothing is lost.
 
-    python -m tools.torture                                   # everything
-    python -m tools.torture --only kills disk                 # some parts
-    python -m tools.torture --only kills --records 900        # at the size of `make demo`
-    python -m tools.torture --num-kills 5 --soak-seconds 60   # a shorter look
+    python -m tests.torture                                   # everything
+    python -m tests.torture --only kills disk                 # some parts
+    python -m tests.torture --only kills --records 900        # at the size of `make demo`
+    python -m tests.torture --num-kills 5 --soak-seconds 60   # a shorter look
 
 Made-up data only, in a temporary folder. Each part prints its rows as they are done, and all of
 them stand in one table at the end; exit code 1 where anything went wrong. What chance decides
@@ -21,28 +21,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 from petface.errors import run_script
-from petface.settings import NonNegative, Positive, PositiveFloat, Seed, Settings, read_settings
-from tools.torture import full_disk, kills, resume, rivals
-from tools.torture.bad_checkpoints import torture_checkpoints
-from tools.torture.bad_images import torture_images
-from tools.torture.bad_packs import torture_packs
-from tools.torture.csv_files import torture_csv
-from tools.torture.denominators import torture_denominators
-from tools.torture.outcome import Outcome, table
-from tools.torture.soak import torture_soak
-from tools.torture.workshop import Workshop
+from petface.settings import Positive, PositiveFloat, Seed, Settings, read_settings
+from tests.torture import full_disk, kills, resume, two_processes
+from tests.torture.annotations import torture_csv
+from tests.torture.checkpoints import torture_checkpoints
+from tests.torture.fixtures import Workshop
+from tests.torture.images import torture_images
+from tests.torture.outcome import Outcome, table
+from tests.torture.packs import torture_packs
+from tests.torture.soak import torture_soak
 
 # ---- What is done ----
 ONLY: tuple[
     Literal[
-        "kills", "images", "csv", "checkpoints", "packs", "disk", "two_processes", "clock",
-        "resume", "denominators", "soak",
+        "kills", "images", "csv", "checkpoints", "packs", "disk", "two_processes", "resume", "soak",
     ],
     ...,
 ] = ()  # fmt: skip  # parts; () = all
 PROGRAMS: tuple[
     Literal["stage1", "stage2", "pack", "evaluate", "predict", "splits", "report"], ...
-] = ()  # of kills, disk, two_processes, clock and resume; () = all that a part knows
+] = ()  # of kills, disk, two_processes and resume; () = all that a part knows
 SEED: Seed = 0
 
 # ---- How much ----
@@ -52,7 +50,6 @@ NUM_CSV: Positive = 500
 NUM_CHECKPOINTS: Positive = 300
 NUM_PACKS: Positive = 450
 NUM_STOPS: Positive = 10  # steps at which a training is stopped and goes on
-NUM_CLOCK_KILLS: NonNegative = 5
 SOAK_SECONDS: PositiveFloat = 900.0
 
 # ---- The made-up data ----
@@ -102,13 +99,8 @@ def _disk(s: Settings, shop: Workshop) -> Rows:
 
 
 def _two_processes(s: Settings, shop: Workshop) -> Rows:
-    for program in _of(s, rivals.PROGRAMS):
-        yield rivals.torture_two_processes(shop, program)
-
-
-def _clock(s: Settings, shop: Workshop) -> Rows:
-    for program in _of(s, rivals.CLOCK_PROGRAMS):
-        yield rivals.torture_clock(shop, program, s.NUM_CLOCK_KILLS, s.SEED)
+    for program in _of(s, two_processes.PROGRAMS):
+        yield two_processes.torture_two_processes(shop, program)
 
 
 def _resume(s: Settings, shop: Workshop) -> Rows:
@@ -132,9 +124,7 @@ _PARTS: dict[str, Callable[[Any, Workshop], Rows]] = {
     "kills": _kills,
     "disk": _disk,
     "two_processes": _two_processes,
-    "clock": _clock,
     "resume": _resume,
-    "denominators": lambda s, shop: iter([torture_denominators(shop, s.SEED)]),
     "soak": lambda s, shop: iter(torture_soak(shop, s.SOAK_SECONDS)),
 }
 

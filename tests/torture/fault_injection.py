@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,27 +10,6 @@ from pathlib import Path
 from typing import IO, Any
 
 _BLOCK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class SignalAtStep:
-    """Send a signal in the `step`-th training step, from 1."""
-
-    step: int
-    number: int
-
-    def __call__(self) -> None:
-        from petface.training import epoch as engine
-
-        calls, update = [0], engine._update
-
-        def counting(*arguments: Any) -> bool:
-            calls[0] += 1
-            if calls[0] == self.step:
-                os.kill(os.getpid(), self.number)
-            return update(*arguments)
-
-        engine._update = counting
 
 
 @dataclass(frozen=True)
@@ -58,42 +36,6 @@ class SlowDisk:
 
         os.fsync = slow_fsync  # type: ignore[assignment]
         rows.FileIO = packing.FileIO = SlowFile  # type: ignore[misc]
-
-
-@dataclass(frozen=True)
-class SteppingClock:
-    """Let the clock on the wall jump by up to ten years, forwards and back, at every look."""
-
-    seed: int
-
-    def __call__(self) -> None:
-        import random
-
-        import tqdm.std
-
-        draw, true = random.Random(self.seed), time.time
-        local, universal = time.localtime, time.gmtime
-
-        def jumping() -> float:
-            return true() + draw.uniform(-3e8, 3e8)
-
-        time.time = tqdm.std.time = jumping
-        time.time_ns = lambda: int(jumping() * 1e9)  # type: ignore[assignment]
-        time.localtime = lambda *at: local(*(at or (jumping(),)))  # type: ignore[assignment]
-        time.gmtime = lambda *at: universal(*(at or (jumping(),)))  # type: ignore[assignment]
-
-
-@dataclass(frozen=True)
-class LimitFiles:
-    """Let no file grow beyond some bytes: what stands for a full disk where nothing is mounted."""
-
-    num_bytes: int
-
-    def __call__(self) -> None:
-        import resource
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.num_bytes, resource.RLIM_INFINITY))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Mutated images through `petface.data.images.decode`, in processes that may die without harm.
 
-    python -m tools.torture.bad_images petface.data.images:decode 20 0 0 2000   # what a worker does
+    python -m tests.torture.images petface.data.images:decode 20 0 0 2000   # what a worker does
 
 A worker has little address space and a timer whose signal ends it: a crash and a hang of the
 decoder's C code are seen from outside, by the signal that the worker died of.
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tools.torture.outcome import Outcome
+from tests.torture.outcome import Outcome
 
 MEMORY_BYTES = 1_000_000_000  # address space of a worker
 PATIENCE_S = 20.0  # for one image; any takes well below a second on a machine that is not busy
@@ -79,7 +79,7 @@ def _run_worker(
     decode: str, patience_s: float, seed: int, first: int, end: int
 ) -> tuple[list[dict[str, Any]], int, str]:
     """Let a worker decode images from `first` on; what it told, how it ended, its last words."""
-    command = [sys.executable, "-m", "tools.torture.bad_images", decode]
+    command = [sys.executable, "-m", "tests.torture.images", decode]
     done = subprocess.run(
         [*command, *map(str, (patience_s, seed, first, end))],
         capture_output=True,

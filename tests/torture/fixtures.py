@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from petface.errors import UserError
-from tools.torture import scripts
+from tests import scripts
 
 PROGRAMS = ("stage1", "stage2", "pack", "evaluate", "predict")
 _STEADY = ["--device", "cpu", "--precision", "fp32", "--num-workers", 0]
@@ -92,9 +92,11 @@ class Workshop:
         if program not in self.seconds:
             command = self.command(program, folder)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            scripts.run(scripts.REPORT, ["--help"], self.scratch("warm"))  # the fork server starts
+            scripts.run_forked(
+                scripts.REPORT, ["--help"], self.scratch("warm")
+            )  # the fork server starts
             begun = time.monotonic()
-            done = scripts.run(command.script, command.arguments, self.scratch("straight"))
+            done = scripts.run_forked(command.script, command.arguments, self.scratch("straight"))
             if done.code != 0:
                 raise UserError(f"the undisturbed {program} failed, {done.last_words()}")
             self.seconds[program] = time.monotonic() - begun

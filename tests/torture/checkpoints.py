@@ -26,8 +26,9 @@ import torch
 
 from petface.models import checkpoints
 from petface.models.checkpoints import CheckpointError
-from tools.torture.outcome import Outcome
-from tools.torture.sameness import differences
+from tests.torture.damage import DAMAGES, flipped_bit
+from tests.torture.outcome import Outcome
+from tests.torture.sameness import differences
 
 _CONTENT = {
     "model": {
@@ -204,33 +205,21 @@ def _regions(data: bytes) -> list[tuple[int, int]]:
     return [*parts, (directory, len(data) - 22), (len(data) - 22, len(data))]
 
 
-def _cut_short(data: bytes, draw: random.Random) -> bytes:
-    return data[: draw.randrange(len(data))]
+def _anywhere(damage: Callable[..., bytes]) -> Callable[[bytes, random.Random], bytes]:
+    """Damage any region alike, however small it is."""
 
+    def damaged(data: bytes, draw: random.Random) -> bytes:
+        begin, end = draw.choice([part for part in _regions(data) if part[1] > part[0]])
+        return damage(data, begin, end, draw)
 
-def _flipped_bit(data: bytes, draw: random.Random) -> bytes:
-    """Flip a bit in any region alike, however small it is."""
-    begin, end = draw.choice([part for part in _regions(data) if part[1] > part[0]])
-    place = draw.randrange(begin, end)
-    return data[:place] + bytes([data[place] ^ 1 << draw.randrange(8)]) + data[place + 1 :]
+    damaged.__name__ = damage.__name__
+    return damaged
 
 
 def _flipped_weight(data: bytes, draw: random.Random) -> bytes:
     """Flip a bit in the largest record."""
     begin, end = max(_regions(data), key=lambda part: part[1] - part[0])
-    place = draw.randrange(begin, end)
-    return data[:place] + bytes([data[place] ^ 1 << draw.randrange(8)]) + data[place + 1 :]
-
-
-def _overwritten(data: bytes, draw: random.Random) -> bytes:
-    begin, end = draw.choice([part for part in _regions(data) if part[1] > part[0]])
-    place, content = draw.randrange(begin, end), draw.choice([draw.randbytes(8), bytes(64)])
-    return data[:place] + content + data[place + len(content) :]
-
-
-def _block_gone(data: bytes, draw: random.Random) -> bytes:
-    begin = draw.randrange(len(data))
-    return data[:begin] + data[begin + draw.choice([1, 64, 512, 4096]) :]
+    return flipped_bit(data, begin, end, draw)
 
 
 def _bytes_around(data: bytes, draw: random.Random) -> bytes:
@@ -288,7 +277,6 @@ def _something_else(data: bytes, draw: random.Random) -> bytes:
 
 
 _DAMAGES = (
-    _cut_short, _flipped_bit, _flipped_bit, _flipped_weight, _overwritten, _block_gone,
-    _bytes_around, _directory_entry, _directory_entry, _records_mixed, _checksum_too,
-    _something_else,
+    *map(_anywhere, DAMAGES), _flipped_weight, _bytes_around, _directory_entry, _directory_entry,
+    _records_mixed, _checksum_too, _something_else,
 )  # fmt: skip

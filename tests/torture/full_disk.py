@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petface.files import TEMPORARY_SUFFIX
-from tools.torture import hooks, scripts
-from tools.torture.kills import ENDED
-from tools.torture.outcome import Outcome
-from tools.torture.sameness import broken_files, run_differences, stale_files
-from tools.torture.workshop import Command, Workshop
+from tests import scripts
+from tests.torture import fault_injection as hooks
+from tests.torture.fixtures import Command, Workshop
+from tests.torture.kills import ENDED
+from tests.torture.outcome import Outcome
+from tests.torture.sameness import broken_files, run_differences, stale_files
 
 PROGRAMS = ("stage1", "stage2", "pack", "evaluate", "predict", "splits", "report")
 _PAGE = 4096
@@ -48,7 +49,7 @@ class Space:
     @property
     def hook(self) -> scripts.Hook | None:
         """What a script needs to be limited."""
-        return None if self.is_mounted else hooks.LimitFiles(self.num_bytes)
+        return None if self.is_mounted else scripts.FullDisk(self.num_bytes)
 
 
 @contextmanager
@@ -82,7 +83,7 @@ def torture_disk(workshop: Workshop, program: str) -> Outcome:
         step, last = _PAGE, ""
         while num_starts < _MAX_STARTS:
             num_starts += 1
-            done = scripts.run(
+            done = scripts.run_forked(
                 command.script, command.arguments, workshop.scratch("streams"), space.hook
             )
             if done.code == 0:
@@ -121,7 +122,7 @@ def torture_each_file(workshop: Workshop, program: str) -> Outcome:
         for name in [*names, ""]:  # at last undisturbed
             hook = hooks.FillDiskAt(name, ballast)
             streams = workshop.scratch("streams")
-            done = scripts.run(command.script, command.arguments, streams, hook)
+            done = scripts.run_forked(command.script, command.arguments, streams, hook)
             was_full = ballast.exists()
             ballast.unlink(missing_ok=True)
             if was_full and done.code == 0 and "no report" in done.out:
@@ -210,6 +211,6 @@ def _compare(straight: Path, folder: Path, workshop: Workshop, space: Space) -> 
         return [f"{name} is left over" for name in left] + ["splits.csv differs"] * (not same)
     if not list(folder.rglob("report.html")) and list(straight.rglob("report.html")):
         space.grow(1_000_000)  # what was trained is finished; its report is made on request
-        scripts.run(scripts.REPORT, [folder], workshop.scratch("streams"), space.hook)
+        scripts.run_forked(scripts.REPORT, [folder], workshop.scratch("streams"), space.hook)
     lost = run_differences(straight, folder)
     return lost + [f"{name} is left over" for name in stale_files(straight, folder)]

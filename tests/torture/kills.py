@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tools.torture import hooks, scripts
-from tools.torture.outcome import Outcome
-from tools.torture.sameness import broken_files, num_being_written, run_differences, stale_files
-from tools.torture.workshop import Command, Workshop
+from tests import scripts
+from tests.torture import fault_injection as hooks
+from tests.torture.fixtures import Command, Workshop
+from tests.torture.outcome import Outcome
+from tests.torture.sameness import broken_files, num_being_written, run_differences, stale_files
 
 PROGRAMS = ("stage1", "stage2", "pack", "evaluate")
 _LOOK_EVERY_S = 0.0005

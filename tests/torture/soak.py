@@ -1,6 +1,6 @@
 """Evaluations again and again, and a server under a light load: memory and handles stay flat.
 
-python -m tools.torture.soak <evaluation flags as JSON>    # what the evaluating process does
+python -m tests.torture.soak <evaluation flags as JSON>    # what the evaluating process does
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.torture import scripts
-from tools.torture.outcome import Outcome
-from tools.torture.workshop import Workshop
+from tests import scripts
+from tests.torture.fixtures import Workshop
+from tests.torture.outcome import Outcome
 
 NUM_SAMPLES = 200
 MAX_GROWTH_BYTES = 16_000_000  # of the floor, from the second quarter to the last
@@ -194,7 +194,7 @@ def _evaluator(workshop: Workshop, folder: Path) -> list[object]:
         "stage2_folder": str(workshop.straight("stage2")),
         "out_dir": str(folder / "out"),
     }
-    return ["tools.torture.soak", json.dumps(what)]
+    return ["tests.torture.soak", json.dumps(what)]
 
 
 def evaluate_on(evaluate: Callable[..., object], flags: dict[str, str]) -> None:
