@@ -140,42 +140,61 @@ def majority_baseline(train_counts: npt.ArrayLike, test_counts: npt.ArrayLike) -
 def cluster_bootstrap_interval(
     num_correct_per_record: npt.ArrayLike,
     num_per_record: npt.ArrayLike,
+    classes: npt.ArrayLike | None = None,
     *,
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Give a percentile interval of sum(correct) / sum(num) when whole records are resampled.
+    """Return a percentile interval of sum(correct) / sum(num) when whole records are resampled.
 
     Both (R,) whole numbers, images right and images evaluated of each record. The photos of one
-    animal are right or wrong together, so an interval over images would be too narrow. Records
-    without an evaluated image do not count; without any other, (NaN, NaN). Where every record has
-    the same share right (all images right, one record only) the interval has no width: the
+    animal are right or wrong together, so an interval over images would be too narrow. Of two
+    models on the same records, `correct` is the difference of their hits and may be negative.
+    With `classes` (R,), the true class of each record, it is the balanced share: the mean of the
+    classes' shares, over the classes that a resample holds.
+    Records without an evaluated image do not count; without any other, (NaN, NaN). Where every
+    record has the same share (all images right, one record only) the interval has no width: the
     bootstrap sees no spread to learn from. Source: Davison & Hinkley 1997, Bootstrap Methods and
     their Application, sections 3.8 and 5.3.1.
     """
     correct, num = np.asarray(num_correct_per_record), np.asarray(num_per_record)
-    assert correct.ndim == 1 and correct.shape == num.shape, (correct.shape, num.shape)
+    group = np.zeros(len(num), np.int64) if classes is None else np.asarray(classes, np.int64)
+    assert correct.ndim == 1 and correct.shape == num.shape == group.shape, (
+        correct.shape,
+        num.shape,
+    )
     assert 0.0 < confidence < 1.0 and resamples > 0, (confidence, resamples)
-    correct, num = correct[num > 0].astype(np.int64), num[num > 0].astype(np.int64)
+    kept = num > 0
+    correct, num, group = correct[kept].astype(np.int64), num[kept].astype(np.int64), group[kept]
     if not len(num):
         return float("nan"), float("nan")
-    assert (correct >= 0).all() and (correct <= num).all(), "more images right than evaluated"
-    # Records with equal (correct, num) are interchangeable, so drawing how often each kind comes is
-    # the same resampling as drawing record by record, at a thousandth of the cost.
+    assert (np.abs(correct) <= num).all() and (group >= 0).all(), "more right than evaluated"
+    # Records with equal (class, correct, num) are interchangeable, so drawing how often each kind
+    # comes is the same resampling as drawing record by record, at a thousandth of the cost.
     base = int(num.max()) + 1
-    kinds, frequency = np.unique(correct * base + num, return_counts=True)
-    kind_correct, kind_num = np.divmod(kinds, base)
+    kinds, frequency = np.unique(
+        (group * 2 * base + correct + base) * base + num, return_counts=True
+    )
+    rest, kind_num = np.divmod(kinds, base)
+    kind_group, kind_correct = np.divmod(rest, 2 * base)
+    kind_correct -= base
+    first = np.flatnonzero(np.append(True, kind_group[1:] != kind_group[:-1]))
     generator = np.random.default_rng(seed)
     rows = max(1, _CELLS_PER_CHUNK // len(kinds))
-    ratios = []
+    found = []
     for start in range(0, resamples, rows):
         size = min(rows, resamples - start)
         drawn = generator.multinomial(len(num), frequency / len(num), size=size)  # (size, kinds)
-        ratios.append((drawn @ kind_correct) / (drawn @ kind_num))
+        hits, nums = (
+            np.add.reduceat(drawn * of_kind, first, axis=1) for of_kind in (kind_correct, kind_num)
+        )
+        held = nums > 0
+        shares = np.divide(hits, nums, out=np.zeros(hits.shape), where=held)
+        found.append(shares.sum(axis=1) / held.sum(axis=1))
     outside = (1.0 - confidence) / 2.0
     # "weibull" is the book's rule: the (resamples + 1) * p-th ordered value
-    low, high = np.quantile(np.concatenate(ratios), (outside, 1.0 - outside), method="weibull")
+    low, high = np.quantile(np.concatenate(found), (outside, 1.0 - outside), method="weibull")
     return float(low), float(high)
 
 

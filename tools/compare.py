@@ -15,11 +15,13 @@ import sys
 from pathlib import Path
 
 from petface import files
-from petface.analysis.changes import CHANGED_COLUMNS
-from petface.analysis.compare import compare_evaluations
+from petface.analysis.compare import (
+    CHANGED_COLUMNS,
+    compare_evaluations,
+    describe_comparison,
+    read_pair,
+)
 from petface.analysis.compare_runs import compare_runs, describe_runs
-from petface.analysis.compare_text import describe_comparison
-from petface.analysis.pairing import read_pair
 from petface.errors import SettingsError, UserError, run_script
 from petface.evaluation.details import MODELS, PER_IMAGE, SUMMARY
 from petface.report.compare_page import comparison_page
@@ -60,7 +62,7 @@ def main() -> None:
             flips=settings.FLIPS,
             seed=settings.SEED,
         )
-        files.write_csv(out / "changed.csv", CHANGED_COLUMNS, rows)
+        files.write_csv(out / "changed.csv", CHANGED_COLUMNS, rows.itertuples(index=False))
         shown, page = describe_comparison(comparison), comparison_page(comparison)
     else:
         comparison = compare_runs(a, b)

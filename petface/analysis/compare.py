@@ -1,242 +1,467 @@
-"""Which of two evaluations is better, in what, and how surely: the figures of a comparison.
+"""Which of two evaluations is better, in what, and how surely, photo by photo.
 
-Every figure is B minus A on the same photos. `conditional` counts the photos that both were asked,
-because both named the species right; `end_to_end` counts a wrong species as a wrong attribute.
+Every figure is B minus A on the same photos. `conditional` counts the photos that both predicted,
+because both got the species right; `end_to_end` counts a wrong species as a wrong attribute.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import chain
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from petface.analysis.changes import (
-    agreement_of,
-    changed_photos,
-    changed_rows,
-    count_changes,
-    kind_of_change,
-    movers,
-)
-from petface.analysis.paired import (
-    MIN_RECORDS,
-    difference_interval,
-    holm,
-    mean_interval,
-    sign_flip_p_value,
-)
-from petface.analysis.pairing import (
-    NONE,
-    PARTS,
-    HeadAnswers,
-    Numbers,
-    Pairing,
-    describe_sides,
-    read_answers,
-    scores,
-)
+from petface.analysis.paired import MIN_RECORDS, holm, mean_interval, sign_flip_p_value
 from petface.errors import UserError
-from petface.evaluation.details import HEADS
+from petface.evaluation.details import HEADS, PER_IMAGE, Evaluation, read_evaluation
+from petface.evaluation.figures import interval, percent, points
+from petface.files import plain_cell
+from petface.metrics import cluster_bootstrap_interval
 
-SIGNIFICANT: Final = 0.05  # of the p-value adjusted for the number of tests
+PARTS: Final = ("train", "val", "test")
 TESTED_PARTS: Final = ("test", "val")
-Mask = npt.NDArray[np.bool_]
+SIGNIFICANT: Final = 0.05  # of the p-value adjusted for the number of tests
+CHANGES: Final = ("better", "worse", "both wrong", "label unknown")
+CHANGED_COLUMNS: Final = (
+    "image", "species", "record", "split", "head", "truth",
+    "a_answer", "a_prob", "b_answer", "b_prob", "change",
+)  # fmt: skip
+VIEWS: Final = {"conditional": "conditional", "end_to_end": "end to end"}
+ROUGH: Final = (
+    f"*: B has more or fewer photos right than A in fewer than {MIN_RECORDS} records, so the "
+    "interval is too narrow; go by p"
+)
+_EXPLANATION = (
+    "conditional: photos whose species both got right; end to end: a wrong species counts as a "
+    f"wrong answer; too few: fewer than {MIN_RECORDS} records"
+)
+_OTHER_DATA = "A and B were evaluated on different data (images, labels or split)"
+_MOST_MOVERS = 20  # classes listed as gains, and as losses, per head
+Codes = npt.NDArray[Any]  # int64 places in a list of names, -1 = none
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """The M common images of evaluations A and B.
+
+    `rows` has the columns of both tables with the suffixes `_a` and `_b`, the row of each in its
+    own table (`place_a`, `place_b`), `image`, and `part`: "" where the splits disagree.
+    """
+
+    a: Evaluation
+    b: Evaluation
+    rows: pd.DataFrame
+    notes: list[str]  # lines that the user should read
+
+
+def read_pair(folder_a: str | Path, folder_b: str | Path) -> Pair:
+    """Read two evaluations and join them by image; `UserError` where that cannot be."""
+    a, b = _read(folder_a), _read(folder_b)
+    rows = _with_images(a).merge(_with_images(b), on="image", suffixes=("_a", "_b"))
+    if rows.empty:
+        raise UserError(
+            f"{a.folder} and {b.folder} have no image in common; evaluate both models on one "
+            "dataset, with --images-root, then compare"
+        )
+    only_a, only_b = len(a.rows) - len(rows), len(b.rows) - len(rows)
+    notes = []
+    if only_a or only_b:
+        notes.append(
+            f"{_OTHER_DATA}; compared are the {len(rows):,} common images "
+            f"({only_a:,} only in A, {only_b:,} only in B)"
+        )
+    elif a.models.get("dataset") != b.models.get("dataset"):
+        notes.append(f"{_OTHER_DATA}; the images are the same")
+    names, (split_a, split_b) = _codes(rows, "split")
+    rows["part"] = np.where(split_a == split_b, np.array([*names, ""])[split_a], "")
+    if moved := int((split_a != split_b).sum()):
+        notes.append(
+            f"{moved:,} images stand in different parts of the split in A and in B; they count in "
+            "no part: what one model trained on cannot test both"
+        )
+    return Pair(a, b, rows, notes)
+
+
+def _read(folder: str | Path) -> Evaluation:
+    try:
+        found = read_evaluation(folder)
+        assert isinstance(found.models["stage1"], dict)
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AssertionError, EOFError, OSError) as error:
+        raise UserError(
+            f"{folder}: the evaluation is damaged ({type(error).__name__}: {error}); run: "
+            f"python inference_engine.py evaluate --out-dir {folder} --force"
+        ) from error
+    return found
+
+
+def _with_images(side: Evaluation) -> pd.DataFrame:
+    """Return the rows of an evaluation with the image names as the table spells them."""
+    path = side.folder / PER_IMAGE
+    names = pd.read_csv(path, usecols=["image"], dtype="object", keep_default_na=False)["image"]
+    if not names.is_unique:
+        raise UserError(f"{path} names an image twice; evaluate again")
+    return side.rows.assign(image=names, place=np.arange(len(side.rows)))
+
+
+def _codes(rows: pd.DataFrame, *columns: str) -> tuple[list[str], list[Codes]]:
+    """Number text columns of both sides in one list of names: a, b of each column, -1 for ""."""
+    sides = [rows[f"{column}_{side}"].cat for column in columns for side in "ab"]
+    names = sorted({str(name) for side in sides for name in side.categories} - {""})
+    codes = [side.set_categories(names).cat.codes.to_numpy(np.int64) for side in sides]
+    return names, codes
 
 
 def compare_evaluations(
-    pair: Pairing, *, resamples: int = 2000, flips: int = 100_000, seed: int = 0
-) -> tuple[dict[str, Any], Iterator[list[object]]]:
-    """Give the comparison as a dictionary ready for JSON, and the rows of changed.csv.
+    pair: Pair, *, resamples: int = 2000, flips: int = 100_000, seed: int = 0
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Return the comparison as a dictionary ready for JSON, and the table of changed answers.
 
     `resamples` of the bootstrap over records, `flips` of the sign-flip test where it is not exact.
     """
     options = {"resamples": resamples, "flips": flips, "seed": seed}
+    draw = {"resamples": resamples, "seed": seed}
     figures: dict[str, dict[str, Any]] = {part: {} for part in TESTED_PARTS}
     agreement: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
-    moved, changes, rows, notes = {}, {}, list[Iterator[list[object]]](), list(pair.notes)
+    moved, changes, notes = {}, {}, list(pair.notes)
+    tables = [pd.DataFrame(columns=list(CHANGED_COLUMNS))]
     for head in HEADS:
-        answers = read_answers(pair, head)
-        if answers.relabelled:
-            notes.append(
-                f"{head}: {answers.relabelled:,} images have another label in A than in B; their "
-                "label counts as unknown"
-            )
-        asked, answered, one_sided = _asked(pair, head, answers)
-        notes += one_sided
-        for part in TESTED_PARTS:
-            own = pair.part == PARTS.index(part)
-            views = _views(pair, head, answers, own & asked, own & answered, options)
-            if views:
-                figures[part][head] = views
-        test = (pair.part == PARTS.index("test")) & asked
-        if test.any():
-            moved[head] = movers(pair, answers, test, options)
+        names, table, head_notes = _predictions(pair, head)
+        notes += head_notes
         for part in PARTS:
-            if found := agreement_of(answers, pair.part == PARTS.index(part)):
+            own = table[table["part"] == part]
+            if part in TESTED_PARTS and (views := _views(pair, head, own, options)):
+                figures[part][head] = views
+            if found := _agreement(own):
                 agreement[part][head] = found
-        changed = changed_photos(answers)
+        test = table[(table["part"] == "test") & table["conditional"]]
+        if len(test):
+            moved[head] = _movers(pair, names, test, draw)
+        changed = _changed(pair, head, names, table)
         if len(changed):
-            kind = kind_of_change(answers, changed)
-            changes[head] = count_changes(pair, changed, kind)
-            rows.append(changed_rows(pair, head, answers, changed, kind))
-    _adjust(figures)
+            counts = changed.groupby(["split", "change"]).size()
+            changes[head] = {
+                part: {change: int(counts.get((part, change), 0)) for change in CHANGES}
+                for part in PARTS
+            }
+            tables.append(changed)
+    num_tests = {part: len(_adjust(figures[part])) for part in TESTED_PARTS}
+    if unanswered := int((~_species_answered(pair)).sum()):
+        what = "have no answer in A or in B (unreadable, or not finite) and count nowhere"
+        notes.append(f"{unanswered:,} images {what}")
+    counts = pair.rows["part"].value_counts()
+    images = {
+        "common": len(pair.rows),
+        "only_a": len(pair.a.rows) - len(pair.rows),
+        "only_b": len(pair.b.rows) - len(pair.rows),
+        **{part: int(counts.get(part, 0)) for part in PARTS},
+        "no_part": int(counts.get("", 0)),
+    }
     comparison = {
         "kind": "evaluations",
-        **describe_sides(pair),
-        "notes": notes + _unanswered(pair),
-        "images": {
-            "common": len(pair.place_a),
-            "only_a": len(pair.a.rows) - len(pair.place_a),
-            "only_b": len(pair.b.rows) - len(pair.place_b),
-            **dict(zip((*PARTS, "no_part"), np.bincount(pair.part, minlength=4).tolist(),
-                       strict=True)),
-        },
+        **{name: _side(side) for name, side in (("a", pair.a), ("b", pair.b))},
+        "notes": notes,
+        "images": images,
         "options": options,
-        "num_tests": {part: sum(1 for _ in _tests(figures[part])) for part in TESTED_PARTS},
+        "num_tests": num_tests,
         "figures": figures,
         "classes": moved,
         "agreement": agreement,
         "changed": changes,
-    }  # fmt: skip
-    return comparison, chain.from_iterable(rows)
+    }
+    return comparison, pd.concat(tables)
 
 
-def _asked(pair: Pairing, head: str, answers: HeadAnswers) -> tuple[Mask, Mask, list[str]]:
-    """Find the photos that both were asked, and those that count end to end, (M,) each.
+def _side(side: Evaluation) -> dict[str, Any]:
+    """Return what a side is: folder, dataset, checkpoints, precision."""
 
-    End to end, a species counts where both evaluations have a specialist for the head.
+    def checkpoint(model: dict[str, Any]) -> dict[str, Any]:
+        return {key: model.get(key) for key in ("path", "sha256")}
+
+    specialists = side.models.get("specialists", {})
+    return {
+        "folder": str(side.folder),
+        "images": len(side.rows),
+        **{key: side.models.get(key) for key in ("dataset", "precision", "device")},
+        "stage1": checkpoint(side.models.get("stage1", {})),
+        "specialists": {name: checkpoint(model) for name, model in specialists.items()},
+    }
+
+
+def _predictions(pair: Pair, head: str) -> tuple[list[str], pd.DataFrame, list[str]]:
+    """Return the class names of a head, a row per image with both answers, and notes.
+
+    `truth`, `a` and `b` number into the names; `label` numbers the true classes, which are
+    (species, class); `conditional` and `end_to_end` mark the images that each view counts.
     """
-    known, both = answers.truth != NONE, (answers.a != NONE) & (answers.b != NONE)
-    if head == "species":
-        return known & both, known & both, []
-    has = [
-        np.array([bool(side.class_names(head, name)) for name in pair.species_names], bool)
-        for side in (pair.a, pair.b)
-    ]
-    notes = [
-        f"{head}: only {side} has a specialist with this head for {', '.join(names)}; left out"
-        for side, alone in (("A", has[0] & ~has[1]), ("B", has[1] & ~has[0]))
-        if (names := [pair.species_names[k] for k in np.flatnonzero(alone).tolist()])
-    ]
-    answered = _species_answered(pair)
-    return known & both, known & answered & (has[0] & has[1])[pair.species], notes
-
-
-def _species_answered(pair: Pairing) -> Mask:
-    a, b = (
-        side.rows["species_correct"].notna().to_numpy()[places]
-        for side, places in ((pair.a, pair.place_a), (pair.b, pair.place_b))
+    species, (species_of, _) = _codes(pair.rows, "species")
+    column = "species" if head == "species" else f"{head}_true"
+    names, (true_a, true_b, a, b) = _codes(pair.rows, column, f"{head}_pred")
+    truth = np.where(true_a == true_b, true_a, -1)
+    notes = []
+    if relabelled := int(((true_a != true_b) & (true_a >= 0) & (true_b >= 0)).sum()):
+        notes.append(
+            f"{head}: {relabelled:,} images have another label in A than in B; their label counts "
+            "as unknown"
+        )
+    records = pair.rows["record_a"].cat
+    known, both = truth >= 0, (a >= 0) & (b >= 0)
+    end_to_end = np.zeros(len(truth), bool)
+    if head != "species":
+        # end to end a species counts where both evaluations have a specialist for the head
+        has: npt.NDArray[np.bool_] = np.array(
+            [[bool(side.class_names(head, n)) for n in species] for side in (pair.a, pair.b)]
+        )
+        for place, side in enumerate("AB"):
+            alone = np.flatnonzero(has[place] & ~has[1 - place])
+            if len(alone):
+                listed = ", ".join(species[k] for k in alone.tolist())
+                notes.append(
+                    f"{head}: only {side} has a specialist with this head for {listed}; left out"
+                )
+        end_to_end = known & _species_answered(pair) & (has[0] & has[1])[species_of]
+    table = pd.DataFrame(
+        {
+            "part": pair.rows["part"],
+            "record": species_of * (len(records.categories) + 1) + records.codes.to_numpy(np.int64),
+            "label": species_of * len(names) + truth,
+            "truth": truth,
+            "a": a,
+            "b": b,
+            "right_a": known & (a == truth),
+            "right_b": known & (b == truth),
+            "gain": (known & (b == truth)).astype(np.int64) - (known & (a == truth)),
+            "conditional": known & both,
+            "end_to_end": end_to_end,
+        }
     )
-    return np.asarray(a & b, bool)
+    return names, table, notes
 
 
-def _unanswered(pair: Pairing) -> list[str]:
-    num = int((~_species_answered(pair)).sum())
-    what = "have no answer in A or in B (unreadable, or not finite) and count nowhere"
-    return [f"{num:,} images {what}"] if num else []
+def _species_answered(pair: Pair) -> npt.NDArray[np.bool_]:
+    answered = pair.rows[["species_correct_a", "species_correct_b"]].notna()
+    return answered.all(axis=1).to_numpy()
 
 
 def _views(
-    pair: Pairing, head: str, answers: HeadAnswers, asked: Mask, answered: Mask,
-    options: dict[str, int],
-) -> dict[str, Any]:  # fmt: skip
-    """Give the figures of one head in one part."""
+    pair: Pair, head: str, table: pd.DataFrame, options: dict[str, int]
+) -> dict[str, dict[str, Any]]:
+    """Return the figures of one head in one part."""
     views = {}
-    if asked.any():
-        rows = np.flatnonzero(asked)
-        views["conditional"] = {
-            **_figure(pair, answers, rows, options),
-            **_scores(pair, head, rows),
-        }
-    if head != "species" and answered.any():
-        views["end_to_end"] = _figure(pair, answers, np.flatnonzero(answered), options)
+    for view in VIEWS:
+        own = table[table[view]]
+        if len(own):
+            views[view] = _figure(pair, own, options)
+            if view == "conditional":
+                views[view] |= _scores(pair, head, own)
     return views
 
 
-def _figure(
-    pair: Pairing, answers: HeadAnswers, rows: Numbers, options: dict[str, int]
-) -> dict[str, Any]:
-    """Compare the answers at `rows`, where the truth is known; no answer is a wrong one."""
-    right_a = answers.a[rows] == answers.truth[rows]
-    right_b = answers.b[rows] == answers.truth[rows]
-    classes, class_of = np.unique(
-        pair.species[rows] * len(answers.names) + answers.truth[rows], return_inverse=True
+def _figure(pair: Pair, table: pd.DataFrame, options: dict[str, int]) -> dict[str, Any]:
+    """Compare the predictions of images whose truth is known; none is a wrong one."""
+    records = table.groupby("record", sort=False).agg(
+        num=("gain", "size"), gain=("gain", "sum"), label=("label", "min"), other=("label", "max")
     )
-    record, names = pd.factorize(pair.record[rows])
-    class_of_record = np.zeros(len(names), np.int64)
-    class_of_record[record] = class_of
-    if (class_of_record[record] != class_of).any():
+    if (records["label"] != records["other"]).any():
         raise UserError(f"{pair.a.folder}: photos of one record have different labels")
-    gain_of = right_b.astype(np.int64) - right_a
-    num = np.bincount(record)
-    gain = np.bincount(record, gain_of).astype(np.int64)
-    per_class = np.bincount(class_of)
-    recall_a, recall_b = (np.bincount(class_of, r) / per_class for r in (right_a, right_b))
-    p_value, exact = sign_flip_p_value(gain, flips=options["flips"], seed=options["seed"])
-    enough = len(num) >= MIN_RECORDS
+    gain, num = records["gain"], records["num"]
+    label = np.unique(records["label"], return_inverse=True)[1]
     draw = {key: options[key] for key in ("resamples", "seed")}
+    enough = len(records) >= MIN_RECORDS
+    recalls = table.groupby("label")[["right_a", "right_b"]].mean()
+    p_value, exact = sign_flip_p_value(gain, flips=options["flips"], seed=options["seed"])
+    right_a, right_b = table["right_a"], table["right_b"]
     return {
-        "num": len(rows),
-        "num_records": len(num),
+        "num": len(table),
+        "num_records": len(records),
         "num_records_changed": int((gain != 0).sum()),
-        "num_classes": len(classes),
+        "num_classes": len(recalls),
         "accuracy_a": float(right_a.mean()),
         "accuracy_b": float(right_b.mean()),
-        "difference": float(gain_of.mean()),
-        "interval_95": list(difference_interval(gain, num, **draw)) if enough else None,
+        "difference": float(table["gain"].mean()),
+        "interval_95": list(cluster_bootstrap_interval(gain, num, **draw)) if enough else None,
         "p_value": p_value,
         "p_exact": exact,
         "both_right": int((right_a & right_b).sum()),
         "only_a": int((right_a & ~right_b).sum()),
         "only_b": int((right_b & ~right_a).sum()),
         "both_wrong": int((~right_a & ~right_b).sum()),
-        "balanced_accuracy_a": float(recall_a.mean()),
-        "balanced_accuracy_b": float(recall_b.mean()),
-        "balanced_difference": float((recall_b - recall_a).mean()),
-        "balanced_interval_95": list(difference_interval(gain, num, class_of_record, **draw))
+        "balanced_accuracy_a": float(recalls["right_a"].mean()),
+        "balanced_accuracy_b": float(recalls["right_b"].mean()),
+        "balanced_difference": float((recalls["right_b"] - recalls["right_a"]).mean()),
+        "balanced_interval_95": list(cluster_bootstrap_interval(gain, num, label, **draw))
         if enough
         else None,
     }
 
 
-def _scores(pair: Pairing, head: str, rows: Numbers) -> dict[str, Any]:
+def _scores(pair: Pair, head: str, table: pd.DataFrame) -> dict[str, Any]:
     """Compare log loss and Brier score where both have one."""
     found: dict[str, Any] = {}
     for name in ("nll", "brier"):
-        a = scores(pair.a, head, name, pair.place_a[rows])
-        b = scores(pair.b, head, name, pair.place_b[rows])
+        a, b = (
+            side.details[head][name][pair.rows[place].to_numpy()[table.index]].astype(np.float64)
+            for side, place in ((pair.a, "place_a"), (pair.b, "place_b"))
+        )
         held = np.isfinite(a) & np.isfinite(b)
         if not held.any():
             continue
-        record, names = pd.factorize(pair.record[rows][held])
+        change = pd.Series((b - a)[held]).groupby(table["record"].to_numpy()[held])
+        sums, num = change.sum(), change.size()
         found |= {
             f"{name}_num": int(held.sum()),
             f"{name}_a": float(a[held].mean()),
             f"{name}_b": float(b[held].mean()),
             f"{name}_difference": float((b - a)[held].mean()),
-            f"{name}_interval_95": list(
-                mean_interval(np.bincount(record, (b - a)[held]), np.bincount(record))
-            )
-            if len(names) >= MIN_RECORDS
+            f"{name}_interval_95": list(mean_interval(sums, num))
+            if len(num) >= MIN_RECORDS
             else None,
         }
     return found
 
 
-def _tests(figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for views in figures.values():
-        yield from views.values()
+def _movers(
+    pair: Pair, names: list[str], table: pd.DataFrame, draw: dict[str, int]
+) -> dict[str, list[dict[str, Any]]]:
+    """List the classes that gained and lost most photos."""
+    species = _codes(pair.rows, "species")[0]
+    net = table.groupby("label")["gain"].sum().sort_values(ascending=False, kind="stable")
+
+    def entry(label: int) -> dict[str, Any]:
+        own = table[table["label"] == label]
+        records = own.groupby("record", sort=False)["gain"].agg(["sum", "size"])
+        return {
+            "species": species[label // len(names)],
+            "label": names[label % len(names)],
+            "num": len(own),
+            "num_records": len(records),
+            "correct_a": int(own["right_a"].sum()),
+            "correct_b": int(own["right_b"].sum()),
+            "difference": float(own["gain"].mean()),
+            "interval_95": list(cluster_bootstrap_interval(records["sum"], records["size"], **draw))
+            if len(records) >= MIN_RECORDS
+            else None,
+        }
+
+    return {
+        "gains": [entry(label) for label in net[net > 0].index[:_MOST_MOVERS]],
+        "losses": [entry(label) for label in net[net < 0].index[::-1][:_MOST_MOVERS]],
+    }
 
 
-def _adjust(figures: dict[str, dict[str, Any]]) -> None:
-    """Add to each test of a part the p-value adjusted for all tests of that part, and a verdict."""
-    for part in figures.values():
-        tests = list(_tests(part))
-        for test, p in zip(tests, holm([t["p_value"] for t in tests]).tolist(), strict=True):
-            test["p_holm"] = p
-            better = "B better" if test["difference"] > 0 else "A better"
-            test["verdict"] = better if p < SIGNIFICANT else "no difference shown"
+def _agreement(table: pd.DataFrame) -> dict[str, Any] | None:
+    """Count equal answers where both answered, and equal mistakes where both are wrong."""
+    own = table[(table["a"] >= 0) & (table["b"] >= 0)]
+    if own.empty:
+        return None
+    same = own["a"] == own["b"]
+    wrong = (own["truth"] >= 0) & ~own["right_a"] & ~own["right_b"]
+    return {
+        "num": len(own),
+        "same": int(same.sum()),
+        "share": float(same.mean()),
+        "both_wrong": int(wrong.sum()),
+        "same_mistake": int((same & wrong).sum()),
+    }
+
+
+def _changed(pair: Pair, head: str, names: list[str], table: pd.DataFrame) -> pd.DataFrame:
+    """List the images that both answered, each otherwise, in the order of `CHANGED_COLUMNS`."""
+    own = table[(table["a"] >= 0) & (table["b"] >= 0) & (table["a"] != table["b"])]
+    rows = pair.rows.loc[own.index]
+    of_code = np.array([*names, ""], object)  # -1 is ""
+    changes = [own["truth"] < 0, own["right_a"], own["right_b"]]
+    return pd.DataFrame(
+        {
+            "image": rows["image"].map(plain_cell),
+            "species": rows["species_a"].astype(str),
+            "record": rows["record_a"].astype(str),
+            "split": own["part"],
+            "head": head,
+            "truth": of_code[own["truth"]],
+            "a_answer": of_code[own["a"]],
+            "a_prob": rows[f"{head}_prob_a"].map("{:.6f}".format),
+            "b_answer": of_code[own["b"]],
+            "b_prob": rows[f"{head}_prob_b"].map("{:.6f}".format),
+            "change": np.select(changes, ["label unknown", "worse", "better"], "both wrong"),
+        }
+    )
+
+
+def _adjust(heads: dict[str, Any]) -> list[dict[str, Any]]:
+    """Add to each test of a part the p-value adjusted for all of them, and a verdict."""
+    tests = [test for _, test in named_tests(heads)]
+    for test, p in zip(tests, holm([t["p_value"] for t in tests]).tolist(), strict=True):
+        test["p_holm"] = p
+        better = "B better" if test["difference"] > 0 else "A better"
+        test["verdict"] = better if p < SIGNIFICANT else "no difference shown"
+    return tests
+
+
+def describe_comparison(comparison: dict[str, Any]) -> str:
+    """Format the comparison in at most 110 columns: a table per part, then what to know."""
+    images = comparison["images"]
+    lines = [
+        *(f"{side.upper()}: {comparison[side]['folder']}" for side in "ab"),
+        f"{images['common']:,} common images: {images['train']:,} train, {images['val']:,} val, "
+        f"{images['test']:,} test",
+    ]
+    for part, heads in comparison["figures"].items():
+        if not heads:
+            lines += ["", f"{part} part: no photo that both answered has a known label"]
+            continue
+        rows = {
+            name: {
+                "photos": f"{test['num']:,}",
+                "records": f"{test['num_records']:,}",
+                "A": percent(test["accuracy_a"]),
+                "B": percent(test["accuracy_b"]),
+                "B - A": points(test["difference"]),
+                "95 % interval": interval_of(test),
+                "p": p_text(test["p_value"]),
+                "adj.": p_text(test["p_holm"]),
+                "verdict": test["verdict"],
+            }
+            for name, test in named_tests(heads)
+        }
+        lines += [
+            "",
+            f"{part} part, in %; p-values by flipping whole records, "
+            f"{comparison['num_tests'][part]} tests, adj. by Holm:",
+            pd.DataFrame.from_dict(rows, orient="index").to_string(),
+        ]
+    notes = [_EXPLANATION, ROUGH, *(f"note: {note}" for note in comparison["notes"])]
+    return "\n".join([*lines, "", *wrapped(notes)])
+
+
+def wrapped(paragraphs: Iterable[str], width: int = 110) -> list[str]:
+    """Break paragraphs into lines; file names stay whole."""
+    wrapper = textwrap.TextWrapper(
+        width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return [line for paragraph in paragraphs for line in wrapper.wrap(paragraph)]
+
+
+def named_tests(heads: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Iterate over the tests of a part, each with a readable name."""
+    for head, views in heads.items():
+        for view, test in views.items():
+            yield head if head == "species" else f"{head}, {VIEWS[view]}", test
+
+
+def interval_of(test: dict[str, Any], key: str = "interval_95") -> str:
+    """Format a test's interval, with a star where too few records differ for it to hold."""
+    if test[key] is None:
+        return "too few"
+    return interval(test[key], points) + "*" * (test["num_records_changed"] < MIN_RECORDS)
+
+
+def p_text(p: float) -> str:
+    """Format a p-value; one that rounds to 0 is not 0."""
+    return "<0.0001" if p < 0.0001 else f"{p:.4f}"

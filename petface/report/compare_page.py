@@ -6,17 +6,9 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
-from petface.analysis.changes import CHANGES
-from petface.analysis.compare_text import (
-    ROUGH,
-    interval,
-    interval_of,
-    named_tests,
-    p_text,
-    percent,
-    points,
-)
+from petface.analysis.compare import CHANGES, ROUGH, interval_of, named_tests, p_text
 from petface.analysis.paired import MIN_RECORDS
+from petface.evaluation.figures import interval, percent, points
 from petface.report.page import page, table, text
 
 STYLE = """<style>
@@ -199,7 +191,8 @@ def _movers(classes: dict[str, Any]) -> str:
             rows = [
                 (
                     entry["species"], entry["label"], entry["num"], entry["num_records"],
-                    entry["correct_a"], entry["correct_b"], interval(entry["interval_95"]),
+                    entry["correct_a"], entry["correct_b"],
+                    interval(entry["interval_95"], points) or "too few",
                 )
                 for entry in entries
             ]  # fmt: skip
