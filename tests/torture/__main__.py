@@ -95,7 +95,6 @@ def _kills(s: Settings, shop: Workshop) -> Rows:
 def _disk(s: Settings, shop: Workshop) -> Rows:
     for program in _of(s, full_disk.PROGRAMS):
         yield full_disk.torture_disk(shop, program)
-        yield full_disk.torture_each_file(shop, program)
 
 
 def _two_processes(s: Settings, shop: Workshop) -> Rows:

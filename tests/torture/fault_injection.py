@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
-
-_BLOCK_BYTES = 1 << 20
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -36,44 +32,3 @@ class SlowDisk:
 
         os.fsync = slow_fsync  # type: ignore[assignment]
         rows.FileIO = packing.FileIO = SlowFile  # type: ignore[misc]
-
-
-@dataclass(frozen=True)
-class FillDiskAt:
-    """Fill the disk with `ballast` when a file that will have this name is about to be written."""
-
-    name: str
-    ballast: Path
-
-    def __call__(self) -> None:
-        from petface import resumable as rows
-        from petface.data import packing
-        from petface.training import runs
-
-        opened = Path.open
-
-        def opening(path: Path, mode: str = "r", *arguments: Any, **named: Any) -> IO[Any]:
-            handle = opened(path, mode, *arguments, **named)
-            if "r" not in mode or "+" in mode:
-                self._note(path.name)
-            return handle
-
-        note = self._note
-
-        class NotedFile(rows.FileIO):  # type: ignore[name-defined]
-            def write(self, content: Any) -> int:
-                note(Path(str(self.name)).name)
-                return int(super().write(content))
-
-        Path.open = opening  # type: ignore[method-assign, assignment]
-        for module in (packing, rows, runs):
-            module.FileIO = NotedFile  # type: ignore[misc]
-
-    def _note(self, name: str) -> None:
-        if name.removesuffix(".partial-write").removesuffix(".unfinished") != self.name:
-            return
-        with suppress(OSError), open(self.ballast, "ab", buffering=0) as handle:  # noqa: PTH123
-            for size in (_BLOCK_BYTES, 4096):
-                with suppress(OSError):
-                    while handle.write(bytes(size)):
-                        pass

@@ -18,9 +18,7 @@ from pathlib import Path
 
 from petface.files import TEMPORARY_SUFFIX
 from tests import scripts
-from tests.torture import fault_injection as hooks
 from tests.torture.fixtures import Command, Workshop
-from tests.torture.kills import ENDED
 from tests.torture.outcome import Outcome
 from tests.torture.sameness import broken_files, run_differences, stale_files
 
@@ -28,7 +26,6 @@ PROGRAMS = ("stage1", "stage2", "pack", "evaluate", "predict", "splits", "report
 _PAGE = 4096
 _FASTER = 4  # times as much more, where the same write fails again
 _MAX_STARTS = 200
-_SPARE_BYTES = 300_000_000  # more than the files of a checkpoint and its temporary copy
 _FREE = ("bytes free", "GB are free")
 
 
@@ -103,50 +100,6 @@ def torture_disk(workshop: Workshop, program: str) -> Outcome:
     outcome.counts = {"starts": num_starts, "places": len(places), "by": limited}
     outcome.seconds = time.monotonic() - begun
     return outcome
-
-
-def torture_each_file(workshop: Workshop, program: str) -> Outcome:
-    """Run a program on a disk that is full when one of its files is about to be written; each in
-    turn, in the order in which they come.
-    """
-    outcome, straight = Outcome("disk", f"{program}, each file"), _straight(workshop, program)
-    begun, num_hit = time.monotonic(), 0
-    names = ["report.html"] if program == "report" else _names_in_order(straight)
-    with small_space(workshop.place / "full") as space:
-        if not space.is_mounted:
-            outcome.counts = {"not shown": "nothing can be mounted here"}
-            return outcome
-        command, ballast = _prepare(workshop, program, space), space.folder / "ballast"
-        ballast.unlink()
-        space.grow(_SPARE_BYTES + 3 * _size(straight))
-        for name in [*names, ""]:  # at last undisturbed
-            hook = hooks.FillDiskAt(name, ballast)
-            streams = workshop.scratch("streams")
-            done = scripts.run_forked(command.script, command.arguments, streams, hook)
-            was_full = ballast.exists()
-            ballast.unlink(missing_ok=True)
-            if was_full and done.code == 0 and "no report" in done.out:
-                num_hit += 1  # what was trained or measured is finished by then
-            elif was_full:
-                num_hit += 1
-                wrong = _judge(done, space.folder)[1]
-                outcome.failures += [f"full at {name}: {text}" for text in wrong]
-            elif done.code != 0 and not any(text in done.message for text in ENDED):
-                outcome.failures.append(f"it does not go on: {done.last_words()}")
-        outcome.failures += _compare(straight, command.folder, workshop, space)
-    outcome.counts = {"files": len(names), "of them met": num_hit}
-    outcome.seconds = time.monotonic() - begun
-    return outcome
-
-
-def _names_in_order(straight: Path) -> list[str]:
-    """Name the files of an undisturbed run, the ones written last at the end."""
-    if straight.name == "splits.csv":
-        return ["splits.json", "splits.csv"]
-    paths = [path for path in straight.rglob("*") if path.is_file()]
-    paths.sort(key=lambda path: (path.name == "report.html", path.stat().st_mtime_ns))
-    names = dict.fromkeys(path.name for path in paths)
-    return [*names, *["pack.bin.unfinished.index"] * ("pack.bin" in names)]
 
 
 def _straight(workshop: Workshop, program: str) -> Path:
