@@ -15,16 +15,16 @@ Needs: python -m pip install ".[serve]"
 
 from __future__ import annotations
 
+import ipaddress
 import sys
-from importlib.util import find_spec
 from typing import Literal
 
 import torch
 
 from petface.devices import choose_device, num_cores
-from petface.errors import SettingsError, UserError, install_line, run_script
+from petface.errors import UserError, run_script
 from petface.inference.two_stage import TwoStageInference
-from petface.settings import NonNegative, NonNegativeFloat, Positive, PositiveFloat, read_settings
+from petface.settings import NonNegative, Positive, PositiveFloat, read_settings
 
 # ---- Models ----
 STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"  # or a bundle of exported models
@@ -35,57 +35,43 @@ PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  # fp32 = as inferen
 # ---- Address ----
 HOST: str = "127.0.0.1"  # this machine alone; 0.0.0.0 = every network, without authentication
 PORT: NonNegative = 8000  # 0 = a free one, printed
-ALLOWED_HOSTS: tuple[
-    str, ...
-] = ()  # names in Host headers; () = this machine's on loopback, else any
+ALLOWED_HOSTS: tuple[str, ...] = ()  # more names in Host headers; () = this machine's, else any
 
-# ---- Batches ----
+# ---- Limits ----
 MAX_BATCH: Positive = 64  # photos computed together; 1 = each alone
-MAX_WAIT_MS: NonNegativeFloat = 5.0  # for photos still being decoded; 0 = never wait
 MAX_QUEUE: Positive = 128  # photos taken in and not yet answered; beyond: 503
-
-# ---- Limits of a request ----
 MAX_BODY_MB: PositiveFloat = 20.0  # of 1,000,000 bytes; beyond: 413
+MAX_UPLOADS_MB: PositiveFloat = 256.0  # bodies in memory at once; beyond: 503
 MAX_PHOTOS: Positive = 8  # of one animal; never more than MAX_QUEUE
 MAX_PIXELS_PER_PHOTO: Positive = 50_000_000  # beyond: 413, before it is decoded
-HEAD_TIMEOUT_S: PositiveFloat = 10.0  # for the head of a request; beyond: 408
+MAX_CONNECTIONS: Positive = 2048  # open at once; beyond: 503
+HEAD_TIMEOUT_S: PositiveFloat = 10.0  # for the head of a request; beyond: closed
 BODY_TIMEOUT_S: PositiveFloat = 30.0  # for the whole body; beyond: 408
 ANSWER_TIMEOUT_S: PositiveFloat = 20.0  # from the body to the answer; beyond: 503
-
-# ---- Limits of the server ----
-MAX_UPLOADS_MB: PositiveFloat = 256.0  # bodies in memory at once; beyond: 503
-MAX_CONNECTIONS: Positive = 2048  # open at once; beyond: 503
-STOP_TIMEOUT_S: PositiveFloat = 10.0  # for what was taken in when asked to stop
-NUM_WORKERS: int = -1  # threads that compute; -1 = on a GPU one, else all cores but one
+STOP_TIMEOUT_S: PositiveFloat = 10.0  # for what was taken in when told to stop
+NUM_WORKERS: int = -1  # threads that compute; -1 = on a GPU two, else all cores but one
 NUM_THREADS: NonNegative = 1  # of each worker on a CPU; 0 = as torch chooses
 NUM_DECODERS: int = -1  # threads that decode photos; -1 = one per core
-NICENESS: NonNegative = 10  # of computing threads: they give way to /health; 0 = none; Linux
 
 _SWITCH_S = 5e-4  # usually 0.005: so long the event loop waits for a computing thread, each time
-_PACKAGES = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client")
 
 
 def main() -> None:
     s = read_settings(sys.modules[__name__])
-    if missing := [name for name in _PACKAGES if find_spec(name) is None]:
-        way_out = install_line("serve")
-        raise UserError(f"the server needs {', '.join(missing)}: {way_out}")
-    from petface.serving.app import make_app
-    from petface.serving.intake import Intake
-    from petface.serving.limits import Limits
-    from petface.serving.observe import LineLog
-    from petface.serving.server import bind, is_loopback, serve, url_of
-
-    if s.MAX_UPLOADS_MB < s.MAX_BODY_MB:
-        raise SettingsError("MAX_UPLOADS_MB must be at least MAX_BODY_MB, or no such body fits")
+    try:
+        from petface.serving.app import Service, make_app
+        from petface.serving.requests import Limits
+        from petface.serving.server import bind, serve
+    except ImportError as error:
+        way_out = 'python -m pip install ".[serve]"'
+        raise UserError(f"the server needs {error.name}: {way_out}") from None
     limits = Limits(
         max_batch=s.MAX_BATCH,
-        max_wait_ms=s.MAX_WAIT_MS,
         max_queue=s.MAX_QUEUE,
         max_photos=min(s.MAX_PHOTOS, s.MAX_QUEUE),
         max_pixels=s.MAX_PIXELS_PER_PHOTO,
         max_body_mb=s.MAX_BODY_MB,
-        max_uploads_mb=s.MAX_UPLOADS_MB,
+        max_uploads_mb=max(s.MAX_UPLOADS_MB, s.MAX_BODY_MB),
         max_connections=s.MAX_CONNECTIONS,
         head_timeout_s=s.HEAD_TIMEOUT_S,
         body_timeout_s=s.BODY_TIMEOUT_S,
@@ -99,31 +85,23 @@ def main() -> None:
         torch.set_num_threads(s.NUM_THREADS)
     engine = TwoStageInference(s.STAGE1_CHECKPOINT, s.STAGE2_FOLDER or None, s.DEVICE, s.PRECISION)
     engine.load_all()
+    address, port = taken.getsockname()[:2]
     hosts = s.ALLOWED_HOSTS
-    if is_loopback(s.HOST):
-        hosts = (*hosts, "localhost", "127.0.0.1", "::1", s.HOST)
+    if ipaddress.ip_address(address).is_loopback:
+        hosts = (*hosts, "localhost", "127.0.0.1", "[::1]", s.HOST)
     else:
-        print(
-            f"WARNING: HOST {s.HOST} lets every machine of the network ask; there is no "
-            "authentication and no encryption",
-            file=sys.stderr,
-        )
-    log = LineLog(sys.stderr)
+        warning = "WARNING: the whole network reaches HOST; no authentication, no encryption"
+        print(warning, file=sys.stderr)
     is_on_cpu = choose_device(s.DEVICE).type == "cpu"
-    intake = Intake(
+    usual = max(1, num_cores() - 1) if is_on_cpu else 2
+    service = Service(
         engine,
         limits,
-        num_workers=number(s.NUM_WORKERS, max(1, num_cores() - 1) if is_on_cpu else 1),
-        num_decoders=number(s.NUM_DECODERS, num_cores()),
-        niceness=s.NICENESS,
+        num_workers=usual if s.NUM_WORKERS < 0 else max(1, s.NUM_WORKERS),
+        num_decoders=num_cores() if s.NUM_DECODERS < 0 else max(1, s.NUM_DECODERS),
     )
-    app = make_app(intake, hosts=hosts, log=log)
-    serve(app, taken, limits, log, lambda: print(f"ready: {url_of(taken)}", flush=True))
-
-
-def number(wanted: int, usual: int) -> int:
-    """Read a number of threads, of which there is at least one."""
-    return usual if wanted < 0 else max(1, wanted)
+    print(f"ready: http://{f'[{s.HOST}]' if ':' in s.HOST else s.HOST}:{port}", flush=True)
+    serve(make_app(service, hosts), taken, limits)
 
 
 if __name__ == "__main__":

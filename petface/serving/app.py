@@ -1,57 +1,154 @@
-"""The application: its routes, and what a failure looks like."""
+"""The application: its routes, what they compute, and what a failure looks like."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Final
 
-from fastapi import FastAPI, Query
+from fastapi import Depends, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.staticfiles import StaticFiles
 
 from petface.data.images import ImageError
 from petface.errors import UserError
 from petface.inference.stages import Photo
+from petface.inference.two_stage import TwoStageInference
 from petface.models.network import NonFiniteError
 from petface.serving import schema
-from petface.serving.gate import CLIENT_GONE, Gate
-from petface.serving.intake import Intake
-from petface.serving.jobs import Animal, Explain, Job, One
-from petface.serving.limits import ClientGoneError, RefusedError
-from petface.serving.observe import METRICS_TYPE, LineLog
-from petface.serving.schema import failures, photo_form
-from petface.serving.static_files import StaticFile, read_page
+from petface.serving.batcher import Batcher
+from petface.serving.metrics import CLIENT_GONE, Metrics, Observed
+from petface.serving.requests import (
+    Budget,
+    Limits,
+    RefusedError,
+    busy,
+    read_photos,
+    while_there,
+)
 
+PAGE: Final = Path(__file__).parent / "page"
 Topk = Annotated[int, Query(ge=1, le=10, description="classes per answer")]
 Name = Annotated[str | None, Query(max_length=200)]
-_POST = (403, 408, 413, 415, 422, 503)  # how each request with photos may fail
+Responses = dict[int | str, dict[str, Any]]
 
 
-def make_app(intake: Intake, *, hosts: Collection[str] = (), log: LineLog | None = None) -> Gate:
-    """Put the application together; the threads of `intake` end with its lifespan.
+class Service:
+    """The networks behind the routes: every request with photos goes through `answer`.
 
-    `hosts` are the names that it may be asked for under, all where empty.
+    A batch is computed in one of `num_workers` threads, after its photos were decoded in
+    `num_decoders` threads.
     """
-    engine, limits, metrics = intake.engine, intake.limits, intake.metrics
-    started_s = time.monotonic()
-    card = {
-        **engine.describe(),
-        "limits": {
-            "max_photos": limits.max_photos,
-            "max_body_mb": limits.max_body_mb,
-            "max_pixels": limits.max_pixels,
-        },
-    }
-    described = JSONResponse(card).body
+
+    def __init__(
+        self,
+        engine: TwoStageInference,
+        limits: Limits,
+        *,
+        num_workers: int = 1,
+        num_decoders: int = 1,
+    ) -> None:
+        self.engine, self.limits, self.metrics = engine, limits, Metrics()
+        self.photos = Budget(limits.max_queue, "photos")
+        self.uploads = Budget(limits.max_uploads_mb * 1e6, "uploads")
+        self.metrics.waiting.set_function(lambda: self.photos.used)
+        self.metrics.uploads.set_function(lambda: self.uploads.used)
+        self._decoders = ThreadPoolExecutor(num_decoders, "decoder")
+        self._batcher = Batcher(
+            self._predict,
+            limits.max_batch,
+            num_workers=num_workers,
+            on_batch=self.metrics.count_batch,
+        )
+
+    def close(self) -> None:
+        """End the threads."""
+        self._batcher.close()
+        self._decoders.shutdown(wait=False)
+
+    async def answer(
+        self, request: Request, field: str, most: int, job: Callable[[list[bytes]], Any]
+    ) -> Any:
+        """Return the answer to 1 to `most` photos; `job` makes an item for the batcher of them.
+
+        A full queue refuses with 503 before the body is read.
+        """
+        if self.photos.used >= self.photos.most:
+            raise busy("too many photos at once")
+        facts = request.state
+        with self.uploads.holding() as take_bytes, self.photos.holding() as take_photos:
+            contents = await read_photos(request, field, most, self.limits, take_bytes)
+            facts.num_photos = len(contents)
+            take_photos(len(contents))
+            work = self._batcher.answer(job(contents), len(contents))
+            answered = await while_there(request, work, self.limits.answer_timeout_s)
+        facts.queue_ms = round(answered.queue_s * 1000, 1)
+        facts.batch_size = answered.batch_size
+        self.metrics.queue_seconds.observe(answered.queue_s)
+        return answered.answer
+
+    def prepare(self, content: bytes) -> Photo | ImageError:
+        """Decode a photo; what is none gives its error."""
+        try:
+            return self.engine.prepare(content, self.limits.max_pixels)
+        except ImageError as error:
+            return error
+
+    def fuse(self, contents: Sequence[bytes], topk: int) -> dict[str, Any]:
+        """Answer photos of one animal, of which at least one must be a photo."""
+        photos = list(self._decoders.map(self.prepare, contents))
+        errors = [photo for photo in photos if isinstance(photo, ImageError)]
+        if len(errors) == len(photos):
+            raise errors[0]
+        return self.engine.answer_animal(photos, topk)
+
+    def explain(self, content: bytes, asked: dict[str, Any]) -> bytes:
+        """Explain one photo as a PNG."""
+        return self.engine.explain(self.engine.prepare(content, self.limits.max_pixels), **asked)
+
+    def _predict(self, items: Sequence[tuple[bytes, int]]) -> list[dict[str, Any] | ImageError]:
+        """Answer single photos, each with its number of classes, as one batch."""
+        photos = list(self._decoders.map(self.prepare, [content for content, _ in items]))
+        good = [photo for photo in photos if isinstance(photo, Photo)]
+        answers = iter(self.engine.answer(good, max(topk for _, topk in items)))
+        return [
+            photo if isinstance(photo, ImageError) else shortened(next(answers), topk)
+            for photo, (_, topk) in zip(photos, items, strict=True)
+        ]
+
+
+def shortened(answer: dict[str, Any], topk: int) -> dict[str, Any]:
+    """Return an answer with the `topk` best of each list: they are in falling order."""
+
+    def cut(entry: dict[str, Any] | None) -> dict[str, Any] | None:
+        return entry and {**entry, "topk": entry["topk"][:topk]}
+
+    attributes = {head: cut(entry) for head, entry in answer["attributes"].items()}
+    return {**answer, "species": cut(answer["species"]), "attributes": attributes}
+
+
+def make_app(service: Service, hosts: Collection[str] = ()) -> Observed:
+    """Build the application; the threads of `service` end with it.
+
+    `hosts` are the names under which it may be reached, all where empty. Without the check a page
+    of another site could reach a server on this machine through a name of its own that points here
+    (DNS rebinding).
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        intake.close()
+        service.close()
 
     app = FastAPI(
         title="PetFace",
@@ -60,50 +157,50 @@ def make_app(intake: Intake, *, hosts: Collection[str] = (), log: LineLog | None
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
+        responses={code: schema.FAILURES[code] for code in (400, 500)},
     )
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts] or ["*"], www_redirect=False)
+    _add_photo_routes(app, service)
+    _add_routes(app, service)
+    _add_failures(app)
+    return Observed(app, service.metrics)
 
-    @app.post(
-        "/predict",
-        response_model=schema.Answer,
-        responses=failures(*_POST),
-        openapi_extra=photo_form("photo", 1),
-    )
+
+def _add_photo_routes(app: FastAPI, service: Service) -> None:
+    max_photos = service.limits.max_photos
+    one, several = schema.photo_form("photo", 1), schema.photo_form("photos", max_photos)
+    failures: Responses = {code: schema.FAILURES[code] for code in (403, 408, 413, 415, 422, 503)}
+    more: Responses = {code: schema.FAILURES[code] for code in (404, 409)}
+    picture: Responses = {200: {"content": {"image/png": {}}, "description": "the photo, coloured"}}
+    post = partial(app.post, dependencies=[Depends(_same_origin)])
+
+    @post("/predict", response_model=schema.Answer, responses=failures, openapi_extra=one)
     async def predict(request: Request, topk: Topk = 3) -> Response:
         """Answer one photo."""
-        answer = await intake.ask(request, "photo", 1, lambda found: One(_only(found), topk))
-        metrics.count_answer(answer)
+        answer = await service.answer(request, "photo", 1, lambda photos: (photos[0], topk))
+        service.metrics.count_answer(answer)
         return JSONResponse(answer)
 
-    @app.post(
+    @post(
         "/predict_animal",
         response_model=schema.AnimalAnswer,
-        responses=failures(*_POST),
-        openapi_extra=photo_form("photos", limits.max_photos),
+        responses=failures,
+        openapi_extra=several,
     )
     async def predict_animal(request: Request, topk: Topk = 3) -> Response:
         """Answer photos of one animal, each and together; what is no photo is left out."""
-
-        def job_of(found: Sequence[Photo | ImageError]) -> Job:
-            if all(isinstance(photo, ImageError) for photo in found):
-                _only(found)
-            return Animal(found, topk)
-
-        answer = await intake.ask(request, "photos", limits.max_photos, job_of)
+        answer = await service.answer(
+            request, "photos", max_photos, lambda photos: partial(service.fuse, photos, topk)
+        )
         for photo in answer["photos"]:
-            metrics.count_answer(photo)
+            service.metrics.count_answer(photo)
         return JSONResponse(answer)
 
-    @app.post(
+    @post(
         "/explain",
         response_class=Response,
-        responses={
-            200: {
-                "description": "the photo, its places that speak for the answer coloured",
-                "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
-            },
-            **failures(404, 409, *_POST),
-        },
-        openapi_extra=photo_form("photo", 1),
+        responses={**picture, **failures, **more},
+        openapi_extra=one,
     )
     async def explain(
         request: Request,
@@ -111,105 +208,86 @@ def make_app(intake: Intake, *, hosts: Collection[str] = (), log: LineLog | None
         head: Annotated[str, Query(max_length=200)] = "species",
         label: Name = None,
     ) -> Response:
-        """Show which places of a photo speak for an answer (Grad-CAM)."""
-        if not engine.can_explain:
+        """Show which places of a photo raised an answer (Grad-CAM)."""
+        if not service.engine.can_explain:
             raise RefusedError(409, "not_explained", "exported models cannot be explained")
-        try:
-            picture = await intake.ask(
-                request, "photo", 1, lambda found: Explain(_only(found), species, head, label)
-            )
-        except NonFiniteError as error:
-            raise RefusedError(409, "non_finite", str(error)) from None
-        except UserError as error:
-            raise RefusedError(404, "unknown", str(error)) from None
-        return Response(picture, media_type="image/png")
+        asked = {"species": species, "head": head, "label": label}
+        png = await service.answer(
+            request, "photo", 1, lambda photos: partial(service.explain, photos[0], asked)
+        )
+        return Response(png, media_type="image/png")
 
-    @app.get(
-        "/health",
-        response_model=schema.Health,
-        responses={**failures(), 503: {"model": schema.Health, "description": "must be restarted"}},
-    )
+
+def _same_origin(request: Request) -> None:
+    """Refuse what a page of another site sends."""
+    origin = request.headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+        raise RefusedError(403, "refused", "pages of other sites may not use this server")
+
+
+def _add_routes(app: FastAPI, service: Service) -> None:
+    started_s = time.monotonic()
+    limits = {name: getattr(service.limits, name) for name in ("max_photos", "max_body_mb")}
+    limits["max_pixels"] = service.limits.max_pixels
+    card = JSONResponse({**service.engine.describe(), "limits": limits}).body
+    files = StaticFiles(directory=PAGE)
+
+    @app.get("/health", response_model=dict[str, Any])
     async def health() -> Response:
         """Tell whether the server works; answered under load too."""
-        is_alive = intake.batcher.is_alive
-        state = {
-            "status": "ok" if is_alive else "failed",
-            "photos_waiting": intake.batcher.num_taken,
-            "uptime_s": round(time.monotonic() - started_s, 1),
-        }
-        return JSONResponse(state, 200 if is_alive else 503)
+        uptime_s = round(time.monotonic() - started_s, 1)
+        waiting = service.photos.used
+        return JSONResponse({"status": "ok", "photos_waiting": waiting, "uptime_s": uptime_s})
 
-    @app.get("/model_card", response_model=schema.ModelCard, responses=failures())
+    @app.get("/model_card", response_model=dict[str, Any])
     async def model_card() -> Response:
-        """Say which models answer, and within which limits."""
-        return Response(described, media_type="application/json")
+        """Describe the models that answer, and the limits of a request."""
+        return Response(card, media_type="application/json")
 
-    @app.get(
-        "/metrics",
-        response_class=Response,
-        responses={
-            200: {
-                "description": "figures in the text format of Prometheus",
-                "content": {METRICS_TYPE: {"schema": {"type": "string"}}},
-            },
-            **failures(),
-        },
-    )
-    async def figures() -> Response:
-        """Give the server's figures."""
-        return Response(metrics.text(), headers={"content-type": METRICS_TYPE})
+    text = {"description": "metrics in the text format of Prometheus"}
 
-    page = read_page()
-    for path, file in page.items():
-        _add_file(app, path, file)
-    _add_failures(app)
-    routes = {"/predict", "/predict_animal", "/explain", "/health", "/model_card", "/metrics"}
-    routes |= {"/openapi.json", *page}
-    return Gate(app, hosts=hosts, routes=routes, metrics=metrics, log=log)
+    @app.get("/metrics", response_class=Response, responses={200: text})
+    async def metrics() -> Response:
+        """Return the server's metrics."""
+        found = generate_latest(service.metrics.registry)
+        return Response(found, headers={"content-type": CONTENT_TYPE_LATEST})
 
+    @app.get("/", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        return await files.get_response("index.html", request.scope)
 
-def _only(found: Sequence[Photo | ImageError]) -> Photo:
-    """Give the first photo, or refuse: 413 for too many pixels, 400 for what is none."""
-    if isinstance(found[0], ImageError):
-        code = 413 if found[0].reason == "too_large" else 400
-        raise RefusedError(code, found[0].reason, str(found[0]))
-    return found[0]
-
-
-def _add_file(app: FastAPI, path: str, file: StaticFile) -> None:
-    async def send(request: Request) -> Response:
-        return file.answer(request)
-
-    app.add_api_route(path, send, methods=["GET"], include_in_schema=False)
+    app.mount("/page", files)
 
 
 def _add_failures(app: FastAPI) -> None:
     """Give every failure the same form: status and message."""
 
-    def failure(
-        code: int, status: str, message: str, headers: dict[str, str] | None = None
-    ) -> Response:
-        return JSONResponse({"status": status, "message": message}, code, headers)
+    async def refuse(_: Request, error: Exception) -> Response:
+        refused = _refusal(error)
+        content = {"status": refused.status, "message": refused.detail}
+        return JSONResponse(content, refused.status_code, refused.headers)
 
-    @app.exception_handler(RefusedError)
-    async def refused(_: Request, error: RefusedError) -> Response:
-        return failure(error.code, error.status, error.message, error.headers)
+    for kind in (HTTPException, RequestValidationError, UserError, ClientDisconnect, Exception):
+        app.add_exception_handler(kind, refuse)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        found = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
-        return failure(422, "invalid", "; ".join(found))
 
-    @app.exception_handler(HTTPException)
-    async def unknown(_: Request, error: HTTPException) -> Response:
+def _refusal(error: Exception) -> RefusedError:
+    """Return what an error is to the client."""
+    if isinstance(error, RefusedError):
+        return error
+    if isinstance(error, HTTPException):  # of the framework
         status = "not_found" if error.status_code == 404 else "refused"
-        headers: Any = error.headers
-        return failure(error.status_code, status, str(error.detail), headers)
-
-    @app.exception_handler(ClientGoneError)
-    async def gone(_: Request, __: ClientGoneError) -> Response:
-        return Response(status_code=CLIENT_GONE)
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, __: Exception) -> Response:
-        return failure(500, "failed", "the server failed; its log says why under x-request-id")
+        return RefusedError(error.status_code, status, error.detail, error.headers)
+    if isinstance(error, RequestValidationError):
+        found = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
+        return RefusedError(422, "invalid", "; ".join(found))
+    if isinstance(error, ImageError):
+        code = 413 if error.reason == "too_large" else 400
+        return RefusedError(code, error.reason, str(error))
+    if isinstance(error, NonFiniteError):
+        return RefusedError(409, "non_finite", str(error))
+    if isinstance(error, UserError):
+        return RefusedError(404, "unknown", str(error))
+    if isinstance(error, ClientDisconnect):
+        return RefusedError(CLIENT_GONE, "gone", "the client has gone")
+    return RefusedError(500, "failed", "the server failed; its log says why under x-request-id")

@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-import errno
+import asyncio
 import gc
-import ipaddress
 import logging
 import os
 import resource
 import socket
-from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from petface.errors import UserError
-from petface.serving.limits import Limits
-from petface.serving.observe import LineLog, LogHandler
-from petface.serving.protocol import limited_protocol
+from petface.serving.requests import Limits
 
+_MAX_HEAD_BYTES = 32_768
 _SPARE_FILES = 256  # open files besides connections
 
 
+class Protocol(H11Protocol):
+    """uvicorn's, which would wait for ever for a first head, and for the rest of any head.
+
+    The timer that ends idle connections runs from the start; a whole head stops it, no less.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def data_received(self, data: bytes) -> None:
+        self.conn.receive_data(data)
+        self.handle_events()
+
+
 class Server(uvicorn.Server):
-    """uvicorn's server; says when it is ready, and does not die of the signal that ends it."""
-
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_ready = on_ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen."""
-        await super().startup(sockets)
-        if self.started and not self.should_exit:
-            self._on_ready()
+    """uvicorn's, which would die of the signal that ends it."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Stop after what is being answered; a second signal leaves at once."""
@@ -43,82 +48,50 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Take an address before anything slow is done; nobody can connect yet. 0 = a free port."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        taken = socket.socket(family, kind, protocol)
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
-    except OSError as error:
-        raise _address_error(f"port {port} of {host}", error) from None
-    return taken
-
-
-def _address_error(address: str, error: OSError) -> UserError:
-    if error.errno == errno.EADDRINUSE:
-        return UserError(f"{address} is in use: stop the other server or take another PORT")
-    return UserError(f"{address} cannot be used: {error.strerror or error}")
-
-
-def url_of(taken: socket.socket) -> str:
-    """Give the URL of a bound socket."""
-    host, port = taken.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach a server that is bound to `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def make_server(app: ASGIApp, limits: Limits, on_ready: Callable[[], None]) -> Server:
-    """Make the server of an application; `run(sockets=[...])` answers until it is asked to stop."""
+def make_server(app: ASGIApp, limits: Limits) -> Server:
+    """Build the server of an application; `run(sockets=[...])` answers until it is stopped."""
     config = uvicorn.Config(
         app,
-        http=limited_protocol(limits),
+        http=Protocol,
         ws="none",
         lifespan="on",
         log_config=None,
-        log_level=logging.WARNING,
+        log_level=logging.ERROR,  # not a warning for each bad request
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        limit_concurrency=limits.max_connections,
+        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        timeout_keep_alive=limits.head_timeout_s,  # type: ignore[arg-type]
         timeout_graceful_shutdown=max(1, round(limits.stop_timeout_s)),
     )
-    return Server(config, on_ready)
+    return Server(config)
 
 
-def serve(
-    app: ASGIApp, taken: socket.socket, limits: Limits, log: LineLog, on_ready: Callable[[], None]
-) -> None:
+def serve(app: ASGIApp, taken: socket.socket, limits: Limits) -> None:
     """Answer until SIGINT or SIGTERM; then what was taken in, for `stop_timeout_s` at most."""
-    address = url_of(taken)
-    allow_files(limits.max_connections + _SPARE_FILES)
-    logging.basicConfig(handlers=[LogHandler(log)], level=logging.WARNING)
-    logging.captureWarnings(True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(limits.max_connections + _SPARE_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    logging.basicConfig(format="%(message)s")  # the lines of petface.serving.metrics are JSON
+    logging.getLogger("petface.serving").setLevel(logging.INFO)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of each bad form
     gc.collect()
     gc.freeze()  # or the collector goes through the networks again: 0.2 s without an answer
     try:
-        make_server(app, limits, on_ready).run(sockets=[taken])
-    except OSError as error:  # two that start at once may both have bound the port
-        raise _address_error(address, error) from None
+        make_server(app, limits).run(sockets=[taken])
     finally:
         gc.unfreeze()  # or extension modules complain at the end of what was never freed
-        log.close()
 
 
-def allow_files(num: int) -> None:
-    """Raise the number of files that this process may have open, as far as it may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < num:
-        wanted = num if hard == resource.RLIM_INFINITY else min(num, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+def bind(host: str, port: int) -> socket.socket:
+    """Take an address before anything slow is done; 0 = a free port.
+
+    Who connects before the server runs waits for it.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"port {port} of {host}: {reason}; take another PORT or HOST") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -32,13 +33,11 @@ def stays_healthy(server):
     yield
     until(lambda: b"petface_photos_waiting 0.0" in server.get("/metrics"))
     until(lambda: b"petface_upload_bytes 0.0" in server.get("/metrics"))
-    assert server.ask(post("/predict", form(photo()))).code == 200
+    assert server.send(post("/predict", form(photo()))).code == 200
 
 
 def resident_bytes(server) -> int:
-    status = (f"/proc/{server.process.pid}/statm", 1)
-    with open(status[0]) as handle:  # noqa: PTH123
-        return int(handle.read().split()[status[1]]) * 4096
+    return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * 4096
 
 
 @pytest.mark.parametrize(
@@ -54,13 +53,12 @@ def resident_bytes(server) -> int:
         (post("/predict", form(photo())[:-9]), 400, "unreadable"),
         (post("/predict", form(photo(side=200)[:-50])), 400, "unreadable"),
         (post("/predict", form(photo()))[:-40], 408, "timeout"),
-        (b"POST /predict HTTP/1.1\r\nHost: local", 408, "timeout"),
         (post("/predict?topk=0", form(photo())), 422, "invalid"),
         (post("/explain?species=../../etc/passwd&head=breed", form(photo())), 404, "unknown"),
     ],
 )
 def test_a_fault_has_its_own_answer(server, data, code, status):
-    reply = server.ask(data)
+    reply = server.send(data)
     assert (reply.code, reply.json()["status"]) == (code, status)
     assert reply.json()["message"]
 
@@ -69,7 +67,7 @@ def test_a_thousand_at_once_beyond_the_queue(server):
     """200 or 503, nothing else; meanwhile the health check answers, and memory stays flat."""
     data = post("/predict", form(photo(side=300)))
     with ThreadPoolExecutor(50) as pool:
-        list(pool.map(lambda _: server.ask(data), range(100)))  # as large as it will be
+        list(pool.map(lambda _: server.send(data), range(100)))  # as large as it will be
         before = resident_bytes(server)
         is_over, healthy = threading.Event(), []
 
@@ -79,12 +77,21 @@ def test_a_thousand_at_once_beyond_the_queue(server):
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        codes = list(pool.map(lambda _: server.ask(data).code, range(1000)))
+        codes = list(pool.map(lambda _: server.send(data).code, range(1000)))
         is_over.set()
         watcher.join()
     assert set(codes) == {200, 503}
     assert len(healthy) > 3 and all(b'"ok"' in answer for answer in healthy)
     assert resident_bytes(server) < before + 50_000_000
+
+
+def test_a_thousand_idle_connections_are_closed_while_others_are_answered(server):
+    idle = [server.client() for _ in range(1000)]
+    assert b'"ok"' in server.get("/health")
+    assert server.send(post("/predict", form(photo()))).code == 200
+    for client in idle:
+        assert client.is_closed()
+        client.socket.close()
 
 
 def test_clients_that_go_leave_their_places(server):
@@ -98,15 +105,8 @@ def test_slow_clients_keep_nobody_from_being_answered(server):
     slow = [server.client() for _ in range(10 * QUEUE)]
     for client in slow:
         client.send(post("/predict", form(photo()))[:-40])
-    assert server.ask(post("/predict", form(photo()))).code == 200
+    assert server.send(post("/predict", form(photo()))).code == 200
     for client in slow:
         assert client.reply().code == 408
         assert client.is_closed()
         client.socket.close()
-
-
-def test_no_word_of_a_file_name_or_an_address_is_logged(server):
-    server.ask(post("/predict?key=hidden-query", form(photo(), name="hidden-name.png")))
-    text = server.log.read_text()
-    assert '"route": "/predict"' in text
-    assert "hidden" not in text and "127.0.0.1" not in text

@@ -9,21 +9,20 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from petface.data import images
 from petface.data.images import ImageError, Preprocessing
 from petface.errors import UserError
 from petface.inference.stages import Photo
 from petface.inference.two_stage import refusal
-from petface.serving.app import make_app
-from petface.serving.intake import Intake
-from petface.serving.limits import Limits
-from petface.serving.observe import LineLog
+from petface.serving.app import Service, make_app
+from petface.serving.requests import Limits
 from petface.serving.server import bind, make_server
 
 RULE = Preprocessing(8)
@@ -41,7 +40,7 @@ class FakeEngine:
         self.gate.set()
         self.batches: list[int] = []
         self.poison = None  # a photo whose first pixel has this value breaks its batch
-        self.num_asked = 0
+        self.num_batches = 0
 
     def prepare(self, image: Any, max_pixels: int | None = None) -> Photo:
         photo = Photo(images.decode(image, max_pixels))
@@ -50,7 +49,7 @@ class FakeEngine:
         return photo
 
     def answer(self, photos: Sequence[Photo], topk: int = 3) -> list[dict[str, Any]]:
-        self.num_asked += 1
+        self.num_batches += 1
         assert self.gate.wait(PATIENCE_S)
         self.batches.append(len(photos))
         return [self._answer(photo, topk) for photo in photos]
@@ -171,21 +170,14 @@ class Client:
         self.send(data)
         return self.reply()
 
-    def all_there_is(self) -> bytes:
-        """Read until the server closes."""
+    def is_closed(self) -> bool:
+        """Read until the server closes; fails after some patience if it does not."""
         try:
-            while data := self.socket.recv(65536):
-                self._rest += data
+            while self.socket.recv(65536):
+                pass
         except ConnectionResetError:
             pass
-        return self._rest
-
-    def is_closed(self) -> bool:
-        """Wait until the server closes; fails after some patience if it does not."""
-        try:
-            return not self._rest and self.socket.recv(1) == b""
-        except ConnectionResetError:
-            return True
+        return True
 
     def _more(self) -> None:
         data = self.socket.recv(65536)
@@ -200,46 +192,45 @@ class Running:
 
     port: int
     engine: FakeEngine
-    intake: Any
-    stream: io.StringIO = field(default_factory=io.StringIO)
 
     def client(self) -> Client:
         return Client(self.port)
 
-    def ask(self, data: bytes) -> Reply:
+    def send(self, data: bytes) -> Reply:
         with self.client() as client:
             return client.ask(data)
 
     def get(self, path: str) -> Reply:
-        return self.ask(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        return self.send(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
 
     def waiting(self) -> int:
         return self.get("/health").json()["photos_waiting"]
 
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.stream.getvalue().splitlines()]
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of a metric, 0 where it was never counted."""
+        families = text_string_to_metric_families(self.get("/metrics").body.decode())
+        for sample in (sample for family in families for sample in family.samples):
+            if sample.name == name and labels.items() <= sample.labels.items():
+                return sample.value
+        return 0.0
 
 
 @contextmanager
 def running(limits: Limits, engine: FakeEngine | None = None) -> Iterator[Running]:
     """Run a server around a fake engine, as `tools.serve` does, and stop it."""
-    engine, stream, ready = engine or FakeEngine(), io.StringIO(), threading.Event()
-    log = LineLog(stream)
-    intake = Intake(engine, limits)
-    app = make_app(intake, hosts=("localhost", "127.0.0.1"), log=log)
-    server = make_server(app, limits, ready.set)
+    engine = engine or FakeEngine()
     taken = bind("127.0.0.1", 0)
+    service = Service(engine, limits)
+    server = make_server(make_app(service, ("localhost", "127.0.0.1")), limits)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
     port = taken.getsockname()[1]
     thread.start()
-    assert ready.wait(PATIENCE_S)
     try:
-        yield Running(port, engine, intake, stream)
+        yield Running(port, engine)
     finally:
         engine.gate.set()
         server.should_exit = True
         thread.join(PATIENCE_S)
-        log.close()
     assert not thread.is_alive()
 
 

@@ -130,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.seen[path] += 1
         if path == "/model_card":
             return self._json(200, self.server.card)
-        file = PAGE / (path.strip("/") or "index.html")
+        file = PAGE / (path.removeprefix("/page/").strip("/") or "index.html")
         if file.parent != PAGE or not file.is_file():
             return self._json(404, {"detail": "Not Found"})
         kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -22,16 +20,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inference_engine import TwoStageInference
 from petface.errors import UserError
-from petface.serving import server as server_module
-from petface.serving.limits import Limits
-from petface.serving.observe import LineLog
-from petface.serving.server import bind, is_loopback, url_of
+from petface.inference.two_stage import TwoStageInference
+from tests.scripts import REPOSITORY
 from tests.serving.made_server import PATIENCE_S, Client, form, post, until
 from tools import serve
 
-ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -50,7 +44,7 @@ class Served:
     def client(self) -> Client:
         return Client(self.port)
 
-    def ask(self, data: bytes) -> Any:
+    def send(self, data: bytes) -> Any:
         with self.client() as client:
             return client.ask(data)
 
@@ -66,7 +60,7 @@ def served(folder: Path, *flags: object) -> Iterator[Served]:
     log = folder / "log.jsonl"
     with log.open("w") as stream:
         process = subprocess.Popen(
-            list(map(str, command)), cwd=ROOT, env=ENVIRONMENT, text=True,
+            list(map(str, command)), cwd=REPOSITORY, env=ENVIRONMENT, text=True,
             stdout=subprocess.PIPE, stderr=stream,
         )  # fmt: skip
     try:
@@ -86,19 +80,27 @@ def models(stage1_run, stage2_run) -> list[object]:
 
 
 @pytest.fixture(scope="module")
+def engine(models) -> TwoStageInference:
+    return TwoStageInference(models[1], models[3], "cpu")
+
+
+@pytest.fixture(scope="module")
 def server(models, tmp_path_factory):
-    with served(tmp_path_factory.mktemp("serve"), *models, "--body-timeout-s", 1) as made:
+    with served(tmp_path_factory.mktemp("serve"), *models) as made:
         yield made
+        made.process.send_signal(signal.SIGINT)
+        assert made.process.wait(PATIENCE_S) == 0
 
 
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
+@pytest.fixture(scope="module")
 def photos(tree) -> dict[str, bytes]:
     """The same photo as it comes from a file, a phone held sideways, and in grey."""
+
+    def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+        stream = io.BytesIO()
+        image.save(stream, kind, **options)
+        return stream.getvalue()
+
     whole = (tree.images / "cat/000000/00.png").read_bytes()
     image = Image.open(io.BytesIO(whole))
     sideways = Image.Exif()
@@ -107,33 +109,30 @@ def photos(tree) -> dict[str, bytes]:
     return {
         "png": whole,
         "jpeg": encoded(image, "JPEG", exif=sideways, quality=95),
-        "grey": encoded(image.convert("L"), "PNG"),
         "16 bit": encoded(deep, "PNG"),
         "chimp": (tree.images / "chimp/000000/00.png").read_bytes(),
         "yak": (tree.images / "yak/000000/00.png").read_bytes(),
     }
 
 
-def test_the_answer_is_that_of_the_library_to_the_last_digit(server, models, tree):
-    engine = TwoStageInference(models[1], models[3], "cpu")
+def test_the_answer_is_that_of_the_library_to_the_last_digit(server, engine, photos):
     found = set()
-    for name, content in photos(tree).items():
+    for name, content in photos.items():
         for topk in (1, 3):
-            reply = server.ask(post(f"/predict?topk={topk}", form(content)))
+            reply = server.send(post(f"/predict?topk={topk}", form(content)))
             wanted = engine.infer(content, topk)
             assert (reply.code, reply.json()) == (200, json.loads(json.dumps(wanted))), name
             found.add(reply.json()["status"])
     assert found == {"ok", "no_specialist"}
 
 
-def test_answers_do_not_depend_on_who_else_asks(server, models, tree):
+def test_answers_do_not_depend_on_who_else_is_answered(server, engine, tree):
     """Batches change the last digits only; names must not move between photos."""
-    engine = TwoStageInference(models[1], models[3], "cpu")
     given = [path.read_bytes() for path in sorted(tree.images.rglob("*/01.png"))]
     answers = {content: engine.infer(content) for content in given}
     given = [content for content in given if answers[content]["species"]]
     with ThreadPoolExecutor(16) as pool:
-        replies = list(pool.map(lambda one: server.ask(post("/predict", form(one))), given * 2))
+        replies = list(pool.map(lambda one: server.send(post("/predict", form(one))), given * 2))
     sizes = [line.get("batch_size", 0) for line in map(json.loads, server.log.open())]
     assert max(sizes) > 1
     for content, reply in zip(given * 2, replies, strict=True):
@@ -143,21 +142,20 @@ def test_answers_do_not_depend_on_who_else_asks(server, models, tree):
         assert found == pytest.approx(dict(wanted["species"]["topk"]), abs=1e-4)
 
 
-def test_an_animal_is_answered_as_the_library_does(server, models, tree):
-    engine = TwoStageInference(models[1], models[3], "cpu")
-    given = [*photos(tree).values()][:3]
-    reply = server.ask(post("/predict_animal", form(*given, b"none", field="photos")))
+def test_an_animal_is_answered_as_the_library_does(server, engine, photos):
+    given = [*photos.values()][:3]
+    reply = server.send(post("/predict_animal", form(*given, b"none", field="photos")))
     wanted = json.loads(json.dumps(engine.infer_animal([*given, b"none"])))
     assert (reply.code, reply.json()) == (200, wanted)
 
 
-def test_an_explanation_is_a_picture_of_the_networks_size(server, tree):
-    content = photos(tree)["png"]
-    reply = server.ask(post("/explain?head=breed&species=cat", form(content)))
+def test_an_explanation_is_that_of_the_library(server, engine, photos):
+    reply = server.send(post("/explain?head=breed&species=cat", form(photos["png"])))
     assert reply.code == 200, reply.body
-    assert Image.open(io.BytesIO(reply.body)).size == (32, 32)
-    assert server.ask(post("/explain?head=breed&species=yak", form(content))).code == 404
-    assert server.ask(post("/explain?species=../../etc&head=breed", form(content))).code == 404
+    assert reply.body == engine.explain(photos["png"], head="breed", species="cat")
+    for species in ("yak", "../../etc"):
+        path = f"/explain?head=breed&species={species}"
+        assert server.send(post(path, form(photos["png"]))).code == 404
 
 
 def test_the_card_is_of_these_models_and_names_no_folder(server, models):
@@ -165,16 +163,6 @@ def test_the_card_is_of_these_models_and_names_no_folder(server, models):
     assert set(json.loads(card)["specialists"]) == {"cat", "chimp", "dog"}
     assert json.loads(card)["no_specialist"] == ["yak"]
     assert str(models[3]) not in card and "/" not in json.loads(card)["stage1"]["path"]
-
-
-def test_a_second_server_on_the_port_is_one_line(server, models):
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.serve", *map(str, models), "--port", str(server.port)],
-        cwd=ROOT, env=ENVIRONMENT, text=True, capture_output=True, timeout=10 * PATIENCE_S,
-    )  # fmt: skip
-    assert done.returncode == 1
-    wanted = f"error: port {server.port} of 127.0.0.1 is in use: "
-    assert done.stderr.startswith(wanted) and done.stderr.count("\n") == 1
 
 
 def refused(monkeypatch, *flags: object) -> str:
@@ -192,17 +180,18 @@ def test_a_missing_checkpoint_is_told(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
 def test_an_address_that_is_not_here_is_told(monkeypatch, host):
-    assert f"port 0 of {host} cannot be used" in refused(monkeypatch, "--host", host, "--port", 0)
+    assert f"port 0 of {host}" in refused(monkeypatch, "--host", host, "--port", 0)
 
 
-def test_limits_that_let_nothing_in_are_refused(monkeypatch):
-    assert "MAX_UPLOADS_MB" in refused(monkeypatch, "--max-uploads-mb", 1, "--max-body-mb", 2)
+def test_a_port_in_use_is_told(monkeypatch, server):
+    assert f"port {server.port} of 127.0.0.1: " in refused(monkeypatch, "--port", server.port)
 
 
 def test_a_missing_package_is_told_with_the_way_to_get_it(monkeypatch):
-    monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "uvicorn" else name)
-    wanted = 'uvicorn: python -m pip install ".[serve]"'
-    assert wanted in refused(monkeypatch)
+    for name in [name for name in sys.modules if name.startswith("petface.serving")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert 'uvicorn: python -m pip install ".[serve]"' in refused(monkeypatch)
 
 
 def refuses(port: int) -> bool:
@@ -213,58 +202,29 @@ def refuses(port: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
-def test_asked_to_stop_it_answers_what_it_has_begun(models, tree, tmp_path, number):
+def test_stopped_it_answers_what_it_has_begun(models, photos, tmp_path):
     with served(tmp_path, *models, "--host", "0.0.0.0") as server:
-        data = post("/predict", form(photos(tree)["png"]))
+        data = post("/predict", form(photos["png"]))
         with server.client() as client, server.client() as idle:
             client.send(data[:-20])
             until(lambda: b"petface_upload_bytes 0.0" not in server.get("/metrics"))
-            server.process.send_signal(number)
+            server.process.terminate()
             until(lambda: refuses(server.port))  # no more is taken in
             client.send(data[-20:])
             assert client.reply().code == 200
             assert idle.is_closed()
         assert server.process.wait(PATIENCE_S) == 0
-        text = server.log.read_text()
-    assert "Traceback" not in text
-    warning, *lines = text.splitlines()
-    assert warning.startswith("WARNING: HOST 0.0.0.0") and "no authentication" in warning
+        warning, *lines = server.log.read_text().splitlines()
+    assert warning.startswith("WARNING: ") and "no authentication" in warning
     assert json.loads(lines[-1])["status"] == 200
 
 
 @pytest.mark.slow
-def test_a_second_signal_leaves_at_once(models, tree, tmp_path):
+def test_a_second_signal_leaves_at_once(models, photos, tmp_path):
     with served(tmp_path, *models) as server, server.client() as client:
-        client.send(post("/predict", form(photos(tree)["png"]))[:-20])
+        client.send(post("/predict", form(photos["png"]))[:-20])
         until(lambda: b"petface_upload_bytes 0.0" not in server.get("/metrics"))
         server.process.terminate()
         until(lambda: refuses(server.port))
         server.process.terminate()
         assert server.process.wait(PATIENCE_S) == 128 + signal.SIGTERM
-
-
-def test_addresses():
-    assert is_loopback("127.0.0.1") and is_loopback("::1") and is_loopback("localhost")
-    assert not is_loopback("0.0.0.0") and not is_loopback("example.org")
-    with bind("127.0.0.1", 0) as taken:
-        assert url_of(taken) == f"http://127.0.0.1:{taken.getsockname()[1]}"
-
-
-def test_the_garbage_collector_leaves_alone_what_was_loaded_while_it_serves(monkeypatch):
-    frozen = []
-
-    class Asked:
-        def run(self, sockets):
-            frozen.append((gc.get_freeze_count(), len(sockets)))
-
-    monkeypatch.setattr(server_module, "make_server", lambda *_: Asked())
-    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-    monkeypatch.setattr(logging, "captureWarnings", lambda _: None)
-    with bind("127.0.0.1", 0) as taken:
-        server_module.serve(None, taken, Limits(), LineLog(io.StringIO()), lambda: None)
-    ((num, num_sockets),) = frozen
-    assert num > 10_000 and num_sockets == 1, "torch alone has more objects"
-    assert gc.get_freeze_count() == 0

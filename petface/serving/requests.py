@@ -1,0 +1,159 @@
+"""From the body of a request to its photos, within limits; nothing is ever written to disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from petface.data.images import MAX_PIXELS
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """All limits of the server; `tools.serve` says what each is for."""
+
+    max_batch: int = 16  # photos
+    max_queue: int = 128  # photos
+    max_photos: int = 8  # of one animal
+    max_pixels: int = MAX_PIXELS
+    max_body_mb: float = 20.0  # of 1,000,000 bytes
+    max_uploads_mb: float = 256.0  # of all clients together
+    max_connections: int = 2048
+    head_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
+    answer_timeout_s: float = 20.0
+    stop_timeout_s: float = 10.0
+
+
+class RefusedError(HTTPException):
+    """A request without an answer: HTTP status, a word for programs, a sentence for people."""
+
+    def __init__(
+        self, code: int, status: str, message: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(code, message, headers)
+        self.status = status
+
+
+def busy(message: str) -> RefusedError:
+    """Return the refusal of a client that may come again in a second."""
+    return RefusedError(503, "busy", f"{message}; try again", {"retry-after": "1"})
+
+
+class Budget:
+    """What all requests share, such as the bytes of their bodies in memory."""
+
+    def __init__(self, most: float, what: str) -> None:
+        self.most, self.used, self._what = most, 0, what
+
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """Yield `take(number)`, refused with 503 beyond `most`; all goes back in the end."""
+        own = 0
+
+        def take(number: int) -> None:
+            nonlocal own
+            if self.used + number > self.most:
+                raise busy(f"too many {self._what} at once")
+            self.used, own = self.used + number, own + number
+
+        try:
+            yield take
+        finally:
+            self.used -= own
+
+
+class _Form(MultiPartParser):
+    """Starlette's parser, which keeps files in memory alone and notices a form that is cut off."""
+
+    spool_max_size = 0  # of a SpooledTemporaryFile: never roll over to disk
+    is_whole = False
+
+    def on_headers_finished(self) -> None:
+        """Take every part for a file: some clients send photos without a file's name."""
+        part = self._current_part
+        if b"filename" not in (part.content_disposition or b""):
+            part.content_disposition = (part.content_disposition or b"") + b'; filename=""'
+        super().on_headers_finished()
+
+    def on_end(self) -> None:
+        self.is_whole = True
+
+
+async def read_photos(
+    request: Request, field: str, most: int, limits: Limits, take: Callable[[int], None]
+) -> list[bytes]:
+    """Read the content of each part called `field`, in their order, 1 to `most` of them.
+
+    415 for a body that is no form; 413 for more than `max_body_mb`; 408 after `body_timeout_s`; 400
+    for what is no whole form; 422 for none, too many and other fields; what `take` raises for the
+    bytes that come. `ClientDisconnect` where the client goes.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data" or request.headers.get("content-encoding"):
+        raise RefusedError(415, "unsupported", "send a form: content-type multipart/form-data")
+    what = "one photo" if most == 1 else f"1 to {most} photos"
+    wanted = f"send {what} as the field {field!r} and nothing else"
+    body = _limited(request, limits.max_body_mb, take)
+    form = _Form(request.headers, body, max_files=most, max_fields=0)
+    try:
+        async with asyncio.timeout(limits.body_timeout_s):
+            fields = (await form.parse()).multi_items()
+    except TimeoutError:
+        late = f"the body did not arrive within {limits.body_timeout_s:g} s"
+        # closed, because what still comes is no new request
+        raise RefusedError(408, "timeout", late, {"connection": "close"}) from None
+    except MultiPartException as error:
+        if error.message.startswith("Too many"):
+            raise RefusedError(422, "invalid", wanted) from None
+        raise RefusedError(400, "unreadable", error.message) from None
+    if not form.is_whole:
+        raise RefusedError(400, "unreadable", "the form is cut off: its last boundary is missing")
+    files = [file for name, file in fields if name == field and isinstance(file, UploadFile)]
+    if not files or len(files) < len(fields):
+        raise RefusedError(422, "invalid", wanted)
+    return [await file.read() for file in files]
+
+
+async def _limited(
+    request: Request, max_mb: float, take: Callable[[int], None]
+) -> AsyncGenerator[bytes, None]:
+    """Pass the body on while it is not too large, by its header and by counting."""
+    too_large = RefusedError(413, "too_large", f"the body is larger than {max_mb:g} MB")
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_mb * 1e6:
+        raise too_large
+    num_bytes = 0
+    async for chunk in request.stream():
+        num_bytes += len(chunk)
+        if num_bytes > max_mb * 1e6:
+            raise too_large
+        take(len(chunk))
+        request.state.bytes_in = num_bytes
+        yield chunk
+
+
+async def while_there(request: Request, work: Awaitable[Answer], timeout_s: float) -> Answer:
+    """Wait for `work` as long as the client does, 503 after `timeout_s`; else cancel it.
+
+    The body has been read: all that can still come from the client is that it goes.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((task, gone), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect if gone.done() else busy("the answer took too long")
+    finally:
+        task.cancel()
+        gone.cancel()
