@@ -24,7 +24,6 @@ from petface.data.dataset import load_dataset
 from petface.data.images import Preprocessing
 from petface.data.loading import worker_count
 from petface.data.packing import image_source
-from petface.data.sample import photos_of
 from petface.errors import SettingsError, run_script
 from petface.evaluation import parts as shares
 from petface.evaluation.confusions import CONFUSIONS, write_confusions
@@ -42,16 +41,21 @@ from petface.evaluation.run import answer_slices, plan_slices, write_answers
 from petface.evaluation.summary import describe_summary, summarise
 from petface.files import write_json
 from petface.inference import onnx_models as exported
-from petface.inference.answers import readable
-from petface.inference.loading import Arithmetic, describe_model, load_stage
-from petface.inference.predict import fast_inference, find_photos, predict_files
-from petface.inference.stages import Stage1Model, Stage2Model, find_specialist
-from petface.inference.two_stage import TwoStageInference
+from petface.inference.loading import (
+    ComputeOptions,
+    Stage,
+    describe_model,
+    find_model,
+    find_specialist,
+    load_stage,
+)
+from petface.inference.predict import find_photos, predict_files
+from petface.inference.stages import Stage1Model, Stage2Model
+from petface.inference.two_stage import TwoStageInference, readable
 from petface.inference.views import Views
-from petface.models.network import Stage
 from petface.report.report_index import late_report, report_line
 from petface.resumable import ResumableRecords, ResumableTable
-from petface.settings import Fraction, NonNegative, Positive, Seed, read_settings
+from petface.settings import NonNegative, Positive, Seed, read_settings
 
 __all__ = [
     "Stage1Model",
@@ -79,12 +83,9 @@ NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of
 INTERVAL_RESAMPLES: NonNegative = 1000  # bootstrap over records for the 95 % intervals; 0 = none
 
 # ---- Arithmetic of evaluate and predict; single photos are computed by torch in fp32 ----
-PRECISION: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"  # fp32 = exact; see README
-ENGINE: Literal["torch", "openvino"] = "torch"  # openvino: CPUs; needs requirements-openvino.txt
+PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # fp32 = exact; see README
 COMPILE: bool = False  # torch's compiler: 1.1 times as fast on a CPU after 6 to 17 s per network
-EXACT_MARGIN: float = -1.0  # closer logits are decided in fp32; -1 = by measured error, 0 = off
 TTA: Views = "none"  # flip: also mirrored, twice the work; five: also the corners, five times
-INT8_AGREEMENT: Fraction = 0.99  # int8 is refused below this share of fp32's answers; 0 = never
 
 
 def evaluate_full_dataset(
@@ -102,10 +103,7 @@ def evaluate_full_dataset(
     num_workers: int = -1,
     pack: str = "",
     interval_resamples: int = 1000,
-    engine: str = "torch",
     compiled: bool = False,
-    exact_margin: float = -1.0,
-    int8_agreement: float = 0.99,
     tta: Views = "none",
     force: bool = False,
 ) -> dict[str, Any]:
@@ -118,12 +116,8 @@ def evaluate_full_dataset(
     """
     if exported.is_bundle(stage1_checkpoint):
         stage2_folder = stage1_checkpoint
-        stage1_checkpoint = exported.find(stage1_checkpoint, None) or stage1_checkpoint
-        how = Arithmetic.of_exports(device, precision, engine, tta)
-    else:
-        how = Arithmetic.choose(
-            device, precision, engine, compiled, exact_margin, int8_agreement, tta
-        )
+        stage1_checkpoint = find_model(stage1_checkpoint, None)
+    how = ComputeOptions.choose(device, precision, compiled, tta, stage1=stage1_checkpoint)
     dataset = load_dataset(images_root, annotations_root, splits_file=splits_file, seed=split_seed)
     print("\n".join(dataset.notes))
     found = {name: find_specialist(name, stage2_folder) for name in dataset.catalog.classes}
@@ -157,21 +151,10 @@ def evaluate_full_dataset(
     def load(species: str | None) -> Stage | None:
         """Load stage 1 (None) or a specialist, None where there is none."""
         model = models["stage1"] if species is None else models["specialists"].get(species)
-        return model and load_stage(
-            model["path"],
-            species,
-            how,
-            checksum=model["sha256"],
-            identity={"dataset": models["dataset"]},
-            folder=out / "openvino",
-            photos_for=lambda rule: photos_of(dataset, pack, rule, species),
-        )
+        return model and load_stage(model["path"], species, how)
 
     stage1 = load(None)
     assert stage1 is not None
-    if how.precision == "int8":  # whatever is refused is refused before the work
-        for name in found:
-            load(name)
     begin, end = shares.own_range([len(part) for part in plan])
     plan, num_images = plan[begin:end], len(dataset.catalog)
     num_own = num_images if distributed.is_main() else sum(map(len, plan))
@@ -245,10 +228,7 @@ def evaluate(arguments: list[str]) -> int:
         num_workers=s.NUM_WORKERS,
         pack=s.PACK,
         interval_resamples=s.INTERVAL_RESAMPLES,
-        engine=s.ENGINE,
         compiled=s.COMPILE,
-        exact_margin=s.EXACT_MARGIN,
-        int8_agreement=s.INT8_AGREEMENT,
         tta=s.TTA,
         force="force" in s.switches,
     )
@@ -260,7 +240,7 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def predict(arguments: list[str]) -> int:
-    """Answer files and folders of photos without labels."""
+    """Predict files and folders of photos without labels."""
     s = read_settings(
         sys.modules[__name__],
         arguments,
@@ -270,21 +250,14 @@ def predict(arguments: list[str]) -> int:
     print(s.provenance())
     photos, left_out = find_photos(s.positional)
     if not photos:
-        raise SettingsError("no photo to answer: predict takes photo files and folders of them")
-    if exported.is_bundle(s.STAGE1_CHECKPOINT):
-        how = Arithmetic.of_exports(s.DEVICE, s.PRECISION, s.ENGINE, s.TTA)
-    else:
-        how = Arithmetic.choose(
-            s.DEVICE, s.PRECISION, s.ENGINE, s.COMPILE, s.EXACT_MARGIN, views=s.TTA
-        )
-    engine_, identity = fast_inference(
-        s.STAGE1_CHECKPOINT, s.STAGE2_FOLDER, photos, how, Path(s.OUT).parent / "openvino"
+        raise SettingsError("no photo to predict: predict takes photo files and folders of them")
+    options = ComputeOptions.choose(
+        s.DEVICE, s.PRECISION, s.COMPILE, s.TTA, stage1=s.STAGE1_CHECKPOINT
     )
     counts = predict_files(
-        engine_,
+        TwoStageInference(s.STAGE1_CHECKPOINT, s.STAGE2_FOLDER, options=options),
         photos,
         s.OUT,
-        identity=identity,
         topk=s.TOPK,
         num_workers=worker_count(s.NUM_WORKERS),
         force="force" in s.switches,
@@ -297,18 +270,18 @@ def predict(arguments: list[str]) -> int:
 
 
 def show(arguments: list[str]) -> int:
-    """Answer a few photos in the terminal."""
+    """Predict a few photos in the terminal."""
     s = read_settings(
         sys.modules[__name__],
         arguments,
         switches={"json": "one JSON object per photo and line"},
-        positional=("photos", "photo files to answer, or first the word evaluate or predict"),
+        positional=("photos", "photo files to predict, or first the word evaluate or predict"),
     )
     if not s.positional:
         raise SettingsError("give a photo, or: python inference_engine.py evaluate; see --help")
-    engine_ = TwoStageInference(s.STAGE1_CHECKPOINT, s.STAGE2_FOLDER, s.DEVICE)
+    inference = TwoStageInference(s.STAGE1_CHECKPOINT, s.STAGE2_FOLDER, s.DEVICE)
     sys.stdout.reconfigure(errors="backslashreplace")  # file names that are no UTF-8
-    answers = [engine_.infer(photo, s.TOPK) for photo in s.positional]
+    answers = [inference.infer(photo, s.TOPK) for photo in s.positional]
     for answer in answers:
         print(json.dumps(answer, ensure_ascii=False) if "json" in s.switches else readable(answer))
     return int(any("message" in answer for answer in answers))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Sequence
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from petface import files
 from petface.errors import UserError
+
+_Item = TypeVar("_Item")
 
 
 class ResumableTable:
@@ -197,3 +201,37 @@ class ResumableRecords:
         with self.unfinished.open("r+b") as handle:
             os.fsync(handle.fileno())
         os.replace(self.unfinished, self.path)
+
+
+def write_behind(
+    items: Iterable[_Item], write: Callable[[_Item], None], *, waiting: int = 4
+) -> None:
+    """Call `write` for each of `items` in order, in a thread of its own, while the next is made.
+
+    What it raises is raised here; nothing is written after that. Where `items` raises, what came
+    before is written first. At most `waiting` items lie between the two.
+    """
+    between: queue.Queue[tuple[_Item] | None] = queue.Queue(waiting)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        while (held := between.get()) is not None:
+            if failures:
+                continue  # emptied, so that nobody waits for a place
+            try:
+                write(*held)
+            except BaseException as error:  # handed over and raised where it can be seen
+                failures.append(error)
+
+    thread = threading.Thread(target=work, name="write rows")
+    thread.start()
+    try:
+        for item in items:
+            if failures:
+                break
+            between.put((item,))
+    finally:
+        between.put(None)
+        thread.join()
+    if failures:
+        raise failures[0]

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from inference_engine import Stage1Model, Stage2Model, find_specialist
+from inference_engine import Stage1Model, Stage2Model
 from petface import files
 from petface.analysis import analysis, attention, mistakes, probe_figures, sheets, slices
 from petface.analysis.audit_photos import worker_count
@@ -32,6 +32,7 @@ from petface.data.loading import OK
 from petface.data.loading import worker_count as loader_count
 from petface.errors import UserError, run_script
 from petface.evaluation.details import class_numbers, read_evaluation
+from petface.inference.loading import find_specialist
 from petface.models.network import Network
 from petface.report.report_index import report_line
 from petface.settings import NonNegative, Positive, Seed, read_settings

@@ -19,7 +19,7 @@ from typing import Literal
 
 from petface.data.dataset import load_dataset
 from petface.errors import UserError, run_script
-from petface.inference.stages import find_specialist
+from petface.inference.loading import find_specialist
 from petface.settings import Fraction, NonNegative, Positive, PositiveFloat, Seed, read_settings
 
 # ---- What is exported ----

@@ -6,11 +6,9 @@ that the two can run at the same time.
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,13 +25,11 @@ from petface.evaluation.details import (
     empty_details,
 )
 from petface.evaluation.rows import STATUSES, SpeciesLines
-from petface.models.network import Stage
-from petface.resumable import ResumableRecords, ResumableTable
+from petface.inference.loading import Stage
+from petface.resumable import ResumableRecords, ResumableTable, write_behind
 from petface.taxonomy import UNKNOWN
 
 _NON_FINITE, _NO_SPECIALIST = STATUSES.index("non_finite"), STATUSES.index("no_specialist")
-_SLICES_WAITING = 4
-_Item = TypeVar("_Item")
 
 
 class Asked(NamedTuple):
@@ -193,37 +189,3 @@ def write_answers(
     with closing(answers):
         write_behind(answers, write)
     return num_rows
-
-
-def write_behind(
-    items: Iterable[_Item], write: Callable[[_Item], None], *, waiting: int = _SLICES_WAITING
-) -> None:
-    """Call `write` for each of `items` in order, in a thread of its own, while the next is made.
-
-    What it raises is raised here; nothing is written after that. Where `items` raises, what came
-    before is written first. At most `waiting` items lie between the two.
-    """
-    between: queue.Queue[tuple[_Item] | None] = queue.Queue(waiting)
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        while (held := between.get()) is not None:
-            if failures:
-                continue  # emptied, so that nobody waits for a place
-            try:
-                write(*held)
-            except BaseException as error:  # handed over and raised where it can be seen
-                failures.append(error)
-
-    thread = threading.Thread(target=work, name="write rows")
-    thread.start()
-    try:
-        for item in items:
-            if failures:
-                break
-            between.put((item,))
-    finally:
-        between.put(None)
-        thread.join()
-    if failures:
-        raise failures[0]

@@ -73,14 +73,14 @@ def read_source(path: str | Path, species: str | None) -> Source:
             None,
             one.model,
             str(one.architecture),
-            {"species": one.classes},
-            {"species": "checkpoint"},
+            one.heads,
+            one.sources,
             one.preprocessing,
             one.calibration,
             one.guard,
         )
     two = checkpoints.read_stage2(path, species)
-    heads = {head: two.vocabularies[head] for head in two.model.head_names}
+    heads = two.heads
     return Source(
         path,
         species,

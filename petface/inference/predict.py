@@ -7,27 +7,22 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
 from petface.data.catalog import listed_files
-from petface.data.images import IMAGE_SUFFIXES, ImageError, Preprocessing
+from petface.data.images import IMAGE_SUFFIXES, ImageError
 from petface.data.loading import OK, STATUS_NAMES, Decoded, FileImages, even_slices, read_ahead
-from petface.data.sample import Photos
 from petface.errors import UserError
-from petface.evaluation.run import write_behind
 from petface.files import sha256_of_file
-from petface.inference.loading import Arithmetic, load_stage
 from petface.inference.stages import Photo
 from petface.inference.two_stage import TwoStageInference, refusal
-from petface.models.network import Answerer
-from petface.resumable import ResumableTable
+from petface.resumable import ResumableTable, write_behind
 from petface.taxonomy import FEATURES
 
 COLUMNS: Final = (
@@ -74,77 +69,39 @@ def _photos_below(folder: str, left_out: Counter[str]) -> Iterator[str]:
                 yield path
 
 
-def fast_inference(
-    stage1_checkpoint: str | Path,
-    stage2_folder: str | Path,
-    photos: Sequence[str],
-    how: Arithmetic,
-    folder: Path,
-) -> tuple[TwoStageInference, dict[str, Any]]:
-    """Give both stages in the arithmetic of an evaluation, and what the answers depend on.
-
-    How close a call must be to be decided in fp32 is measured on the first of `photos`. OpenVINO's
-    models are kept in `folder`; its int8 needs training photos and is refused here.
-    """
-    checksums: dict[str, str] = {}
-    listed = hashlib.sha256("\n".join(photos).encode("utf-8", "surrogateescape")).hexdigest()
-
-    def sample_for(rule: Preprocessing) -> Photos:
-        def sample(part: str, num: int) -> Tensor:
-            if part == "train" and how.precision == "int8":
-                raise UserError(
-                    "PRECISION int8 needs a dataset: python -m tools.export, and ask it"
-                )
-            source = FileImages(listed_files(Path.cwd(), photos[:num]), rule)
-            return source.read(np.arange(min(num, len(photos)))).arrays[0]
-
-        return sample
-
-    def network_of(path: Path, species: str | None) -> Answerer:
-        checksums[species or "stage1"] = checksum = sha256_of_file(path)
-        identity = {"photos": listed}
-        return load_stage(
-            path,
-            species,
-            how,
-            checksum=checksum,
-            identity=identity,
-            folder=folder,
-            photos_for=sample_for,
-        ).network
-
-    engine = TwoStageInference(stage1_checkpoint, stage2_folder, how.device, network_of=network_of)
-    engine.load_all()
-    return engine, {"models": checksums, "photos": listed, **how.identity()}
-
-
 def predict_files(
     engine: TwoStageInference,
     photos: Sequence[str],
     out: str | Path,
     *,
-    identity: Mapping[str, Any],
     topk: int = 3,
     num_workers: int = 0,
     force: bool = False,
 ) -> Counter[str]:
-    """Write an answer per photo, in their order, as .csv (`COLUMNS`) or .jsonl (as `infer`); give
-    the number of each `status`.
+    """Write an answer per photo, in their order, as .csv (`COLUMNS`) or .jsonl (as `infer`).
 
-    A stopped table is continued where `identity` (JSON values) is the same; the file is byte for
-    byte that of an undisturbed start. A finished one is refused unless `force`.
+    A stopped table is continued where photos, models and arithmetic are the same; the file is byte
+    for byte that of an undisturbed start. A finished one is refused unless `force`. Returns the
+    number of each `status`.
     """
     out = Path(out)
     if out.suffix not in (".csv", ".jsonl"):
         raise UserError(f"{out}: predictions are written as .csv or .jsonl; name such a file")
     is_csv = out.suffix == ".csv"
-    engine.load_all()
+    paths = {name: model.path for name, model in engine.load_all().items()}
+    identity = {
+        "models": {
+            name: sha256_of_file(path)
+            for name, path in {"stage1": engine.stage1.path, **paths}.items()
+        },
+        "photos": hashlib.sha256("\n".join(photos).encode("utf-8", "surrogateescape")).hexdigest(),
+        **engine.options.identity(),
+        "topk": topk,
+    }
     rules = {(rule.size_px, rule.resize): rule for rule in engine.rules}
     source = FileImages(listed_files(Path.cwd(), photos), *rules.values())
     slices = even_slices(np.arange(len(photos)), SLICE_PHOTOS)
-    table = ResumableTable(
-        out, COLUMNS if is_csv else None, {**identity, "topk": topk}, force=force
-    )
+    table = ResumableTable(out, COLUMNS if is_csv else None, identity, force=force)
     counts: Counter[str] = Counter()
     with table, tqdm(total=len(photos), desc="predict", unit="img", mininterval=0.5) as bar:
         done = table.batches_kept([len(part) for part in slices])

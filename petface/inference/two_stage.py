@@ -7,7 +7,7 @@ batches of them in one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,19 @@ from petface.data.images import ImageError, ImageSource, Preprocessing
 from petface.errors import UserError
 from petface.inference import gradcam
 from petface.inference import onnx_models as exported
-from petface.inference.answers import lay_out
-from petface.inference.loading import describe_model
-from petface.inference.stages import Asked, Photo, Stage1Model, Stage2Model, find_specialist
-from petface.models.network import NOT_FINITE, Answerer, Network, NonFiniteError
+from petface.inference.loading import ONNX, TORCH, ComputeOptions, describe_model, find_specialist
+from petface.inference.stages import UNSURE, Photo, Stage1Model, Stage2Model, lay_out
+from petface.models.network import NOT_FINITE, Network, NonFiniteError
+
+Stage1Output = tuple[Tensor, "list[bool] | None"]  # of `Stage1Model.probabilities`
 
 
 class TwoStageInference:
     """Stage 1, then the specialist of the species it names; specialists are loaded when first
     needed.
 
-    A bundle takes the place of both checkpoints: `TwoStageInference("runs/bundle")`. `network_of`
-    makes the network of a file and a species (None: stage 1) where it is not to be the usual one.
+    A bundle takes the place of both checkpoints: `TwoStageInference("runs/bundle")`. `options` take
+    the place of `device` and `precision`.
     """
 
     def __init__(
@@ -39,19 +40,15 @@ class TwoStageInference:
         stage2_folder: str | Path | None = None,
         device: str | None = None,
         precision: str = "fp32",
-        network_of: Callable[[Path, str | None], Answerer] | None = None,
+        options: ComputeOptions | None = None,
     ) -> None:
         if exported.is_bundle(stage1_checkpoint):
             stage2_folder = stage1_checkpoint
         if stage2_folder is None:
             raise UserError(f"{stage1_checkpoint} is no bundle: name the folder of specialists too")
-        stage1 = exported.find(stage1_checkpoint, None) or Path(stage1_checkpoint)
-        self._network_of = network_of
-        self.stage1 = Stage1Model(
-            stage1, device, precision, network_of(stage1, None) if network_of else None
-        )
+        self.options = options or ComputeOptions.choose(device, precision)
+        self.stage1 = Stage1Model(stage1_checkpoint, options=self.options)
         self.stage2_folder = Path(stage2_folder)
-        self.device, self.precision = device, precision
         self._specialists: dict[str, Stage2Model | None] = {}
         self.rules: list[Preprocessing] = []  # of all networks, once all are loaded
 
@@ -61,9 +58,8 @@ class TwoStageInference:
             path = find_specialist(species, self.stage2_folder)
             self._specialists[species] = None
             if path is not None:
-                network = self._network_of(path, species) if self._network_of else None
                 self._specialists[species] = Stage2Model.load_for_species(
-                    species, path, self.device, self.precision, network
+                    species, path, options=self.options
                 )
         return self._specialists[species]
 
@@ -88,15 +84,15 @@ class TwoStageInference:
         return photo
 
     def answer(
-        self, photos: Sequence[Photo], topk: int = 3, asked: Asked | None = None
+        self, photos: Sequence[Photo], topk: int = 3, stage1: Stage1Output | None = None
     ) -> list[dict[str, Any]]:
-        """Answer prepared photos as one batch; see `infer` for what each answer holds.
+        """Predict prepared photos as one batch; see `infer` for what each answer holds.
 
-        `asked` is what `Stage1Model.ask` gave for them, where it was asked already.
+        `stage1` is what `Stage1Model.probabilities` gave for them, where that is known already.
         """
         if not photos:
             return []
-        probabilities, known = asked or self.stage1.ask(photos)
+        probabilities, known = stage1 or self.stage1.probabilities(photos)
         answers: list[dict[str, Any]] = []
         of_species: dict[str, list[int]] = {}
         for place, row in enumerate(probabilities):
@@ -113,21 +109,21 @@ class TwoStageInference:
                 for place in places:
                     answers[place]["status"] = "no_specialist"
                 continue
-            heads = specialist.ask([photos[place] for place in places])
+            heads = specialist.probabilities([photos[place] for place in places])
             for number, place in enumerate(places):
                 answers[place] |= _attributes(specialist, [head[number] for head in heads], topk)
         return answers
 
     def fuse(
-        self, photos: Sequence[Photo], topk: int = 3, asked: Asked | None = None
+        self, photos: Sequence[Photo], topk: int = 3, stage1: Stage1Output | None = None
     ) -> dict[str, Any]:
-        """Let one or more photos of one animal answer together, each head by its mean probability.
+        """Predict one animal from all its photos together: each head by its mean probability.
 
         Laid out as `infer` does, with `num_photos` that had a finite answer. `is_pet` is what at
         least half of them say. `sure` was fitted on single photos.
         """
         fused: dict[str, Any] = {"status": "ok", "species": None, "attributes": {}}
-        probabilities, known = asked or self.stage1.ask(photos)
+        probabilities, known = stage1 or self.stage1.probabilities(photos)
         finite = [n for n, row in enumerate(probabilities) if not bool(torch.isnan(row).any())]
         fused["num_photos"] = len(finite)
         if not finite:
@@ -138,7 +134,7 @@ class TwoStageInference:
         specialist = self.specialist(species.label)
         if specialist is None:
             return {**fused, "status": "no_specialist"}
-        heads = specialist.ask([photos[n] for n in finite])
+        heads = specialist.probabilities([photos[n] for n in finite])
         return fused | _attributes(specialist, [head.nanmean(dim=0) for head in heads], topk)
 
     def infer(self, image_path: ImageSource, topk: int = 3) -> dict[str, Any]:
@@ -174,11 +170,11 @@ class TwoStageInference:
         where nothing is left.
         """
         good = [photo for photo in photos if isinstance(photo, Photo)]
-        asked = self.stage1.ask(good) if good else None
-        answers = iter(self.answer(good, topk, asked))
+        stage1 = self.stage1.probabilities(good) if good else None
+        answers = iter(self.answer(good, topk, stage1))
         return {
             "photos": [refusal(p) if isinstance(p, ImageError) else next(answers) for p in photos],
-            "animal": self.fuse(good, topk, asked) if good else None,
+            "animal": self.fuse(good, topk, stage1) if good else None,
         }
 
     @property
@@ -234,13 +230,30 @@ class TwoStageInference:
             for species, model in loaded.items()
         }
         return {
-            "engine": "torch" if self.can_explain else "onnxruntime",
+            "engine": TORCH if self.can_explain else ONNX,
             "precision": str(getattr(self.stage1.network, "precision", "")),
             "can_explain": self.can_explain,
             "stage1": stage1,
             "specialists": specialists,
             "no_specialist": [name for name in self.stage1.classes if name not in loaded],
         }
+
+
+def readable(answer: dict[str, Any]) -> str:
+    """Format one answer of `TwoStageInference.infer` for a terminal."""
+    if "message" in answer:
+        return f"{answer['image']}: {answer['status']} ({answer['message']})"
+    lines = [str(answer["image"])]
+    for name, entry in [("species", answer["species"]), *answer["attributes"].items()]:
+        best, *others = [f"{label} {p * 100:.1f} %" for label, p in entry["topk"]]
+        if entry["sure"] is False:
+            best += f" ({UNSURE})"
+        if entry.get("is_pet") is False:
+            best += " (does not look like any of the known species)"
+        lines.append(f"  {name:8s} {best}" + (f"   ({', '.join(others)})" if others else ""))
+    if answer["status"] == "no_specialist":
+        lines.append("  no specialist for this species: attributes are not predicted")
+    return "\n".join(lines)
 
 
 def refusal(error: ImageError) -> dict[str, Any]:

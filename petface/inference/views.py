@@ -1,4 +1,4 @@
-"""Test-time augmentation: a photo is asked in several views, and its logits are averaged."""
+"""Test-time augmentation: a photo is predicted in several views, and their logits are averaged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from petface.data.images import Preprocessing
-from petface.models.network import Answerer, ExactWhereClose, Network, Outputs
+from petface.models.network import Answerer, Network, Outputs
 
 Views = Literal["none", "flip", "five"]
 _CROP: Final = 7 / 8  # of each side, what a corner view of "five" shows
@@ -18,7 +18,7 @@ _CROP: Final = 7 / 8  # of each side, what a corner view of "five" shows
 
 @dataclass(eq=False)
 class AveragedViews:
-    """A network of any engine that is asked once per view.
+    """A network of any engine that predicts each view.
 
     "flip": the photo and its mirror image, twice the work; "five": the photo, and each corner of it
     enlarged from 7/8 of the sides, five times the work. Every view counts the same.
@@ -28,19 +28,13 @@ class AveragedViews:
     views: Views
 
     @property
-    def fast(self) -> Answerer:
-        """Give what computes: it is asked whether it can give stage means."""
-        inner: Answerer = getattr(self.network, "fast", self.network)
-        return inner
-
-    @property
     def preprocessing(self) -> Preprocessing:
-        """Give the network's."""
+        """Return the network's."""
         return self.network.preprocessing
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """Give the network's."""
+        """Return the network's."""
         return self.network.temperatures
 
     def answer_pixels(self, pixels: Tensor) -> Outputs:
@@ -48,8 +42,8 @@ class AveragedViews:
         return _mean([self.network.answer_pixels(view) for view in views_of(pixels, self.views)])
 
     def logits_and_means(self, pixels: Tensor) -> tuple[Outputs, Tensor]:
-        """Do what the network's does; the stage means are those of the photo as it is."""
-        assert isinstance(self.network, Network | ExactWhereClose)
+        """Return the mean logits, and the stage means of the photo as it is."""
+        assert isinstance(self.network, Network)
         first, *others = views_of(pixels, self.views)
         outputs, means = self.network.logits_and_means(first)
         answered = [self.network.answer_pixels(view) for view in others]
@@ -57,8 +51,9 @@ class AveragedViews:
 
 
 def views_of(pixels: Tensor, views: Views) -> list[Tensor]:
-    """Give the views of (B, H, W, 3) uint8, each of the same shape and type; the first is the photo
-    itself.
+    """Return the views of (B, H, W, 3) uint8, each of the same shape and type.
+
+    The first is the photo itself.
     """
     if views == "flip":
         return [pixels, pixels.flip(2)]

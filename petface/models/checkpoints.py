@@ -10,18 +10,18 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from petface import files, taxonomy
 from petface.data.images import Preprocessing
 from petface.errors import UserError
 from petface.models import layouts, multi_head
-from petface.models.architecture import PLAIN, Architecture, build_classifier
+from petface.models.architecture import Architecture, build_classifier
 from petface.models.guard import Guard
 from petface.reliability import HeadCalibration
 
@@ -36,35 +36,48 @@ class CheckpointError(UserError):
 
 
 @dataclass(frozen=True)
-class Stage1Checkpoint:
-    """A species classifier ready for use: `classes[k]` is the name of logit k.
+class Checkpoint:
+    """A network read from a file, in evaluation mode, and what belongs to it.
 
-    `calibration` has its one head, "species", where the checkpoint was calibrated; `guard` knows
-    strangers by the stage means of `model`, None in a checkpoint without one.
+    `heads[head][k]` is the class of logit k; heads stand in the order of the outputs. `sources`
+    says where the classes of a head came from ("checkpoint", "built-in", "gender", "index");
+    `calibration` has the heads that were calibrated.
     """
 
-    model: nn.Module
-    classes: tuple[str, ...]
+    model: Any  # a module, or a `multi_head._MultiHeadModel`
+    architecture: Architecture
+    heads: dict[str, tuple[str, ...]]
+    sources: dict[str, str]
     preprocessing: Preprocessing
-    calibration: dict[str, HeadCalibration] = field(default_factory=dict)
-    architecture: Architecture = PLAIN
-    guard: Guard | None = None
+    calibration: dict[str, HeadCalibration]
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Return the fitted temperature of each head, 1.0 where nothing was fitted."""
+        fitted = [self.calibration.get(head) for head in self.heads]
+        return tuple(entry.temperature if entry else 1.0 for entry in fitted)
 
 
 @dataclass(frozen=True)
-class Stage2Checkpoint:
-    """A specialist ready for use.
+class Stage1Checkpoint(Checkpoint):
+    """A species classifier, with its one head "species".
 
-    `vocabularies[head][k]` names logit k of a head; `sources[head]` says where the names came from
-    ("checkpoint", "built-in", "gender", "index"); `calibration` has the heads that were calibrated.
+    `guard` knows strangers by the stage means of `model`, None in a checkpoint without one.
     """
 
-    model: multi_head._MultiHeadModel
+    guard: Guard | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the species in the order of the logits."""
+        return self.heads["species"]
+
+
+@dataclass(frozen=True)
+class Stage2Checkpoint(Checkpoint):
+    """The specialist of a species."""
+
     species: str
-    vocabularies: dict[str, tuple[str, ...]]
-    sources: dict[str, str]
-    preprocessing: Preprocessing
-    calibration: dict[str, HeadCalibration] = field(default_factory=dict)
 
 
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -137,7 +150,8 @@ def read_stage1(path: str | Path) -> Stage1Checkpoint:
     model = _fill(path, build_classifier(architecture, len(classes)), state)
     rule, calibration = _preprocessing(path, content), read_calibration(path, content)
     guard = _guard(path, content, architecture)
-    return Stage1Checkpoint(model, classes, rule, calibration, architecture, guard)
+    heads, sources = {"species": classes}, {"species": "checkpoint"}
+    return Stage1Checkpoint(model, architecture, heads, sources, rule, calibration, guard)
 
 
 def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
@@ -181,7 +195,7 @@ def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
         state |= {f"heads.{head}.{name}": tensor for name, tensor in tensors.items()}
     _fill(path, model, state)
     rule, calibration = _preprocessing(path, content), read_calibration(path, content)
-    return Stage2Checkpoint(model, species, vocabularies, sources, rule, calibration)
+    return Stage2Checkpoint(model, architecture, vocabularies, sources, rule, calibration, species)
 
 
 def _vocabulary(

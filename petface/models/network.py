@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ class NonFiniteError(UserError):
 
 
 class Answerer(Protocol):
-    """What answers batches of pixels: a `Network`, `ExactWhereClose`, another engine's."""
+    """What answers batches of pixels: a `Network`, views of one, an exported model."""
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -38,14 +38,6 @@ class Answerer(Protocol):
 
     def answer_pixels(self, pixels: Tensor) -> Outputs:
         """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """What answers, and the class names of each of its heads in the order of its outputs."""
-
-    network: Answerer
-    names: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(eq=False)
@@ -187,51 +179,6 @@ class Network:
         return tuple(head[0] for head in heads)
 
 
-@dataclass(eq=False)
-class ExactWhereClose:
-    """A fast network whose close calls are decided by an exact one.
-
-    A photo is asked again, for all heads, where the best two logits of a head lie less than
-    `margin` apart.
-    """
-
-    fast: Answerer
-    exact: Answerer
-    margin: float
-    num_asked: int = 0
-    num_asked_again: int = 0
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """Give the fast network's, which is the exact one's too."""
-        return self.fast.preprocessing
-
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        """Give the fast network's, which are the exact one's too."""
-        return self.fast.temperatures
-
-    def answer_pixels(self, pixels: Tensor) -> Outputs:
-        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
-        return self._decide(pixels, self.fast.answer_pixels(pixels))
-
-    def logits_and_means(self, pixels: Tensor) -> tuple[Outputs, Tensor]:
-        """Do what the fast network's does, with close calls decided; means are the fast one's."""
-        assert isinstance(self.fast, Network)
-        outputs, means = self.fast.logits_and_means(pixels)
-        return self._decide(pixels, outputs), means
-
-    def _decide(self, pixels: Tensor, outputs: Outputs) -> Outputs:
-        is_close = torch.stack([top_margin(head) < self.margin for head in outputs]).any(dim=0)
-        self.num_asked += len(pixels)
-        self.num_asked_again += int(is_close.sum())
-        if is_close.any():
-            again = self.exact.answer_pixels(pixels[is_close])
-            for head, better in zip(outputs, again, strict=True):
-                head[is_close] = better
-        return outputs
-
-
 def tempered(outputs: Outputs, temperatures: tuple[float, ...]) -> Outputs:
     """Give softmax(logits / temperature) per head; NaN where a photo's logits are not finite.
 
@@ -242,14 +189,6 @@ def tempered(outputs: Outputs, temperatures: tuple[float, ...]) -> Outputs:
         finite = torch.isfinite(logits).all(dim=1, keepdim=True)
         rows.append(torch.where(finite, (logits / temperature).softmax(dim=1), torch.nan))
     return tuple(rows)
-
-
-def top_margin(logits: Tensor) -> Tensor:
-    """Give how far the best logit lies above the second, (B, K) -> (B,); infinity for one class."""
-    if logits.shape[1] < 2:
-        return torch.full((len(logits),), torch.inf)
-    best = logits.topk(2, dim=1).values
-    return best[:, 0] - best[:, 1]
 
 
 def _as_float(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -124,9 +124,9 @@ def test_bad_input_is_named_before_anything_is_asked(flags, script, tmp_path):
     out = tmp_path / "answers.txt"
     for words, message, code in (
         ([tmp_path / "nowhere"], "nowhere: no such file or folder", 1),
-        ([], "no photo to answer", 2),
+        ([], "no photo to predict", 2),
         ([photo, "--out", out], "written as .csv or .jsonl", 1),
-        ([photo, "--precision", "int8"], "int8 needs ENGINE", 2),
+        ([photo, "--precision", "int8"], "--precision must be", 2),
     ):
         done = script("inference_engine.py", ["predict", *words, *flags[:6]])
         assert (done.code, "Traceback" in done.err) == (code, False), done.err

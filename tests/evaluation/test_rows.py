@@ -16,8 +16,9 @@ from petface.data.dataset import load_dataset
 from petface.data.splits import SPLITS
 from petface.evaluation.details import DETAILS, HEADS, PER_IMAGE_COLUMNS, empty_details
 from petface.evaluation.rows import STATUSES, SpeciesLines, probability_cells, text_cell
-from petface.evaluation.run import plan_slices, write_behind
+from petface.evaluation.run import plan_slices
 from petface.files import csv_line, safe_cell
+from petface.resumable import write_behind
 from petface.taxonomy import FEATURES
 
 CSV = """Name,Breed,Color1,Gender

@@ -14,18 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from inference_engine import (
-    Stage1Model,
-    Stage2Model,
-    TwoStageInference,
-    find_specialist,
-    readable,
-)
+from inference_engine import Stage1Model, Stage2Model, TwoStageInference
 from petface.data.images import Preprocessing, resize
 from petface.errors import UserError
-from petface.inference.answers import lay_out
+from petface.inference.stages import lay_out
+from petface.inference.two_stage import readable
 from petface.models import checkpoints
-from petface.models.checkpoints import CheckpointError
 from petface.models.guard import fit_guard
 from tests import reference_networks as reference
 
@@ -296,40 +290,12 @@ def test_images_that_cannot_be_used(engine: TwoStageInference, photo: Path) -> N
     assert engine.infer(Image.new("1", (20_000, 20_000)))["status"] == "too_large"
 
 
-@pytest.mark.parametrize(
-    "species", ["../chinchilla", "..", ".", "", "/etc", "chinchilla/../chinchilla", "a/b", "a\0b"]
-)
-def test_species_that_lead_elsewhere_are_refused(folder: Path, species: str) -> None:
-    file = folder / "chinchilla" / "chinchilla_best.pt"
-    for place in (folder, folder / "chinchilla", file):
-        for ask in (find_specialist, Stage2Model.load_for_species):
-            with pytest.raises(UserError, match="must be a plain name"):
-                ask(species, place)
-
-
-def test_where_a_specialist_is_found(folder: Path, tmp_path: Path) -> None:
-    file = folder / "chinchilla" / "chinchilla_best.pt"
-    for place in (folder, str(folder / "chinchilla"), file):
-        assert find_specialist("chinchilla", place) == file
-    for place in (tmp_path, tmp_path / "missing"):
-        assert find_specialist("chinchilla", place) is None
-    with pytest.raises(CheckpointError, match=r"holds no yak_best\.pt; train"):
-        Stage2Model.load_for_species("yak", folder)
-    with pytest.raises(CheckpointError, match=r"chinchilla_best\.pt: .*chinchilla, not for cat"):
-        Stage2Model.load_for_species("cat", file)
-
-
 def test_a_specialist_is_read_once(
     engine: TwoStageInference, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = engine.infer(photo)
     monkeypatch.setattr(checkpoints, "read_stage2", None)
     assert engine.infer(photo) == first
-
-
-def test_missing_device_is_refused(folder: Path) -> None:
-    with pytest.raises(UserError, match="DEVICE 'nonsense'"):
-        Stage1Model(folder / "best.pt", "nonsense")
 
 
 def test_command_line(script: Callable[..., Any], folder: Path, photo: Path) -> None:

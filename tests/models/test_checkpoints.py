@@ -141,7 +141,7 @@ def read(path: Path, species: str, sizes: dict[str, int], **content: Any):
 def test_vocabularies_of_the_checkpoint_come_first(file: Path) -> None:
     own = {"breed": list("wxyz"), "gender": ["m", "f"]}
     found = read(file, "chimp", {"breed": 4, "gender": 2}, head_vocabs=own)
-    assert found.vocabularies == {"breed": tuple("wxyz"), "gender": ("m", "f")}
+    assert found.heads == {"breed": tuple("wxyz"), "gender": ("m", "f")}
     assert set(found.sources.values()) == {"checkpoint"}
     # a head that an old checkpoint names nothing for falls back alone
     found = read(file, "chimp", {"breed": 4, "gender": 2}, vocabs={"gender": ["m", "f"]})
@@ -164,7 +164,7 @@ def test_fall_back_vocabularies_only_where_they_fit(
     assert found.sources == sources
     for head, source in sources.items():
         if source == "index":
-            assert found.vocabularies[head] == tuple(str(k) for k in range(sizes[head]))
+            assert found.heads[head] == tuple(str(k) for k in range(sizes[head]))
 
 
 @pytest.mark.usefixtures("no_network")
@@ -172,7 +172,7 @@ def test_heads_are_renamed_filtered_and_ordered(file: Path) -> None:
     sizes = {"gender": 2, "attr2": 3, "species": 13, "color1": 2, "breed": 4}
     found = read(file, "chinchilla", sizes, vocabs={"attr2": list("abc")})
     assert found.model == ("color1", "color2", "gender")  # chinchilla has no breed
-    assert found.vocabularies["color2"] == tuple("abc")
+    assert found.heads["color2"] == tuple("abc")
     assert found.sources == {"color1": "index", "color2": "checkpoint", "gender": "gender"}
     # a species that PetFace does not describe keeps every known head
     assert read(file, "yak", sizes).model == ("breed", "color1", "color2", "gender")

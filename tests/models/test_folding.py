@@ -13,7 +13,7 @@ from petface.models.architecture import PLAIN, Architecture, build_classifier
 from petface.models.backbones import BACKBONES
 from petface.models.folding import fold_batchnorm
 from petface.models.multi_head import ChinchillaMultiHeadResNet18
-from petface.models.network import ExactWhereClose, Network, top_margin
+from petface.models.network import Network
 
 RULE = Preprocessing(32, "stretch", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 WHOLE = {"attention": "se", "hidden": 6, "dropout": 0.4, "bodies": 2}
@@ -115,36 +115,6 @@ def test_heads_of_a_bf16_network_do_not_round_their_logits(architecture: Archite
     (found,), (wanted,) = fast.answer_pixels(pixels()), exact.answer_pixels(pixels())
     assert found.dtype == torch.float32 and not torch.equal(found, found.bfloat16().float())
     torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05)
-
-
-class Shifted:
-    """Logits that depend on the pixels, moved by `shift` for the first class."""
-
-    preprocessing, temperatures = RULE, ()
-
-    def __init__(self, shift: float) -> None:
-        self.shift, self.num_asked = shift, 0
-
-    def answer_pixels(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        self.num_asked += len(batch)
-        z = batch.float().mean((1, 2))
-        return (z + torch.tensor([self.shift, 0, 0]), z[:, :1])
-
-
-def test_close_calls_are_decided_by_the_exact_network_and_only_they() -> None:
-    fast, exact = Shifted(0.2), Shifted(0.0)
-    batch = pixels(200)
-    (wanted, _), (moved, _) = exact.answer_pixels(batch), fast.answer_pixels(batch)
-    assert not torch.equal(wanted.argmax(1), moved.argmax(1)), "else the test could not fail"
-    exact.num_asked = 0
-    careful = ExactWhereClose(fast, exact, 0.3)
-    found, single = careful.answer_pixels(batch)
-    assert torch.equal(found.argmax(1), wanted.argmax(1)) and single.shape == (200, 1)
-    is_close = [sorted(row)[-1] - sorted(row)[-2] < 0.3 for row in moved.tolist()]
-    assert exact.num_asked == careful.num_asked_again == sum(is_close) < careful.num_asked == 200
-    assert torch.equal(found[~torch.tensor(is_close)], moved[~torch.tensor(is_close)])
-    assert torch.equal(found[torch.tensor(is_close)], wanted[torch.tensor(is_close)])
-    assert top_margin(torch.tensor([[1.0], [2.0]])).isinf().all()
 
 
 class Cramped(nn.Module):
