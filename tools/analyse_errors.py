@@ -2,12 +2,11 @@
 whether they lean on how photos are cut.
 
     python -m tools.analyse_errors --out-dir runs/evaluation
-    python -m tools.analyse_errors --out-dir runs/evaluation --photos a.jpg b.jpg
 
 Writes into OUT_DIR/analysis, all on the test part: analysis.json; mistakes.csv, every wrong answer,
 the surest first; slices.csv, accuracy by light, sharpness, borders, size, number of photos and
-label frequency; probes.csv and probes_<head>.png, answers to shifted, scaled, turned and masked
-photos; gradcam_<head>.png, the mean Grad-CAM of each class. Pictures that show photos are in
+label frequency; probes.csv, answers to shifted, scaled, turned and masked photos;
+gradcam_<head>.png, the mean Grad-CAM of each class. Pictures that show photos are in
 analysis/photos. About a minute of one CPU core for 340 photos of 64 px, with 340 of them probed;
 probing 100 photos of 224 px takes as long.
 """
@@ -16,6 +15,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,17 @@ import numpy as np
 
 from inference_engine import Stage1Model, Stage2Model
 from petface import files
-from petface.analysis import analysis, attention, mistakes, probe_figures, sheets, slices
-from petface.analysis.audit_photos import worker_count
-from petface.analysis.photo_statistics import measure_photos
-from petface.analysis.probes import all_probes
-from petface.data import images
+from petface.analysis import attention, errors, probes
+from petface.analysis.photos import measure_photos, worker_count
 from petface.data.loading import OK
 from petface.data.loading import worker_count as loader_count
 from petface.errors import UserError, run_script
-from petface.evaluation.details import class_numbers, read_evaluation
+from petface.evaluation.details import HEADS, class_numbers, read_evaluation
 from petface.inference.loading import find_specialist
 from petface.models.network import Network
 from petface.report.report_index import report_line
 from petface.settings import NonNegative, Positive, Seed, read_settings
+from petface.taxonomy import UNKNOWN
 
 # ---- Evaluation ----
 OUT_DIR: str = "runs/evaluation"  # the evaluation's folder
@@ -46,10 +45,9 @@ DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
 
 # ---- How much ----
 SAMPLE: NonNegative = 2000  # test photos that are decoded, spread evenly; 0 = all
-PROBE_SAMPLE: NonNegative = 500  # of these, asked under every probe; 0 = all of them
+PROBE_SAMPLE: NonNegative = 500  # of these, predicted under every probe; 0 = all of them
 CAM_PHOTOS: Positive = 32  # right answers per class in a mean map
 EXAMPLES: Positive = 8  # mistakes and right answers per head in a picture
-PHOTOS: tuple[str, ...] = ()  # photo files to explain besides
 INTERVAL_RESAMPLES: NonNegative = 1000  # bootstrap over records; 0 = no intervals
 SAMPLE_SEED: Seed = 0
 
@@ -57,111 +55,109 @@ SAMPLE_SEED: Seed = 0
 BATCH_SIZE: Positive = 64
 WORKERS: int = -1  # decoding processes; 0 = none but this one, -1 = one per core
 
+SHOWN = ("outer 10 % black", "outer 10 % mean colour", "inner 50 % black", "mirrored", "grey")
+
 
 def main() -> None:
     s = read_settings(sys.modules[__name__])
     start = time.perf_counter()
     evaluation = read_evaluation(s.OUT_DIR)
-    photos = [images.decode(path) for path in s.PHOTOS]  # a bad one ends the run here, not later
     out = Path(s.OUT_DIR) / "analysis"
-    work = analysis.prepare(evaluation, s.IMAGES_ROOT, s.SAMPLE, s.EXAMPLES, s.SAMPLE_SEED)
-    remove_pictures(out)
-    worst = mistakes.write_mistakes(out / "mistakes.csv", evaluation)
-    places = work.places(work.sample)
-    measured = measure_photos(work.catalog, places, worker_count(s.WORKERS))
-    is_readable = measured["status"] == OK
-    if not is_readable.any():
+    work = attention.choose_photos(evaluation, s.IMAGES_ROOT, s.SAMPLE, s.EXAMPLES, s.SAMPLE_SEED)
+    for pattern in ("gradcam_*.png", "probes_*.png"):  # of an earlier analysis, of other heads
+        for path in out.rglob(pattern):
+            path.unlink()
+    worst = errors.write_mistakes(out / "mistakes.csv", evaluation)
+    measured = measure_photos(work.catalog, work.places(work.sample), worker_count(s.WORKERS))
+    num_readable = int((measured["status"] == OK).sum())
+    if not num_readable:
         root = s.IMAGES_ROOT or evaluation.models["images_root"]
         raise UserError(f"no test photo below {root} can be read; set --images-root")
-    cut = slices.make_slices(evaluation, work.sample, measured, s.INTERVAL_RESAMPLES)
-    slices.write_slices(out / "slices.csv", cut)
-    num_probed, same_frac = ask_networks(work, s, photos, out)
+    slices = errors.make_slices(evaluation, work.sample, measured, s.INTERVAL_RESAMPLES)
+    errors.write_slices(out / "slices.csv", slices)
+    figures, maps, num_probed, same_frac = run_networks(work, s)
+    probes.write_probes(out / "probes.csv", figures)
     result = {
         "num_test": int((evaluation.rows["split"] == "test").sum()),
         "sample": len(work.sample),
-        "num_unreadable": int((~is_readable).sum()),
+        "num_unreadable": len(work.sample) - num_readable,
         "probe_sample": num_probed,
         "same_species_as_evaluation_frac": same_frac,
         "mistakes": worst,
-        "slices": cut,
-        "slices_standing_out": slices.count_standing_out(cut),
-        "gradcam": analysis.draw_maps(work, out),
-        "probes": analysis.draw_probes(work, out, s.INTERVAL_RESAMPLES),
+        "slices": slices,
+        "slices_standing_out": errors.count_standing_out(slices),
+        "gradcam": attention.draw_maps(work, maps, out),
+        "probes": figures,
+        "seconds": round(time.perf_counter() - start, 1),
     }
-    result["seconds"] = round(time.perf_counter() - start, 1)
     files.write_json(out / "analysis.json", {**result, "files": files_in(out)})
-    print(analysis.describe_analysis(result))
+    print("\n".join(describe(result)))
     print(f"seconds: {result['seconds']}\nanalysis: {out / 'analysis.json'}")
     print(report_line(out.parent))
 
 
-def ask_networks(
-    work: analysis.Work, s: Any, photos: list[np.ndarray], out: Path
-) -> tuple[int, float | None]:
-    """Ask stage 1 and then each specialist, one after the other; explain the (H, W, 3) photos.
+def run_networks(
+    work: attention.Work, s: Any
+) -> tuple[dict[str, Any], dict[str, attention.HeadMaps], int, float | None]:
+    """Run stage 1 and then each specialist over the photos.
 
-    Give the number of probed photos, and the share of them whose species was answered as in the
-    evaluation, which may have run in another precision.
+    Return the probes' figures and the maps of each head, the number of probed photos, and the share
+    of them whose species was answered as in the evaluation: it may have run in another precision.
     """
-    model = work.evaluation.models["stage1"]
-    path = s.STAGE1_CHECKPOINT or model["path"]
-    check_bytes(path, model)
+    rows = attention.spread(work.sample, s.PROBE_SAMPLE)
+    records = errors.record_numbers(work.evaluation)
+    kept, maps = defaultdict(list), {head: attention.HeadMaps() for head in HEADS}
+    right, readable, same_frac = np.zeros(len(rows), bool), 0, None
+    for species, network, heads in load_networks(work, s):
+        own = rows if species is None else work.of_species(species, rows[right])
+        answers = probes.predict_under_probes(
+            network,
+            work.catalog,
+            work.places(own),
+            batch_size=s.BATCH_SIZE,
+            num_workers=loader_count(s.WORKERS),
+            description=f"probes, {species or 'species'}",
+        )
+        for number, (head, names) in enumerate(heads.items()):
+            predicted, confidence = (a[:, :, number] for a in answers[:2])
+            true = class_numbers(work.true_labels(head, own), names)
+            use = (predicted[0] >= 0) & (true != UNKNOWN)
+            kept[head].append((predicted[:, use], confidence[:, use], true[use], records[own[use]]))
+            attention.explain(
+                maps[head], work, network, head, number, names, species,
+                photos_per_class=s.CAM_PHOTOS, seed=s.SAMPLE_SEED,
+            )  # fmt: skip
+        if species is None:
+            right, readable = predicted[0] == true, int(answers.readable.sum())
+            before = class_numbers(work.answered_labels("species", rows), names)
+            both = answers.readable & (before != UNKNOWN)
+            same_frac = float((predicted[0] == before)[both].mean()) if both.any() else None
+    figures = {}
+    for head, parts in sorted(kept.items(), key=lambda item: HEADS.index(item[0])):
+        # each photo holds class numbers of one specialist only, so they may stand side by side
+        whole = [np.concatenate(columns, axis=-1) for columns in zip(*parts, strict=True)]
+        if len(whole[2]):
+            figures[head] = probes.probe_figures(*whole, resamples=s.INTERVAL_RESAMPLES)
+    return figures, maps, readable, same_frac
+
+
+def load_networks(
+    work: attention.Work, s: Any
+) -> Iterator[tuple[str | None, Network, dict[str, tuple[str, ...]]]]:
+    """Load the networks that were evaluated, from where they are now: stage 1 as None first."""
+    models = work.evaluation.models
+    path = s.STAGE1_CHECKPOINT or models["stage1"]["path"]
+    check_bytes(path, models["stage1"])
     stage1 = Stage1Model(path, s.DEVICE)
-    rows = analysis.spread(work.sample, s.PROBE_SAMPLE)
-    answers = ask(work, stage1.network, rows, s, "probes, species")
-    analysis.note_answers(work, "species", rows, answers, 0, stage1.classes)
-    network = stage1.network
-    analysis.explain(work, network, "species", 0, stage1.classes, None, s.CAM_PHOTOS, s.SAMPLE_SEED)
-    tiles = [[explained(network, photo, 0, "species", stage1.classes)] for photo in photos]
-    named = [stage1.predict(photo, 1).label for photo in photos]
-    answered = answers.predicted[0, :, 0]
-    is_right = answered == class_numbers(work.true_labels("species", rows), stage1.classes)
-    for species in work.evaluation.models["specialists"]:
-        specialist = load_specialist(work, species, s)
-        network = specialist.network
-        own = rows[work.of_species(species, rows) & is_right]
-        heads = ask(work, network, own, s, f"probes, {species}")
-        for number, head in enumerate(specialist.heads):
-            names = specialist.vocabularies[head]
-            analysis.note_answers(work, head, own, heads, number, names)
-            analysis.explain(
-                work, network, head, number, names, species, s.CAM_PHOTOS, s.SAMPLE_SEED
-            )
-            for photo, row, name in zip(photos, tiles, named, strict=True):
-                if name == species:
-                    row.append(explained(network, photo, number, head, names))
-    for number, (photo, row) in enumerate(zip(s.PHOTOS, tiles, strict=True), start=1):
-        title = ["/".join(Path(photo).parts[-3:]), "the photo, and what speaks for the answer"]
-        sheets.draw_sheet(out / "photos" / f"gradcam_photo_{number}.png", title, row)
-    before = work.answered_labels("species", rows)
-    both = answers.readable & (np.array(before) != "")
-    same = answered == class_numbers(before, stage1.classes)
-    return int(answers.readable.sum()), float(same[both].mean()) if both.any() else None
-
-
-def ask(
-    work: analysis.Work, network: Network, rows: np.ndarray, s: Any, description: str
-) -> probe_figures.Answers:
-    """Ask a network about rows of the evaluation, as they are and under every probe."""
-    return probe_figures.ask(
-        network,
-        work.catalog,
-        work.places(rows),
-        all_probes(),
-        batch_size=s.BATCH_SIZE,
-        num_workers=loader_count(s.WORKERS),
-        description=description,
-    )
-
-
-def load_specialist(work: analysis.Work, species: str, s: Any) -> Stage2Model:
-    """Load the specialist that was evaluated, from where it is now."""
-    model = work.evaluation.models["specialists"][species]
-    path = model["path"]
-    if s.STAGE2_FOLDER:
-        path = find_specialist(species, s.STAGE2_FOLDER) or s.STAGE2_FOLDER
-    check_bytes(path, model)
-    return Stage2Model.load_for_species(species, path, s.DEVICE)
+    yield None, stage1.network, {"species": stage1.classes}
+    for species, model in models["specialists"].items():
+        path = model["path"]
+        if s.STAGE2_FOLDER:
+            path = find_specialist(species, s.STAGE2_FOLDER) or s.STAGE2_FOLDER
+        check_bytes(path, model)
+        specialist = Stage2Model.load_for_species(species, path, s.DEVICE)
+        names = {head: specialist.vocabularies[head] for head in specialist.heads}
+        yield species, specialist.network, names
 
 
 def check_bytes(path: str | Path, model: dict[str, Any]) -> None:
@@ -173,32 +169,38 @@ def check_bytes(path: str | Path, model: dict[str, Any]) -> None:
         )
 
 
-def explained(
-    network: Network, photo: np.ndarray, number: int, head: str, names: tuple[str, ...]
-) -> sheets.Tile:
-    """Lay a decoded photo beside what speaks for head `number`'s answer to it."""
-    rule = network.preprocessing
-    probabilities = network.answer(photo)[number]
-    best = int(probabilities.argmax())
-    line = f"{head}: {names[best]} {float(probabilities[best]) * 100:.0f} %"
-    pixels = images.resize(photo, rule.size_px, rule.resize)
-    return attention.photo_tile(network, pixels, number, best, [line])
-
-
-def remove_pictures(out: Path) -> None:
-    """Remove the pictures of an earlier analysis: a head or a photo of then may be missing now."""
-    for folder in (out, out / "photos"):
-        for pattern in ("gradcam_*.png", "probes_*.png"):
-            for path in folder.glob(pattern):
-                path.unlink()
-
-
 def files_in(out: Path) -> list[str]:
     """Name the files of the analysis beside its JSON."""
     found = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     return sorted(
         name for name in found - {"analysis.json"} if not name.endswith(files.TEMPORARY_SUFFIX)
     )
+
+
+def describe(result: dict[str, Any]) -> Iterator[str]:
+    """Format what an analysis found in a few lines."""
+    chance = result["slices_standing_out"]
+    yield (
+        f"test part: {result['num_test']:,} photos; {result['sample']:,} looked at, "
+        f"{result['num_unreadable']:,} cannot be read; {result['probe_sample']:,} probed"
+    )
+    yield (
+        f"slices: {chance['stand_out']} of {chance['bins']} bins stand out; about "
+        f"{chance['by_chance']} would by chance"
+    )
+    yield f"{'':10s} {'probed':>8s} {'right, %':>9s}  change in points under"
+    for head, entry in result["probes"].items():
+        changes = {p["name"]: p["change"] * 100 for p in entry["probes"]}
+        parts = ", ".join(f"{name} {changes[name]:+.1f}" for name in SHOWN)
+        base = entry["baseline"]
+        yield f"{head:10s} {base['num']:8,d} {base['accuracy'] * 100:9.1f}  {parts}"
+    for head, entry in result["gradcam"].items():
+        share, area = entry["border_energy_frac"], entry["border_area_frac"]
+        if share is not None and area is not None:
+            yield (
+                f"{head:10s} border ring: {share * 100:.0f} % of Grad-CAM on {area * 100:.0f} % "
+                f"of the area, {entry['layer']}"
+            )
 
 
 if __name__ == "__main__":

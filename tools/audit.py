@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 from petface import files
-from petface.analysis.audit import make_audit, write_audit
-from petface.analysis.audit_figures import describe_audit
-from petface.analysis.audit_photos import look_at, sample_evenly, worker_count
+from petface.analysis.audit import describe_audit, make_audit, write_audit
+from petface.analysis.photos import look_at, worker_count
 from petface.data.dataset import load_dataset
+from petface.data.sample import sample_evenly
 from petface.data.sources.petface import scan
 from petface.errors import run_script
 from petface.report.audit_page import audit_page
@@ -52,10 +52,11 @@ def main() -> None:
         splits_file=settings.SPLITS_FILE,
         seed=settings.SPLIT_SEED,
     )
+    species = dataset.catalog.class_index
     num = 0 if "all" in settings.switches else settings.SAMPLE
-    places = sample_evenly(dataset.catalog, num, settings.SAMPLE_SEED)
+    places = sample_evenly(species, num or len(species), settings.SAMPLE_SEED)
     start = time.perf_counter()
-    photos = look_at(dataset.catalog, places, worker_count(settings.WORKERS), out)
+    photos = look_at(dataset.catalog, places, worker_count(settings.WORKERS))
     looked_s = time.perf_counter() - start
     audit = make_audit(dataset, found, photos)
     write_audit(out, audit)

@@ -1,4 +1,4 @@
-"""What an audit of a dataset finds: every figure and every issue, as JSON, CSV files and text."""
+"""What an audit of a dataset finds: counts and issues as JSON, CSV files and text."""
 
 from __future__ import annotations
 
@@ -6,33 +6,31 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from petface import files
 from petface.analysis import duplicates
-from petface.analysis.audit_figures import (
-    ClassCount,
-    count_classes,
-    head_figures,
-    photo_figures,
-    photos_per_record,
-    species_figures,
-)
-from petface.analysis.audit_photos import Photos, sample_evenly
+from petface.analysis.photos import Photos
 from petface.data import images
 from petface.data.dataset import Dataset
-from petface.data.loading import OK, TOO_LARGE
+from petface.data.loading import OK, TOO_LARGE, UNREADABLE
+from petface.data.sample import sample_evenly
 from petface.data.sources.petface import Scan
-from petface.data.splits import SPLITS
+from petface.data.splits import SPLITS, TEST
 
+MIN_RECORDS = 10  # a class with fewer is rare
+BRIGHTNESS_BINS = 16
 SMALL_PX, ELONGATED = 32, 3.0  # a side shorter than this; one side this many times the other
 DARK, BRIGHT = 10.0, 245.0  # mean grey level of a photo that shows next to nothing
 QUICK_LIMIT_S = 1.2  # `quick_audit_line` stops looking at photos then
+_MANY_PHOTOS = 12  # records with more are counted together
+_MOST_SIZES = 12
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,25 @@ class DuplicatePair:
         return self.split_a != self.split_b
 
 
+@dataclass(frozen=True)
+class ClassCount:
+    """Records with photos of one class, in all and in train, val and test."""
+
+    species: str
+    feature: str
+    name: str
+    records: int
+    by_split: tuple[int, ...]
+
+    @property
+    def is_rare(self) -> bool:
+        return self.records < MIN_RECORDS
+
+    @property
+    def is_untestable(self) -> bool:
+        return self.by_split[TEST] == 0
+
+
 @dataclass(frozen=True, eq=False)
 class Audit:
     """Everything found; `summary` is ready for JSON."""
@@ -74,42 +91,42 @@ class Audit:
 
 
 def make_audit(dataset: Dataset, scan: Scan, photos: Photos) -> Audit:
-    """Bring together what the tree, the labels and the photos show."""
+    """Return what the tree, the labels and the photos show."""
     classes = list(count_classes(dataset))
     pairs, search = find_duplicates(dataset, photos)
     odd = _odd_photos(photos)
     issues = [
-        *_unusable(dataset, photos),
+        *(
+            Issue("too_large" if photos.seen["status"][row] == TOO_LARGE else "unreadable",
+                  path_text(dataset, photos.places[row]), why)
+            for row, why in photos.failures.items()
+        ),
         *_tree_issues(scan),
         *_label_issues(dataset),
         *(
-            Issue(kind, path_text(dataset, int(photos.places[row])), detail)
+            Issue(kind, path_text(dataset, photos.places[row]), detail)
             for kind, found in odd.items()
-            for row, detail in found
+            for row, detail in found.items()
         ),
-    ]
+    ]  # fmt: skip
+    kinds = [(p.kind + "_across_splits" * across, p) for p in pairs for across in (0, 1)]
+    counts = Counter(name for name, p in kinds if p.across_splits or name == p.kind)
+    names = ("exact", "exact_across_splits", "near", "near_across_splits")
     summary = {
         "photos": len(dataset.catalog),
         "records": dataset.catalog.num_records,
         "species": len(dataset.catalog.classes),
         "looked_at": len(photos.places),
-        **photo_figures(photos),
+        **_photo_summary(photos.seen),
         "strays": dict(sorted(scan.stray_counts.items())),
         "issues": dict(sorted(Counter(issue.kind for issue in issues).items())),
-        "duplicates": {
-            **{
-                name: sum(pair.kind == kind and pair.across_splits >= across for pair in pairs)
-                for kind in ("exact", "near")
-                for name, across in ((kind, False), (f"{kind}_across_splits", True))
-            },
-            **search,
-        },
-        "per_species": species_figures(dataset, photos),
+        "duplicates": {**{name: counts[name] for name in names}, **search},
+        "per_species": _species_summary(dataset, photos),
         "photos_per_record": photos_per_record(dataset),
         "heads": head_figures(dataset, classes),
         "notes": list(dataset.notes),
     }
-    examples = {k: [int(photos.places[row]) for row, _ in found] for k, found in odd.items()}
+    examples = {kind: photos.places[list(found)].tolist() for kind, found in odd.items()}
     return Audit(summary, issues, pairs, classes, examples)
 
 
@@ -127,8 +144,8 @@ def write_audit(folder: Path, audit: Audit) -> None:
 
 
 def path_text(dataset: Dataset, place: int) -> str:
-    """Give a photo's path below the images folder; bytes that are not UTF-8 are shown escaped."""
-    return dataset.catalog.relative_path(place).decode("utf-8", "backslashreplace")
+    """Return a photo's path below the images folder; bytes that are not UTF-8 are shown escaped."""
+    return dataset.catalog.relative_path(int(place)).decode("utf-8", "backslashreplace")
 
 
 def find_duplicates(dataset: Dataset, photos: Photos) -> tuple[list[DuplicatePair], dict[str, int]]:
@@ -136,25 +153,31 @@ def find_duplicates(dataset: Dataset, photos: Photos) -> tuple[list[DuplicatePai
 
     Photos of next to one colour, whose hash is noise, are left out of the search for near ones.
     """
-    usable = np.flatnonzero(photos.status == OK)
+    seen = photos.seen
+    usable = np.flatnonzero(seen["status"] == OK)
     records = dataset.catalog.record_index[photos.places[usable]]
-    splits = dataset.record_split[records]
-    exact = usable[duplicates.exact_pairs(photos.digest[usable], records, splits)]
-    _, first = np.unique(photos.digest[usable], return_index=True)  # copies are found already
-    shown = first[photos.contrast[usable[first]] >= duplicates.MIN_CONTRAST]
-    near = duplicates.near_pairs(photos.hashes[usable[shown]], records[shown])
+    digests = seen["digest"][usable]
+    exact = usable[duplicates.exact_pairs(digests, records, dataset.record_split[records])]
+    _, first = np.unique(digests, return_index=True)  # copies are found already
+    shown = first[seen["contrast"][usable[first]] >= duplicates.MIN_CONTRAST]
+    near = duplicates.near_pairs(seen["hash"][usable[shown]], records[shown])
     rows = usable[shown[near.pairs]].reshape(-1, 2)
-    difference = duplicates.thumbnail_difference(photos.thumbnails, rows)
+    difference = duplicates.thumbnail_difference(seen["thumbnail"], rows)
     alike = difference <= duplicates.MAX_DIFFERENCE
-    found = [
-        *(_pair(dataset, photos, "exact", pair, 0, 0.0) for pair in exact.tolist()),
-        *(
-            _pair(dataset, photos, "near", pair, int(bits), round(float(by), 3))
-            for pair, bits, by in zip(
-                rows[alike].tolist(), near.distance[alike], difference[alike], strict=True
-            )
-        ),
-    ]
+
+    def pair(kind: str, rows: list[int], distance: int, difference: float) -> DuplicatePair:
+        places = a, b = (int(photos.places[rows[0]]), int(photos.places[rows[1]]))
+        paths = [path_text(dataset, place) for place in places]
+        splits = [SPLITS[k] for k in dataset.image_split[list(places)]]
+        return DuplicatePair(
+            kind, paths[0], splits[0], paths[1], splits[1], distance, round(difference, 3), (a, b)
+        )
+
+    found = [pair("exact", two, 0, 0.0) for two in exact.tolist()]
+    kept = zip(
+        rows[alike].tolist(), near.distance[alike].tolist(), difference[alike].tolist(), strict=True
+    )
+    found += [pair("near", *near_one) for near_one in kept]
     found.sort(key=lambda p: (not p.across_splits, p.kind, p.difference, p.path_a, p.path_b))
     return found, {"candidates": len(rows), "radius_bits": near.radius, "crowded": near.crowded}
 
@@ -162,16 +185,13 @@ def find_duplicates(dataset: Dataset, photos: Photos) -> tuple[list[DuplicatePai
 def quick_audit_line(
     dataset: Dataset, sample: int = 500, seed: int = 0, *, annotations_root: str | Path = ""
 ) -> str:
-    """Say in one line, in under two seconds, what a first look at the data shows.
+    """Return in one line, in under two seconds, what a first look at the data shows.
 
     Photos are looked at in random order until there were `sample` of them or time is up.
     """
-    start = time.perf_counter()
-    catalog = dataset.catalog
-    untestable = sum(found.is_untestable for found in count_classes(dataset))
-    places = np.random.default_rng(seed).permutation(sample_evenly(catalog, sample, seed))
-    looked_at = bad = 0
-    for place in places.tolist():
+    start, looked_at, bad, catalog = time.perf_counter(), 0, 0, dataset.catalog
+    places = sample_evenly(catalog.class_index, sample, seed)
+    for place in np.random.default_rng(seed).permutation(places).tolist():
         if looked_at and time.perf_counter() - start > QUICK_LIMIT_S:
             break
         looked_at += 1
@@ -182,31 +202,15 @@ def quick_audit_line(
     root = Path(os.fsdecode(catalog.root))
     labels = annotations_root or root.parent / "annotations"
     flags = f"--images-root {shlex.quote(str(root))} --annotations-root {shlex.quote(str(labels))}"
-    strays = [note for note in dataset.notes if " entries of the tree are no image" in note]
+    strays = [note.split()[0] for note in dataset.notes if " entries of the tree are no " in note]
+    untestable = sum(found.is_untestable for found in count_classes(dataset))
     return (
         f"data: {catalog.num_records:,} records, {len(catalog):,} photos, "
-        f"{int(strays[0].split()[0]) if strays else 0:,} strays; "
+        f"{strays[0] if strays else 0} strays; "
         f"{bad:,} of {looked_at:,} sampled photos cannot be read; "
         f"{untestable:,} classes have no test record; "
         f"full audit: python -m tools.audit --all {flags}"
     )
-
-
-def _pair(
-    dataset: Dataset, photos: Photos, kind: str, rows: list[int], distance: int, difference: float
-) -> DuplicatePair:
-    a, b = (int(photos.places[row]) for row in rows)
-    split_a, split_b = (
-        SPLITS[dataset.record_split[dataset.catalog.record_index[p]]] for p in (a, b)
-    )
-    path_a, path_b = path_text(dataset, a), path_text(dataset, b)
-    return DuplicatePair(kind, path_a, split_a, path_b, split_b, distance, difference, (a, b))
-
-
-def _unusable(dataset: Dataset, photos: Photos) -> Iterator[Issue]:
-    for row, why in photos.failures:
-        kind = "too_large" if photos.status[row] == TOO_LARGE else "unreadable"
-        yield Issue(kind, path_text(dataset, int(photos.places[row])), why)
 
 
 def _tree_issues(scan: Scan) -> Iterator[Issue]:
@@ -238,27 +242,157 @@ def _label_issues(dataset: Dataset) -> Iterator[Issue]:
             yield Issue("label_conflict", where, f"{conflict.feature}: {values} (lines {lines})")
 
 
-def _odd_photos(photos: Photos) -> dict[str, list[tuple[int, str]]]:
-    """Find readable photos that look wrong: kind -> (row, detail)."""
-    ok = photos.status == OK
-    width, height = photos.width_px, photos.height_px
-    short, long = np.minimum(width, height), np.maximum(width, height)
+def _odd_photos(photos: Photos) -> dict[str, dict[int, str]]:
+    """Find readable photos that look wrong: kind -> row -> detail."""
+    seen = photos.seen
+    sides = np.stack((seen["width_px"], seen["height_px"]))
+    size, short, long = "{0[width_px]}x{0[height_px]}", sides.min(axis=0), sides.max(axis=0)
+    light, flat = "mean grey level {0[brightness]:.1f}", seen["contrast"] < duplicates.MIN_CONTRAST
     found = {
-        "small": ok & (short < SMALL_PX),
-        "elongated": ok & (long >= ELONGATED * short),
-        "dark": ok & (photos.brightness < DARK),
-        "bright": ok & (photos.brightness > BRIGHT),
-        "flat": ok & (photos.contrast < duplicates.MIN_CONTRAST),
+        "small": (short < SMALL_PX, size),
+        "elongated": (long >= ELONGATED * short, size),
+        "dark": (seen["brightness"] < DARK, light),
+        "bright": (seen["brightness"] > BRIGHT, light),
+        "flat": (flat, "grey levels vary by {0[contrast]:.1f} (standard deviation)"),
     }
-
-    def detail(kind: str, row: int) -> str:
-        if kind in ("small", "elongated"):
-            return f"{width[row]}x{height[row]}"
-        if kind == "flat":
-            return f"grey levels vary by {photos.contrast[row]:.1f} (standard deviation)"
-        return f"mean grey level {photos.brightness[row]:.1f}"
-
     return {
-        kind: [(row, detail(kind, row)) for row in np.flatnonzero(mask).tolist()]
-        for kind, mask in found.items()
+        kind: {
+            row: form.format(seen[row])
+            for row in np.flatnonzero(mask & (seen["status"] == OK)).tolist()
+        }
+        for kind, (mask, form) in found.items()
     }
+
+
+def count_classes(dataset: Dataset) -> Iterator[ClassCount]:
+    """Count the records with photos of every class, in the order of species, heads and names."""
+    catalog = dataset.catalog
+    for number, species in enumerate(catalog.classes):
+        if species not in dataset.annotations:
+            continue
+        table = dataset.annotations[species]
+        own = catalog.record_class == number
+        split = dataset.record_split[own].astype(np.int64)
+        for feature, labels in table.align(catalog.record_names[own]).items():
+            counts = np.zeros((len(table.vocabularies[feature]), len(SPLITS)), np.int64)
+            np.add.at(counts, (labels[labels >= 0], split[labels >= 0]), 1)
+            for name, row in zip(table.vocabularies[feature], counts.tolist(), strict=True):
+                yield ClassCount(species, feature, name, sum(row), tuple(row))
+
+
+def _species_summary(dataset: Dataset, photos: Photos) -> dict[str, dict[str, Any]]:
+    """Count photos and records of each species, and what was seen of its photos."""
+    catalog = dataset.catalog
+    seen_class = catalog.class_index[photos.places]
+    found = {}
+    for number, name in enumerate(catalog.classes):
+        own, seen = catalog.record_class == number, photos.seen[seen_class == number]
+        split = np.bincount(dataset.record_split[own], minlength=len(SPLITS)).tolist()
+        found[name] = {
+            "photos": int((catalog.class_index == number).sum()),
+            "records": int(own.sum()),
+            "records_per_split": dict(zip(SPLITS, split, strict=True)),
+            "has_annotations": name in dataset.annotations,
+            "looked_at": len(seen),
+            **_brightness_and_failures(seen),
+        }
+    return found
+
+
+def _photo_summary(seen: np.ndarray) -> dict[str, Any]:
+    """Describe the readable ones of the photos that were looked at: sizes, modes, brightness."""
+    own = seen[seen["status"] == OK]
+    sizes, counts = np.unique(own[["width_px", "height_px"]], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:_MOST_SIZES]
+    modes = Counter(own["mode"].tolist())
+    bins, _ = np.histogram(own["brightness"], BRIGHTNESS_BINS, range=(0, 256))
+    counted = _brightness_and_failures(seen)
+    mean_brightness = counted.pop("mean_brightness")
+    return {
+        **counted,
+        "num_sizes": len(sizes),
+        "sizes": {f"{sizes[k][0]}x{sizes[k][1]}": int(counts[k]) for k in order},
+        "modes": dict(sorted(modes.items(), key=lambda item: (-item[1], item[0]))),
+        "brightness_histogram": bins.tolist(),
+        "mean_brightness": mean_brightness,
+    }
+
+
+def _brightness_and_failures(seen: np.ndarray) -> dict[str, Any]:
+    light = seen["brightness"][seen["status"] == OK]
+    return {
+        "unreadable": int((seen["status"] == UNREADABLE).sum()),
+        "too_large": int((seen["status"] == TOO_LARGE).sum()),
+        "mean_brightness": round(float(light.mean()), 1) if len(light) else None,
+    }
+
+
+def photos_per_record(dataset: Dataset) -> dict[str, int]:
+    """Count the records with 1, 2, 3 ... photos; those with many stand together."""
+    num_photos = np.bincount(dataset.catalog.record_index, minlength=dataset.catalog.num_records)
+    counts = np.bincount(np.minimum(num_photos, _MANY_PHOTOS + 1))
+    names = [*map(str, range(_MANY_PHOTOS + 1)), f"{_MANY_PHOTOS + 1}+"]
+    return {names[n]: num for n, num in enumerate(counts.tolist()) if n}
+
+
+def head_figures(
+    dataset: Dataset, classes: Iterable[ClassCount]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Count classes, rare and untestable ones and unknown labels of each head of each species."""
+    classes, catalog = list(classes), dataset.catalog
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for species, table in sorted(dataset.annotations.items()):
+        records = int((catalog.record_class == catalog.classes.index(species)).sum())
+        found[species] = {}
+        for feature in table.features:
+            own = [c for c in classes if (c.species, c.feature) == (species, feature)]
+            known = sum(c.records for c in own)
+            found[species][feature] = {
+                "classes": len(own),
+                "records_known": known,
+                "unknown_frac": round(1 - known / records, 4),
+                "rare_classes": sum(c.is_rare for c in own),
+                "untestable_classes": sum(c.is_untestable for c in own),
+            }
+    return found
+
+
+def describe_audit(summary: dict[str, Any]) -> str:
+    """Format the main counts as the text that an audit prints."""
+    species = pd.json_normalize(list(summary["per_species"].values())).assign(
+        species=list(summary["per_species"])
+    )
+    species.columns = species.columns.str.removeprefix("records_per_split.")
+    shown = ["records", "photos", *SPLITS, "looked_at", "unreadable", "too_large"]
+    lines = [species.set_index("species")[shown].to_string()]
+    heads = {
+        f"{name} {feature}": {key.removesuffix("_classes"): value for key, value in own.items()}
+        for name, features in summary["heads"].items()
+        for feature, own in features.items()
+    }
+    if heads:
+        lines += ["", pd.DataFrame.from_dict(heads, orient="index").to_string()]
+    for key in ("sizes", "modes"):
+        listed = ", ".join(f"{name} ({num:,})" for name, num in list(summary[key].items())[:5])
+        lines.append(f"{key}: {listed}")
+    lines += [*(f"note: {note}" for note in summary["notes"]), ""]
+    lines += [f"{name}: {value}" for name, value in headline(summary).items()]
+    return "\n".join(lines)
+
+
+def headline(summary: dict[str, Any]) -> dict[str, str]:
+    """Return the counts that decide whether the data can be used, most general first."""
+    heads = [own for per_head in summary["heads"].values() for own in per_head.values()]
+    pairs = summary["duplicates"]
+    counts = {
+        **{k: summary[k] for k in ("records", "photos", "looked_at", "unreadable", "too_large")},
+        "strays": sum(summary["strays"].values()),
+        "label_conflicts": summary["issues"].get("label_conflict", 0),
+        "rare_classes": sum(own["rare_classes"] for own in heads),
+        "untestable_classes": sum(own["untestable_classes"] for own in heads),
+        "exact_duplicates_across_splits": pairs["exact_across_splits"],
+        "exact_duplicates": pairs["exact"],
+        "near_duplicates_across_splits": pairs["near_across_splits"],
+        "near_duplicates": pairs["near"],
+    }
+    return {name: f"{num:,}" for name, num in counts.items()}

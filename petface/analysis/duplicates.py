@@ -18,9 +18,8 @@ import numpy as np
 
 THUMBNAIL_PX: Final = 32
 MAX_HASH_DISTANCE: Final = 6  # bits; measured: copies up to 4, strangers from 8 on
-MAX_DIFFERENCE: Final = (
-    0.2  # in standard deviations; measured: copies up to 0.20, strangers from 0.30
-)
+# Of thumbnails, in standard deviations; measured: copies up to 0.20, strangers from 0.30.
+MAX_DIFFERENCE: Final = 0.2
 MIN_CONTRAST: Final = 4.0  # grey levels; the hash of a flatter photo is noise
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
@@ -41,7 +40,7 @@ class NearPairs:
 
 
 def pixel_digest(pixels: np.ndarray) -> int:
-    """Give 64 bits that are equal for the same pixels in the same shape."""
+    """Return 64 bits that are equal for the same pixels in the same shape."""
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=8)
     digest.update(np.ascontiguousarray(pixels).data)
     return int.from_bytes(digest.digest(), "little")
@@ -90,29 +89,43 @@ def near_pairs(
     window is not searched whole; its neighbours agree in the next bytes too.
     """
     assert 0 <= max_distance <= _NUM_BANDS - 2, max_distance
-    found = _Candidates(len(hashes), max_distance)
-    crowded = 0
+    num, radius, crowded = max(len(hashes), 1), max_distance, 0
+    # (first * num + second, bits) of the pairs met so far
+    found = [(np.empty(0, np.int64), np.empty(0, np.uint8))]
     for front in combinations(range(_NUM_BANDS), 2):
         turned = _turn(hashes, front)
         order = np.argsort(turned, kind="stable")
         turned = turned[order]
-        buckets = turned >> np.uint64(64 - 2 * _BAND_BITS)
-        ends = _bucket_ends(buckets)
+        ends = _bucket_ends(turned >> np.uint64(64 - 2 * _BAND_BITS))
         active = np.arange(len(hashes))
         for offset in range(1, _WINDOW + 1):
             active = active[active + offset < ends[active]]
             if not len(active):
                 break
-            distance = np.bitwise_count(turned[active] ^ turned[active + offset])
-            near = distance <= found.radius
-            first, second = order[active[near]], order[active[near] + offset]
-            other = records[first] != records[second]
-            found.add(first[other], second[other], distance[near][other])
+            bits = np.bitwise_count(turned[active] ^ turned[active + offset])
+            near = active[bits <= radius]
+            pairs = np.sort(order[np.stack((near, near + offset))], axis=0)
+            other = records[pairs[0]] != records[pairs[1]]
+            found.append(((pairs[0] * num + pairs[1])[other], bits[bits <= radius][other]))
+            if sum(len(codes) for codes, _ in found) > 2 * _MAX_CANDIDATES:
+                found, radius = _merge(found, radius)
         else:
             sizes = np.diff(np.flatnonzero(np.diff(ends, prepend=-1)), append=len(ends))
-            crowded = max(crowded, int(sizes.max()) - _WINDOW - 1)
-    pairs, distances = found.finish()
-    return NearPairs(pairs, distances, found.radius, max(crowded, 0))
+            crowded = max(crowded, int(sizes.max(initial=0)) - _WINDOW - 1)
+    ((codes, distance),), radius = _merge(found, radius)
+    return NearPairs(np.stack(np.divmod(codes, num), axis=1), distance, radius, crowded)
+
+
+def _merge(
+    found: list[tuple[np.ndarray, np.ndarray]], radius: int
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
+    """Keep each pair once, and shrink the radius where they would be too many."""
+    codes, rows = np.unique(np.concatenate([codes for codes, _ in found]), return_index=True)
+    distance = np.concatenate([bits for _, bits in found])[rows]
+    while len(codes) > _MAX_CANDIDATES and radius > 0:
+        radius -= 1
+        codes, distance = codes[distance <= radius], distance[distance <= radius]
+    return [(codes, distance)], radius
 
 
 def thumbnail_difference(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -129,39 +142,6 @@ def thumbnail_difference(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarra
     return result
 
 
-class _Candidates:
-    """Pairs met so far, each once; the radius shrinks where they would be too many."""
-
-    def __init__(self, num: int, radius: int) -> None:
-        self.num, self.radius = max(num, 1), radius
-        self.codes = np.empty(0, dtype=np.int64)  # first * num + second
-        self.distances = np.empty(0, dtype=np.uint8)
-        self.waiting: list[tuple[np.ndarray, np.ndarray]] = []
-        self.num_waiting = 0
-
-    def add(self, first: np.ndarray, second: np.ndarray, distances: np.ndarray) -> None:
-        codes = np.minimum(first, second) * self.num + np.maximum(first, second)
-        self.waiting.append((codes, distances))
-        self.num_waiting += len(codes)
-        if self.num_waiting > _MAX_CANDIDATES:
-            self.merge()
-
-    def merge(self) -> None:
-        codes = np.concatenate([self.codes, *(codes for codes, _ in self.waiting)])
-        distances = np.concatenate([self.distances, *(found for _, found in self.waiting)])
-        self.codes, rows = np.unique(codes, return_index=True)
-        self.distances = distances[rows]
-        self.waiting, self.num_waiting = [], 0
-        while len(self.codes) > _MAX_CANDIDATES and self.radius > 0:
-            self.radius -= 1
-            kept = self.distances <= self.radius
-            self.codes, self.distances = self.codes[kept], self.distances[kept]
-
-    def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        self.merge()
-        return np.stack(np.divmod(self.codes, self.num), axis=1), self.distances
-
-
 def _turn(hashes: np.ndarray, front: tuple[int, ...]) -> np.ndarray:
     """Reorder the bytes of (n,) uint64 so that those in `front` become the highest."""
     rest = [band for band in range(_NUM_BANDS) if band not in front]
@@ -171,7 +151,7 @@ def _turn(hashes: np.ndarray, front: tuple[int, ...]) -> np.ndarray:
 
 
 def _bucket_ends(buckets: np.ndarray) -> np.ndarray:
-    """Give, for each place of a sorted array, where its run of equal values ends: (n,) int64."""
+    """Return, for each place of a sorted array, where its run of equal values ends: (n,) int64."""
     ends = np.append(np.flatnonzero(buckets[1:] != buckets[:-1]) + 1, len(buckets))
     return np.repeat(ends, np.diff(ends, prepend=0))
 

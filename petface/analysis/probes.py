@@ -1,20 +1,33 @@
 """Small changes to photos that leave the animal what it is: does the network's answer stay, too?
 
-Every function takes and gives (B, 3, S, S) uint8 of any device, and is deterministic. Lengths are
+Every change takes and returns (B, 3, S, S) uint8 of any device, and is deterministic. Lengths are
 shares of the side S, rounded to whole pixels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
+from petface import files
+from petface.analysis.paired import MIN_RECORDS
+from petface.data.catalog import Catalog
+from petface.data.loading import OK, FileImages, even_slices, read_ahead
+from petface.metrics import cluster_bootstrap_interval
+from petface.models.network import Network
+
+_COLUMNS: Final = (
+    "head", "group", "probe", "accuracy", "change", "low_95", "high_95", "agreement", "confidence",
+)  # fmt: skip
 DIRECTIONS: Final = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -30,28 +43,29 @@ class Probe(NamedTuple):
 def all_probes() -> list[Probe]:
     """List the probes: alignment (shift, scale, rotation), border, centre, mirror, colour."""
     found = []
-    for fill, reflect in (("black", False), ("reflected", True)):
+    fills = {"black": False, "reflected": True}
+    for fill, reflect in fills.items():
         for frac in (0.05, 0.10, 0.20):
             for name, (rows, columns) in DIRECTIONS.items():
-                move = partial(shift, down_frac=rows * frac, right_frac=columns * frac)
-                found.append(
-                    Probe(f"{name} {frac:.0%}", f"shift, {fill}", partial(move, reflect=reflect))
+                move = partial(
+                    shift, down_frac=rows * frac, right_frac=columns * frac, reflect=reflect
                 )
-    for fill, reflect in (("black", False), ("reflected", True)):
-        for factor in (0.8, 0.9):
-            change = partial(turn_and_scale, factor=factor, reflect=reflect)
-            found.append(Probe(f"x {factor}, {fill}", "scale", change))
-    for factor in (1.1, 1.25):
-        found.append(Probe(f"x {factor}", "scale", partial(turn_and_scale, factor=factor)))
-    for fill, reflect in (("black", False), ("reflected", True)):
-        for degrees in (-10, 10):
-            change = partial(turn_and_scale, degrees=degrees, reflect=reflect)
-            found.append(Probe(f"{degrees:+d} degrees, {fill}", "rotation", change))
-    for frac in (0.05, 0.10, 0.15):
-        found.append(Probe(f"outer {frac:.0%} black", "border", partial(mask_border, frac=frac)))
-    for frac in (0.05, 0.10, 0.15):
-        change = partial(mask_border, frac=frac, mean_colour=True)
-        found.append(Probe(f"outer {frac:.0%} mean colour", "border", change))
+                found.append(Probe(f"{name} {frac:.0%}", f"shift, {fill}", move))
+    for group, changes in (
+        ("scale", {"x 0.8": (0.0, 0.8), "x 0.9": (0.0, 0.9)}),
+        ("rotation", {"-10 degrees": (-10.0, 1.0), "+10 degrees": (10.0, 1.0)}),
+    ):
+        for fill, reflect in fills.items():
+            for name, (degrees, factor) in changes.items():
+                change = partial(turn_and_scale, degrees=degrees, factor=factor, reflect=reflect)
+                found.append(Probe(f"{name}, {fill}", group, change))
+        if group == "scale":  # nothing to fill
+            for factor in (1.1, 1.25):
+                found.append(Probe(f"x {factor}", group, partial(turn_and_scale, factor=factor)))
+    for name, mean_colour in (("black", False), ("mean colour", True)):
+        for frac in (0.05, 0.10, 0.15):
+            mask = partial(mask_border, frac=frac, mean_colour=mean_colour)
+            found.append(Probe(f"outer {frac:.0%} {name}", "border", mask))
     found.append(Probe("inner 50% black", "centre (control)", partial(mask_centre, frac=0.5)))
     found.append(Probe("mirrored", "mirror and colour", flip))
     found.append(Probe("grey", "mirror and colour", grey))
@@ -126,3 +140,109 @@ def grey(photos: Tensor) -> Tensor:
     weights = torch.tensor(_LUMA, device=photos.device).view(1, 3, 1, 1)
     luma = (photos.float() * weights).sum(dim=1, keepdim=True)
     return luma.round().clamp(0, 255).to(torch.uint8).expand_as(photos)
+
+
+class Answers(NamedTuple):
+    """What a network of H heads answered to M photos, unchanged and under P probes."""
+
+    predicted: np.ndarray  # (1 + P, M, H) int16 class numbers, -1 where not readable or not finite
+    confidence: np.ndarray  # (1 + P, M, H) float32 probability of the answer; NaN likewise
+    readable: np.ndarray  # (M,) bool
+
+
+def predict_under_probes(
+    network: Network,
+    catalog: Catalog,
+    places: np.ndarray,
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    description: str = "probes",
+) -> Answers:
+    """Predict the photos at `places` (M,) of a catalog as they are, then under `all_probes`.
+
+    A probe changes the resized pixels on the device. A bar shows photos per second.
+    """
+    changes = [lambda photos: photos, *(probe.apply for probe in all_probes())]
+    side = network.preprocessing.size_px
+    black = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=network.device)
+    shape = len(changes), len(places), len(network.logits(black))
+    predicted, confidence = np.full(shape, -1, np.int16), np.full(shape, np.nan, np.float32)
+    readable = np.zeros(len(places), bool)
+    slices = even_slices(np.arange(len(places)), batch_size)
+    source = FileImages(catalog, network.preprocessing)
+    decoded = read_ahead(source, [places[part] for part in slices], num_workers)
+    with tqdm(total=len(places), desc=description, unit=" img", mininterval=1, disable=None) as bar:
+        for part, item in zip(slices, decoded, strict=True):
+            rows = part[item.status == OK]
+            readable[rows] = True
+            photos = item.arrays[0].permute(0, 3, 1, 2).to(network.device)
+            for k, change in enumerate(changes if len(rows) else ()):
+                heads = network.probabilities(network.logits(change(photos)))
+                for head, p in enumerate(heads):
+                    best, number = p.cpu().max(dim=1)
+                    confidence[k, rows, head] = best.numpy()
+                    predicted[k, rows, head] = np.where(best.isfinite(), number, -1)
+            bar.update(len(part))
+    return Answers(predicted, confidence, readable)
+
+
+def probe_figures(
+    predicted: np.ndarray,
+    confidence: np.ndarray,
+    true: np.ndarray,
+    records: np.ndarray,
+    resamples: int = 1000,
+) -> dict[str, Any]:
+    """Describe the answers of one head to M photos: as they are, and under P probes.
+
+    predicted and confidence (1 + P, M), the first row without a change; true (M,) in numbers that
+    compare with predicted, records (M,) numbers. Change is in accuracy, with a 95 % interval from a
+    bootstrap over records of the paired difference, None below `MIN_RECORDS` records. Agreement is
+    the share of unchanged answers.
+    """
+    probes = all_probes()
+    assert len(predicted) == len(confidence) == 1 + len(probes), (len(predicted), len(probes))
+    right = predicted == true
+    baseline = {
+        "num": len(true),
+        "num_records": len(np.unique(records)),
+        "accuracy": float(right[0].mean()),
+        "confidence": float(np.nanmean(confidence[0])),
+    }
+    found = [
+        {
+            "name": probe.name,
+            "group": probe.group,
+            "accuracy": float(right[k].mean()),
+            "change": float(right[k].mean() - right[0].mean()),
+            "interval_95": paired_interval(right[k], right[0], records, resamples),
+            "agreement": float((predicted[k] == predicted[0]).mean()),
+            "confidence": float(np.nanmean(confidence[k])),
+        }
+        for k, probe in enumerate(probes, start=1)
+    ]
+    return {"baseline": baseline, "probes": found}
+
+
+def paired_interval(
+    after: np.ndarray, before: np.ndarray, records: np.ndarray, resamples: int = 1000
+) -> list[float] | None:
+    """Bound mean(after) - mean(before), (M,) bool each, by resampling records."""
+    record = np.unique(records, return_inverse=True)[1]
+    num = np.bincount(record)
+    if len(num) < MIN_RECORDS or resamples == 0:
+        return None
+    gain = np.bincount(record, after.astype(np.int64) - before.astype(np.int64))
+    return list(cluster_bootstrap_interval(np.rint(gain), num, resamples=resamples))
+
+
+def write_probes(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write every head's answer to every probe as a row of a CSV."""
+    rows = []
+    for head, entry in figures.items():
+        for p in entry["probes"]:
+            low, high = p["interval_95"] or ("", "")
+            numbers = (p["accuracy"], p["change"], low, high, p["agreement"], p["confidence"])
+            rows.append((head, p["group"], p["name"], *numbers))
+    files.write_csv(path, _COLUMNS, rows)

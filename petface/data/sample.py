@@ -20,6 +20,33 @@ _AT_ONCE = 32  # photos
 Photos = Callable[[str, int], Tensor]  # part of the split, number -> (N, size, size, 3) uint8
 
 
+def shuffled_by_class(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shuffle the rows of each class, and lay one class after the other.
+
+    Return the order, (N,) rows, and how many rows of its class stand before each of them, (N,).
+    """
+    labels = np.asarray(labels)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    _, begins, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    return order, np.arange(len(order)) - np.repeat(begins, counts)
+
+
+def sample_evenly(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
+    """Draw at most `most` rows, as evenly over the classes of `labels` (N,) as they allow; rising.
+
+    Rare classes are taken whole before a frequent one has more.
+    """
+    order, num_before = shuffled_by_class(labels, seed)
+    return np.sort(order[np.argsort(num_before, kind="stable")[:most]])
+
+
+def sample_per_class(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
+    """Draw at most `most` rows of each class of `labels` (N,); rising."""
+    order, num_before = shuffled_by_class(labels, seed)
+    return np.sort(order[num_before < most])
+
+
 def photos_of(dataset: Dataset, pack: str, rule: Preprocessing, species: str | None) -> Photos:
     """Give what decodes a stratified sample of the dataset, or of a species of it.
 

@@ -9,8 +9,14 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from petface.analysis.audit import Audit, Issue, path_text
-from petface.analysis.audit_figures import BRIGHTNESS_BINS, MIN_RECORDS, headline
+from petface.analysis.audit import (
+    BRIGHTNESS_BINS,
+    MIN_RECORDS,
+    Audit,
+    Issue,
+    headline,
+    path_text,
+)
 from petface.data import images
 from petface.data.dataset import Dataset
 from petface.report.page import bars, page, table, text

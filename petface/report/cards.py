@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from petface.analysis.audit_figures import ClassCount
+from petface.analysis.audit import ClassCount
 from petface.report.card_facts import NOT_MEASURED, Facts, ModelFacts, get
 from petface.report.card_figures import analyses, count, minutes, shown
 from petface.report.caveats import caveats

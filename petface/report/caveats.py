@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from petface.analysis.audit_figures import ClassCount
+from petface.analysis.audit import ClassCount
 from petface.report.card_facts import Facts, ModelFacts, get
 
 FEW_PHOTOS: Final = 100

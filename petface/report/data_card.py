@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from petface.analysis.audit_figures import (
+from petface.analysis.audit import (
     MIN_RECORDS,
     ClassCount,
     count_classes,

@@ -1,13 +1,11 @@
-"""Which photos are explained, the mean maps of classes, and their pictures."""
-
-from collections import Counter
+"""The mean maps of classes, and pictures of explained photos."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFont
+from PIL import Image
 
-from petface.analysis import attention, sheets
+from petface.analysis import attention
 from petface.data.catalog import listed_files
 from petface.inference import gradcam
 from tests.inference.test_gradcam import Tiny, network_of, photos
@@ -28,24 +26,11 @@ def catalog(tmp_path_factory):
     return listed_files(root, [f"{number}.png" for number in range(6)])
 
 
-def test_up_to_so_many_of_each_label_by_the_seed():
-    labels = [
-        str(k) for k in np.random.default_rng(0).choice(5, 300, p=[0.6, 0.3, 0.08, 0.01, 0.01])
-    ]
-    chosen = attention.choose_per_class(labels, 10, seed=1)
-    assert chosen.tolist() == sorted(set(chosen.tolist()))
-    found, whole = Counter(labels[k] for k in chosen), Counter(labels)
-    assert found == {name: min(10, num) for name, num in whole.items()}
-    assert (attention.choose_per_class(labels, 10, seed=1) == chosen).all()
-    assert (attention.choose_per_class(labels, 10, seed=2) != chosen).any()
-    assert not len(attention.choose_per_class([], 10, seed=0))
-
-
 def test_mean_maps_are_the_mean_of_the_maps_of_readable_photos(network, catalog):
     found = attention.HeadMaps()
     classes = np.array([0, 1, 0, 1, 1, 0])
     names = [("cat", "Plain") if k == 0 else ("cat", "Tabby") for k in classes]
-    attention.add_class_maps(found, network, catalog, np.arange(6), 0, classes, names)
+    found.add_class_maps(network, catalog, np.arange(6), 0, classes, names)
     layer, cells = gradcam.finest_useful_layer(network)
     assert found.layers == {(layer, cells)} == {("layer4", 4)}
     rings = []
@@ -58,7 +43,7 @@ def test_mean_maps_are_the_mean_of_the_maps_of_readable_photos(network, catalog)
         for cam in maps:
             inner = cam[2:-2, 2:-2].sum()
             rings += [1 - inner / cam.sum()] if cam.any() else []
-    summary = attention.summarise_maps(found)
+    summary = found.summary()
     assert summary["num"] == 5 and summary["border_energy_frac"] == pytest.approx(np.mean(rings))
     assert summary["border_area_frac"] == pytest.approx(1 - 12 * 12 / 256)
 
@@ -77,15 +62,13 @@ def test_tiles_hold_the_photo_and_a_map_for_each_class_asked(network, catalog):
     np.testing.assert_allclose(tiles[0].pictures[2], expected, atol=1)
 
 
-def test_long_lines_are_cut_inside_their_tile(tmp_path):
+def test_long_lines_end_with_their_tile(tmp_path):
     black = np.zeros((8, 8, 3), np.uint8)
-    long = sheets.Tile([black], ["a very long name " * 9, "two\nlines", "‮right to left"])
-    sheets.draw_sheet(tmp_path / "sheet.png", ["title"], [long] + [sheets.Tile([black], [])] * 9)
+    long = attention.Tile([black], ["a very long name " * 9, "two\nlines", "‮right to left"])
+    attention.draw_sheet(tmp_path / "sheet.png", "title", [long, attention.Tile([black], [])])
     sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
-    top, left = np.argwhere(sheet == 0)[0]
-    below = sheet[top + sheets.PICTURE_PX :, :]
-    columns = np.flatnonzero((below[: 3 * 15] < 128).any(axis=0))
-    assert columns.min() >= left and columns.max() < left + sheets.PICTURE_PX
-    font = ImageFont.load_default(11)
-    assert font.getlength(sheets._fitted("x" * 500, font, 100)) <= 100
-    assert sheets.printable("a\nb") == "a?b"
+    top = np.flatnonzero((sheet == 0).sum(axis=1) >= 2 * attention.PICTURE_PX)[0]
+    ink = sheet[top + attention.PICTURE_PX :] < 128
+    columns = np.flatnonzero(ink.any(axis=0))
+    left = np.flatnonzero(sheet[top] == 0)[0]
+    assert columns.min() >= left and columns.max() < left + attention.PICTURE_PX

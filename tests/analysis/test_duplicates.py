@@ -17,16 +17,17 @@ def photo(seed: int, side: int = 96) -> np.ndarray:
     return np.array(coarse.resize((side, side), Image.Resampling.BICUBIC))
 
 
-def copies(pixels: np.ndarray) -> dict[str, np.ndarray]:
+def copies(pixels: np.ndarray) -> list[np.ndarray]:
+    """The photo encoded again, resized, and brighter."""
     picture = Image.fromarray(pixels)
     encoded = io.BytesIO()
     picture.save(encoded, "JPEG", quality=70)
     side = round(pixels.shape[0] * 0.9)
-    return {
-        "encoded again": images.decode(encoded.getvalue()),
-        "resized": np.array(picture.resize((side, side), Image.Resampling.LANCZOS)),
-        "brighter": np.array(ImageEnhance.Brightness(picture).enhance(1.1)),
-    }
+    return [
+        images.decode(encoded.getvalue()),
+        np.array(picture.resize((side, side), Image.Resampling.LANCZOS)),
+        np.array(ImageEnhance.Brightness(picture).enhance(1.1)),
+    ]
 
 
 def all_pairs(hashes: np.ndarray, records: np.ndarray, limit: int) -> dict[tuple[int, int], int]:
@@ -69,37 +70,31 @@ def test_the_search_finds_every_near_pair_of_different_records_and_no_other(limi
 def test_six_bits_are_found_wherever_they_lie():
     draw = np.random.default_rng(3)
     for _ in range(60):
-        first = draw.integers(0, 2**64, dtype=np.uint64)
-        second = first
+        first = second = draw.integers(0, 2**64, dtype=np.uint64)
         for bit in draw.choice(64, 6, replace=False).tolist():
             second ^= np.uint64(1 << bit)
         result = duplicates.near_pairs(np.array([first, second]), np.array([0, 1]))
         assert as_dict(result) == {(0, 1): 6}
 
 
-def test_more_equal_hashes_than_the_window_are_reported_as_crowded(monkeypatch):
-    monkeypatch.setattr(duplicates, "_WINDOW", 10)
-    result = duplicates.near_pairs(np.full(30, 7, np.uint64), np.arange(30))
-    assert result.crowded == 30 - 10 - 1
-    assert 0 < len(result.pairs) < 30 * 29 // 2
-
-
-def test_too_many_candidates_shrink_the_radius_and_keep_the_nearest(monkeypatch):
+def test_the_search_says_where_it_is_not_complete(monkeypatch):
     hashes, records = clustered_hashes(250, seed=1), np.arange(250)
     expected = all_pairs(hashes, records, 6)
     monkeypatch.setattr(duplicates, "_MAX_CANDIDATES", len(expected) // 3)
     result = duplicates.near_pairs(hashes, records)
     assert result.radius < 6
     assert as_dict(result) == {p: d for p, d in expected.items() if d <= result.radius}
+    monkeypatch.setattr(duplicates, "_WINDOW", 10)
+    result = duplicates.near_pairs(np.full(30, 7, np.uint64), np.arange(30))
+    assert result.crowded == 30 - 10 - 1 and 0 < len(result.pairs) < 30 * 29 // 2
 
 
 @pytest.mark.parametrize("num", [0, 1])
 def test_nothing_to_compare_gives_no_pair(num):
     result = duplicates.near_pairs(np.zeros(num, np.uint64), np.arange(num))
     assert result.pairs.shape == (0, 2)
-    assert (
-        duplicates.thumbnail_difference(np.zeros((num, 32, 32), np.uint8), result.pairs).size == 0
-    )
+    small = np.zeros((num, 32, 32), np.uint8)
+    assert duplicates.thumbnail_difference(small, result.pairs).size == 0
 
 
 def test_records_with_equal_pixels_form_a_chain_that_crosses_the_splits():
@@ -108,18 +103,15 @@ def test_records_with_equal_pixels_form_a_chain_that_crosses_the_splits():
     splits = np.array([0, 0, 2, 2, 0, 0, 0])
     pairs = duplicates.exact_pairs(digests, records, splits)
     assert sorted(map(tuple, pairs.tolist())) in ([(0, 4), (2, 4)], [(0, 4), (3, 4)])
-    assert duplicates.exact_pairs(digests[:0], records[:0], splits[:0]).shape == (0, 2)
 
 
 def test_a_digest_tells_pixels_and_shapes_apart():
     pixels = photo(0)
     other = pixels.copy()
     other[50, 50, 1] ^= 1
-    assert duplicates.pixel_digest(pixels) == duplicates.pixel_digest(pixels[:, ::-1][:, ::-1])
-    assert duplicates.pixel_digest(pixels) != duplicates.pixel_digest(other)
-    assert duplicates.pixel_digest(np.zeros((2, 8, 3), np.uint8)) != duplicates.pixel_digest(
-        np.zeros((8, 2, 3), np.uint8)
-    )
+    digest = duplicates.pixel_digest
+    assert digest(pixels) == digest(pixels[:, ::-1][:, ::-1]) != digest(other)
+    assert digest(np.zeros((2, 8, 3), np.uint8)) != digest(np.zeros((8, 2, 3), np.uint8))
 
 
 @pytest.mark.parametrize("shape", [(64, 96), (50, 33), (1, 5), (7, 200)])
@@ -138,18 +130,15 @@ def test_copies_are_near_and_strangers_are_not():
     small = np.array([duplicates.thumbnail(pixels) for pixels in originals])
     hashes = duplicates.perceptual_hashes(small)
     for row, pixels in enumerate(originals):
-        for kind, copy in copies(pixels).items():
+        for copy in copies(pixels):
             both = np.stack((small[row], duplicates.thumbnail(copy)))
             bits = np.bitwise_count(hashes[row] ^ duplicates.perceptual_hashes(both[1:])[0])
-            assert bits <= duplicates.MAX_HASH_DISTANCE, (row, kind)
+            assert bits <= duplicates.MAX_HASH_DISTANCE
             difference = duplicates.thumbnail_difference(both, np.array([[0, 1]]))[0]
-            assert difference <= duplicates.MAX_DIFFERENCE, (row, kind)
+            assert difference <= duplicates.MAX_DIFFERENCE
     strangers = np.array([(i, j) for i in range(12) for j in range(i)])
-    assert duplicates.thumbnail_difference(small, strangers).min() > 2 * duplicates.MAX_DIFFERENCE
-
-
-def test_a_difference_is_the_mean_over_standardised_thumbnails():
-    small = np.random.default_rng(5).integers(0, 256, (3, 32, 32), dtype=np.uint8)
-    a, b = ((t - t.mean()) / t.std() for t in small[[2, 0]].astype(float))
-    result = duplicates.thumbnail_difference(small, np.array([[2, 0], [1, 1]]))
-    np.testing.assert_allclose(result, [np.abs(a - b).mean(), 0], atol=1e-5)
+    found = duplicates.thumbnail_difference(small, strangers)
+    assert found.min() > 2 * duplicates.MAX_DIFFERENCE
+    i, j = strangers[5]
+    a, b = ((t - t.mean()) / t.std() for t in small[[i, j]].astype(float))
+    assert found[5] == pytest.approx(np.abs(a - b).mean(), abs=1e-5)

@@ -1,10 +1,17 @@
-"""Probes against numpy slicing and hand-made photos."""
+"""Probes against numpy slicing, their figures against loops; a planted shortcut is found out."""
+
+import csv
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 
 from petface.analysis import probes
+from petface.data.catalog import listed_files
+from petface.data.images import Preprocessing
+from petface.models.network import Network
 
 SIDE = 20
 
@@ -34,10 +41,6 @@ def test_a_reflected_shift_mirrors_at_the_edge(photos):
     np.testing.assert_array_equal(probes.shift(photos, down_frac=-0.1, reflect=True), expected)
 
 
-def test_a_flip_is_reversed_columns(photos):
-    np.testing.assert_array_equal(probes.flip(photos), photos.numpy()[..., ::-1])
-
-
 def test_masks_are_exact(photos):
     p = photos.numpy()
     inside = np.zeros((SIDE, SIDE), bool)
@@ -56,7 +59,8 @@ def test_masks_are_exact(photos):
     np.testing.assert_array_equal(centre, np.where(hole, 0, p))
 
 
-def test_grey_is_the_luma(photos):
+def test_grey_is_the_luma_and_a_flip_reverses_columns(photos):
+    np.testing.assert_array_equal(probes.flip(photos), photos.numpy()[..., ::-1])
     r, g, b = photos.numpy().astype(np.float64).transpose(1, 0, 2, 3)
     expected = 0.299 * r + 0.587 * g + 0.114 * b
     found = probes.grey(photos).numpy()
@@ -98,7 +102,123 @@ def test_every_probe_keeps_shape_type_and_input(photos):
     groups = [probe.group for probe in found]
     assert {name: groups.count(name) for name in wanted} == wanted
     by_name = {p.name: p for p in found}
-    expected = probes.shift(photos, right_frac=-0.2)
-    assert torch.equal(by_name["left 20 %"].apply(photos), probes.shift(
-        photos, right_frac=-0.2, reflect=True))  # fmt: skip
-    assert torch.equal(found[groups.index("shift, black") + 8].apply(photos), expected)
+    expected = probes.shift(photos, right_frac=-0.2, reflect=True)
+    assert torch.equal(by_name["left 20 %"].apply(photos), expected)
+    expected = probes.turn_and_scale(photos, degrees=-10, reflect=True)
+    assert torch.equal(by_name["-10 degrees, reflected"].apply(photos), expected)
+    expected = probes.turn_and_scale(photos, factor=0.8)
+    assert torch.equal(by_name["x 0.8, black"].apply(photos), expected)
+    expected = probes.mask_border(photos, frac=0.05, mean_colour=True)
+    assert torch.equal(by_name["outer 5 % mean colour"].apply(photos), expected)
+
+
+class BorderReader(nn.Module):
+    """Tells the class by the upper rows of the photo, as a network may that learned a shortcut."""
+
+    def forward(self, x):
+        bright = x[:, :, :2].mean((1, 2, 3))
+        return torch.stack([0.3 - bright, bright - 0.3], dim=1) * 20
+
+
+class CentreReader(nn.Module):
+    """Tells the class by the middle of the photo; a second head is always sure of class 2."""
+
+    def forward(self, x):
+        bright = x[:, :, 9:11, 9:11].mean((1, 2, 3))
+        first = torch.stack([0.3 - bright, bright - 0.3], dim=1) * 20
+        return first, torch.tensor([[0.0, 0.0, 5.0]]).expand(len(x), 3)
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory):
+    """Grey photos; a bright stripe at the top and a bright middle mark class 1."""
+    root = tmp_path_factory.mktemp("photos")
+    names = [f"{k:02d}.png" for k in range(30)]
+    for k, name in enumerate(names):
+        pixels = np.full((SIDE, SIDE, 3), 40, np.uint8)
+        if k % 2:
+            pixels[:2] = 220
+            pixels[8:12, 8:12] = 220
+        Image.fromarray(pixels).save(root / name)
+    (root / names[7]).write_bytes(b"")
+    return listed_files(root, names)
+
+
+def predicted_by(model, catalog, places):
+    network = Network.build(model, Preprocessing(SIDE), "cpu", "fp32")
+    return probes.predict_under_probes(network, catalog, places, batch_size=8)
+
+
+def figures_of(model, catalog):
+    places = np.arange(30)
+    answers = predicted_by(model, catalog, places)
+    kept = answers.readable
+    assert kept.tolist() == [k != 7 for k in range(30)]
+    predicted, confidence = answers.predicted[:, kept, 0], answers.confidence[:, kept, 0]
+    return probes.probe_figures(predicted, confidence, places[kept] % 2, places[kept])
+
+
+def test_a_planted_shortcut_is_exposed_and_the_middle_is_none(catalog, tmp_path):
+    found = figures_of(BorderReader(), catalog)
+    assert found["baseline"]["accuracy"] == 1.0 and found["baseline"]["num"] == 29
+    by_name = {p["name"]: p for p in found["probes"]}
+    for name in ("outer 10 % black", "outer 15 % black", "outer 10 % mean colour"):
+        change, (low, high) = by_name[name]["change"], by_name[name]["interval_95"]
+        assert change == pytest.approx(-14 / 29) and low < change < high < -0.2
+        assert by_name[name]["agreement"] == pytest.approx(15 / 29)
+    for name in ("inner 50 % black", "mirrored"):
+        assert by_name[name]["change"] == 0 and by_name[name]["agreement"] == 1
+    probes.write_probes(tmp_path / "probes.csv", {"species": found})
+    with (tmp_path / "probes.csv").open(newline="") as handle:
+        table = [float(row["change"]) for row in csv.DictReader(handle)]
+    assert table == pytest.approx([p["change"] for p in found["probes"]])
+    by_name = {p["name"]: p for p in figures_of(CentreReader(), catalog)["probes"]}
+    for name in ("outer 5 % black", "outer 15 % black", "outer 15 % mean colour", "mirrored"):
+        assert by_name[name]["change"] == 0
+    assert by_name["inner 50 % black"]["change"] == pytest.approx(-14 / 29)
+
+
+def test_every_head_predicts_the_photos_in_their_order(catalog):
+    places = np.array([3, 7, 4, 12, 1])
+    answers = predicted_by(CentreReader(), catalog, places)
+    assert answers.predicted.shape == (1 + len(probes.all_probes()), 5, 2)
+    assert answers.predicted[0, :, 0].tolist() == [1, -1, 0, 0, 1]
+    assert answers.predicted[0, :, 1].tolist() == [2, -1, 2, 2, 2]
+    np.testing.assert_allclose(answers.confidence[0, 0, 1], np.exp(5) / (np.exp(5) + 2), rtol=1e-5)
+    assert np.isnan(answers.confidence[:, 1]).all()
+    assert predicted_by(CentreReader(), catalog, places[:0]).predicted.shape[1:] == (0, 2)
+
+
+def test_figures_against_a_loop():
+    draw, num = np.random.default_rng(0), 200
+    num_rows, records = 1 + len(probes.all_probes()), draw.integers(0, 40, num)
+    true, predicted = draw.integers(0, 3, num), draw.integers(0, 3, (num_rows, num))
+    predicted[0] = np.where(draw.random(num) < 0.5, true, predicted[0])
+    confidence = draw.random((num_rows, num))
+    found = probes.probe_figures(predicted, confidence, true, records)
+    right = [[int(p == t) for p, t in zip(row, true, strict=True)] for row in predicted]
+    assert found["baseline"]["accuracy"] == pytest.approx(sum(right[0]) / num)
+    assert found["baseline"]["num_records"] == len(set(records.tolist()))
+    for k, probe in list(enumerate(found["probes"], start=1))[::12]:
+        same = sum(p == q for p, q in zip(predicted[k], predicted[0], strict=True))
+        assert probe["accuracy"] == pytest.approx(sum(right[k]) / num)
+        assert probe["change"] == pytest.approx((sum(right[k]) - sum(right[0])) / num)
+        assert probe["agreement"] == pytest.approx(same / num)
+        assert probe["confidence"] == pytest.approx(sum(confidence[k]) / num)
+        expected = naive_interval(right[k], right[0], records.tolist())
+        assert probe["interval_95"] == pytest.approx(expected, abs=0.02)
+    all_right = np.ones(30, bool)
+    assert probes.paired_interval(all_right, ~all_right, np.arange(30) % 9) is None
+    assert probes.paired_interval(all_right, ~all_right, np.arange(30) % 10) == [1, 1]
+
+
+def naive_interval(after, before, records):
+    """Draw records with replacement; the difference of all their photos."""
+    own = {}
+    for a, b, record in zip(after, before, records, strict=True):
+        own.setdefault(record, []).append(a - b)
+    groups, draw, found = list(own.values()), np.random.default_rng(5), []
+    for _ in range(4000):
+        chosen = [d for k in draw.integers(0, len(groups), len(groups)) for d in groups[k]]
+        found.append(sum(chosen) / len(chosen))
+    return list(np.quantile(found, (0.025, 0.975)))

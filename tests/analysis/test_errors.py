@@ -1,0 +1,195 @@
+"""Mistakes and slices of a made-up evaluation against loops over its rows."""
+
+import csv
+import math
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from petface.analysis import errors
+from petface.analysis.photos import MEASURED, STATISTICS
+from petface.data.loading import OK, UNREADABLE
+from petface.files import plain_cell
+from petface.metrics import cluster_bootstrap_interval
+from tests.analysis.error_cases import make_evaluation
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_evaluation(tmp_path_factory.mktemp("evaluation") / "out")
+
+
+def asked_rows(rows, head):
+    return [k for k, r in enumerate(rows) if r["split"] == "test" and r[f"{head}_correct"] != ""]
+
+
+@pytest.mark.parametrize("head", ["species", "breed"])
+def test_every_wrong_answer_of_the_test_part_the_surest_first(made, head):
+    evaluation, rows = made
+    asked = asked_rows(rows, head)
+    assert errors.asked_places(evaluation, head).tolist() == asked
+    wrong = [k for k in asked if rows[k][f"{head}_correct"] == 0]
+    wrong.sort(key=lambda k: -rows[k][f"{head}_prob"])
+    found = errors.worst_mistakes(evaluation, head)
+    assert found["place"].tolist() == wrong and len(wrong) > 10
+    for column, key in (("image", "image"), ("predicted", f"{head}_pred")):
+        assert found[column].tolist() == [rows[k][key] for k in wrong]
+    true = "species" if head == "species" else "breed_true"
+    for k, p, rank in zip(wrong, found["true_probability"], found["rank"], strict=True):
+        names = evaluation.class_names(head, rows[k]["species"])
+        if rows[k][true] == "Unheard":
+            assert math.isnan(p) and rank > len(names)
+        else:
+            details = evaluation.details[head][k]
+            assert rank == 1 + details["top"].tolist().index(names.index(rows[k][true])) > 1
+            assert p == pytest.approx(details["top_prob"][rank - 1], rel=1e-4)
+    assert errors.worst_mistakes(evaluation, head, 3)["place"].tolist() == wrong[:3]
+
+
+def test_the_files_of_mistakes(made, tmp_path):
+    evaluation, rows = made
+    worst = errors.write_mistakes(tmp_path / "mistakes.csv", evaluation, 5)
+    with (tmp_path / "mistakes.csv").open(newline="") as handle:
+        table = list(csv.DictReader(handle))
+    assert list(worst) == ["species", "breed"]  # heads that were never asked are left out
+    by_image = {row["image"]: row for row in rows}
+    for row in table:
+        predicted = by_image[row["image"]][f"{row['head']}_pred"]
+        assert plain_cell(row["predicted"]) == predicted and not row["predicted"].startswith("=")
+    assert any(row["predicted"] == "'=Persian" for row in table)
+    for head, entries in worst.items():
+        own = [r for r in table if r["head"] == head]
+        assert len(entries) == 5 and len(own) == len(errors.worst_mistakes(evaluation, head))
+        for entry, row in zip(entries, own[:5], strict=True):
+            cells = ["" if v is None else str(v) for v in entry.values()]
+            assert cells == [plain_cell(v) for v in row.values()]
+
+
+@pytest.fixture(scope="module")
+def measured(made):
+    """Drawn statistics of two thirds of the test rows; a few could not be read."""
+    draw = np.random.default_rng(1)
+    test = np.flatnonzero(made[0].rows["split"] == "test")
+    sample = np.sort(draw.choice(test, len(test) * 2 // 3, replace=False))
+    found = np.zeros(len(sample), MEASURED)
+    for name in STATISTICS:
+        found[name] = draw.gamma(2.0, 20.0, len(sample))
+    found["aspect_ratio"] = 1
+    found["black_border"] = np.where(draw.random(len(sample)) < 0.6, 0, found["black_border"])
+    found["status"][:4] = UNREADABLE
+    found["brightness"][:4] = np.nan
+    return sample, found
+
+
+@pytest.fixture(scope="module")
+def result(made, measured):
+    return errors.make_slices(made[0], *measured, resamples=200)
+
+
+def check(bins, rows, places_of_bin, head):
+    """Compare bins with the rows that a loop put into each, in the same order."""
+    places_of_bin = [places for places in places_of_bin if places]
+    assert [b["num"] for b in bins] == [len(places) for places in places_of_bin]
+    every = [rows[k][f"{head}_correct"] for places in places_of_bin for k in places]
+    for entry, places in zip(bins, places_of_bin, strict=True):
+        right, num = defaultdict(int), Counter()
+        for k in places:
+            key = rows[k]["species"], rows[k]["record"]
+            right[key] += rows[k][f"{head}_correct"]
+            num[key] += 1
+        assert entry["num_records"] == len(num)
+        assert entry["accuracy"] == pytest.approx(sum(right.values()) / len(places))
+        if len(num) < 10:
+            assert entry["interval_95"] is None and not entry["stands_out"]
+            continue
+        counts = [right[key] for key in num], list(num.values())
+        low, high = cluster_bootstrap_interval(*counts, resamples=200)
+        if low < high:
+            assert entry["interval_95"] == pytest.approx([low, high])
+        low, high = entry["interval_95"]
+        assert entry["stands_out"] == (not low <= sum(every) / len(every) <= high)
+
+
+@pytest.mark.parametrize("head", ["species", "breed"])
+def test_slices_by_photos_of_a_record_and_of_the_label(made, result, head):
+    assert list(result) == ["species", "breed"]  # heads that were not asked have none
+    rows = made[1]
+    photos = Counter((row["species"], row["record"]) for row in rows)
+    groups = {"1": [1], "2": [2], "3": [3], "4-5": [4, 5], "6+": range(6, 99)}
+    asked = asked_rows(rows, head)
+    places = [
+        [k for k in asked if photos[rows[k]["species"], rows[k]["record"]] in sizes]
+        for sizes in groups.values()
+    ]
+    bins = result[head]["photos_per_record"]["bins"]
+    check(bins, rows, places, head)
+    assert [b["bin"] for b in bins] == list(groups)
+    true = "species" if head == "species" else "breed_true"
+    trained = Counter((r["species"], r[true]) for r in rows if r["split"] == "train")
+    of_row = {k: trained[rows[k]["species"], rows[k][true]] for k in asked}
+    sizes = sorted(trained[key] for key in {(rows[k]["species"], rows[k][true]) for k in asked})
+    low, high = sizes[-(-len(sizes) // 3) - 1], sizes[-(-2 * len(sizes) // 3) - 1]
+    places = [
+        [k for k in asked if start < of_row[k] <= end]
+        for start, end in ((-1, low), (low, high), (high, math.inf))
+    ]
+    check(result[head]["training_photos_of_label"]["bins"], rows, places, head)
+
+
+@pytest.mark.parametrize("head", ["species", "breed"])
+@pytest.mark.parametrize("name", ["brightness", "black_border", "aspect_ratio"])
+def test_statistics_are_cut_at_the_quartiles_of_the_sample(made, measured, result, head, name):
+    rows, (sample, found) = made[1], measured
+    readable = found["status"] == OK
+    values = dict(zip(sample[readable].tolist(), found[name][readable].tolist(), strict=True))
+    edges = sorted({float(e) for e in np.quantile(list(values.values()), (0.25, 0.5, 0.75))})
+    places = [[] for _ in range(len(edges) + 1)]
+    for k, value in values.items():
+        if rows[k][f"{head}_correct"] != "":
+            places[sum(value > edge for edge in edges)].append(k)
+    entry = result[head][name]
+    check(entry["bins"], rows, places, head)
+    assert entry["num"] == sum(map(len, places))
+    assert len(entry["bins"]) == {"brightness": 4, "black_border": 3, "aspect_ratio": 1}[name]
+
+
+def test_names_of_bins_tell_them_apart():
+    cut = errors.quartile_cut([0, 0, 0, 0, 0, 0, 1, 2, 3, 12.34567], "%")
+    assert list(cut.categories) == ["0 %", "0-1.75 %", "1.75-12.3 %"]
+    assert cut.codes.tolist() == [0] * 6 + [1, 2, 2, 2]
+    assert list(errors.quartile_cut([224] * 5, "px").categories) == ["224 px"]
+    assert len(set(errors.quartile_cut([10001.0, 10002, 10003, 10004]))) == 4
+    assert len(errors.quartile_cut([])) == 0
+    thirds = errors.tercile_cut(np.array([0, 5, 5, 9, 70]), np.array([0, 5, 5, 5, 9, 70]))
+    assert list(thirds) == ["up to 5"] * 3 + ["above 5"] * 2  # equal ones stay together
+
+
+def test_a_bin_stands_out_only_with_enough_records():
+    correct = np.array([1.0] * 60 + [0.0] * 15 + [1.0] * 15)
+    cut = errors._categorical(np.repeat([0, 1], [60, 30]), ["easy", "hard"])
+    bins = errors.bin_figures(correct, np.arange(90), cut)
+    assert [b["stands_out"] for b in bins] == [True, True]
+    wilson = 60 / (60 + 1.959964**2)
+    assert bins[0]["interval_95"][0] == pytest.approx(wilson)  # all are right
+    few = errors.bin_figures(correct, np.arange(90) % 9, cut)
+    assert [b["interval_95"] for b in few] == [None, None]
+    assert not any(b["stands_out"] for b in few)
+    correct = np.array([1.0] * 12 + [0.0] * 8 + [1.0] * 80)
+    cut = errors._categorical(np.repeat([0, 1], [12, 88]), ["small", "rest"])
+    small, _ = errors.bin_figures(correct, np.arange(100), cut)
+    assert small["accuracy"] == 1 and not small["stands_out"]  # 12 of 12 beside 92 %
+
+
+def test_the_table_of_slices_and_the_count(result, tmp_path):
+    errors.write_slices(tmp_path / "slices.csv", result)
+    with (tmp_path / "slices.csv").open(newline="") as handle:
+        table = list(csv.DictReader(handle))
+    entries = [e["bins"] for own in result.values() for e in own.values()]
+    bins = [b for own in entries for b in own]
+    assert [int(row["num"]) for row in table] == [b["num"] for b in bins]
+    assert [row["low_95"] == "" for row in table] == [b["interval_95"] is None for b in bins]
+    several = [b for own in entries for b in own if len(own) > 1 and b["interval_95"]]
+    counted = errors.count_standing_out(result)
+    assert counted["bins"] == len(several)
+    assert counted["stand_out"] == sum(b["stands_out"] for b in several)
