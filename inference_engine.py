@@ -23,7 +23,7 @@ from petface import distributed
 from petface.data.dataset import load_dataset
 from petface.data.images import Preprocessing
 from petface.data.loading import worker_count
-from petface.data.packing import image_source
+from petface.data.pack import image_source
 from petface.errors import SettingsError, run_script
 from petface.evaluation import parts as shares
 from petface.evaluation.confusions import CONFUSIONS, write_confusions

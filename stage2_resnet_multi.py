@@ -26,7 +26,7 @@ from petface.calibration import calibrate_heads, headline_figures
 from petface.data.dataset import Dataset, choose_species, load_dataset
 from petface.data.images import STATISTICS, Preprocessing
 from petface.data.loading import Samples, worker_count
-from petface.data.packing import image_source
+from petface.data.pack import image_source
 from petface.data.splits import SPLITS
 from petface.errors import UserError, run_script
 from petface.models import checkpoints

@@ -24,7 +24,7 @@ from petface.calibration import calibrate_heads, headline_figures
 from petface.data.dataset import Dataset, load_dataset
 from petface.data.images import STATISTICS, Preprocessing
 from petface.data.loading import Samples, worker_count
-from petface.data.packing import image_source
+from petface.data.pack import image_source
 from petface.data.splits import SPLITS
 from petface.errors import UserError, run_script
 from petface.metrics import write_confusion

@@ -37,7 +37,7 @@ from petface.data import images
 from petface.data.catalog import Catalog
 from petface.data.images import Preprocessing
 from petface.data.loading import FileImages, ImageReader, Samples, worker_count
-from petface.data.packing import image_source
+from petface.data.pack import image_source
 from petface.data.sources.petface import scan
 from petface.devices import choose_device, choose_precision, num_cores
 from petface.errors import UserError, run_script

@@ -1,12 +1,11 @@
 """Decode and resize every image once, into one file that training and evaluation read instead.
 
-    python -m tools.pack_images                       # PetFace at 224 px: 152 GB
-    python -m tools.pack_images --compression zlib    # as large as the PNG files, slower
-    python -m tools.pack_images --check               # compare a finished pack with its checksums
+    python -m tools.pack_images            # PetFace at 224 px: 152 GB
+    python -m tools.pack_images --check    # compare a finished pack with its checksums
 
 The pack lies beside the images folder, where `PACK = "auto"` of the trainers and of the evaluation
-finds it. It can be stopped and started again. Images that cannot be read keep their status; a pack
-is refused once an image was added, removed or changed.
+finds it. Packing checks free disk space first and resumes after an interruption. Images that cannot
+be read keep their status; a pack is refused once an image was added, removed or changed.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from typing import Literal
 
 from petface.data.images import Preprocessing
 from petface.data.loading import worker_count
-from petface.data.pack import PackedImages, pack_path
-from petface.data.packing import make_pack
+from petface.data.pack import PackedImages, make_pack, pack_path
 from petface.data.sources.petface import scan
 from petface.errors import run_script
 from petface.settings import Positive, read_settings
@@ -28,7 +26,6 @@ from petface.settings import Positive, read_settings
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
 IMAGE_SIZE_PX: Positive = 224  # both sides, as in the trainers
 RESIZE_RULE: Literal["stretch", "center_crop", "letterbox"] = "stretch"
-COMPRESSION: Literal["none", "zlib"] = "none"  # lossless either way
 
 # ---- Where and how ----
 OUT: str = ""  # "" = pack_<size>_<rule>.bin beside the images folder
@@ -39,26 +36,19 @@ def main() -> None:
     settings = read_settings(
         sys.modules[__name__], switches={"check": "compare a finished pack with its checksums"}
     )
-    found = scan(settings.IMAGES_ROOT)
+    catalog = scan(settings.IMAGES_ROOT).catalog
     rule = Preprocessing(settings.IMAGE_SIZE_PX, settings.RESIZE_RULE)
     path = Path(settings.OUT) if settings.OUT else pack_path(settings.IMAGES_ROOT, rule)
     start = time.perf_counter()
-    if "check" not in settings.switches:
-        make_pack(
-            path,
-            found.catalog,
-            rule,
-            compression=settings.COMPRESSION,
-            num_workers=worker_count(settings.NUM_WORKERS),
-        )
-    pack = PackedImages(path, found.catalog, rule)
     if "check" in settings.switches:
+        pack = PackedImages(path, catalog, rule)
         pack.check()
-    seconds = time.perf_counter() - start
-    print(
-        f"images: {len(found.catalog)}\nunreadable: {pack.num_unreadable}\n"
-        f"gigabytes: {path.stat().st_size / 1e9:.3f}\nseconds: {seconds:.1f}\npack: {path}"
-    )
+    else:
+        make_pack(path, catalog, rule, num_workers=worker_count(settings.NUM_WORKERS))
+        pack = PackedImages(path, catalog, rule)
+    print(f"images: {len(catalog)}\nunreadable: {pack.num_unreadable}")
+    print(f"gigabytes: {path.stat().st_size / 1e9:.3f}")
+    print(f"seconds: {time.perf_counter() - start:.1f}\npack: {path}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import torch
 from petface.analysis.sweeps import SweepRun, write_sweep
 from petface.data.folds import fold_files
 from petface.data.images import Preprocessing
-from petface.data.packing import image_source
+from petface.data.pack import image_source
 from petface.data.sources.petface import scan
 from petface.devices import num_cores
 from petface.errors import SettingsError, UserError, run_script

@@ -58,7 +58,7 @@ class SpeciesAnnotations:
         return np.where(self.records[row] == record_names, row, -1)
 
     def align(self, record_names: np.ndarray) -> dict[str, np.ndarray]:
-        """Give the labels in the order of `record_names`, -1 without a row. Each (len,) int32."""
+        """Return the labels in the order of `record_names`, -1 without a row. Each (len,) int32."""
         row = self.rows_of(record_names)
         aligned = {}
         for feature, labels in self.labels.items():
@@ -256,7 +256,7 @@ def _find_columns(path: str | Path, header: list[str]) -> dict[str, int]:
 def _header_notes(
     path: str | Path, species: str, header: list[str], features: tuple[str, ...]
 ) -> list[str]:
-    """Say which heads lack a column and which columns are of no use."""
+    """Note which heads lack a column and which columns are of no use."""
     notes = []
     missing = [feature for feature in features_of(species) if feature not in features]
     if missing and species in SPECIES_CONFIG:  # other species have the columns that they have
@@ -275,7 +275,7 @@ def _label_notes(
     codebooks: Mapping[str, _Codebook],
     conflicts: list[Conflict],
 ) -> list[str]:
-    """Say what the labels themselves hold that the user should know."""
+    """Note what the labels themselves hold that the user should know."""
     notes = []
     empty = [feature for feature in codebooks if not vocabularies[feature]]
     if empty:

@@ -44,12 +44,12 @@ class Catalog:
         return len(self.record_names)
 
     def relative_path(self, i: int) -> bytes:
-        """Give the path of image `i` below the root, as the file system spells it."""
+        """Return the path of image `i` below the root, as the file system spells it."""
         start, end = self.path_offsets[i : i + 2]
         return self.path_bytes[start:end].tobytes()
 
     def path(self, i: int) -> str:
-        """Give the absolute path of image `i`; undecodable bytes become surrogate escapes."""
+        """Return the absolute path of image `i`; undecodable bytes become surrogate escapes."""
         return os.fsdecode(os.path.join(self.root, self.relative_path(i)))  # noqa: PTH118 (hot)
 
 
@@ -195,12 +195,12 @@ def strict_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def line_error(path: str | Path, line: int, what: str) -> UserError:
-    """Name file and line of what the user should mend."""
+    """Return an error that names file and line of what the user should mend."""
     return UserError(f"{path}, line {line}: {what}")
 
 
 def _is_blank(cells: list[str], width: int) -> bool:
-    """Tell a blank line, or a row of as many blank cells as the header has."""
+    """Check for a blank line, or a row of as many blank cells as the header has."""
     if cells and cells[0].strip():
         return False
     return len(cells) in (0, 1, width) and not any(cell.strip() for cell in cells)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from petface import distributed
 from petface.data.annotations import SpeciesAnnotations, read_aliases, read_species
 from petface.data.catalog import Catalog
-from petface.data.sources.petface import EXPECTED_TREE, Scan, scan
+from petface.data.sources.petface import EXPECTED_TREE, Scan, scan, unknown_species
 from petface.data.splits import (
     FRACTIONS,
     make_splits,
@@ -40,11 +39,11 @@ class Dataset:
 
     @property
     def image_split(self) -> np.ndarray:
-        """Give the split of each image, that of its record: (N,) int8."""
+        """Return the split of each image, that of its record: (N,) int8."""
         return self.record_split[self.catalog.record_index]
 
     def image_labels(self, species: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Give a species' images, (n,) int64 into the catalog, and their labels, each (n,) int32.
+        """Return a species' images, (n,) int64 into the catalog, and their labels, each (n,) int32.
 
         No feature stands there for a species without an annotation file.
         """
@@ -58,9 +57,7 @@ class Dataset:
         return images, {feature: labels[records - first] for feature, labels in aligned.items()}
 
     def fingerprint(self) -> str:
-        """Give a hex SHA-256 of images, records, labels and split: what an evaluation depends
-        on.
-        """
+        """Return a hex SHA-256 of images, records, labels and split: what an evaluation uses."""
         catalog = self.catalog
         digest = hashlib.sha256(repr(catalog.classes).encode())
         for column in (catalog.path_bytes, catalog.path_offsets, catalog.record_index):
@@ -86,10 +83,7 @@ class Dataset:
     def _class_number(self, species: str) -> int:
         if species in self.catalog.classes:
             return self.catalog.classes.index(species)
-        near = difflib.get_close_matches(species, self.catalog.classes, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        listed = ", ".join(self.catalog.classes)
-        raise UserError(f"no species {species!r}{hint}; there are: {listed}")
+        raise unknown_species(species, self.catalog.classes)
 
 
 def load_dataset(
@@ -175,7 +169,7 @@ def _make_splits_file(
 
 
 def strata_of_records(catalog: Catalog, annotations: dict[str, SpeciesAnnotations]) -> np.ndarray:
-    """Give the class of each record's primary attribute, -1 where there is none: (R,) int32."""
+    """Return the class of each record's primary attribute, -1 where there is none: (R,) int32."""
     strata = np.full(catalog.num_records, UNKNOWN, dtype=np.int32)
     for number, name in enumerate(catalog.classes):
         if name in annotations and (feature := primary_attribute(annotations[name])):
@@ -185,7 +179,7 @@ def strata_of_records(catalog: Catalog, annotations: dict[str, SpeciesAnnotation
 
 
 def primary_attribute(table: SpeciesAnnotations) -> str | None:
-    """Name the first feature with a known class, in the order of `PRIMARY_ATTR_PRIORITY`."""
+    """Return the first feature with a known class, in the order of `PRIMARY_ATTR_PRIORITY`."""
     ranked = (feature for feature in PRIMARY_ATTR_PRIORITY if table.vocabularies.get(feature))
     return next(ranked, None)
 
@@ -207,9 +201,7 @@ def _scan_notes(found: Scan) -> list[str]:
 
 
 def _provenance_notes(path: Path, seed: int, fractions: Sequence[float]) -> list[str]:
-    """Say so where an existing split file was made with another seed or other fractions, or taken
-    from a source.
-    """
+    """Note an existing split file made with another seed or fractions, or taken from a source."""
     made = read_side_file(path)
     if made.get("origin"):
         return [f"the split in {path} is that of {made['origin']}"]
@@ -248,12 +240,12 @@ def _class_notes(dataset: Dataset) -> list[str]:
 
 
 def _records_of(catalog: Catalog, class_number: int) -> np.ndarray:
-    """Name the records of one class, in catalog order."""
+    """Return the records of one class, in catalog order."""
     return catalog.record_names[catalog.record_class == class_number]
 
 
 def species_of_records(catalog: Catalog) -> np.ndarray:
-    """Name the species of each record: (R,) str."""
+    """Return the species of each record: (R,) str."""
     return np.array(catalog.classes)[catalog.record_class]
 
 

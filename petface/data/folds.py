@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from petface.data.dataset import load_dataset, species_of_records, strata_of_records
-from petface.data.splits import FRACTIONS, TEST, VAL, lot, make_splits, write_splits
+from petface.data.splits import FRACTIONS, TEST, VAL, draw_order, make_splits, write_splits
 from petface.errors import UserError
 
 
@@ -20,18 +20,16 @@ def fold_files(
     seed: int,
     splits_file: str | Path = "",
 ) -> list[Path]:
-    """Write one split file per fold of the whole tree into `folder`, or find them there;
-    `make_folds` says what they hold.
+    """Write one split file per fold of the whole tree into `folder`, unless it is there already.
 
-    `splits_file` is the split that the dataset has anyway, see `load_dataset`.
+    `make_folds` says what they hold; `splits_file` is the dataset's own split, see `load_dataset`.
     """
     paths = [
         folder / f"fold{number}_of_{num_folds}_seed{seed}.csv" for number in range(1, num_folds + 1)
     ]
     dataset = load_dataset(images_root, annotations_root, splits_file=splits_file)
-    names = species_of_records(dataset.catalog)
+    names, records = species_of_records(dataset.catalog), dataset.catalog.record_names
     strata = strata_of_records(dataset.catalog, dataset.annotations)
-    records = dataset.catalog.record_names
     splits = make_folds(names, records, strata, num_folds=num_folds, seed=seed)
     for path, record_split in zip(paths, splits, strict=True):
         write_splits(path, names, records, record_split, seed=seed)
@@ -41,29 +39,21 @@ def fold_files(
 def make_folds(
     species: np.ndarray, records: np.ndarray, strata: np.ndarray, *, num_folds: int, seed: int
 ) -> list[np.ndarray]:
-    """Give one split per fold, each (R,) int8: every record is in the test part of exactly one.
+    """Return one split per fold, each (R,) int8: every record is in the test part of exactly one.
 
     Inside each species the strata are dealt out in turn, so a class is spread over the folds as
     evenly as it can be. Of the rest of a fold a tenth of all records is its validation part.
     """
     if not 2 <= num_folds <= len(records):
         raise UserError(f"FOLDS must be from 2 to the {len(records)} records, not {num_folds}")
-    lots = [lot(seed, *pair) for pair in zip(species.tolist(), records.tolist(), strict=True)]
-    rows = range(len(records))
-    order = sorted(rows, key=lambda row: (species[row], strata[row], lots[row]))
     fold_of = np.empty(len(records), np.int64)
-    fold_of[order] = np.arange(len(records)) % num_folds
+    fold_of[draw_order(species, records, strata, seed=seed)] = np.arange(len(records)) % num_folds
     val_frac = FRACTIONS[VAL] * num_folds / (num_folds - 1)
-    found = []
-    for fold in range(num_folds):
+    fractions = (1 - val_frac, val_frac, 0.0)
+    found = np.full((num_folds, len(records)), TEST, np.int8)
+    for fold, result in enumerate(found):
         rest = np.flatnonzero(fold_of != fold)
-        result = np.full(len(records), TEST, np.int8)
         result[rest] = make_splits(
-            species[rest],
-            records[rest],
-            strata[rest],
-            seed=seed,
-            fractions=(1 - val_frac, val_frac, 0.0),
+            species[rest], records[rest], strata[rest], seed=seed, fractions=fractions
         )
-        found.append(result)
-    return found
+    return list(found)

@@ -19,15 +19,17 @@ import io
 import math
 import os
 import stat
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from petface.data import png
 from petface.errors import UserError
 
 if TYPE_CHECKING:  # decoding alone needs no torch
@@ -48,6 +50,12 @@ STATISTICS: Final[dict[str, tuple[tuple[float, ...] | None, tuple[float, ...] | 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow opens MPO through JPEG
+_MAX_FAST_BYTES = 16_000_000  # Pillow reads larger files piece by piece
+_PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_PNG_RGB = b"\x08\x02\0\0\0"  # 8 bit, colour, no interlace; no alpha
+_PNG_CHUNKS = frozenset(
+    {b"IHDR", b"IDAT", b"IEND"}
+)  # others may hold an orientation or transparency
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -98,7 +106,7 @@ class Preprocessing:
             raise UserError(f"preprocessing: std must be above 0, not {self.std}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain Python (no tuples), ready for JSON and for a checkpoint."""
+        """Return plain Python (no tuples), ready for JSON and for a checkpoint."""
         values = asdict(self)
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
@@ -167,7 +175,7 @@ def resize(image: np.ndarray, size_px: int, rule: str) -> np.ndarray:
 
 
 def _center_box(width: int, height: int, size_px: int) -> tuple[float, float, float, float]:
-    """Give the source box (left, top, right, bottom) that lands on the central square.
+    """Return the source box (left, top, right, bottom) that lands on the central square.
 
     Same rounding as torchvision's `Resize(size_px)` followed by `CenterCrop(size_px)`.
     """
@@ -197,13 +205,83 @@ def _decode_stream(stream: IO[bytes], num_bytes: int, name: str, max_pixels: int
     """Decode the encoded image in `stream`."""
     if num_bytes == 0:
         raise ImageError(f"{name}: empty (0 bytes)")
-    if (plain := png.decode_plain(stream, num_bytes, max_pixels)) is not None:
+    if (plain := _decode_plain_png(stream, num_bytes, max_pixels)) is not None:
         return plain
     with Image.open(stream, formats=_FORMATS) as image:
         _check_pixels(*image.size, name, max_pixels)
-        if image.format == "PNG" and (fault := png.fault_in_pixel_data(stream)):
+        if image.format == "PNG" and (fault := _fault_in_png(stream)):
             raise ImageError(f"{name}: {fault}")
         return _rgb_array(image, name, max_pixels)
+
+
+def _decode_plain_png(stream: IO[bytes], num_bytes: int, max_pixels: int) -> np.ndarray | None:
+    """Decode a plain PNG to (H, W, 3) uint8 at nearly twice Pillow's speed, with the same pixels.
+
+    Plain is 8-bit RGB, not interlaced, whole, every checksum right, nothing beside the pixels. For
+    all else, and without imagecodecs (extra `decode`), return None with the stream at its start.
+    """
+    spng_decode = _png_decoder()
+    if spng_decode is not None and num_bytes <= _MAX_FAST_BYTES:
+        start = stream.read(29)
+        if start.startswith(_PNG_START) and start[24:] == _PNG_RGB:
+            width, height = (int.from_bytes(start[at : at + 4], "big") for at in (16, 20))
+            data = start + stream.read()
+            if 0 < width * height <= max_pixels and _is_plain_png(data):
+                try:
+                    return np.asarray(spng_decode(data))
+                except Exception:  # Pillow says what is wrong
+                    pass
+        stream.seek(0)
+    return None
+
+
+@cache
+def _png_decoder() -> Callable[[bytes], Any] | None:
+    if find_spec("imagecodecs") is None:
+        return None
+    import imagecodecs
+
+    # Not png_decode: in 2026.3.6 every failure drops a reference to None, and at last the process.
+    return imagecodecs.spng_decode if imagecodecs.SPNG.available else None
+
+
+def _is_plain_png(data: bytes) -> bool:
+    """Check that there are plain chunks alone, their checksums fit, and the last one is there."""
+    view, at = memoryview(data), 8
+    while at + 12 <= len(data):
+        kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(view[at : at + 4], "big")
+        if kind not in _PNG_CHUNKS or end > len(data):
+            return False
+        if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+            return False
+        if kind == b"IEND":
+            return True
+        at = end
+    return False
+
+
+def _fault_in_png(handle: IO[bytes]) -> str:
+    """Verify the checksum of each pixel chunk: Pillow skips it and gives wrong pixels instead.
+
+    Return what is wrong, or ""; then the stream is where it was.
+    """
+    resume_at = handle.tell()
+    handle.seek(8)
+    while len(head := handle.read(8)) == 8 and head[4:] != b"IEND":
+        missing = int.from_bytes(head[:4], "big")
+        if head[4:] != b"IDAT":
+            handle.seek(missing + 4, os.SEEK_CUR)
+            continue
+        checksum = zlib.crc32(b"IDAT")
+        while block := handle.read(min(missing, 1 << 20)):
+            checksum = zlib.crc32(block, checksum)
+            missing -= len(block)
+        if missing:
+            return f"truncated, {missing:,} bytes are missing"
+        if handle.read(4) != checksum.to_bytes(4, "big"):
+            return "damaged, the checksum of the pixel data does not fit"
+    handle.seek(resume_at)
+    return ""
 
 
 def _image_of(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
@@ -263,7 +341,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _name_of(source: ImageSource) -> str:
-    """Name the source in messages; bytes of a file name that are not UTF-8 are shown escaped."""
+    """Return the name of the source in messages, with bytes that are not UTF-8 escaped."""
     if isinstance(source, np.ndarray):
         return f"array {source.shape} {source.dtype}"
     if isinstance(source, Image.Image):
@@ -291,7 +369,7 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
-    """Give (images - mean) / std per channel of (B, 3, H, W), dtype kept; None: `images` as is."""
+    """Return (images - mean) / std per channel of (B, 3, H, W), dtype kept; as is for None."""
     if mean is None or std is None:
         return images
     x = images.float()

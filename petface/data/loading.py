@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import sys
+import threading
+import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from petface import distributed
 from petface.data import images
-from petface.data.ahead import in_thread, in_workers
 from petface.data.catalog import Catalog
 from petface.data.images import ImageError, Preprocessing
 from petface.devices import num_cores
@@ -21,12 +27,17 @@ from petface.devices import num_cores
 OK, UNREADABLE, TOO_LARGE = 0, 1, 2  # what became of an image, one byte each
 STATUS_NAMES = ("ok", "unreadable", "too_large")
 
+Item = TypeVar("Item")
+
+_OF_WORK = "Caught "  # how torch begins what it brings here of an error in a worker's work
+_NO_ROOM = re.compile(r"shared memory|unable to (resize|allocate|mmap|open) |No space left")
+
+_num_deaths = 0  # of workers, since this process began
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Which images a pass works on: places in the catalog, their labels (-1 unknown), their
-    regime.
-    """
+    """Which images a pass works on, with their labels (-1 unknown) and their regime."""
 
     images: np.ndarray  # (M,) int64 into the catalog
     labels: dict[str, np.ndarray]  # each (M,) int64
@@ -60,13 +71,13 @@ class Decoded:
 
 
 class ImageReader(Protocol):
-    """What gives the pixels of catalog images: `FileImages`, or a pack."""
+    """What reads the pixels of catalog images: `FileImages`, or a pack."""
 
     catalog: Catalog
     decodes: bool  # worth worker processes
 
     def read(self, indices: np.ndarray) -> Decoded:
-        """Give the images at `indices` (n,) of the catalog."""
+        """Read the images at `indices` (n,) of the catalog."""
 
 
 class FileImages:
@@ -100,15 +111,119 @@ class FileImages:
 def read_ahead(
     source: ImageReader, slices: Sequence[np.ndarray], num_workers: int, *, depth: int = 3
 ) -> Generator[Decoded, None, None]:
-    """Yield `source.read(s)` for each slice in order, decoded ahead of the consumer.
+    """Yield `source.read(s)` for each slice in order, decoded up to `depth` ahead of the consumer.
 
-    `num_workers` 0 decodes in one thread of this process, more in that many worker processes, see
-    `ahead.in_workers`. What need not be decoded is always read in one thread.
+    `num_workers` 0 decodes in one thread of this process, more in that many worker processes. What
+    need not be decoded is always read in one thread. A worker dies where memory runs out, where
+    /dev/shm is too small for what it hands over, or when someone kills it: half as many workers
+    then go on at the first item that is missing; where another one dies, a thread does; later calls
+    begin with as few. The items stay the same. What `source.read` raises is raised here.
     """
-    if num_workers > 0 and source.decodes:
-        yield from in_workers(source.read, slices, num_workers, depth, attrgetter("arrays"))
+    global _num_deaths
+    num_done = 0
+    while source.decodes and (num := _num_left(num_workers)) > 0:
+        try:
+            for item in _from_processes(_Slices(source, slices[num_done:]), num, depth):
+                num_done += 1
+                yield item
+            return
+        except (RuntimeError, OSError, EOFError) as error:
+            _end_loader_of(error)
+            if str(error).startswith(_OF_WORK) and not _NO_ROOM.search(str(error)):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        _num_deaths += 1
+        left = _num_left(num_workers)
+        how = f"{left} go on" if left else "a thread of this process goes on"
+        print(
+            f"a loading process failed ({reason.removeprefix('RuntimeError: ')}); {how}, slower, "
+            "with the same result. If it happens again: lower NUM_WORKERS, free memory, or give "
+            "/dev/shm more room (of a container: --shm-size)",
+            file=sys.stderr,
+        )
+    yield from in_thread((source.read(part) for part in slices[num_done:]), depth)
+
+
+def _num_left(num_workers: int) -> int:
+    """Return how many of the wanted workers may be started: all, then half, then none."""
+    return (num_workers, num_workers // 2, 0)[min(_num_deaths, 2)]
+
+
+def _from_processes(slices: _Slices, num_workers: int, depth: int) -> Iterator[Decoded]:
+    loader = DataLoader(
+        slices,
+        batch_size=None,
+        num_workers=min(num_workers, len(slices)),
+        prefetch_factor=depth if len(slices) else None,
+        collate_fn=_as_is,
+        worker_init_fn=_leave_signals_to_parent,
+    )
+    if threading.current_thread() is not threading.main_thread():
+        yield from loader
         return
-    yield from in_thread((source.read(part) for part in slices), depth)
+    # torch raises the death of a worker wherever this process happens to be, in an update of the
+    # weights for one. Asked for the next item it finds out as well, after 5 s at most.
+    before = signal.getsignal(signal.SIGCHLD)
+    items = iter(loader)
+    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    yield from items
+
+
+def _end_loader_of(error: BaseException) -> None:
+    """End the loader that raised `error` and its other workers: it lives on in the traceback."""
+    for part in (error, error.__cause__, error.__context__):
+        if part is not None:
+            traceback.clear_frames(part.__traceback__)
+
+
+class _Slices(Dataset):
+    """What a DataLoader reads: item k is the decoded slice k.
+
+    Its tensors are put into shared memory here, where no room for them is an error that can be
+    seen; the queue to the parent would drop the item, and the parent would wait for it for ever.
+    """
+
+    def __init__(self, source: ImageReader, slices: Sequence[np.ndarray]) -> None:
+        self.source, self.slices = source, slices
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, place: int) -> Decoded:
+        item = self.source.read(self.slices[place])
+        for tensor in item.arrays:
+            tensor.share_memory_()
+        return item
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+def _leave_signals_to_parent(_number: int) -> None:
+    """Ignore Ctrl-C, which reaches every process of a terminal: the parent ends its step first.
+
+    SIGTERM ends a worker; a forked one would otherwise note it as its parent does, and live on.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def in_thread(items: Generator[Item, None, None], depth: int) -> Iterator[Item]:
+    """Yield `items` in order, made in one thread up to `depth` ahead of the consumer.
+
+    What making an item raises is raised here. A consumer that leaves early ends the thread.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
+        ahead = deque(pool.submit(next, items, None) for _ in range(depth + 1))  # one is being made
+        try:
+            while (item := ahead.popleft().result()) is not None:
+                ahead.append(pool.submit(next, items, None))
+                yield item
+        finally:
+            for future in ahead:
+                future.cancel()
+            pool.submit(items.close)
 
 
 def batches(
@@ -143,7 +258,7 @@ def batches(
 
 def _on_stream(
     made: Iterator[Batch], stream: torch.cuda.Stream
-) -> Iterator[tuple[Batch, torch.cuda.Event]]:
+) -> Generator[tuple[Batch, torch.cuda.Event], None, None]:
     """Make each batch on `stream`; the event is over when its upload is."""
     while True:
         with torch.cuda.stream(stream):
@@ -186,7 +301,7 @@ def even_slices(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def own_share(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Cut (n,) into the batches of all processes together; give this one's share of each.
+    """Cut (n,) into the batches of all processes together; return this one's share of each.
 
     A common batch holds `batch_size` images for every process. Shares of a batch are neighbours,
     differ by one image at most, and together are the batch; one may be empty.
@@ -197,7 +312,7 @@ def own_share(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def own_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Cut (n,) as one process does; give the batches whose turn is this process's."""
+    """Cut (n,) as one process does; return the batches whose turn is this process's."""
     return even_slices(order, batch_size)[distributed.rank() :: distributed.world_size()]
 
 

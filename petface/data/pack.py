@@ -1,9 +1,9 @@
 """Pre-decoded images in one file: decoded and resized once, then only read.
 
-Layout: `head_bytes`; the pixels of one readable image after the other, (size, size, 3) uint8 each,
-raw or compressed; one element of `ENTRY` per image of the catalog; `TAIL`. Read with pread and not
-through a memory map: as fast, and a file that shrinks under a running training is an error with a
-name instead of a signal.
+Layout: `head_bytes`; the pixels of one readable image after the other, (size, size, 3) uint8 each;
+one element of `ENTRY` per image of the catalog; `TAIL`. Read with pread and not through a memory
+map: as fast, and a file that shrinks under a running training is an error with a name instead of a
+signal.
 """
 
 from __future__ import annotations
@@ -11,50 +11,71 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import struct
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from io import FileIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from petface import distributed, files
 from petface.data import images
 from petface.data.catalog import Catalog
 from petface.data.images import ImageError, Preprocessing
-from petface.data.loading import OK, Decoded, even_slices
-from petface.devices import num_cores
+from petface.data.loading import OK, Decoded, FileImages, even_slices, read_ahead, worker_count
+from petface.data.sources.petface import scan
 from petface.errors import UserError
 
-Compression = Literal["none", "zlib"]
 MAGIC = b"PETFACE PACK 1\r\n"
-_ALIGN = 4096
 ENTRY = np.dtype(
     [
         ("status", "u1"),
-        ("crc32", "<u4"),  # of the bytes as they are stored
+        ("crc32", "<u4"),  # of the pixels
         ("length", "<u4"),  # bytes; 0 for an image that cannot be read
         ("file_bytes", "<i8"),  # of the image file when it was packed, to see that it changed
         ("file_mtime_ns", "<i8"),
     ]
 )
 TAIL = struct.Struct("<Q32s16s")  # where the entries begin, SHA-256 of header and entries, MAGIC
-_LENGTH = struct.Struct("<Q")
 IMAGES_PER_SLICE = 64
 SAMPLE = 1000  # files compared with their stamps when a pack is opened; kept images when resumed
-_LEVEL = 1  # of zlib
+_LENGTH = struct.Struct("<Q")
+_ALIGN = 4096
 
 
 def pack_path(images_root: str | Path, rule: Preprocessing) -> Path:
-    """Give the place of a tree's pack: beside the images folder, named after size and rule."""
+    """Return the place of a tree's pack: beside the images folder, named after size and rule."""
     return Path(images_root).absolute().parent / f"pack_{rule.size_px}_{rule.resize}.bin"
 
 
+def image_source(
+    catalog: Catalog, pack: str, *rules: Preprocessing, num_workers: int = -1, together: bool = True
+) -> FileImages | PackedImages:
+    """Return what reads the images of `catalog` for `rules`.
+
+    `pack` is "" for the files themselves, "auto" for the pack beside the images folder, made now
+    where there is none, or a pack's path. Of several processes the first makes it; they must call
+    `together` then.
+    """
+    if not pack:
+        return FileImages(catalog, *rules)
+    path = pack_path(os.fsdecode(catalog.root), rules[0]) if pack == "auto" else Path(pack)
+    if pack == "auto":
+        with distributed.main_first() if together else nullcontext():
+            if not path.exists():
+                whole = scan(os.fsdecode(catalog.root)).catalog  # all classes, whichever are read
+                make_pack(path, whole, rules[0], num_workers=worker_count(num_workers))
+    return PackedImages(path, catalog, *rules)
+
+
 class PackedImages:
-    """Images read from a pack, in place of `batches.FileImages`.
+    """Images read from a pack, in place of `FileImages`.
 
     Raises `UserError` where the file is damaged, was made of other images or by another rule. The
     checksum of an image is compared when it is first read; `check` compares everything at once.
@@ -71,18 +92,19 @@ class PackedImages:
         self.header, entries, begins = self._read_index()
         places = self._find(catalog)
         self._entries, self._begins = entries[places], begins[places]
+        if self.header["compression"] != "none":
+            self._refuse("holds compressed pixels, which are no longer read")
         for rule in rules:
             held = (self.header["size_px"], self.header["resize"])
             if (rule.size_px, rule.resize) != held:
                 self._refuse(f"holds {held} px and rule, not {(rule.size_px, rule.resize)}")
         self._is_checked = np.zeros(len(catalog), bool)
         self._messages: dict[int, str] = {}
-        self._pool = ThreadPoolExecutor(num_cores())
         sample = np.linspace(0, len(catalog) - 1, min(SAMPLE, len(catalog))).astype(np.int64)
         self._refuse_changed(sample)
 
     def _read_index(self) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-        """Give the header, and of every image its entry and where its bytes begin."""
+        """Return the header, and of every image its entry and where its bytes begin."""
         descriptor = self._file.fileno()
         size = os.fstat(descriptor).st_size
         tail = os.pread(descriptor, TAIL.size, max(size - TAIL.size, 0))
@@ -104,7 +126,7 @@ class PackedImages:
         return json.loads(text), entries, data_at + np.cumsum(lengths) - lengths
 
     def _find(self, catalog: Catalog) -> np.ndarray:
-        """Give the place in the pack of each image of a catalog of some of its classes."""
+        """Return the place in the pack of each image of a catalog of some of its classes."""
         starts, first = {}, 0
         for name, num, digest in self.header["classes"]:
             starts[name, num, digest] = first
@@ -122,10 +144,7 @@ class PackedImages:
         )
 
     def _refuse_changed(self, places: np.ndarray) -> None:
-        now, then = stamps(self.catalog, places), self._entries[places]
-        changed = (now["file_bytes"] != then["file_bytes"]) | (
-            now["file_mtime_ns"] != then["file_mtime_ns"]
-        )
+        changed = _has_changed(self.catalog, places, self._entries[places])
         if changed.any():
             self._refuse(f"{self.catalog.path(int(places[changed][0]))} changed since it was made")
 
@@ -135,20 +154,17 @@ class PackedImages:
         return int((self._entries["status"] != OK).sum())
 
     def read(self, indices: np.ndarray) -> Decoded:
-        """Give the images at `indices` (n,) of the catalog as `FileImages.read` does."""
+        """Read the images at `indices` (n,) of the catalog as `FileImages.read` does."""
         status = self._entries["status"][indices]
         size_px, wanted = self.header["size_px"], indices[status == OK].tolist()
         pixels = np.empty((len(wanted), size_px, size_px, 3), np.uint8)
-        if self.header["compression"] == "none":
-            for row, index in enumerate(wanted):
-                self._fetch(index, pixels[row].reshape(-1).data)
-        else:
-            list(self._pool.map(self._expand, wanted, pixels))
+        for row, index in enumerate(wanted):
+            self._fetch(index, pixels[row].reshape(-1).data)
         failures = [(place, self._why(place)) for place in indices[status != OK].tolist()]
         return Decoded((torch.from_numpy(pixels),) * max(len(self.rules), 1), status, failures)
 
-    def _fetch(self, index: int, out: memoryview | bytearray) -> None:
-        """Read the stored bytes of an image, compared with their checksum once."""
+    def _fetch(self, index: int, out: memoryview) -> None:
+        """Read the pixels of an image, compared with their checksum once."""
         num_read = os.preadv(self._file.fileno(), [out], int(self._begins[index]))
         is_whole = num_read == len(out) == self._entries["length"][index]
         if not is_whole or not self._is_checked[index]:
@@ -156,14 +172,8 @@ class PackedImages:
                 self._refuse(f"the copy of {self.catalog.path(index)} is damaged")
             self._is_checked[index] = True
 
-    def _expand(self, index: int, out: np.ndarray) -> None:
-        stored = bytearray(int(self._entries["length"][index]))
-        self._fetch(index, stored)
-        rows = np.frombuffer(zlib.decompress(stored), np.uint8)
-        np.cumsum(rows.reshape(out.shape), axis=0, dtype=np.uint8, out=out)
-
     def _why(self, index: int) -> str:
-        """Say why an image cannot be read, in the words of the decoder."""
+        """Return why an image cannot be read, in the words of the decoder."""
         if index not in self._messages:
             path = self.catalog.path(index)
             self._messages[index] = f"{path}: could not be read when the pack was made"
@@ -183,20 +193,132 @@ class PackedImages:
                 bar.update(len(part))
 
 
+def make_pack(
+    path: str | Path, catalog: Catalog, rule: Preprocessing, *, num_workers: int = 0
+) -> None:
+    """Decode every image of `catalog` into a pack; an interrupted start is resumed.
+
+    Images that cannot be read keep their status. Raises `UserError` where the disk is too small,
+    before it is filled, and where another process makes the same pack. The file has its final name
+    only when it is whole.
+    """
+    path = Path(path)
+    header = {
+        "classes": class_digests(catalog),
+        "size_px": rule.size_px,
+        "resize": rule.resize,
+        "compression": "none",  # what readers of this format expect
+    }
+    bytes_per_image = 3 * rule.size_px**2
+    with _unfinished(path) as (data, index):
+        kept = _keep(data, index, header, catalog)
+        left = np.arange(kept, len(catalog))
+        _check_space(path, len(left), len(left) * bytes_per_image)
+        slices = even_slices(left, IMAGES_PER_SLICE)
+        decoded = read_ahead(FileImages(catalog, rule), slices, num_workers)
+        with tqdm(total=len(catalog), desc="pack", unit="img", mininterval=0.5) as bar:
+            bar.update(kept)
+            for part, item in zip(slices, decoded, strict=True):
+                pixels, is_ok = item.arrays[0].numpy(), item.status == OK
+                rows = _stamps(catalog, part)
+                rows["status"] = item.status
+                rows["crc32"][is_ok] = [zlib.crc32(image) for image in pixels]
+                rows["length"][is_ok] = bytes_per_image
+                _append(path, data, pixels.tobytes())
+                _append(path, index, rows.tobytes())
+                bar.update(len(part))
+        _finish(path, data, index, head_bytes(header))
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[tuple[FileIO, FileIO]]:
+    """Open data and list of an unfinished pack; `UserError` where another process has them."""
+    name = path.with_name(path.name + ".unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = FileIO(name, "a+")
+    except OSError as error:
+        raise files.write_error(name, error) from error
+    with data:
+        if holder := files.take(data):
+            raise UserError(f"{name} is being written by {holder}")
+        if path.exists():
+            name.unlink()
+            name.with_name(name.name + ".index").unlink(missing_ok=True)
+            raise UserError(f"{path} is there already; delete it to make it again")
+        with FileIO(name.with_name(name.name + ".index"), "a+") as index:
+            yield data, index
+
+
+def _keep(data: FileIO, index: FileIO, header: dict[str, Any], catalog: Catalog) -> int:
+    """Cut both files back to whole images of the same making; return how many these are."""
+    head = head_bytes(header)
+    data.seek(0)
+    index.seek(0)
+    is_same = data.read(len(head)) == head
+    listed = index.read() if is_same else b""
+    entries = np.frombuffer(listed[: len(listed) // ENTRY.itemsize * ENTRY.itemsize], ENTRY)
+    ends = len(head) + np.cumsum(entries["length"], dtype=np.int64)
+    kept = int(np.searchsorted(ends, os.fstat(data.fileno()).st_size, side="right"))
+    changed = _has_changed(catalog, np.arange(kept), entries[:kept])
+    kept = int(np.append(changed, True).argmax())
+    for place in range(max(kept - SAMPLE, 0), kept):  # what a power cut may have left half done
+        data.seek(int(ends[place]) - int(entries["length"][place]))
+        stored = data.read(int(entries["length"][place]))
+        if zlib.crc32(stored) != entries["crc32"][place] and entries["status"][place] == OK:
+            kept = place
+            break
+    data.truncate(int(ends[kept - 1]) if kept else 0)
+    index.truncate(kept * ENTRY.itemsize)
+    if not kept:
+        _append(Path(str(data.name)), data, head)
+    return kept
+
+
+def _check_space(path: Path, num: int, num_bytes: int) -> None:
+    """Print how much the pack will take and how much is free; `UserError` if that is too little."""
+    free = shutil.disk_usage(path.parent).free
+    text = f"{path}: {num:,} images to pack, {num_bytes / 1e9:.2f} GB; {free / 1e9:.2f} GB are free"
+    if num_bytes > free:
+        raise UserError(f"{text}; take another disk")
+    print(text, flush=True)
+
+
+def _append(path: Path, handle: FileIO, content: bytes) -> None:
+    left = memoryview(content)
+    try:
+        while left:
+            left = left[handle.write(left) :]
+    except OSError as error:
+        raise files.write_error(path, error) from error
+
+
+def _finish(path: Path, data: FileIO, index: FileIO, head: bytes) -> None:
+    index.seek(0)
+    entries = index.read()
+    tail = TAIL.pack(
+        os.fstat(data.fileno()).st_size, hashlib.sha256(head + entries).digest(), MAGIC
+    )
+    _append(path, data, entries + tail)
+    os.fsync(data.fileno())
+    os.replace(str(data.name), path)
+    Path(str(index.name)).unlink()
+
+
 def class_digests(catalog: Catalog) -> list[tuple[str, int, str]]:
-    """Give name, number of images and a hex SHA-256 of the paths in their order, per class."""
+    """Return name, number of images and a hex SHA-256 of the paths in their order, per class."""
     limits = np.searchsorted(catalog.class_index, np.arange(len(catalog.classes) + 1)).tolist()
     found = []
     for name, first, end in zip(catalog.classes, limits, limits[1:], strict=False):
         offsets = catalog.path_offsets[first : end + 1]
         digest = hashlib.sha256(catalog.path_bytes[offsets[0] : offsets[-1]].tobytes())
-        digest.update((offsets - offsets[0]).tobytes())
+        digest.update((offsets - offsets[0]).tobytes())  # where one path ends and the next begins
         found.append((name, end - first, digest.hexdigest()))
     return found
 
 
 def head_bytes(header: dict[str, Any]) -> bytes:
-    """Lay out the header: `MAGIC`, its whole length as 8 bytes, JSON, zeros up to a multiple of
+    """Return the header: `MAGIC`, its whole length as 8 bytes, JSON, zeros up to a multiple of
     4096.
     """
     text = json.dumps(header, sort_keys=True).encode()
@@ -205,7 +327,7 @@ def head_bytes(header: dict[str, Any]) -> bytes:
 
 
 def head_length(begin: bytes) -> int:
-    """Read the length of the header from the first bytes of a pack; 0 if it is none."""
+    """Return the length of the header from the first bytes of a pack; 0 where they are none."""
     end = len(MAGIC) + _LENGTH.size
     if not begin.startswith(MAGIC) or len(begin) < end:
         return 0
@@ -213,8 +335,8 @@ def head_length(begin: bytes) -> int:
     return int(length) if length < 1 << 30 else 0
 
 
-def stamps(catalog: Catalog, places: np.ndarray) -> np.ndarray:
-    """Give (n,) of `ENTRY` with size and time of the files at `places`; -1 for missing ones."""
+def _stamps(catalog: Catalog, places: np.ndarray) -> np.ndarray:
+    """Return (n,) of `ENTRY` with size and time of the files at `places`; -1 for missing ones."""
     rows = np.zeros(len(places), ENTRY)
     for row, place in enumerate(places.tolist()):
         try:
@@ -225,15 +347,9 @@ def stamps(catalog: Catalog, places: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _raw(pixels: np.ndarray) -> bytes:
-    return pixels.tobytes()
-
-
-def _delta_zlib(pixels: np.ndarray) -> bytes:
-    """Compress the differences of each row of pixels to the one above, modulo 256."""
-    delta = pixels.copy()
-    delta[1:] -= pixels[:-1]
-    return zlib.compress(delta.tobytes(), _LEVEL)
-
-
-SQUEEZE = {"none": _raw, "zlib": _delta_zlib}
+def _has_changed(catalog: Catalog, places: np.ndarray, entries: np.ndarray) -> np.ndarray:
+    """Compare the files at `places` (n,) with their stamps in `entries` (n,): (n,) bool."""
+    now = _stamps(catalog, places)
+    return (now["file_bytes"] != entries["file_bytes"]) | (
+        now["file_mtime_ns"] != entries["file_mtime_ns"]
+    )

@@ -56,27 +56,41 @@ def make_splits(
     records or more has at least one in test, from four on at least one in val.
     """
     _check_fractions(fractions)
-    species, records, strata = np.asarray(species), np.asarray(records), np.asarray(strata)
-    assert len(species) == len(records) == len(strata)
-    result = np.full(len(records), TRAIN, dtype=np.int8)
-    for name in sorted(set(species.tolist())):
-        rows = np.flatnonzero(species == name)
-        names = records[rows].tolist()
-        assert len(set(names)) == len(names), f"a record of {name} stands twice"
-        by_stratum: dict[int, list[tuple[bytes, int]]] = {}
-        for row, record, stratum in zip(rows.tolist(), names, strata[rows].tolist(), strict=True):
-            by_stratum.setdefault(stratum, []).append((lot(seed, name, record), row))
+    species, strata = np.asarray(species), np.asarray(strata)
+    order = draw_order(species, records, strata, seed=seed)
+    result = np.full(len(order), TRAIN, dtype=np.int8)
+    for rows in _runs(order, species):
         # small strata first, so that the large ones can mend the total
-        order = sorted(by_stratum, key=lambda stratum: (len(by_stratum[stratum]), stratum))
-        sizes = [len(by_stratum[stratum]) for stratum in order]
+        groups = sorted(_runs(rows, strata), key=len)
+        sizes = [len(group) for group in groups]
         for_val = [int(size >= MIN_RECORDS_FOR_VAL and fractions[VAL] > 0) for size in sizes]
         tests = _apportion(sizes, for_val, fractions[TEST], MIN_RECORDS_FOR_TEST)
         vals = _apportion(sizes, tests, fractions[VAL], MIN_RECORDS_FOR_VAL)
-        for stratum, num_test, num_val in zip(order, tests, vals, strict=True):
-            drawn = [row for _, row in sorted(by_stratum[stratum])]
-            result[drawn[:num_test]] = TEST
-            result[drawn[num_test : num_test + num_val]] = VAL
+        for group, num_test, num_val in zip(groups, tests, vals, strict=True):
+            result[group[:num_test]] = TEST
+            result[group[num_test : num_test + num_val]] = VAL
     return result
+
+
+def draw_order(
+    species: np.ndarray, records: np.ndarray, strata: np.ndarray, *, seed: int
+) -> np.ndarray:
+    """Order (R,) records by species, then stratum, then by lot: the draw behind splits and folds.
+
+    A lot is a hash of seed, species and record: the same on every machine and library version.
+    """
+    pairs = list(zip(np.asarray(species).tolist(), np.asarray(records).tolist(), strict=True))
+    assert len(set(pairs)) == len(pairs), "a record stands twice"
+    assert len(strata) == len(pairs)
+    texts = (f"{seed}\n{name}\n{record}".encode() for name, record in pairs)
+    lots = np.array([hashlib.sha256(text).hexdigest() for text in texts], dtype="S64")
+    return np.lexsort((lots, strata, np.asarray(species)))
+
+
+def _runs(order: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:
+    """Cut rows that lie side by side by key into one array per key."""
+    ordered = keys[order]
+    return np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1) if len(order) else []
 
 
 def untestable_classes(labels: np.ndarray, vocabulary: Sequence[str]) -> list[tuple[str, int]]:
@@ -88,7 +102,7 @@ def untestable_classes(labels: np.ndarray, vocabulary: Sequence[str]) -> list[tu
 
 
 def side_file(path: str | Path) -> Path:
-    """Name the JSON file beside a split file that holds its hash and how it was made."""
+    """Return the path of the JSON file that holds a split file's hash and how it was made."""
     return Path(path).with_suffix(".json")
 
 
@@ -244,7 +258,7 @@ def _rows(path: Path, header: tuple[str, ...] | None) -> Iterator[tuple[int, lis
 
 
 def _apportion(sizes: list[int], taken: list[int], frac: float, minimum: int) -> list[int]:
-    """Give each stratum a whole number near `frac` of its size, so that the sum is near `frac` too.
+    """Return a whole number near `frac` of each size, so that the sum is near `frac` of all too.
 
     What small strata round away is shared out among the larger ones that follow. A stratum smaller
     than `minimum` gets none, any other at least one, and one record at least stays for train.
@@ -268,11 +282,6 @@ def _check_fractions(fractions: Sequence[float]) -> None:
             f"split fractions {tuple(fractions)} must be three numbers (train, val, test), none "
             "negative, train above 0, that add up to 1"
         )
-
-
-def lot(seed: int, species: str, record: str) -> bytes:
-    """Draw a record's place in the queue: the same on every machine and library version."""
-    return hashlib.sha256(f"{seed}\n{species}\n{record}".encode()).digest()
 
 
 def _group(rows: Any) -> dict[str, list[str]]:

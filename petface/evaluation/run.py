@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from petface.data.dataset import Dataset
 from petface.data.loading import OK, Decoded, even_slices, read_ahead
-from petface.data.packing import image_source
+from petface.data.pack import image_source
 from petface.evaluation.details import (
     DETAILS,
     HEADS,

@@ -15,7 +15,7 @@ from petface.data import images
 from petface.data.dataset import Dataset
 from petface.data.images import Preprocessing
 from petface.data.loading import OK, even_slices
-from petface.data.packing import image_source
+from petface.data.pack import image_source
 from petface.data.sample import sample_places
 from petface.files import sha256_of_file
 from petface.models import checkpoints

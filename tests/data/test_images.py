@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import pickle
+import random
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
@@ -290,3 +293,139 @@ def test_an_incomplete_preprocessing_is_refused(values):
 def test_image_error_travels_between_processes():
     error = pickle.loads(pickle.dumps(ImageError("a.png: huge", "too_large")))
     assert (str(error), error.reason) == ("a.png: huge", "too_large")
+
+
+# ---- the faster decoder of plain PNG files: what Pillow gives, or nothing ----
+
+HEAD = b"\x89PNG\r\n\x1a\n"
+needs_imagecodecs = pytest.mark.skipif(
+    importlib.util.find_spec("imagecodecs") is None, reason="needs imagecodecs"
+)
+
+
+def photo(height: int = 37, width: int = 23, seed: int = 0) -> Image.Image:
+    return Image.fromarray(noise(5, 4, 3, seed=seed)).resize((width, height))
+
+
+def fast(data: bytes, max_pixels: int = images.MAX_PIXELS) -> np.ndarray | None:
+    stream = io.BytesIO(data)
+    found = images._decode_plain_png(stream, len(data), max_pixels)
+    assert found is not None or stream.tell() == 0
+    return found
+
+
+def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    found, at = [], len(HEAD)
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        found.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + size]))
+        at += 12 + size
+    return found
+
+
+def joined(parts: list[tuple[bytes, bytes]]) -> bytes:
+    """Put chunks together, each with the right checksum."""
+    return HEAD + b"".join(
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+        for kind, data in parts
+    )
+
+
+def filtered(kind: int) -> bytes:
+    """A PNG of 10 x 6 pixels whose rows all have one filter."""
+    raw = b"".join(bytes([kind]) + bytes(range(at, at + 30)) for at in range(0, 60, 10))
+    head = (10).to_bytes(4, "big") + (6).to_bytes(4, "big") + b"\x08\x02\0\0\0"
+    return joined([(b"IHDR", head), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")])
+
+
+def in_small_chunks() -> bytes:
+    (_, head), (_, pixels), end = chunks(encoded(photo()))
+    pieces = [(b"IDAT", pixels[at : at + 7]) for at in range(0, len(pixels), 7)]
+    return joined([(b"IHDR", head), *pieces, (b"IDAT", b""), end])
+
+
+@needs_imagecodecs
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(encoded(photo(*shape)) for shape in [(1, 1), (37, 23), (224, 224)]),
+        *(encoded(photo(), compress_level=level) for level in (0, 1, 9)),
+        *(filtered(kind) for kind in range(5)),
+        in_small_chunks(),
+    ],
+    ids=range(12),
+)
+def test_plain_photos_are_decoded_fast_and_the_same(data):
+    found = fast(data)
+    assert found is not None
+    assert_pixels(found, np.array(Image.open(io.BytesIO(data))))
+
+
+def test_what_is_not_plain_is_left_to_pillow(monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", "exif")
+    whole = encoded(photo())
+    others = {
+        "turned": encoded(photo(), exif=exif),
+        "text": encoded(photo(), pnginfo=text),
+        "colour key": encoded(photo(), transparency=(1, 2, 3)),
+        **{mode: encoded(photo().convert(mode)) for mode in ("RGBA", "L", "P", "1")},
+        "16 bit": encoded(Image.fromarray(np.zeros((4, 4), np.uint16))),
+        "animated": encoded(photo(), save_all=True, append_images=[photo(seed=1)]),
+        "cut short": whole[:-5],
+        "no end": joined(chunks(whole)[:-1]),
+        "empty": b"",
+        "jpeg": b"\xff\xd8\xff" + whole,
+    }
+    assert [name for name, data in others.items() if fast(data) is not None] == []
+    assert fast(whole, max_pixels=37 * 23 - 1) is None
+    monkeypatch.setattr(images, "_MAX_FAST_BYTES", len(whole) - 1)
+    assert fast(whole) is None
+
+
+def damaged(number: int) -> bytes:
+    """Flip bits or cut; in every other photo the checksums are right nevertheless."""
+    draw = random.Random(number)
+    data = bytearray(encoded(photo(seed=number % 7)))
+    for _ in range(draw.choice([1, 1, 1, 3])):
+        place = draw.choice([range(len(data)), range(45), range(len(data) - 40, len(data))])
+        data[draw.choice(place)] ^= 1 << draw.randrange(8)
+    if draw.random() < 0.2:
+        del data[draw.randrange(len(data)) :]
+    at = len(HEAD)
+    while number % 2 and at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if end + 4 > len(data):
+            break
+        data[end : end + 4] = zlib.crc32(bytes(data[at + 4 : end])).to_bytes(4, "big")
+        at = end + 4
+    return bytes(data)
+
+
+def outcome(data: bytes) -> np.ndarray | str:
+    try:
+        return decode(data)
+    except ImageError as error:
+        return f"{error.reason}: {error}"
+
+
+@needs_imagecodecs
+def test_damaged_photos_get_the_same_pixels_or_the_same_error(monkeypatch):
+    photos = [damaged(number) for number in range(1500)]
+    both = [outcome(data) for data in photos]
+    assert sum(fast(data) is not None for data in photos) > 50, "the faster decoder took part"
+    monkeypatch.setattr(images, "_png_decoder", lambda: None)
+    for number, (data, found) in enumerate(zip(photos, both, strict=True)):
+        expected = outcome(data)
+        assert type(found) is type(expected), number
+        assert np.array_equal(found, expected), number
+
+
+def test_without_the_package_pillow_decodes(monkeypatch):
+    images._png_decoder.cache_clear()
+    monkeypatch.setattr(images, "find_spec", lambda _: None)
+    assert fast(encoded(photo())) is None
+    assert_pixels(decode(encoded(photo())), np.array(photo()))
+    images._png_decoder.cache_clear()

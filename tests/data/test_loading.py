@@ -1,6 +1,14 @@
+"""Batches against naive pixels and labels; readers that fail, die, or are left early."""
+
 import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +19,15 @@ from petface.data import loading as module
 from petface.data.images import Preprocessing
 from petface.data.loading import Decoded, FileImages, Samples, batches, even_slices, read_ahead
 from petface.data.sources.petface import scan
-from tests import naive
+from tests import naive, scripts
 from tests.conftest import BOMB, EMPTY, TRUNCATED
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_has_died(monkeypatch):
+    monkeypatch.setattr(module, "_num_deaths", 0)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +46,7 @@ def all_samples(catalog):
 
 
 @pytest.mark.parametrize("num", [0, 1, 7, 8, 9, 63, 64, 65, 1000])
-@pytest.mark.parametrize("batch_size", [1, 2, 8, 64])
+@pytest.mark.parametrize("batch_size", [1, 8, 64])
 def test_slices_are_few_full_and_even(num, batch_size):
     order = np.random.default_rng(num).permutation(num)
     slices = even_slices(order, batch_size)
@@ -69,19 +82,24 @@ def test_batches_are_the_naive_pixels_and_labels_in_the_order_given(tree, catalo
     assert all(paths[place] in message for place, message in failed)
 
 
-def test_an_order_may_repeat_images_and_places_in_a_part_are_not_places_in_the_catalog(catalog):
-    places = np.array([20, 21, 22])
-    samples = samples_of(places)
-    order = np.array([2, 0, 2, 2, 1])
+def test_an_order_may_repeat_images_and_positions_are_places_in_the_samples(catalog):
+    places, order = np.array([20, 21, 22]), np.array([2, 0, 2, 2, 1])
     source = FileImages(catalog, Preprocessing(8))
-    (batch,) = batches(source, samples, order, 64, CPU)
+    (batch,) = batches(source, samples_of(places), order, 64, CPU)
     assert batch.positions.tolist() == order.tolist()
     assert batch.labels["a"].tolist() == [44, 40, 44, 44, 42]
     expected = source.read(places[order]).arrays[0]
     assert torch.equal(batch.images, expected.permute(0, 3, 1, 2))
 
 
-@pytest.mark.parametrize("first", [1, 3, 5, 6])
+def assert_same(one, other):
+    assert torch.equal(one.images, other.images)
+    assert one.positions.tolist() == other.positions.tolist()
+    assert one.failures == other.failures
+    assert one.labels["b"].tolist() == other.labels["b"].tolist()
+
+
+@pytest.mark.parametrize("first", [1, 5, 6])
 def test_a_later_first_step_gives_the_rest_of_the_same_batches(catalog, all_samples, first):
     order = np.random.default_rng(2).permutation(45)
     source = FileImages(catalog, Preprocessing(8))
@@ -89,8 +107,7 @@ def test_a_later_first_step_gives_the_rest_of_the_same_batches(catalog, all_samp
     rest = list(batches(source, all_samples, order, 8, CPU, first_step=first))
     assert len(whole) == 6 and [b.step for b in rest] == list(range(first, 6))
     for one, other in zip(whole[first:], rest, strict=True):
-        assert torch.equal(one.images, other.images)
-        assert one.positions.tolist() == other.positions.tolist()
+        assert_same(one, other)
 
 
 def test_worker_processes_give_the_same_batches(catalog, all_samples):
@@ -100,10 +117,10 @@ def test_worker_processes_give_the_same_batches(catalog, all_samples):
     helped = list(batches(source, all_samples, order, 16, CPU, num_workers=2))
     assert sum(len(b.failures) for b in alone) > 0
     for one, other in zip(alone, helped, strict=True):
-        assert torch.equal(one.images, other.images)
-        assert one.positions.tolist() == other.positions.tolist()
-        assert one.failures == other.failures
-        assert one.labels["b"].tolist() == other.labels["b"].tolist()
+        assert_same(one, other)
+    empty = np.array([], dtype=np.int64)
+    assert list(batches(source, all_samples, empty, 8, CPU, num_workers=2)) == []
+    assert list(batches(source, all_samples, empty, 8, CPU)) == []
 
 
 def test_a_batch_in_which_nothing_can_be_read_is_empty_but_there(tree, catalog, all_samples):
@@ -126,36 +143,6 @@ def test_an_image_is_decoded_once_for_several_rules_and_its_status_is_kept(tree,
     assert [place for place, _ in read.failures] == indices[1:3].tolist()
 
 
-class Slow:
-    """A source that never ends by itself and counts what was asked of it."""
-
-    decodes = True
-
-    def __init__(self, fail_at=None):
-        self.num_read, self.fail_at = 0, fail_at
-
-    def read(self, indices):
-        if self.num_read == self.fail_at:
-            raise OSError("the disk is gone")
-        self.num_read += 1
-        return Decoded((torch.zeros(len(indices), 2, 2, 3),), np.zeros(len(indices), np.uint8), [])
-
-
-def decoding_threads():
-    return [thread for thread in threading.enumerate() if thread.name == "decode"]
-
-
-def test_a_consumer_that_leaves_early_takes_the_reader_with_it():
-    source, slices = Slow(), [np.arange(2)] * 10_000
-    reader = read_ahead(source, slices, 0, depth=3)
-    next(reader)
-    assert len(decoding_threads()) == 1
-    begun = time.monotonic()
-    reader.close()
-    assert not decoding_threads()
-    assert time.monotonic() - begun < 20 and source.num_read < 10
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_uploaded_ahead_are_those_of_the_cpu(catalog, all_samples):
     source, order = FileImages(catalog, Preprocessing(32)), np.arange(len(all_samples))
@@ -169,37 +156,159 @@ def test_batches_uploaded_ahead_are_those_of_the_cpu(catalog, all_samples):
         assert torch.equal(one.labels["b"], other.labels["b"].cpu())
 
 
-def test_leaving_a_loop_over_batches_ends_the_reader_too(catalog, all_samples):
-    source = FileImages(catalog, Preprocessing(8))
-    for _ in batches(source, all_samples, np.arange(100), 2, CPU):
-        break
-    assert not decoding_threads()
-
-
-def test_leaving_worker_processes_early_does_not_hang(catalog, all_samples):
-    source = FileImages(catalog, Preprocessing(8))
-    for _ in batches(source, all_samples, np.arange(100), 2, CPU, num_workers=1):
-        break
-    assert not multiprocessing.active_children()
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_what_goes_wrong_in_the_reader_is_raised_in_the_consumer(num_workers):
-    reader = read_ahead(Slow(fail_at=2), [np.arange(2)] * 5, num_workers)
-    next(reader), next(reader)
-    with pytest.raises(OSError, match="the disk is gone"):
-        next(reader)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_nothing_to_read_is_no_batch(num_workers, catalog, all_samples):
-    source = FileImages(catalog, Preprocessing(8))
-    empty = np.array([], dtype=np.int64)
-    assert list(batches(source, all_samples, empty, 8, CPU, num_workers=num_workers)) == []
-
-
 def test_worker_count_follows_the_cores_unless_it_is_told(monkeypatch):
     for cores, expected in [(1, 0), (4, 0), (8, 8), (64, 16)]:
         monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _, n=cores: range(n))
         assert module.worker_count(-1) == expected
         assert module.worker_count(0) == 0 and module.worker_count(3) == 3
+
+
+# ---- readers that fail, die, or are left early ----
+
+
+class Squares:
+    """A source whose item of slice [n] is n * n.
+
+    It fails at `fail_at`. A worker that comes to 5 dies, until there are `num_deaths` folders.
+    """
+
+    decodes = True
+
+    def __init__(self, fail_at=None, folder=Path(), num_deaths=0, size=2):
+        self.fail_at, self.folder, self.num_deaths, self.size = fail_at, folder, num_deaths, size
+        self.num_read = 0
+
+    def read(self, indices):
+        (place,) = indices
+        self.num_read += 1
+        if place == self.fail_at:
+            raise RuntimeError("the disk is gone")
+        if place == 5 and multiprocessing.parent_process() is not None:
+            for death in range(self.num_deaths):
+                try:
+                    (self.folder / str(death)).mkdir()
+                except FileExistsError:
+                    continue
+                os.kill(os.getpid(), signal.SIGKILL)
+        array = torch.full((self.size,), float(place * place))
+        return Decoded((array,), np.zeros(1, np.uint8), [])
+
+
+def slices(num):
+    return [np.array([place]) for place in range(num)]
+
+
+def values(items):
+    return [int(item.arrays[0][0]) for item in items]
+
+
+def decoding_threads():
+    return [t for t in threading.enumerate() if t.name.startswith("decode")]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_items_keep_the_order(num_workers):
+    for num in (0, 1, 6):
+        found = values(read_ahead(Squares(), slices(num), num_workers))
+        assert found == [place * place for place in range(num)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_what_goes_wrong_in_the_reader_is_raised_and_not_tried_again(num_workers, capfd):
+    reader = read_ahead(Squares(fail_at=2), slices(5), num_workers)
+    assert values([next(reader), next(reader)]) == [0, 1]
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        next(reader)
+    assert "failed" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("num_deaths", "words"),
+    [(1, ["1 go on"]), (9, ["1 go on", "a thread of this process goes on"])],
+)
+def test_a_worker_that_dies_is_replaced_by_fewer(tmp_path, capfd, num_deaths, words):
+    source = Squares(folder=tmp_path, num_deaths=num_deaths)
+    before = signal.getsignal(signal.SIGCHLD)
+    found = values(read_ahead(source, slices(12), 2))
+    assert found == [place * place for place in range(12)]
+    said = [line for line in capfd.readouterr().err.splitlines() if "process failed" in line]
+    assert len(said) == len(words) == len(list(tmp_path.iterdir()))
+    assert all(word in line for word, line in zip(words, said, strict=True))
+    assert not multiprocessing.active_children()
+    assert signal.getsignal(signal.SIGCHLD) == before  # torch's own would raise anywhere
+    again = values(read_ahead(source, slices(12), 2))
+    assert again == found and capfd.readouterr().err == "", "as few as were left begin"
+
+
+def test_the_death_of_a_worker_is_noticed_outside_the_main_thread_too(tmp_path, capfd):
+    source, found = Squares(folder=tmp_path, num_deaths=1), []
+    thread = threading.Thread(target=lambda: found.extend(read_ahead(source, slices(12), 2)))
+    thread.start()
+    thread.join()
+    assert values(found) == [place * place for place in range(12)]
+    assert "1 go on" in capfd.readouterr().err
+
+
+SMALL_MEMORY = """
+from tests.data.test_loading import Squares, read_ahead, slices, values
+if __name__ == "__main__":
+    print(values(read_ahead(Squares(size=500_000), slices(9), 4)))
+"""
+
+
+def may_mount():
+    """Tell whether a process here may have a /dev/shm of its own."""
+    if shutil.which("unshare") is None:
+        return False
+    command = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not may_mount(), reason="needs the right to mount a small /dev/shm")
+def test_too_small_a_shared_memory_is_said_and_does_without_workers():
+    """Torch's own hand-over would wait for ever: its queue drops what finds no room."""
+    command = 'mount -t tmpfs -o size=3m tmpfs /dev/shm && exec "$0" -c "$1"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", command, sys.executable, SMALL_MEMORY],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **scripts.ENVIRONMENT},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[0, 1, 4, 9, 16, 25, 36, 49, 64]\n"
+    assert "No space left on device" in done.stderr and "--shm-size" in done.stderr
+    assert "2 go on" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_consumer_that_leaves_early_takes_the_reader_with_it(catalog, all_samples):
+    source = Squares()
+    reader = read_ahead(source, slices(10_000), 0, depth=3)
+    next(reader)
+    assert len(decoding_threads()) == 1
+    begun = time.monotonic()
+    reader.close()
+    assert not decoding_threads()
+    assert time.monotonic() - begun < 20 and source.num_read < 10
+    for num_workers in (0, 1):
+        images = FileImages(catalog, Preprocessing(8))
+        for _ in batches(images, all_samples, np.arange(100), 2, CPU, num_workers=num_workers):
+            break
+        assert not decoding_threads() and not multiprocessing.active_children()
+
+
+def test_a_thread_closes_what_it_reads():
+    closed = threading.Event()
+
+    def items():
+        try:
+            yield from range(1, 1000)
+        finally:
+            closed.set()
+
+    assert list(module.in_thread(items(), 2)) == list(range(1, 1000)) and closed.is_set()
+    closed.clear()
+    reader = module.in_thread(items(), 2)
+    assert [next(reader), next(reader)] == [1, 2] and not closed.is_set()
+    reader.close()
+    assert closed.is_set() and not decoding_threads()

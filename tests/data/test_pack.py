@@ -1,7 +1,8 @@
-"""A pack gives what the files give; damage and changes are refused; stops lose nothing."""
+"""A pack reads as the files do; damage and changes are refused; an interruption loses nothing."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from pathlib import Path
@@ -10,17 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from petface.data import packing
+from petface.data import pack as module
+from petface.data.catalog import listed_files
 from petface.data.images import Preprocessing
 from petface.data.loading import FileImages
-from petface.data.pack import PackedImages, pack_path
-from petface.data.packing import image_source, make_pack
+from petface.data.pack import PackedImages, class_digests, image_source, make_pack, pack_path
 from petface.data.sources.petface import scan
 from petface.errors import UserError
 
 DATA_AT = 4096
 RULE = Preprocessing(12, "letterbox")
-COMPRESSIONS = ("none", "zlib")
 NUM_IMAGES = 200  # several slices
 
 
@@ -34,9 +34,8 @@ def tree(tmp_path: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         height, width = draw.integers(3, 40, 2)
         pixels = draw.integers(0, 256, (height, width, 3), np.uint8)
-        Image.fromarray(pixels).convert("L" if number % 7 == 0 else "RGB").save(
-            folder / f"{number:03d}.png"
-        )
+        picture = Image.fromarray(pixels).convert("L" if number % 7 == 0 else "RGB")
+        picture.save(folder / f"{number:03d}.png")
     (root / "cat" / "000001" / "004.png").write_bytes(b"<html>")
     (root / "dog" / "000049" / "199.png").write_bytes(b"")
     return root
@@ -47,21 +46,27 @@ def catalog(tree):
     return scan(tree).catalog
 
 
-def assert_same_reading(pack: PackedImages, files: FileImages) -> None:
+@pytest.fixture
+def path(tree, catalog) -> Path:
+    """A finished pack."""
+    make_pack(pack_path(tree, RULE), catalog, RULE)
+    return pack_path(tree, RULE)
+
+
+def assert_same_reading(pack: PackedImages, files: FileImages, num_failures: int = 2) -> None:
     order = np.random.default_rng(1).permutation(len(files.catalog))
     one, other = pack.read(order), files.read(order)
     assert len(one.arrays) == len(other.arrays) == 1
     assert np.array_equal(one.arrays[0].numpy(), other.arrays[0].numpy())
     assert one.status.tolist() == other.status.tolist()
-    assert one.failures == other.failures and len(one.failures) == 2
+    assert one.failures == other.failures and len(one.failures) == num_failures
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("compression", COMPRESSIONS)
-def test_a_pack_gives_what_the_files_give(tree, catalog, compression, workers) -> None:
+def test_a_pack_reads_as_the_files_do(tree, catalog, workers) -> None:
     path = pack_path(tree, RULE)
     assert path == tree.parent / "pack_12_letterbox.bin"
-    make_pack(path, catalog, RULE, compression=compression, num_workers=workers)
+    make_pack(path, catalog, RULE, num_workers=workers)
     pack = PackedImages(path, catalog, RULE)
     assert_same_reading(pack, FileImages(catalog, RULE))
     assert_same_reading(pack, FileImages(catalog, RULE))  # checksums are not compared again
@@ -70,9 +75,8 @@ def test_a_pack_gives_what_the_files_give(tree, catalog, compression, workers) -
     assert sorted(p.name for p in tree.parent.iterdir()) == ["images", "pack_12_letterbox.bin"]
 
 
-def test_bytes_of_a_raw_pack_lie_where_the_format_says(catalog, tmp_path) -> None:
-    make_pack(tmp_path / "p", catalog, RULE)
-    content = (tmp_path / "p").read_bytes()
+def test_bytes_lie_where_the_format_says(catalog, path) -> None:
+    content = path.read_bytes()
     wanted = FileImages(catalog, RULE).read(np.arange(len(catalog))).arrays[0].numpy().tobytes()
     assert content[DATA_AT : DATA_AT + len(wanted)] == wanted
     (entries_at,) = struct.unpack("<Q", content[-56:-48])
@@ -87,9 +91,7 @@ def test_a_source_is_chosen_by_one_word(tree, catalog, tmp_path) -> None:
     before = made.path.stat().st_mtime_ns
     assert image_source(catalog, "auto", RULE).path == made.path
     assert made.path.stat().st_mtime_ns == before, "made once"
-    assert (
-        image_source(catalog, str(made.path), RULE, RULE).read(np.arange(3)).arrays[1] is not None
-    )
+    assert len(image_source(catalog, str(made.path), RULE, RULE).read(np.arange(3)).arrays) == 2
     with pytest.raises(UserError, match=r"none: .*No such file.*python -m tools\.pack_images"):
         image_source(catalog, str(tmp_path / "none"), RULE)
     with pytest.raises(UserError, match="there already"):
@@ -98,48 +100,45 @@ def test_a_source_is_chosen_by_one_word(tree, catalog, tmp_path) -> None:
 
 def test_one_species_is_read_from_the_pack_of_all(tree, catalog) -> None:
     dogs = scan(tree, ["dog"]).catalog
-    for pack in (image_source(dogs, "auto", RULE), PackedImages(pack_path(tree, RULE), dogs)):
-        one, other = pack.read(np.arange(100)), FileImages(dogs, RULE).read(np.arange(100))
-        assert np.array_equal(one.arrays[0], other.arrays[0]) and one.failures == other.failures
+    assert_same_reading(image_source(dogs, "auto", RULE), FileImages(dogs, RULE), 1)
     assert PackedImages(pack_path(tree, RULE), catalog, RULE).num_unreadable == 2
 
 
-@pytest.mark.parametrize("compression", COMPRESSIONS)
-def test_damage_anywhere_is_refused_or_changes_nothing(tree, catalog, compression) -> None:
-    """Every region of the file: one byte flipped at 150 places, and cut off at 20."""
-    path = pack_path(tree, RULE)
-    make_pack(path, catalog, RULE, compression=compression)
-    whole = path.read_bytes()
-    draw = np.random.default_rng(2)
-    files = FileImages(catalog, RULE)
+def test_damage_anywhere_is_refused(catalog, path) -> None:
+    """Every region of the file: one byte flipped at 150 places."""
+    whole, draw, files = path.read_bytes(), np.random.default_rng(2), FileImages(catalog, RULE)
     entries_at = struct.unpack("<Q", whole[-56:-48])[0]
-    places = {
-        "header": draw.integers(0, DATA_AT, 30),
-        "pixels": draw.integers(DATA_AT, entries_at, 60),
-        "entries": draw.integers(entries_at, len(whole) - 56, 40),
-        "tail": draw.integers(len(whole) - 56, len(whole), 20),
-    }
-    refused = dict.fromkeys(places, 0)
-    for region, offsets in places.items():
-        for offset in offsets.tolist():
+    limits = [0, DATA_AT, entries_at, len(whole) - 56, len(whole)]  # header, pixels, entries, tail
+    for (begin, end), num in zip(itertools.pairwise(limits), (30, 60, 40, 20), strict=True):
+        for offset in draw.integers(begin, end, num).tolist():
             damaged = bytearray(whole)
             damaged[offset] ^= 1 << int(draw.integers(8))
             path.write_bytes(damaged)
-            try:
+            with pytest.raises(UserError, match="make it again") as error:
                 assert_same_reading(PackedImages(path, catalog, RULE), files)
-            except UserError as error:
-                assert str(path) in str(error) and "make it again" in str(error)
-                refused[region] += 1
-    assert refused == {"header": 30, "pixels": 60, "entries": 40, "tail": 20}
-    for length in draw.integers(0, len(whole), 20).tolist():
+            assert str(path) in str(error.value)
+
+
+def test_a_pack_that_is_cut_short_is_refused(catalog, path) -> None:
+    whole = path.read_bytes()
+    for length in [*range(30), *np.random.default_rng(2).integers(30, len(whole), 20).tolist()]:
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match="end is missing"):
             PackedImages(path, catalog, RULE)
+        path.write_bytes(whole[:length] + whole[-56:])  # the end is there, the begin is cut
+        with pytest.raises(UserError, match="is damaged"):
+            PackedImages(path, catalog, RULE)
+        assert module.head_length(whole[:length]) == (DATA_AT if length >= 24 else 0)
 
 
-def test_another_tree_rule_or_changed_photo_is_refused(tree, catalog) -> None:
-    path = pack_path(tree, RULE)
-    make_pack(path, catalog, RULE)
+def test_the_digest_of_a_class_sees_where_paths_are_cut() -> None:
+    one, other = (listed_files("/", names) for names in (["ab", "c"], ["a", "bc"]))
+    assert one.path_bytes.tolist() == other.path_bytes.tolist()
+    assert class_digests(one) != class_digests(other)
+    assert class_digests(one) == class_digests(listed_files("/other", ["ab", "c"]))
+
+
+def test_another_tree_rule_or_changed_photo_is_refused(tree, catalog, path) -> None:
     with pytest.raises(UserError, match="holds .*letterbox.* not .*stretch"):
         PackedImages(path, catalog, Preprocessing(12))
     photo = tree / "cat" / "000000" / "000.png"
@@ -154,9 +153,19 @@ def test_another_tree_rule_or_changed_photo_is_refused(tree, catalog) -> None:
         PackedImages(path, scan(tree).catalog, RULE)
 
 
-def test_a_pack_that_shrinks_while_it_is_read_is_an_error(tree, catalog) -> None:
-    path = pack_path(tree, RULE)
-    make_pack(path, catalog, RULE)
+def test_a_compressed_pack_of_an_older_version_is_refused(catalog, path, monkeypatch) -> None:
+    read_index = PackedImages._read_index
+
+    def compressed(pack):
+        header, *rest = read_index(pack)
+        return {**header, "compression": "zlib"}, *rest
+
+    monkeypatch.setattr(PackedImages, "_read_index", compressed)
+    with pytest.raises(UserError, match="compressed.*make it again"):
+        PackedImages(path, catalog, RULE)
+
+
+def test_a_pack_that_shrinks_while_it_is_read_is_an_error(catalog, path) -> None:
     pack = PackedImages(path, catalog, RULE)
     pack.read(np.arange(100))
     os.truncate(path, DATA_AT + 1000)
@@ -164,49 +173,39 @@ def test_a_pack_that_shrinks_while_it_is_read_is_an_error(tree, catalog) -> None
         pack.read(np.arange(100))
 
 
-@pytest.mark.parametrize("compression", COMPRESSIONS)
-def test_a_stopped_making_goes_on_and_ends_in_the_same_bytes(
-    tree, catalog, compression, monkeypatch
+def stop_at(monkeypatch, call: int, share: float) -> None:
+    """Interrupt the `call`-th write of a pack, with `share` of its bytes written."""
+    real, calls = module._append, itertools.count(1)
+
+    def torn(where, handle, content):
+        if next(calls) == call:
+            real(where, handle, content[: int(len(content) * share)])
+            raise KeyboardInterrupt
+        real(where, handle, content)
+
+    monkeypatch.setattr(module, "_append", torn)
+
+
+def test_an_interrupted_packing_resumes_and_ends_in_the_same_bytes(
+    tree, catalog, path, monkeypatch
 ) -> None:
-    path = pack_path(tree, RULE)
-    make_pack(path, catalog, RULE, compression=compression)
     wanted = path.read_bytes()
     path.unlink()
-    real = packing._append
-    num_stops = 0
-    for stop_at, part in ((1, 0.5), (2, 0.5), (3, 0.3), (2, 1.0), (3, 0.7), (99, 0)):
-        calls = [0]
-
-        def torn(where, handle, content, calls=calls, stop_at=stop_at, part=part):
-            calls[0] += 1
-            if calls[0] == stop_at:
-                real(where, handle, content[: int(len(content) * part)])
-                raise KeyboardInterrupt
-            real(where, handle, content)
-
-        monkeypatch.setattr(packing, "_append", torn)
-        try:
-            make_pack(path, catalog, RULE, compression=compression)
-        except KeyboardInterrupt:
-            assert not path.exists()
-            num_stops += 1
-    assert num_stops == 5 and path.read_bytes() == wanted
+    for call, share in ((1, 0.5), (2, 0.5), (3, 0.3), (2, 1.0), (3, 0.7)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_at(patch, call, share)
+            make_pack(path, catalog, RULE)
+        assert not path.exists()
+    make_pack(path, catalog, RULE)
+    assert path.read_bytes() == wanted
     assert sorted(p.name for p in tree.parent.iterdir()) == ["images", path.name]
 
 
 def test_a_photo_changed_between_two_starts_is_packed_anew(tree, catalog, monkeypatch) -> None:
-    path, real, calls = pack_path(tree, RULE), packing._append, [0]
-
-    def stop_late(where, handle, content):
-        calls[0] += 1
-        if calls[0] == 6:
-            raise KeyboardInterrupt
-        real(where, handle, content)
-
-    monkeypatch.setattr(packing, "_append", stop_late)
-    with pytest.raises(KeyboardInterrupt):
+    path = pack_path(tree, RULE)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 6, 0)
         make_pack(path, catalog, RULE)
-    monkeypatch.setattr(packing, "_append", real)
     Image.new("RGB", (9, 9), (1, 2, 3)).save(tree / "cat" / "000000" / "000.png")
     make_pack(path, catalog, RULE)
     assert_same_reading(PackedImages(path, catalog, RULE), FileImages(catalog, RULE))
@@ -214,12 +213,9 @@ def test_a_photo_changed_between_two_starts_is_packed_anew(tree, catalog, monkey
 
 def test_a_second_process_and_a_small_disk_are_refused(tree, catalog, monkeypatch) -> None:
     path = pack_path(tree, RULE)
-    with (
-        packing._unfinished(path),
-        pytest.raises(UserError, match="being written by"),
-    ):
+    with module._unfinished(path), pytest.raises(UserError, match="being written by"):
         make_pack(path, catalog, RULE)
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(packing.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"200 images to pack, 0\.00 GB; 0\.00 GB are free; take"):
         make_pack(path, catalog, RULE)

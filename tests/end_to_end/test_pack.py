@@ -11,15 +11,15 @@ from tests.end_to_end.test_resume import assert_same_run
 PACK_TOOL = "tools/pack_images.py"
 
 
-@pytest.fixture(scope="module", params=["none", "zlib"])
-def pack(request, tree, tmp_path_factory):
+@pytest.fixture(scope="module")
+def pack(tree, tmp_path_factory):
     """A pack of the tiny tree, made by the tool in two processes, stopped once by a kill."""
     folder = tmp_path_factory.mktemp("pack")
     path = folder / "tiny.bin"
     flags = ["--images-root", tree.images, "--image-size-px", 32, "--num-workers", 2]
-    flags += ["--out", path, "--compression", request.param]
+    flags += ["--out", path]
     killed = scripts.run_forked(
-        PACK_TOOL, flags, folder, scripts.KillBeforeCall("petface.data.packing", "_append", 3)
+        PACK_TOOL, flags, folder, scripts.KillBeforeCall("petface.data.pack", "_append", 3)
     )
     assert killed.code == -9 and not path.exists()
     done = scripts.run_forked(PACK_TOOL, flags, folder)

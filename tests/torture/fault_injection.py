@@ -16,7 +16,7 @@ class SlowDisk:
 
     def __call__(self) -> None:
         from petface import resumable as rows
-        from petface.data import packing
+        from petface.data import pack
 
         pause_s, fsync = self.pause_s, os.fsync
 
@@ -31,4 +31,4 @@ class SlowDisk:
             fsync(descriptor)
 
         os.fsync = slow_fsync  # type: ignore[assignment]
-        rows.FileIO = packing.FileIO = SlowFile  # type: ignore[misc]
+        rows.FileIO = pack.FileIO = SlowFile  # type: ignore[misc]

@@ -13,8 +13,7 @@ from PIL import Image
 
 from petface.data.catalog import Catalog
 from petface.data.images import Preprocessing
-from petface.data.pack import ENTRY, MAGIC, TAIL, PackedImages, head_length
-from petface.data.packing import make_pack
+from petface.data.pack import ENTRY, MAGIC, TAIL, PackedImages, head_length, make_pack
 from petface.data.sources.petface import scan
 from petface.errors import UserError
 from tests.torture.damage import DAMAGES

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 
-from petface.data.sources.entries import Entry, Found, class_name
-from petface.data.sources.petface import not_a_folder, not_an_image
+from petface.data.sources.layout import Entry, Found, class_name
+from petface.data.sources.petface import not_a_folder, not_an_image, sorted_entries
 from petface.errors import UserError
 from petface.taxonomy import canonical_record
 
@@ -21,7 +20,6 @@ or the same below train, val and test:
 PART_OF = {
     "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
 }  # fmt: skip
-NO_FOLDER = "a file where a class folder belongs"
 
 
 def read_image_folder(source: str | Path) -> Found:
@@ -37,17 +35,17 @@ def read_image_folder(source: str | Path) -> Found:
         raise UserError(f"--source {root} {what}\n{EXPECTED}")
     found = Found("image_folder", root)
     reader = _Reader(found)
-    parts = _part_folders(root, reader.entries(os.fsencode(root)))
-    for part, folder in parts.items():
-        reader.read_part(os.fsencode(folder), part)
+    parts = _part_folders(root)
+    for part in [part for part in dict.fromkeys(PART_OF.values()) if part in parts]:
+        reader.read_part(os.fsencode(parts[part]), part)
     if parts:
-        for entry in reader.entries(os.fsencode(root)):
+        for entry in sorted_entries(os.fsencode(root)):
             if not_a_folder(entry) or os.fsdecode(entry.name).lower() not in PART_OF:
                 reason = not_a_folder(entry) or "a folder beside train, val and test"
                 found.leave_out(entry.name, reason)
     else:
         reader.read_part(os.fsencode(root), "")
-    reader.finish()
+    reader.add_notes()
     if not found.entries:
         what = "holds photos and no class folders" if reader.loose_photos else "holds no photo"
         raise UserError(f"--source {root} {what} where one belongs\n{EXPECTED}")
@@ -59,108 +57,72 @@ class _Reader:
 
     def __init__(self, found: Found) -> None:
         self.found = found
-        self.root = os.fsencode(found.source)
         self.loose_photos = 0  # where a class folder belongs
         self.folders_of: dict[tuple[str, str], list[str]] = defaultdict(list)  # part, class
         self.parts_of: dict[tuple[str, str], set[str]] = defaultdict(set)  # class, record folder
-        self.num_photos: dict[str, int] = defaultdict(int)  # of each class, in all parts
 
-    def entries(self, folder: bytes) -> list[os.DirEntry[bytes]]:
-        """List a folder in a fixed order; `UserError` where it cannot be read."""
-        try:
-            with os.scandir(folder) as entries:
-                return sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            raise UserError(f"cannot read {os.fsdecode(folder)}: {error.strerror}") from error
-
-    def relative(self, path: bytes) -> bytes:
-        return os.path.relpath(path, self.root)
+    def leave_out(self, path: bytes, reason: str) -> None:
+        self.found.leave_out(os.path.relpath(path, os.fsencode(self.found.source)), reason)
 
     def read_part(self, folder: bytes, part: str) -> None:
         """Read every class folder of one part."""
-        for entry in self.entries(folder):
+        for entry in sorted_entries(folder):
             if reason := not_a_folder(entry):
                 self.loose_photos += not_an_image(entry) is None
-                known = {"a file where a folder belongs": NO_FOLDER}
-                self.found.leave_out(self.relative(entry.path), known.get(reason, reason))
+                self.leave_out(entry.path, reason)
                 continue
             try:
                 name = class_name(os.fsdecode(entry.name))
             except UserError as error:
-                self.found.leave_out(self.relative(entry.path), str(error))
+                self.leave_out(entry.path, str(error))
                 continue
-            self.folders_of[part, name].append(os.fsdecode(self.relative(entry.path)))
-            self.read_class(entry.path, name, part)
+            self.folders_of[part, name].append(os.fsdecode(entry.path))
+            self.read_photos(entry.path, name, part, record="")
 
-    def read_class(self, folder: bytes, species: str, part: str) -> None:
-        """Read the photos of one class, and of the record folders in it."""
-        self.num_photos[species] += 0
-        for entry in self.entries(folder):
-            if not not_a_folder(entry):
-                self.read_record(entry.path, species, part)
-            elif reason := not_an_image(entry):
-                self.found.leave_out(self.relative(entry.path), reason)
+    def read_photos(self, folder: bytes, species: str, part: str, record: str) -> None:
+        """Read the photos of a class, and of the record folders in it; or of one record."""
+        num_before = len(self.found.entries)
+        for entry in sorted_entries(folder):
+            reason, path = not_an_image(entry), os.fsdecode(entry.path)
+            if not record and not not_a_folder(entry):
+                name = canonical_record(os.fsdecode(entry.name))
+                self.read_photos(entry.path, species, part, name)
+            elif reason:
+                self.leave_out(entry.path, reason)
             else:
-                self.add(entry, species, part, Path(os.fsdecode(entry.name)).stem, "")
+                name, animal = record or Path(path).stem, f"folder {record}" if record else path
+                self.found.entries.append(Entry(species, name, animal, path, part))
+        if len(self.found.entries) == num_before:
+            self.leave_out(folder, f"a {'record' if record else 'class'} folder without a photo")
+        elif record:
+            self.parts_of[species, record].add(part)
 
-    def read_record(self, folder: bytes, species: str, part: str) -> None:
-        """Read the photos of one animal."""
-        name = canonical_record(os.fsdecode(os.path.basename(folder)))
-        entries, any_photo = self.entries(folder), False
-        for entry in entries:
-            if reason := not_an_image(entry):
-                self.found.leave_out(self.relative(entry.path), reason)
-                continue
-            any_photo = True
-            self.add(entry, species, part, name, f"folder {name}")
-        if any_photo:
-            self.parts_of[species, name].add(part)
-        else:
-            self.found.leave_out(self.relative(folder), "a record folder without a photo")
-
-    def add(
-        self, entry: os.DirEntry[bytes], species: str, part: str, record: str, animal: str
-    ) -> None:
-        path = os.fsdecode(entry.path)
-        self.num_photos[species] += 1
-        self.found.entries.append(Entry(species, record, animal or path, path, part))
-
-    def finish(self) -> None:
-        """Say what concerns more than one folder."""
-        for name, num in sorted(self.num_photos.items()):
-            if not num:
-                self.found.leave_out(name, "a class folder without a photo")
-        for folders in self.folders_of.values():
+    def add_notes(self) -> None:
+        """Note what concerns more than one folder."""
+        notes, by_folded = self.found.notes, defaultdict[str, set[str]](set)
+        for (_, name), folders in self.folders_of.items():
+            by_folded[name.casefold()].add(name)
             if len(folders) > 1:
-                listed = " and ".join(map(repr, folders))
-                self.found.notes.append(f"{listed} are spellings of one name: one class")
-        self.found.notes += case_notes(self.num_photos)
+                listed = " and ".join(repr(os.path.relpath(f, self.found.source)) for f in folders)
+                notes.append(f"{listed} are spellings of one name: one class")
+        for names in by_folded.values():
+            if len(names) > 1:
+                listed = ", ".join(sorted(names))
+                notes.append(f"classes that differ only in case stay different classes: {listed}")
         shared = [key for key, parts in self.parts_of.items() if len(parts) > 1]
         if shared:
             species, record = min(shared)
-            self.found.notes.append(
+            notes.append(
                 f"{len(shared)} record folders have their name in more than one part, such as "
                 f"{species}/{record}: they are taken for different animals. If they are the same, "
                 "the test photos are not of unseen animals"
             )
 
 
-def case_notes(classes: Mapping[str, object]) -> list[str]:
-    """Name the classes that differ only in case: likely one class, and kept apart."""
-    by_folded: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(classes):
-        by_folded[name.casefold()].append(name)
-    return [
-        f"classes that differ only in case stay different classes: {', '.join(names)}"
-        for names in by_folded.values()
-        if len(names) > 1
-    ]
-
-
-def _part_folders(root: Path, entries: list[os.DirEntry[bytes]]) -> dict[str, Path]:
+def _part_folders(root: Path) -> dict[str, Path]:
     """Find the folders of the parts; none where the tree has class folders at its top."""
     found: dict[str, Path] = {}
-    for entry in entries:
+    for entry in sorted_entries(os.fsencode(root)):
         name = os.fsdecode(entry.name)
         part = PART_OF.get(name.lower())
         if part is None or not_a_folder(entry):
@@ -171,4 +133,4 @@ def _part_folders(root: Path, entries: list[os.DirEntry[bytes]]) -> dict[str, Pa
                 f"{name}: move one of them away"
             )
         found[part] = root / name
-    return {part: found[part] for part in PART_OF.values() if part in found}
+    return found

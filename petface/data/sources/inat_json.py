@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from petface.data.images import IMAGE_SUFFIXES
-from petface.data.sources.entries import Entry, Found, class_name
+from petface.data.sources.layout import Entry, Found, class_name
 from petface.errors import UserError
 
 EXPECTED = (
@@ -34,91 +34,79 @@ def read_inat_json(source: str | Path, train: str | Path, val: str | Path | None
     if not root.is_dir():
         raise UserError(f"--source {root} is not a folder: give the one that {EXPECTED}")
     found = Found("inat_json", root)
-    files = {"train": Path(train)} | ({} if val is None else {"val": Path(val)})
-    listed: dict[str, tuple[str, Path]] = {}  # file_name -> part, JSON file
-    names = _CategoryNames()
-    repeated = 0
+    files = {"": Path(train)} if val is None else {"train": Path(train), "val": Path(val)}
+    part_of: dict[str, str] = {}  # file_name -> part
+    categories: dict[str, set[str]] = defaultdict(set)  # folder -> what the JSON calls its photos
+    num_repeated = 0
     for part, path in files.items():
         content = _read(path)
         for number, name in _file_names(path, content):
-            first = listed.setdefault(name, (part, path))
-            if first[0] != part:
+            num_repeated += name in part_of
+            if part_of.setdefault(name, part) != part:
                 raise UserError(
-                    f"{path}, images[{number}]: {name!r} is in {first[1]} too: a photo can be in "
-                    "one part only"
+                    f"{path}, images[{number}]: {name!r} is in {train} too: a photo can be in one "
+                    "part only"
                 )
-            repeated += name in names.folder_of
-            names.folder_of[name] = name.rpartition("/")[0]
-        names.add(content)
-    if repeated:
-        found.notes.append(f"{repeated} photos are listed twice, and used once")
-    classes = names.classes(found)
-    for name, (part, _) in tqdm(
-        sorted(listed.items()), desc="find", unit="img", mininterval=0.5, leave=False, disable=None
+        _add_categories(content, categories)
+    if num_repeated:
+        found.notes.append(f"{num_repeated} photos are listed twice, and used once")
+    classes = _classes_of_folders({_folder(name) for name in part_of}, categories, found)
+    for name, part in tqdm(
+        sorted(part_of.items()), desc="find", unit="img", mininterval=0.5, leave=False, disable=None
     ):
-        folder = names.folder_of[name]
+        species = classes[_folder(name)]
         place = os.path.join(root, name)  # noqa: PTH118 (hot)
-        if isinstance(classes[folder], UserError):
-            found.leave_out(name, str(classes[folder]))
+        if isinstance(species, UserError):
+            found.leave_out(name, str(species))
         elif os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
             found.leave_out(name, "not an image suffix")
         elif not os.path.isfile(place):
             found.leave_out(name, "in the JSON, and no such photo")
         else:
-            part = part if val is not None else ""
-            stem = Path(name).stem
-            found.entries.append(Entry(str(classes[folder]), stem, place, place, part))
+            found.entries.append(Entry(species, Path(name).stem, place, place, part))
     if not found.entries:
-        raise UserError(f"none of the {len(listed)} photos of {train} is below {root}: {EXPECTED}")
+        raise UserError(f"none of the {len(part_of)} photos of {train} is below {root}: {EXPECTED}")
     return found
 
 
-class _CategoryNames:
-    """What the JSON says the folders show."""
-
-    def __init__(self) -> None:
-        self.folder_of: dict[str, str] = {}  # file_name -> its folder
-        self.seen: dict[str, Counter[str]] = defaultdict(Counter)  # folder -> category names
-
-    def add(self, content: Mapping[str, Any]) -> None:
-        """Read `annotations` and `categories`; what does not fit is as if it were not there."""
-        with suppress(KeyError, TypeError, AttributeError):
-            name_of = {row["id"]: str(row["name"]) for row in content["categories"]}
-            folders = {row["id"]: self.folder_of[row["file_name"]] for row in content["images"]}
-            for row in content["annotations"]:
-                self.seen[folders[row["image_id"]]][name_of[row["category_id"]]] += 1
-
-    def classes(self, found: Found) -> dict[str, str | UserError]:
-        """Name the class of each folder, or say why it cannot be one."""
-        folders = sorted(set(self.folder_of.values()))
-        last = {folder: folder.rpartition("/")[2] for folder in folders}
-        category = {f: next(iter(self.seen[f])) for f in folders if len(self.seen[f]) == 1}
-        mixed = [folder for folder in folders if len(self.seen[folder]) > 1]
-        one_to_one = len(set(category.values())) == len(folders)
-        if mixed:
-            found.notes.append(
-                f"{len(mixed)} folders hold photos of several categories, such as {mixed[0]}: "
-                "folder names are used for all classes"
-            )
-        elif category and not one_to_one:
-            found.notes.append(
-                "categories and folders are not one to one: folder names are used for all classes"
-            )
-        chosen = category if one_to_one and not mixed else last
-        if chosen is last and len(set(last.values())) < len(folders):
-            merged = len(folders) - len(set(last.values()))
-            found.notes.append(f"{merged} folders have the name of another one: one class")
-        return {folder: _usable(chosen[folder], last[folder]) for folder in folders}
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
-def _usable(name: str, folder: str) -> str | UserError:
-    """Give the name as a class, else that of the folder, else what is wrong with it."""
-    with suppress(UserError):
-        return class_name(name)
-    try:
-        return class_name(folder)
-    except UserError as error:
-        return error
+def _add_categories(content: Mapping[str, Any], categories: dict[str, set[str]]) -> None:
+    """Read `annotations` and `categories`; what does not fit is as if it were not there."""
+    with suppress(KeyError, TypeError, AttributeError):
+        name_of = {row["id"]: str(row["name"]) for row in content["categories"]}
+        folders = {row["id"]: _folder(row["file_name"]) for row in content["images"]}
+        for row in content["annotations"]:
+            categories[folders[row["image_id"]]].add(name_of[row["category_id"]])
+
+
+def _classes_of_folders(
+    folders: set[str], categories: Mapping[str, set[str]], found: Found
+) -> dict[str, str | UserError]:
+    """Return the class of each folder, or why it cannot be one."""
+    last = {folder: folder.rpartition("/")[2] for folder in sorted(folders)}
+    named = {folder: min(names) for folder, names in categories.items() if len(names) == 1}
+    if fits := len(set(named.values())) == len(folders):
+        wanted = named
+    else:
+        wanted = last
+        if num_merged := len(folders) - len(set(last.values())):
+            found.notes.append(f"{num_merged} folders have the name of another one: one class")
+    if categories and not fits:
+        found.notes.append(
+            "categories and folders are not one to one: folder names are used for all classes"
+        )
+    classes: dict[str, str | UserError] = {}
+    for folder in last:
+        try:
+            classes[folder] = class_name(last[folder])
+        except UserError as error:
+            classes[folder] = error
+        with suppress(UserError):  # a category that cannot be a folder leaves the folder's name
+            classes[folder] = class_name(wanted[folder])
+    return classes
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,14 +6,15 @@ O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar: Cats and Dogs, CVPR 2012.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from petface.data.catalog import line_error
-from petface.data.sources.entries import Entry, Found
-from petface.data.sources.petface import not_an_image
+from petface.data.sources.layout import Entry, Found
+from petface.data.sources.petface import not_an_image, sorted_entries
 from petface.errors import UserError
+from petface.files import network_patience
 
 HOME = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
 PUBLISHED = {"trainval.txt": 3680, "test.txt": 3669}  # photos
@@ -21,17 +22,7 @@ DOWNLOADED = "oxford-iiit-pet"  # the folder that torchvision makes
 SPECIES = {"1": "cat", "2": "dog"}
 STAGES = ("one", "two")
 _LISTS = {"trainval.txt": "train", "test.txt": "test"}
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One line of a list."""
-
-    line: int
-    image: str  # without its suffix
-    breed: str
-    class_id: str
-    species: str
+_ROW = re.compile(r"([^\s./\\\0][^\s/\\\0]*_\d+)\s+(\d+)\s+(\d+)\s+\d+")
 
 
 def read_oxford_pets(source: str | Path, stages: str) -> Found:
@@ -48,29 +39,28 @@ def read_oxford_pets(source: str | Path, stages: str) -> Found:
     seen: dict[str, str] = {}  # image -> file and line
     kinds: dict[str, tuple[str, str]] = {}  # breed -> class id and species
     for file_name, part in _LISTS.items():
-        path, num_listed = root / "annotations" / file_name, 0
-        for row in _rows(path):
-            where = f"{file_name} line {row.line}"
-            if row.image in seen:
-                what = f"{row.image} is listed already, in {seen[row.image]}; remove one of the two"
-                raise line_error(path, row.line, what)
-            kind = row.class_id, row.species
-            if kinds.setdefault(row.breed, kind) != kind:
+        path, num_before = root / "annotations" / file_name, len(seen)
+        for line, image, class_id, species in _rows(path):
+            breed = image.rpartition("_")[0]
+            if image in seen:
+                what = f"{image} is listed already, in {seen[image]}; remove one of the two"
+                raise line_error(path, line, what)
+            kind = kinds.setdefault(breed, (class_id, species))
+            if kind != (class_id, species):
                 what = (
-                    f"{row.image} has class {kind[0]} and species {kind[1]}, other photos of its "
-                    f"breed have {kinds[row.breed][0]} and {kinds[row.breed][1]}; fetch the list "
-                    f"again from {HOME}"
+                    f"{image} has class {class_id} and species {species}, other photos of its "
+                    f"breed have {kind[0]} and {kind[1]}; fetch the list again from {HOME}"
                 )
-                raise line_error(path, row.line, what)
-            seen[row.image] = where
-            num_listed += 1
-            photo = photos.pop(row.image, None)
+                raise line_error(path, line, what)
+            seen[image] = f"{file_name} line {line}"
+            photo = photos.pop(image, None)
             if photo is None:
-                found.leave_out(f"{row.image}.jpg", f"in {file_name}, and no such photo")
+                found.leave_out(f"{image}.jpg", f"in {file_name}, and no such photo")
             elif stages == "one":
-                found.entries.append(Entry(row.breed, row.image, photo, photo, part))
+                found.entries.append(Entry(breed, image, photo, photo, part))
             else:
-                found.entries.append(Entry(row.species, row.image, photo, photo, part, row.breed))
+                found.entries.append(Entry(species, image, photo, photo, part, breed))
+        num_listed = len(seen) - num_before
         if num_listed != PUBLISHED[file_name]:
             published = f"the published list has {PUBLISHED[file_name]:,}"
             found.notes.append(f"{file_name} lists {num_listed:,} photos; {published}")
@@ -84,14 +74,12 @@ def read_oxford_pets(source: str | Path, stages: str) -> Found:
 
 
 def download_oxford_pets(source: str | Path) -> None:
-    """Let torchvision fetch the 800 MB into `source`, unless they are there.
+    """Download the 800 MB into `source` with torchvision, unless they are there.
 
     Raises `UserError` that says how to do it by hand where there is no network.
     """
     try:
         from torchvision.datasets import OxfordIIITPet
-
-        from petface.files import network_patience
 
         with network_patience(20.0):
             OxfordIIITPet(str(source), download=True)
@@ -124,24 +112,20 @@ def _find(source: Path) -> Path:
 def _photos_in(folder: Path, found: Found) -> dict[str, str]:
     """Map the name of each photo, without its suffix, to its path."""
     photos: dict[str, str] = {}
-    try:
-        with os.scandir(os.fsencode(folder)) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                name = Path(os.fsdecode(entry.name))
-                if reason := not_an_image(entry):
-                    reason = "a folder among the photos" if entry.is_dir() else reason
-                    found.leave_out(b"images/" + entry.name, reason)
-                elif name.stem in photos:
-                    found.leave_out(b"images/" + entry.name, "a second photo of that name")
-                else:
-                    photos[name.stem] = os.fsdecode(entry.path)
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror}") from error
+    for entry in sorted_entries(os.fsencode(folder)):
+        stem = Path(os.fsdecode(entry.name)).stem
+        if reason := not_an_image(entry):
+            reason = "a folder among the photos" if entry.is_dir() else reason
+            found.leave_out(b"images/" + entry.name, reason)
+        elif stem in photos:
+            found.leave_out(b"images/" + entry.name, "a second photo of that name")
+        else:
+            photos[stem] = os.fsdecode(entry.path)
     return photos
 
 
-def _rows(path: Path) -> Iterator[_Row]:
-    """Yield the lines `<image> <class id> <species> <breed id>` of an official list."""
+def _rows(path: Path) -> Iterator[tuple[int, str, str, str]]:
+    """Yield line, image, class id and species of each `<image> <class id> <species> <breed id>`."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -152,13 +136,11 @@ def _rows(path: Path) -> Iterator[_Row]:
     for line, row in enumerate(text.splitlines(), start=1):
         if not row.strip() or row.lstrip().startswith("#"):
             continue
-        cells = row.split()
-        breed, underscore, number = cells[0].rpartition("_")
-        is_plain = not set(cells[0]) & set("/\\\0") and not breed.startswith(".")
-        usable = len(cells) == 4 and all(cell.isdecimal() for cell in cells[1:])
-        if not (usable and breed and underscore and number.isdecimal() and is_plain):
+        cells = _ROW.fullmatch(row.strip())
+        if not cells:
             what = f"{row!r} is not '<breed>_<number> <class id> <species> <breed id>'"
             raise line_error(path, line, what)
-        if cells[2] not in SPECIES:
-            raise line_error(path, line, f"species {cells[2]!r} is neither 1 (cat) nor 2 (dog)")
-        yield _Row(line, cells[0], breed, cells[1], SPECIES[cells[2]])
+        image, class_id, species = cells.groups()
+        if species not in SPECIES:
+            raise line_error(path, line, f"species {species!r} is neither 1 (cat) nor 2 (dog)")
+        yield line, image, class_id, SPECIES[species]

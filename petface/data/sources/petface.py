@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,11 +24,10 @@ EXPECTED_TREE = """the expected tree is
       annotations/<species>.csv
       split/<species>/...                      only for the official splits"""
 MAX_STRAYS_LISTED = 10_000
-PROGRESS_AFTER_S = 2.0
 _NO_IMAGE = "holds no image at the expected depth"
 _NESTED = "a folder inside a record folder"
 _SUFFIXES = frozenset(suffix.encode("ascii") for suffix in IMAGE_SUFFIXES)
-_ENTRIES_LOOKED_AT = 20  # per folder, while guessing which folder was meant
+_ENTRIES_LOOKED_AT = 1000  # while guessing which folder was meant
 
 
 @dataclass
@@ -67,7 +67,9 @@ def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
     for name in chosen:
         if name not in found:
             _raise_unknown_species(name, found, root)
-    with _progress_bar() as bar:
+    # A bar only for a person at a terminal, and only if it takes a while.
+    bar = tqdm(desc="scan", unit=" records", delay=2.0, mininterval=1, leave=False, disable=None)
+    with bar:
         for name in chosen:
             scanner.read_species(name, bar)
     result = scanner.finish()
@@ -106,9 +108,9 @@ class _Scanner:
             self.result.strays.append((path, reason))
 
     def species_folders(self) -> list[str]:
-        """Name the folders of the root that can be species; note the rest as strays."""
+        """List the folders of the root that can be species; note the rest as strays."""
         names = []
-        for entry in sorted(self._entries(self.root), key=lambda entry: entry.name):
+        for entry in sorted_entries(self.root):
             if reason := not_a_folder(entry):
                 self.stray(entry.name, reason)
                 continue
@@ -123,77 +125,53 @@ class _Scanner:
     def read_species(self, species: str, bar: tqdm) -> None:
         """Add every record of one species to the catalog."""
         prefix = species.encode("utf-8")
-        folders: list[tuple[str, bytes]] = []
-        strays: list[tuple[bytes, str]] = []
-        for entry in self._entries(os.path.join(self.root, prefix)):
+        folders: dict[str, list[bytes]] = {}  # record -> its folders
+        for entry in sorted_entries(os.path.join(self.root, prefix)):
             if reason := not_a_folder(entry):
-                strays.append((prefix + b"/" + entry.name, reason))
+                self.stray(prefix + b"/" + entry.name, reason)
             else:  # a name that is not UTF-8 becomes readable text; the path keeps its bytes
                 text = entry.name.decode("utf-8", "backslashreplace")
-                folders.append((canonical_record(text), entry.name))
-        for path, reason in sorted(strays):
-            self.stray(path, reason)
-        folders.sort()
+                folders.setdefault(canonical_record(text), []).append(entry.name)
         any_image = False
-        i = 0
-        while i < len(folders):
-            record, paths = folders[i][0], []
-            first = i
-            while i < len(folders) and folders[i][0] == record:
-                paths += self._images_of(prefix + b"/" + folders[i][1])
-                i += 1
-            self.result.num_merged_folders += i - first - 1
+        for record, names in sorted(folders.items()):
+            paths = [path for name in names for path in self._images_of(prefix + b"/" + name)]
+            self.result.num_merged_folders += len(names) - 1
             self.builder.add(species, record, paths)
             any_image |= bool(paths)
-            bar.update(i - first)
+            bar.update(len(names))
         if not any_image:
             self.result.empty_species.append(species)
 
     def _images_of(self, folder: bytes) -> list[bytes]:
         """List the image files of one record folder as relative paths."""
         images: list[bytes] = []
-        strays: list[tuple[bytes, str]] = []
         try:
-            with os.scandir(os.path.join(self.root, folder)) as entries:
-                for entry in entries:
-                    reason = not_an_image(entry)
-                    if reason is None:
-                        images.append(folder + b"/" + entry.name)
-                    else:
-                        strays.append((folder + b"/" + entry.name, reason))
-        except OSError as error:
-            self.stray(folder, f"record folder cannot be read: {error.strerror}")
+            entries = sorted_entries(os.path.join(self.root, folder))
+        except UserError as error:
+            reason = str(error).rpartition(": ")[2]
+            self.stray(folder, f"record folder cannot be read: {reason}")
             return images
-        for path, reason in sorted(strays):
-            self.stray(path, reason)
+        for entry in entries:
+            if why := not_an_image(entry):
+                self.stray(folder + b"/" + entry.name, why)
+            else:
+                images.append(folder + b"/" + entry.name)
         if not images:
             self.result.empty_records.append(folder)
         return images
 
-    def _entries(self, folder: bytes) -> Iterator[os.DirEntry[bytes]]:
-        try:
-            with os.scandir(folder) as entries:
-                yield from entries
-        except OSError as error:
-            raise UserError(
-                f"cannot read folder {os.fsdecode(folder)}: {error.strerror}"
-            ) from error
 
-
-def _progress_bar() -> tqdm:
-    """Count records on stderr: only for a person at a terminal, and only if it takes a while."""
-    return tqdm(
-        desc="scan",
-        unit=" records",
-        delay=PROGRESS_AFTER_S,
-        mininterval=1,
-        leave=False,
-        disable=None,
-    )
+def sorted_entries(folder: bytes) -> list[os.DirEntry[bytes]]:
+    """List a folder in the same order on every file system; `UserError` where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"cannot read folder {os.fsdecode(folder)}: {error.strerror}") from error
 
 
 def not_an_image(entry: os.DirEntry[bytes]) -> str | None:
-    """Say why an entry of a record folder is not an image; None for an image."""
+    """Return why an entry of a record folder is not an image; None for an image."""
     name = entry.name
     if name.startswith(b"."):
         return "hidden"
@@ -209,7 +187,7 @@ def not_an_image(entry: os.DirEntry[bytes]) -> str | None:
 
 
 def not_a_folder(entry: os.DirEntry[bytes]) -> str | None:
-    """Say why an entry above the record level is not a species or record; None for a folder."""
+    """Return why an entry above the record level is no species or record; None for a folder."""
     if entry.name.startswith(b"."):
         return "hidden"
     try:
@@ -221,13 +199,18 @@ def not_a_folder(entry: os.DirEntry[bytes]) -> str | None:
 
 
 def _raise_unknown_species(name: str, found: list[str], root: Path) -> NoReturn:
-    """Name the nearest species, or the right folder where this is not an images folder at all."""
+    """Raise with the nearest species, or with the right folder where this holds no images."""
     if not _has_shape(root) and _other_root(root) is not None:
         raise _wrong_root(root, _NO_IMAGE)
-    near = difflib.get_close_matches(name, found, n=1)
+    raise unknown_species(name, found, f" in {root}")
+
+
+def unknown_species(name: str, known: Sequence[str], where: str = "") -> UserError:
+    """Return the error for a species that is not there, with the nearest one."""
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    listed = ", ".join(found) or "no species folder at all"
-    raise UserError(f"no species {name!r} in {root}{hint}; there are: {listed}")
+    listed = ", ".join(known) or "no species folder at all"
+    return UserError(f"no species {name!r}{where}{hint}; there are: {listed}")
 
 
 def _wrong_root(root: Path, what: str) -> UserError:
@@ -241,9 +224,9 @@ def _other_root(root: Path) -> Path | None:
     up = [root.parent, root.parent.parent]
     beside = [folder / name for folder in up for name in ("images", "PetFace/images", "PetFace")]
     candidates = [*_roots_below(root), *beside]
-    if not root.exists() or _holds_image(root, depth=2):  # such as images/cat
+    if not root.exists() or _holds_images(root, depth=2):  # such as images/cat
         candidates.append(root.parent)
-    if _holds_image(root, depth=1):  # such as images/cat/000000
+    if _holds_images(root, depth=1):  # such as images/cat/000000
         candidates.append(root.parent.parent)
     return next((folder for folder in candidates if folder != root and _has_shape(folder)), None)
 
@@ -253,25 +236,11 @@ def _roots_below(root: Path) -> list[Path]:
 
 
 def _has_shape(root: Path) -> bool:
-    """Tell whether <species>/<record>/<image> is found below a folder."""
-    return _holds_image(root, depth=3)
+    """Check whether <species>/<record>/<image> is found below a folder."""
+    return _holds_images(root, depth=3)
 
 
-def _holds_image(folder: Path | os.DirEntry[bytes], depth: int) -> bool:
-    """Look at a few entries of each folder: is there an image exactly `depth` levels down?"""
-    for entry in _some_entries(folder):
-        if depth == 1 and not_an_image(entry) is None:
-            return True
-        if depth > 1 and not_a_folder(entry) is None and _holds_image(entry, depth - 1):
-            return True
-    return False
-
-
-def _some_entries(folder: Path | os.DirEntry[bytes]) -> list[os.DirEntry[bytes]]:
-    """List the first few visible entries of a folder; none where it cannot be read."""
-    try:
-        with os.scandir(os.fsencode(folder)) as entries:
-            visible = (entry for entry in entries if not entry.name.startswith(b"."))
-            return [entry for _, entry in zip(range(_ENTRIES_LOOKED_AT), visible, strict=False)]
-    except OSError:
-        return []
+def _holds_images(root: Path, depth: int) -> bool:
+    """Look at some entries exactly `depth` levels down: is one of them an image?"""
+    some = islice(root.glob("/".join(["[!.]*"] * depth)), _ENTRIES_LOOKED_AT)
+    return any(path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() for path in some)

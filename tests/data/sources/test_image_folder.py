@@ -70,7 +70,7 @@ def test_what_is_no_photo_is_counted_by_reason_and_the_source_stays_as_it_is(tmp
         "cat/3": "a record folder without a photo",
         "cat/gone.png": "broken link",
         "cat/fifo.png": "not a regular file",
-        "photo.png": "a file where a class folder belongs",
+        "photo.png": "a file where a folder belongs",
         ".git": "hidden",
         "lost": "broken link",
         "unknown": "a class name that means not known; rename it to use it",

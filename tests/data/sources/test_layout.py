@@ -1,0 +1,374 @@
+"""From entries to a tree: names, parts, classes of a checkpoint, links, a split that holds."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import shutil
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from petface.data.dataset import load_dataset
+from petface.data.sources import layout
+from petface.data.sources.image_folder import read_image_folder
+from petface.data.sources.layout import (
+    Entry,
+    Found,
+    UniqueNames,
+    class_name,
+    cut_parts,
+    name_photos,
+    prepare,
+    safe_name,
+    settle_parts,
+)
+from petface.data.sources.oxford_pets import read_oxford_pets
+from petface.data.splits import SPLITS
+from petface.errors import UserError
+from petface.taxonomy import canonical_record, is_unknown
+from tests.data.sources.made_sources import files_of, oxford, tree
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("IMG 0001 (copy)", "IMG_0001_copy"),
+        ("7", "000007"),
+        ("7.0", "7_0"),
+        ("...", "photo"),
+        ("NaN", "NaN_photo"),
+        ("n/a", "n_a"),
+        ("=cmd()|x", "cmd_x"),
+        ("../../etc", "etc"),
+        ("снег 1", "снег_1"),
+        ("e\u0301", "é"),
+        ("\udcff", "photo"),
+        ("é" * 300, "é" * 40),
+    ],
+)
+def test_a_safe_name(text, name):
+    assert safe_name(text) == name
+    assert safe_name(name) == canonical_record(name) == name and not is_unknown(name)
+
+
+def test_names_stay_apart_whatever_their_case_and_form():
+    names = UniqueNames()
+    wanted = ["a", "A", "a_2", "a", "é", unicodedata.normalize("NFD", "É"), "000007", "000007"]
+    taken = [names.take(name) for name in wanted]
+    folded = {unicodedata.normalize("NFC", name.casefold()) for name in taken}
+    assert len(folded) == len(wanted)
+    assert taken[:4] == ["a", "A_2", "a_2_2", "a_3"]
+    many = [names.take("same") for _ in range(2000)]
+    assert len(set(many)) == 2000 and many[-1] == "same_2000"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (" NaN ", "means not known"),
+        (".cat", "not usable"),
+        ("a/b", "not usable"),
+        ("a\nb", "control character"),
+        ("\udcff", "not UTF-8"),
+        ("é" * 101, "longer than 200 bytes"),
+    ],
+)
+def test_a_class_name_is_refused_with_the_reason(text, reason):
+    with pytest.raises(UserError, match=reason):
+        class_name(text)
+
+
+def test_a_class_name_keeps_its_spelling():
+    for text in (" Bulldog, Olde mix. ", "e\u0301", "=1+1", "é" * 100):
+        assert class_name(text) == unicodedata.normalize("NFC", text.strip())
+
+
+# ---- parts and classes ----
+
+
+def made(*rows: tuple[str, str, int]) -> Found:
+    """Entries (part, class, number of photos) of a source that is not on disk."""
+    found = Found("image_folder", Path("/source"))
+    for part, species, num in rows:
+        for number in range(num):
+            path = f"/source/{part}/{species}/{number}.png"
+            found.entries.append(Entry(species, str(number), path, path, part))
+    return found
+
+
+def settled(*rows, classes=None, val_as="test") -> Found:
+    found = made(*rows)
+    settle_parts(found, checkpoint_classes=classes, val_as=val_as)
+    return found
+
+
+def counts(found: Found) -> set[tuple[str, str, int]]:
+    pairs = Counter((entry.part, entry.species) for entry in found.entries)
+    return {(part, species, num) for (part, species), num in pairs.items()}
+
+
+@pytest.mark.parametrize(
+    ("parts", "val_as", "wanted"),
+    [
+        (["train", "val"], "test", ["train", "test"]),
+        (["train", "val"], "val", ["train", "val"]),
+        (["val", "test"], "test", ["val", "test"]),
+        (["test"], "test", ["test"]),
+    ],
+)
+def test_a_val_part_alone_becomes_the_test_part_unless_asked_otherwise(parts, val_as, wanted):
+    found = settled(*((part, "cat", num) for num, part in enumerate(parts, 2)), val_as=val_as)
+    assert counts(found) == {(part, "cat", num) for num, part in enumerate(wanted, 2)}
+
+
+def test_classes_without_a_training_photo_leave_val_and_test():
+    found = settled(("train", "cat", 2), ("val", "hen", 1), ("test", "cat", 2), ("test", "Catt", 3))
+    assert counts(found) == {("train", "cat", 2), ("test", "cat", 2)}
+    assert found.notes == [
+        "1 classes of the test part are not in the train part: Catt (3 photos, is it 'cat'?)",
+        "1 classes of the val part are not in the train part: hen (1 photos)",
+    ]
+    assert len(found.left_out) == 4
+    why = "of the val part, and its class is not in the train part"
+    assert ("val/hen/0.png", why) in found.left_out
+
+
+def test_classes_unknown_to_the_checkpoint_leave_the_test_part_only():
+    rows = [("train", "cat", 2), ("train", "hen", 2), ("test", "cat", 1)]
+    found = settled(*rows, ("test", "hen", 1), classes=("dog", "cat"))
+    assert counts(found) == set(rows)
+    assert found.notes == [
+        "1 classes of the test part are not known to the checkpoint: hen (1 photos)",
+        "1 classes of the checkpoint have no photo: dog",
+    ]
+
+
+def test_a_folder_for_evaluation_alone_holds_the_known_classes_alone():
+    rows = [("", "cat", 2), ("", "hen", 2), ("", "caf\u00e9", 1)]
+    found = settled(*rows, classes=("cat", "cafe\u0301"))
+    assert counts(found) == {("test", "cat", 2), ("test", "cafe\u0301", 1)}
+    assert found.notes[0] == "no parts, and a checkpoint: every photo goes into the test part"
+    with pytest.raises(UserError, match="no photo is left of /source: the known classes are yak"):
+        settled(("", "cat", 2), classes=("yak",))
+
+
+def cut(found: Found, seed: int = 0) -> Found:
+    found.entries = name_photos(found.entries)
+    cut_parts(found, seed)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("parts", "lacking"),
+    [(("train", "test"), {"val"}), (("train", "val"), {"test"}), (("train",), {"val", "test"})],
+)
+def test_what_is_lacking_is_cut_from_train_by_record(parts, lacking):
+    rows = [(part, name, 40) for part in parts for name in ("cat", "dog")]
+    found = cut(made(*rows))
+    wanted = dict.fromkeys(parts, 40) | dict.fromkeys(lacking, 4)  # 10 % of each class
+    wanted["train"] -= 4 * len(lacking)
+    assert counts(found) == {(p, name, num) for p, num in wanted.items() for name in ("cat", "dog")}
+    assert len(found.notes) == len(lacking)
+    assert cut(made(*rows)).entries == found.entries != cut(made(*rows), seed=1).entries
+
+
+def test_an_animal_is_never_cut_in_two():
+    found = made()
+    for number in range(180):
+        path = f"/source/train/cat/{number // 3}/{number}.png"
+        found.entries.append(Entry("cat", str(number // 3), f"folder {number // 3}", path, "train"))
+    part_of = {(entry.record, entry.part) for entry in cut(found).entries}
+    assert len(part_of) == 60 and {part for _, part in part_of} == set(SPLITS)
+
+
+def test_nothing_is_cut_where_there_is_no_train_part_or_nothing_is_lacking():
+    for rows in ([("", "cat", 9)], [("test", "cat", 9)], [(p, "cat", 9) for p in SPLITS]):
+        assert counts(cut(made(*rows))) == set(rows)
+
+
+# ---- the tree ----
+
+
+def loaded(out: Path):
+    return load_dataset(out / "images", out / "annotations")
+
+
+def test_oxford_is_loaded_with_its_official_test_part(tmp_path):
+    source = oxford(tmp_path / "pets")
+    prepare(read_oxford_pets(source, "one"), tmp_path / "out")
+    data = loaded(tmp_path / "out")
+    assert data.catalog.classes == ("Abyssinian", "Egyptian_Mau", "american_bulldog")
+    rows = (source / "annotations/test.txt").read_text().splitlines()
+    official = {row.split()[0] for row in rows if not row.startswith("#")}
+    names = data.catalog.record_names[data.catalog.record_index]
+    assert set(names[data.image_split == SPLITS.index("test")].tolist()) == official
+    per_class = [
+        np.bincount(data.image_split[data.catalog.class_index == k], minlength=3).tolist()
+        for k in range(3)
+    ]
+    # 25 photos in trainval: one in val of each breed that has at least four
+    assert per_class == [[11, 1, 5], [3, 0, 2], [9, 1, 6]]
+    assert any("is that of oxford_pets in" in note for note in data.notes)
+    assert not any("was made with seed" in note for note in data.notes)
+
+
+def test_two_stages_have_breeds_as_labels(tmp_path):
+    prepare(read_oxford_pets(oxford(tmp_path / "pets"), "two"), tmp_path / "out")
+    data = loaded(tmp_path / "out")
+    assert data.catalog.classes == ("cat", "dog")
+    assert data.annotations["cat"].vocabularies["breed"] == ("Abyssinian", "Egyptian_Mau")
+    images, labels = data.image_labels("cat")
+    names = data.catalog.record_names[data.catalog.record_index[images]]
+    for name, label in zip(names.tolist(), labels["breed"].tolist(), strict=True):
+        assert name.startswith(("Abyssinian", "Egyptian_Mau")[label])
+    rare = data.image_split[images][labels["breed"] == 1]
+    assert rare.tolist() == [0, 0, 0, 2, 2]  # three in trainval: too few for a val photo
+
+
+ODD = [
+    "train/cat/a.png", "train/cat/A.png", "train/cat/a.jpg", "train/cat/7.png", "train/cat/007.png",
+    "train/cat/x/1.png", "train/cat/x/1.jpg", "train/cat/nan.png", "train/cat/b,c.png",
+    "train/cat/=1+1.png", "train/cat/  .png", "train/cat/\u4e2d\u6587.png", "train/cat/a_2.png",
+    "train/Bulldog, Olde mix/1.png", "train/=cmd/1.png", "train/caf\u00e9.v2/1.png",
+    "test/cat/a.png", "test/cat/x/1.png", "test/=cmd/1.png", "test/Bulldog, Olde mix/1.png",
+    "val/cat/a.png", "val/caf\u00e9.v2/2.png",
+]  # fmt: skip
+
+
+def test_odd_names_make_a_tree_that_loads_and_lead_back_to_their_photos(tmp_path):
+    source = tree(tmp_path / "source", *ODD)
+    before = files_of(source)
+    prepare(read_image_folder(source), tmp_path / "out")
+    assert files_of(source) == before
+    data = loaded(tmp_path / "out")
+    assert data.catalog.classes == ("=cmd", "Bulldog, Olde mix", "caf\u00e9.v2", "cat")
+    with (tmp_path / "out/sources.csv").open(encoding="utf-8", newline="") as handle:
+        rows = {row["source"]: row for row in csv.DictReader(handle)}
+    targets = []
+    for i in range(len(data.catalog)):
+        target = os.readlink(data.catalog.path(i))
+        part = SPLITS[data.image_split[i]]
+        assert rows[target]["part"] == part == Path(target).relative_to(source).parts[0]
+        assert rows[target]["image"] == Path(data.catalog.path(i)).name
+        targets.append(str(Path(target).relative_to(source)))
+    assert sorted(targets) == sorted(ODD)
+    folded = [name.casefold() for name in data.catalog.record_names.tolist()]
+    assert len(set(zip(data.catalog.record_class.tolist(), folded, strict=True))) == len(folded)
+
+
+def test_one_folder_is_split_when_it_is_first_loaded(tmp_path):
+    source = tree(tmp_path / "source", *(f"cat/{n}.png" for n in range(20)))
+    prepare(read_image_folder(source), tmp_path / "out")
+    assert not (tmp_path / "out/splits.csv").exists()
+    assert np.bincount(loaded(tmp_path / "out").image_split).tolist() == [16, 2, 2]
+
+
+@pytest.mark.parametrize("link", ["symbolic", "hard", "copy"])
+def test_links_and_copies(tmp_path, link):
+    source = tree(tmp_path / "source", "cat/1.png", "dog/1.png")
+    (source / "dog/2.png").symlink_to("../cat/1.png")
+    prepare(read_image_folder(source), tmp_path / "out", link=link)
+    places = sorted((tmp_path / "out/images").rglob("*.png"))
+    assert [place.read_bytes() for place in places] == [b"."] * 3
+    assert all(place.is_symlink() == (link == "symbolic") for place in places)
+    one = os.stat(tmp_path / "source/cat/1.png")
+    assert one.st_nlink == {"symbolic": 1, "hard": 3, "copy": 1}[link]
+
+
+# ---- whole or not at all ----
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    return tree(tmp_path / "source", "cat/1.png", "cat/2.png", "cat/x.txt")
+
+
+def test_where_links_are_not_possible_photos_are_copied_and_it_is_said(
+    source, tmp_path, monkeypatch
+):
+    def fail(*_, **__):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(layout, "_link", fail)
+    found = read_image_folder(source)
+    prepare(found, tmp_path / "out")
+    assert len(found.notes) == 1 and "photos are copied instead" in found.notes[0]
+    assert not any(p.is_symlink() for p in (tmp_path / "out/images").rglob("*.png"))
+
+
+def test_the_marker_tells_what_was_prepared(source, tmp_path):
+    prepare(read_image_folder(source), tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / layout.MARKER).read_text(encoding="utf-8"))
+    assert facts == {
+        "kind": "image_folder", "finished": True, "source": str(source), "photos": 2, "notes": []
+    }  # fmt: skip
+    text = (tmp_path / "out/left_out.csv").read_text(encoding="utf-8")
+    assert text == "what,reason\ncat/x.txt,not an image suffix\n"
+
+
+def test_a_folder_that_exists_is_refused_and_left_alone(source, tmp_path):
+    out = tmp_path / "out"
+    prepare(read_image_folder(source), out)
+    tree(tmp_path / "other", "mine.txt")
+    mine = tree(tmp_path / "new.unfinished", "mine.txt")
+    before = [files_of(folder) for folder in (out, tmp_path / "other", mine)]
+    for path, words in {
+        out: "holds a prepared tree already: .* another --out",
+        tmp_path / "other": "exists already",
+        source / "deep/out": "lies in the source",
+        tmp_path / "new": "is in the way, and not of this tool",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            prepare(read_image_folder(source), path)
+    assert [files_of(folder) for folder in (out, tmp_path / "other", mine)] == before
+    (tmp_path / "empty").mkdir()
+    prepare(read_image_folder(source), tmp_path / "empty")
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_what_an_interruption_left_is_begun_anew(source, tmp_path, monkeypatch, kind):
+    def stop(photo, place, _):
+        if Path(photo).name == "2.png":
+            raise kind
+        os.symlink(photo, place)
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, UserError)) as error:
+        patch.setattr(layout, "_link", stop)
+        prepare(read_image_folder(source), tmp_path / "out")
+    assert not isinstance(kind, OSError) or "bytes free" in str(error.value)
+    assert not (tmp_path / "out").exists()
+    prepare(read_image_folder(source), tmp_path / "out")
+    assert len(loaded(tmp_path / "out").catalog) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+def test_two_at_once_are_refused(source, tmp_path):
+    with (
+        layout.unfinished(tmp_path / "out"),
+        pytest.raises(UserError, match="in use by"),
+        layout.unfinished(tmp_path / "out"),
+    ):
+        pass
+    shutil.rmtree(tmp_path / "out")
+    prepare(read_image_folder(source), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("link", "words"),
+    [
+        ("symbolic", "holds 1 photos where 2 were placed"),
+        ("copy", "cannot read .*source/cat/1.png"),
+    ],
+)
+def test_a_source_that_changes_meanwhile_is_noticed(source, tmp_path, link, words):
+    found = read_image_folder(source)
+    (source / "cat/1.png").unlink()
+    with pytest.raises(UserError, match=words):
+        prepare(found, tmp_path / "out", link=link)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
