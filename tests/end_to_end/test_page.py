@@ -134,8 +134,7 @@ def test_one_photo_gets_species_attributes_and_doubts(visit, server):
     breed, gender = found.locator(".attributes section").all()
     expect(breed.locator(".answer")).to_have_text("Siamese")
     expect(gender.locator(".answer")).to_have_text("unsure best guess: female")
-    log = page.get_by_role("log")
-    expect(log).to_contain_text("Gender: unsure, best guess female")
+    expect(page.get_by_role("log")).to_contain_text("Gender: unsure, best guess female")
     assert (server.seen["/predict"], server.queries) == (1, [{"topk": "5"}])
 
 
@@ -154,19 +153,17 @@ def test_what_is_said_where_less_than_usual_is_known(visit, server):
     expect(dog).not_to_contain_text("unsure best")
 
 
-def test_several_photos_with_a_broken_one_between(visit, server):
+def test_several_photos_with_broken_ones_between(visit, server):
     page = visit(server.url, failures=[400, 413, 500])
     choose(page, photo("cat.png"), BROKEN, photo("dog.png"), photo("toolarge.png"), photo("fails"))
-    progress(page, "2 of 5 photos answered")
-    expect(card(page, "broken.jpg")).to_contain_text(
-        "This file is not a picture I can read (PNG, JPEG, WEBP, GIF, BMP or TIFF)."
-    )
+    expect(card(page, "broken.jpg")).to_contain_text("This file is not a picture I can read")
     expect(card(page, "broken.jpg")).to_contain_text("The server said: cannot identify image")
     expect(card(page, "broken.jpg")).to_contain_text("no preview")
     expect(card(page, "broken.jpg").get_by_role("button")).to_have_count(1)  # only: remove
     expect(card(page, "toolarge.png")).to_contain_text("larger than this server takes")
     expect(card(page, "fails").get_by_role("button", name="Try again")).to_be_visible()
     expect(card(page, "dog.png").locator(".answer")).to_have_text("dog")
+    progress(page, "2 of 5 photos answered")
     assert server.seen["/predict"] == 5
 
 
@@ -180,15 +177,15 @@ def test_several_photos_of_one_animal_are_fused(visit, server):
     expect(together.locator(".answer").first).to_have_text("cat")
     expect(card(page, "dog.png").locator(".answer")).to_have_text("dog")
     expect(card(page, "broken.jpg")).to_contain_text("not a picture I can read")
-    folded = card(page, "cat.png").get_by_text("Breed, Gender")
-    expect(card(page, "cat.png").get_by_text("best guess: female")).to_be_hidden()
-    folded.click()
-    expect(card(page, "cat.png").get_by_text("best guess: female")).to_be_visible()
+    guess = card(page, "cat.png").get_by_text("best guess: female")
+    expect(guess).to_be_hidden()
+    card(page, "cat.png").get_by_text("Breed, Gender").click()
+    expect(guess).to_be_visible()
     assert (server.seen["/predict_animal"], server.seen["/predict"]) == (1, 0)
 
     page.get_by_label("Each photo is its own animal").check()  # their answers are there already
     expect(together).to_be_hidden()
-    expect(card(page, "cat.png").get_by_text("best guess: female")).to_be_visible()
+    expect(guess).to_be_visible()
     one_animal(page)
     choose(page, photo("cat2.png"))
     expect(together).to_contain_text("from 3 of 4 photos")
@@ -198,11 +195,11 @@ def test_several_photos_of_one_animal_are_fused(visit, server):
 
 
 def test_one_animal_of_broken_photos_only(visit, server):
-    page = visit(server.url)
+    page = visit(server.url, failures=[400])
     one_animal(page)
     choose(page, BROKEN, {**BROKEN, "name": "broken2.jpg"})
     expect(card(page, "broken2.jpg")).to_contain_text("not a picture I can read")
-    expect(card(page, "All photos together")).to_contain_text("not a picture I can read")
+    expect(card(page, "All photos together")).to_contain_text("None of these files is a picture")
     progress(page, "0 of 2 photos answered")
 
 
@@ -219,10 +216,10 @@ def test_labels_are_text_whatever_stands_in_them(visit, server):
     assert_fits(page)
 
 
-# ---- Asking ----
+# ---- Requests ----
 
 
-def test_a_busy_server_is_asked_again_and_not_for_ever(visit, server):
+def test_a_busy_server_is_tried_again_and_not_for_ever(visit, server):
     page = visit(server.url, failures=[503])
     server.num_busy = 2
     choose(page, photo())
@@ -232,53 +229,30 @@ def test_a_busy_server_is_asked_again_and_not_for_ever(visit, server):
 
     server.num_busy = 99
     choose(page, photo("cat2.png"))
-    expect(card(page, "cat2.png")).to_contain_text("It was asked several times.")
+    expect(card(page, "cat2.png")).to_contain_text("It was tried several times.")
     assert server.seen["/predict"] == 3 + 5
     server.num_busy = 0
     card(page, "cat2.png").get_by_role("button", name="Try again").click()
     progress(page, "2 of 2 photos answered")
 
 
-def test_few_at_once_with_progress_cancelled_and_cleared(visit, server):
+def test_a_few_at_once_and_cleared(visit, server):
     page = visit(server.url)
     server.hold.clear()
     choose(page, *(photo(f"cat{number}.png") for number in range(8)))
-    progress(page, "Asking: 0 of 8 photos answered")
+    expect(page.get_by_text("Looking")).to_have_count(3)
     expect(page.get_by_text("Waiting for its turn")).to_have_count(5)
-    page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_text("Cancelled.")).to_have_count(8)
-    server.hold.set()
-    card(page, "cat3.png").get_by_role("button", name="Ask again").click()
-    progress(page, "1 of 8 photos answered")
-    assert server.most_open <= 2 * 3  # the cancelled ones, too, were three
-    assert server.seen["/predict"] == 4
+    expect(page.get_by_role("progressbar")).to_be_visible()
     page.get_by_role("button", name="Clear all").click()
+    server.hold.set()
     expect(page.get_by_role("article")).to_have_count(0)
     expect(page.get_by_label("Choose photos")).to_be_focused()
+    choose(page, photo("cat8.png"))
+    progress(page, "1 of 1 photo answered")
+    assert server.seen["/predict"] == 3 + 1
+    page.get_by_role("button", name="Clear all").click()
     seen = page.evaluate("() => ({...window.seen, stored: localStorage.length})")
     assert (seen["made"], seen["stored"]) == (seen["revoked"], 0)
-
-
-def test_too_much_for_the_server_is_said_before_it_is_sent(visit, server):
-    page = visit(server.url)
-    huge = {**photo(), "name": "cat-huge.png"}
-    huge["buffer"] += bytes(1_200_000)
-    choose(page, photo(), huge)
-    expect(card(page, "cat-huge.png")).to_contain_text("has 1.2 MB; this server takes 1 MB")
-    progress(page, "1 of 2 photos answered, waiting for your decision below")
-    assert server.seen["/predict"] == 1
-    card(page, "cat-huge.png").get_by_role("button", name="Send all the same").click()
-    progress(page, "2 of 2 photos answered")
-
-    one_animal(page)
-    choose(page, photo("cat3.png"), photo("cat4.png"), photo("cat5.png"))
-    together = card(page, "All photos together")
-    expect(together).to_contain_text("takes 4 photos of one animal. Remove 1 photo below.")
-    page.get_by_role("button", name="Remove cat3.png").click()
-    expect(together).to_contain_text("These photos have 1.2 MB together")
-    page.get_by_role("button", name="Remove cat-huge.png").click()
-    expect(together).to_contain_text("from 3 photos")
-    assert server.seen["/predict_animal"] == 1
 
 
 def test_a_server_that_is_gone(visit, server):
@@ -287,25 +261,25 @@ def test_a_server_that_is_gone(visit, server):
     server.shutdown()
     server.server_close()
     choose(page, photo())
-    expect(card(page, "cat.png")).to_contain_text("The server cannot be reached.")
+    expect(card(page, "cat.png")).to_contain_text("The server cannot be reached")
     expect(card(page, "cat.png")).not_to_contain_text("The server said")
 
 
-def test_what_speaks_for_an_answer(visit, server):
+def test_why_this_answer(visit, server):
     page = visit(server.url)
     choose(page, photo(size=(40, 60)))
     found = card(page, "cat.png")
-    button = found.get_by_role("button", name="What speaks for it: Breed, Siamese")
+    button = found.get_by_role("button", name="Why this answer? Breed, Siamese")
     button.click()
-    picture = found.get_by_alt_text("Places of the photo that speak for Siamese")
+    picture = found.get_by_alt_text("Places of the photo that raised Siamese")
     expect(picture).to_be_visible()
     box = picture.bounding_box()
     assert box["height"] / box["width"] == pytest.approx(60 / 40, rel=0.02)  # the photo's shape
     expect(button).to_have_attribute("aria-pressed", "true")
     expect(found.get_by_alt_text("Photo cat.png")).to_be_hidden()
     assert server.queries[-1] == {"species": "cat", "head": "breed", "label": "Siamese"}
-    found.get_by_role("button", name="What speaks for it: Species, cat").click()
-    expect(found.get_by_alt_text("Places of the photo that speak for cat")).to_be_visible()
+    found.get_by_role("button", name="Why this answer? Species, cat").click()
+    expect(found.get_by_alt_text("Places of the photo that raised cat")).to_be_visible()
     expect(button).to_have_attribute("aria-pressed", "false")
     button.click()
     button.click()
@@ -316,16 +290,13 @@ def test_what_speaks_for_an_answer(visit, server):
     assert (seen["made"], seen["revoked"]) == (3, 3)
 
 
-def test_networks_that_cannot_be_explained_and_a_card_of_nothing(visit, server):
-    server.card = {**stub.CARD, "can_explain": False}
+@pytest.mark.parametrize("model_card", [{**stub.CARD, "can_explain": False}, {}])
+def test_networks_that_cannot_be_explained_and_a_card_of_nothing(visit, server, model_card):
+    server.card = model_card
     page = visit(server.url)
     choose(page, photo())
     progress(page, "1 of 1 photo answered")
-    expect(page.get_by_role("button", name="What speaks for it")).to_have_count(0)
-    server.card = {}
-    page = visit(server.url)
-    choose(page, photo())
-    progress(page, "1 of 1 photo answered")
+    expect(page.get_by_role("button", name="Why this answer?")).to_have_count(0)
 
 
 # ---- Hands, eyes and machines ----
@@ -350,30 +321,25 @@ def test_the_keyboard_is_enough(visit, server):
     assert page.locator("label[for=choose]").evaluate(outline) == "solid"
     with page.expect_file_chooser() as chooser:
         keys.press("Enter")
-    server.hold.clear()
     assert chooser.value.is_multiple()
     chooser.value.set_files([photo("cat.png"), photo("cat2.png")])
-    progress(page, "Asking: 0 of 2 photos answered")
-    keys.press("Escape")
-    expect(page.get_by_text("Cancelled.")).to_have_count(2)
-    server.hold.set()
+    progress(page, "2 of 2 photos answered")
     keys.press("Tab")
     keys.press("ArrowDown")
     expect(page.get_by_label("All photos show one animal")).to_be_checked()
     expect(card(page, "All photos together")).to_contain_text("from 2 photos")
     keys.press("ArrowUp")
-    button = card(page, "cat2.png").get_by_role("button", name="What speaks for it: Species")
+    button = card(page, "cat2.png").get_by_role("button", name="Why this answer? Species")
     focus_on(button)
     assert button.evaluate(outline) == "solid"
     keys.press("Enter")
-    expect(page.get_by_alt_text("Places of the photo that speak for cat")).to_be_visible()
+    expect(page.get_by_alt_text("Places of the photo that raised cat")).to_be_visible()
     focus_on(page.get_by_role("button", name="Remove cat2.png"))
     keys.press("Space")
     expect(card(page, "cat.png")).to_be_focused()
-    summary = page.get_by_text("The networks behind the answers")
-    focus_on(summary)
+    focus_on(page.get_by_text("The networks behind the answers"))
     keys.press("Enter")
-    expect(page.get_by_text("sha256 0123456789ab…")).to_be_visible()
+    expect(page.get_by_text("sha256 0123456789ab…").first).to_be_visible()
     assert page.evaluate("() => window.seen.pointer") == 0
 
 
@@ -410,7 +376,7 @@ def test_a_phone_never_scrolls_sideways(visit, server, width):
     page.get_by_label("Each photo is its own animal").check()
     choose(page, BROKEN)
     progress(page, "4 of 5 photos answered")
-    page.get_by_role("button", name="What speaks for it: Species").first.click()
+    page.get_by_role("button", name="Why this answer? Species").first.click()
     assert_fits(page)
 
 
@@ -463,7 +429,7 @@ def test_the_page_with_the_real_server(visit, real_server, tree):
     page.get_by_label("Choose photos").set_input_files([*photos, tree.images / EMPTY])
     progress(page, f"{len(photos)} of {len(photos) + 1} photos answered")
     expect(card(page, "00.png").first).to_contain_text("%")
-    card(page, "01.png").get_by_role("button", name="What speaks for it: Species").click()
+    card(page, "01.png").get_by_role("button", name="Why this answer? Species").click()
     picture = card(page, "01.png").locator("img.why")
     expect(picture).to_be_visible()
     assert picture.evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 32

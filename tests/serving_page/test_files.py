@@ -8,8 +8,6 @@ import pytest
 from tests.serving_page.stub import PAGE
 
 FILES = {path.name: path.read_text(encoding="utf-8") for path in sorted(PAGE.iterdir())}
-SCRIPTS = {name: text for name, text in FILES.items() if name.endswith(".js")}
-MAX_LINES = 400
 # What runs text as HTML or code, what stores, and what the policy of the server forbids.
 FORBIDDEN = (
     r"(?:inner|outer)HTML|insertAdjacentHTML|document\.write|createContextualFragment|DOMParser"
@@ -17,11 +15,6 @@ FORBIDDEN = (
     r"|localStorage|sessionStorage|indexedDB|document\.cookie|serviceWorker|sendBeacon"
 )
 INLINE = r"<style|\sstyle\s*=|<script(?![^>]*\ssrc=)|\son[a-z]+\s*="
-
-
-def test_the_page_is_whole():
-    assert {"index.html", "page.css", "page.js", "icon.svg"} <= set(FILES)
-    assert all(len(text.splitlines()) <= MAX_LINES for text in FILES.values())
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -38,33 +31,26 @@ def test_a_file_runs_no_text_and_stores_nothing(name):
     assert not re.findall(FORBIDDEN, FILES[name])
     if not name.endswith((".js", ".css")):
         assert not re.findall(INLINE, FILES[name])
+    if not name.endswith(".svg"):
+        assert max(map(len, FILES[name].splitlines())) <= 100
 
 
-def test_the_patterns_find_what_they_are_for():
-    assert re.findall(FORBIDDEN, "node.innerHTML = label; localStorage.x = 1; eval(x)")
-    for bad in ('<p style="a:b">', "<script>x", "<img onerror=x>", "<style>"):
-        assert re.findall(INLINE, bad)
-
-
-def test_each_element_that_a_script_asks_for_is_there():
-    (page,) = (text for name, text in FILES.items() if name == "index.html")
-    ids = re.findall(r'\sid="([^"]+)"', page)
-    asked = re.findall(r'\bat\("([^"]+)"\)', "".join(SCRIPTS.values()))
-    assert len(ids) == len(set(ids))
-    assert len(asked) > 10
-    assert set(asked) <= set(ids)
+def test_each_element_that_a_script_wants_is_there():
+    ids = re.findall(r'\sid="([^"]+)"', FILES["index.html"])
+    scripts = "".join(text for name, text in FILES.items() if name.endswith(".js"))
+    wanted = re.findall(r'\bat\("([^"]+)"\)', scripts)
+    assert len(ids) == len(set(ids)) and len(wanted) > 10
+    assert set(wanted) <= set(ids)
 
 
 def test_texts_can_be_read_in_light_and_dark():
-    light, dark = re.findall(r":root \{\n(.*?)\n\s*\}", FILES["page.css"], re.S)[:2]
-    for block in (light, dark):
-        colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{3,6});", block))
-        for text, ground in product(("ink", "pale", "doubt", "bar"), ("paper", "soft", "tint")):
-            if (text, ground) in {("doubt", "tint"), ("pale", "tint")}:
-                continue  # never meet
-            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
-        for ground in ("bar", "strong"):
-            assert contrast(colours["on-bar"], colours[ground]) >= 4.5
+    pairs = r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\);"
+    colours = {name: both for name, *both in re.findall(pairs, FILES["page.css"])}
+    texts = {*product(("ink", "pale", "doubt", "bar"), ("paper", "soft", "tint"))}
+    never_meet = {("doubt", "tint"), ("pale", "tint")}
+    for text, ground in texts - never_meet | {("on-bar", "bar"), ("on-bar", "strong")}:
+        for one, other in zip(colours[text], colours[ground], strict=True):
+            assert contrast(one, other) >= 4.5, (text, ground)
 
 
 def contrast(one: str, other: str) -> float:
@@ -74,14 +60,11 @@ def contrast(one: str, other: str) -> float:
 
 
 def _luminance(colour: str) -> float:
-    digits = colour.removeprefix("#")
-    if len(digits) == 3:
-        digits = "".join(2 * digit for digit in digits)
-    shares = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    shares = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
     return sum(w * s for w, s in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def test_contrast_of_black_and_white():
-    assert contrast("#000", "#ffffff") == pytest.approx(21)
-    assert contrast("#777", "#fff") == pytest.approx(4.48, abs=0.01)
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)

@@ -1,6 +1,6 @@
 // An answer of the networks as elements. Labels come from files: they only ever become text nodes.
 
-import { count, describeProblem, headName, percent } from "./words.js";
+import { count, describeProblem, headName, percent, size } from "./words.js";
 
 const NUM_SHOWN = 3; // the others are folded away
 const MAX_MAY_BE = 12;
@@ -9,54 +9,57 @@ const MAX_MAY_BE = 12;
 export function make(tag, properties = {}, ...children) {
   const [name, ...classes] = tag.split(".");
   const element = document.createElement(name);
-  if (classes.length) element.className = classes.join(" ");
-  for (const [key, value] of Object.entries(properties)) {
-    if (key in element) element[key] = value;
-    else element.setAttribute(key, value);
-  }
-  element.append(...children.filter((child) => child || child === ""));
+  element.className = classes.join(" ");
+  Object.assign(element, properties);
+  element.append(...children.filter(Boolean));
   return element;
 }
 
 export const bdi = (text) => make("bdi", {}, String(text));
 
-/** Lay an answer out; `why(head, label)` gives a button or null, `isFolded` folds attributes away. */
+/** Lay an answer out; `why(head, label)` makes a button; `isFolded` folds attributes away. */
 export function answerView(answer, why = () => null, isFolded = false) {
-  const { species, attributes = {} } = answer;
-  const heads = Object.entries(attributes ?? {});
+  const { species, attributes } = answer;
+  const heads = Object.entries(attributes);
   const views = heads.map(([head, entry]) => headView(head, entry, why(head, entry.label)));
+  const grid = heads.length > 0 && make("div.attributes", {}, ...views);
   const names = heads.map(([head]) => headName(head)).join(", ");
   return [
-    species.is_pet === false && strangerNote(),
+    species.is_pet === false && make("p.note", {},
+      make("b", {}, "Does not look like any of the known species. "),
+      "This is advice only: about 1 in 20 photos of real pets gets it too, and a stranger can " +
+      "pass without it."),
     answer.message && make("p.note.bad", {}, make("b", {}, describeProblem(answer).title), " ",
       bdi(answer.message)),
     headView("species", species, why("species", species.label)),
-    answer.status === "no_specialist" && specialistNote(species.label),
-    heads.length > 0 && species.sure === false && make("p.small.given", {},
+    answer.status === "no_specialist" && make("p.note.quiet", {},
+      "There is no specialist for ", bdi(species.label),
+      " on this server, so breed, colours and gender were not predicted."),
+    grid && species.sure === false && make("p.small.given", {},
       "What follows holds only if it is: ", bdi(species.label), "."),
-    heads.length > 0 && (isFolded
-      ? make("details.rest.folded", {}, make("summary", {}, names), make("div.attributes", {}, ...views))
-      : make("div.attributes", {}, ...views)),
-    footnote([species, ...heads.map(([, entry]) => entry)]),
-  ].filter(Boolean);
+    grid && isFolded ? make("details.rest.folded", {}, make("summary", {}, names), grid) : grid,
+    [species, ...Object.values(attributes)].some(({ sure }) => sure == null) && make(
+      "p.small.foot", {}, "Not every answer here was calibrated: where it was not, nothing says " +
+      "when to call it unsure."),
+  ];
 }
 
 function headView(head, entry, whyButton) {
   const isUnsure = entry.sure === false;
+  const answer = isUnsure
+    ? make("p.answer.doubt", {}, make("span", {}, "unsure"), " ",
+      make("span.guess", {}, "best guess: ", bdi(entry.label)))
+    : make("p.answer", {}, bdi(entry.label));
+  const mayBe = entry.may_be?.length > (isUnsure ? 0 : 1) && mayBeView(entry.may_be);
   return make(`section.head.${head === "species" ? "first" : "other"}`, {},
     make("div.line", {}, make("h4", {}, headName(head)), whyButton),
-    isUnsure
-      ? make("p.answer.doubt", {}, make("span", {}, "unsure"), " ",
-        make("span.guess", {}, "best guess: ", bdi(entry.label)))
-      : make("p.answer", {}, bdi(entry.label)),
-    barsView(headName(head), entry.topk ?? [], isUnsure),
-    (entry.may_be?.length > 1 || (entry.may_be?.length && isUnsure)) && mayBeView(entry.may_be));
+    answer, barsView(headName(head), entry.topk, isUnsure), mayBe);
 }
 
 function barsView(name, topk, isUnsure) {
   const rows = topk.map(([label, probability]) => {
-    const bar = make("i", {});
-    bar.style.width = `${Math.max(0, Math.min(1, probability)) * 100}%`;
+    const bar = make("i");
+    bar.style.width = `${probability * 100}%`;
     return make("li", {}, make("span.label", {}, bdi(label)),
       make("span.bar", { ariaHidden: "true" }, bar), make("span.value", {}, percent(probability)));
   });
@@ -76,37 +79,39 @@ function mayBeView(labels) {
     ". Lists like this hold the true one in 9 of 10 photos.");
 }
 
-const strangerNote = () =>
-  make("p.note", {}, make("b", {}, "Does not look like any of the known species. "),
-    "Take the answer with care. This is advice only: about 1 in 20 photos of real pets gets it too, " +
-    "and a stranger can pass without it.");
-
-const specialistNote = (label) =>
-  make("p.note.quiet", {}, "There is no specialist for ", bdi(label),
-    " on this server, so breed, colours and gender were not asked.");
-
-function footnote(entries) {
-  const lines = [];
-  if (entries.some(({ sure }) => sure === null || sure === undefined)) {
-    lines.push("Not every answer here was calibrated: where it was not, nothing says when to " +
-      "call it unsure.");
-  }
-  const nameless = entries.filter(({ vocabulary }) => vocabulary && vocabulary !== "checkpoint");
-  if (nameless.length) {
-    lines.push(`The names of ${count(nameless.length, "attribute")} are not from the network's ` +
-      `file (${[...new Set(nameless.map(({ vocabulary }) => vocabulary))].join(", ")}).`);
-  }
-  return lines.length > 0 && make("p.small.foot", {}, lines.join(" "));
-}
-
 /** Say that photos of one animal were taken for different species; null where they agree. */
-export function disagreementNote(answers) {
+export function disagreementNote(photos) {
   const votes = new Map();
-  for (const { species } of answers) {
-    if (species) votes.set(species.label, (votes.get(species.label) ?? 0) + 1);
+  for (const { answer } of photos) {
+    const label = answer?.species?.label;
+    if (label) votes.set(label, (votes.get(label) ?? 0) + 1);
   }
   if (votes.size < 2) return null;
-  const parts = [...votes].flatMap(([label, number]) => [`, ${number} × `, bdi(label)]);
+  const parts = [...votes].flatMap(([label, number]) => [", ", `${number} × `, bdi(label)]);
   return make("p.note", {}, make("b", {}, "The photos do not agree. "), "Alone they would be: ",
-    parts[0].slice(2), ...parts.slice(1), ". Do all of them show one animal?");
+    ...parts.slice(1), ". Do all of them show one animal?");
+}
+
+/** Lay the model card out. */
+export function cardView(card) {
+  if (!card) {
+    return [make("p.note.quiet", {}, "The server gave no model card. Is it running?")];
+  }
+  const { limits = {}, stage1 = {}, specialists = {} } = card;
+  const rows = [
+    ["Engine", `${card.engine}, ${card.precision}`],
+    ["Species", (stage1.heads?.species ?? []).join(", ")],
+    ["No specialist", (card.no_specialist ?? []).join(", ")],
+    ["Limits", `${count(limits.max_photos, "photo")} of one animal, ` +
+      `${size(limits.max_body_mb * 1e6)} in one upload`],
+  ].filter(([, text]) => text);
+  const networks = [["stage 1", stage1], ...Object.entries(specialists)];
+  return [
+    make("dl.facts", {}, ...rows.map(([name, text]) =>
+      make("div", {}, make("dt", {}, name), make("dd", {}, bdi(text))))),
+    make("ul.networks", {}, ...networks.map(([name, { heads = {}, sha256 = "" }]) =>
+      make("li", {}, make("b", {}, bdi(name)), " ", bdi(Object.entries(heads)
+        .map(([head, labels]) => `${headName(head).toLowerCase()} (${labels.length})`).join(", ")),
+      make("code", { title: `sha256 ${sha256}` }, `sha256 ${sha256.slice(0, 12)}…`)))),
+  ];
 }
