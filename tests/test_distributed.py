@@ -8,7 +8,6 @@ import pytest
 from petface import devices, distributed
 from petface.data import loading as batches
 from petface.errors import UserError
-from petface.evaluation import parts as shares
 from petface.training import evaluate as measure
 from petface.training.stopping import StopRequest
 
@@ -85,21 +84,6 @@ def test_the_shares_of_all_processes_are_the_batches_of_one(monkeypatch):
                 assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
             in_turn = [part.tolist() for part in measure._in_turn(turns)]
             assert in_turn == [p.tolist() for p in batches.even_slices(order, batch_size)]
-
-
-def test_the_ranges_of_an_evaluation_cover_the_plan_evenly(monkeypatch):
-    draw = np.random.default_rng(0)
-    for num_slices, world_size in itertools.product((0, 1, 2, 5, 40, 300), (1, 2, 3, 8)):
-        sizes = draw.integers(1, 65, num_slices).tolist()
-        ends = [0]
-        for rank in range(world_size):
-            place(monkeypatch, rank, world_size)
-            begin, end = shares.own_range(sizes)
-            assert begin == ends[-1] <= end
-            ends.append(end)
-            if num_slices >= 40:
-                assert abs(sum(sizes[begin:end]) - sum(sizes) / world_size) <= 64
-        assert ends[-1] == num_slices
 
 
 def test_a_launchers_copy_of_a_signal_is_not_the_second_one(monkeypatch):

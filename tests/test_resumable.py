@@ -8,16 +8,20 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
+import time
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from petface.errors import UserError
-from petface.resumable import ResumableTable
+from petface.resumable import ResumableRecords, ResumableTable, write_behind
 
 HEADER = ("image", "label", "correct")
+RECORD = np.dtype([("number", "<i2"), ("pair", "<f4", (2,))])
 IDENTITY = {"stage1": "abc", "batch_size": 2, "specialists": {"cat": None}}
 BATCHES = [
     [["a.png", "Bulldog, Olde mix", 1], ["b.png", 'two\nlines "x"\n', 0]],
@@ -205,3 +209,89 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match=r"cannot write .*bytes free"):
         go_on(tmp_path / "file" / "rows.csv")
+
+
+def test_records_survive_stops(tmp_path: Path) -> None:
+    path, wanted = tmp_path / "x.npy", np.zeros(10, RECORD)
+    wanted["number"], wanted["pair"][:, 1] = np.arange(10), 7
+    new = lambda: ResumableRecords(path, RECORD, 10)  # noqa: E731
+    assert new().num_kept() == 0
+    first = new()
+    first.begin(0)
+    first.write(0, wanted[:4])
+    first.write(4, wanted[4:7])
+    with first.unfinished.open("ab") as handle:
+        handle.write(b"torn")
+    second = new()
+    assert second.num_kept() == 7
+    second.begin(4)  # the table beside it kept fewer
+    assert new().num_kept() == 4
+    second.write(4, wanted[4:])
+    second.finish()
+    assert np.array_equal(np.load(path), wanted) and not second.unfinished.exists()
+    assert new().num_kept() == 10, "stopped between this rename and the table's"
+    assert new().unfinished.exists() and not path.exists()
+    assert ResumableRecords(path, RECORD, 11).num_kept() == 0, "another number of images"
+
+
+def test_records_of_one_batch_have_their_header(tmp_path: Path) -> None:
+    records = ResumableRecords(tmp_path / "x.npy", RECORD, 3)
+    records.begin(0)
+    records.write(0, np.ones(3, RECORD))
+    records.finish()
+    assert np.array_equal(np.load(tmp_path / "x.npy"), np.ones(3, RECORD))
+
+
+def test_items_are_written_in_order_by_another_thread() -> None:
+    written: list[tuple[int, bool]] = []
+    main = threading.main_thread()
+    write_behind(range(50), lambda n: written.append((n, threading.current_thread() is main)))
+    assert written == [(n, False) for n in range(50)]
+
+
+def test_what_the_writer_raises_surfaces_and_nothing_is_written_after_it() -> None:
+    written, made = [], []
+
+    def make():
+        for n in range(10_000):
+            made.append(n)
+            yield n
+
+    def write(n: int) -> None:
+        if n == 5:
+            raise OSError("disk full")
+        written.append(n)
+
+    with pytest.raises(OSError, match="disk full"):
+        write_behind(make(), write, waiting=2)
+    assert written == [0, 1, 2, 3, 4] and len(made) < 10_000
+    assert not [t for t in threading.enumerate() if t.name == "write rows"]
+
+
+def test_where_the_maker_raises_what_came_before_is_written() -> None:
+    written = []
+
+    def make():
+        yield from range(3)
+        raise RuntimeError("device lost")
+
+    with pytest.raises(RuntimeError, match="device lost"):
+        write_behind(make(), lambda n: (time.sleep(0.01), written.append(n)))
+    assert written == [0, 1, 2]
+
+
+def test_no_more_than_a_few_items_wait() -> None:
+    most, made, written = [0], [0], [0]
+
+    def make():
+        for n in range(30):
+            made[0] += 1
+            most[0] = max(most[0], made[0] - written[0])
+            yield n
+
+    def write(_: int) -> None:
+        time.sleep(0.002)
+        written[0] += 1
+
+    write_behind(make(), write, waiting=2)
+    assert written[0] == 30 and most[0] <= 2 + 2  # one being written, one just made

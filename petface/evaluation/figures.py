@@ -1,31 +1,38 @@
-"""How good a head's answers are: the figures of an evaluation per part, head and species."""
+"""The metrics of one head over some photos, the same of animals, and how they are written."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from petface import metrics
-from petface.evaluation.heads import HeadAnswers, Truths, best_share, share
+from petface.evaluation.heads import HeadAnswers, Truths, Whole, best_share, share
 from petface.reliability import expected_calibration_error
 from petface.taxonomy import UNKNOWN
 
 # From here on the bootstrap holds what it promises; with fewer it is too narrow.
 MIN_RECORDS_FOR_BOOTSTRAP = 200
+NUM_PHOTOS = {"1": 1, "2": 2, "3": 3, "4-5": 5, "6-9": 9, "10+": math.inf}  # of an animal, at most
+_OF_SEVERAL_CLASSES = (
+    *("balanced_accuracy", "macro_precision", "macro_recall", "macro_f1", "kappa"),
+    "majority_baseline",
+)
+_VOTES = 2.0**40  # probabilities are summed as whole numbers: no sum depends on the order of rows
 
 
 def figures(answers: HeadAnswers, resamples: int) -> dict[str, Any]:
-    """Count the figures of one head over some photos; None where nothing is defined.
+    """Count the metrics of one head over some photos; None where nothing is defined.
 
-    Of the photos that were asked: `num`, `correct`, `accuracy`; `top3`, `top5`, None where no
-    network has more classes than that, and how many photos they count; macro figures over the
+    Of the photos that it predicted: `num`, `correct`, `accuracy`; `top3`, `top5`, None where no
+    network has more classes than that, and how many photos they count; macro averages over the
     classes that occur; kappa, where chance knows the species of an attribute as the specialist
-    does; `rescued_by_top5`, the share of the errors with the truth among the
-    five best; losses and calibration at the fitted temperature and (`raw_*`) at 1;
-    `num_not_a_class`, labels that the network cannot answer, which count as wrong.
+    does; `rescued_by_top5`, the share of the errors with the truth among the five best; losses and
+    calibration at the fitted temperature and (`raw_*`) at 1; `num_not_a_class`, labels that the
+    network cannot answer, which count as wrong.
 
     Of heads other than the species also over all photos with a label: `end_to_end`, where a wrong
     species counts as wrong, and which share of all was lost in which stage, so that
@@ -34,23 +41,21 @@ def figures(answers: HeadAnswers, resamples: int) -> dict[str, Any]:
     `majority_baseline` is the score of always giving the commonest training label of the species.
     `interval_95` is a 95 % interval over animals; without `resamples` there is none.
     """
-    asked = answers.asked()
-    details = asked.details
-    own_classes = asked.num_classes[asked.group]
-    (top3, num_top3), (top5, num_top5) = best_share(asked, 3), best_share(asked, 5)
-    wrong = asked.where(~asked.is_right)
+    own = answers.predicted()
+    (top3, num_top3), (top5, num_top5) = best_share(own, 3), best_share(own, 5)
+    commonest = answers.commonest[answers.group]
     found: dict[str, Any] = {
-        **_accuracy(asked, asked.is_right, resamples),
+        **_accuracy(own, own.is_right, resamples),
         "top3": top3,
         "num_top3": num_top3,
         "top5": top5,
         "num_top5": num_top5,
-        "rescued_by_top5": best_share(wrong, 5)[0],
-        "num_not_a_class": int((details["rank"] > own_classes).sum()),
-        "num_classes": int(asked.num_classes[np.unique(asked.group)].sum()),
-        **_class_figures(asked),
-        "majority_baseline": _majority(answers),
-        **_losses(asked),
+        "rescued_by_top5": best_share(own.where(~own.is_right), 5)[0],
+        "num_not_a_class": int((own.details["rank"] > own.num_classes[own.group]).sum()),
+        "num_classes": int(own.num_classes[np.unique(own.group)].sum()),
+        **_class_averages(own),
+        "majority_baseline": share((answers.true == commonest) & (commonest != UNKNOWN)),
+        **_losses(own),
     }
     if answers.head != "species":
         found["end_to_end"] = _accuracy(answers, answers.is_right, resamples)
@@ -63,39 +68,147 @@ def figures_by_species(answers: HeadAnswers, resamples: int) -> dict[str, dict[s
     """Count `figures` per true species.
 
     Of the head "species" one species is one class: its `recall` (the accuracy), and the `precision`
-    and `f1` among all photos of the part; what compares classes is None.
+    and `f1` among all these photos; what compares classes is None.
     """
-    found = {name: figures(part, resamples) for name, part in answers.per_species().items()}
+    found = {name: figures(own, resamples) for name, own in answers.per_species().items()}
     if answers.head == "species":
         scores = metrics.class_scores(*class_counts(answers))
         for name, entry in found.items():
             k = answers.classes.index((name, name))
-            entry |= dict.fromkeys(
-                ("balanced_accuracy", "macro_precision", "macro_recall", "macro_f1", "kappa",
-                 "majority_baseline")
-            )  # fmt: skip
+            entry |= dict.fromkeys(_OF_SEVERAL_CLASSES)
             entry["recall"], entry["precision"] = entry["accuracy"], float(scores.precision[k])
             entry["f1"] = float(scores.f1[k])
     return found
 
 
-def class_counts(asked: HeadAnswers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Count per class (K,) the photos answered rightly, those of the class, and those answered so.
-
-    Of asked photos alone.
+def class_counts(own: HeadAnswers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Count per class (K,) the photos predicted rightly, those of the class, and those predicted
+    so; of predicted photos alone.
     """
-    num = len(asked.classes)
-    answer = asked.top[:, 0]
-    return (
-        np.bincount(asked.true[asked.is_right], minlength=num),
-        np.bincount(asked.true, minlength=num),
-        np.bincount(answer, minlength=num),
-    )
+    counted = own.true[own.is_right], own.true, own.top[:, 0]
+    hits, support, predicted = (np.bincount(k, minlength=len(own.classes)) for k in counted)
+    return hits, support, predicted
 
 
-def known(value: float) -> float | None:
-    """Give None for NaN, which JSON does not know."""
+def _class_averages(own: HeadAnswers) -> dict[str, float | None]:
+    hits, support, predicted = class_counts(own)
+    scores = metrics.class_scores(hits, support, predicted)
+    return {
+        "balanced_accuracy": share(scores.recall[support > 0]),
+        "macro_precision": _known(scores.macro_precision),
+        "macro_recall": _known(scores.macro_recall),
+        "macro_f1": _known(scores.macro_f1),
+        "kappa": _known(metrics.cohen_kappa(hits, support, predicted, own.class_group)),
+    }
+
+
+def _losses(own: HeadAnswers) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for prefix in ("", "raw_"):
+        for name in (f"{prefix}nll", f"{prefix}brier"):
+            values = own.details[name]
+            found[name] = share(values[np.isfinite(values)])
+        confidence = own.details["raw_prob"] if prefix else own.details["top_prob"][:, 0]
+        order = np.argsort(confidence, kind="stable")  # five times as fast for a million photos
+        error = expected_calibration_error(confidence[order], own.is_right[order])
+        found[f"{prefix}ece"] = _known(error)
+    return found
+
+
+def _accuracy(answers: HeadAnswers, is_right: Truths, resamples: int) -> dict[str, Any]:
+    """Count photos into num, correct, accuracy and, where wanted, the interval over animals."""
+    num, correct = len(answers), int(is_right.sum())
+    found: dict[str, Any] = {"num": num, "correct": correct, "accuracy": share(is_right)}
+    if not num:
+        return found
+    record = np.unique(answers.record, return_inverse=True)[1]
+    photos = np.bincount(record)
+    right = np.bincount(record[is_right], minlength=len(photos))
+    found["num_records"] = len(photos)
+    if resamples:
+        bootstrap = list(metrics.cluster_bootstrap_interval(right, photos, resamples=resamples))
+        is_enough = len(photos) >= MIN_RECORDS_FOR_BOOTSTRAP
+        small = list(metrics.cluster_wilson_interval(right, photos))
+        found["interval_95"] = bootstrap if is_enough else small
+        found["bootstrap_95"] = bootstrap
+    return found
+
+
+def _known(value: float) -> float | None:
+    """Return None for NaN, which JSON does not know."""
     return None if math.isnan(value) else float(value)
+
+
+# ---- Several photos of one animal answered as one ----
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """R animals, arrays (R,)."""
+
+    num_photos: Whole
+    share_right: np.ndarray  # float64, of its photos
+    is_right: Truths  # all its photos together
+
+
+def fuse(answers: HeadAnswers) -> Fused:
+    """Let the predicted photos of each animal answer together.
+
+    Each photo gives its five best classes their probabilities; the class with the largest sum is
+    the answer, of equal ones the first. Labels that differ within an animal make it two.
+    """
+    own = answers.predicted()
+    num_classes = max(len(own.classes), 1)
+    labelled = own.record * num_classes + own.true
+    first, animal = np.unique(labelled, return_index=True, return_inverse=True)[1:]
+    num_photos = np.bincount(animal, minlength=len(first))
+    num_right = np.bincount(animal[own.is_right], minlength=len(first))
+    top, probability = own.top.ravel(), own.details["top_prob"].ravel()
+    given = top >= 0
+    key = (np.repeat(animal, own.top.shape[1]) * num_classes + top)[given]
+    voted, place = np.unique(key, return_inverse=True)  # by animal, then by class
+    sums = np.zeros(len(voted), np.int64)
+    np.add.at(sums, place, np.rint(probability[given] * _VOTES).astype(np.int64))
+    by_animal, candidate = np.divmod(voted, num_classes)
+    best = np.lexsort((candidate, -sums, by_animal))
+    winner = candidate[best[np.unique(by_animal[best], return_index=True)[1]]]
+    return Fused(num_photos, num_right / np.maximum(num_photos, 1), winner == own.true[first])
+
+
+def describe_fusion(fused: Fused) -> dict[str, Any]:
+    """Compare photos answered one by one with all of an animal's photos fused.
+
+    `accuracy_per_photo` is over photos. `accuracy_one_photo` is over animals, as the fused one is:
+    what one photo drawn from each gives. Their difference is what fusing gains.
+    """
+    groups, low = [], 0.0
+    for name, high in NUM_PHOTOS.items():
+        inside = (fused.num_photos > low) & (fused.num_photos <= high)
+        if inside.any():
+            groups.append({"photos": name, **_compare(fused, inside)})
+        low = high
+    every = _compare(fused, np.ones(len(fused.num_photos), bool))
+    return {"num_records": every.pop("records"), **every, "by_num_photos": groups}
+
+
+def count(is_right: Truths) -> dict[str, Any]:
+    """Count truths into num, correct, accuracy."""
+    num, correct = len(is_right), int(is_right.sum())
+    return {"num": num, "correct": correct, "accuracy": correct / num if num else None}
+
+
+def _compare(fused: Fused, inside: Truths) -> dict[str, Any]:
+    photos = fused.num_photos[inside]
+    num_right = float((fused.share_right[inside] * photos).sum())
+    return {
+        "records": int(inside.sum()),
+        "accuracy_per_photo": num_right / photos.sum() if len(photos) else None,
+        "accuracy_one_photo": share(fused.share_right[inside]),
+        "accuracy_fused": share(fused.is_right[inside]),
+    }
+
+
+# ---- How shares are written ----
 
 
 def percent(share: Any, digits: int = 1) -> str:
@@ -119,53 +232,3 @@ def interval(limits: Any, form: Callable[[Any], str] = percent) -> str:
 def _is_number(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and math.isfinite(value)
-
-
-def _class_figures(asked: HeadAnswers) -> dict[str, float | None]:
-    hits, support, predicted = class_counts(asked)
-    scores = metrics.class_scores(hits, support, predicted)
-    occurs = support > 0
-    return {
-        "balanced_accuracy": share(hits[occurs] / support[occurs]),
-        "macro_precision": known(scores.macro_precision),
-        "macro_recall": known(scores.macro_recall),
-        "macro_f1": known(scores.macro_f1),
-        "kappa": known(metrics.cohen_kappa(hits, support, predicted, asked.class_group)),
-    }
-
-
-def _losses(asked: HeadAnswers) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
-    for prefix in ("", "raw_"):
-        for name in (f"{prefix}nll", f"{prefix}brier"):
-            values = asked.details[name]
-            found[name] = share(values[np.isfinite(values)])
-        confidence = asked.details["raw_prob"] if prefix else asked.details["top_prob"][:, 0]
-        order = np.argsort(confidence, kind="stable")  # five times as fast for a million photos
-        error = expected_calibration_error(confidence[order], asked.is_right[order])
-        found[f"{prefix}ece"] = known(error)
-    return found
-
-
-def _majority(answers: HeadAnswers) -> float | None:
-    commonest = answers.commonest[answers.group]
-    return share((answers.true == commonest) & (commonest != UNKNOWN))
-
-
-def _accuracy(answers: HeadAnswers, is_right: Truths, resamples: int) -> dict[str, Any]:
-    """Count photos into num, correct, accuracy and, where wanted, the interval over animals."""
-    num, correct = len(answers), int(is_right.sum())
-    found: dict[str, Any] = {"num": num, "correct": correct, "accuracy": share(is_right)}
-    if not num:
-        return found
-    record = np.unique(answers.record, return_inverse=True)[1]
-    photos = np.bincount(record)
-    right = np.bincount(record[is_right], minlength=len(photos))
-    found["num_records"] = len(photos)
-    if resamples:
-        bootstrap = list(metrics.cluster_bootstrap_interval(right, photos, resamples=resamples))
-        is_enough = len(photos) >= MIN_RECORDS_FOR_BOOTSTRAP
-        small = list(metrics.cluster_wilson_interval(right, photos))
-        found["interval_95"] = bootstrap if is_enough else small
-        found["bootstrap_95"] = bootstrap
-    return found

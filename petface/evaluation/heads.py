@@ -1,4 +1,4 @@
-"""One head's answers over all species as arrays: what every figure of an evaluation counts from."""
+"""One head's answers over all species as arrays: what every metric of an evaluation counts from."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from petface.taxonomy import UNKNOWN
 Whole = npt.NDArray[np.int64]
 Truths = npt.NDArray[np.bool_]
 
-
 _PER_PHOTO = (
-    "species", "part", "record", "true", "is_asked", "is_right", "is_species_right", "details",
-)  # fmt: skip
+    *("species", "split", "record", "true", "is_predicted", "is_right", "is_species_right"),
+    "details",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +39,11 @@ class HeadAnswers:
     num_classes: Whole  # (G,) classes of each group's network
     commonest: Whole  # (G,) the class most frequent among the training labels; -1 = none known
     species: Whole  # (M,) true species, places in `species_names`
-    part: Whole  # (M,) places in `SPLITS`; -1 elsewhere
+    split: Whole  # (M,) places in `SPLITS`; -1 elsewhere
     record: Whole  # (M,) number of the animal
     true: Whole  # (M,) class numbers
-    is_asked: Truths  # (M,) not where the species was wrong
-    is_right: Truths  # (M,) false where it was not asked
+    is_predicted: Truths  # (M,) not where the species was wrong
+    is_right: Truths  # (M,) false where nothing was predicted
     is_species_right: Truths  # (M,)
     details: np.ndarray  # (M,) of `HEAD_DETAILS`
 
@@ -52,18 +52,18 @@ class HeadAnswers:
 
     @property
     def group(self) -> Whole:
-        """Give each photo's group (M,)."""
+        """Return each photo's group (M,)."""
         return np.zeros_like(self.species) if self.head == "species" else self.species
 
     @property
     def class_group(self) -> Whole:
-        """Give each class's group (K,)."""
+        """Return each class's group (K,)."""
         numbers = np.arange(len(self.classes))
         return np.searchsorted(self.first_class, numbers, side="right") - 1
 
     @property
     def top(self) -> Whole:
-        """Give the class numbers of the best answers (M, TOP), -1 where there are fewer."""
+        """Return the class numbers of the best answers (M, TOP), -1 where there are fewer."""
         own = self.details["top"].astype(np.int64)
         return np.where(own < 0, UNKNOWN, own + self.first_class[self.group][:, None])
 
@@ -72,13 +72,13 @@ class HeadAnswers:
         kept: dict[str, Any] = {name: getattr(self, name)[chosen] for name in _PER_PHOTO}
         return replace(self, **kept)
 
-    def asked(self) -> HeadAnswers:
-        """Keep the photos that the head was asked for."""
-        return self if self.is_asked.all() else self.where(self.is_asked)
+    def predicted(self) -> HeadAnswers:
+        """Keep the photos that the head predicted."""
+        return self if self.is_predicted.all() else self.where(self.is_predicted)
 
-    def of_part(self, part: str) -> HeadAnswers:
-        """Keep a part of the split; "all" keeps everything."""
-        return self if part == "all" else self.where(self.part == SPLITS.index(part))
+    def of_split(self, split: str) -> HeadAnswers:
+        """Keep the photos of a split; "all" keeps everything."""
+        return self if split == "all" else self.where(self.split == SPLITS.index(split))
 
     def per_species(self) -> dict[str, HeadAnswers]:
         """Cut by true species; species without a photo are left out."""
@@ -87,31 +87,27 @@ class HeadAnswers:
 
 
 def read_heads(evaluation: Evaluation) -> dict[str, HeadAnswers]:
-    """Lay out every head's answers; heads without any label or specialist have no photo."""
+    """Gather every head's answers; heads without any label or specialist have no photo."""
     rows = evaluation.rows
-    part = np.full(len(rows), UNKNOWN, np.int64)
+    split = np.full(len(rows), UNKNOWN, np.int64)
     for number, name in enumerate(SPLITS):
-        part[(rows["split"] == name).to_numpy()] = number
-    columns = {"part": part, "record": record_numbers(rows)}
-    return {head: _read_head(evaluation, head, columns) for head in HEADS}
+        split[(rows["split"] == name).to_numpy()] = number
+    record = record_numbers(rows)
+    return {head: _read_head(evaluation, head, split, record) for head in HEADS}
 
 
 def record_numbers(rows: pd.DataFrame) -> Whole:
     """Number the animals, (N,); equal record names of two species are two animals."""
-    species, record = rows["species"].cat, rows["record"].cat
-    pairs = species.codes.to_numpy().astype(np.int64) * len(record.categories) + record.codes
-    return np.unique(pairs, return_inverse=True)[1].astype(np.int64)
+    return rows.groupby(["species", "record"], observed=True).ngroup().to_numpy().astype(np.int64)
 
 
-def _read_head(evaluation: Evaluation, head: str, columns: dict[str, Whole]) -> HeadAnswers:
+def _read_head(evaluation: Evaluation, head: str, split: Whole, record: Whole) -> HeadAnswers:
     rows, is_species = evaluation.rows, head == "species"
     names = tuple(map(str, rows["species"].cat.categories))
     column = rows["species" if is_species else f"{head}_true"]
     labels = [str(name) for name in column.cat.categories]
     species = rows["species"].cat.codes.to_numpy().astype(np.int64)
     label = column.cat.codes.to_numpy().astype(np.int64)
-    correct = rows[f"{head}_correct"].to_numpy()
-    is_asked = ~np.isnan(correct)
     # also of a species that stage 1 never knew: its photos are lost, not left out
     has_head = np.array([bool(evaluation.class_names(head, name)) for name in names], bool)
     is_known = np.ones(len(rows), bool) if is_species else has_head[species]
@@ -119,27 +115,28 @@ def _read_head(evaluation: Evaluation, head: str, columns: dict[str, Whole]) -> 
 
     group = np.zeros_like(species) if is_species else species
     num_groups = 1 if is_species else len(names)
-    number = np.full((num_groups, len(labels)), UNKNOWN, np.int64)
+    number = np.full((num_groups, len(labels)), UNKNOWN, np.int64)  # of each label's class
     classes: list[tuple[str, str]] = []
     first, own = np.zeros((2, num_groups), np.int64)
     commonest = np.full(num_groups, UNKNOWN, np.int64)
-    is_trained_on = is_known & (columns["part"] == SPLITS.index("train"))
     for g in range(num_groups):
         of_group = is_known & (group == g)
-        counts = np.bincount(label[of_group], minlength=len(labels))
-        present = sorted(labels[code] for code in np.flatnonzero(counts).tolist())
-        network = evaluation.class_names(head, names[g] if names else "")
-        network = network if is_species or has_head[g] else []
+        present = sorted(labels[code] for code in np.unique(label[of_group]).tolist())
+        network = evaluation.class_names(head, "" if is_species else names[g])
         listed = [*network, *(name for name in present if name not in set(network))]
         first[g], own[g] = len(classes), len(network)
         places = class_numbers(labels, listed)
         number[g] = np.where(places >= 0, places + first[g], UNKNOWN)
         classes += [(name if is_species else names[g], name) for name in listed]
-        counts = np.bincount(label[is_trained_on & of_group], minlength=len(labels))
+        trained_on = label[of_group & (split == SPLITS.index("train"))]
+        counts = np.bincount(trained_on, minlength=len(labels))
         if counts.any():  # ties: the first by name
             best = np.flatnonzero(counts == counts.max()).tolist()
             commonest[g] = int(number[g][min(best, key=labels.__getitem__)])
-    species_right = rows["species_correct"].to_numpy()
+    species_right, correct = (
+        rows[f"{name}_correct"].to_numpy()
+        for name in ("species", head)  # 1, 0 or NaN
+    )
     kept = is_known & ~np.isnan(species_right)
     return HeadAnswers(
         head=head,
@@ -149,23 +146,23 @@ def _read_head(evaluation: Evaluation, head: str, columns: dict[str, Whole]) -> 
         num_classes=own,
         commonest=commonest,
         species=species[kept],
+        split=split[kept],
+        record=record[kept],
         true=number[group[kept], label[kept]],
-        is_asked=is_asked[kept],
+        is_predicted=~np.isnan(correct[kept]),
         is_right=correct[kept] == 1.0,
         is_species_right=species_right[kept] == 1.0,
         details=evaluation.details[head][kept],
-        part=columns["part"][kept],
-        record=columns["record"][kept],
     )
 
 
 def best_share(answers: HeadAnswers, k: int) -> tuple[float | None, int]:
-    """Give the share of asked photos whose truth is among the `k` best answers, and their number.
+    """Return the share of predictions with the truth among the `k` best, and their number.
 
     Of networks with more than `k` classes alone: among no more, the truth cannot be missed.
     """
     assert k <= TOP, k
-    counted = answers.is_asked & (answers.num_classes[answers.group] > k)
+    counted = answers.is_predicted & (answers.num_classes[answers.group] > k)
     return share(answers.details["rank"][counted] <= k), int(counted.sum())
 
 

@@ -12,15 +12,15 @@ from petface.reliability import coverage_curve, reliability_bins
 
 # An older evaluation does not say; nothing else was ever fitted by default.
 WANTED_ACCURACY, ALPHA = 0.9, 0.1
-_TOLERANCE = 1e-6  # as `checkpoints.HeadCalibration.is_sure`
+_TOLERANCE = 1e-6  # as `HeadCalibration.is_sure`
 _MAX_BINS, _PHOTOS_PER_BIN = 15, 20
 _MIN_ANSWERED = 10  # the accuracy of fewer answers jumps up and down
 _NUM_STEPS = {True: 100, False: 40}  # of the curve of all species, and of one
 _DIGITS = 6
 
 
-def describe_trust(evaluation: Evaluation, answers: HeadAnswers) -> dict[str, Any]:
-    """Measure the confidence of one head on the photos asked, of the test part: "all", by species.
+def describe_reliability(evaluation: Evaluation, answers: HeadAnswers) -> dict[str, Any]:
+    """Measure the confidence of one head on the photos it predicted: "all", and by species.
 
     In "all" each photo is judged by what was fitted for its own species; `threshold` and what was
     wanted are None there where they differ. `num_fitted` photos are of species whose head was
@@ -30,56 +30,54 @@ def describe_trust(evaluation: Evaluation, answers: HeadAnswers) -> dict[str, An
     accuracy, photos, low, high], a 95 % interval that takes photos for independent;
     `raw_reliability` at temperature 1.
     """
-    asked = answers.asked()
-    if not len(asked):
+    own = answers.predicted()
+    if not len(own):
         return {}
-    found = {"all": _describe(evaluation, asked, is_all=True)}
+    found = {"all": _describe(evaluation, own, is_all=True)}
     if answers.head != "species":
-        for name, part in asked.per_species().items():
-            found[name] = _describe(evaluation, part, is_all=False)
+        for name, of_species in own.per_species().items():
+            found[name] = _describe(evaluation, of_species, is_all=False)
     return found
 
 
-def _describe(evaluation: Evaluation, asked: HeadAnswers, *, is_all: bool) -> dict[str, Any]:
-    head, group, right = asked.head, asked.group, asked.is_right
-    present = np.unique(group).tolist()
-    names = {g: asked.species_names[g] for g in present}
-    fitted = {g: evaluation.fitted(head, name) for g, name in names.items()}
-    number = len(asked.first_class)
-    threshold, quantile = np.full((2, number), np.nan)
-    is_fitted = np.zeros(number, bool)
+def _describe(evaluation: Evaluation, own: HeadAnswers, *, is_all: bool) -> dict[str, Any]:
+    group, right = own.group, own.is_right
+    fitted = {
+        g: evaluation.fitted(own.head, own.species_names[g]) for g in np.unique(group).tolist()
+    }
+    threshold, quantile = np.full((2, len(own.first_class)), np.nan)
+    is_fitted = np.zeros(len(own.first_class), bool)
     for g, entry in fitted.items():
         is_fitted[g] = bool(entry)
         for column, key in ((threshold, "threshold"), (quantile, "conformal_quantile")):
-            if entry.get(key) is not None:
-                column[g] = entry[key]
-    confidence = asked.details["top_prob"][:, 0].astype(np.float64)
+            column[g] = np.nan if entry.get(key) is None else entry[key]
+    confidence = own.details["top_prob"][:, 0].astype(np.float64)
     judged = is_fitted[group]
     is_sure = judged & (confidence >= threshold[group] - _TOLERANCE)  # never where it is NaN
     thresholds = {entry.get("threshold") for entry in fitted.values() if entry}
     return {
-        "num": len(asked),
+        "num": len(own),
         "num_fitted": int(judged.sum()),
         "num_with_threshold": int((~np.isnan(threshold[group])).sum()),
         "threshold": thresholds.pop() if len(thresholds) == 1 else None,
         "wanted_accuracy": _given(fitted, "wanted_accuracy", WANTED_ACCURACY),
         "coverage": share(is_sure[judged]),
         "accuracy_of_answered": share(right[is_sure]),
-        "conformal": _conformal(asked, quantile[group], _given(fitted, "conformal_alpha", ALPHA)),
+        "conformal": _conformal(own, quantile[group], _given(fitted, "conformal_alpha", ALPHA)),
         "curve": _curve(confidence, right, _NUM_STEPS[is_all]),
         "reliability": _bins(confidence, right),
-        "raw_reliability": _bins(asked.details["raw_prob"], right),
+        "raw_reliability": _bins(own.details["raw_prob"], right),
     }
 
 
 def _given(fitted: dict[int, dict[str, Any]], key: str, otherwise: float) -> float | None:
-    """Give what the species were fitted for; None where that differs between them."""
+    """Return what the species were fitted for; None where that differs between them."""
     given = {float(entry.get(key, otherwise)) for entry in fitted.values() if entry}
     return given.pop() if len(given) == 1 else None if given else otherwise
 
 
 def _conformal(
-    asked: HeadAnswers, quantile: np.ndarray, alpha: float | None
+    own: HeadAnswers, quantile: np.ndarray, alpha: float | None
 ) -> dict[str, Any] | None:
     """Measure the sets of the photos that have a quantile (M,); None where none has.
 
@@ -89,8 +87,8 @@ def _conformal(
     chosen = ~np.isnan(quantile)
     if not chosen.any():
         return None
-    details, q = asked.details[chosen], quantile[chosen]
-    own_classes = asked.num_classes[asked.group][chosen]
+    details, q = own.details[chosen], quantile[chosen]
+    own_classes = own.num_classes[own.group][chosen]
     with np.errstate(invalid="ignore"):  # NaN: none of the classes
         true_is_in = 1.0 - np.exp(-details["nll"].astype(np.float64)) <= q
         is_in = 1.0 - details["top_prob"].astype(np.float64) <= q[:, None]
@@ -107,14 +105,16 @@ def _curve(confidence: np.ndarray, right: np.ndarray, num_steps: int) -> list[li
     thresholds, coverage, accuracy = coverage_curve(confidence, right)
     steps = np.flatnonzero(coverage * len(confidence) >= min(_MIN_ANSWERED, len(confidence)))
     places = np.linspace(0, len(steps) - 1, min(len(steps), num_steps)).astype(int)
-    shown = np.stack([coverage, accuracy, thresholds], axis=1)[steps[places]]
-    return [[round(value, _DIGITS) for value in step] for step in shown.tolist()]
+    return _rounded(coverage[steps[places]], accuracy[steps[places]], thresholds[steps[places]])
 
 
 def _bins(confidence: np.ndarray, right: np.ndarray) -> list[list[float]]:
-    bins = reliability_bins(confidence, right, min(_MAX_BINS, 1 + len(right) // _PHOTOS_PER_BIN))
-    columns = (bins.confidence, bins.accuracy, bins.num, bins.low, bins.high)
-    return [
-        [round(value, _DIGITS) for value in row]
-        for row in zip(*(column.tolist() for column in columns), strict=True)
-    ]
+    num_bins = min(_MAX_BINS, 1 + len(right) // _PHOTOS_PER_BIN)
+    bins = reliability_bins(confidence, right, num_bins)
+    return _rounded(bins.confidence, bins.accuracy, bins.num, bins.low, bins.high)
+
+
+def _rounded(*columns: np.ndarray) -> list[list[float]]:
+    """Turn columns (S,) into rows."""
+    lists = [[round(value, _DIGITS) for value in column.tolist()] for column in columns]
+    return [list(row) for row in zip(*lists, strict=True)]

@@ -1,109 +1,263 @@
-"""From decoded slices to rows and details: networks asked in one thread, rows written in another.
+"""Evaluate a whole dataset: each image by stage 1, and where that is right by its specialist.
 
-Stage 2 is asked only where stage 1 is right. `ask` is the device's part and `describe` the rest, so
-that the two can run at the same time.
+The answers go slice by slice into a table and a file of details, which resume after a kill; their
+metrics go into a summary. Under torchrun each process has neighbouring slices, so that the files of
+all, one after the other, are those of one process alone; the first puts them together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from petface.data.dataset import Dataset
-from petface.data.loading import OK, Decoded, even_slices, read_ahead
-from petface.data.pack import image_source
+from petface import distributed
+from petface.data.dataset import Dataset, load_dataset
+from petface.data.images import Preprocessing
+from petface.data.loading import Decoded, even_slices, read_ahead, worker_count
+from petface.data.packing import image_source
+from petface.data.sample import photos_of
+from petface.evaluation.confusions import CONFUSIONS, write_confusions
 from petface.evaluation.details import (
     DETAILS,
-    HEADS,
-    class_numbers,
-    describe_answers,
-    empty_details,
+    DETAILS_FILE,
+    MODELS,
+    PER_IMAGE,
+    PER_IMAGE_COLUMNS,
+    SUMMARY,
+    read_evaluation,
 )
-from petface.evaluation.rows import STATUSES, SpeciesLines
-from petface.inference.loading import Stage
+from petface.evaluation.heads import read_heads
+from petface.evaluation.rows import Predicted, Rows, SpeciesRows
+from petface.evaluation.summary import summarise
+from petface.files import write_json
+from petface.inference import onnx_models
+from petface.inference.loading import Arithmetic, describe_model, load_stage
+from petface.inference.stages import find_specialist
+from petface.models.network import Stage
 from petface.resumable import ResumableRecords, ResumableTable, write_behind
-from petface.taxonomy import UNKNOWN
 
-_NON_FINITE, _NO_SPECIALIST = STATUSES.index("non_finite"), STATUSES.index("no_specialist")
-
-
-class Asked(NamedTuple):
-    """What the networks said of a slice of n images, m of them readable."""
-
-    part: np.ndarray  # (n,) places in the catalog
-    status: np.ndarray  # (n,) uint8, of decoding
-    species: np.ndarray  # (m, K) logits of stage 1
-    is_right: np.ndarray  # (m,) bool
-    heads: tuple[np.ndarray, ...]  # logits of the specialist where stage 1 is right
+Models = dict[str, Any]  # JSON values: the models, the data and the arithmetic of an evaluation
+LoadStage = Callable[[str | None], Stage | None]  # stage 1 for None, else a specialist if any
 
 
-class Rows(NamedTuple):
-    """A slice ready to be written."""
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is evaluated and where it goes; see `inference_engine.evaluate_full_dataset`."""
 
-    lines: str
-    details: np.ndarray  # (n,) of `DETAILS`
-    num_answered: int  # by stage 1
-    num_right: int
+    images_root: str | Path
+    annotations_root: str | Path
+    stage1_checkpoint: str | Path
+    stage2_folder: str | Path
+    out_dir: str | Path
+    splits_file: str = ""
+    split_seed: int = 0
+    batch_size: int = 64
+    num_workers: int = -1
+    pack: str = ""
+    interval_resamples: int = 1000
+    force: bool = False
+
+
+def evaluate_dataset(options: EvaluationOptions, how: Arithmetic) -> dict[str, Any]:
+    """Predict every image, write the files of an evaluation and return its summary.
+
+    A stopped evaluation resumes at its last whole slice. `UserError` for a finished one unless
+    `force`, and for one that was begun with other models, data or arithmetic.
+    """
+    dataset = load_dataset(
+        options.images_root,
+        options.annotations_root,
+        splits_file=options.splits_file,
+        seed=options.split_seed,
+    )
+    print("\n".join(dataset.notes))
+    models, out = _describe_models(options, dataset, how), Path(options.out_dir)
+    rule = Preprocessing(**models["stage1"]["preprocessing"])
+    image_source(dataset.catalog, options.pack, rule)  # a pack is made by one process
+    if not distributed.is_main():
+        distributed.barrier()  # until the first has kept models and the table, and has not refused
+    load = _loader(options, dataset, models, how)
+    stage1 = load(None)
+    assert stage1 is not None
+    if how.precision == "int8":  # whatever is refused is refused before the work
+        for name in dataset.catalog.classes:
+            load(name)
+
+    plan = plan_slices(dataset.catalog.class_index, options.batch_size)
+    begin, end = own_range([len(places) for places in plan])
+    plan = plan[begin:end]
+    num_own = sum(map(len, plan)) if not distributed.is_main() else len(dataset.catalog)
+    records = ResumableRecords(own_path(out / DETAILS_FILE), DETAILS, num_own)
+    table = ResumableTable(
+        own_path(out / PER_IMAGE), PER_IMAGE_COLUMNS, _identity(models), force=options.force
+    )
+    if table.path.exists() and distributed.is_main():  # killed when only this was left to do
+        remove_parts(table.path, records.path)
+    with table:
+        num_done = _resume(plan, table, records, force=options.force)
+        num_rows = sum(map(len, plan[:num_done]))
+        if distributed.is_main():
+            write_json(out / MODELS, models)
+            distributed.barrier()
+        slices = predict_slices(
+            dataset,
+            stage1,
+            load,
+            plan[num_done:],
+            num_workers=worker_count(options.num_workers),
+            pack=options.pack,
+        )
+        num_rows = _write(slices, records, table, num_rows, sum(map(len, plan)))
+        distributed.barrier()
+        summary = {}
+        if distributed.is_main():
+            take_in_parts(table, records, num_rows)
+            summary = _finish(out, table, records, options.interval_resamples)
+    return distributed.broadcast_object(summary)
+
+
+def _describe_models(options: EvaluationOptions, dataset: Dataset, how: Arithmetic) -> Models:
+    """Describe all that the answers depend on, as JSON values for `MODELS`."""
+    stage1, folder = options.stage1_checkpoint, options.stage2_folder
+    if onnx_models.is_bundle(stage1):
+        stage1, folder = onnx_models.find(stage1, None) or stage1, stage1
+    found = {name: find_specialist(name, folder) for name in dataset.catalog.classes}
+    if missing := [name for name, path in found.items() if path is None]:
+        print(f"no specialist in {folder} for: {', '.join(missing)}")
+    return {
+        "stage1": describe_model(stage1, None),
+        "specialists": {
+            name: describe_model(path, name) for name, path in found.items() if path is not None
+        },
+        "images_root": str(options.images_root),
+        "annotations_root": str(options.annotations_root),
+        "splits_file": str(options.splits_file),
+        "dataset": dataset.fingerprint(),
+        "batch_size": options.batch_size,
+        **how.identity(),
+    }
+
+
+def _identity(models: Models) -> Models:
+    """Pick what must be equal for an unfinished evaluation to be continued."""
+    paths = ("images_root", "annotations_root", "splits_file")
+    return {
+        **{key: value for key, value in models.items() if key not in paths},
+        "stage1": models["stage1"]["sha256"],
+        "specialists": {name: model["sha256"] for name, model in models["specialists"].items()},
+        "details": str(DETAILS),
+    }
+
+
+def _loader(
+    options: EvaluationOptions, dataset: Dataset, models: Models, how: Arithmetic
+) -> LoadStage:
+    def load(species: str | None) -> Stage | None:
+        model = models["stage1"] if species is None else models["specialists"].get(species)
+        return model and load_stage(
+            model["path"],
+            species,
+            how,
+            checksum=model["sha256"],
+            identity={"dataset": models["dataset"]},
+            folder=Path(options.out_dir, "openvino"),
+            photos_for=lambda rule: photos_of(dataset, options.pack, rule, species),
+        )
+
+    return load
+
+
+def _resume(
+    plan: Sequence[np.ndarray], table: ResumableTable, records: ResumableRecords, *, force: bool
+) -> int:
+    """Cut both files back to whole slices of `plan`; return how many of these they hold."""
+    sizes = [len(places) for places in plan]
+    num_done = table.batches_kept(sizes, 0 if force else records.num_kept())
+    records.begin(sum(sizes[:num_done]))
+    if force and distributed.is_main():
+        table.path.unlink(missing_ok=True)  # its other files are replaced one by one from here on
+    return num_done
+
+
+def _finish(
+    out: Path, table: ResumableTable, records: ResumableRecords, resamples: int
+) -> dict[str, Any]:
+    """Write what is computed from the rows; the table has its final name last.
+
+    A table with that name is refused, so that nothing behind it would be made again.
+    """
+    records.finish()
+    evaluation = read_evaluation(out, table.unfinished)
+    heads = read_heads(evaluation)
+    summary = summarise(evaluation, resamples, heads)
+    write_confusions(heads, out / CONFUSIONS)
+    write_json(out / SUMMARY, summary)
+    table.finish()
+    remove_parts(table.path, records.path)
+    return summary
+
+
+# ---- Predicting and writing ----
 
 
 def plan_slices(class_index: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Cut the images of each class (N,), which lie together, into slices of places."""
     limits = np.flatnonzero(np.diff(class_index)) + 1
     classes = np.split(np.arange(len(class_index)), limits)
-    return [part for images in classes for part in even_slices(images, batch_size)]
+    return [places for images in classes for places in even_slices(images, batch_size)]
 
 
-def answer_slices(
+def predict_slices(
     dataset: Dataset,
     stage1: Stage,
-    specialist_of: Callable[[str], Stage | None],
-    plan: list[np.ndarray],
+    load: LoadStage,
+    plan: Sequence[np.ndarray],
     *,
     num_workers: int,
     pack: str,
 ) -> Generator[Callable[[], Rows], None, None]:
-    """Ask the networks about each slice of `plan`; yield what lays out its rows, in order.
+    """Predict each slice of `plan`; yield what builds its rows, in order.
 
-    A slice holds images of one species; one specialist at a time is on the device.
+    A slice holds images of one species; one specialist at a time is on the device. Rows are built
+    by whoever writes them, while the device works on the next slice.
     """
     catalog = dataset.catalog
-    firsts = np.array([part[0] for part in plan], np.int64)
+    firsts = np.array([places[0] for places in plan], np.int64)
     owner = catalog.class_index[firsts] if len(plan) else firsts
     for number, species in enumerate(catalog.classes):
         slices = [plan[place] for place in np.flatnonzero(owner == number).tolist()]
         if not slices:
             continue
-        specialist = specialist_of(species)
+        specialist = load(species)
         rules = [stage.network.preprocessing for stage in (stage1, specialist) if stage]
         # the same pixels for both stages are made once
-        by_size = {(r.size_px, r.resize): r for r in rules}
+        by_size = {(rule.size_px, rule.resize): rule for rule in rules}
         source = image_source(catalog, pack, *by_size.values(), together=False)
-        layout = _Layout(dataset, species, stage1, specialist)
+        rows = SpeciesRows(dataset, species, stage1, specialist)
         with closing(read_ahead(source, slices, num_workers)) as decoded:
-            for part, item in zip(slices, decoded, strict=True):
-                asked = ask(part, item, stage1, specialist, layout.species_number)
-                yield _later(layout, asked)
+            for places, item in zip(slices, decoded, strict=True):
+                predicted = predict(places, item, stage1, specialist, rows.species_number)
+                yield partial(rows.build, predicted)
 
 
-def _later(layout: _Layout, asked: Asked) -> Callable[[], Rows]:
-    return lambda: layout.describe(asked)
-
-
-def ask(
-    part: np.ndarray, item: Decoded, stage1: Stage, specialist: Stage | None, species_number: int
-) -> Asked:
-    """Ask stage 1 about a decoded slice, and the specialist where stage 1 gives `species_number`.
+def predict(
+    places: np.ndarray, item: Decoded, stage1: Stage, specialist: Stage | None, species_number: int
+) -> Predicted:
+    """Predict a decoded slice by stage 1, and by the specialist where that says `species_number`.
 
     Where logits are not finite there is no answer.
     """
     if not len(item.arrays[0]):
         nothing = np.empty((0, len(stage1.names["species"])), np.float32)
-        return Asked(part, item.status, nothing, np.empty(0, bool), ())
+        return Predicted(places, item.status, nothing, np.empty(0, bool), ())
     (logits,) = stage1.network.answer_pixels(item.arrays[0])
     species = logits.numpy()
     is_right = (species.argmax(axis=1) == species_number) & np.isfinite(species).all(axis=1)
@@ -112,80 +266,83 @@ def ask(
         pixels = item.arrays[-1]
         pixels = pixels if is_right.all() else pixels[torch.from_numpy(is_right)]
         heads = tuple(head.numpy() for head in specialist.network.answer_pixels(pixels))
-    return Asked(part, item.status, species, is_right, heads)
+    return Predicted(places, item.status, species, is_right, heads)
 
 
-class _Layout:
-    """Lays out what was said of one species' images."""
-
-    def __init__(
-        self, dataset: Dataset, species: str, stage1: Stage, specialist: Stage | None
-    ) -> None:
-        self.specialist = specialist
-        names = dict(stage1.names) | dict(specialist.names if specialist else {})
-        self.lines = SpeciesLines(dataset, species, names)
-        self.temperature = stage1.network.temperatures[0] if stage1.network.temperatures else 1.0
-        self.nothing = np.empty(1, DETAILS)
-        for head in HEADS:
-            self.nothing[head] = empty_details(1)
-        (self.species_number,) = class_numbers([species], stage1.names["species"]).tolist()
-        images, labels = dataset.image_labels(species)
-        self.first = int(images[0])
-        self.true = {}
-        for head in specialist.names if specialist else ():
-            if head in labels:  # each label's number in the specialist's names; the last is unknown
-                vocabulary = [*dataset.annotations[species].vocabularies[head], ""]
-                self.true[head] = class_numbers(vocabulary, names[head])[labels[head]]
-            else:
-                self.true[head] = np.full(len(images), UNKNOWN)
-
-    def describe(self, asked: Asked) -> Rows:
-        """Lay out rows and details of a slice."""
-        status, details = asked.status.copy(), np.repeat(self.nothing, len(asked.part))
-        readable = np.flatnonzero(asked.status == OK)  # places in the slice
-        true = np.full(len(readable), self.species_number)
-        found = describe_answers(asked.species, true, self.temperature)
-        details["species"][readable] = found
-        is_answered = found["top"][:, 0] >= 0
-        status[readable[~is_answered]] = _NON_FINITE
-        right = readable[asked.is_right]
-        if self.specialist is None:
-            status[right] = _NO_SPECIALIST
-        elif len(right):
-            heads = list(self.specialist.names)
-            temperatures = self.specialist.network.temperatures or (1.0,) * len(heads)
-            of_photo = asked.part[right] - self.first
-            for head, logits, t in zip(heads, asked.heads, temperatures, strict=True):
-                found = describe_answers(logits, self.true[head][of_photo], t)
-                details[head][right] = found
-                status[right[found["top"][:, 0] < 0]] = _NON_FINITE
-        lines = self.lines.lay_out(asked.part, status, details)
-        return Rows(lines, details, int(is_answered.sum()), len(right))
-
-
-def write_answers(
-    answers: Generator[Callable[[], Rows], None, None],
+def _write(
+    slices: Generator[Callable[[], Rows], None, None],
     records: ResumableRecords,
     table: ResumableTable,
     num_rows: int,
-    bar: tqdm,
+    num_planned: int,
 ) -> int:
-    """Write slices behind the `num_rows` that are there: first their details, then their rows.
-
-    Gives how many rows there are then.
-    """
+    """Write slices behind the `num_rows` that are there; return how many there are then."""
     num_right = num_answered = 0
+    bar = tqdm(
+        total=num_planned,
+        initial=num_rows,
+        desc="evaluate",
+        unit="img",
+        mininterval=0.5,
+        disable=not distributed.shows(),
+    )
 
-    def write(lay_out: Callable[[], Rows]) -> None:
+    def write(build: Callable[[], Rows]) -> None:
         nonlocal num_rows, num_right, num_answered
-        rows = lay_out()
-        records.write(num_rows, rows.details)
+        rows = build()
+        records.write(num_rows, rows.details)  # before the row: rows without details are cut off
         table.write_lines(rows.lines)
         num_rows += len(rows.details)
         num_right, num_answered = num_right + rows.num_right, num_answered + rows.num_answered
         bar.set_postfix_str(f"species {num_right / max(num_answered, 1):.4f}", refresh=False)
         bar.update(len(rows.details))
 
-    with closing(answers):
-        write_behind(answers, write)
+    with bar, closing(slices):
+        write_behind(slices, write)
     return num_rows
+
+
+# ---- Several processes ----
+
+
+def own_range(sizes: Sequence[int]) -> tuple[int, int]:
+    """Return begin and end of this process's slices in a plan of slices of these sizes.
+
+    A slice belongs where its middle falls when all images are cut evenly.
+    """
+    ends = np.cumsum(np.asarray(sizes, np.int64))
+    middles = ends - np.asarray(sizes) / 2
+    total, world_size = int(ends[-1]) if len(ends) else 0, distributed.world_size()
+    limits = total * np.arange(world_size + 1) / world_size
+    begin, end = np.searchsorted(middles, limits[distributed.rank() :][:2]).tolist()
+    return begin, end
+
+
+def own_path(path: Path, rank: int | None = None) -> Path:
+    """Return the file of this process, or of another `rank`; that of the first is `path`."""
+    rank = distributed.rank() if rank is None else rank
+    name = f"{path.stem}_rank{rank}of{distributed.world_size()}{path.suffix}"
+    return path.with_name(name) if rank else path
+
+
+def take_in_parts(table: ResumableTable, records: ResumableRecords, num_rows: int) -> None:
+    """Put what the others have written behind the `num_rows` of the first process."""
+    for rank in range(1, distributed.world_size()):
+        rows, details = (
+            f"{own_path(path, rank)}.unfinished" for path in (table.path, records.path)
+        )
+        found = np.load(details, allow_pickle=False)
+        records.write(num_rows, found)
+        table.take_in(Path(rows))
+        num_rows += len(found)
+
+
+def remove_parts(*paths: Path) -> None:
+    """Remove the other processes' files of finished ones, also those of an earlier start."""
+    for path in paths:
+        for part in path.parent.glob(f"{path.stem}_rank*of*"):
+            part.unlink(missing_ok=True)
+
+
+def _unfinished(path: Path, rank: int) -> Path:
+    return Path(f"{own_path(path, rank)}.unfinished")

@@ -1,99 +1,101 @@
-"""From the files of an evaluation to its figures, and the table that is printed."""
+"""From the files of an evaluation to its summary, and the table that is printed."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from petface.data.splits import SPLITS
 from petface.evaluation.confusions import hardest_classes, top_confusions
-from petface.evaluation.consistency import describe_consistency
 from petface.evaluation.details import HEADS, Evaluation
-from petface.evaluation.figures import figures, figures_by_species, interval, percent
-from petface.evaluation.fusion import count, describe_fusion, fuse
-from petface.evaluation.heads import HeadAnswers, read_heads
-from petface.evaluation.reliability_figures import describe_trust
-from petface.taxonomy import FEATURES
+from petface.evaluation.figures import (
+    count,
+    describe_fusion,
+    figures,
+    figures_by_species,
+    fuse,
+    interval,
+    percent,
+)
+from petface.evaluation.heads import HeadAnswers, Truths, read_heads, share
+from petface.evaluation.reliability_figures import describe_reliability
+from petface.taxonomy import FEATURES, UNKNOWN
 
-PARTS = (*SPLITS, "all")
 _WITH_INTERVALS = ("val", "test")  # those of photos that were trained on would promise too much
 
 
 def summarise(
     evaluation: Evaluation, resamples: int = 1000, heads: dict[str, HeadAnswers] | None = None
 ) -> dict[str, Any]:
-    """Give the summary of an evaluation as a dictionary ready for JSON.
+    """Return the summary of an evaluation as a dictionary ready for JSON.
 
-    Counts over all images and the same tree per part of the split, and, under `test`, what a
-    held-out claim needs, all from the table alone. Then with the details: `figures` and
-    `per_species` (see `figures.figures`), `per_record` (`fusion.describe_fusion`), `consistency`,
-    and of the test part `confidence` (`trust.describe_trust`), `top_confusions` and
+    Counts over all images and the same tree per split, and, under `test`, what a held-out claim
+    needs, all from the table alone. Then with the details: `figures` and `per_species` (see
+    `figures.figures`), `per_record` (`figures.describe_fusion`), `consistency`, and of the test
+    split `confidence` (`reliability_figures.describe_reliability`), `top_confusions` and
     `hardest_classes`. `resamples` of the bootstrap over animals; 0 = no intervals. `heads` as
-    `read_heads` gives them, where they are there already.
+    `read_heads` returns them, where they are there already.
     """
     rows = evaluation.rows
     heads = read_heads(evaluation) if heads is None else heads
-    found: dict[str, Any] = {part: {} for part in PARTS}
-    per_species: dict[str, Any] = {part: {} for part in PARTS}
-    per_record: dict[str, Any] = {part: {} for part in PARTS}
-    for part in PARTS:
-        drawn = resamples if part in _WITH_INTERVALS else 0
+    found: dict[str, Any] = {split: {} for split in (*SPLITS, "all")}
+    per_species: dict[str, Any] = {split: {} for split in found}
+    per_record: dict[str, Any] = {split: {} for split in found}
+    for split in found:
+        drawn = resamples if split in _WITH_INTERVALS else 0
         for head, answers in heads.items():
-            own = answers.of_part(part)
+            own = answers.of_split(split)
             if not len(own) and head != "species":
                 continue
-            found[part][head] = figures(own, drawn)
+            found[split][head] = figures(own, drawn)
             for name, entry in figures_by_species(own, drawn).items():
-                per_species[part].setdefault(name, {})[head] = entry
-            per_record[part][head] = describe_fusion(fuse(own))
-    test = {head: answers.of_part("test") for head, answers in heads.items()}
+                per_species[split].setdefault(name, {})[head] = entry
+            per_record[split][head] = describe_fusion(fuse(own))
+    test = {head: answers.of_split("test") for head, answers in heads.items()}
+    status = rows["status"].value_counts()
     return {
         "num_images": len(rows),
-        "status_counts": _counts(rows["status"]),
+        "status_counts": {str(name): int(num) for name, num in sorted(status.items()) if num},
         **_tree(rows),
         "splits": {
-            part: {
-                "num_images": int((rows["split"] == part).sum()),
-                **_tree(rows[rows["split"] == part]),
+            split: {
+                "num_images": int((rows["split"] == split).sum()),
+                **_tree(rows[rows["split"] == split]),
             }
-            for part in SPLITS
+            for split in SPLITS
         },
         "test": _held_out(test, found["test"], per_species["test"]),
         "figures": found,
         "per_species": per_species,
         "per_record": per_record,
         "consistency": describe_consistency(rows),
-        "confidence": {head: describe_trust(evaluation, own) for head, own in test.items()},
+        "confidence": {head: describe_reliability(evaluation, own) for head, own in test.items()},
         "top_confusions": {head: top_confusions(own) for head, own in test.items()},
         "hardest_classes": {head: hardest_classes(own) for head, own in test.items()},
     }
 
 
-def _figure(correct: pd.Series) -> dict[str, Any]:
-    """Count a column of 1, 0 and NaN (not asked) into the three numbers of the contract."""
-    num, right = int(correct.notna().sum()), int(correct.sum())
-    return {"num": num, "correct": right, "accuracy": right / num if num else None}
-
-
-def _counts(column: pd.Series) -> dict[str, int]:
-    return {str(name): int(num) for name, num in sorted(column.value_counts().items()) if num}
-
-
 def _tree(rows: pd.DataFrame) -> dict[str, Any]:
-    species = {str(n): part for n, part in rows.groupby("species", observed=True)}
-    per_species: dict[str, Any] = {}
-    for name, part in species.items():
-        counted = {f: _figure(part[f"{f}_correct"]) for f in FEATURES}
-        per_species[name] = {f: figure for f, figure in counted.items() if figure["num"]}
+    """Count right answers per stage, feature and species; NaN, not predicted, does not count."""
+    species = {str(name): own for name, own in rows.groupby("species", observed=True)}
+
+    def counted(own: pd.DataFrame, head: str) -> dict[str, Any]:
+        return count((own[f"{head}_correct"].dropna() == 1.0).to_numpy())
+
+    features = {
+        name: {f: entry for f in FEATURES if (entry := counted(own, f))["num"]}
+        for name, own in species.items()
+    }
     return {
         "stage1": {
-            "overall": _figure(rows["species_correct"]),
-            "per_species": {n: _figure(part["species_correct"]) for n, part in species.items()},
+            "overall": counted(rows, "species"),
+            "per_species": {name: counted(own, "species") for name, own in species.items()},
         },
         "stage2": {
-            "per_feature": {f: _figure(rows[f"{f}_correct"]) for f in FEATURES},
-            "per_species": {n: figures for n, figures in per_species.items() if figures},
+            "per_feature": {f: counted(rows, f) for f in FEATURES},
+            "per_species": {name: entry for name, entry in features.items() if entry},
         },
     }
 
@@ -101,7 +103,7 @@ def _tree(rows: pd.DataFrame) -> dict[str, Any]:
 def _held_out(
     test: dict[str, HeadAnswers], found: dict[str, Any], per_species: dict[str, Any]
 ) -> dict[str, Any]:
-    """Describe the test part; images that were not answered (unreadable) are left out.
+    """Describe the test split; images that were not answered (unreadable) are left out.
 
     For the species and for each feature, pooled and per species: `conditional` (stage 2 where
     stage 1 was right) and `end_to_end` (a wrong species counts as a wrong attribute), each with a
@@ -118,8 +120,8 @@ def _held_out(
         if feature not in found:
             continue
         result["features"][feature] = _attribute(test[feature], found[feature])
-        for name, part in test[feature].per_species().items():
-            entry = _attribute(part, per_species[name][feature])
+        for name, own in test[feature].per_species().items():
+            entry = _attribute(own, per_species[name][feature])
             result["per_species"].setdefault(name, {})[feature] = entry
     return result
 
@@ -141,38 +143,100 @@ def _claim(figure: dict[str, Any]) -> dict[str, Any]:
 
 def _beside(answers: HeadAnswers, figure: dict[str, Any]) -> dict[str, Any]:
     return {
-        "per_record": count(fuse(answers)),
+        "per_record": count(fuse(answers).is_right),
         "balanced_accuracy": figure["balanced_accuracy"],
         "majority_baseline": figure["majority_baseline"],
     }
 
 
+def describe_consistency(rows: pd.DataFrame) -> dict[str, Any]:
+    """Compare the predictions of both colours with the pairs that occur as labels, per split.
+
+    Of the `num` photos with both predicted, of species that have training labels for both:
+    `impossible_pairs`, the share whose pair is no training label of the species, and
+    `equal_predicted`, the same colour twice. Of the `num_known` whose labels are both known:
+    `unseen_true`, the share whose true pair is no training label (what a faultless network would
+    have as impossible), `equal_true`, `joint_accuracy`, both right, and `product_of_accuracies`,
+    what that were if the errors had nothing to do with each other. `per_species` likewise. Splits
+    without such photos are left out.
+    """
+    columns = [f"{head}_{what}" for what in ("true", "pred") for head in ("color1", "color2")]
+    names = sorted({str(name) for c in columns for name in rows[c].cat.categories} - {""})
+    number = {name: place for place, name in enumerate(names)}
+    first_true, second_true, first, second = (
+        rows[c].map(number).astype(float).fillna(UNKNOWN).to_numpy(np.int64) for c in columns
+    )
+    species, base = rows["species"].cat.codes.to_numpy(np.int64), max(len(names), 1)
+    is_known, is_predicted = (first_true >= 0) & (second_true >= 0), (first >= 0) & (second >= 0)
+    true_pair = (species * base + first_true) * base + second_true
+    pair = (species * base + first) * base + second
+    possible = np.unique(true_pair[is_known & (rows["split"] == "train").to_numpy()])
+    counted = is_predicted & np.isin(species, possible // base**2)
+    marks = {
+        "known": is_known,
+        "impossible": ~np.isin(pair, possible),
+        "unseen": ~np.isin(true_pair, possible),
+        "equal": first == second,
+        "equal_true": first_true == second_true,
+        "first_right": first == first_true,
+        "second_right": second == second_true,
+    }
+    found = {}
+    for split in (*SPLITS, "all"):
+        chosen = counted if split == "all" else counted & (rows["split"] == split).to_numpy()
+        if chosen.any():
+            found[split] = {**_describe_pairs(marks, chosen), "per_species": {}}
+            for k in np.unique(species[chosen]).tolist():
+                own = _describe_pairs(marks, chosen & (species == k))
+                found[split]["per_species"][str(rows["species"].cat.categories[k])] = own
+    return found
+
+
+def _describe_pairs(marks: dict[str, Truths], chosen: Truths) -> dict[str, Any]:
+    known = chosen & marks["known"]
+    first, second = marks["first_right"][known], marks["second_right"][known]
+    return {
+        "num": int(chosen.sum()),
+        "impossible_pairs": share(marks["impossible"][chosen]),
+        "equal_predicted": share(marks["equal"][chosen]),
+        "num_known": len(first),
+        "unseen_true": share(marks["unseen"][known]),
+        "equal_true": share(marks["equal_true"][known]),
+        "joint_accuracy": share(first & second),
+        "product_of_accuracies": float(first.mean() * second.mean()) if len(first) else None,
+    }
+
+
 def describe_summary(summary: dict[str, Any]) -> str:
-    """Lay the held-out figures out as the table that an evaluation prints last."""
-    test = summary["test"]
-    lines = [
-        f"{summary['num_images']:,} images, {summary['splits']['test']['num_images']:,} of them in "
-        "the test part; on the test part, in %:",
-        f"{'':10s} {'images':>8s} {'accuracy':>9s} {'95 % interval':>15s} {'top 5':>6s} "
-        f"{'end to end':>11s} {'per record':>11s} {'balanced':>9s} {'majority':>9s} {'kappa':>6s}",
-    ]
-    for name, entry in [("species", test["species"]), *test["features"].items()]:
-        figure = summary["figures"]["test"][name]
-        shown = interval(figure.get("interval_95"))
-        kappa = "" if figure["kappa"] is None else f"{figure['kappa']:.2f}"
-        end_to_end = figure.get("end_to_end", {}).get("accuracy")
-        lines.append(
-            f"{name:10s} {figure['num']:8,d} {percent(figure['accuracy']):>9s} {shown:>15s} "
-            f"{percent(figure['top5']):>6s} {percent(end_to_end):>11s} "
-            f"{percent(entry['per_record']['accuracy']):>11s} "
-            f"{percent(entry['balanced_accuracy']):>9s} "
-            f"{percent(entry['majority_baseline']):>9s} {kappa:>6s}"
-        )
-    return "\n".join(lines + [f"  {line}" for line in describe_confidence(summary)])
+    """Format the held-out metrics as the table that an evaluation prints last."""
+    test, found = summary["test"], summary["figures"]["test"]
+    table = {
+        name: {
+            "images": f"{found[name]['num']:,}",
+            "accuracy": percent(found[name]["accuracy"]),
+            "95 % interval": interval(found[name].get("interval_95")),
+            "top 5": percent(found[name]["top5"]),
+            "end to end": percent(found[name].get("end_to_end", {}).get("accuracy")),
+            "per record": percent(entry["per_record"]["accuracy"]),
+            "balanced": percent(entry["balanced_accuracy"]),
+            "majority": percent(entry["majority_baseline"]),
+            "kappa": "" if found[name]["kappa"] is None else f"{found[name]['kappa']:.2f}",
+        }
+        for name, entry in [("species", test["species"]), *test["features"].items()]
+    }
+    num_test = summary["splits"]["test"]["num_images"]
+    return "\n".join(
+        [
+            f"{summary['num_images']:,} images, {num_test:,} of them in the test split; on the "
+            "test split, in %:",
+            pd.DataFrame.from_dict(table, orient="index").to_string(),
+            *(f"  {line}" for line in describe_confidence(summary)),
+        ]
+    )
 
 
 def describe_confidence(summary: dict[str, Any]) -> list[str]:
-    """Say in a sentence per head how many photos it answers with confidence, and how rightly."""
+    """Describe in a sentence per head how many photos it answers with confidence, how rightly."""
     lines = []
     for head in HEADS:
         entry = summary["confidence"].get(head, {}).get("all")
@@ -184,11 +248,11 @@ def describe_confidence(summary: dict[str, Any]) -> list[str]:
         if not entry["num_fitted"]:
             text = "no threshold was fitted"
         elif not entry["num_with_threshold"]:
-            text = f"never sure: no threshold reaches {wanted} on the validation part"
+            text = f"never sure: no threshold reaches {wanted} on the validation split"
         else:
             text = f"answers {percent(entry['coverage'])} % of photos at {wanted} (wanted)"
-            right = entry["accuracy_of_answered"]
-            if right is not None:
-                text += f", {percent(right)} % right of these on the test part"
+            if entry["accuracy_of_answered"] is not None:
+                right = percent(entry["accuracy_of_answered"])
+                text += f", {right} % right of these on the test split"
         lines.append(f"{head}: {text}")
     return lines

@@ -200,7 +200,7 @@ def test_an_evaluation_by_several_processes_is_that_of_one(
     kills = scripts.KillWhileWritingRows(3, 0.5), scripts.KillWhileWritingRows(5, 0.7)
     assert run("broken", kills) == [-9, -9]
     assert (
-        run("broken", (scripts.KillBeforeCall("petface.evaluation.parts", "remove_parts"), None))[0]
+        run("broken", (scripts.KillBeforeCall("petface.evaluation.run", "remove_parts"), None))[0]
         == -9
     )
     (tmp_path / "broken/petface_eval_per_image.csv").rename(

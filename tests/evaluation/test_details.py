@@ -1,4 +1,4 @@
-"""The details of an evaluation against SciPy-free loops, and the record file against kills."""
+"""The details of an evaluation against loops and scikit-learn, and read back from files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from petface.errors import UserError
 from petface.evaluation.details import (
     DETAILS,
     DETAILS_FILE,
-    HEAD_DETAILS,
     HEADS,
     MODELS,
     NOT_A_CLASS,
@@ -24,7 +23,6 @@ from petface.evaluation.details import (
     describe_answers,
     read_evaluation,
 )
-from petface.resumable import ResumableRecords
 
 
 @pytest.mark.parametrize("num_classes", [2, 5, 8])
@@ -83,29 +81,6 @@ def test_extreme_logits_lose_nothing() -> None:
 def test_labels_become_numbers() -> None:
     found = class_numbers(["b", "", "a", "new"], ("a", "b"))
     assert found.tolist() == [1, -1, 0, NOT_A_CLASS]
-
-
-def test_records_survive_stops(tmp_path: Path) -> None:
-    path, wanted = tmp_path / "x.npy", np.zeros(10, HEAD_DETAILS)
-    wanted["rank"], wanted["top"][:, 1] = np.arange(10), 7
-    new = lambda: ResumableRecords(path, HEAD_DETAILS, 10)  # noqa: E731
-    assert new().num_kept() == 0
-    first = new()
-    first.begin(0)
-    first.write(0, wanted[:4])
-    first.write(4, wanted[4:7])
-    with first.unfinished.open("ab") as handle:
-        handle.write(b"torn")
-    second = new()
-    assert second.num_kept() == 7
-    second.begin(4)  # the table beside it kept fewer
-    assert new().num_kept() == 4
-    second.write(4, wanted[4:])
-    second.finish()
-    assert np.array_equal(np.load(path), wanted) and not second.unfinished.exists()
-    assert new().num_kept() == 10, "stopped between this rename and the table's"
-    assert new().unfinished.exists() and not path.exists()
-    assert ResumableRecords(path, HEAD_DETAILS, 11).num_kept() == 0, "another number of images"
 
 
 def make_evaluation(folder: Path, num: int = 3) -> None:

@@ -349,14 +349,14 @@ def test_sentences_on_confidence(summary: dict[str, Any]) -> None:
     breed, color1 = (summary["confidence"][head]["all"] for head in ("breed", "color1"))
     assert lines["color1"] == (
         f"answers {color1['coverage'] * 100:.1f} % of photos at 90 % (wanted), "
-        f"{color1['accuracy_of_answered'] * 100:.1f} % right of these on the test part"
+        f"{color1['accuracy_of_answered'] * 100:.1f} % right of these on the test split"
     )
     assert breed["wanted_accuracy"] is None  # other for dogs than for cats
     assert lines["breed"] == (
         f"answers {breed['coverage'] * 100:.1f} % of photos at what its species wants (wanted), "
-        f"{breed['accuracy_of_answered'] * 100:.1f} % right of these on the test part"
+        f"{breed['accuracy_of_answered'] * 100:.1f} % right of these on the test split"
     )
-    never = "never sure: no threshold reaches 90 % on the validation part"
+    never = "never sure: no threshold reaches 90 % on the validation split"
     assert lines["color"] == lines["gender"] == never
     assert lines["color2"] == "no threshold was fitted"
 
