@@ -1,4 +1,4 @@
-"""The files of an evaluation, row by row: what was asked, what was answered and how sure it was.
+"""The files of an evaluation, row by row: labels, predictions and how sure they were.
 
 `petface_eval_per_image.csv` holds one row per image. `petface_eval_details.npy` holds one element
 of `DETAILS` per row, in the same order: what does not fit a readable table. The names behind its
@@ -33,7 +33,7 @@ PER_IMAGE_COLUMNS = (
     "species_pred", "species_prob", "species_correct",
     *(f"{feature}_{what}" for feature in FEATURES for what in ("true", "pred", "prob", "correct")),
 )  # fmt: skip
-# Of one head's answer; 0, -1 and NaN where the head was not asked. "raw" is at temperature 1.
+# Of one head's answer; 0, -1 and NaN where it predicted nothing. "raw" is at temperature 1.
 HEAD_DETAILS = np.dtype(
     [
         ("top", "<i2", (TOP,)),  # class numbers, the best first; -1 where there are fewer classes
@@ -66,33 +66,28 @@ class Evaluation:
     models: dict[str, Any]
 
     def class_names(self, head: str, species: str) -> list[str]:
-        """Name the classes of a head; none where there is no such specialist or head."""
+        """Return the classes of a head; none where there is no such specialist or head."""
         if head == "species":
             return list(self.models["stage1"]["heads"]["species"])
         return list(self.models["specialists"].get(species, {}).get("heads", {}).get(head, []))
 
     def fitted(self, head: str, species: str) -> dict[str, float | None]:
-        """Give what was fitted for a head on the validation part; empty where nothing was."""
+        """Return what was fitted for a head on the validation split; empty where nothing was."""
         model = self.models["specialists"].get(species, {})
         model = self.models["stage1"] if head == "species" else model
         return dict(model.get("calibration", {}).get(head, {}))
 
     def image_names(self, places: np.ndarray) -> list[str]:
-        """Name the images, `<species>/<record>/<file>`, of the rows at `places` (M,)."""
-        wanted, names = set(places.tolist()), dict[int, str]()
-        first = 0
-        for piece in pd.read_csv(
+        """Return the names, `<species>/<record>/<file>`, of the rows at `places` (M,)."""
+        pieces = pd.read_csv(
             self.folder / PER_IMAGE,
             usecols=["image"],
             dtype=str,
             keep_default_na=False,
             chunksize=_ROWS_AT_ONCE,
-        ):
-            inside = sorted(place for place in wanted if first <= place < first + len(piece))
-            column = piece["image"].to_numpy()
-            names |= {place: plain_cell(column[place - first]) for place in inside}
-            first += len(piece)
-        return [names[place] for place in places.tolist()]
+        )
+        found = pd.concat(piece.loc[piece.index.isin(places), "image"] for piece in pieces)
+        return [plain_cell(found[place]) for place in places.tolist()]
 
 
 def read_evaluation(folder: str | Path, per_image: Path | None = None) -> Evaluation:
@@ -121,7 +116,7 @@ def read_evaluation(folder: str | Path, per_image: Path | None = None) -> Evalua
 
 
 def describe_answers(logits: np.ndarray, true: np.ndarray, temperature: float) -> np.ndarray:
-    """Lay out a head's answers: logits (B, K) and true classes (B,) -> (B,) of `HEAD_DETAILS`.
+    """Describe a head's answers: logits (B, K) and true classes (B,) -> (B,) of `HEAD_DETAILS`.
 
     `true` may be `UNKNOWN` or `NOT_A_CLASS`; rows of logits that are not finite stay empty.
     """
@@ -151,7 +146,7 @@ def describe_answers(logits: np.ndarray, true: np.ndarray, temperature: float) -
 
 
 def _best(z: np.ndarray) -> np.ndarray:
-    """Number the best classes of (B, K), at most `TOP`, the best first; of equals the first."""
+    """Return the best classes of (B, K), at most `TOP`, the best first; of equals the first."""
     left, rows = z.copy(), np.arange(len(z))
     best = np.empty((len(z), min(TOP, z.shape[1])), np.int64)
     for place in range(best.shape[1]):
@@ -161,7 +156,7 @@ def _best(z: np.ndarray) -> np.ndarray:
 
 
 def _softmax_parts(z: np.ndarray, temperature: float) -> tuple[Floats, Floats, Floats]:
-    """Give scaled logits (B, K), their log sum exp (B,) and the sum of squared probabilities."""
+    """Return scaled logits (B, K), their log sum exp (B,) and the sum of squared probabilities."""
     scaled = shifted(np.asarray(z, np.float64)) / temperature
     e = np.exp(scaled)
     total = e.sum(axis=1)
@@ -169,7 +164,7 @@ def _softmax_parts(z: np.ndarray, temperature: float) -> tuple[Floats, Floats, F
 
 
 def empty_details(num: int) -> np.ndarray:
-    """Give (num,) of `HEAD_DETAILS` for a head that was not asked."""
+    """Return (num,) of `HEAD_DETAILS` for a head that predicted nothing."""
     found = np.zeros(num, HEAD_DETAILS)
     found["top"] = UNKNOWN
     for name in ("top_prob", "nll", "brier", "raw_prob", "raw_nll", "raw_brier"):
@@ -200,14 +195,11 @@ def read_rows(path: Path) -> pd.DataFrame:
             dtype={**dict.fromkeys(texts, "str"), **dict.fromkeys(numbers, "float32")},
             keep_default_na=False,
             na_values={**{c: [] for c in texts}, **{c: [""] for c in numbers}},
-            encoding="utf-8",
             chunksize=_ROWS_AT_ONCE,
         )
     ]
     rows: dict[str, Any] = {c: np.concatenate([piece[c] for piece in pieces]) for c in numbers}
     for column in texts:
         whole = union_categoricals([piece[column] for piece in pieces])
-        rows[column] = whole.rename_categories(
-            {name: plain_cell(name) for name in whole.categories}
-        )
+        rows[column] = whole.rename_categories(plain_cell)
     return pd.DataFrame(rows)
