@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from petface import distributed
+from petface import distributed, files
 from petface.data.dataset import Dataset, load_dataset
 from petface.data.images import Preprocessing
 from petface.data.loading import Decoded, even_slices, read_ahead, worker_count
@@ -37,7 +37,6 @@ from petface.evaluation.details import (
 from petface.evaluation.heads import read_heads
 from petface.evaluation.rows import Predicted, Rows, SpeciesRows
 from petface.evaluation.summary import summarise
-from petface.files import write_json
 from petface.inference import onnx_models
 from petface.inference.loading import Arithmetic, describe_model, load_stage
 from petface.inference.stages import find_specialist
@@ -105,7 +104,7 @@ def evaluate_dataset(options: EvaluationOptions, how: Arithmetic) -> dict[str, A
         num_done = _resume(plan, table, records, force=options.force)
         num_rows = sum(map(len, plan[:num_done]))
         if distributed.is_main():
-            write_json(out / MODELS, models)
+            files.write_json(out / MODELS, models)
             distributed.barrier()
         slices = predict_slices(
             dataset,
@@ -199,7 +198,7 @@ def _finish(
     heads = read_heads(evaluation)
     summary = summarise(evaluation, resamples, heads)
     write_confusions(heads, out / CONFUSIONS)
-    write_json(out / SUMMARY, summary)
+    files.write_json(out / SUMMARY, summary)
     table.finish()
     remove_parts(table.path, records.path)
     return summary
