@@ -6,7 +6,7 @@
     python inference_engine.py evaluate --config configs/eval/demo.toml
 
 `evaluate` writes petface_eval_per_image.csv, petface_eval_summary.json and confusion/ into OUT_DIR
-and goes on where it was stopped. As a library: `Stage1Model`, `Stage2Model`, `TwoStageInference`,
+and resumes where it was stopped. As a library: `Stage1Model`, `Stage2Model`, `TwoStageInference`,
 `evaluate_full_dataset`.
 """
 
@@ -17,44 +17,17 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from petface import distributed
-from petface.data.dataset import load_dataset
-from petface.data.images import Preprocessing
 from petface.data.loading import worker_count
-from petface.data.pack import image_source
 from petface.errors import SettingsError, run_script
-from petface.evaluation import parts as shares
-from petface.evaluation.confusions import CONFUSIONS, write_confusions
-from petface.evaluation.details import (
-    DETAILS,
-    DETAILS_FILE,
-    MODELS,
-    PER_IMAGE,
-    PER_IMAGE_COLUMNS,
-    SUMMARY,
-    read_evaluation,
-)
-from petface.evaluation.heads import read_heads
-from petface.evaluation.run import answer_slices, plan_slices, write_answers
-from petface.evaluation.summary import describe_summary, summarise
-from petface.files import write_json
-from petface.inference import onnx_models as exported
-from petface.inference.loading import (
-    ComputeOptions,
-    Stage,
-    describe_model,
-    find_model,
-    find_specialist,
-    load_stage,
-)
+from petface.evaluation.details import PER_IMAGE, REPORT, SUMMARY
+from petface.evaluation.run import EvaluationOptions, evaluate_dataset
+from petface.evaluation.summary import describe_summary
+from petface.inference.loading import ComputeOptions
 from petface.inference.predict import find_photos, predict_files
 from petface.inference.stages import Stage1Model, Stage2Model
 from petface.inference.two_stage import TwoStageInference, readable
 from petface.inference.views import Views
-from petface.report.report_index import late_report, report_line
-from petface.resumable import ResumableRecords, ResumableTable
 from petface.settings import NonNegative, Positive, Seed, read_settings
 
 __all__ = [
@@ -107,99 +80,29 @@ def evaluate_full_dataset(
     tta: Views = "none",
     force: bool = False,
 ) -> dict[str, Any]:
-    """Answer every image under `images_root` and write the files of an evaluation.
+    """Predict every image under `images_root`; write the files of an evaluation.
 
-    Stage 2 is asked only where stage 1 is right. A stopped evaluation goes on at its last whole
+    Stage 2 predicts only where stage 1 is right. A stopped evaluation resumes at its last whole
     batch; the files are byte for byte those of an undisturbed one. A finished one is refused
-    unless `force`. Gives the summary that is also written as JSON. Under torchrun each process
-    answers a part of the images; the files are the same.
+    unless `force`. Returns the summary that is also written as JSON. Under torchrun each process
+    predicts some of the images; the files are the same.
     """
-    if exported.is_bundle(stage1_checkpoint):
-        stage2_folder = stage1_checkpoint
-        stage1_checkpoint = find_model(stage1_checkpoint, None)
+    options = EvaluationOptions(
+        images_root=images_root,
+        annotations_root=annotations_root,
+        stage1_checkpoint=stage1_checkpoint,
+        stage2_folder=stage2_folder,
+        out_dir=out_dir,
+        splits_file=splits_file,
+        split_seed=split_seed,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pack=pack,
+        interval_resamples=interval_resamples,
+        force=force,
+    )
     how = ComputeOptions.choose(device, precision, compiled, tta, stage1=stage1_checkpoint)
-    dataset = load_dataset(images_root, annotations_root, splits_file=splits_file, seed=split_seed)
-    print("\n".join(dataset.notes))
-    found = {name: find_specialist(name, stage2_folder) for name in dataset.catalog.classes}
-    if missing := [name for name, path in found.items() if path is None]:
-        print(f"no specialist in {stage2_folder} for: {', '.join(missing)}")
-    plan = plan_slices(dataset.catalog.class_index, batch_size)
-    models: dict[str, Any] = {
-        "stage1": describe_model(stage1_checkpoint, None),
-        "specialists": {
-            name: describe_model(path, name) for name, path in found.items() if path is not None
-        },
-        "images_root": str(images_root),
-        "annotations_root": str(annotations_root),
-        "splits_file": str(splits_file),
-        "dataset": dataset.fingerprint(),
-        "batch_size": batch_size,
-        **how.identity(),
-    }
-    identity = {
-        "stage1": models["stage1"]["sha256"],
-        "specialists": {name: model["sha256"] for name, model in models["specialists"].items()},
-        **{name: models[name] for name in ("dataset", "batch_size", *how.identity())},
-        "details": str(DETAILS),
-    }
-    out = Path(out_dir)
-    rule = Preprocessing(**models["stage1"]["preprocessing"])
-    image_source(dataset.catalog, pack, rule)  # a pack is made by one process
-    if not distributed.is_main():
-        distributed.barrier()  # until the first has kept models and the table, and has not refused
-
-    def load(species: str | None) -> Stage | None:
-        """Load stage 1 (None) or a specialist, None where there is none."""
-        model = models["stage1"] if species is None else models["specialists"].get(species)
-        return model and load_stage(model["path"], species, how)
-
-    stage1 = load(None)
-    assert stage1 is not None
-    begin, end = shares.own_range([len(part) for part in plan])
-    plan, num_images = plan[begin:end], len(dataset.catalog)
-    num_own = num_images if distributed.is_main() else sum(map(len, plan))
-    table_path, records_path = (shares.own_path(out / name) for name in (PER_IMAGE, DETAILS_FILE))
-    table = ResumableTable(table_path, PER_IMAGE_COLUMNS, identity, force=force)
-    records = ResumableRecords(records_path, DETAILS, num_own)
-    if table_path.exists() and distributed.is_main():  # killed when only this was left to do
-        shares.remove_parts(table_path, records_path)
-    with (
-        table,
-        tqdm(
-            total=sum(map(len, plan)),
-            desc="evaluate",
-            unit="img",
-            mininterval=0.5,
-            disable=not distributed.shows(),
-        ) as bar,
-    ):
-        done = table.batches_kept([len(part) for part in plan], 0 if force else records.num_kept())
-        num_rows = sum(len(part) for part in plan[:done])
-        records.begin(num_rows)
-        if distributed.is_main():
-            if force:  # its files are replaced one by one from here on: without it they are none's
-                table_path.unlink(missing_ok=True)
-            write_json(out / MODELS, models)
-            distributed.barrier()
-        bar.update(num_rows)
-        answers = answer_slices(
-            dataset, stage1, load, plan[done:], num_workers=worker_count(num_workers), pack=pack
-        )
-        num_rows = write_answers(answers, records, table, num_rows, bar)
-        distributed.barrier()
-        if not distributed.is_main():
-            return distributed.broadcast_object({})
-        shares.take_in_parts(table, records, num_rows)
-        records.finish()
-        # Before the table has its final name: one that has it is refused, not summarised again.
-        evaluation = read_evaluation(out, table.unfinished)
-        heads = read_heads(evaluation)
-        summary = summarise(evaluation, interval_resamples, heads)
-        write_confusions(heads, out / CONFUSIONS)
-        write_json(out / SUMMARY, summary)
-        table.finish()
-        shares.remove_parts(table.path, records.path)
-    return distributed.broadcast_object(summary)
+    return evaluate_dataset(options, how)
 
 
 def main() -> int:
@@ -209,17 +112,20 @@ def main() -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Answer every photo of the dataset and compare with its labels."""
+    """Predict every photo of the dataset and compare with its labels."""
     force = {"force": "replace a finished evaluation"}
     s = read_settings(sys.modules[__name__], arguments, switches=force)
     distributed.start(s.DEVICE)
-    print(f"{s.provenance()}{late_report(Path(s.OUT_DIR))}")
+    print(s.provenance())
+    out = Path(s.OUT_DIR)
+    if distributed.is_main() and (out / PER_IMAGE).exists() and not (out / REPORT).exists():
+        print(write_report(out))  # stopped between its last file and its report
     summary = evaluate_full_dataset(
         s.IMAGES_ROOT,
         s.ANNOTATIONS_ROOT,
         stage1_checkpoint=s.STAGE1_CHECKPOINT,
         stage2_folder=s.STAGE2_FOLDER,
-        out_dir=s.OUT_DIR,
+        out_dir=out,
         splits_file=s.SPLITS_FILE,
         split_seed=s.SPLIT_SEED,
         device=s.DEVICE,
@@ -233,10 +139,22 @@ def evaluate(arguments: list[str]) -> int:
         force="force" in s.switches,
     )
     print(describe_summary(summary))
-    print(f"per_image: {Path(s.OUT_DIR, PER_IMAGE)}\nsummary: {Path(s.OUT_DIR, SUMMARY)}")
+    print(f"per_image: {out / PER_IMAGE}\nsummary: {out / SUMMARY}")
     if distributed.is_main():
-        print(report_line(Path(s.OUT_DIR)))
+        print(write_report(out))
     return 0
+
+
+def write_report(folder: Path) -> str:
+    """Write the page of a finished evaluation; return the line that says where it is, or why not.
+
+    The pages are a part that can be left out, and too much to load before the work.
+    """
+    try:
+        from petface.report.report_index import report_line
+    except ImportError as error:
+        return f"report: not written ({error})"
+    return report_line(folder)
 
 
 def predict(arguments: list[str]) -> int:

@@ -20,7 +20,7 @@ from petface.evaluation.details import (
     empty_details,
 )
 from petface.files import csv_line, safe_cell
-from petface.models.network import Stage
+from petface.inference.loading import Stage
 from petface.taxonomy import FEATURES, UNKNOWN
 
 STATUSES = ("ok", "unreadable", "too_large", "non_finite", "no_specialist")  # as numbered in rows

@@ -22,8 +22,7 @@ from petface import distributed, files
 from petface.data.dataset import Dataset, load_dataset
 from petface.data.images import Preprocessing
 from petface.data.loading import Decoded, even_slices, read_ahead, worker_count
-from petface.data.packing import image_source
-from petface.data.sample import photos_of
+from petface.data.pack import image_source
 from petface.evaluation.confusions import CONFUSIONS, write_confusions
 from petface.evaluation.details import (
     DETAILS,
@@ -38,9 +37,14 @@ from petface.evaluation.heads import read_heads
 from petface.evaluation.rows import Predicted, Rows, SpeciesRows
 from petface.evaluation.summary import summarise
 from petface.inference import onnx_models
-from petface.inference.loading import Arithmetic, describe_model, load_stage
-from petface.inference.stages import find_specialist
-from petface.models.network import Stage
+from petface.inference.loading import (
+    ComputeOptions,
+    Stage,
+    describe_model,
+    find_model,
+    find_specialist,
+    load_stage,
+)
 from petface.resumable import ResumableRecords, ResumableTable, write_behind
 
 Models = dict[str, Any]  # JSON values: the models, the data and the arithmetic of an evaluation
@@ -65,7 +69,7 @@ class EvaluationOptions:
     force: bool = False
 
 
-def evaluate_dataset(options: EvaluationOptions, how: Arithmetic) -> dict[str, Any]:
+def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[str, Any]:
     """Predict every image, write the files of an evaluation and return its summary.
 
     A stopped evaluation resumes at its last whole slice. `UserError` for a finished one unless
@@ -83,13 +87,13 @@ def evaluate_dataset(options: EvaluationOptions, how: Arithmetic) -> dict[str, A
     image_source(dataset.catalog, options.pack, rule)  # a pack is made by one process
     if not distributed.is_main():
         distributed.barrier()  # until the first has kept models and the table, and has not refused
-    load = _loader(options, dataset, models, how)
+
+    def load(species: str | None) -> Stage | None:
+        model = models["specialists"].get(species) if species else models["stage1"]
+        return load_stage(model["path"], species, how) if model else None
+
     stage1 = load(None)
     assert stage1 is not None
-    if how.precision == "int8":  # whatever is refused is refused before the work
-        for name in dataset.catalog.classes:
-            load(name)
-
     plan = plan_slices(dataset.catalog.class_index, options.batch_size)
     begin, end = own_range([len(places) for places in plan])
     plan = plan[begin:end]
@@ -123,11 +127,11 @@ def evaluate_dataset(options: EvaluationOptions, how: Arithmetic) -> dict[str, A
     return distributed.broadcast_object(summary)
 
 
-def _describe_models(options: EvaluationOptions, dataset: Dataset, how: Arithmetic) -> Models:
+def _describe_models(options: EvaluationOptions, dataset: Dataset, how: ComputeOptions) -> Models:
     """Describe all that the answers depend on, as JSON values for `MODELS`."""
     stage1, folder = options.stage1_checkpoint, options.stage2_folder
     if onnx_models.is_bundle(stage1):
-        stage1, folder = onnx_models.find(stage1, None) or stage1, stage1
+        stage1, folder = find_model(stage1, None), stage1
     found = {name: find_specialist(name, folder) for name in dataset.catalog.classes}
     if missing := [name for name, path in found.items() if path is None]:
         print(f"no specialist in {folder} for: {', '.join(missing)}")
@@ -154,24 +158,6 @@ def _identity(models: Models) -> Models:
         "specialists": {name: model["sha256"] for name, model in models["specialists"].items()},
         "details": str(DETAILS),
     }
-
-
-def _loader(
-    options: EvaluationOptions, dataset: Dataset, models: Models, how: Arithmetic
-) -> LoadStage:
-    def load(species: str | None) -> Stage | None:
-        model = models["stage1"] if species is None else models["specialists"].get(species)
-        return model and load_stage(
-            model["path"],
-            species,
-            how,
-            checksum=model["sha256"],
-            identity={"dataset": models["dataset"]},
-            folder=Path(options.out_dir, "openvino"),
-            photos_for=lambda rule: photos_of(dataset, options.pack, rule, species),
-        )
-
-    return load
 
 
 def _resume(

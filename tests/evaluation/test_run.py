@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from petface.data.loading import Decoded
 from petface.evaluation.run import own_range, plan_slices, predict
-from petface.models.network import Stage
+from petface.inference.loading import Stage
 
 
 class FirstPixels:
@@ -30,7 +31,7 @@ class FirstPixels:
 def stage(num_heads: int = 1) -> tuple[Stage, FirstPixels]:
     network: Any = FirstPixels(num_heads)
     names = dict.fromkeys(["species", "breed"][:num_heads], ("a", "b", "c"))
-    return Stage(network, names), network
+    return Stage(Path("none"), None, network, names, {}, {}), network
 
 
 def decoded(logits: list[list[int]]) -> Decoded:
