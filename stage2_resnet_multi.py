@@ -34,9 +34,7 @@ from petface.models.backbones import BackboneName
 from petface.models.first_weights import initialise_body
 from petface.models.multi_head import _MultiHeadModel
 from petface.models.network import Network
-from petface.report.confidence import draw_confidence
-from petface.report.curves import draw_curves
-from petface.report.report_index import late_report, report_line
+from petface.report import late_report, report_line
 from petface.report.specialist import head_figures, write_specialist_report
 from petface.settings import (
     Fraction,
@@ -378,9 +376,6 @@ def finish(
     figures |= headline_figures(measured)
     figures["checkpoint"] = str(run.best)
     write_specialist_report(run.path, vocabularies, {"test": test, "all": every}, s.TOP_SUPPORT)
-    draw_curves(progress.history, run.path / "curves.png")
-    drawn = {head: (*answers[head][:2], fitted[head]) for head in fitted}
-    draw_confidence(drawn, run.path / "confidence.png")
     run.write_metrics(progress.history)  # again: a kill may have come just before the last time
     job.failures.write()
     run.finish({**figures, "calibration": measured})

@@ -34,9 +34,7 @@ from petface.models.backbones import BackboneName
 from petface.models.first_weights import initialise_body
 from petface.models.network import Network
 from petface.models.strangers import make_guard
-from petface.report.confidence import draw_confidence
-from petface.report.curves import draw_curves
-from petface.report.report_index import late_report, report_line
+from petface.report import late_report, report_line
 from petface.settings import (
     Fraction,
     NonNegative,
@@ -409,9 +407,6 @@ def finish(
         "checkpoint": str(run.best),
     }
     recall = metrics.recall_per_class(confusion)
-    draw_curves(history, run.path / "curves.png")
-    drawn = {head: (*test.answers[head][:2], fitted[head]) for head in fitted}
-    draw_confidence(drawn, run.path / "confidence.png")
     run.write_metrics(history)  # again: a kill may have come just before the last time
     job.failures.write()
     write_confusion(run.path / "confusion_test_species.csv", confusion, classes)

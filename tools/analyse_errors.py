@@ -32,7 +32,7 @@ from petface.errors import UserError, run_script
 from petface.evaluation.details import HEADS, class_numbers, read_evaluation
 from petface.inference.loading import find_specialist
 from petface.models.network import Network
-from petface.report.report_index import report_line
+from petface.report import report_line
 from petface.settings import NonNegative, Positive, Seed, read_settings
 from petface.taxonomy import UNKNOWN
 

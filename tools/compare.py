@@ -25,7 +25,6 @@ from petface.analysis.compare_runs import compare_runs, describe_runs
 from petface.errors import SettingsError, UserError, run_script
 from petface.evaluation.details import MODELS, PER_IMAGE, SUMMARY
 from petface.report.compare_page import comparison_page
-from petface.report.compare_runs_page import runs_page
 from petface.settings import Positive, Seed, read_settings
 
 # ---- Comparison ----
@@ -63,13 +62,13 @@ def main() -> None:
             seed=settings.SEED,
         )
         files.write_csv(out / "changed.csv", CHANGED_COLUMNS, rows.itertuples(index=False))
-        shown, page = describe_comparison(comparison), comparison_page(comparison)
+        shown = describe_comparison(comparison)
     else:
         comparison = compare_runs(a, b)
-        shown, page = describe_runs(comparison), runs_page(comparison)
+        shown = describe_runs(comparison)
     files.write_json(out / "compare.json", comparison)
     with files.atomic_write(out / "compare.html", "w") as handle:
-        handle.write(page)
+        handle.write(comparison_page([comparison]))
     print(f"{shown}\npage: {out / 'compare.html'}")
 
 

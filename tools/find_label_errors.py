@@ -41,7 +41,7 @@ from petface.errors import SettingsError, UserError, run_script
 from petface.evaluation.details import SUMMARY, class_numbers, read_evaluation
 from petface.models import checkpoints
 from petface.models.network import Network
-from petface.report.report_index import report_line
+from petface.report import report_line
 from petface.settings import (
     Fraction,
     NonNegative,

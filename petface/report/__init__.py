@@ -1,0 +1,75 @@
+"""Pages and pictures of runs and evaluations: a leaf that nothing above loads when it starts.
+
+Jinja2 and matplotlib are the extra `report`; without them a line says so and nothing is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from petface.errors import install_line
+
+
+def write_report(folder: Path, *, with_photos: bool = False, images_root: str = "") -> list[Path]:
+    """Write the pages and pictures of a run or an evaluation; the first is report.html.
+
+    A folder that is both is reported as the evaluation. Photos: see `write_evaluation_report`.
+    """
+    from petface.report import errors_page, evaluation_page, folders, run_page
+
+    if not folders.is_evaluation(folder):
+        return [run_page.write_run_report(folder)]
+    errors = errors_page.write_errors_page(folder, with_photos=with_photos, images_root=images_root)
+    page = evaluation_page.write_evaluation_report(
+        folder, with_photos=with_photos, images_root=images_root
+    )
+    return [page, errors] if errors else [page]
+
+
+def write_reports(
+    roots: Sequence[Path], *, with_photos: bool = False, images_root: str = ""
+) -> tuple[list[Path], list[str]]:
+    """Write the report of every run and evaluation below `roots`: the pages, and what failed."""
+    from petface.report.folders import find_folders
+
+    written: list[Path] = []
+    failures: list[str] = []
+    for folder in dict.fromkeys(folder for root in roots for folder in find_folders(root)):
+        try:
+            written += write_report(folder, with_photos=with_photos, images_root=images_root)
+        except ImportError as error:
+            failures.append(
+                f"{folder}: no report, {error.name} is missing: {install_line('report')}"
+            )
+        except Exception as error:  # one strange folder must not keep the others from theirs
+            failures.append(f"{folder}: no report, {type(error).__name__}: {error}")
+    return written, failures
+
+
+def report_line(folder: Path) -> str:
+    """Write the report of one folder and return the line that says where it is, or why not.
+
+    Never raises: what was trained or measured is finished by then.
+    """
+    try:
+        return f"report: {write_report(Path(folder))[0]}"
+    except ImportError as error:
+        return f"report: not written, {error.name} is missing; install it: {install_line('report')}"
+    except Exception as error:
+        return f"report: not written, {type(error).__name__}: {error}"
+
+
+def late_report(folder: Path) -> str:
+    """Write the report of a folder that was stopped between its last number and its report.
+
+    What is finished is never started again, so whoever finds it finished calls this. Returns the
+    line that says so, with line breaks around it; "" where nothing is missing.
+    """
+    from petface import distributed
+    from petface.evaluation.details import PER_IMAGE
+
+    is_finished = any((Path(folder) / name).is_file() for name in ("final.json", PER_IMAGE))
+    if not is_finished or (Path(folder) / "report.html").is_file() or not distributed.is_main():
+        return ""
+    return f"\n{report_line(folder)}\n"

@@ -1,125 +1,235 @@
-"""Parts of HTML reports: one self-contained page, tables and bars, every text escaped."""
+"""A page from parts: photos, metrics, charts and tables, laid out by one template, all escaped."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
-_MANY_COLUMNS = 7
-STYLE: Final = """
-:root{color-scheme:light dark;--ink:#1d2329;--pale:#5f6b76;--line:#d9dee3;--paper:#fff;
---soft:#f4f6f8;--bar:#3b76b5;--bad:#b3261e;--doubt:#8a5a00;--good:#1a7f37}
-@media (prefers-color-scheme:dark){:root{--ink:#e4e8ec;--pale:#9aa6b1;--line:#39424b;
---paper:#15191d;--soft:#1e242a;--bar:#6ea3dc;--bad:#ff8a80;--doubt:#e8b45a;--good:#6fce8b}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:1120px;margin:0 auto;padding:20px 16px 60px}
-h1{font-size:26px;margin:0}h2{font-size:19px;margin:36px 0 8px}
-p,summary{overflow-wrap:anywhere}.pale{color:var(--pale)}p{margin:4px 0 12px;max-width:75ch}
-.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:10px;
-margin:18px 0}
-.tile{background:var(--soft);border-radius:8px;padding:10px 12px;border-left:4px solid var(--line)}
-.tile b{display:block;font-size:22px;line-height:1.2;font-variant-numeric:tabular-nums}
-.tile span{font-size:13px;color:var(--pale)}
-.bad{border-color:var(--bad)}.bad b{color:var(--bad)}
-.doubt{border-color:var(--doubt)}.doubt b{color:var(--doubt)}
-.good{border-color:var(--good)}
-.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:8px}
-table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
-th,td{padding:5px 10px;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
-tr:last-child td{border-bottom:0}th{background:var(--soft);font-weight:600}
-td.text{overflow-wrap:anywhere;min-width:7ch}.num{text-align:right}td.num{white-space:nowrap}
-.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:0 40px}
-.bars{display:grid;grid-template-columns:max-content 1fr max-content;gap:3px 10px;
-align-items:center;font-size:14px;font-variant-numeric:tabular-nums}
-.bars i{display:block;height:14px;border-radius:2px;background:var(--bar)}
-.bars span{text-align:right}
-details{border-top:1px solid var(--line);padding:8px 0}summary{cursor:pointer}
-details .scroll{margin-top:8px}
-.photos{display:flex;flex-wrap:wrap;gap:12px}figure{margin:0;width:112px;font-size:12px}
-img{display:block;width:112px;height:112px;object-fit:contain;background:#0002;border-radius:4px}
-figcaption{overflow-wrap:anywhere;color:var(--pale)}
-.pair{display:grid;grid-template-columns:112px 112px;gap:4px 6px;padding:8px;font-size:12px;
-background:var(--soft);border-radius:8px}.pair b{grid-column:1/-1}
-@media (max-width:640px){table{font-size:12px}th,td{padding:4px 5px}
-.pair{grid-template-columns:1fr 1fr;width:100%}.pair figure,.pair img{width:100%;height:auto}
-.wide tr{display:grid;grid-template-columns:repeat(4,1fr);padding:6px 4px;
-border-bottom:1px solid var(--line)}.wide tr:first-child{display:none}
-.wide td{border:0;text-align:left}.wide td:first-child{grid-column:1/-1;font-weight:600}
-.wide td.num::before{content:attr(data-label);display:block;color:var(--pale)}}
-"""
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from petface import files
+from petface.evaluation.figures import interval, percent, points
+from petface.report.folders import dig, is_number, number
+
+MIN_PHOTOS: Final = 30  # of fewer photos an accuracy says little
+# Headings of keys that need one; it decides the format: shares in %, changes in points, intervals.
+COLUMNS: Final = {
+    "num": "photos",
+    "num_records": "animals",
+    "num_judged": "judged",
+    "accuracy": "accuracy, %",
+    "accuracy_a": "A, %",
+    "accuracy_b": "other, %",
+    "balanced_accuracy_a": "balanced A, %",
+    "balanced_accuracy_b": "balanced other, %",
+    "interval_95": "95 % interval",
+    "majority_baseline": "majority, %",
+    "majority_share": "majority, %",
+    "balanced_accuracy": "balanced, %",
+    "end_to_end.accuracy": "end to end, %",
+    "per_record.accuracy": "per animal, %",
+    "accuracy_one_photo": "one photo, %",
+    "accuracy_fused": "all photos fused, %",
+    "macro_f1": "macro F1, %",
+    "top3": "top 3, %",
+    "top5": "top 5, %",
+    "raw_ece": "ECE as trained",
+    "ece": "ECE calibrated",
+    "nll": "NLL",
+    "lost_in_stage1": "lost by a wrong species, %",
+    "lost_in_stage2": "lost by the specialist, %",
+    "share_of_true": "of that class, %",
+    "frac_of_true": "of that class, %",
+    "recall": "recall, %",
+    "precision": "precision, %",
+    "f1": "F1, %",
+    "coverage": "answered, %",
+    "accuracy_of_answered": "accuracy of these, %",
+    "wanted_accuracy": "wanted, %",
+    "conformal.coverage": "set holds truth, %",
+    "conformal_coverage": "set holds truth, %",
+    "conformal.mean_size": "mean set size",
+    "fitted.temperature": "temperature",
+    "fitted.threshold": "threshold",
+    "probability": "its probability, %",
+    "true_probability": "of the truth, %",
+    "agreement": "same answer, %",
+    "change": "change, points",
+    "change_interval": "95 % interval, points",
+    "share": "same answer, %",
+    "unknown_frac": "unknown, %",
+    "p_holm": "p, adjusted",
+    "name": "",
+}
 
 
-class Html(str):
-    """A cell of a table that is HTML already, its texts escaped."""
+class Table(NamedTuple):
+    """Rows below (heading, whether its cells are numbers)."""
+
+    columns: Sequence[tuple[str, bool]]
+    rows: Sequence[Sequence[object]]
+
+    def __bool__(self) -> bool:
+        return bool(self.rows and self.columns)
 
 
-def page(title: str, body: Iterable[str], style: str = "") -> str:
-    """Put escaped parts into a page that runs no script and asks nothing of the network.
+class Photo(NamedTuple):
+    """A small copy as a data URI, "" where it cannot be read; lines of (words, right or wrong)."""
 
-    `style` is CSS that comes after the page's own.
+    source: str
+    name: str
+    lines: Sequence[tuple[str, str]]
+
+
+class Strip(NamedTuple):
+    """Photos or SVG charts side by side; a wide one keeps its size and scrolls on a phone."""
+
+    shown: Sequence[Photo | Markup]
+    kind: str = "charts"  # photos, wide
+
+    def __bool__(self) -> bool:
+        return any(self.shown)
+
+
+class Section(NamedTuple):
+    """A heading and what stands below it; a plain string explains and is no content."""
+
+    title: str
+    parts: Sequence[Table | Strip | Markup | str]
+
+    def __bool__(self) -> bool:
+        return any(part for part in self.parts if type(part) is not str)
+
+
+class Metric(NamedTuple):
+    """A headline metric with what must stand beside it."""
+
+    name: str
+    value: str
+    details: Sequence[str] = ()
+
+
+@dataclass
+class Page:
+    """What a page shows, from top to bottom; sections without content are left out.
+
+    `about` is one line below the title, `notes` must be seen; `folded` sections open on a click.
     """
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return (
-        '<!doctype html>\n<html lang=en><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{text(title)}</title><style>{STYLE}{style}</style></head>\n<body><main>\n"
-        + "\n".join(body)
-        + "\n</main></body></html>\n"
-    )
+
+    title: str
+    kind: str
+    about: str
+    notes: list[str] = field(default_factory=list)
+    photos: list[Section] = field(default_factory=list)
+    metrics: list[Metric] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
+    folded: list[Section] = field(default_factory=list)
 
 
-def text(value: object) -> str:
-    """Escape for HTML; control characters and lone surrogates are shown as escapes."""
-    shown = "".join(
-        sign if sign.isprintable() or sign == " " else sign.encode("unicode_escape").decode()
-        for sign in str(value)
-    )
-    return html.escape(shown, quote=True)
+def write(path: Path, page: Page) -> Path:
+    """Write a page as HTML that runs no script and asks nothing of the network."""
+    with files.atomic_write(path, "w") as handle:
+        handle.write(render(page))
+    return path
 
 
-def table(header: Sequence[str], num_texts: int, rows: Iterable[Sequence[object]]) -> str:
-    """Lay out rows of `num_texts` texts and then numbers, each right under its heading.
+def render(page: Page) -> str:
+    """Return a page as HTML."""
+    return _environment(is_html=True).get_template("page.html.jinja").render(page=page)
 
-    On a narrow screen a table of many columns becomes one block per row.
+
+def render_markdown(template: str, **values: Any) -> str:
+    """Return a card in GitHub's Markdown; every value is shown as it is, never obeyed."""
+    return _environment(is_html=False).get_template(template).render(values)
+
+
+def table(rows: Iterable[dict[str, Any]], keys: str = "") -> Table:
+    """Lay out dictionaries: a column per key, `a.b` a nested one; without `keys` those of a row.
+
+    Columns without any content are left out.
     """
-    kinds = ["text"] * num_texts + ["num"] * (len(header) - num_texts)
-    columns = list(zip(kinds, map(text, header), strict=True))
-    lines = []
-    for row in rows:
-        shown = [f"{value:,}" if isinstance(value, int | float) else value for value in row]
-        cells = zip(columns, shown, strict=True)
-        lines.append(
-            "<tr>"
-            + "".join(
-                f'<td class={kind} data-label="{name}">{_cell(value)}</td>'
-                for (kind, name), value in cells
-            )
-            + "</tr>"
-        )
-    if not lines:
-        return "<p>None.</p>"
-    head = "".join(f"<th class={kind}>{name}</th>" for kind, name in columns)
-    layout = "scroll wide" if len(header) > _MANY_COLUMNS else "scroll"
-    whole = f"<table><tr>{head}</tr>{''.join(lines)}</table>"
-    return f'<div class="{layout}">{whole}</div>'
+    rows = list(rows)
+    names = keys.split() or list(rows[0] if rows else ())
+    cells = [[dig(row, *name.split(".")) for row in rows] for name in names]
+    columns, shown = [], []
+    for name, values in zip(names, cells, strict=True):
+        heading = COLUMNS.get(name, name.split(".")[-1].replace("_", " "))
+        formatted = [format_cell(heading, value) for value in values]
+        if any(formatted):
+            is_text = any(isinstance(value, str | Path) for value in values)
+            columns.append((heading, not is_text))
+            shown.append(formatted)
+    return Table(columns, list(zip(*shown, strict=True)))
 
 
-def _cell(value: object) -> str:
-    return value if isinstance(value, Html) else f"<bdi>{text(value)}</bdi>"
+def format_cell(heading: str, value: Any) -> object:
+    """Format a value as its column's heading asks; "" where there is none."""
+    if heading.startswith("95 %"):
+        return interval(value, points if "points" in heading else percent)
+    if "points" in heading:
+        return points(value)
+    if heading.endswith(", %"):
+        return percent(value)
+    return number(value) if is_number(value) or value is None else value
 
 
-def bars(counts: Mapping[str, int]) -> str:
-    """Draw a bar per entry, the longest across the whole width."""
-    most = max(counts.values(), default=0) or 1
-    return (
-        "<div class=bars>"
-        + "".join(
-            f"<span><bdi>{text(name)}</bdi></span>"
-            f'<i style="width:{num / most * 100:.2f}%"></i><span>{num:,}</span>'
-            for name, num in counts.items()
-        )
-        + "</div>"
+def headline(name: str, figure: dict[str, Any]) -> Metric:
+    """Build the headline of an accuracy: its interval and the majority baseline stand beside it."""
+    num, limits = figure.get("num"), interval(figure.get("interval_95"))
+    by_photo = " (by photo)" if figure.get("is_by_photo") else ""
+    baseline = percent(figure.get("majority_baseline"))
+    few = ", too few to rely on" if is_number(num) and num < MIN_PHOTOS else ""
+    details = (
+        f"95 %: {limits}{by_photo}" if limits else "",
+        f"majority baseline {baseline} %" if baseline else "",
+        f"{number(num)} photos{few}" if is_number(num) else "",
     )
+    return Metric(name, f"{percent(figure.get('accuracy')) or '-'} %", details)
+
+
+def leaves(tree: dict[str, Any], above: str = "") -> list[dict[str, Any]]:
+    """List what nested dictionaries hold: what (the joined keys) and value."""
+    found: list[dict[str, Any]] = []
+    for key, value in tree.items():
+        name = f"{above}{key}".replace("_", " ")
+        if isinstance(value, dict):
+            found += leaves(value, f"{name} ")
+        else:
+            shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            found.append({"what": name, "value": shown})
+    return found
+
+
+def visible(value: object) -> str:
+    """Return text with control characters, text direction marks and lone surrogates escaped."""
+    signs = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+    return "".join(signs)
+
+
+def markdown_text(value: object) -> str:
+    """Escape for Markdown, also inside a table and at the start of a line."""
+    shown = re.sub(r"([\\`*_\[\]<>|#~&$])", r"\\\1", visible(value).strip())
+    return re.sub(r"^(\d*)([-+=.)])(?=\s|$|[-+=])", r"\1\\\2", shown)
+
+
+@cache
+def _environment(*, is_html: bool) -> Environment:
+    """Build what renders templates; every value goes through `visible` or `markdown_text`."""
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=is_html,
+        finalize=_shown if is_html else markdown_text,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _shown(value: object) -> object:
+    return value if isinstance(value, Markup) else visible(value)

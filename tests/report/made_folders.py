@@ -33,7 +33,9 @@ def write_table(path: Path, names: list[str], counts: list[list[int]]) -> None:
     )
 
 
-def make_run(folder: Path, *, names: list[str] | None = None, finished: bool = True) -> Path:
+def make_run(
+    folder: Path, *, names: list[str] | None = None, finished: bool = True, accuracy: float = 0.6543
+) -> Path:
     """A finished stage 2 run of a breed head with a table of `names`."""
     names = names or ["Tabby", "Siamese", "Persian"]
     folder.mkdir(parents=True)
@@ -61,12 +63,14 @@ def make_run(folder: Path, *, names: list[str] | None = None, finished: bool = T
         write_table(folder / "confusion_test_breed.csv", names, counts)
         final = {
             "epochs": 3, "train_minutes": 1.5, "test_images": 40, "test_breed_known": 4 * size,
-            "test_breed_accuracy": 0.6543, "test_breed_balanced_accuracy": 0.4321,
+            "test_breed_accuracy": accuracy, "test_breed_balanced_accuracy": 0.4321,
             "test_breed_majority_baseline": 0.1234, "checkpoint": "runs/demo/cat_best.pt",
             "guard": {"fitted": True, "num_test": 40, "test_false_alarms": 0.0471,
                       "missed_strangers": {"noise": 0.1213}},
             "calibration": {"breed": {"num": 12, "ece_before": 0.2468, "ece_after": 0.1357,
                                       "coverage": 0.5, "accuracy": 0.9191,
+                                      "reliability": [[0.8, 0.85, 50, 0.7, 0.95]],
+                                      "curve": [[0.5, 0.9, 0.6], [1.0, 0.6161, 0.1]],
                                       "fitted": {"temperature": 1.25, "threshold": 0.777}}},
         }  # fmt: skip
         (folder / "final.json").write_text(json.dumps(final))
@@ -130,7 +134,8 @@ def make_analysis(names: list[str]) -> dict[str, Any]:
     bins = [{"bin": name, "num": 20, "accuracy": 0.5252, "interval_95": [0.4, 0.6],
              "stands_out": True} for name in names]  # fmt: skip
     return {
-        "mistakes": {"breed": [{"image": f"cat/1/{k}.png", "true": name, "predicted": "Siamese",
+        "mistakes": {"breed": [{"image": f"cat/00000{k}/00.png", "true": name,
+                                "predicted": "Siamese",
                                 "probability": 0.9393, "true_probability": 0.0101, "rank": 3}
                                for k, name in enumerate(names)]},
         "slices": {"breed": {"brightness": {"unit": "%", "accuracy": 0.6, "bins": bins}}},
@@ -143,19 +148,27 @@ def make_analysis(names: list[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make_evaluation(folder: Path, names: list[str] | None = None) -> Path:
-    """A finished and analysed evaluation; class names are `names`."""
+def make_evaluation(
+    folder: Path, names: list[str] | None = None, *, photos: Path | None = None
+) -> Path:
+    """A finished and analysed evaluation; class names are `names`.
+
+    With `photos`, that folder gets four of five test photos, one predicted wrong; the fifth row's
+    name leads out of it.
+    """
     from PIL import Image
 
     names = names or ["Tabby", "Siamese"]
-    (folder / "analysis").mkdir(parents=True)
+    (folder / "analysis" / "photos").mkdir(parents=True)
     (folder / "petface_eval_summary.json").write_text(json.dumps(make_summary(names)))
     (folder / "analysis" / "analysis.json").write_text(json.dumps(make_analysis(names)))
+    root = str(photos or names[-1])
+    stage1 = {"path": names[0], "sha256": "ab" * 32, "heads": {"species": names}}
     (folder / "petface_eval_models.json").write_text(
-        json.dumps({"stage1": {"path": names[0], "sha256": "ab" * 32, "heads": {"species": names}},
-                    "specialists": {}, "images_root": names[-1], "fingerprint": "f00d"})
-    )  # fmt: skip
-    Image.new("RGB", (40, 30), "red").save(folder / "analysis" / "gradcam_breed.png")
+        json.dumps({"stage1": stage1, "specialists": {}, "images_root": root, "dataset": "f00d"})
+    )
+    for name in ("gradcam_breed.png", "photos/gradcam_breed_mistakes.png"):
+        Image.new("RGB", (40, 30), "red").save(folder / "analysis" / name)
     (folder / "label_errors.json").write_text(
         json.dumps({"heads": [{"species": "cat", "feature": "breed", "num_judged": 77,
                                "agreement": 0.7171, "majority_share": 0.3535, "num_suspects": 13,
@@ -167,5 +180,42 @@ def make_evaluation(folder: Path, names: list[str] | None = None) -> Path:
                  f"cat/7/{k}.png"] for k, n in enumerate(names)]  # fmt: skip
     write_rows(folder / "label_errors.csv", [header, *suspects])
     counts = [[2 * (i == j) + (i < j) for j in range(len(names))] for i in range(len(names))]
-    write_table(folder / "confusion" / "test_breed_cat.csv", names, counts)
+    for name in ("test_species", "test_breed_cat"):
+        write_table(folder / "confusion" / f"{name}.csv", names, counts)
+    if photos:
+        _make_photos(folder, photos)
     return folder
+
+
+def _make_photos(folder: Path, photos: Path) -> None:
+    from PIL import Image
+
+    from petface.evaluation.details import PER_IMAGE, PER_IMAGE_COLUMNS
+
+    names = [f"cat/00000{k}/00.png" for k in range(4)] + ["../secret.png"]
+    Image.new("RGB", (20, 30), "blue").save(photos.parent / "secret.png")
+    rows = []
+    for k, name in enumerate([*names, "train.png"]):
+        row = dict.fromkeys(PER_IMAGE_COLUMNS, "") | {
+            "image": name, "species": "cat", "record": str(k), "status": "ok",
+            "split": "train" if name == "train.png" else "test", "species_pred": "cat",
+            "species_prob": "0.99", "species_correct": "1", "breed_true": "Tabby",
+            "breed_pred": "Siamese" if k == 1 else "Tabby", "breed_prob": "0.9",
+            "breed_correct": str(int(k != 1)),
+        }  # fmt: skip
+        rows.append(list(row.values()))
+        if k < 4:
+            (photos / name).parent.mkdir(parents=True)
+            Image.new("RGB", (20, 30), (60 * k, 0, 0)).save(photos / name)
+    write_rows(folder / PER_IMAGE, [list(PER_IMAGE_COLUMNS), *rows])
+
+
+def comparison_of_runs(names: list[str]) -> dict[str, Any]:
+    """What `compare_runs` makes of two runs whose settings hold `names`."""
+    both = {"a": 0.5, "b": 0.75, "difference": 0.25}
+    return {
+        "kind": "training runs", "a": {"folder": names[0]}, "b": {"folder": names[-1]},
+        "notes": names, "figures": {"test_accuracy": both}, "training": {"epochs": both},
+        "settings": {name: {"a": name, "b": None} for name in names},
+        "curves": {f"{names[0]}_loss": {"a": [[1, 0.5]], "b": []}},
+    }  # fmt: skip
