@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +35,7 @@ MAX_CLASSES: Final = 40  # of a confusion matrix with names
 _MAX_LETTERS, _MAX_COUNTED = 28, 20  # of a name; classes up to which counts stand in the cells
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "petface",  # the same chart is the same file
     "text.parse_math": False,
     "font.size": 9,
     "axes.prop_cycle": cycler(color=(BLUE, ORANGE, "#3f9e60", "#9b72cf", "#2a9d9d", "#c75d7a")),
@@ -60,7 +62,7 @@ def svg(panel: Panel, size_in: tuple[float, float] = _SIZE_IN) -> Markup:
     drawn = stream.getvalue().decode("utf-8").replace(INK, "currentColor")
     drawn = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", drawn, flags=re.S)
     drawn = drawn[drawn.index("<svg") :]
-    own, used = f"-{abs(hash(drawn)):x}", set(re.findall(r"#(\w+)", drawn))
+    own, used = f"-{zlib.crc32(drawn.encode()):x}", set(re.findall(r"#(\w+)", drawn))
     ids = re.compile(r' id="([^"]*)"')  # those of two charts must not be the same
     drawn = ids.sub(lambda found: f' id="{found[1]}{own}"' if found[1] in used else "", drawn)
     drawn = re.sub(r" xmlns(:xlink)?=\"[^\"]*\"", "", drawn)

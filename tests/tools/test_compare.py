@@ -16,6 +16,7 @@ from petface.analysis.compare_runs import NO_TEST, compare_runs, describe_runs
 from petface.errors import UserError
 from petface.report.compare_page import comparison_page
 from tests.analysis.test_compare import make_evaluation, make_images
+from tests.report.page_checks import check_page
 from tools import compare
 
 ROOT = Path(__file__).parent.parent.parent
@@ -62,6 +63,12 @@ def test_two_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert num == sum(n for h in comparison["changed"].values() for p in h.values()
                       for n in p.values()) > 10  # fmt: skip
     assert f"page: {out / 'compare.html'}\n" in done.stdout
+    found = check_page((out / "compare.html").read_text(encoding="utf-8"))
+    test = comparison["figures"]["test"]["species"]["conditional"]
+    row = next(row for row in found.rows if row[0] == "species")
+    right = f"{test['accuracy_a'] * 100:.1f}"
+    assert row[1:4] == [str(test["num"]), str(test["num_records"]), right]
+    assert f"{test['difference'] * 100:+.1f} points" in found.texts
     words = [a, b, "--out", tmp_path / "again", "--resamples", 50, "--flips", 100]
     monkeypatch.setattr(sys, "argv", ["compare", *map(str, words)])
     compare.main()
