@@ -151,7 +151,7 @@ def write_report(folder: Path) -> str:
     The pages are a part that can be left out, and too much to load before the work.
     """
     try:
-        from petface.report.report_index import report_line
+        from petface.report import report_line
     except ImportError as error:
         return f"report: not written ({error})"
     return report_line(folder)
