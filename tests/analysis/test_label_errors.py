@@ -28,10 +28,10 @@ def test_planted_flips_come_first() -> None:
     flipped, is_planted = label_errors.plant_flips(labels, eligible, 4, 0.05, 1)
     p = label_errors.predict_out_of_sample(features, photo_record, flipped, 4, **OPTIONS)
     suspects = label_errors.rank_suspects(p, flipped, eligible)
-    figures = label_errors.describe_planted(is_planted[suspects.record], 0.05)
+    figures = label_errors.describe_planted(is_planted[suspects["record"]], 0.05)
     assert figures["num_planted"] == figures["num_top"] == 10 and figures["precision"] >= 0.9
-    wrong = is_planted[suspects.record]
-    assert (suspects.suggested[wrong] == labels[suspects.record[wrong]]).mean() >= 0.9
+    wrong = is_planted[suspects["record"]]
+    assert (suspects["suggested"][wrong] == labels[suspects["record"][wrong]]).mean() >= 0.9
     assert suspects.is_confident.sum() >= 3 and wrong[suspects.is_confident].mean() >= 0.9
 
 
@@ -82,6 +82,7 @@ def test_photos_are_fused_by_the_mean_of_their_logarithms() -> None:
     p[3] = np.nan
     p[5] = [1.0, 0.0, 0.0]
     photo_record = np.array([0, 0, 0, 1, 2, 2, 4, 4, 4])
+    assert np.isnan(label_errors.fuse_photos(p[3:4], photo_record[3:4], 2)).all()
     fused = label_errors.fuse_photos(p, photo_record, 5)
     for record in range(5):
         own = [row for row, r in zip(p, photo_record, strict=True) if r == record]
