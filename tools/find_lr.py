@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from petface import files
@@ -173,16 +174,12 @@ def rise(
 
 
 def smoothed(losses: list[float]) -> list[float]:
-    """Give the exponential average of each step, corrected for its beginning."""
-    mean, found = 0.0, []
-    for number, loss in enumerate(losses, start=1):
-        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
-        found.append(mean / (1 - _SMOOTHING**number))
-    return found
+    """Return the exponential average of each step, corrected for its beginning."""
+    return pd.Series(losses, dtype=float).ewm(alpha=1 - _SMOOTHING).mean().tolist()
 
 
 def suggestions(rates: list[float], smooth: list[float]) -> tuple[float, float]:
-    """Give the rate of the steepest fall over the logarithm of the rate, before the lowest loss,
+    """Return the rate of the steepest fall over the logarithm of the rate, before the lowest loss,
     and a tenth of the rate of the lowest.
 
     The slope at a step is that of a line through the tenth of all steps before it and the tenth

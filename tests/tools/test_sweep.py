@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from petface import files
-from petface.analysis.sweeps import SweepRun, summarise, watched_figure, write_sweep
+from petface.analysis.sweeps import SweepRun, write_sweep
 from petface.errors import UserError
 from tests.conftest import TINY_STAGE1, TINY_STAGE2
 from tools import sweep as tool
@@ -194,10 +194,12 @@ def test_the_steady_preset_is_chosen_by_validation_whatever_the_test_says(tmp_pa
     text = write_sweep(tmp_path, runs)
     assert "best by val balanced accuracy: steady." in text
     assert text.splitlines()[1].startswith("steady") and "66.0 ± 1.0" in text
-    found = {s.preset: s for s in summarise(runs)}
-    assert watched_figure(list(found.values())) == "val_balanced_accuracy"
-    assert found["wild"].figures["val_balanced_accuracy"][1] == pytest.approx(
-        statistics.stdev((0.9, 0.5, 0.7))
-    )
-    assert "val_accuracy" not in found["wild"].figures
-    assert found["wild"].score("val_accuracy") == float("-inf")
+    wild, steady = rows_of(tmp_path / "summary.csv")
+    assert (wild["preset"], steady["preset"]) == ("wild", "steady")
+    spread = statistics.stdev((0.9, 0.5, 0.7))
+    assert float(wild["val_balanced_accuracy_std"]) == pytest.approx(spread, abs=1e-4)
+    assert float(wild["val_balanced_accuracy_mean"]) == pytest.approx(0.7)
+    assert "val_accuracy_mean" not in wild
+    write_sweep(tmp_path, runs[:1])
+    (alone,) = rows_of(tmp_path / "summary.csv")
+    assert alone["val_balanced_accuracy_std"] == "0.0000"
