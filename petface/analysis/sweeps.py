@@ -63,13 +63,13 @@ def write_sweep(folder: Path, runs: Sequence[SweepRun]) -> str:
         summary[f"{key}_std"] = groups[key].std().fillna(0.0).where(summary[f"{key}_mean"].notna())
     for name, rows in (("runs.csv", table), ("summary.csv", summary.reset_index())):
         cells = [[_cell(*cell) for cell in row.items()] for _, row in rows.iterrows()]
-        files.write_csv(folder / name, list(rows), cells)
+        files.write_csv(folder / name, rows.columns.tolist(), cells)
     watched = watched_figure(keys)
     _draw(folder / "accuracy_time.png", table, watched.replace("val_", "test_"))
     return _text(summary.reset_index(), keys, watched)
 
 
-def _cell(column: str, value: Any) -> object:
+def _cell(column: Any, value: Any) -> object:
     if not isinstance(value, float):
         return value
     return "" if math.isnan(value) else f"{value:.{2 if column == 'train_minutes' else 4}f}"
