@@ -15,27 +15,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 
 from petface import distributed
-from petface.analysis.audit import quick_audit_line
 from petface.calibration import calibrate_heads, headline_figures
 from petface.data.dataset import Dataset, choose_species, load_dataset
 from petface.data.images import STATISTICS, Preprocessing
 from petface.data.loading import Samples, worker_count
 from petface.data.pack import image_source
 from petface.data.splits import SPLITS
-from petface.errors import UserError, run_script
+from petface.errors import optional_room, run_script
 from petface.models import checkpoints
+from petface.models.architecture import Architecture
 from petface.models.backbones import BackboneName
 from petface.models.first_weights import initialise_body
 from petface.models.multi_head import _MultiHeadModel
 from petface.models.network import Network
-from petface.report import late_report, report_line
-from petface.report.specialist import head_figures, write_specialist_report
 from petface.settings import (
     Fraction,
     NonNegative,
@@ -48,11 +46,11 @@ from petface.settings import (
 )
 from petface.taxonomy import PRIMARY_ATTR_PRIORITY
 from petface.training import augment, recipe, runs, sampling
-from petface.training import epoch as engine
-from petface.training.augment.mixing import MixKind
-from petface.training.phases import Phase, PhasedTraining, make_phases
+from petface.training.augment.mixing import Mixing, MixKind
+from petface.training.epoch import Progress, epoch_row, train_epoch
+from petface.training.evaluate import Job, evaluate, head_figures, write_specialist_report
+from petface.training.phases import Optimization, Phase, PhasedTraining, make_phases
 from petface.training.schedule import LrKind
-from petface.training.stopping import StopRequest
 
 # ---- Data: what changes the meaning of the figures ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
@@ -77,9 +75,7 @@ TENSORBOARD: bool = False  # the figures of every epoch as event files too
 SPREAD: bool = False  # under torchrun: True = each process trains other species, alone
 
 # ---- Network and optimisation ----
-BACKBONE: BackboneName = (
-    "resnet18"  # resnet34/50, efficientnet_b0, mobilenet_v2, mobilenet_v3_small
-)
+BACKBONE: BackboneName = "resnet18"  # resnet34/50, efficientnet_b0, mobilenet_v2/v3_small
 ATTENTION: Literal["none", "se"] = "none"  # se: squeeze-excitation after the last stage
 HEAD_HIDDEN: NonNegative = 0  # units of a layer between features and answers; 0 = none
 DROPOUT: Fraction = 0.0  # share of the features that a head does without in training; 0 = off
@@ -112,70 +108,77 @@ SAMPLER_ALPHA: NonNegativeFloat = 1.0  # 1 = classes equally often, 0 = as they 
 TAIL_QUANTILE: Fraction = 0.5  # minority = classes of that head up to this quantile; 0 = smallest
 BASE_AUGMENT: augment.Strength = "mild"  # none, mild, strong, crop (strong with a random crop)
 TAIL_AUGMENT: augment.Strength = "strong"  # for minority classes
-AUGMENT_MODE: Literal["exact", "fast"] = "exact"  # fast: all colours in one step, nearly the same
 MIX: MixKind = "none"  # pairs of images: mixup, cutmix, both (one of them by lot)
 MIX_PROBABILITY: Fraction = 0.5  # share of the batches that are mixed
 MIX_ADAPTS: bool = False  # True: up to MIX_PROBABILITY, more while the validation loss rises
 MIX_ALPHA: PositiveFloat = 1.0  # of the Beta distribution of the shares
 TOP_SUPPORT: NonNegative = 10  # classes listed one by one in eval_summary_stage2.txt
 
+# What a resumed run may set otherwise.
+MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD", "SPECIES", "SPREAD")
+
 
 def main() -> int:
-    settings = read_settings(
+    s = read_settings(
         sys.modules[__name__], switches={"force": "replace finished specialists of this run"}
     )
-    distributed.start(settings.DEVICE)
-    print(settings.provenance())
-    phases_of(settings)  # refused before anything is read
+    distributed.start(s.DEVICE)
+    print(s.provenance())
+    phases_of(s)  # refused before anything is read
     dataset = load_dataset(
-        settings.IMAGES_ROOT,
-        settings.ANNOTATIONS_ROOT,
-        splits_file=settings.SPLITS_FILE,
-        seed=settings.SPLIT_SEED,
+        s.IMAGES_ROOT, s.ANNOTATIONS_ROOT, splits_file=s.SPLITS_FILE, seed=s.SPLIT_SEED
     )
     print("\n".join(dataset.notes))
-    print(quick_audit_line(dataset, annotations_root=settings.ANNOTATIONS_ROOT))
-    force = "force" in settings.switches
-    chosen, notes = choose_species(dataset, settings.SPECIES, settings.ANNOTATIONS_ROOT)
+    if audit := optional_room("analysis.audit"):
+        print(audit.quick_audit_line(dataset, annotations_root=s.ANNOTATIONS_ROOT))
+    force = "force" in s.switches
+    chosen, notes = choose_species(dataset, s.SPECIES, s.ANNOTATIONS_ROOT)
     for note in notes:
         print(note)
     mine = chosen
-    if settings.SPREAD:
-        rule = Preprocessing(settings.IMAGE_SIZE_PX, settings.RESIZE_RULE)
-        image_source(dataset.catalog, settings.PACK, rule)  # a pack is made before they part
+    if s.SPREAD:
+        rule = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE)
+        image_source(dataset.catalog, s.PACK, rule)  # a pack is made before they part
         mine = distributed.part_ways(chosen)
-    with StopRequest() as stop:
+    with runs.StopRequest() as stop:
         for number, species in enumerate(mine, start=1):
-            folder = runs.run_path(settings.RUNS_ROOT, f"{settings.RUN_NAME}/{species}")
+            folder = runs.run_path(s.RUNS_ROOT, f"{s.RUN_NAME}/{species}")
             if len(chosen) > 1 and (folder / "final.json").exists() and not force:
-                print(f"{species}: finished before, left alone ({folder}){late_report(folder)}")
+                late = runs.late_report(folder)
+                print(f"{species}: finished before, left alone ({folder}){late}")
                 continue
-            print(f"\n== {species} ({number} of {len(mine)}) =={late_report(folder)}")
-            with runs.open_run(folder, settings, force=force, prefix=f"{species}_") as run:
+            print(f"\n== {species} ({number} of {len(mine)}) =={runs.late_report(folder)}")
+            with runs.open_run(
+                folder,
+                s.as_toml(),
+                may_change=(*MAY_CHANGE, "BATCH_SIZE"),  # the images of a step must stay
+                global_batch_size=s.BATCH_SIZE * distributed.world_size(),
+                tensorboard=s.TENSORBOARD,
+                force=force,
+                prefix=f"{species}_",
+            ) as run:
                 run.write_conflicts([dataset.annotations[species]])
-                if code := train_specialist(settings, dataset, species, run, stop):
+                if code := train_specialist(s, dataset, species, run, stop):
                     return code
     return 0
 
 
 def phases_of(s: Settings) -> list[Phase]:
     """Read the phases of the training."""
-    return make_phases(s, "PHASE_LR", "PHASE_EPOCHS", "PHASE_PATIENCE")
+    return make_phases(s.PHASE_STAGES, s.PHASE_LR, s.PHASE_EPOCHS, s.PHASE_PATIENCE)
 
 
 def train_specialist(
-    s: Settings, dataset: Dataset, species: str, run: runs.RunFolder, stop: StopRequest
+    s: Settings, dataset: Dataset, species: str, run: runs.RunFolder, stop: runs.StopRequest
 ) -> int:
-    """Train one specialist through its phases; then measure the best one on the test part and on
-    all.
-    """
+    """Train one specialist through its phases; then measure the best one on test and on all."""
     vocabularies = {
         head: names for head, names in dataset.annotations[species].vocabularies.items() if names
     }
     sampler_head = next((h for h in PRIMARY_ATTR_PRIORITY[:-1] if h in vocabularies), None)
     parts = split_into_samples(s, dataset, species, vocabularies, sampler_head)
     torch.manual_seed(s.SEED)
-    architecture = recipe.architecture_of(s)
+    architecture = Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
     model = _MultiHeadModel({h: len(names) for h, names in vocabularies.items()}, architecture)
     pretrained = initialise_body(model.body, s.BACKBONE, s.WEIGHTS, s.PRETRAINED, species)
     job = make_job(s, dataset, model, parts, run)
@@ -192,13 +195,17 @@ def train_specialist(
     }
     processes = distributed.describe(s.BATCH_SIZE)
     print(f"training on {job.network}{processes}; first weights: {pretrained}")
-    print_plan(dataset, species, parts, vocabularies)
+    print_plan(parts, vocabularies)
 
     def save_last() -> None:
-        content = {**description, **training.state_dict(), "failures": job.failures.messages}
-        run.save(run.last, {**content, "global_batch_size": runs.global_batch_size(s)})
+        more = {"failures": job.failures.messages}
+        run.save_last({**description, **training.state_dict(), **more})
 
-    training = PhasedTraining(s, phases_of(s), model, job, "min")
+    how = Optimization(
+        s.WEIGHT_DECAY, s.BODY_LR_FACTOR, s.SCHEDULE, s.WARMUP_FRAC, s.PLATEAU_PATIENCE, s.EMA_DECAY
+    )
+    training = PhasedTraining(phases_of(s), how, model, job, "min")
+    mixing = Mixing(s.MIX, s.MIX_PROBABILITY, s.MIX_ALPHA, s.MIX_ADAPTS)
     if run.last.exists():
         last = checkpoints.load(run.last)
         training.load_state_dict(last)
@@ -208,7 +215,7 @@ def train_specialist(
         progress, epoch = training.progress, training.progress.epoch.epoch
         measured = progress.measured(job)
         val = None
-        if engine.train_epoch(
+        if train_epoch(
             job,
             progress,
             parts["train"],
@@ -216,22 +223,20 @@ def train_specialist(
             regimes,
             seed=s.SEED,
             rate=training.rate(watched_loss),
-            mixing=recipe.make_mixing(s, [row["val_loss"] for row in training.rows()]),
+            mixing=mixing.after([row["val_loss"] for row in training.rows()]),
             stop=stop.asked,
         ):
-            val = engine.evaluate(measured, parts["val"], "validate", stop=stop.asked)
+            val = evaluate(measured, parts["val"], "validate", stop=stop.asked)
         if not val:
             save_last()
-            print(f"stopped in epoch {epoch + 1}; the same command goes on there")
-            return stop.exit_code
+            return stop.leave(f"in epoch {epoch + 1}")
         accuracies = {f"val_{head}_accuracy_frac": val.accuracy(head) for head in vocabularies}
-        row = {"phase": training.index + 1, **engine.epoch_row(progress, val, accuracies)}
+        row = {"phase": training.index + 1, **epoch_row(progress, val, accuracies)}
         progress.history.append(row)
         is_best = progress.stopping.update(watched_loss(row))
         if is_best:
-            kept = measured.network.model.state_dict()
-            best = {**description, "model": kept, "figures": row}
-            run.save(run.best, best)
+            weights = {"model": measured.network.model.state_dict()}
+            run.save(run.best, {**description, **weights, "figures": row})
         progress.epoch = progress.epoch.next_epoch()
         save_last()
         run.write_metrics(progress.history)
@@ -252,7 +257,7 @@ def split_into_samples(
     vocabularies: dict[str, tuple[str, ...]],
     sampler_head: str | None,
 ) -> dict[str, Samples]:
-    """Cut one species into the parts of the split; minority classes are marked."""
+    """Cut one species into its splits; minority classes are marked."""
     places, labels = dataset.image_labels(species)
     # A photo without any known label teaches a specialist nothing.
     is_known = np.any([labels[head] >= 0 for head in vocabularies], axis=0)
@@ -261,23 +266,11 @@ def split_into_samples(
     is_tail = np.zeros(len(places), bool)
     if sampler_head is not None:
         is_tail = sampling.tail_samples(labels[sampler_head], split == 0, s.TAIL_QUANTILE)
-    parts = {}
-    for number, name in enumerate(SPLITS):
-        chosen = split == number
-        parts[name] = Samples(
-            places[chosen],
-            {h: labels[h][chosen].astype(np.int64) for h in vocabularies},
-            is_tail[chosen],
-        )
-    if len(parts["train"]) < 2:
-        raise UserError(
-            f"{species}: the train part has {len(parts['train'])} images; two are needed"
-        )
-    return parts
+    return sampling.samples_by_split(places, labels, is_tail, split, needed=["train"], what=species)
 
 
 def make_draw(s: Settings, samples: Samples, head: str | None) -> Callable[[int], np.ndarray]:
-    """Give the order of an epoch: weighted on `head`, or shuffled where it cannot carry weights."""
+    """Return the order of an epoch: weighted on `head`, shuffled where it cannot carry weights."""
     if s.SAMPLER == "shuffle" or head is None or not (samples.labels[head] >= 0).any():
         return lambda epoch: sampling.shuffled(len(samples), s.SEED, epoch)
     weights = sampling.balanced_weights(samples.labels[head], s.SAMPLER_ALPHA)
@@ -291,13 +284,21 @@ def make_job(
     model: _MultiHeadModel,
     parts: dict[str, Samples],
     run: runs.RunFolder,
-) -> engine.Job:
+) -> Job:
     """Gather what every pass needs; the network goes to the device."""
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
     network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
-    labels = parts["train"].labels
-    weights, loss = recipe.specialist_loss(s, model.head_sizes, labels, network.device)
-    return engine.Job(
+    weights, loss = recipe.specialist_loss(
+        model.head_sizes,
+        parts["train"].labels,
+        network.device,
+        gamma_with_color=s.FOCAL_GAMMA_COLOR,
+        gamma_without_color=s.FOCAL_GAMMA_IMBAL,
+        weighted=s.CLASS_WEIGHTS == "inverse",
+        label_smoothing=s.LABEL_SMOOTHING,
+        logit_adjustment=s.LOGIT_ADJUSTMENT,
+    )
+    return Job(
         network=network,
         num_classes=model.head_sizes,
         loss=loss,
@@ -306,7 +307,6 @@ def make_job(
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),
         freeze_batchnorm=s.FREEZE_BATCHNORM,
-        augment_mode=s.AUGMENT_MODE,
         clip_norm=s.CLIP_NORM,
         failures=runs.FailureLog(
             run, dataset.catalog, sum(map(len, parts.values())), s.MAX_BAD_FRACTION
@@ -315,46 +315,37 @@ def make_job(
 
 
 def watched_loss(row: dict[str, Any]) -> float:
-    """Give what stops a phase: a species may be too small for a known label in validation."""
+    """Return what stops a phase: a species may be too small for a known label in validation."""
     loss: float = row["val_loss"] if np.isfinite(row["val_loss"]) else row["train_loss"]
     return loss
 
 
-def print_plan(
-    dataset: Dataset,
-    species: str,
-    parts: dict[str, Samples],
-    vocabularies: dict[str, tuple[str, ...]],
-) -> None:
-    """Say before the first step what will be trained on what."""
+def print_plan(parts: dict[str, Samples], vocabularies: dict[str, tuple[str, ...]]) -> None:
+    """Print before the first step what will be trained on what."""
     print(f"images: {', '.join(f'{name} {len(part):,}' for name, part in parts.items())}")
     for head, names in vocabularies.items():
         known = int((parts["train"].labels[head] >= 0).sum())
         print(f"  {head:8s} {len(names):4d} classes, {known:,} training images with a known label")
-    for head, names in dataset.annotations[species].vocabularies.items():
-        if not names:
-            print(f"  {head:8s} no known label: no such head")
 
 
 def finish(
     s: Settings,
     run: runs.RunFolder,
-    job: engine.Job,
+    job: Job,
     parts: dict[str, Samples],
     vocabularies: dict[str, tuple[str, ...]],
-    progress: engine.Progress,
-    stop: StopRequest,
+    progress: Progress,
+    stop: runs.StopRequest,
 ) -> int:
-    """Calibrate <species>_best.pt, measure it on the test part and on all, write the reports."""
+    """Calibrate <species>_best.pt, measure it on the test split and on all photos."""
     best = checkpoints.load(run.best)
     job.network.model.load_state_dict(best["model"])
     seen = {
-        name: engine.evaluate(job, part, name, keep_answers=name != "train", stop=stop.asked)
+        name: evaluate(job, part, name, keep_answers=name != "train", stop=stop.asked)
         for name, part in parts.items()
     }
     if not all(seen.values()):
-        print("stopped in the last passes; the same command goes on there")
-        return stop.exit_code
+        return stop.leave("in the last passes")
     if not distributed.is_main():
         return 0
     answers = seen["test"].answers
@@ -378,8 +369,7 @@ def finish(
     write_specialist_report(run.path, vocabularies, {"test": test, "all": every}, s.TOP_SUPPORT)
     run.write_metrics(progress.history)  # again: a kill may have come just before the last time
     job.failures.write()
-    run.finish({**figures, "calibration": measured})
-    print(f"{runs.summary_block(figures)}\n{report_line(run.path)}")
+    run.finish(figures, {"calibration": measured})
     return 0
 
 

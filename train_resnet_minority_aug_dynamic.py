@@ -13,28 +13,26 @@ not been trained here.
 from __future__ import annotations
 
 import sys
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 
 from petface import distributed, metrics
-from petface.analysis.audit import quick_audit_line
 from petface.calibration import calibrate_heads, headline_figures
 from petface.data.dataset import Dataset, load_dataset
 from petface.data.images import STATISTICS, Preprocessing
 from petface.data.loading import Samples, worker_count
 from petface.data.pack import image_source
 from petface.data.splits import SPLITS
-from petface.errors import UserError, run_script
-from petface.metrics import write_confusion
+from petface.errors import UserError, optional_room, run_script
 from petface.models import checkpoints
-from petface.models.architecture import build_classifier
+from petface.models.architecture import Architecture, build_classifier
 from petface.models.backbones import BackboneName
 from petface.models.first_weights import initialise_body
 from petface.models.network import Network
 from petface.models.strangers import make_guard
-from petface.report import late_report, report_line
 from petface.settings import (
     Fraction,
     NonNegative,
@@ -46,11 +44,11 @@ from petface.settings import (
     read_settings,
 )
 from petface.training import augment, recipe, runs, sampling
-from petface.training import epoch as engine
-from petface.training.augment.mixing import MixKind
-from petface.training.phases import Phase, PhasedTraining, make_phases
+from petface.training.augment.mixing import Mixing, MixKind
+from petface.training.epoch import Progress, epoch_row, train_epoch
+from petface.training.evaluate import Evaluation, Job, evaluate
+from petface.training.phases import Optimization, Phase, PhasedTraining, make_phases
 from petface.training.schedule import LrKind
-from petface.training.stopping import StopRequest
 
 # ---- Data: what changes the meaning of the figures ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
@@ -73,9 +71,7 @@ NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of
 TENSORBOARD: bool = False  # the figures of every epoch as event files too
 
 # ---- Network and optimisation ----
-BACKBONE: BackboneName = (
-    "resnet18"  # resnet34/50, efficientnet_b0, mobilenet_v2, mobilenet_v3_small
-)
+BACKBONE: BackboneName = "resnet18"  # resnet34/50, efficientnet_b0, mobilenet_v2/v3_small
 ATTENTION: Literal["none", "se"] = "none"  # se: squeeze-excitation after the last stage
 HEAD_HIDDEN: NonNegative = 0  # units of a layer between features and answers; 0 = none
 DROPOUT: Fraction = 0.0  # share of the features that a head does without in training; 0 = off
@@ -115,61 +111,62 @@ PERF_ALPHA: NonNegativeFloat = 0.5  # strength of the difficulty adaptation; 0 =
 RECALL_SPLIT: Literal["val", "train"] = "val"  # whose recall per class tells the difficulty
 BASE_AUGMENT: augment.Strength = "mild"  # none, mild, strong, crop (strong with a random crop)
 TAIL_AUGMENT: augment.Strength = "strong"  # for minority classes
-AUGMENT_MODE: Literal["exact", "fast"] = "exact"  # fast: all colours in one step, nearly the same
 MIX: MixKind = "none"  # pairs of images: mixup, cutmix, both (one of them by lot)
 MIX_PROBABILITY: Fraction = 0.5  # share of the batches that are mixed
 MIX_ADAPTS: bool = False  # True: up to MIX_PROBABILITY, more while the validation loss rises
 MIX_ALPHA: PositiveFloat = 1.0  # of the Beta distribution of the shares
 
+MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD")  # in a resumed run
+
 
 def main() -> int:
-    settings = read_settings(
+    s = read_settings(
         sys.modules[__name__], switches={"force": "replace the finished run of this name"}
     )
-    distributed.start(settings.DEVICE)
-    print(settings.provenance())
-    if settings.MIN_WEIGHT_PER_CLASS > settings.MAX_UPWEIGHT_PER_CLASS:
+    distributed.start(s.DEVICE)
+    print(s.provenance())
+    if s.MIN_WEIGHT_PER_CLASS > s.MAX_UPWEIGHT_PER_CLASS:
         raise UserError("MIN_WEIGHT_PER_CLASS must not exceed MAX_UPWEIGHT_PER_CLASS")
-    phases_of(settings)  # refused before anything is read
+    phases_of(s)  # refused before anything is read
     dataset = load_dataset(
-        settings.IMAGES_ROOT,
-        settings.ANNOTATIONS_ROOT,
-        splits_file=settings.SPLITS_FILE,
-        seed=settings.SPLIT_SEED,
+        s.IMAGES_ROOT, s.ANNOTATIONS_ROOT, splits_file=s.SPLITS_FILE, seed=s.SPLIT_SEED
     )
     print("\n".join(dataset.notes))
-    print(quick_audit_line(dataset, annotations_root=settings.ANNOTATIONS_ROOT))
-    folder = runs.run_path(settings.RUNS_ROOT, settings.RUN_NAME)
-    print(late_report(folder), end="")
+    if audit := optional_room("analysis.audit"):
+        print(audit.quick_audit_line(dataset, annotations_root=s.ANNOTATIONS_ROOT))
+    folder = runs.run_path(s.RUNS_ROOT, s.RUN_NAME)
+    print(runs.late_report(folder), end="")
     with (
-        runs.open_run(folder, settings, force="force" in settings.switches) as run,
-        StopRequest() as stop,
+        runs.open_run(
+            folder,
+            s.as_toml(),
+            may_change=(*MAY_CHANGE, "BATCH_SIZE"),  # the images of a step must stay
+            global_batch_size=s.BATCH_SIZE * distributed.world_size(),
+            tensorboard=s.TENSORBOARD,
+            force="force" in s.switches,
+        ) as run,
+        runs.StopRequest() as stop,
     ):
         run.write_conflicts(dataset.annotations.values())
-        return train(settings, dataset, run, stop)
+        return train(s, dataset, run, stop)
 
 
 def phases_of(s: Settings) -> list[Phase]:
     """Read the phases of the training."""
-    return make_phases(s, "LR", "EPOCHS", "PATIENCE")
+    return make_phases(s.PHASE_STAGES, s.LR, s.EPOCHS, s.PATIENCE)
 
 
-def watched_figure(s: Settings) -> tuple[str, Literal["max", "min"]]:
-    """Name the column of metrics.csv that chooses the best epoch, and which of two is better."""
-    return ("val_loss", "min") if s.SELECT_BY == "loss" else (f"val_{s.SELECT_BY}_frac", "max")
-
-
-def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest) -> int:
-    """Train through the phases, until a signal; then measure the best network on the test part."""
+def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopRequest) -> int:
+    """Train through the phases, until a signal; then measure the best network on the test split."""
     classes = dataset.catalog.classes
     parts = split_into_samples(s, dataset)
     sampler = make_sampler(s, parts["train"], len(classes))
     base_weights = sampler.weights.copy()
     torch.manual_seed(s.SEED)
-    architecture = recipe.architecture_of(s)
+    architecture = Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
     model = build_classifier(architecture, len(classes))
     pretrained = initialise_body(model, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
-    job = make_job(s, dataset, model, parts, sampler, run)
+    job, draw = make_job(s, dataset, model, parts, sampler, run), make_draw(s, sampler)
     distributed.copy_from_main(model)
     regimes = augment.REGIMES[s.BASE_AUGMENT], augment.REGIMES[s.TAIL_AUGMENT]
     description = {
@@ -181,63 +178,61 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest)
     }
 
     def save_last() -> None:
-        content = {**description, **training.state_dict()}
-        content["sampler_weights"] = sampler.weights.tolist()
-        content["failures"] = job.failures.messages
-        content["global_batch_size"] = runs.global_batch_size(s)
-        run.save(run.last, content)
+        more = {"sampler_weights": sampler.weights.tolist(), "failures": job.failures.messages}
+        run.save_last({**description, **training.state_dict(), **more})
 
-    watched, better = watched_figure(s)
-    training = PhasedTraining(s, phases_of(s), model, job, better)
+    watched = "val_loss" if s.SELECT_BY == "loss" else f"val_{s.SELECT_BY}_frac"
+    how = Optimization(
+        s.WEIGHT_DECAY, s.BODY_LR_FACTOR, s.SCHEDULE, s.WARMUP_FRAC, s.PLATEAU_PATIENCE, s.EMA_DECAY
+    )
+    better: Literal["min", "max"] = "min" if s.SELECT_BY == "loss" else "max"
+    training = PhasedTraining(phases_of(s), how, model, job, better)
+    mixing = Mixing(s.MIX, s.MIX_PROBABILITY, s.MIX_ALPHA, s.MIX_ADAPTS)
     if run.last.exists():
         last = checkpoints.load(run.last)
         training.load_state_dict(last)
         sampler.set_weights(last["sampler_weights"])
         job.failures.messages.update(last["failures"])
-    print_plan(
-        parts,
-        classes,
-        base_weights,
-        f"{job.network}{distributed.describe(s.BATCH_SIZE)}, first weights {pretrained}",
-    )
+    print(f"training on {job.network}{distributed.describe(s.BATCH_SIZE)}")
+    print(f"first weights: {pretrained}")
+    print(f"images: {', '.join(f'{name} {len(part):,}' for name, part in parts.items())}")
+    print("\n".join(sampling.class_lines(parts["train"], classes, base_weights)))
 
     adapts = s.SAMPLER == "weighted" and s.PERF_ALPHA > 0
     while training.has_epoch(run, save_last):
         progress, epoch = training.progress, training.progress.epoch.epoch
         measured = progress.measured(job)
         val = seen = None
-        if engine.train_epoch(
+        if train_epoch(
             job,
             progress,
             parts["train"],
-            draw_order(s, parts["train"], sampler, epoch),
+            draw(epoch),
             regimes,
             seed=s.SEED,
             rate=training.rate(lambda row: row[watched]),
-            mixing=recipe.make_mixing(s, [row["val_loss"] for row in training.rows()]),
+            mixing=mixing.after([row["val_loss"] for row in training.rows()]),
             stop=stop.asked,
         ):
-            val = seen = engine.evaluate(measured, parts["val"], "validate", stop=stop.asked)
+            val = seen = evaluate(measured, parts["val"], "validate", stop=stop.asked)
         if val and adapts and s.RECALL_SPLIT == "train":
-            seen = engine.evaluate(measured, parts["train"], "recall", stop=stop.asked)
+            seen = evaluate(measured, parts["train"], "recall", stop=stop.asked)
         if not val or not seen:
             save_last()
-            print(f"stopped in epoch {epoch + 1}; the same command goes on there")
-            return stop.exit_code
+            return stop.leave(f"in epoch {epoch + 1}")
         accuracies = {
             "val_accuracy_frac": val.accuracy("species"),
             "val_balanced_accuracy_frac": val.balanced_accuracy("species"),
         }
-        row = {"phase": training.index + 1, **engine.epoch_row(progress, val, accuracies)}
+        row = {"phase": training.index + 1, **epoch_row(progress, val, accuracies)}
         progress.history.append(row)
         if adapts:
             weights = adapted_weights(s, base_weights, seen)
             sampler.set_weights(distributed.broadcast_object(weights))
         is_best = progress.stopping.update(row[watched])
         if is_best:
-            kept = measured.network.model.state_dict()
-            best = {**description, "model": kept, "figures": row}
-            run.save(run.best, best)
+            weights = {"model": measured.network.model.state_dict()}
+            run.save(run.best, {**description, **weights, "figures": row})
         progress.epoch = progress.epoch.next_epoch()
         save_last()
         run.write_metrics(progress.history)
@@ -251,9 +246,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: StopRequest)
 
 
 def split_into_samples(s: Settings, dataset: Dataset) -> dict[str, Samples]:
-    """Cut the catalog into the parts of the split; minority classes of the train part are
-    marked.
-    """
+    """Cut the catalog into its splits; classes with few training images are marked."""
     class_index, split = dataset.catalog.class_index.astype(np.int64), dataset.image_split
     classes = dataset.catalog.classes
     counts = np.bincount(class_index[split == 0], minlength=len(classes))
@@ -266,22 +259,18 @@ def split_into_samples(s: Settings, dataset: Dataset) -> dict[str, Samples]:
         tail_quantile=s.TAIL_QUANTILE,
         tail_share=s.TAIL_SHARE,
     )
-    parts = {}
-    for number, name in enumerate(SPLITS):
-        places = np.flatnonzero(split == number)
-        parts[name] = Samples(
-            places, {"species": class_index[places]}, is_tail[class_index[places]]
-        )
-        if len(parts[name]) < 2:
-            raise UserError(
-                f"{s.IMAGES_ROOT}: the {name} part has {len(places)} images; two are needed. Add "
-                "records, or make the splits anew with another SPLITS_FILE"
-            )
-    return parts
+    return sampling.samples_by_split(
+        np.arange(len(split)),
+        {"species": class_index},
+        is_tail[class_index],
+        split,
+        needed=SPLITS,
+        what=s.IMAGES_ROOT,
+    )
 
 
 def make_sampler(s: Settings, samples: Samples, num_classes: int) -> sampling.ClassWeightedSampler:
-    """Build the weighted draw over the train part, with the base weight of each class."""
+    """Build the weighted draw over the train split, with the base weight of each class."""
     counts = np.bincount(samples.labels["species"], minlength=num_classes)
     base = sampling.base_weights(
         counts, alpha=s.ALPHA, floor=s.MIN_WEIGHT_PER_CLASS, cap=s.MAX_UPWEIGHT_PER_CLASS
@@ -289,17 +278,15 @@ def make_sampler(s: Settings, samples: Samples, num_classes: int) -> sampling.Cl
     return sampling.ClassWeightedSampler(samples.labels["species"], base, seed=s.SEED)
 
 
-def draw_order(
-    s: Settings, samples: Samples, sampler: sampling.ClassWeightedSampler, epoch: int
-) -> np.ndarray:
-    """Give the order of an epoch over the train part: weighted, or every image once."""
+def make_draw(s: Settings, sampler: sampling.ClassWeightedSampler) -> Callable[[int], np.ndarray]:
+    """Return the order of an epoch over the train split: weighted, or every image once."""
     if s.SAMPLER == "weighted":
-        return sampler.draw(epoch)
-    return sampling.shuffled(len(samples), s.SEED, epoch)
+        return sampler.draw
+    return lambda epoch: sampling.shuffled(len(sampler), s.SEED, epoch)
 
 
-def adapted_weights(s: Settings, base: np.ndarray, seen: engine.Evaluation) -> np.ndarray:
-    """Give (K,) sampling weights after an epoch: difficult classes are shown more often."""
+def adapted_weights(s: Settings, base: np.ndarray, seen: Evaluation) -> np.ndarray:
+    """Return (K,) sampling weights after an epoch: difficult classes are shown more often."""
     return sampling.difficulty_weights(
         base,
         metrics.recall_per_class(seen.confusions["species"]),
@@ -316,26 +303,29 @@ def make_job(
     parts: dict[str, Samples],
     sampler: sampling.ClassWeightedSampler,
     run: runs.RunFolder,
-) -> engine.Job:
-    """Gather what every pass needs; the network goes to the device.
-
-    The loss reckons with the classes as often as they come up in the first epoch.
-    """
+) -> Job:
+    """Gather what every pass needs; the network goes to the device."""
+    # The loss takes the classes to be as frequent as the first epoch shows them.
     labels, num_classes = parts["train"].labels["species"], len(dataset.catalog.classes)
     shown = np.bincount(labels, minlength=num_classes).astype(float)
     if s.SAMPLER == "weighted":
         shown *= sampler.weights
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
     network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
-    return engine.Job(
+    return Job(
         network=network,
         num_classes={"species": num_classes},
-        loss=recipe.species_loss(s, shown, network.device),
+        loss=recipe.species_loss(
+            shown,
+            network.device,
+            focal_gamma=s.FOCAL_GAMMA,
+            label_smoothing=s.LABEL_SMOOTHING,
+            logit_adjustment=s.LOGIT_ADJUSTMENT,
+        ),
         source=image_source(dataset.catalog, s.PACK, preprocessing),
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),
         freeze_batchnorm=s.FREEZE_BATCHNORM,
-        augment_mode=s.AUGMENT_MODE,
         clip_norm=s.CLIP_NORM,
         failures=runs.FailureLog(
             run, dataset.catalog, sum(map(len, parts.values())), s.MAX_BAD_FRACTION
@@ -343,38 +333,24 @@ def make_job(
     )
 
 
-def print_plan(
-    parts: dict[str, Samples], classes: tuple[str, ...], weights: np.ndarray, on: str
-) -> None:
-    """Say before the first step what will be trained on what."""
-    train = parts["train"]
-    counts = np.bincount(train.labels["species"], minlength=len(classes))
-    tail = {classes[k] for k in np.unique(train.labels["species"][train.is_tail])}
-    print(f"training on {on}; images: {', '.join(f'{n} {len(p):,}' for n, p in parts.items())}")
-    for name, count, weight in zip(classes, counts, weights, strict=True):
-        mark = "  minority" if name in tail else ""
-        print(f"  {name:14s} {count:8,d} images  weight {weight:.2f}{mark}")
-
-
 def finish(
     s: Settings,
     run: runs.RunFolder,
-    job: engine.Job,
+    job: Job,
     parts: dict[str, Samples],
     classes: tuple[str, ...],
-    progress: engine.Progress,
-    stop: StopRequest,
+    progress: Progress,
+    stop: runs.StopRequest,
 ) -> int:
-    """Calibrate best.pt, measure it on the test part, draw the curves, mark the run as finished."""
+    """Calibrate best.pt, measure it on the test split, mark the run as finished."""
     best = checkpoints.load(run.best)
     job.network.model.load_state_dict(best["model"])
     val, test = (
-        engine.evaluate(job, parts[name], name, keep_answers=True, stop=stop.asked)
+        evaluate(job, parts[name], name, keep_answers=True, stop=stop.asked)
         for name in ("val", "test")
     )
     if not val or not test:
-        print("stopped in the last passes; the same command goes on there")
-        return stop.exit_code
+        return stop.leave("in the last passes")
     if not distributed.is_main():
         return 0
     stop.leave_at_once()
@@ -390,14 +366,12 @@ def finish(
     checkpoints.save(run.best, {**best, "calibration": fitted, "guard": guard})
     confusion = test.confusions["species"]
     counts = [np.bincount(parts[name].labels["species"], minlength=len(classes)) for name in SPLITS]
-    history = progress.history
-    best_row = best["figures"]
     figures: dict[str, Any] = {
-        "epochs": len(history),
-        "best_epoch": best_row["epoch"],
-        "train_minutes": sum(row["train_s"] for row in history) / 60,
-        "val_accuracy": best_row["val_accuracy_frac"],
-        "val_balanced_accuracy": best_row["val_balanced_accuracy_frac"],
+        "epochs": len(progress.history),
+        "best_epoch": best["figures"]["epoch"],
+        "train_minutes": sum(row["train_s"] for row in progress.history) / 60,
+        "val_accuracy": best["figures"]["val_accuracy_frac"],
+        "val_balanced_accuracy": best["figures"]["val_balanced_accuracy_frac"],
         "test_images": test.num_images,
         "test_accuracy": test.accuracy("species"),
         "test_balanced_accuracy": test.balanced_accuracy("species"),
@@ -407,19 +381,18 @@ def finish(
         "checkpoint": str(run.best),
     }
     recall = metrics.recall_per_class(confusion)
-    run.write_metrics(history)  # again: a kill may have come just before the last time
+    run.write_metrics(progress.history)  # again: a kill may have come just before the last time
     job.failures.write()
-    write_confusion(run.path / "confusion_test_species.csv", confusion, classes)
+    metrics.write_confusion(run.path / "confusion_test_species.csv", confusion, classes)
     run.finish(
+        figures,
         {
-            **figures,
             "test_recall": {n: r for n, r in zip(classes, recall.tolist(), strict=True) if r == r},
             "unreadable_per_species": job.failures.per_species(),
             "calibration": measured,
             "guard": guard_figures,
-        }
+        },
     )
-    print(f"{runs.summary_block(figures)}\n{report_line(run.path)}")
     return 0
 
 

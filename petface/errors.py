@@ -4,13 +4,14 @@ way out.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Final
 
 
@@ -26,6 +27,20 @@ class UserError(ValueError):
 def install_line(extra: str) -> str:
     """Return the command that installs an extra of pyproject.toml."""
     return f'python -m pip install ".[{extra}]"'
+
+
+def optional_room(name: str) -> ModuleType | None:
+    """Import the leaf `petface.<name>` where it is needed; None where its folder was deleted.
+
+    What stands above a leaf works without it, so it loads it late and by this name alone.
+    """
+    full = f"petface.{name}"
+    try:
+        return importlib.import_module(full)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{full}.".startswith(f"{error.name}."):
+            raise  # something that the leaf itself needs
+        return None
 
 
 _FIRST_WORD_S = 2.0

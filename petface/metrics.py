@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -60,13 +60,13 @@ def confusion_matrix(
 
 
 def accuracy(cm: np.ndarray) -> float:
-    """Give the share of the diagonal; NaN for an empty matrix."""
+    """Return the share of the diagonal; NaN for an empty matrix."""
     total = cm.sum()
     return float(np.trace(cm) / total) if total else float("nan")
 
 
 def recall_per_class(cm: np.ndarray) -> npt.NDArray[np.float64]:
-    """Give each class's recall (K,) float64; NaN where the class has no support."""
+    """Return each class's recall (K,) float64; NaN where the class has no support."""
     return _ratio(np.diag(cm), cm.sum(axis=1), empty=np.nan)
 
 
@@ -106,7 +106,7 @@ def cohen_kappa(
     predicted: np.ndarray,
     group: np.ndarray | None = None,
 ) -> float:
-    """Give the agreement beyond chance, unweighted: 1 perfect, 0 as by chance, below 0 worse.
+    """Return the agreement beyond chance, unweighted: 1 perfect, 0 as by chance, below 0 worse.
 
     Counts (K,) as in `class_scores`. `group` (K,) numbers what each class belongs to, where every
     row's group is known before it is answered: chance then guesses among the classes of the group
@@ -125,7 +125,7 @@ def cohen_kappa(
 
 
 def majority_baseline(train_counts: npt.ArrayLike, test_counts: npt.ArrayLike) -> float:
-    """Give the accuracy on the test part of always answering the most frequent training class.
+    """Return the accuracy on the test part of always answering the most frequent training class.
 
     Both (K,) counts per class. The first of equally frequent classes is taken. NaN where the
     training part or the test part has no known label.
@@ -198,10 +198,20 @@ def cluster_bootstrap_interval(
     return float(low), float(high)
 
 
+def wilson_interval(share: Any, num: Any, z: float) -> tuple[Any, Any]:
+    """Return Wilson's interval of a share of `num`, which may be fractional, `z` deviations wide.
+
+    Numbers, or arrays of one shape. Source: Wilson 1927, JASA 22(158).
+    """
+    middle = share + z * z / (2 * num)
+    half = z * np.sqrt(share * (1 - share) / num + (z / (2 * num)) ** 2)
+    return (middle - half) / (1 + z * z / num), (middle + half) / (1 + z * z / num)
+
+
 def cluster_wilson_interval(
     num_correct_per_record: npt.ArrayLike, num_per_record: npt.ArrayLike, *, z: float = 1.959964
 ) -> tuple[float, float]:
-    """Give Wilson's interval of sum(correct) / sum(num) for the number of photos that count.
+    """Return Wilson's interval of sum(correct) / sum(num) for the number of photos that count.
 
     Arguments and empty records as in `cluster_bootstrap_interval`, with which it agrees from some
     hundred records on. Below, the bootstrap is too narrow: simulated with 20 records of 1 to 8
@@ -223,9 +233,7 @@ def cluster_wilson_interval(
     if spread > 0.0:
         variance = len(num) / (len(num) - 1) * spread / total**2
         counting = min(total, share * (1.0 - share) / variance)
-    middle = share + z * z / (2 * counting)
-    half = z * np.sqrt(share * (1 - share) / counting + (z / (2 * counting)) ** 2)
-    low, high = (middle + np.array([-half, half])) / (1 + z * z / counting)
+    low, high = wilson_interval(share, counting, z)
     return max(0.0, min(float(low), share)), min(1.0, max(float(high), share))
 
 

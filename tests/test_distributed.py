@@ -9,7 +9,7 @@ from petface import devices, distributed
 from petface.data import loading as batches
 from petface.errors import UserError
 from petface.training import evaluate as measure
-from petface.training.stopping import StopRequest
+from petface.training.runs import StopRequest
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from petface.reliability import (
+from petface.calibration import (
     brier,
     coverage_curve,
     expected_calibration_error,

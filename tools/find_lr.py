@@ -28,12 +28,15 @@ from petface.data.dataset import choose_species, load_dataset
 from petface.data.loading import Samples
 from petface.drawing import figure_maker, save_png, tidy
 from petface.errors import SettingsError, UserError, run_script
-from petface.models.architecture import build_classifier
+from petface.models.architecture import Architecture, build_classifier
 from petface.models.first_weights import initialise_body
 from petface.models.multi_head import _MultiHeadModel, unfreeze
 from petface.settings import Positive, PositiveFloat, Settings, read_settings
-from petface.training import augment, recipe, runs
-from petface.training import epoch as engine
+from petface.training import augment, runs
+from petface.training.augment.mixing import Mixing
+from petface.training.epoch import MAX_BAD_STEPS, Progress, train_epoch
+from petface.training.evaluate import Job
+from petface.training.recipe import make_optimizer
 from petface.training.schedule import EarlyStopping
 from tools.sweep import flag_of_change, trainer_of
 
@@ -84,25 +87,23 @@ def main() -> None:
     print(f"steps: {len(losses)}\nsteepest: {steepest:.1e}\ncareful: {careful:.1e}\nfolder: {out}")
 
 
-def species_job(
-    module: Any, s: Settings, run: runs.RunFolder
-) -> tuple[engine.Job, Samples, np.ndarray]:
+def species_job(module: Any, s: Settings, run: runs.RunFolder) -> tuple[Job, Samples, np.ndarray]:
     """Gather stage 1's job, its train part and the order of an epoch."""
     dataset = _dataset(s)
     parts, classes = module.split_into_samples(s, dataset), dataset.catalog.classes
     torch.manual_seed(s.SEED)
-    model = build_classifier(recipe.architecture_of(s), len(classes))
+    model = build_classifier(_architecture(s), len(classes))
     initialise_body(model, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
     unfreeze(model, module.phases_of(s)[0].stages)
     train = parts["train"]
     sampler = module.make_sampler(s, train, len(classes))
     job = module.make_job(s, dataset, model, parts, sampler, run)
-    return job, train, module.draw_order(s, train, sampler, 0)
+    return job, train, module.make_draw(s, sampler)(0)
 
 
 def specialist_job(
     module: Any, s: Settings, run: runs.RunFolder
-) -> tuple[engine.Job, Samples, np.ndarray]:
+) -> tuple[Job, Samples, np.ndarray]:
     """Gather the job of the first species that stage 2 would train, in its first phase."""
     dataset = _dataset(s)
     species = choose_species(dataset, s.SPECIES, s.ANNOTATIONS_ROOT)[0][0]
@@ -111,12 +112,16 @@ def specialist_job(
     parts = module.split_into_samples(s, dataset, species, heads, first)
     torch.manual_seed(s.SEED)
     sizes = {head: len(names) for head, names in heads.items()}
-    model = _MultiHeadModel(sizes, recipe.architecture_of(s))
+    model = _MultiHeadModel(sizes, _architecture(s))
     initialise_body(model.body, s.BACKBONE, s.WEIGHTS, s.PRETRAINED, species)
     job = module.make_job(s, dataset, model, parts, run)
     unfreeze(model, module.phases_of(s)[0].stages)
     print(f"species: {species}")
     return job, parts["train"], module.make_draw(s, parts["train"], first)(0)
+
+
+def _architecture(s: Settings) -> Architecture:
+    return Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
 
 
 def _dataset(s: Settings) -> Any:
@@ -126,7 +131,7 @@ def _dataset(s: Settings) -> Any:
 
 
 def rise(
-    job: engine.Job,
+    job: Job,
     samples: Samples,
     order: np.ndarray,
     s: Settings,
@@ -139,8 +144,10 @@ def rise(
     """
     rates: list[float] = []
     losses: list[float] = []
-    optimizer = recipe.make_optimizer(s, job.network.model, low)
-    progress = engine.Progress(optimizer, job.network.grad_scaler(), EarlyStopping(0))
+    optimizer = make_optimizer(
+        job.network.model, low, weight_decay=s.WEIGHT_DECAY, body_lr_factor=s.BODY_LR_FACTOR
+    )
+    progress = Progress(optimizer, job.network.grad_scaler(), EarlyStopping(0))
     images, total = 0, 0.0
 
     def rate(t: float) -> float:  # t = steps done / num_steps
@@ -155,11 +162,11 @@ def rise(
             images, total = state.num_images, state.loss_sum
         smooth = smoothed(losses)
         # fp16's scaler skips some steps before it finds its scale: only a row of them is a break
-        return state.num_bad_in_a_row == engine.MAX_BAD_STEPS - 1 or (
+        return state.num_bad_in_a_row == MAX_BAD_STEPS - 1 or (
             len(smooth) > 1 and smooth[-1] > _BROKEN * min(smooth)
         )
 
-    engine.train_epoch(
+    train_epoch(
         job,
         progress,
         samples,
@@ -167,7 +174,7 @@ def rise(
         (augment.REGIMES[s.BASE_AUGMENT], augment.REGIMES[s.TAIL_AUGMENT]),
         seed=s.SEED,
         rate=rate,
-        mixing=recipe.make_mixing(s, []),
+        mixing=Mixing(s.MIX, s.MIX_PROBABILITY, s.MIX_ALPHA, s.MIX_ADAPTS).after([]),
         stop=is_broken,
     )
     return rates, losses

@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,6 @@ from petface.data.sources.petface import scan
 from petface.devices import num_cores
 from petface.errors import SettingsError, UserError, run_script
 from petface.settings import NonNegative, Positive, Seed, Settings, read_settings
-from petface.training.runs import FREE_TO_CHANGE
 
 # ---- Sweep ----
 SEEDS: tuple[Seed, ...] = (42, 123, 777)
@@ -64,7 +64,8 @@ class Planned:
         found = []
         for path in sorted([self.folder / "final.json", *self.folder.glob("*/final.json")]):
             if path.exists():
-                _refuse_other(path.parent / "settings.toml", self.settings)
+                may_change = importlib.import_module(self.script).MAY_CHANGE
+                _refuse_other(path.parent / "settings.toml", self.settings, may_change)
                 final = json.loads(path.read_text(encoding="utf-8"))
                 species = "" if path.parent == self.folder else path.parent.name
                 found.append(SweepRun(self.preset, self.variant, species, final))
@@ -194,14 +195,14 @@ def last_line(path: Path) -> str:
     return lines[-1] if lines else ""
 
 
-def _refuse_other(path: Path, settings: Settings) -> None:
+def _refuse_other(path: Path, settings: Settings, may_change: Sequence[str]) -> None:
     """Refuse results that were made with other settings than these."""
     before: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     now = json.loads(json.dumps(settings.as_dict()))
     changed = [
         f"{name}: {before.get(name)!r} -> {now[name]!r}"
         for name in now
-        if before.get(name) != now[name] and name not in FREE_TO_CHANGE
+        if before.get(name) != now[name] and name not in may_change
     ]
     if changed:
         raise UserError(

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import union_categoricals
 
+from petface.calibration import Floats, shifted
 from petface.errors import UserError
 from petface.files import plain_cell
-from petface.reliability import Floats, shifted
 from petface.taxonomy import FEATURES, UNKNOWN
 
 HEADS = ("species", *FEATURES)

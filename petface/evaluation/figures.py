@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from petface import metrics
+from petface.calibration import expected_calibration_error
 from petface.evaluation.heads import HeadAnswers, Truths, Whole, best_share, share
-from petface.reliability import expected_calibration_error
 from petface.taxonomy import UNKNOWN
 
 # From here on the bootstrap holds what it promises; with fewer it is too narrow.

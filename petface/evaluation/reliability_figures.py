@@ -6,17 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from petface.calibration import coverage_rows, reliability_rows
 from petface.evaluation.details import TOP, Evaluation
 from petface.evaluation.heads import HeadAnswers, share
-from petface.reliability import coverage_curve, reliability_bins
 
 # An older evaluation does not say; nothing else was ever fitted by default.
 WANTED_ACCURACY, ALPHA = 0.9, 0.1
 _TOLERANCE = 1e-6  # as `HeadCalibration.is_sure`
-_MAX_BINS, _PHOTOS_PER_BIN = 15, 20
-_MIN_ANSWERED = 10  # the accuracy of fewer answers jumps up and down
 _NUM_STEPS = {True: 100, False: 40}  # of the curve of all species, and of one
-_DIGITS = 6
 
 
 def describe_reliability(evaluation: Evaluation, answers: HeadAnswers) -> dict[str, Any]:
@@ -64,9 +61,9 @@ def _describe(evaluation: Evaluation, own: HeadAnswers, *, is_all: bool) -> dict
         "coverage": share(is_sure[judged]),
         "accuracy_of_answered": share(right[is_sure]),
         "conformal": _conformal(own, quantile[group], _given(fitted, "conformal_alpha", ALPHA)),
-        "curve": _curve(confidence, right, _NUM_STEPS[is_all]),
-        "reliability": _bins(confidence, right),
-        "raw_reliability": _bins(own.details["raw_prob"], right),
+        "curve": coverage_rows(confidence, right, _NUM_STEPS[is_all]),
+        "reliability": reliability_rows(confidence, right),
+        "raw_reliability": reliability_rows(own.details["raw_prob"], right),
     }
 
 
@@ -99,22 +96,3 @@ def _conformal(
         "mean_size": share(np.maximum(is_in.sum(axis=1), 1)),
         "is_lower_bound": bool((is_in[:, -1] & (own_classes > TOP)).any()),
     }
-
-
-def _curve(confidence: np.ndarray, right: np.ndarray, num_steps: int) -> list[list[float]]:
-    thresholds, coverage, accuracy = coverage_curve(confidence, right)
-    steps = np.flatnonzero(coverage * len(confidence) >= min(_MIN_ANSWERED, len(confidence)))
-    places = np.linspace(0, len(steps) - 1, min(len(steps), num_steps)).astype(int)
-    return _rounded(coverage[steps[places]], accuracy[steps[places]], thresholds[steps[places]])
-
-
-def _bins(confidence: np.ndarray, right: np.ndarray) -> list[list[float]]:
-    num_bins = min(_MAX_BINS, 1 + len(right) // _PHOTOS_PER_BIN)
-    bins = reliability_bins(confidence, right, num_bins)
-    return _rounded(bins.confidence, bins.accuracy, bins.num, bins.low, bins.high)
-
-
-def _rounded(*columns: np.ndarray) -> list[list[float]]:
-    """Turn columns (S,) into rows."""
-    lists = [[round(value, _DIGITS) for value in column.tolist()] for column in columns]
-    return [list(row) for row in zip(*lists, strict=True)]

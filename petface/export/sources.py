@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from petface.calibration import HeadCalibration
 from petface.data import images
 from petface.data.dataset import Dataset
 from petface.data.images import Preprocessing
@@ -20,7 +21,6 @@ from petface.data.sample import sample_places
 from petface.files import sha256_of_file
 from petface.models import checkpoints
 from petface.models.guard import Guard
-from petface.reliability import HeadCalibration
 from petface.taxonomy import UNKNOWN
 
 _AT_ONCE = 32  # photos

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from petface.calibration import HeadCalibration
 from petface.data.images import Preprocessing
 from petface.errors import UserError, install_line
 from petface.models import checkpoints
 from petface.models.checkpoints import CheckpointError
 from petface.models.network import Outputs
-from petface.reliability import HeadCalibration
 
 FORMAT = 1
 BUNDLE = "bundle.json"

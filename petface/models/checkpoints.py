@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from petface import files, taxonomy
+from petface.calibration import HeadCalibration
 from petface.data.images import Preprocessing
 from petface.errors import UserError
 from petface.models import layouts, multi_head
 from petface.models.architecture import Architecture, build_classifier
 from petface.models.guard import Guard
-from petface.reliability import HeadCalibration
 
 FORMAT = 1
 

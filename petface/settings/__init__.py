@@ -94,7 +94,12 @@ class Settings:
         )
 
     def write(self, path: str | Path) -> None:
-        """Write every constant with its comment as TOML; read as a preset it gives the same values.
+        """Write `as_toml` into a file, whole or not at all."""
+        with atomic_write(path, "w") as handle:
+            handle.write(self.as_toml())
+
+    def as_toml(self) -> str:
+        """Format every constant with its comment as TOML; as a preset it gives the same values.
 
         A None that the script's file has too stands as a commented line.
         """
@@ -109,8 +114,7 @@ class Settings:
             mark = "# " if value is None and c.default is None else ""
             comment = f"  # {_one_line(c.comment)}" if c.comment else ""
             lines.append(f"{mark}{c.name} = {to_toml(value)}{comment}")
-        with atomic_write(path, "w") as handle:
-            handle.write("\n".join(lines) + "\n")
+        return "\n".join(lines) + "\n"
 
 
 def read_settings(

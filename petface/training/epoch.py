@@ -1,4 +1,4 @@
-"""One training epoch and one evaluation pass, shared by both stages."""
+"""One training epoch, shared by both stages, and what an exact resume of it needs."""
 
 from __future__ import annotations
 
@@ -16,25 +16,12 @@ from petface import distributed
 from petface.data.loading import Samples, own_share
 from petface.errors import UserError
 from petface.models.multi_head import train_mode
-from petface.models.network import Outputs
-from petface.training import step as lockstep
-from petface.training.augment import AugmentRegime
 from petface.training.augment.mixing import Mixing, mix_batch
-from petface.training.averaging import WeightAverage
-from petface.training.evaluate import Answers, Evaluation, Job, bar_of, evaluate
+from petface.training.augment.regimes import AugmentRegime
+from petface.training.evaluate import Evaluation, Job, bar_of
+from petface.training.recipe import WeightAverage
 from petface.training.schedule import EarlyStopping
-
-__all__ = [
-    "Answers",
-    "EpochState",
-    "Evaluation",
-    "Job",
-    "Outputs",
-    "Progress",
-    "epoch_row",
-    "evaluate",
-    "train_epoch",
-]
+from petface.training.step import augment_share, backward, combine, share_of
 
 NO_MIXING = Mixing()
 MAX_BAD_STEPS = 10  # non-finite steps in a row before a run stops
@@ -54,7 +41,7 @@ class EpochState:
     seconds: float = 0.0
 
     def next_epoch(self) -> EpochState:
-        """Give the start of the epoch after this one; bad steps in a row count across the two."""
+        """Return the start of the epoch after this one; bad steps in a row count across the two."""
         return EpochState(epoch=self.epoch + 1, num_bad_in_a_row=self.num_bad_in_a_row)
 
     @property
@@ -76,15 +63,13 @@ class Progress:
     average: WeightAverage | None = None  # of the weights, where it is what is measured
 
     def measured(self, job: Job) -> Job:
-        """Give the job with the network that is measured and kept: the average where there is
-        one.
-        """
+        """Return the job with the network that is measured: the average where there is one."""
         if self.average is None:
             return job
         return replace(job, network=replace(job.network, model=self.average.model))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors for a checkpoint."""
+        """Return plain values and tensors for a checkpoint."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -96,7 +81,7 @@ class Progress:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.stopping.load_state_dict(state["early_stopping"])
@@ -107,7 +92,7 @@ class Progress:
 
 
 def epoch_row(progress: Progress, val: Evaluation, accuracies: dict[str, float]) -> dict[str, Any]:
-    """Collect an epoch's figures: a row of metrics.csv."""
+    """Collect an epoch's metrics: a row of metrics.csv."""
     state = progress.epoch
     return {
         "epoch": state.epoch + 1,
@@ -134,8 +119,7 @@ def train_epoch(
     mixing: Mixing = NO_MIXING,
     stop: Callable[[], bool] = bool,
 ) -> bool:
-    """Run the rest of an epoch over `order` (n,); True when it ended, False when `stop` asked to
-    leave.
+    """Run the rest of an epoch over `order` (n,); False when `stop` asked to leave.
 
     `rate(t)` gives the learning rate at t = epochs done so far, a fraction included; a parameter
     group takes it times its "lr_factor". Augmentation, mixing and dropout draw from a generator
@@ -152,15 +136,15 @@ def train_epoch(
         for batch in job.batches(samples, order, own_share, state.step):
             for group in optimizer.param_groups:
                 group["lr"] = rate(state.epoch + batch.step / num_steps) * group.get("lr_factor", 1)
-            share = lockstep.share_of(batch)
+            share = share_of(batch)
             job.failures.add(share.failures)
             if share.num_images:
                 numbers = seed, state.epoch, batch.step
                 generator.manual_seed(_step_seed(*numbers))
                 torch.manual_seed(_step_seed(*numbers, *distributed.place()))  # dropout
-                x = lockstep.augment_share(batch, share, regimes, generator, job.augment_mode)
+                x = augment_share(batch, share, regimes, generator)
                 mixed = mix_batch(x, mixing, generator)
-                value, progress.num_parts = lockstep.backward(
+                value, progress.num_parts = backward(
                     job.network,
                     job.loss,
                     job.class_weights,
@@ -170,7 +154,7 @@ def train_epoch(
                     progress.num_parts,
                     mixed,
                 )
-                lockstep.combine(job.network.model, _parameters(optimizer), value, share)
+                combine(job.network.model, _parameters(optimizer), value, share)
                 finite = _update(value, optimizer, scaler, job.clip_norm)
                 if finite and progress.average is not None:
                     progress.average.update(job.network.model)

@@ -109,7 +109,7 @@ def specialist_loss(
 
 
 def logit_adjustment(counts: np.ndarray, tau: float) -> Tensor:
-    """Give tau * log(share of each class), float32 (K,), to be added to logits in training alone.
+    """Return tau * log(share of each class), float32 (K,), to be added to logits in training alone.
 
     counts (K,) are how often each class is shown; one that never is counts as half a time, so that
     nothing is infinite. At tau = 1 this is balanced softmax (Ren et al. 2020, arXiv 2007.10740);
@@ -140,7 +140,7 @@ def inverse_frequency_weights(counts: Tensor | np.ndarray | Sequence[int]) -> Te
 
 
 def _known_log_probabilities(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Give known (B,) bool, a class index that is valid in every row (B,), log p (B, K) float32."""
+    """Return known (B,) bool, a class index valid in every row (B,), log p (B, K) float32."""
     assert logits.ndim == 2 and targets.shape == logits.shape[:1], (logits.shape, targets.shape)
     known = targets != UNKNOWN
     index = torch.where(known, targets, 0)
@@ -155,7 +155,7 @@ def _weight_of_target(class_weights: Tensor | None, known: Tensor, index: Tensor
 
 
 def _spread(log_p: Tensor, class_weights: Tensor | None, known: Tensor, total: Tensor) -> Tensor:
-    """Give each row's mean loss over all classes (B,), 0 where nothing is known.
+    """Return each row's mean loss over all classes (B,), 0 where nothing is known.
 
     A batch whose known targets all weigh nothing is 0 as a whole: `_divide` divides it by 1.
     """

@@ -1,8 +1,9 @@
-"""What both trainers make of the same constants: network, optimizer, mixing, averaging, losses."""
+"""What both trainers build from their constants: optimizer, average of the weights, losses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,65 +11,81 @@ import torch
 from torch import Tensor, nn
 
 from petface.data.loading import Batch
-from petface.models.architecture import HEAD_PREFIXES, Architecture
+from petface.models.architecture import HEAD_PREFIXES
 from petface.models.network import Outputs
-from petface.settings import Settings
 from petface.training import losses
-from petface.training.augment.mixing import Mixing, adapted_probability
-from petface.training.averaging import WeightAverage
+
+Loss = Callable[[Outputs, Batch], Tensor]
 
 
-def architecture_of(s: Settings) -> Architecture:
-    """Read what the network is made of."""
-    return Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
-
-
-def make_optimizer(s: Settings, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """Make AdamW over the parameters that are trained; those of the body take BODY_LR_FACTOR."""
+def make_optimizer(
+    model: nn.Module, lr: float, *, weight_decay: float, body_lr_factor: float = 1.0
+) -> torch.optim.Optimizer:
+    """Build AdamW over the parameters that are trained; those of the body take `body_lr_factor`."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": [p for _, p in named]}]
-    if s.BODY_LR_FACTOR != 1:
+    if body_lr_factor != 1:
         head = [p for name, p in named if name.startswith(HEAD_PREFIXES)]
         body = [p for name, p in named if not name.startswith(HEAD_PREFIXES)]
-        groups = [{"params": head}, {"params": body, "lr_factor": s.BODY_LR_FACTOR}]
+        groups = [{"params": head}, {"params": body, "lr_factor": body_lr_factor}]
         groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=lr, weight_decay=s.WEIGHT_DECAY, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
 
 
-def make_average(s: Settings, model: nn.Module) -> WeightAverage | None:
-    """Begin the average of the weights, where EMA_DECAY wants one."""
-    return WeightAverage(model, s.EMA_DECAY) if s.EMA_DECAY else None
+class WeightAverage:
+    """An exponential moving average of a model's parameters and statistics, after every step.
 
-
-def make_mixing(s: Settings, val_losses: Sequence[float]) -> Mixing:
-    """Say how the batches of the next epoch are mixed, after epochs with these losses."""
-    probability = s.MIX_PROBABILITY
-    if s.MIX_ADAPTS:
-        probability = adapted_probability(val_losses, probability)
-    return Mixing(s.MIX, probability, s.MIX_ALPHA)
-
-
-def make_adjustment(s: Settings, shown: np.ndarray, device: torch.device) -> Tensor | None:
-    """Give what is added to a head's logits in training, (K,); `shown` (K,): how often each class
-    comes up.
+    Often better than the last weights, at no cost in inference. The decay after step n is
+    min(`decay`, (1 + n) / (10 + n)), so that the first random weights are soon forgotten.
+    Polyak & Juditsky 1992; the ramp is that of TensorFlow's `ExponentialMovingAverage`.
     """
-    if not s.LOGIT_ADJUSTMENT:
-        return None
-    return losses.logit_adjustment(shown, s.LOGIT_ADJUSTMENT).to(device)
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        assert 0.0 <= decay < 1.0, decay
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.decay = decay
+        self.num_updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the model's weights; counters are copied."""
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        self.num_updates += 1
+        own, new = self.model.state_dict(), model.state_dict()
+        names = [name for name, tensor in own.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([own[n] for n in names], [new[n] for n in names], 1 - decay)
+        for name in own.keys() - set(names):
+            own[name].copy_(new[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values and tensors for a checkpoint."""
+        return {"model": self.model.state_dict(), "num_updates": self.num_updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        self.num_updates = state["num_updates"]
 
 
 def species_loss(
-    s: Settings, shown: np.ndarray, device: torch.device
-) -> Callable[[Outputs, Batch], Tensor]:
-    """Give the loss of stage 1; `shown` (K,): how often each class comes up, on any scale."""
-    adjustment = make_adjustment(s, shown, device)
+    shown: np.ndarray,
+    device: torch.device,
+    *,
+    focal_gamma: float = 0.0,
+    label_smoothing: float = 0.0,
+    logit_adjustment: float = 0.0,
+) -> Loss:
+    """Build the loss of stage 1; `shown` (K,): how often each class comes up, on any scale."""
+    adjustment = None
+    if logit_adjustment:
+        adjustment = losses.logit_adjustment(shown, logit_adjustment).to(device)
 
     def loss(outputs: Outputs, batch: Batch) -> Tensor:
         return losses.masked_focal_loss(
             outputs[0] if adjustment is None else outputs[0] + adjustment,
             batch.labels["species"],
-            s.FOCAL_GAMMA,
-            label_smoothing=s.LABEL_SMOOTHING,
+            focal_gamma,
+            label_smoothing=label_smoothing,
             total=batch.totals.get("species"),
         )
 
@@ -76,25 +93,39 @@ def species_loss(
 
 
 def specialist_loss(
-    s: Settings, sizes: Mapping[str, int], labels: Mapping[str, np.ndarray], device: torch.device
-) -> tuple[dict[str, Tensor | None], Callable[[Outputs, Batch], Tensor]]:
-    """Give the weights of each head's classes, None = all equal, and the loss of a specialist.
+    sizes: Mapping[str, int],
+    labels: Mapping[str, np.ndarray],
+    device: torch.device,
+    *,
+    gamma_with_color: float,
+    gamma_without_color: float,
+    weighted: bool = True,
+    label_smoothing: float = 0.0,
+    logit_adjustment: float = 0.0,
+) -> tuple[dict[str, Tensor | None], Loss]:
+    """Build the loss of a specialist, and the weights of each head's classes, None = all equal.
 
-    `sizes` names the heads in output order, `labels` are those of the train part, each (N,). The
+    `sizes` names the heads in output order, `labels` are those of the train split, each (N,). The
     heads' losses are summed: cross-entropy for gender, focal for the others; unknown is masked.
+    The focal gamma depends on whether one of the heads is a colour. `weighted`: classes weigh by
+    their inverse frequency.
     """
     counts = {h: np.bincount(labels[h][labels[h] >= 0], minlength=k) for h, k in sizes.items()}
     weights: dict[str, Tensor | None] = dict.fromkeys(sizes)
-    if s.CLASS_WEIGHTS == "inverse":
+    if weighted:
         weights = {h: losses.inverse_frequency_weights(n).to(device) for h, n in counts.items()}
-    found = {head: make_adjustment(s, number, device) for head, number in counts.items()}
-    adjustments = {head: value for head, value in found.items() if value is not None}
+    adjustments = {}
+    if logit_adjustment:
+        adjustments = {
+            head: losses.logit_adjustment(shown, logit_adjustment).to(device)
+            for head, shown in counts.items()
+        }
     has_color = any(head.startswith("color") for head in sizes)
-    gamma = s.FOCAL_GAMMA_COLOR if has_color else s.FOCAL_GAMMA_IMBAL
+    gamma = gamma_with_color if has_color else gamma_without_color
 
     def loss(outputs: Outputs, batch: Batch) -> Tensor:
         return losses.specialist_loss(
-            outputs, batch.labels, weights, gamma, batch.totals, s.LABEL_SMOOTHING, adjustments
+            outputs, batch.labels, weights, gamma, batch.totals, label_smoothing, adjustments
         )
 
     return weights, loss

@@ -1,45 +1,53 @@
-"""The run folder: one holder at a time, never overwritten by accident, and it explains itself."""
+"""The run folder: one holder at a time, never overwritten by accident, and it explains itself.
+
+Also how a run is stopped by a signal, and what it leaves for TensorBoard and for the report.
+"""
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import platform
+import signal
 import socket
 import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Final
 
 import torch
 
 from petface import distributed, files
 from petface.data.annotations import SpeciesAnnotations, write_conflicts
 from petface.data.catalog import Catalog
-from petface.errors import UserError
+from petface.errors import UserError, install_line, optional_room
 from petface.models import checkpoints
-from petface.settings import Settings
-from petface.training import board
 
-FREE_TO_CHANGE = frozenset(
-    {"DEVICE", "NUM_WORKERS", "PACK", "SPECIES", "SPREAD", "TENSORBOARD"}
-)  # what a resumed run may set otherwise
+BOARD: Final = "tensorboard"  # the folder of a run that TensorBoard reads
+_COPY_S = 5.0  # between two signals that count as one under torchrun
 _PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
 
 
 class RunFolder:
     """A folder that this process holds; see `open_run`."""
 
-    def __init__(self, path: Path, prefix: str = "", *, has_board: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        prefix: str = "",
+        *,
+        global_batch_size: int = 0,
+        tensorboard: bool = False,
+    ) -> None:
         self.path = path
-        self._has_board, self._num_on_board = has_board, 0
+        self.global_batch_size = global_batch_size  # images of a step over all processes
+        self._has_board, self._num_on_board = tensorboard, 0
         self.last = path / f"{prefix}last.pt"
         self.best = path / f"{prefix}best.pt"
 
@@ -48,6 +56,10 @@ class RunFolder:
         if distributed.is_main():
             checkpoints.save(path, content)
         distributed.barrier()
+
+    def save_last(self, content: dict[str, Any]) -> None:
+        """Write what an exact resume needs."""
+        self.save(self.last, {**content, "global_batch_size": self.global_batch_size})
 
     def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
         """Write `metrics.csv`, one row per epoch; the columns are the keys of the first row.
@@ -58,7 +70,7 @@ class RunFolder:
             rows = [[row.get(key, "") for key in history[0]] for row in history]
             files.write_csv(self.path / "metrics.csv", list(history[0]), rows)
             if self._has_board and len(history) > self._num_on_board:
-                board.write_board(self.path, history[-1])
+                write_board(self.path, history[-1])
                 self._num_on_board = len(history)
 
     def write_errors(self, failures: Sequence[Sequence[str]]) -> None:
@@ -71,15 +83,19 @@ class RunFolder:
         if distributed.is_main():
             write_conflicts(self.path / "label_conflicts.csv", annotations)
 
-    def finish(self, final: dict[str, Any]) -> None:
-        """Write `final.json`, which marks the run as finished; a figure that is NaN becomes null.
+    def finish(self, summary: Mapping[str, Any], details: Mapping[str, Any]) -> None:
+        """Write `final.json`, which marks the run as finished, and the report; print the summary.
 
-        Accuracies are NaN where the part holds no known label.
+        A value of the summary that is NaN becomes null: accuracies are, without a known label.
         """
         files.write_json(
             self.path / "final.json",
-            {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in final.items()},
+            {
+                **{k: None if isinstance(v, float) and v != v else v for k, v in summary.items()},
+                **details,
+            },
         )
+        print(f"{summary_block(summary)}\n{report_line(self.path)}")
 
 
 def run_path(root: str, name: str) -> Path:
@@ -92,29 +108,37 @@ def run_path(root: str, name: str) -> Path:
 
 @contextmanager
 def open_run(
-    path: Path, settings: Settings, *, force: bool = False, prefix: str = ""
+    path: Path,
+    settings: str,
+    *,
+    may_change: Collection[str] = (),
+    global_batch_size: int = 0,
+    tensorboard: bool = False,
+    force: bool = False,
+    prefix: str = "",
 ) -> Iterator[RunFolder]:
-    """Hold a run folder: create it, or go on in an unfinished one with equal settings.
+    """Hold a run folder: create it, or resume an unfinished run with equal settings.
 
+    `settings` is the text of its settings.toml; a resumed run may differ in what `may_change`
+    names. `global_batch_size`, the images of a step over all processes, must stay: 0 = not checked.
     `prefix` comes before the names of its checkpoints, last.pt and best.pt. Of several processes
     the first one holds the folder for all.
 
-    `UserError` where another process holds it, where the run is finished (unless `force`, which
-    deletes the old run's files), or where the unfinished run was started with other settings.
+    Raises `UserError` where another process holds it, where the run is finished (unless `force`,
+    which deletes the old run's files), or where the unfinished run was started with other settings.
     """
     if not distributed.is_main():
         distributed.barrier()
-        yield RunFolder(path, prefix)
+        yield RunFolder(path, prefix, global_batch_size=global_batch_size)
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = FileIO(path / "run.lock", "a+")
     except OSError as error:
         raise files.write_error(path / "run.lock", error) from error
-    has_board = settings.as_dict().get("TENSORBOARD", False)
-    if has_board:
-        board.check_board()
-    run = RunFolder(path, prefix, has_board=has_board)
+    if tensorboard:
+        check_board()
+    run = RunFolder(path, prefix, global_batch_size=global_batch_size, tensorboard=tensorboard)
     with lock:
         _hold(lock, path)
         if force:
@@ -124,8 +148,10 @@ def open_run(
                 f"{path} holds a finished run; choose another RUN_NAME, or --force to replace it"
             )
         elif run.last.exists():
-            _refuse_other_settings(path, settings, run.last)
-        settings.write(path / "settings.toml")
+            _refuse_another_batch_size(run)
+            _refuse_other_settings(run, settings, may_change)
+        with files.atomic_write(path / "settings.toml", "w") as handle:
+            handle.write(settings)
         files.write_json(path / "environment.json", environment())
         distributed.barrier()
         yield run
@@ -158,41 +184,36 @@ def _clear(path: Path) -> None:
             file.unlink()
 
 
-def global_batch_size(settings: Settings) -> int:
-    """Give the images of a step over all processes: what a resume must keep."""
-    return int(settings.BATCH_SIZE) * distributed.world_size()
+def _refuse_another_batch_size(run: RunFolder) -> None:
+    wanted = run.global_batch_size
+    saved = checkpoints.load(run.last).get("global_batch_size", wanted)
+    if wanted and saved != wanted:
+        raise UserError(
+            f"{run.path} holds an unfinished run with {saved} images a step; this would take "
+            f"{wanted}, in {distributed.world_size()} processes together; change BATCH_SIZE or the "
+            "processes, take another RUN_NAME, or --force for a new run"
+        )
 
 
-def _refuse_other_settings(path: Path, settings: Settings, last: Path) -> None:
+def _refuse_other_settings(run: RunFolder, settings: str, may_change: Collection[str]) -> None:
     try:
-        before = tomllib.loads((path / "settings.toml").read_text(encoding="utf-8"))
+        before = tomllib.loads((run.path / "settings.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # lost or damaged: nobody can tell what it was
         raise UserError(
-            f"{path} holds {last.name} but no settings.toml that can be read ({error}); take "
-            "another RUN_NAME, or --force for a new run"
+            f"{run.path} holds {run.last.name} but no settings.toml that can be read ({error}); "
+            "take another RUN_NAME, or --force for a new run"
         ) from error
-    now = json.loads(json.dumps(settings.as_dict()))
-    if "BATCH_SIZE" in now:
-        # what counts is a step's images; checkpoints of one process alone may not name them
-        saved = checkpoints.load(last).get("global_batch_size", before.get("BATCH_SIZE"))
-        wanted = global_batch_size(settings)
-        if saved == wanted:
-            before["BATCH_SIZE"] = now["BATCH_SIZE"]
-        elif distributed.world_size() > 1 or saved != before.get("BATCH_SIZE"):
-            raise UserError(
-                f"{path} holds an unfinished run with {saved} images a step; this would take "
-                f"{wanted}, BATCH_SIZE {now['BATCH_SIZE']} in each of {distributed.world_size()} "
-                "processes; change one of the two, take another RUN_NAME, or --force for a new run"
-            )
+    now = tomllib.loads(settings)
     changed = [
         f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in FREE_TO_CHANGE
+        if before.get(name) != now.get(name) and name not in may_change
     ]
     if changed:
         raise UserError(
-            f"{path} holds an unfinished run with other settings ({'; '.join(changed)}); to go on "
-            f"use --config {path / 'settings.toml'}, another RUN_NAME, or --force for a new run"
+            f"{run.path} holds an unfinished run with other settings ({'; '.join(changed)}); to "
+            f"resume it use --config {run.path / 'settings.toml'}, another RUN_NAME, or --force "
+            "for a new run"
         )
 
 
@@ -264,9 +285,106 @@ class FailureLog:
         return dict(Counter(species for species, _ in self.rows()))
 
 
-def summary_block(values: dict[str, Any]) -> str:
+def summary_block(values: Mapping[str, Any]) -> str:
     """Format the greppable `key: value` lines that a run prints last."""
     return "\n".join(
         f"{key}: {value:.4f}" if isinstance(value, float) else f"{key}: {value}"
         for key, value in values.items()
     )
+
+
+class StopRequest:
+    """While entered, SIGINT and SIGTERM only ask to stop; a second signal leaves at once.
+
+    The wish is obeyed between two steps, in all processes at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._noted_at = 0.0
+        self._is_over = False  # nothing is left that a signal must wait for
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            # a launcher may send its own copy of a signal that went to every process
+            if distributed.local_rank() is None or time.monotonic() - self._noted_at > _COPY_S:
+                os._exit(128 + number)
+            return
+        self.signal_number, self._noted_at = number, time.monotonic()
+        if self._is_over:
+            self._leave()
+        if not distributed.shows():
+            return
+        print("\nstopping after this step; once more to leave at once", file=sys.stderr)
+
+    def asked(self) -> bool:
+        """Check whether a signal has come to any process; all must ask at the same place."""
+        asked = max(numbers[0] for numbers in distributed.gather_numbers(self.signal_number or 0))
+        if asked:  # not where nobody was: one may have come since
+            self.signal_number = self.signal_number or asked
+        return asked > 0
+
+    def leave(self, where: str) -> int:
+        """Print where the run stops; return the exit code."""
+        print(f"stopped {where}; the same command resumes there")
+        return self.exit_code
+
+    def leave_at_once(self) -> None:
+        """Let a signal end the process from here on, or now: what is left can be done anew."""
+        self._is_over = True
+        if self.signal_number is not None:
+            self._leave()
+
+    def _leave(self) -> None:
+        print("\nstopped; the same command resumes there", file=sys.stderr)
+        sys.exit(self.exit_code)
+
+    @property
+    def exit_code(self) -> int:
+        """130 after SIGINT, 143 after SIGTERM, 0 if nobody asked."""
+        return 128 + self.signal_number if self.signal_number is not None else 0
+
+
+def check_board() -> None:
+    """Raise `UserError` where TensorBoard is missing: said before the training, not after it."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"TENSORBOARD needs a package that is missing ({error}): {install_line('track')}"
+        ) from error
+
+
+def write_board(folder: Path, row: Mapping[str, Any]) -> None:
+    """Add an epoch's row of metrics.csv to the event files in `folder`/tensorboard.
+
+    A row of an epoch that is there already, as after a kill, stands twice; TensorBoard shows both.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder / BOARD)) as writer:
+        for name, value in row.items():
+            if name != "epoch" and isinstance(value, int | float):
+                writer.add_scalar(name, value, row["epoch"])
+
+
+def report_line(folder: Path) -> str:
+    """Write the report of a finished folder; return the line that says where it is, or why not."""
+    report = optional_room("report")
+    return report.report_line(folder) if report else "no report: petface/report is not here"
+
+
+def late_report(folder: Path) -> str:
+    """Write the report of a folder that was stopped just before it; "" where none is missing."""
+    report = optional_room("report")
+    return report.late_report(folder) if report and distributed.is_main() else ""

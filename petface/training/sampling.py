@@ -2,17 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from petface.data.loading import Samples
+from petface.data.splits import SPLITS
 from petface.errors import UserError
 
 TAIL_MODES: Final = ("none", "head_exclusion", "quantile", "cumulative")
 _DIFFICULTY_EPSILON = 0.01  # one point of recall; used where the median difficulty is 0
 _DRAW_STREAM, _SHUFFLE_STREAM = 0, 1  # so that one seed gives unrelated draws and shuffles
+
+
+def samples_by_split(
+    images: np.ndarray,
+    labels: Mapping[str, np.ndarray],
+    is_tail: np.ndarray,
+    split: np.ndarray,
+    *,
+    needed: Sequence[str],
+    what: str,
+) -> dict[str, Samples]:
+    """Cut images (N,), their labels and `is_tail` (N,) by `split` (N,), numbers into `SPLITS`.
+
+    Raises `UserError`, which begins with `what`, where a split of `needed` has fewer than two.
+    """
+    samples = {}
+    for number, name in enumerate(SPLITS):
+        rows = split == number
+        known = {head: label[rows].astype(np.int64) for head, label in labels.items()}
+        samples[name] = Samples(images[rows], known, is_tail[rows])
+        if name in needed and len(samples[name]) < 2:
+            raise UserError(
+                f"{what}: the {name} split has {len(samples[name])} images; two are needed. Add "
+                "records, or make the splits anew with another SPLITS_FILE"
+            )
+    return samples
+
+
+def class_lines(train: Samples, names: Sequence[str], weights: np.ndarray) -> list[str]:
+    """Format a line per species: how many images, their weight (K,), and who is minority."""
+    species = train.labels["species"]
+    counts, tail = np.bincount(species, minlength=len(names)), set(species[train.is_tail])
+    return [
+        f"  {name:14s} {count:8,d} images  weight {weight:.2f}{'  minority' * (k in tail)}"
+        for k, (name, count, weight) in enumerate(zip(names, counts, weights, strict=True))
+    ]
 
 
 def tail_classes(
@@ -172,7 +210,7 @@ class ClassWeightedSampler:
         self.weights[:] = new
 
     def draw(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Give the positions of `epoch` in shuffled order: int64 (num_samples,)."""
+        """Return the positions of `epoch` in shuffled order: int64 (num_samples,)."""
         generator = _generator(self.seed, epoch, _DRAW_STREAM)
         drawn = np.empty(self.num_samples, dtype=np.int64)
         start = 0
@@ -207,18 +245,8 @@ class ClassWeightedSampler:
 
 
 def shuffled(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Give a permutation of 0..n-1 that depends on (n, seed, epoch) alone."""
+    """Return a permutation of 0..n-1 that depends on (n, seed, epoch) alone."""
     return _generator(seed, epoch, _SHUFFLE_STREAM).permutation(n)
-
-
-def shard(order: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """Take every `world_size`-th element from `rank` on.
-
-    The shards together are the order, nothing padded or dropped, so their lengths may differ by
-    one.
-    """
-    assert 0 <= rank < world_size, (rank, world_size)
-    return order[rank::world_size]
 
 
 def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:

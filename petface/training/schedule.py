@@ -22,7 +22,7 @@ def lr_factor(
     warmup_frac: float = 0.0,
     final_frac: float = 0.0,
 ) -> float:
-    """Give the factor on the learning rate at `progress` (0 first step, 1 end of training).
+    """Return the factor on the learning rate at `progress` (0 first step, 1 end of training).
 
     For the first `warmup_frac` of training the factor climbs linearly from 0.01 to 1, whatever the
     kind; over the rest, t from 0 to 1, it follows
@@ -59,7 +59,7 @@ def lr_factor(
 
 
 def _in_cycle(t: float) -> float:
-    """Tell how far t in 0..1 is within its cosine, 0..1; the end of the last one is 1."""
+    """Return how far t in 0..1 is within its cosine, 0..1; the end of the last one is 1."""
     begin = 0.0
     for length in (cycle / sum(_CYCLES) for cycle in _CYCLES):
         if t < begin + length:
@@ -69,7 +69,7 @@ def _in_cycle(t: float) -> float:
 
 
 def plateau_factor(figures: Iterable[float], patience: int, mode: Literal["max", "min"]) -> float:
-    """Give the factor on the learning rate after epochs that ended with `figures`.
+    """Return the factor on the learning rate after epochs that ended with `figures`.
 
     A tenth each time `patience` epochs in a row have brought nothing better, 0 = never; that is
     torch's `ReduceLROnPlateau` with threshold 0.
@@ -84,7 +84,7 @@ def plateau_factor(figures: Iterable[float], patience: int, mode: Literal["max",
 
 @dataclass
 class EarlyStopping:
-    """Count the epochs since the watched figure improved; stop after `patience`, 0 = never.
+    """Count the epochs since the watched metric improved; stop after `patience`, 0 = never.
 
     An improvement beats the best by more than `min_delta`. NaN and infinities are never the best
     and count as bad epochs.
@@ -101,7 +101,7 @@ class EarlyStopping:
         assert self.patience >= 0 and self.min_delta >= 0.0, (self.patience, self.min_delta)
 
     def update(self, value: float) -> bool:
-        """Take in the figure of one epoch; tell whether it is the best so far."""
+        """Take in the value of one epoch; return whether it is the best so far."""
         value = float(value)
         if math.isfinite(value) and (
             self.best is None or self._gain(value, self.best) > self.min_delta
@@ -114,15 +114,15 @@ class EarlyStopping:
 
     @property
     def should_stop(self) -> bool:
-        """Tell whether `patience` bad epochs in a row have passed."""
+        """Check whether `patience` bad epochs in a row have passed."""
         return 0 < self.patience <= self.num_bad_epochs
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what a resume needs, as plain Python; patience and min_delta stay settings."""
+        """Return what a resume needs, as plain Python; patience and min_delta stay settings."""
         return {"mode": self.mode, "best": self.best, "num_bad_epochs": self.num_bad_epochs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`; one of the other mode, whose best is a worst, raises `UserError`."""
+        """Continue from `state`; one of the other mode raises `UserError`: its best is a worst."""
         if state["mode"] != self.mode:
             raise UserError(
                 f"early stopping was saved with mode {state['mode']!r} and is now {self.mode!r}: "

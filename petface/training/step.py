@@ -9,7 +9,7 @@ the same weights and statistics after every step.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -19,19 +19,12 @@ from torch import Tensor, nn
 from petface import distributed
 from petface.data.loading import Batch
 from petface.errors import UserError
-from petface.models.network import Network, Outputs
-from petface.training.augment import (
-    AugmentMode,
-    AugmentParameters,
-    AugmentRegime,
-    augment,
-    augment_fast,
-    draw_parameters,
-)
+from petface.models.network import Network
+from petface.training.augment.exact import augment
 from petface.training.augment.mixing import Mixed
+from petface.training.augment.regimes import AugmentParameters, AugmentRegime, draw_parameters
 from petface.training.losses import known_weight
-
-Loss = Callable[[Outputs, Batch], Tensor]
+from petface.training.recipe import Loss
 
 
 @dataclass(frozen=True)
@@ -61,18 +54,17 @@ def augment_share(
     share: Share,
     regimes: tuple[AugmentRegime, AugmentRegime],
     generator: torch.Generator,
-    mode: AugmentMode = "exact",
 ) -> Tensor:
-    """Augment (B, 3, H, W) uint8 as the common batch would be: every image has its parameters
-    whoever has it.
+    """Augment (B, 3, H, W) uint8 as the common batch would be.
+
+    Every image has its parameters whoever has it.
     """
     own = slice(share.first, share.first + share.num_own)
     is_tail = torch.zeros(share.num_images, dtype=torch.bool)
     is_tail[own] = batch.is_tail
     drawn = draw_parameters(is_tail, *regimes, generator)
     values = (getattr(drawn, field.name)[own] for field in fields(drawn))
-    way = augment if mode == "exact" else augment_fast
-    return way(batch.images, AugmentParameters(*values))
+    return augment(batch.images, AugmentParameters(*values))
 
 
 def backward(
@@ -85,10 +77,10 @@ def backward(
     num_parts: int,
     mixed: Mixed | None = None,
 ) -> tuple[Tensor, int]:
-    """Add the gradients of this process's images to the parameters' `grad`, none of which is there
-    yet; give its part of the loss and the number of parts that were needed.
+    """Set the parameters' `grad` to the gradients of this process's images.
 
-    `mixed` says that `x` are mixed images: each answers for its partner's labels too.
+    Returns this process's part of the loss and the number of parts that were needed. With `mixed`,
+    `x` are mixed images: each answers for its partner's labels too.
 
     What does not fit into the device's memory at once goes through in twice as many parts. Their
     sum is the same but for BatchNorm, which sees a part at a time.

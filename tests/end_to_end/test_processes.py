@@ -49,7 +49,7 @@ def test_two_processes_stopped_and_killed_equal_two_that_ran_through(
     alone = [*tree.flags, *STAGE1, "--runs-root", tmp_path / "runs", "--run-name", "broken"]
     refused = script(scripts.STAGE1, alone)
     assert refused.code == 1
-    assert "8 images a step; this would take 4, BATCH_SIZE 4 in each of 1 processes" in refused.err
+    assert "8 images a step; this would take 4, in 1 processes together" in refused.err
 
     done = together("broken", hooks=(scripts.SignalAtStep(2, signal.SIGINT), None))
     assert [one.code for one in done] == [130, 130]
@@ -71,7 +71,7 @@ def test_a_run_of_one_process_goes_on_in_two_with_as_many_images_a_step(
     torch.save(old, last)  # as an earlier version left it
     done = together("moved")
     assert [one.code for one in done] == [0, 0], done[0].err
-    assert "going on at epoch 2, step 5" in done[0].out
+    assert "resuming at epoch 2, step 5" in done[0].out
     one, other = (rows_of(f / "metrics.csv")[0] for f in (stage1_run.folder, last.parent))
     assert one.keys() == other.keys() and other["epoch"] == "1"
     assert len(rows_of(last.parent / "metrics.csv")) == 2

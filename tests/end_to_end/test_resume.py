@@ -78,7 +78,7 @@ def test_stage_1_stopped_and_killed_six_times_equals_the_straight_run(stage1, st
 
     done = stage1(scripts.SignalAtStep(3, signal.SIGINT))
     assert done.code == 130
-    assert "going on at epoch 1, step 5" in done.out
+    assert "resuming at epoch 1, step 5" in done.out
     assert loads(folder / "last.pt") == (0, 8)
 
     # steps 9 to 12 of epoch 1, then 6 of epoch 2
@@ -129,7 +129,7 @@ def test_phases_of_stage_1_stopped_and_killed_equal_the_straight_run(script, tre
     assert broken(scripts.SignalAtStep(7 + 12 + 3, signal.SIGKILL)).code == -9  # in phase 2
     assert loads(tmp_path / "broken/last.pt") == (2, 0)
     done = broken(scripts.SignalAtStep(15, signal.SIGTERM))
-    assert done.code == 143 and "going on at epoch 3, step 0 (phase 2 of 2)" in done.out
+    assert done.code == 143 and "resuming at epoch 3, step 0 (phase 2 of 2)" in done.out
     assert broken().code == 0
     assert_same_run(tmp_path / "straight", tmp_path / "broken")
 
@@ -163,7 +163,7 @@ def test_stage_2_stopped_and_killed_equals_the_straight_run(
     assert torch.load(folder / "cat_last.pt", weights_only=True)["phase"] == 1
 
     done = stage2(scripts.SignalAtStep(2, signal.SIGTERM))
-    assert done.code == 143 and "going on at epoch 3, step 0 (phase 2 of 2)" in done.out
+    assert done.code == 143 and "resuming at epoch 3, step 0 (phase 2 of 2)" in done.out
 
     done = stage2()
     assert done.code == 0, done.err

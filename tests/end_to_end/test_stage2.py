@@ -55,10 +55,11 @@ def test_every_species_with_labels_has_its_specialist(folder, stage2_run):
     assert re.search(r"yak: no known label .* no specialist", stage2_run.result.out)
     for species, heads in VOCABULARIES.items():
         tables = {f"confusion_{part}_{head}.csv" for part in ("test", "all") for head in heads}
-        assert {path.name for path in (folder / species).iterdir()} == tables | {
-            f"{species}_best.pt", f"{species}_last.pt", "metrics.csv", "curves.png",
-            "confidence.png", "errors.csv", "settings.toml", "environment.json", "final.json",
-            "eval_summary_stage2.txt", "label_conflicts.csv", "report.html", "run.lock",
+        files = {p.name for p in (folder / species).iterdir() if p.suffix != ".png"}
+        assert files == tables | {
+            f"{species}_best.pt", f"{species}_last.pt", "metrics.csv", "errors.csv",
+            "settings.toml", "environment.json", "final.json", "eval_summary_stage2.txt",
+            "label_conflicts.csv", "report.html", "run.lock",
         }  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def test_best_holds_weights_and_vocabularies(best, species):
 
 
 def test_a_head_without_a_known_label_is_said_to_be_left_out(stage2_run):
-    assert re.search(r"gender .*no known label", stage2_run.result.out)
+    assert "no known gender at all; such a head has no class" in stage2_run.result.out
 
 
 @pytest.mark.parametrize("species", VOCABULARIES)

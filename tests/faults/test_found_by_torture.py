@@ -72,7 +72,7 @@ class Full(FileIO):
 
 def test_a_disk_without_room_for_the_name_of_the_holder_is_told(tmp_path, monkeypatch):
     """The very first write of a run; closing the file must not raise a second time."""
-    settings = read_settings(trainer, ["--runs-root", str(tmp_path)], switches={"force": ""})
+    settings = read_settings(trainer, ["--runs-root", str(tmp_path)]).as_toml()
     monkeypatch.setattr(runs, "FileIO", Full)
     message = r"cannot write .*run\.lock: No space left on device \([\d,]+ bytes free\)"
     with pytest.raises(UserError, match=message), runs.open_run(tmp_path / "run", settings):

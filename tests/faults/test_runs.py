@@ -55,7 +55,7 @@ def test_single_steps_that_are_not_finite_are_skipped_and_counted(stage1, tmp_pa
 
 def test_a_second_process_is_refused_and_told_who_holds_the_run(stage1, flags, tmp_path):
     settings = read_settings(trainer, [str(flag) for flag in flags], switches={"force": ""})
-    with open_run(tmp_path / "run", settings):
+    with open_run(tmp_path / "run", settings.as_toml()):
         refused(stage1(), str(tmp_path / "run"), f"is in use by process {os.getpid()} on ")
         refused(stage1("--force"), "is in use by")
 
@@ -86,6 +86,6 @@ def test_an_unfinished_run_goes_on_only_with_its_own_settings(stage1, tmp_path):
     # the way out that the message names
     preset = ["--config", tmp_path / "run/settings.toml"]
     done = stage1(*preset, hook=scripts.SignalAtStep(1, signal.SIGTERM))
-    assert done.code == 143 and "going on at epoch 1, step 2" in done.out
+    assert done.code == 143 and "resuming at epoch 1, step 2" in done.out
     forced = stage1("--lr", 0.5, "--force", hook=scripts.SignalAtStep(1, signal.SIGTERM))
     assert forced.code == 143 and "going on" not in forced.out

@@ -31,7 +31,7 @@ def test_passes_that_measure_are_left_too_and_the_run_equals_the_straight_one(
     assert loads(folder / "last.pt") == (1, 12)
 
     done = stage1(scripts.SignalAtStep(1, signal.SIGINT, **BATCH))
-    assert done.code == 130 and "going on at epoch 2, step 12" in done.out
+    assert done.code == 130 and "resuming at epoch 2, step 12" in done.out
     assert loads(folder / "last.pt") == (1, 12)
 
     done = stage1(scripts.SignalAtStep(3 + 3 + 3 + 2, signal.SIGTERM, **BATCH))
@@ -40,7 +40,7 @@ def test_passes_that_measure_are_left_too_and_the_run_equals_the_straight_one(
 
     guard = {"module": "petface.models.strangers", "function": "evenly"}  # photos for it are chosen
     done = stage1(scripts.SignalAtStep(2, signal.SIGINT, **guard))
-    assert done.code == 130 and "the same command goes on" in done.err
+    assert done.code == 130 and "the same command resumes there" in done.err
     assert "Traceback" not in done.err and not (folder / "final.json").exists()
 
     done = stage1()

@@ -12,8 +12,7 @@ import torch
 import train_resnet_minority_aug_dynamic as stage1
 from petface.errors import SettingsError
 from petface.settings import read_settings
-from petface.training import epoch as engine
-from petface.training import losses
+from petface.training import epoch, losses
 from petface.training.augment.mixing import Mixing
 from petface.training.runs import RunFolder
 from tests.conftest import TINY_STAGE1, TINY_STAGE2
@@ -82,7 +81,7 @@ def test_batches_are_mixed_as_in_training(tree, tmp_path, monkeypatch):
     flags += ["--mix-adapts", "false"]
     s = read_settings(stage1, list(map(str, flags)))
     seen = []
-    monkeypatch.setattr(engine, "mix_batch", lambda *a: seen.append(a[1]))
+    monkeypatch.setattr(epoch, "mix_batch", lambda *a: seen.append(a[1]))
     job, train, order = find_lr.species_job(stage1, s, RunFolder(tmp_path))
     rates, values = find_lr.rise(job, train, order, s, 1e-6, 1e-5, 4)
     assert seen == [Mixing("cutmix", 0.4, s.MIX_ALPHA)] * 4
@@ -96,12 +95,12 @@ def test_skipped_steps_leave_gaps_and_only_a_row_of_them_ends_it(
     s = read_settings(stage1, list(map(str, [*tree.flags, *TINY_STAGE1])))
     job, train, order = find_lr.species_job(stage1, s, RunFolder(tmp_path))
     steps = []
-    monkeypatch.setattr(engine, "_update", lambda *a: steps.append(a) or len(steps) > num_skipped)
+    monkeypatch.setattr(epoch, "_update", lambda *a: steps.append(a) or len(steps) > num_skipped)
     num_steps = 6 if wanted else 20
     rates, values = find_lr.rise(job, train, order, s, 1e-6, 1e-5, num_steps)
     assert rates == pytest.approx([1e-6 * 10 ** (k / (num_steps - 1)) for k in wanted])
     assert len(values) == len(wanted)
-    assert len(steps) == (6 if wanted else engine.MAX_BAD_STEPS - 1)
+    assert len(steps) == (6 if wanted else epoch.MAX_BAD_STEPS - 1)
 
 
 @pytest.mark.parametrize(

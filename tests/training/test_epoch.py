@@ -14,11 +14,12 @@ from petface.devices import Precision, choose_device, choose_precision
 from petface.errors import UserError
 from petface.models import checkpoints
 from petface.models.network import Network
-from petface.training import epoch as engine
-from petface.training import losses
+from petface.training import epoch, losses
 from petface.training.augment import REGIMES, draw_parameters
 from petface.training.augment.mixing import Mixing, mix_batch
-from petface.training.averaging import WeightAverage
+from petface.training.epoch import EpochState, Progress, train_epoch
+from petface.training.evaluate import Job, evaluate
+from petface.training.recipe import WeightAverage
 from petface.training.runs import FailureLog, RunFolder
 from petface.training.schedule import EarlyStopping
 from tests import naive
@@ -57,7 +58,7 @@ def job(catalog, tmp_path):
         return sum(losses.masked_cross_entropy(logits, label) for logits, label in pairs)
 
     rule = Preprocessing(SIZE)
-    return engine.Job(
+    return Job(
         network=Network(Small(), rule, CPU, Precision(None)),
         num_classes={"one": 3, "two": 2},
         loss=loss,
@@ -78,7 +79,7 @@ def samples():
 
 def progress_of(job, optimizer=None):
     optimizer = optimizer or torch.optim.AdamW(job.network.model.parameters(), lr=0.01)
-    return engine.Progress(optimizer, job.network.grad_scaler(), EarlyStopping(3, mode="min"))
+    return Progress(optimizer, job.network.grad_scaler(), EarlyStopping(3, mode="min"))
 
 
 def weights(job):
@@ -116,8 +117,8 @@ def test_an_epoch_without_augmentation_is_the_plain_loop(job, samples, tree):
         losses_seen, num_seen = losses_seen + total.item() * len(part), num_seen + len(part)
 
     progress = progress_of(job)
-    progress.epoch = engine.EpochState(epoch=2)
-    ended = engine.train_epoch(job, progress, samples, order, NONE, seed=1, rate=lambda t: 0.01 * t)
+    progress.epoch = EpochState(epoch=2)
+    ended = train_epoch(job, progress, samples, order, NONE, seed=1, rate=lambda t: 0.01 * t)
     assert ended is True
     for name, tensor in reference.state_dict().items():
         torch.testing.assert_close(
@@ -139,7 +140,7 @@ def test_a_mixed_batch_answers_for_both_labels_and_clipped_gradients_have_their_
     chosen = readable(tree, samples)[:8]
     paths = naive.photos(tree.images)
     x = torch.from_numpy(np.stack([naive.pixels(tree.images / paths[i], SIZE) for i in chosen]))
-    generator = torch.Generator().manual_seed(engine._step_seed(1, 0, 0))
+    generator = torch.Generator().manual_seed(epoch._step_seed(1, 0, 0))
     draw_parameters(torch.zeros(8, dtype=torch.bool), *NONE, generator)
     mixed = mix_batch(to_float(x.permute(0, 3, 1, 2)), mixing, generator)
     assert mixed and 0.05 < mixed.share < 0.95
@@ -154,7 +155,7 @@ def test_a_mixed_batch_answers_for_both_labels_and_clipped_gradients_have_their_
     torch.optim.SGD(reference.parameters(), lr=3.0).step()
 
     progress = progress_of(job, torch.optim.SGD(job.network.model.parameters(), lr=1.0))
-    engine.train_epoch(
+    train_epoch(
         job, progress, samples, np.array(chosen), NONE, seed=1, rate=lambda _: 3.0, mixing=mixing
     )
     assert progress.epoch.mean_loss == pytest.approx(total.item(), rel=1e-5)
@@ -170,7 +171,7 @@ def test_a_parameter_group_takes_the_rate_times_its_factor(job, samples):
     ]
     before = weights(job)
     progress = progress_of(job, torch.optim.AdamW(groups, lr=0.01))
-    engine.train_epoch(job, progress, samples, np.arange(8), NONE, seed=0, rate=lambda _: 0.1)
+    train_epoch(job, progress, samples, np.arange(8), NONE, seed=0, rate=lambda _: 0.1)
     after = weights(job)
     assert torch.equal(before["two.weight"], after["two.weight"])
     assert not torch.equal(before["one.weight"], after["one.weight"])
@@ -189,7 +190,7 @@ def test_the_average_follows_every_step_and_is_what_is_measured(job, samples, tm
         update(model)
 
     progress.average.update = noted
-    engine.train_epoch(job, progress, samples, np.arange(30), NONE, seed=0, rate=lambda _: 0.1)
+    train_epoch(job, progress, samples, np.arange(30), NONE, seed=0, rate=lambda _: 0.1)
     assert len(seen) == 4
     for number, state in enumerate(seen):
         decay = min(0.9, (1 + number) / (10 + number))
@@ -203,7 +204,7 @@ def test_the_average_follows_every_step_and_is_what_is_measured(job, samples, tm
 
     measured = progress.measured(job)
     assert measured.network.model is progress.average.model
-    engine.evaluate(measured, samples, "average")
+    evaluate(measured, samples, "average")
     assert model.training and not measured.network.model.training
     checkpoints.save(tmp_path / "last.pt", progress.state_dict())
     other = progress_of(job)
@@ -221,13 +222,13 @@ def test_leaving_and_coming_back_gives_the_weights_of_the_straight_epoch(
     strong, order = (REGIMES["mild"], REGIMES["strong"]), np.arange(30)[::-1]
     first = weights(job)
     whole = progress_of(job)
-    assert engine.train_epoch(job, whole, samples, order, strong, seed=3, rate=lambda _: 0.01)
+    assert train_epoch(job, whole, samples, order, strong, seed=3, rate=lambda _: 0.01)
     straight = weights(job)
 
     job.network.model.load_state_dict(first)
     left = progress_of(job)
     asked = iter([False] * (leave_after - 1) + [True])
-    ended = engine.train_epoch(
+    ended = train_epoch(
         job, left, samples, order, strong, seed=3, rate=lambda _: 0.01, stop=lambda: next(asked)
     )
     assert ended is False and left.epoch.step == leave_after
@@ -237,19 +238,19 @@ def test_leaving_and_coming_back_gives_the_weights_of_the_straight_epoch(
     job.network.model.load_state_dict(last["model"])
     back = progress_of(job)
     back.load_state_dict(last)
-    assert engine.train_epoch(job, back, samples, order, strong, seed=3, rate=lambda _: 0.01)
+    assert train_epoch(job, back, samples, order, strong, seed=3, rate=lambda _: 0.01)
     assert same(weights(job), straight)
     assert back.epoch.loss_sum == whole.epoch.loss_sum
     assert back.epoch.seconds > left.epoch.seconds > 0
 
     job.network.model.load_state_dict(first)
-    engine.train_epoch(job, progress_of(job), samples, order, strong, seed=4, rate=lambda _: 0.01)
+    train_epoch(job, progress_of(job), samples, order, strong, seed=4, rate=lambda _: 0.01)
     assert not same(weights(job), straight)  # the seed matters
 
 
 def test_progress_survives_a_checkpoint_whole(job, samples, tmp_path):
     progress = progress_of(job)
-    engine.train_epoch(job, progress, samples, np.arange(16), NONE, seed=0, rate=lambda _: 0.02)
+    train_epoch(job, progress, samples, np.arange(16), NONE, seed=0, rate=lambda _: 0.02)
     progress.stopping.update(2.0), progress.stopping.update(3.0)
     progress.history.append({"epoch": 1, "val_loss": math.pi})
     checkpoints.save(tmp_path / "x.pt", progress.state_dict())
@@ -279,7 +280,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(job, samples):
     poison(job, lambda _: True)
     before = {k: v for k, v in weights(job).items() if "running" not in k and "num_" not in k}
     progress = progress_of(job)
-    assert engine.train_epoch(job, progress, samples, order, NONE, seed=0, rate=lambda _: 0.1)
+    assert train_epoch(job, progress, samples, order, NONE, seed=0, rate=lambda _: 0.1)
     assert same(before, {k: v for k, v in weights(job).items() if k in before})
     state = progress.epoch
     assert (state.num_skipped_steps, state.num_bad_in_a_row, state.num_images) == (4, 4, 0)
@@ -293,18 +294,18 @@ def test_an_infinite_gradient_is_noticed_too():
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     loss = x.sqrt().sum()  # 0, its gradient infinite
     loss.backward()
-    assert engine._update(loss, optimizer, scaler) is False
+    assert epoch._update(loss, optimizer, scaler) is False
     assert x.tolist() == [0.0, 0.0]
     loss = (x + 1).sum()
     loss.backward()
-    assert engine._update(loss, optimizer, scaler) is True
+    assert epoch._update(loss, optimizer, scaler) is True
     assert x.tolist() == [-1.0, -1.0]
 
 
 def test_a_good_step_ends_a_row_of_bad_ones(job, samples):
     poison(job, lambda step: step != 2)
     progress = progress_of(job)
-    engine.train_epoch(job, progress, samples, np.arange(30), NONE, seed=0, rate=lambda _: 0.01)
+    train_epoch(job, progress, samples, np.arange(30), NONE, seed=0, rate=lambda _: 0.01)
     assert (progress.epoch.num_skipped_steps, progress.epoch.num_bad_in_a_row) == (3, 1)
 
 
@@ -313,21 +314,19 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_across_short_epochs(job, sampl
     progress = progress_of(job)
     with pytest.raises(UserError, match=r"not finite in 10 steps in a row.*epoch 3, step 1 "):
         for _ in range(5):  # four steps each
-            engine.train_epoch(
-                job, progress, samples, np.arange(30), NONE, seed=0, rate=lambda _: 0.01
-            )
+            train_epoch(job, progress, samples, np.arange(30), NONE, seed=0, rate=lambda _: 0.01)
             progress.epoch = progress.epoch.next_epoch()
     assert progress.epoch.epoch == 2
 
 
 def test_the_next_epoch_begins_from_nothing_else():
-    state = engine.EpochState(3, 7, 1.5, 40, 2, 5, 4, 60.0)
-    assert state.next_epoch() == engine.EpochState(epoch=4, num_bad_in_a_row=4)
+    state = EpochState(3, 7, 1.5, 40, 2, 5, 4, 60.0)
+    assert state.next_epoch() == EpochState(epoch=4, num_bad_in_a_row=4)
 
 
 def test_an_evaluation_counts_as_scikit_learn_does_one_image_at_a_time(job, samples, tree):
     paths, kept = naive.photos(tree.images), readable(tree, samples)
-    seen = engine.evaluate(job, samples, "all")
+    seen = evaluate(job, samples, "all")
     answers = [naive.logits_of_all(job.network.model, tree.images / paths[i], SIZE) for i in kept]
     for number, head in enumerate(("one", "two")):
         known = [k for k, i in enumerate(kept) if samples.labels[head][i] >= 0]
@@ -359,8 +358,8 @@ def test_answers_are_kept_on_request_as_they_are_for_one_image_at_a_time(job, sa
     places = [i for i in order.tolist() if i in kept]
     with torch.no_grad():
         job.network.model.two.bias[0] = math.nan
-    assert engine.evaluate(job, part, "all").answers == {}
-    seen = engine.evaluate(job, part, "all", keep_answers=True).answers
+    assert evaluate(job, part, "all").answers == {}
+    seen = evaluate(job, part, "all", keep_answers=True).answers
     assert list(seen) == ["one", "two"]
     single = [naive.logits_of_all(job.network.model, tree.images / paths[i], SIZE) for i in places]
     folders = [str((tree.images / paths[i]).parent) for i in places]
@@ -372,20 +371,20 @@ def test_answers_are_kept_on_request_as_they_are_for_one_image_at_a_time(job, sa
         pairs = set(zip(answers.records.tolist(), folders, strict=True))
         assert len(pairs) == len(set(folders)) == len(set(answers.records.tolist()))
     nobody = Samples(np.array([], np.int64), {h: np.array([], int) for h in labels}, np.array([]))
-    none = engine.evaluate(job, nobody, "none", keep_answers=True).answers
+    none = evaluate(job, nobody, "none", keep_answers=True).answers
     assert none["one"].logits.shape == (0, 3) and none["two"].labels.shape == (0,)
 
 
 def test_an_evaluation_leaves_the_network_as_it_was(job, samples):
     before = weights(job)
-    engine.evaluate(job, samples, "all")
+    evaluate(job, samples, "all")
     assert same(before, weights(job))
 
 
 def test_images_with_logits_that_are_not_finite_are_in_no_matrix(job, samples):
     with torch.no_grad():
         job.network.model.two.bias[0] = math.nan
-    seen = engine.evaluate(job, samples, "all")
+    seen = evaluate(job, samples, "all")
     assert seen.num_non_finite == seen.num_images > 0
     assert not any(matrix.any() for matrix in seen.confusions.values())
     assert math.isnan(seen.accuracy("one"))
@@ -396,15 +395,15 @@ def test_a_loss_over_no_known_label_is_no_loss(job, samples):
     unknown = Samples(
         samples.images, dict.fromkeys(("one", "two"), np.full(30, -1)), samples.is_tail
     )
-    assert math.isnan(engine.evaluate(job, unknown, "all").loss)
+    assert math.isnan(evaluate(job, unknown, "all").loss)
     some = Samples(
         samples.images, {**unknown.labels, "two": samples.labels["two"]}, samples.is_tail
     )
-    assert engine.evaluate(job, some, "all").loss > 0
+    assert evaluate(job, some, "all").loss > 0
     nobody = Samples(
         np.array([], np.int64), {"one": np.array([]), "two": np.array([])}, np.array([])
     )
-    assert math.isnan(engine.evaluate(job, nobody, "none").loss)
+    assert math.isnan(evaluate(job, nobody, "none").loss)
 
 
 def test_a_batch_without_a_known_label_trains_on_nothing(job, samples):
@@ -414,7 +413,7 @@ def test_a_batch_without_a_known_label_trains_on_nothing(job, samples):
     optimizer = torch.optim.SGD(job.network.model.parameters(), lr=1.0)
     progress = progress_of(job, optimizer)
     before = {name: p.clone() for name, p in job.network.model.named_parameters()}
-    engine.train_epoch(job, progress, unknown, np.arange(30), NONE, seed=0, rate=lambda _: 1.0)
+    train_epoch(job, progress, unknown, np.arange(30), NONE, seed=0, rate=lambda _: 1.0)
     assert same(before, dict(job.network.model.named_parameters()))
     assert progress.epoch.mean_loss == 0.0 and progress.epoch.num_skipped_steps == 0
 

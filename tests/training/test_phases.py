@@ -7,48 +7,36 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import stage2_resnet_multi as stage2
-import train_resnet_minority_aug_dynamic as stage1
 from petface.errors import SettingsError
 from petface.models.architecture import Architecture, build_classifier
-from petface.settings import read_settings
-from petface.training.phases import Phase, PhasedTraining
+from petface.training.phases import Optimization, Phase, PhasedTraining, make_phases
 
-
-def settings(*flags, module=stage1):
-    return read_settings(module, list(map(str, flags)))
-
-
-PHASES = ["--phase-stages", "heads", "layer4+layer3", "all"]
+STAGES = ("heads", "layer4+layer3", "all")
 
 
 def test_one_value_is_for_all_phases_and_a_list_for_each():
-    assert stage1.phases_of(settings()) == [Phase(("all",), 1e-3, 50, 7)]
-    s = settings(*PHASES, "--lr", 0.1, 0.2, 0.3, "--epochs", 4, "--patience", 0, 1, 2)
-    assert stage1.phases_of(s) == [
+    assert make_phases(("all",), 1e-3, 50, 7) == [Phase(("all",), 1e-3, 50, 7)]
+    assert make_phases(STAGES, (0.1, 0.2, 0.3), 4, (0, 1, 2)) == [
         Phase(("heads",), 0.1, 4, 0),
         Phase(("layer4", "layer3"), 0.2, 4, 1),
         Phase(("all",), 0.3, 4, 2),
     ]
-    assert [p.stages for p in stage2.phases_of(settings(module=stage2))] == [
-        ("layer4",),
-        ("layer4", "layer3"),
-    ]
 
 
 @pytest.mark.parametrize(
-    ("module", "flags", "words"),
+    ("values", "words"),
     [
-        (stage1, [*PHASES, "--lr", 0.1, 0.2], "LR has 2 entries, PHASE_STAGES 3"),
-        (stage1, ["--epochs", 3, 4], "EPOCHS has 2 entries, PHASE_STAGES 1"),
-        (stage1, ["--phase-stages", "layr4"], "PHASE_STAGES has 'layr4'; known, joined by [+]: "),
-        (stage2, ["--phase-stages", "heads+", "all"], "PHASE_STAGES has ''"),
-        (stage2, ["--phase-patience", 3], "PHASE_PATIENCE has 1 entries, PHASE_STAGES 2"),
+        ((STAGES, (0.1, 0.2), 1, 1), "PHASE_STAGES has 3 entries, the list of learning rates 2"),
+        ((("all",), 0.1, (3, 4), 1), "PHASE_STAGES has 1 entries, the list of epochs 2"),
+        ((STAGES, 0.1, 1, (3,)), "PHASE_STAGES has 3 entries, the list of patience 1"),
+        ((("layr4",), 0.1, 1, 1), "PHASE_STAGES has 'layr4'; known, joined by [+]: "),
+        ((("heads+", "all"), 0.1, 1, 1), "PHASE_STAGES has ''"),
+        (((), 0.1, 1, 1), "PHASE_STAGES is empty"),
     ],
 )
-def test_lists_that_do_not_fit_and_unknown_stages_are_refused(module, flags, words):
+def test_lists_that_do_not_fit_and_unknown_stages_are_refused(values, words):
     with pytest.raises(SettingsError, match=words):
-        module.phases_of(settings(*flags, module=module))
+        make_phases(*values)
 
 
 class Run:
@@ -67,13 +55,11 @@ class Run:
 @pytest.fixture
 def training(tmp_path):
     """Heads for two epochs at most, then everything for three."""
-    s = settings(
-        "--phase-stages", "heads", "all", "--epochs", 2, 3, "--lr", 0.2, 0.1, "--patience", 1, 0,
-        "--schedule", "cosine", "--ema-decay", 0.5,
-    )  # fmt: skip
+    phases = make_phases(("heads", "all"), (0.2, 0.1), (2, 3), (1, 0))
     model = build_classifier(Architecture("mobilenet_v3_small"), 3)
     job = SimpleNamespace(network=SimpleNamespace(grad_scaler=lambda: torch.amp.GradScaler("cpu")))
-    made = PhasedTraining(s, stage1.phases_of(s), model, job, "max")
+    how = Optimization(schedule="cosine", ema_decay=0.5)
+    made = PhasedTraining(phases, how, model, job, "max")
     return made, model, Run(tmp_path, model)
 
 
@@ -127,11 +113,12 @@ def test_the_rate_follows_the_schedule_over_each_phase(training):
 
 
 def test_the_rate_falls_on_a_plateau():
-    s = settings("--schedule", "plateau", "--plateau-patience", 2, "--lr", 0.2)
+    how = Optimization(schedule="plateau", plateau_patience=2)
+    phases = make_phases(("all",), 0.2, 50, 7)
     job = SimpleNamespace(network=SimpleNamespace(grad_scaler=lambda: None))
     for figures, factor in (([0.5], 1), ([0.5, 0.4, 0.4], 0.1), ([0.5] * 5, 0.01)):
         model = build_classifier(Architecture("mobilenet_v3_small"), 3)
-        made = PhasedTraining(s, stage1.phases_of(s), model, job, "max")
+        made = PhasedTraining(phases, how, model, job, "max")
         for figure in figures:
             epoch(made, figure)
         rate = made.rate(lambda row: row["figure"])
@@ -145,4 +132,4 @@ def test_a_state_without_phases_is_one_of_the_first(training, capsys):
     del state["phase"], state["history"][0]["phase"]
     made.load_state_dict(state)
     assert made.index == 0 and made.rows() == [{"figure": 0.5, "phase": 1}]
-    assert capsys.readouterr().out == "going on at epoch 2, step 0 (phase 1 of 2)\n"
+    assert capsys.readouterr().out == "resuming at epoch 2, step 0 (phase 1 of 2)\n"

@@ -1,8 +1,11 @@
+"""The run folder: held once, refused or resumed, explained; signals; failures; TensorBoard."""
+
 import json
 import math
 import os
+import signal
+import subprocess
 import sys
-import types
 
 import pandas
 import pytest
@@ -10,27 +13,13 @@ import torch
 
 from petface.data.sources.petface import scan
 from petface.errors import UserError
-from petface.settings import read_settings
-from petface.training import board, runs
-from petface.training.runs import FailureLog, RunFolder, open_run, run_path, summary_block
+from petface.models import checkpoints
+from petface.training import runs
+from petface.training.runs import FailureLog, RunFolder, StopRequest, open_run, run_path
 from tests import scripts
 
-SCRIPT = '''"""A script."""
-LR: float = 0.1
-SPECIES: str = "all"
-NUM_WORKERS: int = 0
-'''
-
-
-@pytest.fixture
-def settings_of(tmp_path):
-    """Read the settings of a little script with the given flags."""
-    path = tmp_path / "little.py"
-    path.write_text(SCRIPT)
-    module = types.ModuleType("little")
-    module.__file__ = str(path)
-    exec(compile(SCRIPT, str(path), "exec"), module.__dict__)
-    return lambda *flags: read_settings(module, list(flags))
+SETTINGS = 'LR = 0.5  # of AdamW\nSPECIES = "all"\nNUM_WORKERS = 0\n'
+OTHER = SETTINGS.replace("0.5", "0.25")
 
 
 @pytest.fixture
@@ -45,36 +34,35 @@ def test_a_run_name_stays_inside_the_runs():
             run_path("runs", name)
 
 
-def test_a_new_run_explains_itself(folder, settings_of):
-    settings = settings_of("--lr", "0.5")
-    with open_run(folder, settings, prefix="cat_") as run:
+def test_a_new_run_explains_itself(folder):
+    with open_run(folder, SETTINGS, prefix="cat_") as run:
         assert run.last == folder / "cat_last.pt" and run.best == folder / "cat_best.pt"
-    assert settings_of("--config", str(folder / "settings.toml")) == settings
+    assert (folder / "settings.toml").read_text() == SETTINGS
     facts = json.loads((folder / "environment.json").read_text())
     assert facts["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert facts["command"] == sys.argv and facts["python"].count(".") == 2
 
 
-def test_a_held_folder_is_refused_by_who_holds_it_and_free_afterwards(folder, settings_of):
-    with open_run(folder, settings_of()):
+def test_a_held_folder_is_refused_by_who_holds_it_and_free_afterwards(folder):
+    with open_run(folder, SETTINGS):
         with (
             pytest.raises(UserError, match=f"is in use by process {os.getpid()} on "),
-            open_run(folder, settings_of()),
+            open_run(folder, SETTINGS),
         ):
             pass
         with (  # not even with force, which would delete what the other one writes
             pytest.raises(UserError, match="is in use by"),
-            open_run(folder, settings_of(), force=True),
+            open_run(folder, SETTINGS, force=True),
         ):
             pass
-    with open_run(folder, settings_of()):
+    with open_run(folder, SETTINGS):
         pass
 
 
-def test_the_hold_ends_with_its_process_although_a_worker_of_it_lives_on(folder, settings_of):
+def test_the_hold_ends_with_its_process_although_a_worker_of_it_lives_on(folder):
     """A killed run leaves its loader workers behind for some seconds; they must not hold on."""
     (here, there), (ready, tell) = os.pipe(), os.pipe()
-    with open_run(folder, settings_of()):
+    with open_run(folder, SETTINGS):
         worker = os.fork()
         if worker == 0:
             os.close(there)
@@ -83,7 +71,7 @@ def test_the_hold_ends_with_its_process_although_a_worker_of_it_lives_on(folder,
             os._exit(0)
         os.read(ready, 1)
     try:
-        with open_run(folder, settings_of()):
+        with open_run(folder, SETTINGS):
             pass
     finally:
         for descriptor in (here, there, ready, tell):
@@ -91,10 +79,10 @@ def test_the_hold_ends_with_its_process_although_a_worker_of_it_lives_on(folder,
         os.waitpid(worker, 0)
 
 
-def finish(folder, settings, figures=None):
+def finish(folder, settings, summary=None):
     with open_run(folder, settings) as run:
         torch.save({}, run.best)
-        run.finish(figures or {"accuracy": 0.5})
+        run.finish(summary or {"accuracy": 0.5}, {"details": [1]})
 
 
 def contents(folder):
@@ -102,72 +90,87 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
 
 
-def test_a_finished_run_is_refused_and_replaced_by_force_alone(folder, settings_of):
-    finish(folder, settings_of())
+def test_a_finished_run_is_refused_and_replaced_by_force_alone(folder):
+    finish(folder, SETTINGS)
     before = contents(folder)
     with (
         pytest.raises(UserError, match="holds a finished run; choose another RUN_NAME, or --force"),
-        open_run(folder, settings_of("--lr", "9")),
+        open_run(folder, OTHER),
     ):
         pass
     assert contents(folder) == before
     (folder / "notes.md").write_text("mine")
-    with open_run(folder, settings_of("--lr", "9"), force=True):
+    with open_run(folder, OTHER, force=True):
         assert not (folder / "best.pt").exists() and not (folder / "final.json").exists()
     assert (folder / "notes.md").read_text() == "mine"
 
 
-def test_an_unfinished_run_goes_on_with_its_own_settings_only(folder, settings_of):
-    with open_run(folder, settings_of("--lr", "0.5")) as run:
-        torch.save({}, run.last)
+def test_an_unfinished_run_resumes_with_its_own_settings_only(folder):
+    with open_run(folder, SETTINGS) as run:
+        run.save_last({})
     with (
         pytest.raises(UserError, match=r"other settings \(LR: 0.5 -> 0.25\).*settings.toml"),
-        open_run(folder, settings_of("--lr", "0.25")),
+        open_run(folder, OTHER),
     ):
         pass
-    free = settings_of("--lr", "0.5", "--species", "cat", "--num-workers", "3")
-    with open_run(folder, free) as run:
+    changed = SETTINGS.replace("all", "cat").replace("NUM_WORKERS = 0", "NUM_WORKERS = 3")
+    with pytest.raises(UserError, match="NUM_WORKERS: 0 -> 3"), open_run(folder, changed):
+        pass
+    with open_run(folder, changed, may_change=("SPECIES", "NUM_WORKERS")) as run:
         assert run.last.exists()
-    with open_run(folder, settings_of("--lr", "0.25"), force=True) as run:
+    with open_run(folder, OTHER, force=True) as run:
         assert not run.last.exists()
 
 
-def test_a_run_that_saved_nothing_yet_may_begin_with_other_settings(folder, settings_of):
-    for flags in ([], ["--lr", "0.25"]):
-        with open_run(folder, settings_of(*flags)):
+def test_a_resumed_run_takes_as_many_images_a_step(folder):
+    with open_run(folder, SETTINGS, global_batch_size=64) as run:
+        run.save_last({"epoch": 1})
+        assert checkpoints.load(run.last)["global_batch_size"] == 64
+    with (
+        pytest.raises(UserError, match="64 images a step; this would take 32"),
+        open_run(folder, SETTINGS, global_batch_size=32),
+    ):
+        pass
+    with open_run(folder, SETTINGS, global_batch_size=64):
+        pass
+
+
+def test_a_run_that_saved_nothing_yet_may_begin_with_other_settings(folder):
+    for settings in (SETTINGS, OTHER):
+        with open_run(folder, settings):
             pass
-    assert settings_of("--config", str(folder / "settings.toml")).LR == 0.25
+    assert (folder / "settings.toml").read_text() == OTHER
 
 
 @pytest.mark.parametrize("content", [None, b"LR = ", b"\xff"])
-def test_an_unfinished_run_without_its_settings_is_not_guessed_at(folder, settings_of, content):
-    with open_run(folder, settings_of()) as run:
-        run.save(run.last, {})
+def test_an_unfinished_run_without_its_settings_is_not_guessed_at(folder, content):
+    with open_run(folder, SETTINGS) as run:
+        run.save_last({})
     (folder / "settings.toml").unlink()
     if content is not None:
         (folder / "settings.toml").write_bytes(content)
     with (
         pytest.raises(UserError, match="last.pt but no settings.toml"),
-        open_run(folder, settings_of()),
+        open_run(folder, SETTINGS),
     ):
         pass
-    with open_run(folder, settings_of(), force=True) as run:
+    with open_run(folder, SETTINGS, force=True) as run:
         assert not run.last.exists()
 
 
-def test_a_folder_that_cannot_be_made_is_a_message(tmp_path, settings_of):
+def test_a_folder_that_cannot_be_made_is_a_message(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(UserError, match="cannot write .*bytes free"),
-        open_run(tmp_path / "file" / "run", settings_of()),
+        open_run(tmp_path / "file" / "run", SETTINGS),
     ):
         pass
 
 
-def test_figures_that_are_not_a_number_become_null(folder, settings_of):
-    finish(folder, settings_of(), {"accuracy": math.nan, "num": 3, "name": "nan"})
+def test_figures_that_are_not_a_number_become_null(folder):
+    finish(folder, SETTINGS, {"accuracy": math.nan, "num": 3, "name": "nan"})
     final = json.loads((folder / "final.json").read_text(), parse_constant=pytest.fail)
-    assert final == {"accuracy": None, "num": 3, "name": "nan"}
+    assert final == {"accuracy": None, "num": 3, "name": "nan", "details": [1]}
 
 
 def test_metrics_have_a_row_per_epoch(tmp_path):
@@ -182,10 +185,10 @@ def test_metrics_have_a_row_per_epoch(tmp_path):
 
 def test_each_epoch_goes_to_the_board_once_where_one_is_wished_for(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(board, "write_board", lambda folder, row: written.append((folder, row)))
+    monkeypatch.setattr(runs, "write_board", lambda folder, row: written.append((folder, row)))
     history = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.4}]
     RunFolder(tmp_path).write_metrics(history)
-    run = RunFolder(tmp_path, has_board=True)
+    run = RunFolder(tmp_path, tensorboard=True)
     for num in (1, 2, 2):  # the last one again, as at the end of a run
         run.write_metrics(history[:num])
     assert written == [(tmp_path, history[0]), (tmp_path, history[1])]
@@ -194,7 +197,7 @@ def test_each_epoch_goes_to_the_board_once_where_one_is_wished_for(tmp_path, mon
 def test_a_board_without_its_package_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"\.\[track\]"):
-        board.check_board()
+        runs.check_board()
 
 
 def test_the_board_holds_the_numbers_of_a_row(tmp_path):
@@ -203,8 +206,8 @@ def test_the_board_holds_the_numbers_of_a_row(tmp_path):
 
     for epoch in (1, 2):
         row = {"epoch": epoch, "loss": epoch / 2, "note": "text"}
-        board.write_board(tmp_path, row)
-    found = EventAccumulator(str(tmp_path / board.FOLDER)).Reload()
+        runs.write_board(tmp_path, row)
+    found = EventAccumulator(str(tmp_path / runs.BOARD)).Reload()
     assert found.Tags()["scalars"] == ["loss"]
     assert [(e.step, e.value) for e in found.Scalars("loss")] == [(1, 0.5), (2, 1.0)]
 
@@ -235,10 +238,51 @@ def test_more_failures_than_allowed_stop_the_run_and_are_all_listed(log, tmp_pat
 
 
 def test_the_summary_is_greppable():
-    text = summary_block({"accuracy": 0.123456, "epochs": 7, "checkpoint": "runs/x: y/best.pt"})
-    assert text == "accuracy: 0.1235\nepochs: 7\ncheckpoint: runs/x: y/best.pt"
+    text = runs.summary_block({"accuracy": 0.123456, "epochs": 7, "checkpoint": "x: y/best.pt"})
+    assert text == "accuracy: 0.1235\nepochs: 7\ncheckpoint: x: y/best.pt"
 
 
 def test_every_package_that_is_recorded_is_a_requirement():
     required = (scripts.REPOSITORY / "requirements.txt").read_text()
     assert all(f"\n{name}==" in required for name in runs._PACKAGES)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_only_asks_and_the_old_handler_comes_back(number, code, capsys):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.asked() and stop.exit_code == 0
+        os.kill(os.getpid(), number)
+        assert stop.asked() and stop.leave("in epoch 3") == code
+    assert signal.getsignal(number) is before
+    assert capsys.readouterr().out == "stopped in epoch 3; the same command resumes there\n"
+
+
+def test_a_second_signal_leaves_at_once():
+    program = (
+        "import os, signal\n"
+        "from petface.training.runs import StopRequest\n"
+        "with StopRequest() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('asked', stop.asked(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('still here')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=scripts.REPOSITORY
+    )
+    assert done.returncode == 130
+    assert done.stdout == "asked True\n"
+    assert "once more to leave at once" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_where_nothing_must_end_first_the_first_signal_leaves(number):
+    with StopRequest() as stop, pytest.raises(SystemExit) as left:
+        stop.leave_at_once()
+        os.kill(os.getpid(), number)
+    assert left.value.code == 128 + number
+    with StopRequest() as stop, pytest.raises(SystemExit) as left:
+        os.kill(os.getpid(), number)
+        stop.leave_at_once()
+    assert left.value.code == 128 + number

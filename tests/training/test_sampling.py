@@ -15,7 +15,6 @@ from petface.training.sampling import (
     balanced_weights,
     base_weights,
     difficulty_weights,
-    shard,
     shuffled,
     tail_classes,
     tail_samples,
@@ -262,20 +261,6 @@ def test_shuffled_is_a_permutation_by_seed_and_epoch() -> None:
     assert not np.array_equal(order, shuffled(1000, seed=1, epoch=3))
     assert not np.array_equal(order, shuffled(1000, seed=2, epoch=1))
     assert len(shuffled(0, 0, 0)) == 0
-
-
-@pytest.mark.parametrize("num", [0, 2, 12, 13])
-def test_shards_together_are_the_order(num: int) -> None:
-    order = shuffled(num, 0, 0)
-    shards = [shard(order, rank, 4) for rank in range(4)]
-    rebuilt = np.full(num, -1)
-    for rank, part in enumerate(shards):
-        rebuilt[rank::4] = part
-    np.testing.assert_array_equal(rebuilt, order)
-    lengths = [len(part) for part in shards]
-    assert sum(lengths) == num and max(lengths) - min(lengths) <= 1
-    with pytest.raises(AssertionError):
-        shard(order, 4, 4)
 
 
 def test_tail_samples_are_those_of_the_small_training_classes():

@@ -17,12 +17,13 @@ from petface.data.sources.petface import scan
 from petface.devices import Precision
 from petface.errors import UserError
 from petface.models.network import Network
-from petface.training import epoch as engine
 from petface.training import losses
-from petface.training import step as lockstep
 from petface.training.augment import REGIMES
+from petface.training.epoch import Progress, train_epoch
+from petface.training.evaluate import Job, evaluate
 from petface.training.runs import FailureLog, RunFolder
 from petface.training.schedule import EarlyStopping
+from petface.training.step import backward
 from tests import scripts
 
 CPU = torch.device("cpu")
@@ -52,7 +53,7 @@ def job_of(images, folder, batch_size):
     torch.manual_seed(0)
     catalog = scan(images).catalog
     rule = Preprocessing(SIZE)
-    return engine.Job(
+    return Job(
         network=Network(Small(), rule, CPU, Precision(None)),
         num_classes={"one": 3, "two": 2},
         loss=loss_of,
@@ -77,13 +78,13 @@ def samples_of(num):
 def train_and_measure(images, folder, batch_size, num):
     job, samples = job_of(images, folder, batch_size), samples_of(num)
     optimizer = torch.optim.SGD(job.network.model.parameters(), lr=1.0)
-    progress = engine.Progress(optimizer, job.network.grad_scaler(), EarlyStopping(3))
+    progress = Progress(optimizer, job.network.grad_scaler(), EarlyStopping(3))
     order = np.arange(num)  # so that the known labels of a head lie with few processes
-    ended = engine.train_epoch(job, progress, samples, order, STRONG, seed=3, rate=lambda _: 0.3)
+    ended = train_epoch(job, progress, samples, order, STRONG, seed=3, rate=lambda _: 0.3)
     assert ended
-    seen = engine.evaluate(job, samples, "all", keep_answers=True)
+    seen = evaluate(job, samples, "all", keep_answers=True)
     model = {k: v.numpy() for k, v in job.network.model.state_dict().items()}
-    fresh = engine.evaluate(job_of(images, folder, batch_size), samples, "all", keep_answers=True)
+    fresh = evaluate(job_of(images, folder, batch_size), samples, "all", keep_answers=True)
     failures = list(job.failures.messages)
     return model, (progress.epoch.loss_sum, progress.epoch.num_images), seen, fresh, failures
 
@@ -197,9 +198,7 @@ class Cramped(Small):
 def gradients(model, num, parts=1):
     batch, x = batch_of(num)
     network = Network(model, Preprocessing(SIZE), CPU, Precision(None))
-    value, parts = lockstep.backward(
-        network, loss_of, WEIGHTS, batch, x, network.grad_scaler(), parts
-    )
+    value, parts = backward(network, loss_of, WEIGHTS, batch, x, network.grad_scaler(), parts)
     return float(value), parts, [p.grad for p in model.parameters()]
 
 

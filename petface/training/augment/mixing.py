@@ -8,7 +8,7 @@ itself, holds for the whole batch. A loss of the mixed images is share * loss(ow
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -25,6 +25,13 @@ class Mixing:
     kind: MixKind = "none"
     probability: float = 0.0
     alpha: float = 1.0  # share ~ Beta(alpha, alpha)
+    adapts: bool = False  # `after` changes the probability, up to what it is here
+
+    def after(self, val_losses: Sequence[float]) -> Mixing:
+        """Return how the next epoch is mixed after epochs with these validation losses."""
+        if not self.adapts:
+            return self
+        return replace(self, probability=adapted_probability(val_losses, self.probability))
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +43,12 @@ class Mixed:
     share: float
 
     def partner_labels(self, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give the labels (B,) of the partners, for every head."""
+        """Return the labels (B,) of the partners, for every head."""
         return {head: label[self.partner] for head, label in labels.items()}
 
 
 def mix_batch(images: Tensor, mixing: Mixing, generator: torch.Generator) -> Mixed | None:
-    """Mix (B, C, H, W) float images, or give None where the lot says that this batch stays as
-    it is.
+    """Mix (B, C, H, W) float images; None where the lot says that this batch stays as it is.
 
     `generator` is on the CPU. All that it decides before the partners depends on its state alone,
     so processes that share a batch mix it alike, each within its own images.
@@ -87,8 +93,7 @@ def cutmix(
 
 
 def adapted_probability(val_losses: Sequence[float], most: float) -> float:
-    """Give the probability of mixing after epochs with these validation losses: as much as the
-    network overfits.
+    """Return the probability of mixing: the more the network overfits, the higher.
 
     It begins at half of `most` and goes up by a fifth of it after an epoch whose loss was not the
     lowest so far, down by a tenth after one whose loss was; 0 and `most` are its bounds.
