@@ -1,4 +1,5 @@
-import os
+"""Images, labels and split of a dataset against a naive reading; `faults/` has the odd trees."""
+
 import random
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from petface.data import dataset as module
 from petface.data.dataset import load_dataset
+from petface.data.sample import sample_evenly, sample_per_class, sample_places
 from petface.data.splits import SPLITS, write_splits
 from petface.errors import UserError
 
@@ -44,47 +46,38 @@ def test_images_labels_and_split_agree_with_a_naive_reading(tmp_path):
     assert set(split) == set(truth) and len(table) == len(truth)
     for name in ("cat", "dog"):
         images, labels = data.image_labels(name)
-        vocabularies = data.annotations[name].vocabularies
+        breeds = (*data.annotations[name].vocabularies["breed"], "unknown")  # -1 is the last
         expected = [
             (f"{name}/{record}/{i:02d}.png", breed, gender, split[name, record])
             for (species, record), (num_images, breed, gender) in sorted(truth.items())
             for i in range(num_images)
             if species == name
         ]
-        got = [
+        columns = zip(images.tolist(), labels["breed"], labels["gender"], strict=True)
+        assert expected == [
             (
                 data.catalog.relative_path(image).decode(),
-                vocabularies["breed"][breed] if breed >= 0 else "unknown",
-                {0: "F", 1: "M", -1: ""}[gender],
+                breeds[breed],
+                GENDERS[gender],
                 SPLITS[data.image_split[image]],
             )
-            for image, breed, gender in zip(
-                images.tolist(), labels["breed"].tolist(), labels["gender"].tolist(), strict=True
-            )
+            for image, breed, gender in columns
         ]
-        assert got == expected
     assert data.record_split.dtype == data.image_split.dtype == np.int8
 
 
-def test_the_split_is_made_once_and_then_kept(tmp_path):
+def test_the_split_is_made_once_for_the_whole_tree_and_then_kept(tmp_path):
     build(tmp_path)
-    first = load(tmp_path, seed=1)
-    text = (tmp_path / "splits.csv").read_bytes()
-    again = load(tmp_path, seed=2)
-    assert again.record_split.tolist() == first.record_split.tolist()
-    assert (tmp_path / "splits.csv").read_bytes() == text
-    assert any("seed 1" in note and "stays as it is" in note for note in again.notes)
-    assert not any("stays as it is" in note for note in load(tmp_path, seed=1).notes)
-
-
-def test_a_split_made_for_one_species_serves_the_whole_tree(tmp_path):
-    build(tmp_path)
-    some = load(tmp_path, species=["dog"])
+    some = load(tmp_path, species=["dog"], seed=1)
     assert some.catalog.classes == ("dog",) and list(some.annotations) == ["dog"]
-    whole = load(tmp_path)
+    text = (tmp_path / "splits.csv").read_bytes()
+    whole = load(tmp_path, seed=2)
     assert whole.catalog.num_records == 24
     dogs = whole.catalog.record_class == 1
     assert whole.record_split[dogs].tolist() == some.record_split.tolist()
+    assert (tmp_path / "splits.csv").read_bytes() == text
+    assert any("seed 1" in note and "stays as it is" in note for note in whole.notes)
+    assert not any("stays as it is" in note for note in load(tmp_path, seed=1).notes)
 
 
 def test_strata_are_the_first_attribute_with_a_known_class(tmp_path):
@@ -92,8 +85,7 @@ def test_strata_are_the_first_attribute_with_a_known_class(tmp_path):
     data = load(tmp_path)
     labels = data.annotations["cat"].align(data.catalog.record_names)["breed"]
     for stratum in (-1, 0, 1):
-        splits = data.record_split[labels == stratum]
-        assert set(splits.tolist()) == {0, 1, 2}
+        assert set(data.record_split[labels == stratum].tolist()) == {0, 1, 2}
     assert module.primary_attribute(data.annotations["cat"]) == "breed"
     rows = [f"{i},{'FM'[i % 2]},unknown" for i in range(40)]
     (tmp_path / "annotations/cat.csv").write_text("\n".join(["Name,Gender,Breed", *rows]))
@@ -114,36 +106,34 @@ def test_unmatched_records_and_rows_are_listed_and_counted(tmp_path):
     assert of_record.any() and set(labels["breed"][of_record].tolist()) == {-1}
 
 
-def test_a_species_without_an_annotation_file_has_images_and_no_labels(tmp_path):
-    build(tmp_path, species=("cat", "yak"), num_records=5)
-    (tmp_path / "annotations/yak.csv").unlink()
+def test_species_without_annotations_have_images_no_labels_and_few_notes(tmp_path):
+    build(tmp_path, species=["cat", *(f"kind{n:02d}" for n in range(20))], num_records=1)
+    for path in (tmp_path / "annotations").glob("kind*"):
+        path.unlink()
     data = load(tmp_path)
-    images, labels = data.image_labels("yak")
-    assert len(images) > 0 and labels == {}
-    assert data.unmatched("yak")[1] == []
-    assert any("yak" in note and "NO specialist" in note for note in data.notes)
+    images, labels = data.image_labels("kind07")
+    assert len(images) > 0 and labels == {} and data.unmatched("kind07") == (["000000"], [])
+    assert sum("NO specialist" in note for note in data.notes) == 13
+    assert "... and so it is for 7 species more" in data.notes
     with pytest.raises(UserError, match="did you mean 'cat'"):
         data.image_labels("cats")
 
 
-def test_many_species_without_annotations_are_not_a_page_of_notes(tmp_path):
-    build(tmp_path, species=[f"kind{n:02d}" for n in range(20)], num_records=1)
-    for path in (tmp_path / "annotations").iterdir():
-        path.unlink()
-    notes = load(tmp_path).notes
-    assert sum("NO specialist" in note for note in notes) == 13
-    assert "... and so it is for 7 species more" in notes
-
-
-def test_a_split_says_where_it_was_taken_from(tmp_path):
-    build(tmp_path, num_records=5)
-    catalog = load(tmp_path).catalog
-    path = tmp_path / "official.csv"
-    species = np.array(catalog.classes)[catalog.record_class]
-    split = np.arange(catalog.num_records, dtype=np.int8) % 3
-    write_splits(path, species, catalog.record_names, split, seed=0, origin="the official lists")
+def test_a_split_of_a_file_or_of_official_lists_says_where_it_was_taken_from(tmp_path):
+    build(tmp_path, species=("dog",), num_records=4)
+    (tmp_path / "split/dog").mkdir(parents=True)
+    (tmp_path / "split/dog/train.csv").write_text("filename,label\ndog/000000/00.png,0\n")
+    (tmp_path / "split/dog/val.txt").write_text("dog/000001/00.png\n")
+    (tmp_path / "split/dog/test.txt").write_text("dog/000002/00.png\n")
+    official = load(tmp_path, splits_file=tmp_path / "split")
+    assert [SPLITS[code] for code in official.record_split] == ["train", "val", "test", "train"]
+    assert any("1 records are in no official list" in note for note in official.notes)
+    assert not (tmp_path / "splits.csv").exists()
+    path, records = tmp_path / "own.csv", official.catalog.record_names
+    species, split = np.array(["dog"] * 4), np.array([2, 1, 0, 0], np.int8)
+    write_splits(path, species, records, split, seed=0, origin="the best lists")
     data = load(tmp_path, splits_file=path, seed=7)
-    assert f"the split in {path} is that of the official lists" in data.notes
+    assert f"the split in {path} is that of the best lists" in data.notes
     assert data.record_split.tolist() == split.tolist()
     assert not any("was made with seed" in note for note in data.notes)
 
@@ -156,29 +146,12 @@ def test_aliases_reach_their_species(tmp_path):
     assert "Pug" in data.annotations["cat"].vocabularies["breed"]
 
 
-def test_official_lists_are_used_where_the_split_is_a_folder(tmp_path):
-    build(tmp_path, species=("dog",), num_records=4)
-    folder = tmp_path / "split/dog"
-    folder.mkdir(parents=True)
-    (folder / "train.csv").write_text("filename,label\ndog/000000/00.png,0\n")
-    (folder / "val.txt").write_text("dog/000001/00.png\n")
-    (folder / "test.txt").write_text("dog/000002/00.png\n")
-    data = load(tmp_path, splits_file=tmp_path / "split")
-    assert [SPLITS[code] for code in data.record_split] == ["train", "val", "test", "train"]
-    assert any("1 records are in no official list" in note for note in data.notes)
-    assert not (tmp_path / "splits.csv").exists()
-
-
-def test_a_split_that_cannot_be_made_names_the_setting(tmp_path):
+def test_paths_that_cannot_be_used_are_named(tmp_path):
     build(tmp_path)
     with pytest.raises(UserError, match="SPLITS_FILE .* neither a folder"):
         load(tmp_path, splits_file=tmp_path / "splitt")
     with pytest.raises(UserError, match="set SPLITS_FILE"):
         load(tmp_path, splits_file=tmp_path / "annotations/cat.csv/splits.csv")
-
-
-def test_a_missing_or_misplaced_annotations_folder_shows_the_tree(tmp_path):
-    build(tmp_path)
     for given in (tmp_path / "gone", ""):
         with pytest.raises(UserError, match="annotations/<species>.csv"):
             load_dataset(tmp_path / "images", given)
@@ -195,8 +168,33 @@ def test_a_tree_of_petfaces_shape_is_small_in_memory(tmp_path):
     data = load(tmp_path / "tree")
     assert len(data.catalog) == 4_000 and len(data.catalog.classes) == 13
     arrays = [value for value in vars(data.catalog).values() if isinstance(value, np.ndarray)]
-    bytes_per_image = sum(array.nbytes for array in arrays) / 4_000
-    assert bytes_per_image < 60  # a million: 60 MB
-    assert os.path.exists(data.catalog.path(3_999))
+    assert sum(array.nbytes for array in arrays) / 4_000 < 60  # a million: 60 MB
     shares = np.bincount(data.record_split) / len(data.record_split)
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.06)
+
+
+@pytest.mark.parametrize("most", [0, 1, 10, 40, 137, 500])
+def test_samples_are_even_over_the_classes_and_always_the_same(most):
+    sizes = [3, 100, 30, 4]
+    labels = np.random.default_rng(0).permutation(np.repeat(range(4), sizes))
+    chosen = sample_evenly(labels, most, seed=2)
+    assert chosen.tolist() == sorted(set(chosen.tolist())) and len(chosen) == min(most, 137)
+    counts = np.bincount(labels[chosen], minlength=4)
+    for size, count in zip(sizes, counts, strict=True):  # whole, or within one of the largest
+        assert count == size or count >= counts.max() - 1
+    assert sample_evenly(labels, most, seed=2).tolist() == chosen.tolist()
+    per_class = sample_per_class(labels, most, seed=2)
+    assert np.bincount(labels[per_class], minlength=4).tolist() == [min(n, most) for n in sizes]
+
+
+def test_a_sample_of_photos_comes_from_one_split_and_even_strata(tmp_path):
+    build(tmp_path, num_records=40)
+    data = load(tmp_path)
+    for species, classes in ((None, data.catalog.class_index), ("dog", None)):
+        places = sample_places(data, "train", species, 12)
+        assert len(places) == 12 and (data.image_split[places] == 0).all()
+        if classes is None:
+            images, labels = data.image_labels("dog")
+            classes = dict(zip(images.tolist(), labels["breed"].tolist(), strict=True))
+        counts = np.unique([classes[place] for place in places.tolist()], return_counts=True)[1]
+        assert counts.min() == counts.max()

@@ -50,30 +50,22 @@ def assert_pixels(found: np.ndarray, wanted: np.ndarray) -> None:
     np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
-def test_lossless_formats_give_the_pixels(kind):
-    assert_pixels(decode(encoded(Image.fromarray(COLOUR), kind)), COLOUR)
-
-
-def test_webp_and_jpeg_give_what_pillow_gives():
-    assert_pixels(decode(encoded(Image.fromarray(COLOUR), "WEBP", lossless=True)), COLOUR)
-    jpeg = encoded(Image.fromarray(COLOUR), "JPEG")
-    assert_pixels(decode(jpeg), np.array(Image.open(io.BytesIO(jpeg))))
-
-
-def test_every_kind_of_source_gives_the_same(tmp_path):
-    path = tmp_path / "00.png"
-    path.write_bytes(encoded(Image.fromarray(COLOUR)))
-    for source in (path, str(path), path.read_bytes(), Image.open(path), COLOUR):
-        assert_pixels(decode(source), COLOUR)
-
-
-def test_the_result_shares_no_memory_with_the_source():
-    source = COLOUR.copy()
-    decode(source)[:] = 0
+def test_every_format_and_kind_of_source_gives_the_same_pixels(tmp_path):
     picture = Image.fromarray(COLOUR)
-    decode(picture)[:] = 0
-    assert np.array_equal(source, COLOUR) and np.array_equal(np.array(picture), COLOUR)
+    for kind in ("PNG", "BMP", "TIFF", "WEBP"):
+        assert_pixels(decode(encoded(picture, kind, lossless=True)), COLOUR)
+    jpeg = encoded(picture, "JPEG")
+    assert_pixels(decode(jpeg), np.array(Image.open(io.BytesIO(jpeg))))
+    path = tmp_path / "00.png"
+    path.write_bytes(encoded(picture))
+    array = COLOUR.copy()
+    for source in (path, str(path), path.read_bytes(), Image.open(path), array, picture):
+        found = decode(source)
+        assert_pixels(found, COLOUR)
+        found[:] = 0  # shares nothing with its source
+    assert np.array_equal(array, COLOUR) and np.array_equal(np.array(picture), COLOUR)
+    with pytest.raises(TypeError):
+        decode(3)  # a programming error
 
 
 def test_grey_one_bit_and_palette():
@@ -158,21 +150,16 @@ def test_cmyk_and_ycbcr_become_rgb():
     assert np.abs(decode(ycbcr).astype(int) - COLOUR).max() <= 3
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
 def test_animated_gives_the_first_frame(kind):
     first = Image.new("RGB", (WIDTH, HEIGHT), (200, 10, 30))
     second = Image.new("RGB", (WIDTH, HEIGHT), (0, 250, 0))
-    options = {"lossless": True} if kind == "WEBP" else {}
-    source = encoded(first, kind, save_all=True, append_images=[second], **options)
+    source = encoded(first, kind, save_all=True, append_images=[second], lossless=kind == "WEBP")
     assert Image.open(io.BytesIO(source)).n_frames == 2
-    assert_pixels(decode(source), np.array(first))
-
-
-def test_multi_picture_jpeg_gives_the_first_picture():
-    first, second = Image.new("RGB", (16, 16), (200, 10, 30)), Image.new("RGB", (16, 16))
-    source = encoded(first, "MPO", save_all=True, append_images=[second])
-    assert Image.open(io.BytesIO(source)).format == "MPO"
-    assert np.abs(decode(source).astype(int) - (200, 10, 30)).max() <= 3
+    if kind == "MPO":  # a JPEG of several pictures
+        assert np.abs(decode(source).astype(int) - (200, 10, 30)).max() <= 3
+    else:
+        assert_pixels(decode(source), np.array(first))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
@@ -188,16 +175,9 @@ def test_exif_orientation_is_applied(kind, orientation):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_orientation_and_damaged_exif():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the picture lies on its left side
-    rows = np.array([[[10] * 3, [20] * 3]], np.uint8)
-    assert decode(encoded(Image.fromarray(rows), exif=exif))[:, 0, 0].tolist() == [10, 20]
-    assert decode(encoded(Image.fromarray(rows[:, ::-1]), exif=exif))[:, 0, 0].tolist() == [20, 10]
-    damaged = encoded(Image.fromarray(COLOUR), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\x99" * 20)
-    assert_pixels(decode(damaged), COLOUR)
-    no_tiff = encoded(Image.fromarray(COLOUR), exif=b"Exif\0\0garbage" * 3)
-    assert_pixels(decode(no_tiff), COLOUR)
+@pytest.mark.parametrize("exif", [b"MM\0*\xff\xff\xff\xff" + b"\x99" * 20, b"garbage" * 3])
+def test_damaged_exif_counts_as_none(exif):
+    assert_pixels(decode(encoded(Image.fromarray(COLOUR), exif=b"Exif\0\0" + exif)), COLOUR)
 
 
 @pytest.mark.parametrize(
@@ -215,11 +195,6 @@ def test_arrays_of_another_kind_are_refused(array):
         decode(array)
 
 
-def test_what_is_no_image_source_is_a_programming_error():
-    with pytest.raises(TypeError):
-        decode(3)
-
-
 @pytest.mark.parametrize("shape", [(37, 53), (53, 37), (224, 224), (5, 5), (1, 1), (300, 211)])
 @pytest.mark.parametrize("size_px", [24, 64])
 def test_resize_equals_torchvision_on_pil(shape, size_px):
@@ -231,6 +206,10 @@ def test_resize_equals_torchvision_on_pil(shape, size_px):
     wanted = np.array(TF.center_crop(short, [size_px, size_px]))
     found = resize(image, size_px, "center_crop")
     assert np.abs(found.astype(int) - wanted).max() <= 1  # the box is float32 inside Pillow
+    square = noise(size_px, size_px, 3)
+    for rule in images.RESIZE_RULES:
+        assert resize(square, size_px, rule) is square
+        assert resize(square[:, ::-1], size_px, rule).flags.c_contiguous
 
 
 @pytest.mark.parametrize(("shape", "inner"), [((40, 80), (32, 64)), ((80, 40), (64, 32))])
@@ -243,13 +222,6 @@ def test_letterbox_keeps_the_aspect_between_equal_black_borders(shape, inner):
         Image.fromarray(image), list(inner), interpolation=InterpolationMode.BILINEAR
     )
     np.testing.assert_array_equal(found, wanted)
-
-
-@pytest.mark.parametrize("rule", images.RESIZE_RULES)
-def test_resize_leaves_the_right_size_alone(rule):
-    image = noise(24, 24, 3)
-    assert resize(image, 24, rule) is image
-    assert resize(image[:, ::-1], 24, rule).flags.c_contiguous
 
 
 def test_preprocessing_round_trips_through_json():
@@ -268,26 +240,21 @@ def test_preprocessing_round_trips_through_json():
         ({"size_px": 0}, "size_px"),
         ({"size_px": 224.0}, "size_px"),
         ({"size_px": True}, "size_px"),
-        ({"resize": "squash"}, "squash.*"),
-        ({"resize": None}, "resize"),
+        ({"resize": "squash"}, "squash"),
         ({"mean": [0.5] * 3}, "both"),
         ({"mean": [0.5] * 2, "std": [1.0] * 3}, "mean"),
         ({"mean": [0.5] * 3, "std": [1.0, 1.0, 0.0]}, "std"),
         ({"mean": [float("nan")] * 3, "std": [1.0] * 3}, "mean"),
         ({"mean": "abc", "std": [1.0] * 3}, "mean"),
-        ({"mean": 1.0, "std": 1.0}, "mean"),
         ({"sise_px": 3}, "sise_px"),
     ],
 )
 def test_nonsense_in_a_stored_preprocessing_is_refused(change, word):
     with pytest.raises(UserError, match=word):
         Preprocessing.from_dict(Preprocessing().to_dict() | change)
-
-
-@pytest.mark.parametrize("values", [None, {}, {"size_px": 224}, [1]])
-def test_an_incomplete_preprocessing_is_refused(values):
-    with pytest.raises(UserError, match="expected the entries"):
-        Preprocessing.from_dict(values)
+    for incomplete in (None, {}, {"size_px": 224}, [1]):
+        with pytest.raises(UserError, match="expected the entries"):
+            Preprocessing.from_dict(incomplete)
 
 
 def test_image_error_travels_between_processes():

@@ -1,3 +1,5 @@
+"""The one draw behind splits and folds, and files of splits: kept, checked, refused once edited."""
+
 import csv
 import json
 import os
@@ -8,8 +10,13 @@ import numpy as np
 import pandas
 import pytest
 
+from petface.data.dataset import load_dataset
+from petface.data.folds import fold_files, make_folds
 from petface.data.splits import (
     SPLITS,
+    TEST,
+    TRAIN,
+    VAL,
     make_splits,
     read_official,
     read_splits,
@@ -56,14 +63,7 @@ def test_every_class_size_keeps_the_promises(seed):
     for stratum, size in enumerate(sizes, start=-1):
         train, val, test = counts[stratum]
         assert train + val + test == size and train >= 1
-        if size < 3:
-            assert (train, val, test) == (size, 0, 0)
-        if size >= 3:
-            assert test >= 1
-        if size >= 4:
-            assert val >= 1
-        if size < 4:
-            assert val == 0
+        assert (test >= 1) == (size >= 3) and (val >= 1) == (size >= 4)
         # never far from the fraction: within half of it, and the rounding
         assert test <= max(1, 0.15 * size + 0.5) and val <= max(1, 0.15 * size + 0.5)
         assert test >= 0.05 * size - 0.5 and val >= 0.05 * size - 0.5
@@ -78,26 +78,20 @@ def test_sizes_from_one_to_nine_by_hand():
 
 
 @pytest.mark.parametrize(
-    "sizes",
+    ("sizes", "val_and_test"),
     [
-        [1000],
-        [14] * 70,  # each alone rounds 1.4 to 1
-        [16] * 70,  # each alone rounds 1.6 to 2
-        [1] * 300 + [2000, 1500],  # 300 records that cannot be tested
-        [3] * 60 + [2500],  # 60 tests out of 180 records
-        [1, 2, 3, 4, 5, 6, 7, 8, 9] * 10 + [3000, 700, 90, 40, 21],
+        ([1000], 0.1),
+        ([14] * 70, 0.1),  # each alone rounds 1.4 to 1
+        ([16] * 70, 0.1),  # each alone rounds 1.6 to 2
+        ([1] * 300 + [2000, 1500], 0.1),  # 300 records that cannot be tested
+        ([3] * 60 + [2500], 0.1),  # 60 tests out of 180 records
+        ([6] * 100, 1 / 6),  # what the promise costs
     ],
 )
-def test_totals_are_close_to_the_fractions(sizes):
+def test_totals_are_close_to_the_fractions(sizes, val_and_test):
     rows = random_species("cat", 1, sizes)
     shares = np.bincount(list(split_of(rows).values()), minlength=3) / len(rows)
-    assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.006)
-
-
-def test_many_small_strata_alone_get_no_more_than_the_promise_costs():
-    rows = random_species("cat", 1, [6] * 100)
-    shares = np.bincount(list(split_of(rows).values())) / len(rows)
-    assert shares.tolist() == pytest.approx([4 / 6, 1 / 6, 1 / 6])
+    assert shares[1:] == pytest.approx([val_and_test] * 2, abs=0.006)
 
 
 def test_a_record_stays_put_when_the_order_or_another_species_changes():
@@ -128,9 +122,6 @@ def test_other_fractions_and_nonsense():
     for bad in [(0.8, 0.1), (0.8, 0.1, 0.2), (1.2, -0.1, -0.1), (0.0, 0.5, 0.5)]:
         with pytest.raises(UserError, match="split fractions"):
             split_of(rows, fractions=bad)
-
-
-def test_a_record_given_twice_is_a_programming_error():
     with pytest.raises(AssertionError, match="twice"):
         split_of([("cat", "1", 0), ("cat", "1", 0)])
 
@@ -140,36 +131,77 @@ def test_untestable_classes_are_listed():
     assert untestable_classes(labels, ("a", "b", "c", "d")) == [("b", 2), ("c", 1), ("d", 0)]
 
 
-ODD_NAMES = [
-    "=1+1",
-    "+7a",
-    "-x",
-    "@y",
-    "'q",
-    'say "hi"',
-    "a,b",
-    "two\nlines",
-    "🐕",
-    "\u200fr",
-    "\\xe9",
-]
+# ---- folds ----
+
+TWO_SPECIES = arrays(
+    [("cat", f"{n:06d}", n % 7) for n in range(90)]
+    + [("dog", f"{n:06d}", n % 3 - 1) for n in range(41)]
+)
 
 
-def written(tmp_path, extra=()):
+@pytest.mark.parametrize("num_folds", [2, 3, 5, 10])
+def test_every_record_is_in_the_test_part_of_one_fold(num_folds):
+    species, _, strata = TWO_SPECIES
+    found = np.stack(make_folds(*TWO_SPECIES, num_folds=num_folds, seed=0))
+    assert ((found == TEST).sum(axis=0) == 1).all()
+    sizes = (found == TEST).sum(axis=1)
+    assert sizes.max() - sizes.min() <= 1
+    for split in found:
+        assert 0.04 < (split == VAL).mean() < 0.16 and (split == TRAIN).sum() > 0
+        for name, stratum in set(zip(species.tolist(), strata.tolist(), strict=True)):
+            of_class = (species == name) & (strata == stratum)
+            assert abs((split[of_class] == TEST).sum() - of_class.sum() / num_folds) < 1
+    order = np.random.default_rng(0).permutation(len(species))
+    shuffled = [column[order] for column in TWO_SPECIES]
+    assert (make_folds(*shuffled, num_folds=num_folds, seed=0) == found[:, order]).all()
+    assert (make_folds(*TWO_SPECIES, num_folds=num_folds, seed=1) != found).any()
+
+
+@pytest.mark.parametrize("num_folds", [1, 132])
+def test_impossible_numbers_of_folds_are_refused(num_folds):
+    with pytest.raises(UserError, match="FOLDS must be from 2 to the 131 records"):
+        make_folds(*TWO_SPECIES, num_folds=num_folds, seed=0)
+
+
+def test_files_of_folds_are_read_as_splits_and_the_own_split_stays(tree, tmp_path):
+    own = tree.copy(tmp_path / "own")
+    before = load_dataset(own.images, own.annotations)
+    split = (own.root / "splits.csv").read_bytes()
+    arguments = (own.images, own.annotations, tmp_path / "folds")
+    paths = fold_files(*arguments, num_folds=3, seed=4)
+    written = [path.read_bytes() for path in paths]
+    assert fold_files(*arguments, num_folds=3, seed=4) == paths
+    assert [path.read_bytes() for path in paths] == written
+    assert not set(fold_files(*arguments, num_folds=3, seed=5)) & set(paths)
+    tested = np.zeros(before.catalog.num_records, int)
+    for path in paths:
+        tested += load_dataset(own.images, own.annotations, splits_file=path).record_split == TEST
+    assert (tested == 1).all()
+    assert (own.root / "splits.csv").read_bytes() == split
+
+
+# ---- files ----
+
+ODD_NAMES = ["=1+1", "+7a", "-x", "@y", "'q", 'say "hi"', "a,b", "two\nlines", "🐕", "\\xe9"]
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Path, species, records and split of a file that was just written."""
     rows = random_species("cat", 0, [5, 40, 9]) + random_species("dog", 1, [30, 7])
-    rows += [("dog", name, 0) for name in [*ODD_NAMES, *extra]]
-    species, records, strata = arrays(rows)
+    species, records, strata = arrays([*rows, *(("dog", name, 0) for name in ODD_NAMES)])
     split = make_splits(species, records, strata, seed=3)
-    path = tmp_path / "splits.csv"
-    write_splits(path, species, records, split, seed=3)
-    return path, species, records, split
+    write_splits(tmp_path / "splits.csv", species, records, split, seed=3)
+    return tmp_path / "splits.csv", species, records, split
 
 
-def test_what_is_written_is_read_in_any_order(tmp_path):
-    path, species, records, split = written(tmp_path)
+def test_what_is_written_is_read_in_any_order_and_by_species(written):
+    path, species, records, split = written
     order = np.random.default_rng(0).permutation(len(species))
     got = read_splits(path, species[order], records[order])
     assert got.dtype == np.int8 and got.tolist() == split[order].tolist()
+    dogs = species == "dog"
+    assert read_splits(path, species[dogs], records[dogs]).tolist() == split[dogs].tolist()
     table = pandas.read_csv(path, dtype=str, keep_default_na=False)
     assert table.columns.tolist() == ["species", "record", "split"]
     assert len(table) == len(species) and set(table["split"]) == set(SPLITS)
@@ -179,34 +211,25 @@ def test_what_is_written_is_read_in_any_order(tmp_path):
     assert facts["species"]["cat"]["records"] == 54
 
 
-def test_some_of_the_species_are_enough(tmp_path):
-    path, species, records, split = written(tmp_path)
-    dogs = species == "dog"
-    assert read_splits(path, species[dogs], records[dogs]).tolist() == split[dogs].tolist()
-
-
-def test_an_edited_file_is_refused_with_the_way_out(tmp_path):
-    path, species, records, _ = written(tmp_path)
-    text = path.read_text()
-    path.write_text(text.replace(",train", ",test", 1))
-    with pytest.raises(UserError, match="was edited.*delete"):
-        read_splits(path, species, records)
-    path.write_text(text)
-    read_splits(path, species, records)
-    for broken in ["{}", "[1]", '"x"', "{", '{"format": 1}']:
-        side_file(path).write_text(broken)
-        with pytest.raises(UserError, match="cannot be read.*delete"):
-            read_splits(path, species, records)
-    side_file(path).write_text('{"format": 99}')
-    with pytest.raises(UserError, match="format 99, newer"):
-        read_splits(path, species, records)
+@pytest.mark.parametrize(
+    ("side", "words"),
+    [
+        *((text, "cannot be read.*delete") for text in ["{}", "[1]", '"x"', "{", '{"format": 1}']),
+        ('{"format": 99}', "format 99, newer"),
+        (None, "splits.json.*cannot be read"),
+    ],
+)
+def test_a_damaged_side_file_is_refused_with_the_way_out(written, side, words):
+    path, species, records, _ = written
     side_file(path).unlink()
-    with pytest.raises(UserError, match="splits.json.*cannot be read"):
+    if side is not None:
+        side_file(path).write_text(side)
+    with pytest.raises(UserError, match=words):
         read_splits(path, species, records)
 
 
-def test_changed_data_is_refused_with_examples(tmp_path):
-    path, species, records, _ = written(tmp_path)
+def test_edited_files_and_changed_data_are_refused_with_examples(written):
+    path, species, records, _ = written
     changed = records.copy()
     dog, cat = np.flatnonzero(species == "dog")[0], np.flatnonzero(species == "cat")[0]
     changed[dog], changed[cat] = "999998", "999999"
@@ -218,33 +241,26 @@ def test_changed_data_is_refused_with_examples(tmp_path):
     with pytest.raises(UserError, match=r"hen: 1 records \(000000\) new"):
         read_splits(path, np.array(["hen"]), np.array(["000000"]))
     with pytest.raises(UserError, match="does not exist"):
-        read_splits(tmp_path / "other.csv", species, records)
+        read_splits(path.with_name("other.csv"), species, records)
+    path.write_text(path.read_text().replace(",train", ",test", 1))
+    with pytest.raises(UserError, match="was edited.*delete"):
+        read_splits(path, species, records)
 
 
-def test_the_side_file_is_there_before_the_table(tmp_path, monkeypatch):
-    renamed = []
+def write_again(renamed, path, species, records, split):
     replace = os.replace
-
-    def noting(source, target):
-        renamed.append(str(target))
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", noting)
-    path, *_ = written(tmp_path)
-    assert renamed.index(str(side_file(path))) < renamed.index(str(path))
-
-
-def write_again(path, species, records, split):
-    for _ in range(15):
+    os.replace = lambda *paths: (renamed.put(str(paths[1])), replace(*paths))
+    for number in range(15):
         write_splits(path, species, records, split, seed=3)
+        path = path if number else path.with_name(f"own{os.getpid()}.csv")
 
 
-def test_processes_that_write_at_once_do_not_harm_each_other(tmp_path):
-    path, species, records, split = written(tmp_path)
+def test_processes_that_write_at_once_do_not_harm_each_other(written):
+    path, species, records, split = written
     context = get_context("fork")
-    writers = [
-        context.Process(target=write_again, args=(path, species, records, split)) for _ in range(3)
-    ]
+    renamed = context.SimpleQueue()
+    arguments = (renamed, path, species, records, split)
+    writers = [context.Process(target=write_again, args=arguments) for _ in range(3)]
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):
@@ -252,25 +268,23 @@ def test_processes_that_write_at_once_do_not_harm_each_other(tmp_path):
     for writer in writers:
         writer.join()
         assert writer.exitcode == 0
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["splits.csv", "splits.json"]
+        own = path.with_name(f"own{writer.pid}.csv")
+        assert read_splits(own, species, records).tolist() == split.tolist()
+    order = [renamed.get() for _ in range(6)]
+    for table in (name for name in order if name.endswith(".csv")):
+        assert str(side_file(table)) in order[: order.index(table)], "where one is, both are"
+    assert len(list(path.parent.iterdir())) == 2 + 2 * len(writers)
 
 
-def test_a_folder_that_cannot_be_written_names_the_setting(tmp_path):
-    _, species, records, split = written(tmp_path)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="set SPLITS_FILE"):
-        write_splits(tmp_path / "file/splits.csv", species, records, split, seed=0)
-
-
-def make_official(folder, species="dog", **lists):
-    (folder / species).mkdir(parents=True, exist_ok=True)
+def make_official(folder, **lists):
+    (folder / "dog").mkdir(parents=True, exist_ok=True)
     for name, records in lists.items():
-        images = [f"{species}/{record:06d}/{i:02d}.png" for record in records for i in range(2)]
+        images = [f"dog/{record:06d}/{i:02d}.png" for record in records for i in range(2)]
         if name in ("train", "reidentification"):
-            with (folder / species / f"{name}.csv").open("w", newline="") as handle:
+            with (folder / f"dog/{name}.csv").open("w", newline="") as handle:
                 csv.writer(handle).writerows([("filename", "label"), *((i, "5") for i in images)])
         else:
-            (folder / species / f"{name}.txt").write_text("\n".join(images) + "\n")
+            (folder / f"dog/{name}.txt").write_text("\n".join(images) + "\n")
 
 
 def test_official_lists(tmp_path):
@@ -285,18 +299,17 @@ def test_official_lists(tmp_path):
 
 def test_official_lists_that_contradict_themselves_are_refused(tmp_path):
     make_official(tmp_path, train=[1], reidentification=[9], val=[4], test=[4])
-    species, records = np.array(["dog"]), np.array(["000001"])
-    with pytest.raises(UserError, match=r"test.txt, line 1: record 000004 is in test and, by val"):
-        read_official(tmp_path, species, records)
+
+    def refused(words):
+        with pytest.raises(UserError, match=words):
+            read_official(tmp_path, np.array(["dog"]), np.array(["000001"]))
+
+    refused(r"test.txt, line 1: record 000004 is in test and, by val")
     make_official(tmp_path, test=[9])
-    with pytest.raises(UserError, match="record 000009 is in test and, by reidentification"):
-        read_official(tmp_path, species, records)
+    refused("record 000009 is in test and, by reidentification")
     (tmp_path / "dog/test.txt").write_text("dog/000005/00.png\ncat/000006/00.png\n")
-    with pytest.raises(UserError, match="test.txt, line 2: 'cat/000006/00.png' is not dog/"):
-        read_official(tmp_path, species, records)
+    refused("test.txt, line 2: 'cat/000006/00.png' is not dog/")
     (tmp_path / "dog/test.txt").unlink()
-    with pytest.raises(UserError, match="test.txt"):
-        read_official(tmp_path, species, records)
+    refused("test.txt")
     (tmp_path / "dog/train.csv").write_text("file,label\n")
-    with pytest.raises(UserError, match="line 1: the header must be filename,label"):
-        read_official(tmp_path, species, records)
+    refused("line 1: the header must be filename,label")
