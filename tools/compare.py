@@ -1,4 +1,4 @@
-"""Compare two evaluations, or two training runs: which is better, in what, and how surely.
+"""Compare evaluations, or training runs: which is better, in what, and how surely.
 
     python -m tools.compare runs/evaluation_a runs/evaluation_b --out runs/comparison
 
@@ -6,7 +6,8 @@ Two evaluations of one dataset are compared photo by photo: differences on the t
 intervals, tests that respect that photos of one animal belong together, what changed for which
 photo and class. Writes compare.html (one page, opens without a network, no photos), compare.json
 and changed.csv into OUT. Two training runs of the same kind have no photos to pair: their test
-figures, settings, times and curves stand side by side.
+figures, settings, times and curves stand side by side. Of more folders the first is A, and each
+other one is compared with it; the second comparison's files are compare_2.json and changed_2.csv.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from petface.analysis.compare import (
     CHANGED_COLUMNS,
     compare_evaluations,
     describe_comparison,
-    read_pair,
 )
 from petface.analysis.compare_runs import compare_runs, describe_runs
+from petface.analysis.paired import read_pair
 from petface.errors import SettingsError, UserError, run_script
 from petface.evaluation.details import MODELS, PER_IMAGE, SUMMARY
 from petface.report.compare_page import comparison_page
@@ -37,39 +38,43 @@ SEED: Seed = 0  # of both
 def main() -> None:
     settings = read_settings(
         sys.modules[__name__],
-        positional=("RUN", "two evaluation folders, or two folders of training runs: A, then B"),
+        positional=("RUN", "folders of evaluations, or of training runs: A, then those beside it"),
     )
-    if len(settings.positional) != 2:
+    if len(settings.positional) < 2:
         raise SettingsError(
             f"give two folders to compare, not {len(settings.positional)}: "
             "python -m tools.compare runs/evaluation_a runs/evaluation_b"
         )
-    a, b = map(Path, settings.positional)
-    kinds = [_kind(folder) for folder in (a, b)]
-    if a.resolve() == b.resolve():
-        raise UserError(f"{a} and {b} are the same folder; give the folder of another model")
-    if kinds[0] != kinds[1]:
-        raise UserError(
-            f"{a} is {kinds[0]} and {b} is {kinds[1]}; compare two of the same kind (a run is "
-            "evaluated with: python inference_engine.py evaluate)"
-        )
-    out = Path(settings.OUT)
-    if kinds[0] == EVALUATION:
-        comparison, rows = compare_evaluations(
-            read_pair(a, b),
-            resamples=settings.RESAMPLES,
-            flips=settings.FLIPS,
-            seed=settings.SEED,
-        )
-        files.write_csv(out / "changed.csv", CHANGED_COLUMNS, rows.itertuples(index=False))
-        shown = describe_comparison(comparison)
-    else:
-        comparison = compare_runs(a, b)
-        shown = describe_runs(comparison)
-    files.write_json(out / "compare.json", comparison)
+    a, *others = map(Path, settings.positional)
+    kind, out, comparisons = _kind(a), Path(settings.OUT), []
+    for b in others:
+        if a.resolve() == b.resolve():
+            raise UserError(f"{a} and {b} are the same folder; give the folder of another model")
+        if (other := _kind(b)) != kind:
+            raise UserError(
+                f"{a} is {kind} and {b} is {other}; compare two of the same kind (a run is "
+                "evaluated with: python inference_engine.py evaluate)"
+            )
+    for number, b in enumerate(others, start=1):
+        suffix = "" if number == 1 else f"_{number}"
+        if kind == EVALUATION:
+            comparison, rows = compare_evaluations(
+                read_pair(a, b),
+                resamples=settings.RESAMPLES,
+                flips=settings.FLIPS,
+                seed=settings.SEED,
+            )
+            cells = rows.itertuples(index=False)
+            files.write_csv(out / f"changed{suffix}.csv", CHANGED_COLUMNS, cells)
+            print(describe_comparison(comparison))
+        else:
+            comparison = compare_runs(a, b)
+            print(describe_runs(comparison))
+        files.write_json(out / f"compare{suffix}.json", comparison)
+        comparisons.append(comparison)
     with files.atomic_write(out / "compare.html", "w") as handle:
-        handle.write(comparison_page([comparison]))
-    print(f"{shown}\npage: {out / 'compare.html'}")
+        handle.write(comparison_page(comparisons))
+    print(f"page: {out / 'compare.html'}")
 
 
 EVALUATION, TRAINING = "an evaluation", "a training run"

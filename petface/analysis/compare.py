@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from petface.analysis.paired import MIN_RECORDS, holm, mean_interval, sign_flip_p_value
+from petface.analysis.paired import (
+    MIN_RECORDS,
+    Pair,
+    codes_of,
+    holm,
+    mean_interval,
+    sign_flip_p_value,
+)
 from petface.errors import UserError
-from petface.evaluation.details import HEADS, PER_IMAGE, Evaluation, read_evaluation
+from petface.evaluation.details import HEADS, Evaluation
 from petface.evaluation.figures import interval, percent, points
 from petface.files import plain_cell
 from petface.metrics import cluster_bootstrap_interval
@@ -32,90 +37,12 @@ CHANGED_COLUMNS: Final = (
     "a_answer", "a_prob", "b_answer", "b_prob", "change",
 )  # fmt: skip
 VIEWS: Final = {"conditional": "conditional", "end_to_end": "end to end"}
-ROUGH: Final = (
-    f"*: B has more or fewer photos right than A in fewer than {MIN_RECORDS} records, so the "
-    "interval is too narrow; go by p"
-)
 _EXPLANATION = (
     "conditional: photos whose species both got right; end to end: a wrong species counts as a "
-    f"wrong answer; too few: fewer than {MIN_RECORDS} records"
+    f"wrong answer; too few: fewer than {MIN_RECORDS} records; *: B has more or fewer photos right "
+    f"than A in fewer than {MIN_RECORDS} records, so the interval is too narrow; go by p"
 )
-_OTHER_DATA = "A and B were evaluated on different data (images, labels or split)"
 _MOST_MOVERS = 20  # classes listed as gains, and as losses, per head
-Codes = npt.NDArray[Any]  # int64 places in a list of names, -1 = none
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """The M common images of evaluations A and B.
-
-    `rows` has the columns of both tables with the suffixes `_a` and `_b`, the row of each in its
-    own table (`place_a`, `place_b`), `image`, and `part`: "" where the splits disagree.
-    """
-
-    a: Evaluation
-    b: Evaluation
-    rows: pd.DataFrame
-    notes: list[str]  # lines that the user should read
-
-
-def read_pair(folder_a: str | Path, folder_b: str | Path) -> Pair:
-    """Read two evaluations and join them by image; `UserError` where that cannot be."""
-    a, b = _read(folder_a), _read(folder_b)
-    rows = _with_images(a).merge(_with_images(b), on="image", suffixes=("_a", "_b"))
-    if rows.empty:
-        raise UserError(
-            f"{a.folder} and {b.folder} have no image in common; evaluate both models on one "
-            "dataset, with --images-root, then compare"
-        )
-    only_a, only_b = len(a.rows) - len(rows), len(b.rows) - len(rows)
-    notes = []
-    if only_a or only_b:
-        notes.append(
-            f"{_OTHER_DATA}; compared are the {len(rows):,} common images "
-            f"({only_a:,} only in A, {only_b:,} only in B)"
-        )
-    elif a.models.get("dataset") != b.models.get("dataset"):
-        notes.append(f"{_OTHER_DATA}; the images are the same")
-    names, (split_a, split_b) = _codes(rows, "split")
-    rows["part"] = np.where(split_a == split_b, np.array([*names, ""])[split_a], "")
-    if moved := int((split_a != split_b).sum()):
-        notes.append(
-            f"{moved:,} images stand in different parts of the split in A and in B; they count in "
-            "no part: what one model trained on cannot test both"
-        )
-    return Pair(a, b, rows, notes)
-
-
-def _read(folder: str | Path) -> Evaluation:
-    try:
-        found = read_evaluation(folder)
-        assert isinstance(found.models["stage1"], dict)
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AssertionError, EOFError, OSError) as error:
-        raise UserError(
-            f"{folder}: the evaluation is damaged ({type(error).__name__}: {error}); run: "
-            f"python inference_engine.py evaluate --out-dir {folder} --force"
-        ) from error
-    return found
-
-
-def _with_images(side: Evaluation) -> pd.DataFrame:
-    """Return the rows of an evaluation with the image names as the table spells them."""
-    path = side.folder / PER_IMAGE
-    names = pd.read_csv(path, usecols=["image"], dtype="object", keep_default_na=False)["image"]
-    if not names.is_unique:
-        raise UserError(f"{path} names an image twice; evaluate again")
-    return side.rows.assign(image=names, place=np.arange(len(side.rows)))
-
-
-def _codes(rows: pd.DataFrame, *columns: str) -> tuple[list[str], list[Codes]]:
-    """Number text columns of both sides in one list of names: a, b of each column, -1 for ""."""
-    sides = [rows[f"{column}_{side}"].cat for column in columns for side in "ab"]
-    names = sorted({str(name) for side in sides for name in side.categories} - {""})
-    codes = [side.set_categories(names).cat.codes.to_numpy(np.int64) for side in sides]
-    return names, codes
 
 
 def compare_evaluations(
@@ -126,7 +53,6 @@ def compare_evaluations(
     `resamples` of the bootstrap over records, `flips` of the sign-flip test where it is not exact.
     """
     options = {"resamples": resamples, "flips": flips, "seed": seed}
-    draw = {"resamples": resamples, "seed": seed}
     figures: dict[str, dict[str, Any]] = {part: {} for part in TESTED_PARTS}
     agreement: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
     moved, changes, notes = {}, {}, list(pair.notes)
@@ -142,7 +68,7 @@ def compare_evaluations(
                 agreement[part][head] = found
         test = table[(table["part"] == "test") & table["conditional"]]
         if len(test):
-            moved[head] = _movers(pair, names, test, draw)
+            moved[head] = _movers(pair, names, test, options)
         changed = _changed(pair, head, names, table)
         if len(changed):
             counts = changed.groupby(["split", "change"]).size()
@@ -200,9 +126,9 @@ def _predictions(pair: Pair, head: str) -> tuple[list[str], pd.DataFrame, list[s
     `truth`, `a` and `b` number into the names; `label` numbers the true classes, which are
     (species, class); `conditional` and `end_to_end` mark the images that each view counts.
     """
-    species, (species_of, _) = _codes(pair.rows, "species")
+    species, (species_of, _) = codes_of(pair.rows, "species")
     column = "species" if head == "species" else f"{head}_true"
-    names, (true_a, true_b, a, b) = _codes(pair.rows, column, f"{head}_pred")
+    names, (true_a, true_b, a, b) = codes_of(pair.rows, column, f"{head}_pred")
     truth = np.where(true_a == true_b, true_a, -1)
     notes = []
     if relabelled := int(((true_a != true_b) & (true_a >= 0) & (true_b >= 0)).sum()):
@@ -266,26 +192,24 @@ def _views(
 def _figure(pair: Pair, table: pd.DataFrame, options: dict[str, int]) -> dict[str, Any]:
     """Compare the predictions of images whose truth is known; none is a wrong one."""
     records = table.groupby("record", sort=False).agg(
-        num=("gain", "size"), gain=("gain", "sum"), label=("label", "min"), other=("label", "max")
+        size=("gain", "size"), sum=("gain", "sum"), label=("label", "min"), other=("label", "max")
     )
     if (records["label"] != records["other"]).any():
         raise UserError(f"{pair.a.folder}: photos of one record have different labels")
-    gain, num = records["gain"], records["num"]
     label = np.unique(records["label"], return_inverse=True)[1]
-    draw = {key: options[key] for key in ("resamples", "seed")}
-    enough = len(records) >= MIN_RECORDS
     recalls = table.groupby("label")[["right_a", "right_b"]].mean()
-    p_value, exact = sign_flip_p_value(gain, flips=options["flips"], seed=options["seed"])
+    seed, flips = options["seed"], options["flips"]
+    p_value, exact = sign_flip_p_value(records["sum"], flips=flips, seed=seed)
     right_a, right_b = table["right_a"], table["right_b"]
     return {
         "num": len(table),
         "num_records": len(records),
-        "num_records_changed": int((gain != 0).sum()),
+        "num_records_changed": int((records["sum"] != 0).sum()),
         "num_classes": len(recalls),
         "accuracy_a": float(right_a.mean()),
         "accuracy_b": float(right_b.mean()),
         "difference": float(table["gain"].mean()),
-        "interval_95": list(cluster_bootstrap_interval(gain, num, **draw)) if enough else None,
+        "interval_95": _interval(records, options),
         "p_value": p_value,
         "p_exact": exact,
         "both_right": int((right_a & right_b).sum()),
@@ -295,10 +219,19 @@ def _figure(pair: Pair, table: pd.DataFrame, options: dict[str, int]) -> dict[st
         "balanced_accuracy_a": float(recalls["right_a"].mean()),
         "balanced_accuracy_b": float(recalls["right_b"].mean()),
         "balanced_difference": float((recalls["right_b"] - recalls["right_a"]).mean()),
-        "balanced_interval_95": list(cluster_bootstrap_interval(gain, num, label, **draw))
-        if enough
-        else None,
+        "balanced_interval_95": _interval(records, options, label),
     }
+
+
+def _interval(
+    records: pd.DataFrame, options: dict[str, int], classes: np.ndarray | None = None
+) -> list[float] | None:
+    """Return the interval of the gains' `sum` over the `size` of each record, or None."""
+    if len(records) < MIN_RECORDS:
+        return None
+    gain, num = records["sum"], records["size"]
+    draw = {key: options[key] for key in ("resamples", "seed")}
+    return list(cluster_bootstrap_interval(gain, num, classes, **draw))
 
 
 def _scores(pair: Pair, head: str, table: pd.DataFrame) -> dict[str, Any]:
@@ -312,25 +245,24 @@ def _scores(pair: Pair, head: str, table: pd.DataFrame) -> dict[str, Any]:
         held = np.isfinite(a) & np.isfinite(b)
         if not held.any():
             continue
-        change = pd.Series((b - a)[held]).groupby(table["record"].to_numpy()[held])
-        sums, num = change.sum(), change.size()
+        records = pd.Series((b - a)[held]).groupby(table["record"].to_numpy()[held])
+        sums, num = records.sum(), records.size()
+        enough = len(num) >= MIN_RECORDS
         found |= {
             f"{name}_num": int(held.sum()),
             f"{name}_a": float(a[held].mean()),
             f"{name}_b": float(b[held].mean()),
             f"{name}_difference": float((b - a)[held].mean()),
-            f"{name}_interval_95": list(mean_interval(sums, num))
-            if len(num) >= MIN_RECORDS
-            else None,
+            f"{name}_interval_95": list(mean_interval(sums, num)) if enough else None,
         }
     return found
 
 
 def _movers(
-    pair: Pair, names: list[str], table: pd.DataFrame, draw: dict[str, int]
+    pair: Pair, names: list[str], table: pd.DataFrame, options: dict[str, int]
 ) -> dict[str, list[dict[str, Any]]]:
     """List the classes that gained and lost most photos."""
-    species = _codes(pair.rows, "species")[0]
+    species = codes_of(pair.rows, "species")[0]
     net = table.groupby("label")["gain"].sum().sort_values(ascending=False, kind="stable")
 
     def entry(label: int) -> dict[str, Any]:
@@ -344,9 +276,7 @@ def _movers(
             "correct_a": int(own["right_a"].sum()),
             "correct_b": int(own["right_b"].sum()),
             "difference": float(own["gain"].mean()),
-            "interval_95": list(cluster_bootstrap_interval(records["sum"], records["size"], **draw))
-            if len(records) >= MIN_RECORDS
-            else None,
+            "interval_95": _interval(records, options),
         }
 
     return {
@@ -407,11 +337,9 @@ def _adjust(heads: dict[str, Any]) -> list[dict[str, Any]]:
 def describe_comparison(comparison: dict[str, Any]) -> str:
     """Format the comparison in at most 110 columns: a table per part, then what to know."""
     images = comparison["images"]
-    lines = [
-        *(f"{side.upper()}: {comparison[side]['folder']}" for side in "ab"),
-        f"{images['common']:,} common images: {images['train']:,} train, {images['val']:,} val, "
-        f"{images['test']:,} test",
-    ]
+    lines = [f"{side.upper()}: {comparison[side]['folder']}" for side in "ab"]
+    parts = ", ".join(f"{images[part]:,} {part}" for part in PARTS)
+    lines.append(f"{images['common']:,} common images: {parts}")
     for part, heads in comparison["figures"].items():
         if not heads:
             lines += ["", f"{part} part: no photo that both answered has a known label"]
@@ -430,13 +358,10 @@ def describe_comparison(comparison: dict[str, Any]) -> str:
             }
             for name, test in named_tests(heads)
         }
-        lines += [
-            "",
-            f"{part} part, in %; p-values by flipping whole records, "
-            f"{comparison['num_tests'][part]} tests, adj. by Holm:",
-            pd.DataFrame.from_dict(rows, orient="index").to_string(),
-        ]
-    notes = [_EXPLANATION, ROUGH, *(f"note: {note}" for note in comparison["notes"])]
+        num, table = comparison["num_tests"][part], pd.DataFrame.from_dict(rows, orient="index")
+        head = f"{part} part, in %; p by flipping whole records, {num} tests, adj. by Holm:"
+        lines += ["", head, table.to_string()]
+    notes = [_EXPLANATION, *(f"note: {note}" for note in comparison["notes"])]
     return "\n".join([*lines, "", *wrapped(notes)])
 
 
@@ -455,11 +380,11 @@ def named_tests(heads: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield head if head == "species" else f"{head}, {VIEWS[view]}", test
 
 
-def interval_of(test: dict[str, Any], key: str = "interval_95") -> str:
+def interval_of(test: dict[str, Any]) -> str:
     """Format a test's interval, with a star where too few records differ for it to hold."""
-    if test[key] is None:
+    if test["interval_95"] is None:
         return "too few"
-    return interval(test[key], points) + "*" * (test["num_records_changed"] < MIN_RECORDS)
+    return interval(test["interval_95"], points) + "*" * (test["num_records_changed"] < MIN_RECORDS)
 
 
 def p_text(p: float) -> str:

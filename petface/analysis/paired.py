@@ -1,4 +1,4 @@
-"""Tests and intervals of two models on the same photos, with animals as the unit.
+"""Two evaluations joined by image, and tests of two models with animals as the unit.
 
 The photos of one animal are right or wrong together, so whole records are resampled and flipped.
 `gain` (R,) is whole: photos of a record that B has right minus those that A has right. Intervals
@@ -7,15 +7,96 @@ of a difference come from `metrics.cluster_bootstrap_interval`, with gains in pl
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy.stats import t as student  # type: ignore[import-untyped]
+
+from petface.errors import UserError
+from petface.evaluation.details import PER_IMAGE, Evaluation, read_evaluation
 
 MIN_RECORDS: Final = 10  # with fewer an interval would pretend to know; callers give none
 _EXACT_STEPS = 20_000_000  # of the sums of all flips; beyond it they are sampled
 _FLIPS_AT_ONCE = 20_000
+_OTHER_DATA = "A and B were evaluated on different data (images, labels or split)"
+Codes = npt.NDArray[Any]  # int64 places in a list of names, -1 = none
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """The M common images of evaluations A and B.
+
+    `rows` has the columns of both tables with the suffixes `_a` and `_b`, the row of each in its
+    own table (`place_a`, `place_b`), `image`, and `part`: "" where the splits disagree.
+    """
+
+    a: Evaluation
+    b: Evaluation
+    rows: pd.DataFrame
+    notes: list[str]  # lines that the user should read
+
+
+def read_pair(folder_a: str | Path, folder_b: str | Path) -> Pair:
+    """Read two evaluations and join them by image; `UserError` where that cannot be."""
+    a, b = _read(folder_a), _read(folder_b)
+    rows = _with_images(a).merge(_with_images(b), on="image", suffixes=("_a", "_b"))
+    if rows.empty:
+        raise UserError(
+            f"{a.folder} and {b.folder} have no image in common; evaluate both models on one "
+            "dataset, with --images-root, then compare"
+        )
+    only_a, only_b = len(a.rows) - len(rows), len(b.rows) - len(rows)
+    notes = []
+    if only_a or only_b:
+        notes.append(
+            f"{_OTHER_DATA}; compared are the {len(rows):,} common images "
+            f"({only_a:,} only in A, {only_b:,} only in B)"
+        )
+    elif a.models.get("dataset") != b.models.get("dataset"):
+        notes.append(f"{_OTHER_DATA}; the images are the same")
+    names, (split_a, split_b) = codes_of(rows, "split")
+    rows["part"] = np.where(split_a == split_b, np.array([*names, ""])[split_a], "")
+    if moved := int((split_a != split_b).sum()):
+        notes.append(
+            f"{moved:,} images stand in different parts of the split in A and in B; they count in "
+            "no part: what one model trained on cannot test both"
+        )
+    return Pair(a, b, rows, notes)
+
+
+def _read(folder: str | Path) -> Evaluation:
+    try:
+        found = read_evaluation(folder)
+        assert isinstance(found.models["stage1"], dict)
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AssertionError, EOFError, OSError) as error:
+        raise UserError(
+            f"{folder}: the evaluation is damaged ({type(error).__name__}: {error}); run: "
+            f"python inference_engine.py evaluate --out-dir {folder} --force"
+        ) from error
+    return found
+
+
+def _with_images(side: Evaluation) -> pd.DataFrame:
+    """Return the rows of an evaluation with the image names as the table spells them."""
+    path = side.folder / PER_IMAGE
+    names = pd.read_csv(path, usecols=["image"], dtype="object", keep_default_na=False)["image"]
+    if not names.is_unique:
+        raise UserError(f"{path} names an image twice; evaluate again")
+    return side.rows.assign(image=names, place=np.arange(len(side.rows)))
+
+
+def codes_of(rows: pd.DataFrame, *columns: str) -> tuple[list[str], list[Codes]]:
+    """Number text columns of both sides in one list of names: a, b of each column, -1 for ""."""
+    sides = [rows[f"{column}_{side}"].cat for column in columns for side in "ab"]
+    names = sorted({str(name) for side in sides for name in side.categories} - {""})
+    codes = [side.set_categories(names).cat.codes.to_numpy(np.int64) for side in sides]
+    return names, codes
 
 
 def mean_interval(

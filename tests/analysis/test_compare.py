@@ -18,9 +18,8 @@ from petface.analysis.compare import (
     compare_evaluations,
     describe_comparison,
     interval_of,
-    read_pair,
 )
-from petface.analysis.paired import holm, sign_flip_p_value
+from petface.analysis.paired import holm, read_pair, sign_flip_p_value
 from petface.errors import UserError
 from petface.evaluation.details import (
     DETAILS,
@@ -266,17 +265,6 @@ def test_classes_that_moved(found, pair) -> None:
     assert gains == sorted(gains, reverse=True) and len(gains) > 3
 
 
-def test_swapping_a_and_b_turns_every_sign(found, pair) -> None:
-    swapped, _ = compare_evaluations(read_pair(pair[1], pair[0]), resamples=300)
-    for part, heads in found[0]["figures"].items():
-        for head, views in heads.items():
-            for view, test in views.items():
-                other = swapped["figures"][part][head][view]
-                assert other["difference"] == pytest.approx(-test["difference"])
-                assert other["p_value"] == pytest.approx(test["p_value"])
-                assert (other["only_a"], other["only_b"]) == (test["only_b"], test["only_a"])
-
-
 def test_only_common_images_are_compared_and_said(tmp_path: Path) -> None:
     images = make_images(num_records=80)
     a = make_evaluation(tmp_path / "a", images[:-20], 0.5, 1)
@@ -327,20 +315,17 @@ def test_a_specialist_that_one_side_lacks_is_named(tmp_path: Path) -> None:
     assert dogs and figures["end_to_end"]["num_classes"] <= len(LABELS["breed"])
 
 
-def test_two_equal_evaluations_differ_in_nothing(tmp_path: Path) -> None:
+def test_equal_evaluations_differ_in_nothing_and_may_have_no_test_photo(tmp_path: Path) -> None:
     images = make_images(num_records=40)
     folders = [make_evaluation(tmp_path / name, images, 0.6, 3) for name in "ab"]
     comparison, rows = compare_evaluations(read_pair(*folders), resamples=50)
     assert rows.empty and list(rows) == list(CHANGED_COLUMNS)
-    for heads in comparison["figures"].values():
-        for views in heads.values():
-            for test in views.values():
-                assert test["difference"] == 0 and test["p_value"] == test["p_holm"] == 1
-                assert test["verdict"] == "no difference shown"
-
-
-def test_hardly_anything_to_compare(tmp_path: Path) -> None:
-    images = [row | {"split": "train"} for row in make_images(num_records=3)]
+    heads = [views for part in comparison["figures"].values() for views in part.values()]
+    assert len(heads) > 3
+    for test in (test for views in heads for test in views.values()):
+        assert test["difference"] == 0 and test["p_value"] == test["p_holm"] == 1
+        assert test["verdict"] == "no difference shown"
+    images = [row | {"split": "train"} for row in images[:9]]
     folders = [make_evaluation(tmp_path / name, images, 0.6, k) for k, name in enumerate("ab")]
     comparison, _ = compare_evaluations(read_pair(*folders), resamples=50)
     assert comparison["figures"] == {"test": {}, "val": {}}
