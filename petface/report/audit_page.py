@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from petface.report import charts, photos
+from petface.report import folders as read
 from petface.report.page import Metric, Page, Photo, Section, Strip, render, table
 
 if TYPE_CHECKING:
     from petface.analysis.audit import Audit
     from petface.data.dataset import Dataset
 
+_SPECIES_KEYS = (
+    "species photos records records_per_split.train records_per_split.val records_per_split.test "
+    "unreadable too_large mean_brightness"
+)
 _MAX_PAIRS, _MAX_EXAMPLES, _MAX_LISTED = 8, 4, 100  # the CSV files hold all
 
 
@@ -52,13 +57,13 @@ def audit_page(audit: Audit, dataset: Dataset, title: str, *, with_photos: bool)
         Metric("classes without a test record", f"{untestable:,}", ["no metric tells of them"]),
     ]
     page.sections = [
-        Section("Species", [table(_species(summary))]),
+        Section("Species", [table(read.rows(summary["per_species"], "species"), _SPECIES_KEYS)]),
         Section("What the photos are like", [Strip(_charts(summary))]),
     ]
     page.folded = [
         *_issues(audit),
         Section("Duplicates (duplicates.csv holds all)", [table(_pairs(audit))]),
-        Section("Attributes", [table(_heads(summary))]),
+        Section("Attributes", [table(read.rows(summary["heads"], "species", "attribute"))]),
         Section("Rare and untestable classes (classes.csv holds all)", [table(_classes(audit))]),
         Section("Notes of the readers", [table({"note": note} for note in summary["notes"])]),
     ]
@@ -87,23 +92,6 @@ def _charts(summary: dict[str, Any]) -> list[Any]:
         charts.bars("Photos per record", summary["photos_per_record"], "records"),
         charts.bars("Mean grey level, 0 black to 255 white", grey, "photos"),
         charts.bars("Most common sizes, pixels", summary["sizes"], "photos"),
-    ]
-
-
-def _species(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    keys = ("photos", "records", "unreadable", "too_large", "mean_brightness")
-    return [
-        {"species": name, **{key: own[key] for key in keys[:2]}, **own["records_per_split"],
-         **{key: own[key] for key in keys[2:]}}
-        for name, own in summary["per_species"].items()
-    ]  # fmt: skip
-
-
-def _heads(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"species": species, "attribute": head, **own}
-        for species, heads in summary["heads"].items()
-        for head, own in heads.items()
     ]
 
 

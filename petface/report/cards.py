@@ -53,6 +53,7 @@ def _facts(
 ) -> dict[str, Any]:
     """Gather what both templates say; a checkpoint that changed since is a problem, not a fact."""
     heads = read.test_heads(summary)
+    species = read.rows(read.dig(summary, "per_species", "test"), "species", "head")
     runs = {}
     for name, model in (
         ("stage 1", read.entries(models, "stage1")),
@@ -68,7 +69,7 @@ def _facts(
         "models": models,
         "heads": heads,
         "head_table": table(heads, _HEAD_KEYS),
-        "species_table": table(_species(summary)),
+        "species_table": table(species, "species head num accuracy interval_95 majority_baseline"),
         "model_table": table(_model(name, *own) for name, own in runs.items()),
         "settings_table": table(_setting_rows({name: run for name, (_, run) in runs.items()})),
         "headlines": [{"head": row["head"], **read.headline_of(row)} for row in heads],
@@ -80,35 +81,20 @@ def _facts(
 
 def _audited(audit: dict[str, Any]) -> dict[str, Any]:
     """Lay out what an audit counted per species and per attribute."""
-    species = [
-        {"species": name, **{k: own[k] for k in ("records", "photos")}, **own["records_per_split"]}
-        for name, own in read.entries(audit, "per_species").items()
-    ]
-    heads = [
-        {"species": name, "attribute": head, **own}
-        for name, found in read.entries(audit, "heads").items()
-        for head, own in found.items()
-    ]
-    return {"audit": audit, "audit_species": table(species), "audit_heads": table(heads)}
+    species = read.rows(audit.get("per_species"), "species")
+    parts = " ".join(f"records_per_split.{part}" for part in ("train", "val", "test"))
+    heads = read.rows(audit.get("heads"), "species", "attribute")
+    return {
+        "audit": audit,
+        "audit_species": table(species, f"species records photos {parts}"),
+        "audit_heads": table(heads),
+    }
 
 
 _HEAD_KEYS = (
     "head num num_records accuracy interval_95 majority_baseline balanced_accuracy "
     "end_to_end.accuracy per_record.accuracy macro_f1 top3 ece"
 )
-
-
-def _species(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    found = read.entries(summary, "per_species", "test")
-    return [
-        {"species": name, "head": head, **own}
-        for name, heads in found.items()
-        for head in heads
-        if (own := {k: v for k, v in heads[head].items() if k in _SPECIES_KEYS}).get("num")
-    ]
-
-
-_SPECIES_KEYS = ("num", "accuracy", "interval_95", "majority_baseline")
 
 
 def _model(name: str, model: dict[str, Any], run: read.Run) -> dict[str, Any]:

@@ -195,9 +195,7 @@ def confusion(title: str, names: Sequence[str], counts: np.ndarray) -> Markup:
     return svg(draw, (max(side, 0.09 * len(title) + 0.6), side + 0.15))
 
 
-def intervals(
-    title: str, rows: Sequence[tuple[str, Any, Any, Any]], label: str, reference: str = ""
-) -> Markup:
+def intervals(title: str, rows: Sequence[Sequence[Any]], label: str, reference: str = "") -> Markup:
     """Draw a dot with its 95 % interval per row: (name, share, interval, reference share or None).
 
     `reference` names the reference marks; without, rows are differences around a line at 0.

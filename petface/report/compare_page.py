@@ -71,28 +71,25 @@ def _tests(comparison: dict[str, Any], part: str, letter: str) -> list[dict[str,
     return [
         {
             **test,
-            "head": head if head == "species" else f"{head}, {_VIEWS[view]}",
+            "head": test["head"]
+            + ("" if test["head"] == "species" else f", {_VIEWS[test['view']]}"),
             "change": test["difference"],
             "change_interval": test["interval_95"],
             "verdict": test["verdict"].replace("B ", f"{letter} "),
         }
-        for head, views in comparison["figures"][part].items()
-        for view, test in views.items()
-    ]
-
-
-def _changes(comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"head": head, **own, **read.entries(comparison, "changed", head, "test")}
-        for head, own in comparison["agreement"]["test"].items()
+        for test in read.rows(comparison["figures"][part], "head", "view")
     ]
 
 
 def _movers(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    found = read.rows(comparison["classes"], "head", "kind")
+    return [{**moved, "change_interval": moved.pop("interval_95", None)} for moved in found]
+
+
+def _changes(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     return [
-        {"head": head, **moved, "change_interval": moved["interval_95"]}
-        for head, found in comparison["classes"].items()
-        for moved in (*found["gains"], *found["losses"])
+        {**row, **read.entries(comparison, "changed", row["head"], "test")}
+        for row in read.rows(comparison["agreement"]["test"], "head")
     ]
 
 
@@ -115,28 +112,16 @@ def _add_runs(page: Page, comparison: dict[str, Any]) -> None:
             value = f"{points(own['difference'])} points"
             page.metrics.append(Metric(f"B - A, {label.strip()}", value, [sides]))
     curves = [
-        charts.lines(name.removesuffix("_frac").replace("_", " "), _ab(sides), _unit(name))
+        charts.lines(name.replace("_", " "), sides, "loss" if "loss" in name else "share of 1")
         for name, sides in comparison["curves"].items()
     ]
-    every = {**figures, **comparison["training"]}
-    numbers = [
-        {"what": k.replace("_", " "), "A": v["a"], "B": v["b"], "B minus A": v["difference"]}
-        for k, v in every.items()
-    ]
+    numbers = read.rows({**figures, **comparison["training"]}, "number")
     settings = [
-        {"setting": name, "A": str(own["a"]), "B": str(own["b"])}
-        for name, own in comparison["settings"].items()
+        {key: str(value) for key, value in row.items()}
+        for row in read.rows(comparison["settings"], "setting")
     ]
     page.sections += [
         Section("Training curves", [Strip([charts.svg(panel) for panel in curves])]),
         Section("Settings that differ", [table(settings)]),
     ]
     page.folded.append(Section("All numbers of the test part and the training", [table(numbers)]))
-
-
-def _ab(sides: dict[str, Any]) -> dict[str, Any]:
-    return {side.upper(): points_ for side, points_ in sides.items() if side in ("a", "b")}
-
-
-def _unit(name: str) -> str:
-    return "loss" if name.endswith("_loss") else "accuracy, share of 1"

@@ -11,6 +11,8 @@ from petface.report import folders as read
 from petface.report.page import Metric, Page, Section, Strip, table, write
 
 _NUM_PHOTOS = 8  # of the mistakes of a head
+_MISTAKE_KEYS = "head image true predicted probability true_probability rank"
+_PROBE_KEYS = "head group name accuracy change change_interval agreement"
 _PROBE_WORDS = (
     "The same test photos shifted, scaled, turned, masked or grey, with 95 % intervals. A large "
     "loss under a small shift says that a network leans on how the faces were cut."
@@ -46,46 +48,46 @@ def errors_page(
     """Build the page: mistakes with photos first, then what the answers depend on."""
     mistakes, probes = (read.entries(analysis, key) for key in ("mistakes", "probes"))
     suspects = read.read_rows(folder / "label_errors.csv", problems)
+    shown = {f"{head}: surest mistakes": list(read.rows(own)) for head, own in mistakes.items()}
+    shown["Likely wrong labels"] = suspects
+    probed = [
+        {**row, "change_interval": row.get("interval_95")}
+        for row in read.rows(
+            {head: read.dig(own, "probes") for head, own in probes.items()}, "head"
+        )
+    ]
+    drawn = [_probe_chart(head, probed) for head in probes]
+    pictures = folder / "analysis"
+    maps = [photos.picture(path) for path in sorted(pictures.glob("gradcam_*.png"))]
+    sheets = [photos.picture(path) for path in sorted(pictures.glob("photos/*.png")) if root]
+    borders = table(read.rows(analysis.get("gradcam"), "head"), "head num layer border_energy_frac")
     num, looked = (read.number(analysis.get(key)) for key in ("num_test", "sample"))
-    drawn = [_probe_chart(head, own) for head, own in probes.items()]
     return Page(
         "/".join(folder.parts[-2:]),
         "Error analysis",
         f"{num} test photos, {looked} looked at" if num else str(folder),
         problems,
-        [
-            *(Section(f"{h}: surest mistakes", [_photos(root, mistakes[h])]) for h in mistakes),
-            Section("Likely wrong labels", [_photos(root, suspects)]),
-        ]
-        if root
-        else [],
-        [_probe_metric(head, own) for head, own in probes.items()],
+        [Section(title, [_photos(root, own)]) for title, own in shown.items() if root],
+        [_probe_metric(own) for own in read.rows(probes, "head")],
         [
             Section("What the answers depend on", [_PROBE_WORDS, Strip(drawn[:2])]),
             Section("Likely wrong labels", [_SUSPECT_WORDS, table(suspects)]),
         ],
         [
-            Section("All probes", [Strip(drawn[2:]), table(_probe_rows(probes))]),
-            Section("All listed mistakes", [table(_with_head(mistakes), _MISTAKE_KEYS)]),
+            Section("All probes", [Strip(drawn[2:]), table(probed, _PROBE_KEYS)]),
+            Section("All listed mistakes", [table(read.rows(mistakes, "head"), _MISTAKE_KEYS)]),
             _slices(analysis),
-            Section("Heads searched for wrong labels", [table(read.listed(labels, "heads"))]),
-            _class_maps(folder, analysis),
-            _photo_maps(folder / "analysis" / "photos") if root else Section("", []),
+            Section("Heads searched for wrong labels", [table(read.rows(labels.get("heads")))]),
+            Section("Where the networks look: mean Grad-CAM of each class", [*maps, borders]),
+            Section("Grad-CAM of single photos", sheets),
         ],
     )
 
 
-_MISTAKE_KEYS = "head image true predicted probability true_probability rank"
-
-
-def _with_head(found: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"head": head, **row} for head in found for row in read.listed(found, head)]
-
-
-def _photos(root: Path, found: Any) -> Strip:
+def _photos(root: Path, found: list[dict[str, Any]]) -> Strip:
     """Show mistakes, or suspects: a suggestion in place of a prediction."""
     shown = []
-    for each in read.listed({"": found}, "")[:_NUM_PHOTOS]:
+    for each in found[:_NUM_PHOTOS]:
         wrong = f"{each.get('predicted', each.get('suggested', ''))}"
         wrong += f" {percent(each['probability'], 0)} %" if "probability" in each else ""
         true = f"is {each.get('true', each.get('label', ''))}"
@@ -93,40 +95,28 @@ def _photos(root: Path, found: Any) -> Strip:
     return Strip(shown, "photos")
 
 
-def _probe_metric(head: str, own: dict[str, Any]) -> Metric:
+def _probe_metric(own: dict[str, Any]) -> Metric:
     """Show the accuracy of the probed photos and the probe that costs most."""
-    base = read.entries(own, "baseline")
-    found = [p for p in read.listed(own, "probes") if points(p.get("change"))]
+    found = [p for p in read.rows(own.get("probes")) if points(p.get("change"))]
     worst = min(found, key=lambda p: p["change"], default={})
     costs = f"{points(worst['change'])} points: {worst.get('name', '')}" if worst else ""
-    details = [f"{read.number(base.get('num'))} probed photos", costs]
-    return Metric(head, f"{percent(base.get('accuracy'))} %", details)
+    num, accuracy = (read.dig(own, "baseline", key) for key in ("num", "accuracy"))
+    details = [f"{read.number(num)} probed photos", costs]
+    return Metric(own["head"], f"{percent(accuracy)} %", details)
 
 
-def _probe_chart(head: str, own: dict[str, Any]) -> Any:
-    rows = [
-        (str(p.get("name", "")), p.get("change"), p.get("interval_95"), None)
-        for p in read.listed(own, "probes")
-    ]
-    return charts.intervals(head, rows, "change of accuracy, points")
-
-
-def _probe_rows(probes: dict[str, Any]) -> list[dict[str, Any]]:
-    keys = ("group", "name", "accuracy", "change", "agreement")
-    return [
-        {"head": head, **{key: p.get(key) for key in keys}, "change_interval": p.get("interval_95")}
-        for head, own in probes.items()
-        for p in read.listed(own, "probes")
-    ]
+def _probe_chart(head: str, probed: list[dict[str, Any]]) -> Any:
+    own = [row for row in probed if row["head"] == head]
+    marks = [(str(p.get("name", "")), p.get("change"), p.get("interval_95"), None) for p in own]
+    return charts.intervals(head, marks, "change of accuracy, points")
 
 
 def _slices(analysis: dict[str, Any]) -> Section:
     rows = [
-        {"head": head, "property": name, "unit": cut.get("unit"), **row,
+        {"head": cut["head"], "property": cut["property"], "unit": cut.get("unit"), **row,
          "stands_out": "yes" if row.get("stands_out") else ""}
-        for head, cuts in read.entries(analysis, "slices").items()
-        for name, cut in (cuts.items() if isinstance(cuts, dict) else ())
-        for row in read.listed(cut, "bins")
+        for cut in read.rows(analysis.get("slices"), "head", "property")
+        for row in read.rows(cut.get("bins"))
     ]  # fmt: skip
     counted = read.entries(analysis, "slices_standing_out")
     words = (
@@ -134,17 +124,3 @@ def _slices(analysis: dict[str, Any]) -> Section:
         f"leaves out the accuracy of all; chance alone makes about {counted.get('by_chance')}."
     )
     return Section("Accuracy by what a photo is like", [words, table(rows)])
-
-
-def _class_maps(folder: Path, analysis: dict[str, Any]) -> Section:
-    parts: list[Any] = []
-    for head, own in read.entries(analysis, "gradcam").items():
-        share, area = (percent(read.dig(own, f"border_{k}_frac")) for k in ("energy", "area"))
-        parts.append(f"{head}: {share} % of the maps lie in the border, {area} % of the area.")
-        parts.append(photos.picture(folder / "analysis" / f"gradcam_{head}.png"))
-    return Section("Where the networks look (mean Grad-CAM of each class)", parts)
-
-
-def _photo_maps(folder: Path) -> Section:
-    sheets = [photos.picture(path) for path in sorted(folder.glob("*.png"))]
-    return Section("Grad-CAM of single photos", sheets)

@@ -14,10 +14,21 @@ from petface.report import folders as read
 from petface.report.page import Page, Section, Strip, headline, leaves, table, write
 
 _MAX_MAPS = 12  # confusion matrices of attributes in a page; the CSV files hold all
-_PARTS = {"test": "test", "val": "validation", "train": "train (seen)", "all": "all (with train)"}
+_HEAD_KEYS = (
+    "head num accuracy interval_95 majority_baseline balanced_accuracy end_to_end.accuracy "
+    "per_record.accuracy"
+)
+_MORE_KEYS = (
+    "head macro_f1 top3 top5 kappa raw_ece ece nll brier lost_in_stage1 lost_in_stage2 "
+    "rescued_by_top5"
+)
 _FIGURES = (
     "num num_records accuracy interval_95 majority_baseline balanced_accuracy end_to_end.accuracy "
     "macro_f1 top3 top5 kappa"
+)
+_SURE_KEYS = (
+    "head species num threshold coverage accuracy_of_answered wanted_accuracy conformal.coverage "
+    "conformal.mean_size"
 )
 _TEST_WORDS = (
     "Animals that no network was trained or chosen on. Attributes are asked where the species is "
@@ -64,6 +75,9 @@ def evaluation_page(
     species = read_confusion(folder / "confusion" / "test_species.csv")
     drawn = charts.confusion("species", *species) if species else Markup()
     link = Markup('<p><a href="./errors.html">Error analysis</a></p>')
+    stages = {"stage 1": models.get("stage1"), **read.entries(models, "specialists")}
+    others = {k: v for k, v in models.items() if k not in ("stage1", "specialists")}
+    named = {title: read.rows(summary.get(key), "head") for title, key in _LISTS.items()}
     return Page(
         "/".join(folder.parts[-2:]),
         "Evaluation",
@@ -76,34 +90,22 @@ def evaluation_page(
             Section("Errors", [link if (folder / "errors.html").is_file() else Markup()]),
         ],
         folded=[
-            _by_species(summary),
+            _by_species(read.dig(summary, "per_species", "test")),
             Section("More metrics of the test part", [table(heads, _MORE_KEYS)]),
             Section("Train, validation and test", [_SEEN_WORDS, _parts(summary)]),
             _confidence(summary),
             _attribute_maps(folder),
-            *(
-                Section(title, [table(_with_head(read.entries(summary, key)))])
-                for title, key in (
-                    ("Most frequent confusions", "top_confusions"),
-                    ("Hardest classes", "hardest_classes"),
-                )
-            ),
+            *(Section(title, [table(rows)]) for title, rows in named.items()),
             Section("Several photos of one animal", [_records(summary)]),
             Section("Do the two colours fit together?", [_consistency(summary)]),
             Section("State of all photos", [table(leaves(read.entries(summary, "status_counts")))]),
-            _models(models),
+            Section("Models", [table(read.rows(stages, "model"), "model path sha256")]),
+            Section("Data", [table(leaves(others))]),
         ],
     )
 
 
-_HEAD_KEYS = (
-    "head num accuracy interval_95 majority_baseline balanced_accuracy end_to_end.accuracy "
-    "per_record.accuracy"
-)
-_MORE_KEYS = (
-    "head macro_f1 top3 top5 kappa raw_ece ece nll brier lost_in_stage1 lost_in_stage2 "
-    "rescued_by_top5"
-)
+_LISTS = {"Most frequent confusions": "top_confusions", "Hardest classes": "hardest_classes"}
 
 
 def _photos(folder: Path, root: Path, notes: list[str]) -> list[Section]:
@@ -119,48 +121,31 @@ def _photos(folder: Path, root: Path, notes: list[str]) -> list[Section]:
     ]
 
 
-def _by_species(summary: dict[str, Any]) -> Section:
-    found = read.entries(summary, "per_species", "test")
-    drawn, rows = [], []
+def _by_species(found: Any) -> Section:
+    rows, drawn = list(read.rows(found, "species", "head")), []
     for head in HEADS:
-        own = [
-            {"species": name, "head": head, **found[name][head]}
-            for name in found
-            if read.entries(found, name, head)
-        ]
+        # always answering the most common species is no baseline for one of them
         baseline = "" if head == "species" else "majority_baseline"
-        marks = [
-            (r["species"], r.get("accuracy"), r.get("interval_95"), r.get(baseline)) for r in own
-        ]
+        keys = ("species", "accuracy", "interval_95", baseline)
+        marks = [[*map(row.get, keys)] for row in rows if row["head"] == head]
         drawn.append(charts.intervals(head, marks, "accuracy, %", "majority baseline"))
-        rows += own
     return Section("By species", [Strip(drawn), table(rows, f"species head {_FIGURES}")])
 
 
 def _parts(summary: dict[str, Any]) -> Any:
-    rows = [
-        {"head": head, "part": name, **own}
-        for head in HEADS
-        for part, name in _PARTS.items()
-        if (own := read.entries(summary, "figures", part, head)).get("num")
-    ]
+    rows = [row for row in read.rows(summary.get("figures"), "part", "head") if row.get("num")]
+    for row in rows:
+        row["part"] += " (seen in training)" * (row["part"] in ("train", "all"))
     return table(rows, f"head part {_FIGURES}")
 
 
 def _confidence(summary: dict[str, Any]) -> Section:
     rows = [
-        {"head": head, "species": name, **own}
-        for head, species in read.entries(summary, "confidence").items()
-        for name, own in (species.items() if isinstance(species, dict) else ())
-        if read.dig(own, "num")
+        row for row in read.rows(summary.get("confidence"), "head", "species") if row.get("num")
     ]
     whole = [row for row in rows if row["species"] == "all"]
     drawn = [charts.svg(panel) for row in whole for panel in charts.confidence(row["head"], row)]
-    keys = (
-        "head species num threshold coverage accuracy_of_answered wanted_accuracy "
-        "conformal.coverage conformal.mean_size"
-    )
-    return Section("Confidence", [_SURE_WORDS, Strip(drawn), table(rows, keys)])
+    return Section("Confidence", [_SURE_WORDS, Strip(drawn), table(rows, _SURE_KEYS)])
 
 
 def _attribute_maps(folder: Path) -> Section:
@@ -176,19 +161,11 @@ def _attribute_maps(folder: Path) -> Section:
     return Section("Confusion matrices of the attributes", [words, Strip(drawn, "wide")])
 
 
-def _with_head(found: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"head": head, **row} for head in found for row in read.listed(found, head)]
-
-
 def _records(summary: dict[str, Any]) -> Any:
     rows = []
-    for head, own in read.entries(summary, "per_record", "test").items():
-        whole = {
-            **read.entries({"": own}, ""),
-            "photos": "any",
-            "records": read.dig(own, "num_records"),
-        }
-        rows += [{"head": head, **group} for group in [whole, *read.listed(own, "by_num_photos")]]
+    for own in read.rows(read.dig(summary, "per_record", "test"), "head"):
+        whole = {**own, "photos": "any", "records": own.get("num_records")}
+        rows += [whole, *({"head": own["head"], **group} for group in own.get("by_num_photos", []))]
     for row in rows:
         row.setdefault("accuracy_one_photo", row.get("accuracy_per_photo"))
     return table(rows, "head photos records accuracy_one_photo accuracy_fused")
@@ -197,22 +174,4 @@ def _records(summary: dict[str, Any]) -> Any:
 def _consistency(summary: dict[str, Any]) -> Any:
     found = read.entries(summary, "consistency", "test")
     groups = {"all": found, **read.entries(found, "per_species")} if found else {}
-    rows = [{"species": name, **own} for name, own in groups.items()]
-    return table(rows, " ".join(["species", *(k for k, v in found.items() if read.is_number(v))]))
-
-
-def _models(models: dict[str, Any]) -> Section:
-    stages = {"stage 1": read.entries(models, "stage1"), **read.entries(models, "specialists")}
-    rows = [
-        {
-            "model": name,
-            **own,
-            "classes": ", ".join(f"{h} {len(c)}" for h, c in read.entries(own, "heads").items()),
-        }
-        for name, own in stages.items()
-        if isinstance(own, dict)
-    ]
-    others = {k: v for k, v in models.items() if k not in ("stage1", "specialists")}
-    return Section(
-        "Models and data", [table(rows, "model path sha256 classes"), table(leaves(others))]
-    )
+    return table(read.rows(groups, "species"))

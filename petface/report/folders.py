@@ -11,6 +11,7 @@ import re
 import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -27,7 +28,6 @@ from petface.taxonomy import FEATURES
 
 REPORT: Final = "report.html"  # of a run or an evaluation
 METRICS, FINAL, SETTINGS, LOCK = "metrics.csv", "final.json", "settings.toml", "run.lock"
-_SOURCE = Path(petface.__file__).resolve().parents[1]  # the scripts lie beside the package
 _MAX_ROWS = 200  # read of errors.csv, label_conflicts.csv and label_errors.csv
 
 
@@ -185,18 +185,13 @@ def headline_of(row: dict[str, Any]) -> dict[str, Any]:
 
 def defaults_of(script: str) -> dict[str, Any]:
     """Read the constants of a script as they stand in its file now; the script is not run."""
-    try:
-        tree = ast.parse((_SOURCE / Path(script).name).read_text(encoding="utf-8"))
-    except (OSError, ValueError, SyntaxError):
-        return {}
+    path = Path(petface.__file__).resolve().parents[1] / Path(script).name
     found: dict[str, Any] = {}
-    for node in tree.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
-            try:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else ():
+        if isinstance(node, ast.AnnAssign) and node.value:
+            with suppress(ValueError):
                 value = ast.literal_eval(node.value)
-            except ValueError:
-                continue
-            found[node.target.id] = list(value) if isinstance(value, tuple) else value
+                found[ast.unparse(node.target)] = [*value] if isinstance(value, tuple) else value
     return found
 
 
@@ -257,10 +252,18 @@ def entries(tree: Any, *keys: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def listed(tree: Any, *keys: str) -> list[dict[str, Any]]:
-    """Follow keys to a list and return its dictionaries."""
-    found = dig(tree, *keys)
-    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+def rows(tree: Any, *names: str) -> Iterator[dict[str, Any]]:
+    """Yield the dictionaries, or lists of them, at a depth of nested ones, the keys under `names`.
+
+    rows({"breed": {"cat": {"num": 3}}}, "head", "species") yields one row of head, species and num.
+    """
+    if not names:
+        yield from (
+            each for each in (tree if isinstance(tree, list) else [tree]) if type(each) is dict
+        )
+    elif isinstance(tree, dict):
+        for key, below in tree.items():
+            yield from ({names[0]: key, **row} for row in rows(below, *names[1:]))
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

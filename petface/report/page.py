@@ -17,55 +17,10 @@ from petface.evaluation.figures import interval, percent, points
 from petface.report.folders import dig, is_number, number
 
 MIN_PHOTOS: Final = 30  # of fewer photos an accuracy says little
-# Headings of keys that need one; it decides the format: shares in %, changes in points, intervals.
-COLUMNS: Final = {
-    "num": "photos",
-    "num_records": "animals",
-    "num_judged": "judged",
-    "accuracy": "accuracy, %",
-    "accuracy_a": "A, %",
-    "accuracy_b": "other, %",
-    "balanced_accuracy_a": "balanced A, %",
-    "balanced_accuracy_b": "balanced other, %",
-    "interval_95": "95 % interval",
-    "majority_baseline": "majority, %",
-    "majority_share": "majority, %",
-    "balanced_accuracy": "balanced, %",
-    "end_to_end.accuracy": "end to end, %",
-    "per_record.accuracy": "per animal, %",
-    "accuracy_one_photo": "one photo, %",
-    "accuracy_fused": "all photos fused, %",
-    "macro_f1": "macro F1, %",
-    "top3": "top 3, %",
-    "top5": "top 5, %",
-    "raw_ece": "ECE as trained",
-    "ece": "ECE calibrated",
-    "nll": "NLL",
-    "lost_in_stage1": "lost by a wrong species, %",
-    "lost_in_stage2": "lost by the specialist, %",
-    "share_of_true": "of that class, %",
-    "frac_of_true": "of that class, %",
-    "recall": "recall, %",
-    "precision": "precision, %",
-    "f1": "F1, %",
-    "coverage": "answered, %",
-    "accuracy_of_answered": "accuracy of these, %",
-    "wanted_accuracy": "wanted, %",
-    "conformal.coverage": "set holds truth, %",
-    "conformal_coverage": "set holds truth, %",
-    "conformal.mean_size": "mean set size",
-    "fitted.temperature": "temperature",
-    "fitted.threshold": "threshold",
-    "probability": "its probability, %",
-    "true_probability": "of the truth, %",
-    "agreement": "same answer, %",
-    "change": "change, points",
-    "change_interval": "95 % interval, points",
-    "share": "same answer, %",
-    "unknown_frac": "unknown, %",
-    "p_holm": "p, adjusted",
-    "name": "",
-}
+_NAMES = {"num": "photos", "num_records": "animals", "interval_95": "95 % interval", "name": ""}
+_SHARES = re.compile(
+    "accuracy|recall|precision|f1|top[35]|share|frac|probability|agreement|baseline|coverage|in_stage"
+)
 
 
 class Table(NamedTuple):
@@ -149,33 +104,32 @@ def render_markdown(template: str, **values: Any) -> str:
 
 
 def table(rows: Iterable[dict[str, Any]], keys: str = "") -> Table:
-    """Lay out dictionaries: a column per key, `a.b` a nested one; without `keys` those of a row.
+    """Lay out dictionaries: a column per key, `a.b` a nested one; without `keys` the plain ones.
 
-    Columns without any content are left out.
+    Columns without any content are left out. A key decides the format: shares in %, changes in
+    points, intervals, else numbers and texts.
     """
     rows = list(rows)
-    names = keys.split() or list(rows[0] if rows else ())
-    cells = [[dig(row, *name.split(".")) for row in rows] for name in names]
+    plain = [key for key, value in (rows[0] if rows else {}).items() if type(value) is not dict]
     columns, shown = [], []
-    for name, values in zip(names, cells, strict=True):
-        heading = COLUMNS.get(name, name.split(".")[-1].replace("_", " "))
-        formatted = [format_cell(heading, value) for value in values]
+    for key in keys.split() or plain:
+        values = [dig(row, *key.split(".")) for row in rows]
+        own = key.split(".")[-1]
+        formatted = [_format(own, value) for value in values]
         if any(formatted):
-            is_text = any(isinstance(value, str | Path) for value in values)
-            columns.append((heading, not is_text))
+            heading = _NAMES.get(key, key.replace(".", " ").replace("_", " "))
+            heading += ", %" if _SHARES.search(own) else ", points" if own == "change" else ""
+            columns.append((heading, not any(isinstance(value, str) for value in values)))
             shown.append(formatted)
     return Table(columns, list(zip(*shown, strict=True)))
 
 
-def format_cell(heading: str, value: Any) -> object:
-    """Format a value as its column's heading asks; "" where there is none."""
-    if heading.startswith("95 %"):
-        return interval(value, points if "points" in heading else percent)
-    if "points" in heading:
-        return points(value)
-    if heading.endswith(", %"):
-        return percent(value)
-    return number(value) if is_number(value) or value is None else value
+def _format(key: str, value: Any) -> object:
+    if "interval" in key:
+        return interval(value, points if key == "change_interval" else percent)
+    if key == "change" or _SHARES.search(key):
+        return points(value) if key == "change" else percent(value)
+    return number(value) if is_number(value) else "" if value is None else value
 
 
 def headline(name: str, figure: dict[str, Any]) -> Metric:
@@ -192,10 +146,10 @@ def headline(name: str, figure: dict[str, Any]) -> Metric:
     return Metric(name, f"{percent(figure.get('accuracy')) or '-'} %", details)
 
 
-def leaves(tree: dict[str, Any], above: str = "") -> list[dict[str, Any]]:
+def leaves(tree: Any, above: str = "") -> list[dict[str, Any]]:
     """List what nested dictionaries hold: what (the joined keys) and value."""
     found: list[dict[str, Any]] = []
-    for key, value in tree.items():
+    for key, value in (tree or {}).items():
         name = f"{above}{key}".replace("_", " ")
         if isinstance(value, dict):
             found += leaves(value, f"{name} ")

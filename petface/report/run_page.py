@@ -11,19 +11,19 @@ from markupsafe import Markup
 from petface import metrics
 from petface.report import charts
 from petface.report import folders as read
-from petface.report.page import (
-    Metric,
-    Page,
-    Section,
-    Strip,
-    headline,
-    leaves,
-    table,
-    visible,
-    write,
-)
+from petface.report import page as html
+from petface.report.page import Metric, Page, Section, Strip, leaves, table
 
 _KINDS = {1: "Stage 1: species", 2: "Stage 2: attributes", 0: "Training run"}
+_HEAD_KEYS = "head num accuracy interval_95 majority_baseline balanced_accuracy"
+_SURE_KEYS = (
+    "head num temperature threshold ece_before ece_after coverage accuracy_of_answered "
+    "wanted_accuracy conformal_coverage conformal_mean_size"
+)
+_SURE_WORDS = (
+    "Fitted on the validation part, measured on the test part. ECE: mean distance between "
+    "confidence and accuracy. Coverage: photos whose confidence reaches the threshold."
+)
 
 
 def write_run_report(folder: Path) -> Path:
@@ -31,16 +31,20 @@ def write_run_report(folder: Path) -> Path:
     run = read.read_run(folder)
     if panels := charts.training(run.history):
         charts.write_png(folder / "curves.png", [panels])
-    if rows := [charts.confidence(head, own) for head, own in _reliabilities(run)]:
+    sure = [own for own in _calibrations(run) if own.get("reliability")]
+    if rows := [charts.confidence(own["head"], own) for own in sure]:
         charts.write_png(folder / "confidence.png", rows)
-    return write(folder / read.REPORT, run_page(run))
+    return html.write(folder / read.REPORT, run_page(run))
 
 
 def run_page(run: read.Run) -> Page:
     """Build the page: metrics, curves, confusion matrices, one table; the rest is folded."""
-    heads = run.heads()
+    heads, sure = run.heads(), _calibrations(run)
     matrices = {row["head"]: row["matrix"] for row in heads if row["matrix"]}
-    drawn = [charts.confusion(head, *matrix) for head, matrix in matrices.items()]
+    maps = [charts.confusion(head, *matrix) for head, matrix in matrices.items()]
+    panels = [
+        p for own in sure if own.get("reliability") for p in charts.confidence(own["head"], own)
+    ]
     data = [
         _rows(run, "errors.csv", "Photos that could not be read"),
         _rows(run, "label_conflicts.csv", "Labels that contradict each other and are unknown"),
@@ -52,21 +56,21 @@ def run_page(run: read.Run) -> Page:
         _KINDS[run.stage],
         " · ".join(filter(None, about)),
         [*run.problems, *_notes(run)],
-        metrics=[*(headline(row["head"], row) for row in heads), _work(run)],
+        metrics=[*(html.headline(row["head"], row) for row in heads), _work(run)],
         sections=[
             Section("Training curves", [Strip([*map(charts.svg, charts.training(run.history))])]),
-            Section("Confusion matrix", [Strip(drawn, "wide")]),
-            _species(run, matrices)
+            Section("Confusion matrix", [Strip(maps, "wide")]),
+            Section("Species", [table(_species(run, matrices))])
             if run.stage == 1
             else Section("Attributes", [table(heads, _HEAD_KEYS)]),
         ],
         folded=[
             Section("Most frequent confusions", [table(_confusions(matrices))]),
-            _confidence(run),
             Section(
-                "Photos that show no known animal",
-                [table(leaves(read.entries(run.final, "guard")))],
+                "Confidence",
+                [_SURE_WORDS, Strip([*map(charts.svg, panels)]), table(sure, _SURE_KEYS)],
             ),
+            Section("Photos that show no known animal", [table(leaves(run.final.get("guard")))]),
             _settings(run),
             *data,
             Section("All epochs", [table(run.history)]),
@@ -75,18 +79,14 @@ def run_page(run: read.Run) -> Page:
     )
 
 
-_HEAD_KEYS = "head num accuracy interval_95 majority_baseline balanced_accuracy"
-
-
 def _notes(run: read.Run) -> list[str]:
     skipped = sum(row.get("num_skipped_steps") or 0 for row in run.history)
     unfinished = (
         f"Not finished ({run.state}): the test part is measured at the end. The same command "
         "resumes a stopped run."
     )
-    return [unfinished] * (not run.final) + (
-        [f"{skipped:,.0f} steps were skipped: loss or gradient was not finite."] if skipped else []
-    )
+    not_finite = f"{skipped:,} steps were skipped: loss or gradient was not finite."
+    return [unfinished] * (not run.final) + [not_finite] * bool(skipped)
 
 
 def _work(run: read.Run) -> Metric:
@@ -97,18 +97,18 @@ def _work(run: read.Run) -> Metric:
     return Metric("training time", run.time or "-", [epochs, speed])
 
 
-def _species(run: read.Run, matrices: dict[str, Any]) -> Section:
+def _species(run: read.Run, matrices: dict[str, Any]) -> list[dict[str, Any]]:
     if "species" not in matrices:
         recalls = read.entries(run.final, "test_recall")
-        return Section("Species", [table({"class": k, "recall": v} for k, v in recalls.items())])
+        return [{"species": name, "recall": recall} for name, recall in recalls.items()]
     names, counts = matrices["species"]
     scores = metrics.precision_recall_f1(counts)
-    rows = [
-        {"species": names[k], "num": int(counts[k].sum()), "recall": float(scores.recall[k]),
-         "precision": float(scores.precision[k]), "f1": float(scores.f1[k])}
-        for k in np.argsort(-counts.sum(axis=1), kind="stable").tolist()
-    ]  # fmt: skip
-    return Section("Species", [table(rows)])
+    columns = (counts.sum(axis=1), scores.recall, scores.precision, scores.f1)
+    keys = ("num", "recall", "precision", "f1")
+    return [
+        {"species": names[k], **dict(zip(keys, (c[k].item() for c in columns), strict=True))}
+        for k in np.argsort(-columns[0], kind="stable").tolist()
+    ]
 
 
 def _confusions(matrices: dict[str, Any]) -> list[dict[str, Any]]:
@@ -119,37 +119,12 @@ def _confusions(matrices: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _reliabilities(run: read.Run) -> list[tuple[str, dict[str, Any]]]:
-    """List the heads whose confidence can be drawn, by the names of an evaluation's summary."""
-    own = read.entries(run.final, "calibration")
+def _calibrations(run: read.Run) -> list[dict[str, Any]]:
+    """List what was fitted and measured per head, by the names of an evaluation's summary."""
+    found = read.rows(run.final.get("calibration"), "head")
     return [
-        (
-            head,
-            {
-                **read.entries(own, head, "fitted"),
-                **found,
-                "accuracy_of_answered": found.get("accuracy"),
-            },
-        )
-        for head in own
-        if (found := read.entries(own, head)).get("reliability")
+        {**read.entries(o, "fitted"), **o, "accuracy_of_answered": o.get("accuracy")} for o in found
     ]
-
-
-def _confidence(run: read.Run) -> Section:
-    words = (
-        "Fitted on the validation part, measured on the test part. ECE: mean distance between "
-        "confidence and accuracy. Answered: photos whose confidence reaches the threshold."
-    )
-    drawn = [
-        charts.svg(p) for head, own in _reliabilities(run) for p in charts.confidence(head, own)
-    ]
-    keys = (
-        "head num fitted.temperature fitted.threshold ece_before ece_after coverage accuracy "
-        "conformal_coverage conformal_mean_size"
-    )
-    rows = [own for own in read.entries(run.final, "calibration").values() if isinstance(own, dict)]
-    return Section("Confidence", [words, Strip(drawn), table(rows, keys)])
 
 
 def _settings(run: read.Run) -> Section:
@@ -159,7 +134,7 @@ def _settings(run: read.Run) -> Section:
         for name, value in run.settings.items()
         if name in defaults and value != defaults[name]
     ]
-    lines = "\n".join(map(visible, run.settings_text.splitlines()))
+    lines = "\n".join(map(html.visible, run.settings_text.splitlines()))
     whole = Markup("<pre>{}</pre>").format(lines) if lines else Markup()
     words = f"What differs from the constants of {run.script} as they stand now, then all of them."
     return Section("Settings", [words, table(rows), whole])

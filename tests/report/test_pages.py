@@ -44,7 +44,7 @@ def test_a_run_of_stage_2_shows_its_numbers(tmp_path):
     assert row_of(found, "breed", "Tabby") == ["breed", "Tabby", "Siamese", "1", "25.0"]
     assert row_of(found, "SEED") == ["SEED", "7", "42"]  # 64 is the default of BATCH_SIZE
     assert not [row for row in found.rows if row[0] == "BATCH_SIZE"]
-    assert row_of(found, "2", "3")[2:6] == ["1.25", "1.5", "0.625", "0.0001"]
+    assert row_of(found, "2", "3")[2:6] == ["1.25", "1.5", "62.5", "0.0001"]
     assert row_of(found, "cat")[1] == "a.png: <b>cut</b>"
     assert "2 steps were skipped" in text and "200 images/s" in text
     assert page.index("65.4") < page.index("<svg") < page.index("<details>")
@@ -95,7 +95,7 @@ def test_an_evaluation_shows_its_numbers(tmp_path):
     assert "breed 57.6 % 95 %: 50.0 - 65.0 majority baseline 23.2 % 110 photos" in text
     cells = ["breed", "100", "61.6", "56.6 - 66.6", "23.2", "41.4", "57.6", "73.7"]
     assert row_of(found, "breed", "100", "61.6")[:8] == cells
-    assert row_of(found, "breed", "train (seen)")[2:5] == ["100", "50", "61.6"]
+    assert row_of(found, "breed", "train (seen in training)")[2:5] == ["100", "50", "61.6"]
     assert row_of(found, "breed", "all")[2:6] == ["100", "0.6789", "48.5", "92.9"]
     assert row_of(found, "breed", "cat", "Tabby")[3:] == ["Siamese", "17", "46.5"]
     assert row_of(found, "breed", "2")[2:] == ["30", "65.0", "84.8"]
