@@ -107,7 +107,10 @@ def _probe_metric(own: dict[str, Any]) -> Metric:
 
 def _probe_chart(head: str, probed: list[dict[str, Any]]) -> Any:
     own = [row for row in probed if row["head"] == head]
-    marks = [(str(p.get("name", "")), p.get("change"), p.get("interval_95"), None) for p in own]
+    marks = [
+        (f"{p.get('group')}: {p.get('name')}", p.get("change"), p.get("interval_95"), None)
+        for p in own
+    ]
     return charts.intervals(head, marks, "change of accuracy, points")
 
 
