@@ -30,9 +30,9 @@ from petface.errors import UserError, optional_room, run_script
 from petface.models import checkpoints
 from petface.models.architecture import Architecture, build_classifier
 from petface.models.backbones import BackboneName
+from petface.models.familiarity import make_guard
 from petface.models.first_weights import initialise_body
 from petface.models.network import Network
-from petface.models.strangers import make_guard
 from petface.settings import (
     Fraction,
     NonNegative,
@@ -355,14 +355,7 @@ def finish(
         return 0
     stop.leave_at_once()
     fitted, measured = calibrate_heads(val.answers, test.answers, s.WANTED_ACCURACY)
-    guard, guard_figures = make_guard(
-        job.network,
-        job.source,
-        parts,
-        batch_size=s.BATCH_SIZE,
-        num_workers=job.num_workers,
-        seed=s.SEED,
-    )
+    guard, guard_figures = make_guard(job.network, job.source, parts, num_workers=job.num_workers)
     checkpoints.save(run.best, {**best, "calibration": fitted, "guard": guard})
     confusion = test.confusions["species"]
     counts = [np.bincount(parts[name].labels["species"], minlength=len(classes)) for name in SPLITS]

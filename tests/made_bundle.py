@@ -15,7 +15,7 @@ from petface.data.images import Preprocessing
 from petface.export.bundle import write_bundle
 from petface.export.model import Wishes
 from petface.models import checkpoints
-from petface.models.guard import fit_guard
+from petface.models.familiarity import fit_guard
 from tests import reference_networks as reference
 from tests.conftest import Tree
 
@@ -46,7 +46,7 @@ def write_checkpoints(folder: Path) -> tuple[Path, Path]:
             "class_to_index": {name: number for number, name in enumerate(SPECIES)},
             "preprocessing": RULE.to_dict(),
             "calibration": {"species": CALIBRATION},
-            "guard": fitted.to_dict(),
+            "guard": vars(fitted),
         },
     )
     checkpoints.save(

@@ -27,7 +27,7 @@ from petface.data.loading import OK, FileImages, even_slices, read_ahead
 from petface.data.splits import SPLITS
 from petface.errors import UserError
 from petface.evaluation.details import Evaluation, class_numbers
-from petface.models.multi_body import forward_with_maps
+from petface.models.architecture import forward_with_maps
 from petface.models.network import Network
 from petface.taxonomy import UNKNOWN
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from petface.data.images import Preprocessing
 from petface.inference.onnx_models import GUARD_SCORE
-from petface.models import backbones, multi_body
-from petface.models.guard import Guard
+from petface.models import architecture, backbones
+from petface.models.familiarity import Guard
 
 OPSET = 18  # the first with antialiased Resize
 PIXELS, IMAGE, MEANS = "pixels", "image", "stage_means"
@@ -142,7 +142,7 @@ class _Network(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         if self.with_means:
-            logits, maps = multi_body.forward_with_maps(self.model, image)
+            logits, maps = architecture.forward_with_maps(self.model, image)
             return logits, backbones.stage_means(maps)
         out = self.model(image)
         return (out,) if isinstance(out, Tensor) else tuple(out)

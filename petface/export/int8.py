@@ -14,7 +14,7 @@ from petface.export.assembly import Assembly
 from petface.export.quantise import quantise
 from petface.export.sources import Photos, Source
 from petface.inference.onnx_models import OnnxNetwork
-from petface.models import guard
+from petface.models import familiarity as guard
 
 _NUM_RATE, _ROUNDS = 32, 3  # photos a turn, turns
 

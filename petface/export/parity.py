@@ -13,7 +13,7 @@ from torch import Tensor
 
 from petface.data import images
 from petface.data.images import Preprocessing
-from petface.models.guard import Guard
+from petface.models.familiarity import Guard
 from petface.models.network import Answerer, Network, Outputs
 
 _AT_ONCE = 32  # photos

@@ -20,7 +20,7 @@ from petface.data.pack import image_source
 from petface.data.sample import sample_places
 from petface.files import sha256_of_file
 from petface.models import checkpoints
-from petface.models.guard import Guard
+from petface.models.familiarity import Guard
 from petface.taxonomy import UNKNOWN
 
 _AT_ONCE = 32  # photos

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from petface.data import images
 from petface.data.images import ImageSource, to_float
 from petface.errors import UserError
+from petface.models.architecture import bodies_of
 from petface.models.backbones import STAGE_NAMES, stage_end
-from petface.models.multi_body import bodies_of
 from petface.models.network import Network
 
 Map = npt.NDArray[np.float32]

@@ -16,7 +16,7 @@ from petface.inference import onnx_models as exported
 from petface.inference.views import AveragedViews, Views
 from petface.models import checkpoints
 from petface.models.checkpoints import CheckpointError, HeadCalibration
-from petface.models.guard import Guard
+from petface.models.familiarity import Guard
 from petface.models.network import Answerer, Network
 from petface.training import runs
 

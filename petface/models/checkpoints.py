@@ -23,7 +23,7 @@ from petface.data.images import Preprocessing
 from petface.errors import UserError
 from petface.models import layouts, multi_head
 from petface.models.architecture import Architecture, build_classifier
-from petface.models.guard import Guard
+from petface.models.familiarity import Guard
 
 FORMAT = 1
 

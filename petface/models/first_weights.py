@@ -9,8 +9,8 @@ from torch import nn
 
 from petface.errors import SettingsError
 from petface.models import backbones, checkpoints
+from petface.models.architecture import bodies_of, states_of_bodies
 from petface.models.checkpoints import CheckpointError
-from petface.models.multi_body import bodies_of, states_of_bodies
 
 
 def initialise_body(

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from petface.models import multi_body
 from petface.models.architecture import (
     HEAD_PREFIXES,
     PLAIN,
     Architecture,
     build_body,
     build_head,
+    stage_of,
 )
 
 
@@ -63,7 +63,7 @@ def unfreeze(model: Any, stages: tuple[str, ...]) -> list[nn.Parameter]:
         name = name.removeprefix("body.")
         stage = "heads"
         if not name.startswith(HEAD_PREFIXES):
-            stage = multi_body.stage_of(model.architecture.backbone, name)
+            stage = stage_of(model.architecture.backbone, name)
         parameter.requires_grad_(stage == "heads" or stage in stages or "all" in stages)
         if parameter.requires_grad:
             trainable.append(parameter)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from petface.data import images
 from petface.data.images import ImageSource, Preprocessing, normalise, to_float
 from petface.devices import Precision, choose_device, choose_precision
 from petface.errors import UserError
-from petface.models import backbones, multi_body
-from petface.models.folding import fold_batchnorm
+from petface.models import architecture, backbones
 
 NOT_FINITE = "the network's answer is not finite; check the checkpoint"
 _CPU_PIXELS = 8 * 224 * 224  # at once: what passes between layers stays in the cache
@@ -22,7 +22,7 @@ Outputs = tuple[Tensor, ...]  # one (B, K) tensor of logits per head
 
 
 class NonFiniteError(UserError):
-    """A network answered with NaN or infinity: there is no class to name."""
+    """A network predicted NaN or infinity: there is no class to name."""
 
 
 class Answerer(Protocol):
@@ -30,11 +30,11 @@ class Answerer(Protocol):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Say how images must be prepared."""
+        """How images must be prepared."""
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """Give what the logits of each head are divided by; empty = all 1."""
+        """What the logits of each head are divided by; empty = all 1."""
 
     def answer_pixels(self, pixels: Tensor) -> Outputs:
         """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
@@ -103,7 +103,7 @@ class Network:
         return f"{self.device} in {self.precision}"
 
     def grad_scaler(self) -> torch.amp.GradScaler:
-        """Give the gradient scaler that the precision needs; one that does nothing for most."""
+        """Return the gradient scaler that the precision needs; for most it does nothing."""
         return self.precision.grad_scaler(self.device)
 
     def __call__(self, x: Tensor) -> Outputs:
@@ -123,10 +123,10 @@ class Network:
         """
 
         @torch.inference_mode()
-        def ask(piece: Tensor) -> Outputs:
+        def predict(piece: Tensor) -> Outputs:
             return tuple(head.float() for head in self(to_float(piece)))
 
-        return self._in_pieces(batch, ask)
+        return self._in_pieces(batch, predict)
 
     def answer_pixels(self, pixels: Tensor) -> Outputs:
         """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU; as `logits`."""
@@ -138,23 +138,21 @@ class Network:
         """
 
         @torch.inference_mode()
-        def ask(piece: Tensor) -> Outputs:
+        def predict(piece: Tensor) -> Outputs:
             x = normalise(to_float(piece), self.preprocessing.mean, self.preprocessing.std)
             with self.precision.autocast(self.device):
-                logits, maps = multi_body.forward_with_maps(self.model, x)
+                logits, maps = architecture.forward_with_maps(self.model, x)
             return logits.float(), backbones.stage_means(maps)
 
-        logits, means = self._in_pieces(pixels.permute(0, 3, 1, 2), ask)
+        logits, means = self._in_pieces(pixels.permute(0, 3, 1, 2), predict)
         return (logits.cpu(),), means.cpu()
 
-    def _in_pieces(self, batch: Tensor, ask: Callable[[Tensor], Outputs]) -> Outputs:
-        """Call `ask` with as many of (B, 3, H, W) as the device takes at once; join what it
-        gives.
-        """
+    def _in_pieces(self, batch: Tensor, predict: Callable[[Tensor], Outputs]) -> Outputs:
+        """Call `predict` with as many of (B, 3, H, W) as the device takes; join the results."""
         most = max(1, min(len(batch), self.max_rows or len(batch)))
         pieces = batch.tensor_split(max(1, -(-len(batch) // most)))
         try:
-            parts = [ask(piece.to(self.device)) for piece in pieces]
+            parts = [predict(piece.to(self.device)) for piece in pieces]
         except torch.OutOfMemoryError:
             if most == 1:
                 raise
@@ -163,14 +161,14 @@ class Network:
             return tuple(torch.cat(output) for output in zip(*parts, strict=True))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return self._in_pieces(batch, ask)
+        return self._in_pieces(batch, predict)
 
     def probabilities(self, outputs: Outputs) -> Outputs:
-        """Give what `tempered` gives at the network's temperatures."""
+        """Return what `tempered` returns at the network's temperatures."""
         return tempered(outputs, self.temperatures)
 
     def answer(self, image: ImageSource) -> Outputs:
-        """Decode one image and give (K,) probabilities per head; raises `NonFiniteError`."""
+        """Decode one image and return (K,) probabilities per head; may raise `NonFiniteError`."""
         rule = self.preprocessing
         pixels = images.resize(images.decode(image), rule.size_px, rule.resize)
         heads = self.probabilities(self.answer_pixels(torch.from_numpy(pixels)[None]))
@@ -180,7 +178,7 @@ class Network:
 
 
 def tempered(outputs: Outputs, temperatures: tuple[float, ...]) -> Outputs:
-    """Give softmax(logits / temperature) per head; NaN where a photo's logits are not finite.
+    """Return softmax(logits / temperature) per head; NaN where a photo's logits are not finite.
 
     No temperature at all means 1 for every head.
     """
@@ -193,3 +191,36 @@ def tempered(outputs: Outputs, temperatures: tuple[float, ...]) -> Outputs:
 
 def _as_float(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.float() for x in inputs)
+
+
+def fold_batchnorm(model: nn.Module) -> int:
+    """Fold each BatchNorm that follows a convolution into it, in place; return how many are left.
+
+    For a model in evaluation mode that is never trained again: convolutions get a bias, an identity
+    takes the place of the BatchNorm, all names stay. A model that cannot be traced is left alone.
+    """
+    assert not model.training, "statistics still move: folding would freeze them"
+    try:
+        graph = fx.Tracer().trace(model)
+    except fx.proxy.TraceError:
+        return _num_batchnorms(model)
+    modules = dict(model.named_modules())
+    for node in graph.nodes:
+        norm = modules.get(node.target) if node.op == "call_module" else None
+        if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
+            continue
+        before = node.args[0]
+        conv = modules.get(before.target) if before.op == "call_module" else None
+        if isinstance(conv, nn.Conv2d) and len(before.users) == 1:
+            _put(model, before.target, fuse_conv_bn_eval(conv, norm))
+            _put(model, node.target, nn.Identity())
+    return _num_batchnorms(model)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
+
+
+def _num_batchnorms(model: nn.Module) -> int:
+    return sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())

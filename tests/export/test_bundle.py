@@ -27,8 +27,8 @@ from petface.export.quantise import quantise
 from petface.export.sources import Source, cut_photos, read_photos, read_source
 from petface.inference import onnx_models as exported
 from petface.inference.onnx_models import session_of
-from petface.models.folding import fold_batchnorm
-from petface.models.guard import FALSE_ALARM_FRAC, threshold_at
+from petface.models.familiarity import FALSE_ALARM_FRAC, threshold_at
+from petface.models.network import fold_batchnorm
 from tests.made_bundle import RULE, dataset_of, made_bundle
 
 QUICK_INT8 = Wishes(precision="int8", max_float_layers=0, num_calibration=24, num_parity=24)

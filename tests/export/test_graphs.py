@@ -15,10 +15,9 @@ from petface.data import images
 from petface.data.images import Preprocessing
 from petface.export import graphs
 from petface.models import backbones
-from petface.models.architecture import PLAIN, Architecture, build_classifier
-from petface.models.folding import fold_batchnorm
-from petface.models.guard import fit_guard
-from petface.models.multi_body import forward_with_maps
+from petface.models.architecture import PLAIN, Architecture, build_classifier, forward_with_maps
+from petface.models.familiarity import fit_guard
+from petface.models.network import fold_batchnorm
 from tests import reference_networks as reference
 
 SIZES = [

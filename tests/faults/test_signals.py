@@ -38,7 +38,8 @@ def test_passes_that_measure_are_left_too_and_the_run_equals_the_straight_one(
     assert done.code == 143 and "stopped in the last passes" in done.out
     assert loads(folder / "last.pt") == (3, 0) and not (folder / "final.json").exists()
 
-    guard = {"module": "petface.models.strangers", "function": "evenly"}  # photos for it are chosen
+    # photos for the guard are chosen
+    guard = {"module": "petface.models.familiarity", "function": "sample_evenly"}
     done = stage1(scripts.SignalAtStep(2, signal.SIGINT, **guard))
     assert done.code == 130 and "the same command resumes there" in done.err
     assert "Traceback" not in done.err and not (folder / "final.json").exists()

@@ -20,7 +20,7 @@ from petface.errors import UserError
 from petface.inference.stages import lay_out
 from petface.inference.two_stage import readable
 from petface.models import checkpoints
-from petface.models.guard import fit_guard
+from petface.models.familiarity import fit_guard
 from tests import reference_networks as reference
 
 MEAN, STD, SIZE_PX = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 32
@@ -238,7 +238,7 @@ def test_what_looks_like_no_training_photo_is_said(folder: Path, tmp_path: Path)
     _, means = plain.network.logits_and_means(torch.from_numpy(rows))
     guard = fit_guard(means[:20], torch.zeros(20, dtype=torch.int64), means[20:])
     assert guard is not None
-    checkpoints.save(tmp_path / "best.pt", {**content, "guard": guard.to_dict()})
+    checkpoints.save(tmp_path / "best.pt", {**content, "guard": vars(guard)})
     engine = TwoStageInference(tmp_path / "best.pt", folder, "cpu")
     known = [engine.infer(photo.astype(np.uint8)) for photo in photos[20:]]
     assert sum(answer["species"]["is_pet"] is False for answer in known) == 0  # the rank is 1

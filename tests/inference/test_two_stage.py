@@ -16,7 +16,7 @@ from petface.errors import UserError
 from petface.inference.stages import Photo, Stage1Model, Stage2Model
 from petface.inference.two_stage import TwoStageInference, refusal
 from petface.models import checkpoints
-from petface.models.guard import fit_guard
+from petface.models.familiarity import fit_guard
 from tests import reference_networks as reference
 
 SPECIES = ("cat", "chinchilla", "yak")
@@ -187,7 +187,7 @@ def test_what_looks_familiar_is_said_for_each_photo_and_by_half_of_an_animals_ph
     content = torch.load(folder / "best.pt", weights_only=True)
     scores = guard.score(means)
     middle = float(scores.sort().values[6])  # six of the twelve lie below it
-    table = {**guard.to_dict(), "threshold": middle}
+    table = {**vars(guard), "threshold": middle}
     checkpoints.save(folder / "guarded.pt", {**content, "guard": table})
     engine = TwoStageInference(folder / "guarded.pt", folder, "cpu")
     answers = engine.answer([Photo(p) for p in pictures])

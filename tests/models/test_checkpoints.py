@@ -14,7 +14,7 @@ from petface.data.images import Preprocessing
 from petface.models import checkpoints, multi_head
 from petface.models.architecture import Architecture, build_classifier
 from petface.models.checkpoints import CheckpointError
-from petface.models.guard import fit_guard
+from petface.models.familiarity import fit_guard
 from tests import reference_networks as reference
 
 # All of chinchilla's heads, a zero-class one among them; the names of each class, in index order.
@@ -220,7 +220,7 @@ def test_the_guard_of_stage1_comes_back_and_old_checkpoints_have_none(file: Path
     assert checkpoints.read_stage1(file).guard is None
     checkpoints.save(file, {**content, "guard": None})  # a run with too few photos
     assert checkpoints.read_stage1(file).guard is None
-    checkpoints.save(file, {**content, "guard": guard.to_dict()})
+    checkpoints.save(file, {**content, "guard": vars(guard)})
     found = checkpoints.read_stage1(file)
     assert found.guard is not None and found.architecture == Architecture("resnet18")
     assert torch.equal(found.guard.score(rows), guard.score(rows))

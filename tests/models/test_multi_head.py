@@ -31,7 +31,9 @@ def test_logits_are_those_of_a_plain_resnet_with_linear_heads(model) -> None:
         torch.testing.assert_close(output, expected)
 
 
-def test_a_specialist_needs_a_class() -> None:
+def test_a_head_has_its_one_class_and_a_specialist_at_least_one_head() -> None:
+    one = multi_head.GenericMultiHeadResNet18({"gender": 1, "breed": 0})
+    assert one.head_sizes == {"gender": 1} and one.heads["gender"].weight.shape == (1, 512)
     with pytest.raises(AssertionError):
         multi_head.GenericMultiHeadResNet18({"gender": 0})
 
@@ -54,15 +56,7 @@ def test_unfreeze(model, stages: tuple[str, ...], prefixes: tuple[str, ...]) -> 
     ]
 
 
-def test_stage_names_mean_the_same_in_mobilenet() -> None:
-    with torch.device("meta"):
-        model = multi_head.GenericMultiHeadResNet18({"gender": 2}, Architecture("mobilenet_v2"))
-    multi_head.unfreeze(model, ("layer4",))
-    names = {n for n, p in model.named_parameters() if p.requires_grad and n.startswith("body.")}
-    assert {int(name.split(".")[2]) for name in names} == set(range(14, 19))
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_stages_are_thawed_in_every_body_with_their_attention(name: str) -> None:
     with torch.device("meta"):
         wide = Architecture(name, attention="se", hidden=7, dropout=0.5, bodies=3)
