@@ -44,8 +44,8 @@ class Guard:
         means, directions = self.class_means.double(), self.directions.double()
         along, means_along = z @ directions.T, means @ directions.T
         spread = self.variances.double().sqrt()
-        kept = torch.cdist(along / spread, means_along / spread).square()
-        rest = torch.cdist(z, means).square() - torch.cdist(along, means_along).square()
+        kept = _squared_distances(along / spread, means_along / spread)
+        rest = _squared_distances(z, means) - _squared_distances(along, means_along)
         return -(kept + rest / self.rest_variance).min(dim=1).values
 
     def knows(self, features: Tensor) -> Tensor:
@@ -71,6 +71,10 @@ class Guard:
         if not is_finite or not is_spread:
             raise ValueError("has values that are not finite, or spreads that are not above 0")
         return guard
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    return a.square().sum(1, keepdim=True) - 2 * a @ b.T + b.square().sum(1)
 
 
 def fit_guard(features: Tensor, labels: Tensor, val_features: Tensor) -> Guard | None:

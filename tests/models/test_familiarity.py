@@ -137,7 +137,7 @@ def test_a_table_comes_back_and_one_that_makes_no_sense_is_refused(
 
 
 def test_a_guard_is_fitted_and_measured(tree) -> None:
-    """On a network of two bodies that was trained in bf16: the guard sees what single photos see."""
+    """Of two bodies that were trained in bf16: the guard sees what it sees of single photos."""
     architecture = Architecture("mobilenet_v3_small", attention="se", hidden=5, bodies=2)
     dataset, rule = load_dataset(tree.images, tree.annotations), Preprocessing(32)
     torch.manual_seed(0)
