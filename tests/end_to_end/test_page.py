@@ -1,20 +1,18 @@
-"""The page in a real browser: with canned answers, then with `python -m tools.serve`."""
+"""The page in a real browser: around an engine with canned answers, then around networks."""
 
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
 
-from tests import scripts
+from petface.serving.requests import Limits
 from tests.conftest import EMPTY
-from tests.serving_page import stub
+from tests.serving.made_server import RULE, FakeEngine, running
+from tests.tools.test_serve import served
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -45,10 +43,45 @@ def browser():
         started.close()
 
 
+SCRIPT = "<script>window.wasRun = true</script><img src=x onerror='window.wasRun = true'>"
+RTL = "قط \u202e سيامي"
+POISON = 250
+
+
+def entry(*topk, sure=True, **more):
+    return {"label": topk[0][0], "topk": topk, "sure": sure, "answer": "", **more}
+
+
+CAT = entry(("cat", 0.984), ("dog", 0.012), ("rabbit", 0.004), ("pig", 0.0001), is_pet=True)
+SIAMESE = {"breed": entry(("Siamese", 0.71), ("Sphynx", 0.29))}
+GENDER = {"gender": entry(("female", 0.55), ("male", 0.45), sure=False)}
+# What is answered to the photo of a kind: status, species, attributes.
+ANSWERS = {
+    "cat": ("ok", CAT, {**SIAMESE, **GENDER}),
+    "stranger": ("ok", entry(("cat", 0.5), ("dog", 0.5), sure=False, is_pet=False), SIAMESE),
+    "dog": ("no_specialist", entry(("dog", 1.0), sure=None, is_pet=None), {}),
+    "script": ("ok", CAT, {"breed": entry((SCRIPT, 0.6), (RTL, 0.4), may_be=[SCRIPT, RTL])}),
+    "long": ("ok", CAT, {"breed": entry(("Donaudampfschifffahrtsgesellschaft" * 3, 0.9))}),
+    "nan": ("non_finite", CAT, {}),
+}
+
+
+class Canned(FakeEngine):
+    """Answers by the colour of a photo, which stands for its kind."""
+
+    def _answer(self, photo, topk):  # noqa: ARG002
+        number = int(photo.at(RULE)[0, 0, 0])
+        if number == POISON:
+            raise RuntimeError("poison")
+        status, species, attributes = list(ANSWERS.values())[number]
+        found = {"image": None, "status": status, "species": species, "attributes": attributes}
+        return found | ({"message": "NaN in breed"} if status == "non_finite" else {})
+
+
 @pytest.fixture
 def server():
-    with stub.running() as running:
-        yield running
+    with running(Limits(max_body_mb=1), Canned()) as started:
+        yield started
 
 
 @pytest.fixture
@@ -69,6 +102,7 @@ def visit(browser):
         page.on("pageerror", lambda error: said.append(f"error: {error}"))
         page.on("request", lambda request: asked.append(request.url))
         visits.append((context, url, failures, said, asked))
+        page.urls = asked
         page.goto(url)
         return page
 
@@ -83,14 +117,20 @@ def visit(browser):
         assert {urlsplit(name).netloc for name in asked if name.startswith("http")} == {own}
 
 
-def photo(name="cat.png", colour=(90, 120, 60), size=(60, 40)):
-    """A small picture as a file that is chosen."""
+def photo(name="cat.png", size=(60, 40)):
+    """A small picture as a file that is chosen; its kind is how its name begins."""
+    kinds = [number for number, kind in enumerate(ANSWERS) if name.startswith(kind)]
     content = io.BytesIO()
-    Image.new("RGB", size, colour).save(content, "PNG")
+    Image.new("RGB", size, (kinds[0] if kinds else POISON, 120, 60)).save(content, "PNG")
     return {"name": name, "mimeType": "image/png", "buffer": content.getvalue()}
 
 
 BROKEN = {"name": "broken.jpg", "mimeType": "image/jpeg", "buffer": b"no picture"}
+TOO_LARGE = {**BROKEN, "name": "toolarge.jpg", "buffer": bytes(1_200_000)}
+
+
+def num_requests(page, path):
+    return sum(urlsplit(url).path == path for url in page.urls)
 
 
 def choose(page, *files):
@@ -135,7 +175,7 @@ def test_one_photo_gets_species_attributes_and_doubts(visit, server):
     expect(breed.locator(".answer")).to_have_text("Siamese")
     expect(gender.locator(".answer")).to_have_text("unsure best guess: female")
     expect(page.get_by_role("log")).to_contain_text("Gender: unsure, best guess female")
-    assert (server.seen["/predict"], server.queries) == (1, [{"topk": "5"}])
+    assert [url for url in page.urls if "predict" in url] == [f"{server.url}predict?topk=5"]
 
 
 def test_what_is_said_where_less_than_usual_is_known(visit, server):
@@ -155,16 +195,18 @@ def test_what_is_said_where_less_than_usual_is_known(visit, server):
 
 def test_several_photos_with_broken_ones_between(visit, server):
     page = visit(server.url, failures=[400, 413, 500])
-    choose(page, photo("cat.png"), BROKEN, photo("dog.png"), photo("toolarge.png"), photo("fails"))
+    choose(page, photo("cat.png"), BROKEN, photo("dog.png"), TOO_LARGE, photo("fails"))
     expect(card(page, "broken.jpg")).to_contain_text("This file is not a picture I can read")
-    expect(card(page, "broken.jpg")).to_contain_text("The server said: cannot identify image")
+    expect(card(page, "broken.jpg")).to_contain_text(
+        "The server said: image of 10 bytes: not a PNG"
+    )
     expect(card(page, "broken.jpg")).to_contain_text("no preview")
     expect(card(page, "broken.jpg").get_by_role("button")).to_have_count(1)  # only: remove
-    expect(card(page, "toolarge.png")).to_contain_text("larger than this server takes")
+    expect(card(page, "toolarge.jpg")).to_contain_text("larger than this server takes")
     expect(card(page, "fails").get_by_role("button", name="Try again")).to_be_visible()
     expect(card(page, "dog.png").locator(".answer")).to_have_text("dog")
     progress(page, "2 of 5 photos answered")
-    assert server.seen["/predict"] == 5
+    assert num_requests(page, "/predict") == 5
 
 
 def test_several_photos_of_one_animal_are_fused(visit, server):
@@ -181,7 +223,7 @@ def test_several_photos_of_one_animal_are_fused(visit, server):
     expect(guess).to_be_hidden()
     card(page, "cat.png").get_by_text("Breed, Gender").click()
     expect(guess).to_be_visible()
-    assert (server.seen["/predict_animal"], server.seen["/predict"]) == (1, 0)
+    assert (num_requests(page, "/predict_animal"), num_requests(page, "/predict")) == (1, 0)
 
     page.get_by_label("Each photo is its own animal").check()  # their answers are there already
     expect(together).to_be_hidden()
@@ -191,7 +233,7 @@ def test_several_photos_of_one_animal_are_fused(visit, server):
     expect(together).to_contain_text("from 3 of 4 photos")
     page.get_by_role("button", name="Remove broken.jpg").click()
     expect(together).to_contain_text("from 3 photos")
-    assert server.seen["/predict"] == 0
+    assert num_requests(page, "/predict") == 0
 
 
 def test_one_animal_of_broken_photos_only(visit, server):
@@ -209,8 +251,8 @@ def test_labels_are_text_whatever_stands_in_them(visit, server):
     choose(page, photo(odd), photo("long" + "g" * 150 + ".png"))
     progress(page, "2 of 2 photos answered")
     found = card(page, odd)
-    expect(found.locator(".attributes .answer bdi")).to_have_text(stub.SCRIPT)
-    expect(found.locator(".may-be bdi").nth(1)).to_have_text(stub.RTL)
+    expect(found.locator(".attributes .answer bdi")).to_have_text(SCRIPT)
+    expect(found.locator(".may-be bdi").nth(1)).to_have_text(RTL)
     assert page.evaluate("() => window.wasRun") is None
     assert page.locator("article script, article b, article img[src=x]").count() == 0
     assert_fits(page)
@@ -221,45 +263,44 @@ def test_labels_are_text_whatever_stands_in_them(visit, server):
 
 def test_a_busy_server_is_tried_again_and_not_for_ever(visit, server):
     page = visit(server.url, failures=[503])
-    server.num_busy = 2
+    busy = [None] * 2  # so many requests are refused
+    answer = {"status": 503, "headers": {"Retry-After": "1"}, "json": {"status": "busy"}}
+    page.route("**/predict?*", lambda route: route.fulfill(**answer) if busy else route.continue_())
+    page.on("response", lambda reply: reply.status == 503 and busy.pop())
     choose(page, photo())
     expect(page.get_by_text("The server is busy: trying again in 1 s.")).to_be_visible()
     progress(page, "1 of 1 photo answered")
-    assert server.seen["/predict"] == 3
-
-    server.num_busy = 99
+    busy += [None] * 5
     choose(page, photo("cat2.png"))
     expect(card(page, "cat2.png")).to_contain_text("It was tried several times.")
-    assert server.seen["/predict"] == 3 + 5
-    server.num_busy = 0
+    assert num_requests(page, "/predict") == 3 + 5
     card(page, "cat2.png").get_by_role("button", name="Try again").click()
     progress(page, "2 of 2 photos answered")
 
 
 def test_a_few_at_once_and_cleared(visit, server):
     page = visit(server.url)
-    server.hold.clear()
+    server.engine.gate.clear()
     choose(page, *(photo(f"cat{number}.png") for number in range(8)))
     expect(page.get_by_text("Looking")).to_have_count(3)
     expect(page.get_by_text("Waiting for its turn")).to_have_count(5)
     expect(page.get_by_role("progressbar")).to_be_visible()
     page.get_by_role("button", name="Clear all").click()
-    server.hold.set()
+    server.engine.gate.set()
     expect(page.get_by_role("article")).to_have_count(0)
     expect(page.get_by_label("Choose photos")).to_be_focused()
     choose(page, photo("cat8.png"))
     progress(page, "1 of 1 photo answered")
-    assert server.seen["/predict"] == 3 + 1
+    assert num_requests(page, "/predict") == 3 + 1
     page.get_by_role("button", name="Clear all").click()
     seen = page.evaluate("() => ({...window.seen, stored: localStorage.length})")
     assert (seen["made"], seen["stored"]) == (seen["revoked"], 0)
 
 
-def test_a_server_that_is_gone(visit, server):
-    page = visit(server.url, failures=["ERR_"])
-    expect(page.locator("#facts")).to_contain_text("cat, dog, rabbit")
-    server.shutdown()
-    server.server_close()
+def test_a_server_that_is_gone(visit):
+    with running(Limits(), Canned()) as server:
+        page = visit(server.url, failures=["ERR_"])
+        expect(page.locator("#facts")).to_contain_text("red, green, blue")
     choose(page, photo())
     expect(card(page, "cat.png")).to_contain_text("The server cannot be reached")
     expect(card(page, "cat.png")).not_to_contain_text("The server said")
@@ -277,26 +318,27 @@ def test_why_this_answer(visit, server):
     assert box["height"] / box["width"] == pytest.approx(60 / 40, rel=0.02)  # the photo's shape
     expect(button).to_have_attribute("aria-pressed", "true")
     expect(found.get_by_alt_text("Photo cat.png")).to_be_hidden()
-    assert server.queries[-1] == {"species": "cat", "head": "breed", "label": "Siamese"}
+    assert page.urls[-2].endswith("/explain?species=cat&head=breed&label=Siamese")
     found.get_by_role("button", name="Why this answer? Species, cat").click()
     expect(found.get_by_alt_text("Places of the photo that raised cat")).to_be_visible()
     expect(button).to_have_attribute("aria-pressed", "false")
     button.click()
     button.click()
     expect(found.get_by_alt_text("Photo cat.png")).to_be_visible()
-    assert server.seen["/explain"] == 2  # the third look was kept
+    assert num_requests(page, "/explain") == 2  # the third look was kept
     page.get_by_role("button", name="Remove cat.png").click()
     seen = page.evaluate("() => window.seen")
     assert (seen["made"], seen["revoked"]) == (3, 3)
 
 
-@pytest.mark.parametrize("model_card", [{**stub.CARD, "can_explain": False}, {}])
-def test_networks_that_cannot_be_explained_and_a_card_of_nothing(visit, server, model_card):
-    server.card = model_card
-    page = visit(server.url)
-    choose(page, photo())
-    progress(page, "1 of 1 photo answered")
-    expect(page.get_by_role("button", name="Why this answer?")).to_have_count(0)
+def test_networks_that_cannot_be_explained(visit):
+    engine = Canned()
+    engine.can_explain = False
+    with running(Limits(), engine) as server:
+        page = visit(server.url)
+        choose(page, photo())
+        progress(page, "1 of 1 photo answered")
+        expect(page.get_by_role("button", name="Why this answer?")).to_have_count(0)
 
 
 # ---- Hands, eyes and machines ----
@@ -398,46 +440,26 @@ def test_dark_still_and_on_paper(visit, server):
     assert white == "rgb(255, 255, 255)"
 
 
-# ---- The real server ----
+# ---- Networks ----
 
 
-@pytest.fixture
-def real_server(stage1_run, stage2_run):
-    """`python -m tools.serve` with tiny networks, on a free port."""
-    flags = ["--stage1-checkpoint", stage1_run.folder / "best.pt",
-             "--stage2-folder", stage2_run.folder, "--port", 0, "--device", "cpu"]  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tools.serve", *map(str, flags)],
-        cwd=scripts.REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        lines = iter(process.stdout.readline, "")
-        ready = next((line for line in lines if line.startswith("ready: ")), None)
-        assert ready, "the server did not start"
-        yield ready.removeprefix("ready: ").strip() + "/"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def test_the_page_with_the_real_server(visit, real_server, tree):
-    page = visit(real_server, failures=[400])
-    photos = sorted((tree.images / "cat/000000").iterdir())
-    page.get_by_label("Choose photos").set_input_files([*photos, tree.images / EMPTY])
-    progress(page, f"{len(photos)} of {len(photos) + 1} photos answered")
-    expect(card(page, "00.png").first).to_contain_text("%")
-    card(page, "01.png").get_by_role("button", name="Why this answer? Species").click()
-    picture = card(page, "01.png").locator("img.why")
-    expect(picture).to_be_visible()
-    assert picture.evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 32
-    one_animal(page)
-    together = card(page, "All photos together")
-    expect(together).to_contain_text(f"from {len(photos)} of {len(photos) + 1} photos")
-    page.get_by_text("The networks behind the answers").click()
-    expect(page.locator("#facts")).to_contain_text("cat, chimp, dog, yak")
-    card_of_models = page.evaluate("() => fetch('model_card').then((answer) => answer.json())")
-    shown = page.locator("#facts code").first.inner_text()
-    assert card_of_models["stage1"]["sha256"][:12] in shown, json.dumps(card_of_models)[:500]
+def test_the_page_with_networks(visit, stage1_run, stage2_run, tree, tmp_path):
+    flags = "--stage1-checkpoint", stage1_run.folder / "best.pt"
+    with served(tmp_path, *flags, "--stage2-folder", stage2_run.folder) as server:
+        page = visit(server.url + "/", failures=[400])
+        photos = sorted((tree.images / "cat/000000").iterdir())
+        page.get_by_label("Choose photos").set_input_files([*photos, tree.images / EMPTY])
+        progress(page, f"{len(photos)} of {len(photos) + 1} photos answered")
+        expect(card(page, "00.png").first).to_contain_text("%")
+        card(page, "01.png").get_by_role("button", name="Why this answer? Species").click()
+        picture = card(page, "01.png").locator("img.why")
+        expect(picture).to_be_visible()
+        assert picture.evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 32
+        one_animal(page)
+        together = card(page, "All photos together")
+        expect(together).to_contain_text(f"from {len(photos)} of {len(photos) + 1} photos")
+        page.get_by_text("The networks behind the answers").click()
+        expect(page.locator("#facts")).to_contain_text("cat, chimp, dog, yak")
+        model_card = json.loads(server.get("/model_card"))
+        shown = page.locator("#facts code").first
+        expect(shown).to_contain_text(model_card["stage1"]["sha256"][:12])

@@ -66,17 +66,18 @@ class FakeEngine:
 
     def explain(self, image: Photo, *, species: Any, head: str, label: Any) -> bytes:
         del species, label
-        if head != "species":
+        if head not in ("species", "breed"):
             raise UserError(f"unknown head {head!r}; known: species")
         return png(image.at(RULE))
 
     def describe(self) -> dict[str, Any]:
+        network = {"sha256": "0123456789abcdef" * 4, "preprocessing": {"resize": "stretch"}}
         return {
             "engine": "fake",
             "precision": "fp32",
             "can_explain": self.can_explain,
-            "stage1": {"path": "fake.pt", "heads": {"species": list(CLASSES)}},
-            "specialists": {},
+            "stage1": {**network, "heads": {"species": list(CLASSES)}},
+            "specialists": {"cat": {**network, "heads": {"breed": ["Siamese", "Sphynx"]}}},
             "no_specialist": list(CLASSES),
         }
 
@@ -192,6 +193,10 @@ class Running:
 
     port: int
     engine: FakeEngine
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
 
     def client(self) -> Client:
         return Client(self.port)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from petface.serving.requests import Limits
+from petface.serving.server import bind
 from tests.serving.made_server import TYPE, form, photo, post, running, until
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -120,3 +123,12 @@ def test_connections_beyond_the_limit_are_refused_and_later_ones_are_not():
         for client in held:
             client.socket.close()
         until(lambda: server.get("/health").code == 200)
+
+
+def test_an_answer_does_not_wait_for_the_client_to_confirm_its_head():
+    with (
+        bind("127.0.0.1", 0) as taken,
+        socket.create_connection(taken.getsockname()),
+        taken.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -5,7 +5,6 @@ const HEADS = {
   color: "Colour", color1: "Colour 1", color2: "Colour 2",
 };
 const FORMATS = "PNG, JPEG, WEBP, GIF, BMP or TIFF";
-const SAVE_SMALLER = "Save it smaller, then choose it again.";
 
 export const headName = (head) => HEADS[head] ?? head;
 
@@ -34,7 +33,7 @@ export function inShort({ answer, problem }) {
 
 /** What went wrong, what to do, and whether trying again can help. */
 export function describeProblem({ code = 0, status = "" }) {
-  return PROBLEMS[status] ?? PROBLEMS[code] ?? (code >= 500 ? PROBLEMS.failed : PROBLEMS.odd);
+  return PROBLEMS[status] ?? (code >= 500 ? PROBLEMS.failed : PROBLEMS.odd);
 }
 
 const PROBLEMS = {
@@ -42,8 +41,10 @@ const PROBLEMS = {
     title: `This file is not a picture I can read (${FORMATS}).`,
     advice: "Open it in a picture program, save it as JPEG or PNG, then choose it again.",
   },
-  too_large: { title: "This picture is larger than this server takes.", advice: SAVE_SMALLER },
-  413: { title: "This file is larger than this server takes.", advice: SAVE_SMALLER },
+  too_large: {
+    title: "This picture is larger than this server takes.",
+    advice: "Save it smaller, then choose it again.",
+  },
   none_readable: {
     title: "None of these files is a picture I can read.",
     advice: `Choose photos of one of these kinds: ${FORMATS}.`,

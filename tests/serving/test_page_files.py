@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from tests.serving_page.stub import PAGE
+from petface.serving.app import PAGE
 
 FILES = {path.name: path.read_text(encoding="utf-8") for path in sorted(PAGE.iterdir())}
 # What runs text as HTML or code, what stores, and what the policy of the server forbids.
