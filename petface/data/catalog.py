@@ -54,72 +54,41 @@ class Catalog:
 
 
 class CatalogBuilder:
-    """Gather images in any order and in bounded memory, then `build` the ordered table."""
+    """Gather images in any order, then `build` the ordered table."""
 
     def __init__(self, root: str | bytes | Path) -> None:
         self._root = os.fsencode(os.path.abspath(root))
-        self._ids: dict[str, dict[str, int]] = {}  # class -> record -> number in order of arrival
-        self._num_records = 0
-        self._paths = bytearray()
-        self._offsets = array("q", [0])
-        self._records = array("i")  # one per image
-        self._record_seen_twice = False
+        self._paths: dict[tuple[str, str], list[bytes]] = {}  # (class, record) -> its images
 
     def add(self, class_name: str, record: str, relative_paths: Iterable[bytes]) -> None:
         """Add images of one record; a record without an image is not kept."""
-        relative_paths = sorted(relative_paths)
-        if not relative_paths:
-            return
-        records = self._ids.setdefault(class_name, {})
-        number = records.setdefault(record, self._num_records)
-        self._record_seen_twice |= number != self._num_records
-        self._num_records += number == self._num_records
-        for path in relative_paths:
-            self._paths += path
-            self._offsets.append(len(self._paths))
-            self._records.append(number)
+        if relative_paths := list(relative_paths):
+            self._paths.setdefault((class_name, record), []).extend(relative_paths)
 
     def build(self) -> Catalog:
         """Order everything by class, record and path, whatever the order of arrival."""
-        classes = tuple(sorted(self._ids))
+        records = sorted(self._paths)
+        classes = tuple(sorted({name for name, _ in records}))
         assert len(classes) <= np.iinfo(np.int16).max, "too many classes for int16"
-        names: list[str] = []
-        numbers = array("i")
-        record_class = array("h")
-        for class_number, name in enumerate(classes):
-            ordered = sorted(self._ids[name].items())
-            names.extend(record for record, _ in ordered)
-            numbers.extend(number for _, number in ordered)
-            record_class.extend([class_number] * len(ordered))
-        rank = np.empty(self._num_records, dtype=np.int32)
-        rank[np.asarray(numbers)] = np.arange(self._num_records, dtype=np.int32)
-        record_index = rank[np.asarray(self._records)]
-        if self._record_seen_twice or np.any(record_index[1:] < record_index[:-1]):
-            record_index = self._reorder(record_index)
+        number = {name: place for place, name in enumerate(classes)}
+        record_class = np.array([number[name] for name, _ in records], dtype=np.int16)
+        sizes = [len(self._paths[record]) for record in records]
+        record_index = np.repeat(np.arange(len(records), dtype=np.int32), sizes)
+        joined, offsets = bytearray(), array("q", [0])
+        for record in records:
+            for path in sorted(self._paths[record]):
+                joined += path
+                offsets.append(len(joined))
         return Catalog(
             root=self._root,
             classes=classes,
-            path_bytes=np.frombuffer(self._paths, dtype=np.uint8),
-            path_offsets=np.array(self._offsets, dtype=np.int64),
-            class_index=np.array(record_class, dtype=np.int16)[record_index],
+            path_bytes=np.frombuffer(joined, dtype=np.uint8),
+            path_offsets=np.array(offsets, dtype=np.int64),
+            class_index=record_class[record_index],
             record_index=record_index,
-            record_names=string_array(names),
-            record_class=np.array(record_class, dtype=np.int16),
+            record_names=string_array([record for _, record in records]),
+            record_class=record_class,
         )
-
-    def _reorder(self, record_index: np.ndarray) -> np.ndarray:
-        """Sort the stored paths by record, then by bytes; return each image's record, sorted."""
-        order = np.argsort(record_index, kind="stable")
-        record_index = record_index[order]
-        paths, offsets = bytearray(), array("q", [0])
-        limits = np.flatnonzero(np.diff(record_index)) + 1
-        for rows in np.split(order, limits):
-            spans = ((self._offsets[row], self._offsets[row + 1]) for row in rows.tolist())
-            for path in sorted(bytes(self._paths[start:end]) for start, end in spans):
-                paths += path
-                offsets.append(len(paths))
-        self._paths, self._offsets = paths, offsets
-        return record_index
 
 
 def listed_files(root: str | Path, names: Sequence[str]) -> Catalog:
