@@ -24,6 +24,7 @@ from tqdm import tqdm
 from petface.data.dataset import Dataset
 from petface.data.images import normalise, to_float
 from petface.data.loading import OK, FileImages, even_slices, read_ahead
+from petface.data.sample import shuffled_by_class
 from petface.data.splits import SPLITS
 from petface.errors import UserError
 from petface.evaluation.details import Evaluation, class_numbers
@@ -110,8 +111,7 @@ def features_of_photos(
 
 def record_folds(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
     """Deal records out to folds, each class as evenly as it allows: (R,) labels -> (R,) folds."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
+    order, _ = shuffled_by_class(labels, seed)
     folds = np.empty(len(labels), np.int64)
     folds[order] = np.arange(len(labels)) % num_folds
     return folds
