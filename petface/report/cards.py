@@ -17,8 +17,7 @@ from petface.evaluation.figures import interval, percent
 from petface.report import folders as read
 from petface.report.page import render_markdown, table
 
-_SETTINGS = ("BACKBONE", "WEIGHTS", "IMAGE_SIZE_PX", "EPOCHS", "BATCH_SIZE", "LR", "SCHEDULE",
-             "SAMPLER", "SEED", "PRECISION")  # fmt: skip
+_SETTINGS = "BACKBONE WEIGHTS IMAGE_SIZE_PX EPOCHS BATCH_SIZE LR SCHEDULE SAMPLER SEED PRECISION"
 
 
 def write_cards(
@@ -71,7 +70,6 @@ def _facts(
         "head_table": table(heads, _HEAD_KEYS),
         "species_table": table(species, "species head num accuracy interval_95 majority_baseline"),
         "model_table": table(_model(name, *own) for name, own in runs.items()),
-        "settings_table": table(_setting_rows({name: run for name, (_, run) in runs.items()})),
         "headlines": [{"head": row["head"], **read.headline_of(row)} for row in heads],
         "problems": problems,
         "percent": percent,
@@ -98,21 +96,6 @@ _HEAD_KEYS = (
 
 
 def _model(name: str, model: dict[str, Any], run: read.Run) -> dict[str, Any]:
-    heads = read.entries(model, "heads").items()
-    return {
-        "model": name,
-        "heads and classes": ", ".join(f"{head} {len(own)}" for head, own in heads),
-        "epochs": len(run.history) or None,
-        "training time": run.time,
-        "device": run.device,
-        "SHA-256": str(model.get("sha256")),
-    }
-
-
-def _setting_rows(runs: dict[str, read.Run]) -> list[dict[str, Any]]:
-    """List the settings of stage 1 beside those of one specialist."""
-    shown = dict(list(runs.items())[:2])
-    return [
-        {"setting": key, **{name: str(run.settings.get(key, "")) for name, run in shown.items()}}
-        for key in _SETTINGS
-    ]
+    settings = {key: run.settings.get(key) for key in _SETTINGS.split()}
+    trained = {"epochs": len(run.history) or None, "training_time": run.time, "device": run.device}
+    return {"model": name, **trained, **settings, "SHA-256": model.get("sha256")}
