@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 
 from petface.devices import choose_device, num_cores
-from petface.errors import UserError, run_script
+from petface.errors import SettingsError, UserError, run_script
 from petface.inference.two_stage import TwoStageInference
 from petface.settings import NonNegative, Positive, PositiveFloat, read_settings
 
@@ -65,13 +65,15 @@ def main() -> None:
     except ImportError as error:
         way_out = 'python -m pip install ".[serve]"'
         raise UserError(f"the server needs {error.name}: {way_out}") from None
+    if s.MAX_UPLOADS_MB < s.MAX_BODY_MB:
+        raise SettingsError("MAX_UPLOADS_MB must be at least MAX_BODY_MB, or no such body fits")
     limits = Limits(
         max_batch=s.MAX_BATCH,
         max_queue=s.MAX_QUEUE,
         max_photos=min(s.MAX_PHOTOS, s.MAX_QUEUE),
         max_pixels=s.MAX_PIXELS_PER_PHOTO,
         max_body_mb=s.MAX_BODY_MB,
-        max_uploads_mb=max(s.MAX_UPLOADS_MB, s.MAX_BODY_MB),
+        max_uploads_mb=s.MAX_UPLOADS_MB,
         max_connections=s.MAX_CONNECTIONS,
         head_timeout_s=s.HEAD_TIMEOUT_S,
         body_timeout_s=s.BODY_TIMEOUT_S,

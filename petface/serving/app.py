@@ -227,19 +227,22 @@ def _same_origin(request: Request) -> None:
 
 def _add_routes(app: FastAPI, service: Service) -> None:
     started_s = time.monotonic()
-    limits = {name: getattr(service.limits, name) for name in ("max_photos", "max_body_mb")}
-    limits["max_pixels"] = service.limits.max_pixels
+    limits = {
+        "max_photos": service.limits.max_photos,
+        "max_body_mb": service.limits.max_body_mb,
+        "max_pixels": service.limits.max_pixels,
+    }
     card = JSONResponse({**service.engine.describe(), "limits": limits}).body
     files = StaticFiles(directory=PAGE)
 
-    @app.get("/health", response_model=dict[str, Any])
+    @app.get("/health", response_model=schema.Health)
     async def health() -> Response:
         """Tell whether the server works; answered under load too."""
         uptime_s = round(time.monotonic() - started_s, 1)
         waiting = service.photos.used
         return JSONResponse({"status": "ok", "photos_waiting": waiting, "uptime_s": uptime_s})
 
-    @app.get("/model_card", response_model=dict[str, Any])
+    @app.get("/model_card", response_model=schema.ModelCard)
     async def model_card() -> Response:
         """Describe the models that answer, and the limits of a request."""
         return Response(card, media_type="application/json")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+
+Status = Literal["ok", "no_specialist", "non_finite", "unreadable", "too_large"]
 
 
 class Failure(BaseModel):
@@ -14,25 +16,34 @@ class Failure(BaseModel):
     message: str = Field(description="a sentence for people")
 
 
-class Entry(BaseModel):
-    """The answer of stage 1 or of one head of a specialist."""
-
+class _Entry(BaseModel):
     label: str = Field(description="the most probable class")
     topk: list[tuple[str, float]] = Field(description="best classes, probabilities falling")
     sure: bool | None = Field(description="null where the network was not calibrated")
     answer: str = Field(description="the label, or `unsure`")
+
+
+class Species(_Entry):
+    """The answer of stage 1."""
+
     is_pet: bool | None = Field(None, description="false: looks like none of the training photos")
-    vocabulary: str | None = Field(None, description="where the class names come from")
+
+
+class Attribute(_Entry):
+    """The answer of one head of a specialist."""
+
+    vocabulary: str = Field(description="where the class names come from")
     may_be: list[str] | None = Field(None, description="holds the true breed of 9 in 10 photos")
 
 
 class Answer(BaseModel):
     """The answer to one photo."""
 
-    status: str = Field(description="ok, no_specialist, non_finite, unreadable or too_large")
+    image: None = None
+    status: Status
     message: str | None = Field(None, description="only where there is no answer")
-    species: Entry | None
-    attributes: dict[str, Entry]
+    species: Species | None
+    attributes: dict[str, Attribute]
 
 
 class FusedAnswer(Answer):
@@ -46,6 +57,27 @@ class AnimalAnswer(BaseModel):
 
     photos: list[Answer]
     animal: FusedAnswer | None
+
+
+class Health(BaseModel):
+    """Whether the server works."""
+
+    status: Literal["ok"]
+    photos_waiting: int
+    uptime_s: float
+
+
+class ModelCard(BaseModel):
+    """Which models answer, and within which limits."""
+
+    model_config = ConfigDict(extra="allow")
+    engine: str
+    precision: str
+    can_explain: bool
+    stage1: dict[str, Any]
+    specialists: dict[str, dict[str, Any]]
+    no_specialist: list[str]
+    limits: dict[str, float] = Field(description="max_photos, max_body_mb and max_pixels")
 
 
 FAILURES: dict[int | str, dict[str, Any]] = {

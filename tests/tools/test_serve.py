@@ -183,6 +183,10 @@ def test_an_address_that_is_not_here_is_told(monkeypatch, host):
     assert f"port 0 of {host}" in refused(monkeypatch, "--host", host, "--port", 0)
 
 
+def test_limits_that_let_nothing_in_are_refused(monkeypatch):
+    assert "MAX_UPLOADS_MB" in refused(monkeypatch, "--max-uploads-mb", 1, "--max-body-mb", 2)
+
+
 def test_a_port_in_use_is_told(monkeypatch, server):
     assert f"port {server.port} of 127.0.0.1: " in refused(monkeypatch, "--port", server.port)
 
