@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import re
-import sys
 import tempfile
+import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -35,13 +33,6 @@ def engine(server):
     server.engine.gate.set()
     server.engine.poison, server.engine.can_explain = None, True
     until(lambda: server.waiting() == 0)
-
-
-@pytest.fixture
-def lines(caplog):
-    """Return what was logged, one dictionary a request."""
-    caplog.set_level(logging.INFO, "petface.serving")
-    return lambda: [json.loads(record.message) for record in caplog.records if record.message]
 
 
 def failed(reply, code, status):
@@ -110,17 +101,6 @@ def test_the_page_is_there_and_nothing_beside_it(server):
     assert links and all(server.get(f"/{link}").code == 200 for link in links)
     for path in ("/../app.py", "/page/../app.py", "/page/%2e%2e/app.py", "//etc/passwd", "/docs"):
         failed(server.get(path), 404, "not_found")
-
-
-@pytest.mark.parametrize("path", ["/", "/health", "/nowhere", "/model_card"])
-def test_every_answer_is_safe_to_show(server, path):
-    headers = server.get(path).headers
-    assert headers["x-content-type-options"] == "nosniff"
-    assert headers["referrer-policy"] == "no-referrer"
-    assert "frame-ancestors 'none'" in headers["content-security-policy"]
-    assert re.fullmatch("[0-9a-f]{16}", headers["x-request-id"])
-    assert headers["cache-control"] == ("no-cache" if path == "/" else "no-store")
-    assert "server" not in headers
 
 
 # ---- Failures ----
@@ -301,50 +281,14 @@ def test_asked_to_stop_it_answers_what_it_has_taken_in():
         Client(server.port)
 
 
-# ---- What can be seen, and what not ----
+# ---- What is kept, and what not ----
 
 
-def test_the_metrics_count():
+def test_its_threads_end_with_it():
+    before = threading.active_count()
     with running(LIMITS) as server:
-        server.send(post("/predict", form(RED)))
-        server.send(post("/predict_animal", form(RED, b"", field="photos")))
-        server.send(post("/predict", form(b"x")))
-        server.get("/some/path/of/a/stranger")
-        server.send(b"BREW /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        wanted = {
-            ("requests_total", "route", "/predict", "status", "200"): 1,
-            ("requests_total", "route", "/predict", "status", "400"): 1,
-            ("requests_total", "route", "other", "status", "404"): 1,
-            ("requests_total", "method", "other", "status", "405"): 1,
-            ("photos_total", "status", "no_specialist"): 2,
-            ("photos_total", "status", "unreadable"): 1,
-            ("species_total", "species", "red"): 2,
-            ("batch_photos_sum",): 4,
-            ("queue_seconds_count",): 2,
-            ("request_seconds_count", "route", "/predict"): 2,
-        }
-        for (name, *labels), value in wanted.items():
-            found = server.metric(f"petface_{name}", **dict(zip(labels[::2], labels[1::2])))  # noqa: B905
-            assert found == value, (name, labels)
-        assert "stranger" not in server.get("/metrics").body.decode()
-        if sys.platform == "linux":
-            assert server.metric("process_resident_memory_bytes") > 10**7
-
-
-def test_a_line_says_what_was_done_and_nothing_of_the_photo(lines, caplog):
-    with running(LIMITS) as server:
-        body = form(RED, RED, field="photos", name="grandmas-house.png")
-        server.send(post("/predict_animal?topk=2", body))
-        server.send(post("/predict?secret=word", form(b"private words"), extra="X-A: b\r\n"))
-    first, second = lines()
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["time"])
-    assert first["duration_ms"] > 0 and first["queue_ms"] >= 0
-    wanted = {"method": "POST", "route": "/predict_animal", "status": 200, "level": "INFO",
-              "bytes_in": len(body), "num_photos": 2, "batch_size": 2}  # fmt: skip
-    assert wanted.items() <= first.items()
-    assert (second["status"], "batch_size" in second) == (400, False)
-    for secret in ("grandma", "private", "secret", "127.0.0.1", "X-A"):
-        assert secret not in caplog.text
+        assert server.send(post("/predict", form(RED))).code == 200
+    until(lambda: threading.active_count() <= before)
 
 
 def test_nothing_is_written_to_disk(monkeypatch):
