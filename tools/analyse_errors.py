@@ -170,7 +170,7 @@ def check_bytes(path: str | Path, model: dict[str, Any]) -> None:
 
 
 def files_in(out: Path) -> list[str]:
-    """Name the files of the analysis beside its JSON."""
+    """List the files of the analysis beside its JSON."""
     found = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     return sorted(
         name for name in found - {"analysis.json"} if not name.endswith(files.TEMPORARY_SUFFIX)

@@ -81,7 +81,7 @@ EVALUATION, TRAINING = "an evaluation", "a training run"
 
 
 def _kind(folder: Path) -> str:
-    """Tell what a folder holds by its files."""
+    """Return what a folder holds, by its files."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
     if any((folder / name).exists() for name in (PER_IMAGE, MODELS, SUMMARY)):

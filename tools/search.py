@@ -132,7 +132,7 @@ def parse_choice(word: str) -> Choice | None:
 
 
 def run_trial(trial: optuna.Trial, command: list[str], folder: Path, figure: str) -> float:
-    """Train in a process of its own and give its best `figure`; tells `trial` every epoch's.
+    """Train in a process of its own and return its best `figure`; report every epoch's to `trial`.
 
     Raises optuna's `TrialPruned` where the trial is given up, and for a run that failed.
     """

@@ -72,7 +72,7 @@ class Planned:
         return found
 
     def is_finished(self) -> bool:
-        """Tell whether there is nothing left to train."""
+        """Return whether there is nothing left to train."""
         found = self.finished()
         if not self.script.startswith("stage2"):
             return bool(found)
@@ -136,7 +136,7 @@ def plan_runs(s: Settings, preset: str, extra: list[str]) -> list[Planned]:
 
 
 def trainer_of(preset: str) -> tuple[str, str, list[str]]:
-    """Give the name of a preset, its trainer by the folder it lies in, and the flags that say it.
+    """Return the name of a preset, its trainer by the folder it lies in, and the flags that say it.
 
     Presets that are joined by "+" are laid over each other; the last one gives the name.
     """
@@ -190,7 +190,7 @@ def train(s: Settings, number: int, run: Planned) -> int:
 
 
 def last_line(path: Path) -> str:
-    """Give what a run said last."""
+    """Return the last line of a log."""
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else ""
 

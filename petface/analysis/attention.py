@@ -112,7 +112,7 @@ def choose_photos(
 
 
 def spread(rows: np.ndarray, num: int) -> np.ndarray:
-    """Take `num` rows at equal distances; 0 takes all."""
+    """Return `num` rows at equal distances; 0 takes all."""
     return rows if num == 0 or num >= len(rows) else rows[np.arange(num) * len(rows) // num]
 
 
@@ -196,7 +196,7 @@ def example_tiles(
     network: Network, catalog: Catalog, places: np.ndarray, head: int, classes: np.ndarray,
     captions: Sequence[list[str]],
 ) -> dict[int, Tile]:  # fmt: skip
-    """Lay each photo beside the maps for its classes (M, C), -1 for none: {row: tile}.
+    """Put each photo beside the maps for its classes (M, C), -1 for none: {row: tile}.
 
     Photos that cannot be read have no tile.
     """
@@ -286,7 +286,7 @@ def _draw_class_maps(path: Path, head: str, found: HeadMaps) -> None:
 
 
 def draw_sheet(path: Path, title: str, tiles: Sequence[Tile]) -> None:
-    """Lay tiles out in rows under a title and write a PNG; long lines end with their tile."""
+    """Draw tiles in rows under a title into a PNG; long lines end with their tile."""
     width = max(len(tile.pictures) for tile in tiles) * (PICTURE_PX + _GAP)
     height = PICTURE_PX + max(len(tile.lines) for tile in tiles) * _LINE + 2 * _GAP
     columns = max(1, _SHEET_PX // width)

@@ -243,7 +243,7 @@ def write_slices(path: Path, slices: Mapping[str, Any]) -> None:
 
 
 def _range_names(ends: list[float], unit: str) -> list[str]:
-    """Name the stretches between rising ends with as few digits as keep them apart."""
+    """Format the stretches between rising ends with as few digits as keep them apart."""
 
     def short(value: float, digits: int) -> str:
         is_long = abs(value) >= 10 ** (digits - 1)

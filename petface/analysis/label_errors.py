@@ -302,7 +302,7 @@ def summarise_suspects(head: Head, suspects: pd.DataFrame) -> dict[str, Any]:
 def plant_flips(
     labels: np.ndarray, eligible: np.ndarray, num_classes: int, frac: float, seed: int
 ) -> tuple[np.ndarray, npt.NDArray[np.bool_]]:
-    """Give another class, at random, to a random share of the `eligible` (R,) bool records.
+    """Flip the labels, at random, of a random share of the `eligible` (R,) bool records.
 
     Return the labels with the flips in them, and where they are: (R,) each.
     """

@@ -136,7 +136,7 @@ def flip(photos: Tensor) -> Tensor:
 
 
 def grey(photos: Tensor) -> Tensor:
-    """Give all three channels the luma."""
+    """Set all three channels to the luma."""
     weights = torch.tensor(_LUMA, device=photos.device).view(1, 3, 1, 1)
     luma = (photos.float() * weights).sum(dim=1, keepdim=True)
     return luma.round().clamp(0, 255).to(torch.uint8).expand_as(photos)

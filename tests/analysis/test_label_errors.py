@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
 from petface.analysis import label_errors
+from petface.errors import UserError
+from tests.analysis.error_cases import BREEDS, make_evaluation
 
 
 def toy(seed: int, num_records: int = 200, num_classes: int = 4):
@@ -158,3 +162,34 @@ def test_a_fold_that_leaves_one_class_or_none() -> None:
     features, record = np.eye(3, dtype=np.float32), np.arange(3)
     p = label_errors.predict_out_of_sample(features, record, np.array([0, 0, -1]), 2, **OPTIONS)
     assert p[:2, 0].min() > 0.999 and np.isnan(p[2]).all()
+
+
+def test_an_evaluation_judges_the_records_that_its_specialist_has_not_learnt(tmp_path) -> None:
+    evaluation, rows = make_evaluation(tmp_path)
+    evaluation.models["dataset"] = "known"
+    names = ["Never", *BREEDS["dog"][::-1]]  # an annotation file in another order
+    records = sorted({row["record"] for row in rows if row["species"] == "dog"})
+    dataset = SimpleNamespace(
+        fingerprint=lambda: "known", catalog=SimpleNamespace(record_names=np.array(records))
+    )
+    head = label_errors.Head("dog", "breed", names, np.zeros(len(records)), slice(0, len(records)))
+    found = label_errors.evaluated_probabilities(evaluation, dataset)(head, head.labels)
+    num_judged = 0
+    for place, record in enumerate(records):
+        logs = []
+        for row, details in zip(rows, evaluation.details["breed"], strict=True):
+            is_own = (row["species"], row["record"]) == ("dog", record)
+            if is_own and row["split"] != "train" and row["breed_pred"]:
+                best = zip(details["top"], details["top_prob"], strict=True)
+                p = {BREEDS["dog"][k]: share for k, share in best if k >= 0}
+                logs.append(np.log(np.maximum([p.get(name, 0.0) for name in names], 1e-6)))
+        if not logs:
+            assert np.isnan(found[place]).all()
+            continue
+        expected = np.exp(np.mean(logs, axis=0))
+        np.testing.assert_allclose(found[place], expected / expected.sum(), rtol=1e-4, atol=1e-6)
+        num_judged += 1
+    assert 10 < num_judged < len(records)
+    evaluation.models["dataset"] = "other"
+    with pytest.raises(UserError, match="made of other images"):
+        label_errors.evaluated_probabilities(evaluation, dataset)
