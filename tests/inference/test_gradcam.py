@@ -113,8 +113,9 @@ def test_a_tiny_network():
     compare(network_of(model, 16), model.layer4, 16, 3)
 
 
-@pytest.mark.parametrize("attention", ["none", "se"])
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0"])
+@pytest.mark.parametrize(
+    ("name", "attention"), [("resnet18", "none"), ("mobilenet_v2", "se"), ("resnet18", "se")]
+)
 def test_the_species_network_of_several_backbones(name, attention):
     """Attention belongs to the last stage: its map is the one that is pooled."""
     torch.manual_seed(1)
@@ -188,13 +189,6 @@ def test_a_cell_lies_where_it_looks(name):
     drawn = gradcam.enlarge(alone, 224, 224)[0].sum(0)
     assert float((drawn * torch.arange(224)).sum() / drawn.sum()) == pytest.approx(112)
     assert middle == pytest.approx(112, abs=4)  # in the middle of the 8th of 14 parts it were 119.5
-
-
-def test_sizes_that_no_stride_divides():
-    weights = gradcam.enlarge(torch.eye(2)[None], 50, 33)[0]  # of stride 32 and 32
-    assert weights.shape == (50, 33)
-    assert float(weights[0, 0]) == 1 and float(weights[49, 32]) == 1
-    assert float(weights[16, 0]) == 0.5 and float(weights[32, 0]) == 0
 
 
 def test_it_leaves_the_network_as_it_was_and_works_in_inference_mode():

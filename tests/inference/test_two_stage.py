@@ -14,7 +14,7 @@ from PIL import Image
 from petface.data.images import ImageError, Preprocessing
 from petface.errors import UserError
 from petface.inference.stages import Photo, Stage1Model, Stage2Model
-from petface.inference.two_stage import TwoStageInference, refusal
+from petface.inference.two_stage import TwoStageInference, readable, refusal
 from petface.models import checkpoints
 from petface.models.familiarity import fit_guard
 from tests import reference_networks as reference
@@ -194,8 +194,18 @@ def test_what_looks_familiar_is_said_for_each_photo_and_by_half_of_an_animals_ph
     assert [a["species"]["is_pet"] for a in answers] == (scores >= middle).tolist()
     familiar = [Photo(p) for p, s in zip(pictures, scores, strict=True) if s >= middle]
     strange = [Photo(p) for p, s in zip(pictures, scores, strict=True) if s < middle]
-    assert engine.fuse([familiar[0], strange[0]])["species"]["is_pet"] is True
-    assert engine.fuse([familiar[0], *strange[:2]])["species"]["is_pet"] is False
+    for num, num_strange, is_pet in ((1, 1, True), (2, 1, True), (1, 2, False), (0, 1, False)):
+        fused = engine.fuse([*familiar[:num], *strange[:num_strange]])
+        assert fused["species"]["is_pet"] is is_pet
+    texts = [readable({"image": None, **answer}) for answer in answers]
+    said = ["(does not look like any of the known species)" in text for text in texts]
+    assert said == (scores < middle).tolist()
+    (answer, usual) = (
+        engine.infer(pictures[0]),
+        TwoStageInference(folder / "best.pt", folder, "cpu").infer(pictures[0]),
+    )
+    assert usual["species"]["is_pet"] is None  # without a guard nothing is said
+    assert answer["species"]["topk"] == usual["species"]["topk"]  # the same arithmetic
 
 
 def test_an_explanation_is_the_answers_own_unless_another_label_is_named(

@@ -72,17 +72,7 @@ def layouts() -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "feature_infos, list",
-        "feature_infos, dict",
-        "head_vocabs, lists",
-        "head_vocabs, label to index",
-        "heads_meta",
-        "vocabs and heads",
-    ],
-)
+@pytest.mark.parametrize("name", layouts())
 def test_newer_layouts(name: str, file: Path) -> None:
     model = Stage2Model.load_for_species(
         "chinchilla", reference.write(file, layouts()[name]), "cpu"
@@ -238,11 +228,8 @@ def test_what_is_saved_comes_back(file: Path) -> None:
 FULL = {"attention": "se", "hidden": 6, "dropout": 0.3, "bodies": 2}
 BUILT = [
     Architecture("resnet34"),
-    Architecture("resnet50", hidden=6),
-    Architecture("resnet18", **FULL),
-    Architecture("efficientnet_b0", attention="se", dropout=0.2),
-    Architecture("mobilenet_v2", **FULL),
-    *(Architecture("mobilenet_v3_small", **{key: value}) for key, value in FULL.items()),
+    Architecture("efficientnet_b0", hidden=6),
+    Architecture("mobilenet_v2", attention="se", dropout=0.2),
     Architecture("mobilenet_v3_small", **FULL),
 ]
 
