@@ -34,7 +34,7 @@ _HEAT = np.array([(30, 30, 160), (0, 190, 220), (250, 220, 40), (220, 20, 20)], 
 def gradcam(
     network: Network, pixels: np.ndarray, head: int, class_index: int, layer: str = LAST
 ) -> Map:
-    """Map what speaks for a class: (H, W, 3) uint8 of the network's size -> (H, W) in 0..1.
+    """Compute what speaks for a class: (H, W, 3) uint8 of the network's size -> (H, W) in 0..1.
 
     `head` is the place of the head among the outputs (0 for the species). The highest value is 1;
     all are 0 where nothing speaks for the class. Of several bodies, k runs over all their maps.
@@ -47,13 +47,13 @@ def gradcam(
 def gradcams(
     network: Network, pixels: Tensor, head: int, classes: np.ndarray, layer: str = LAST
 ) -> Map:
-    """Do `gradcam` for (B, H, W, 3) uint8 and a class for each, (B,): (B, H, W) float32."""
+    """Compute `gradcam` for (B, H, W, 3) uint8 and a class for each, (B,): (B, H, W) float32."""
     size = pixels.shape[1:3]
     maps: list[Tensor] = []  # of each body
     caller = threading.get_ident()
 
     def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
-        if threading.get_ident() != caller:  # another thread of a server asks the same network
+        if threading.get_ident() != caller:  # another thread of a server uses the same network
             return None
         maps.append(output.detach().requires_grad_())
         return maps[-1]
@@ -109,7 +109,7 @@ def stage_ends(model: nn.Module, layer: str) -> list[nn.Module]:
 
 
 def map_cells(network: Network) -> dict[str, int]:
-    """Count the cells along a side of each stage's maps, by asking a black photo."""
+    """Count the cells along a side of each stage's maps, on a black photo."""
     side = network.preprocessing.size_px
     found: dict[str, int] = {}
 
@@ -132,7 +132,7 @@ def map_cells(network: Network) -> dict[str, int]:
 
 
 def finest_useful_layer(network: Network) -> tuple[str, int]:
-    """Name the last stage whose maps have `MIN_CELLS` a side, and how many they have.
+    """Return the last stage whose maps have `MIN_CELLS` a side, and how many they have.
 
     All backbones make 7x7 cells of a 224 px photo and 2x2 of a 64 px photo; there an earlier stage
     must serve, which knows less of classes and more of places.
@@ -144,7 +144,7 @@ def finest_useful_layer(network: Network) -> tuple[str, int]:
 
 
 def ring_energy(cams: Map, frac: float = 0.1) -> tuple[npt.NDArray[np.float64], float]:
-    """Give the share of each map (B, H, W) in its outer ring, and the ring's share of the area.
+    """Return the share of each map (B, H, W) in its outer ring, and the ring's share of the area.
 
     The ring is `frac` of the side wide. NaN for maps that are 0 everywhere. A share far above that
     of the area hints that the network looks at borders rather than at the animal.
@@ -166,7 +166,7 @@ def heat(cam: npt.ArrayLike) -> np.ndarray:
 
 
 def overlay(photo: np.ndarray, cam: Map) -> np.ndarray:
-    """Lay a map over its photo, (H, W, 3) uint8: the stronger a place, the denser its colour."""
+    """Draw a map over its photo, (H, W, 3) uint8: the stronger a place, the denser its colour."""
     density = (0.65 * np.sqrt(cam))[:, :, None]
     return np.rint(photo * (1 - density) + heat(cam) * density).astype(np.uint8)
 
@@ -174,9 +174,7 @@ def overlay(photo: np.ndarray, cam: Map) -> np.ndarray:
 def overlay_png(
     network: Network, image: ImageSource, head: int = 0, class_index: int | None = None
 ) -> bytes:
-    """Explain one photo as a PNG at the network's size; without a class, the network's answer is
-    explained.
-    """
+    """Explain one photo as a PNG at the network's size; without a class, the predicted one."""
     rule = network.preprocessing
     pixels = images.resize(images.decode(image), rule.size_px, rule.resize)
     if class_index is None:

@@ -1,4 +1,4 @@
-"""Answer files and folders of photos without labels, in bulk: one row each, resumable."""
+"""Predict files and folders of photos without labels, in bulk: one row each, resumable."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLUMNS: Final = (
     *("image", "status", "message", "species_pred", "species_prob", "species_sure", "is_pet"),
     *(f"{feature}_{what}" for feature in FEATURES for what in ("pred", "prob", "sure")),
 )
-SLICE_PHOTOS: Final = 256  # so many are sorted by species, for specialists to be asked in batches
+SLICE_PHOTOS: Final = 256  # so many are sorted by species, for specialists to predict in batches
 
 
 def find_photos(places: Sequence[str]) -> tuple[list[str], Counter[str]]:
@@ -135,7 +135,7 @@ def _answer(
     names: list[str],
     topk: int,
 ) -> list[dict[str, Any]]:
-    """Answer a decoded slice of photos in the order of their names."""
+    """Predict a decoded slice of photos, in the order of their names."""
     arrays = [array.numpy() for array in item.arrays]
     good = [
         Photo(None, {rule: array[n] for rule, array in zip(rules, arrays, strict=True)})
@@ -157,7 +157,7 @@ def _answer(
 
 
 def _cells(answer: dict[str, Any]) -> list[object]:
-    """Lay an answer out as a row of `COLUMNS`; what is not known stays empty."""
+    """Format an answer as a row of `COLUMNS`; what is not known stays empty."""
     species = answer["species"]
     row = [answer["image"], answer["status"], answer.get("message", ""), *_head_cells(species)]
     row.append("" if species is None else _truth(species["is_pet"]))

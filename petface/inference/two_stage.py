@@ -53,7 +53,7 @@ class TwoStageInference:
         self.rules: list[Preprocessing] = []  # of all networks, once all are loaded
 
     def specialist(self, species: str) -> Stage2Model | None:
-        """Give the specialist of `species`, None where there is none."""
+        """Return the specialist of `species`, None where there is none."""
         if species not in self._specialists:
             path = find_specialist(species, self.stage2_folder)
             self._specialists[species] = None
@@ -138,13 +138,13 @@ class TwoStageInference:
         return fused | _attributes(specialist, [head.nanmean(dim=0) for head in heads], topk)
 
     def infer(self, image_path: ImageSource, topk: int = 3) -> dict[str, Any]:
-        """Answer one photo as a dictionary ready for JSON.
+        """Predict one photo; return a dictionary ready for JSON.
 
         `status` is "ok", "no_specialist" (the species is answered all the same), "unreadable",
         "too_large" or "non_finite"; the last three come with a `message` and without an answer.
         `is_pet` within the species is False where the photo looks like none of the training photos,
         None where the checkpoint cannot tell. It is advice, the answer stays: 1 in 20 real pets is
-        refused, and the strangers that pass are measured in stage 1's final.json under "guard".
+        refused, and many strangers pass.
         """
         name = os.fsdecode(image_path) if isinstance(image_path, (str, os.PathLike)) else None
         try:
@@ -154,7 +154,7 @@ class TwoStageInference:
         return {**answer, "image": name}
 
     def infer_animal(self, photos: Iterable[ImageSource], topk: int = 3) -> dict[str, Any]:
-        """Answer several photos of one animal, each and together; see `answer_animal`."""
+        """Predict several photos of one animal, each and together; see `answer_animal`."""
         prepared: list[Photo | ImageError] = []
         for photo in photos:
             try:
@@ -164,7 +164,7 @@ class TwoStageInference:
         return self.answer_animal(prepared, topk)
 
     def answer_animal(self, photos: Sequence[Photo | ImageError], topk: int = 3) -> dict[str, Any]:
-        """Give `photos`, an answer for each in their order, and `animal`, the fused one.
+        """Return `photos`, an answer for each in their order, and `animal`, the fused one.
 
         What could not be decoded keeps its place and is left out of the fused answer, which is None
         where nothing is left.
@@ -190,10 +190,10 @@ class TwoStageInference:
         head: str = "species",
         label: str | None = None,
     ) -> bytes:
-        """Show as a PNG which places of a photo speak for an answer (Grad-CAM).
+        """Draw as a PNG which places of a photo speak for an answer (Grad-CAM).
 
-        `label` is the head's own answer where it is left out, `species` stage 1's, which is asked
-        for attributes only. `UserError` for a name that does not exist; `ImageError` for no photo.
+        `label` is the head's own answer where it is left out, `species` stage 1's, which
+        attributes need. `UserError` for a name that does not exist; `ImageError` for no photo.
         """
         photo = image if isinstance(image, Photo) else self.prepare(image)
         model: Stage1Model | Stage2Model = self.stage1
@@ -222,7 +222,7 @@ class TwoStageInference:
         )
 
     def describe(self) -> dict[str, Any]:
-        """Say which models answer, ready for JSON; loads all of them. Paths are left out."""
+        """Describe the models, ready for JSON; loads all of them. Folders are left out."""
         loaded = self.load_all()
         stage1 = _without_folder(describe_model(self.stage1.path, None))
         specialists = {
@@ -257,7 +257,7 @@ def readable(answer: dict[str, Any]) -> str:
 
 
 def refusal(error: ImageError) -> dict[str, Any]:
-    """Lay out what is answered where there is no photo."""
+    """Return the answer where there is no photo."""
     return {
         "image": None,
         "status": error.reason,
@@ -270,7 +270,7 @@ def refusal(error: ImageError) -> dict[str, Any]:
 def _attributes(
     specialist: Stage2Model, probabilities: Sequence[Tensor], topk: int
 ) -> dict[str, Any]:
-    """Give the entries of an answer that its specialist changes."""
+    """Return the entries of an answer that its specialist changes."""
     if any(bool(torch.isnan(head).any()) for head in probabilities):
         return {"status": "non_finite", "message": NOT_FINITE}
     heads = specialist.describe(probabilities, topk)

@@ -101,8 +101,9 @@ def _attention_keys(network: nn.Module, name: str) -> set[str]:
 
 
 def fill_body(network: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:
-    """Load a body or whole network's state into the body of `network`; its classifier is left
-    alone, and so is its attention where the state has none.
+    """Load a body or whole network's state into the body of `network`.
+
+    Its classifier is left alone, and so is its attention where the state has none.
 
     `RuntimeError` where another tensor of the body is missing, unknown or of another shape.
     """
@@ -118,9 +119,9 @@ def fill_body(network: nn.Module, name: str, state: Mapping[str, Tensor]) -> Non
 
 
 def forward_with_maps(network: Any, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Pass once: (B, 3, H, W) float -> what `network(x)` gives, and the maps that layer1 to layer4
-    give out, each (B, C, H', W').
+    """Return `network(x)` of (B, 3, H, W) float and, from the same pass, the maps of its stages.
 
+    The maps are those of layer1 to layer4, each (B, C, H', W').
     `network` is one body, with a classifier or without. Written out, because hooks on a shared
     network would mix up the passes of two threads.
     """
@@ -147,7 +148,7 @@ def stage_means(maps: tuple[Tensor, ...]) -> Tensor:
 
 
 def stage_of(name: str, parameter: str) -> str:
-    """Tell which stage a body parameter belongs to; every parameter is in exactly one."""
+    """Return which stage a body parameter belongs to; every parameter is in exactly one."""
     first, _, rest = parameter.partition(".")
     blocks = describe(name).first_blocks
     if blocks and first == "features":
@@ -170,8 +171,7 @@ def stage_end(body: Any, stage: str) -> nn.Module:
 
 
 def load_torchvision_weights(body: nn.Module, name: str, policy: str) -> str:
-    """Fill `body` in place with torchvision's ImageNet weights, downloaded once; say what was
-    loaded.
+    """Fill `body` in place with torchvision's ImageNet weights, downloaded once; return their name.
 
     Where they cannot be had, `policy` "require" raises `UserError`; "auto" leaves the random
     weights and says so in the returned text.

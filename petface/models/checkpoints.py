@@ -133,9 +133,7 @@ _REFUSAL = re.compile(r"GLOBAL [\w.]+|TorchScript|Trying to call reduce|Can only
 
 
 def read_stage1(path: str | Path) -> Stage1Checkpoint:
-    """Read a species classifier: `"model"`, `"class_to_index"` and, where present, its
-    preprocessing.
-    """
+    """Read a species classifier: `"model"`, `"class_to_index"` and what else is there."""
     content = load(path)
     state = weights_in(path, content)
     table = content.get("class_to_index")
@@ -250,9 +248,7 @@ def _fill(path: str | Path, model: Any, state: Mapping[str, Tensor]) -> Any:
 
 
 def _preprocessing(path: str | Path, content: Mapping[str, Any]) -> Preprocessing:
-    """Read how images must be prepared; old checkpoints stored nothing and meant 224 px,
-    stretched.
-    """
+    """Read how images must be prepared; old checkpoints meant 224 px, stretched."""
     if "preprocessing" not in content:
         return Preprocessing()
     try:

@@ -29,14 +29,13 @@ class Found:
     vocabularies: dict[str, tuple[str, ...]]
 
     def size_of(self, head: str) -> int:
-        """Give the number of outputs of a head, by the bias of its last layer."""
+        """Return the number of outputs of a head, by the bias of its last layer."""
         biases = [name for name in self.heads[head] if name.endswith("bias")]
         return self.heads[head][max(biases)].numel() if biases else 0
 
 
 def read(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Found:
-    """Take a state dictionary and the checkpoint around it apart; `ValueError` says what is
-    missing.
+    """Split a state dictionary and the checkpoint around it; `ValueError` says what is missing.
 
     Layouts known: `head_vocabs`; `feature_infos`; `heads_meta`; `vocabs` + `heads`; and the legacy
     one with flat `head_<name>.*` weights and no vocabulary, whose classes follow from the shapes.
@@ -63,8 +62,9 @@ def read(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Found:
 
 
 def read_own(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Found:
-    """Take a state dictionary with the names of `_MultiHeadModel` apart, whatever is within its
-    heads; `ValueError` says what is missing.
+    """Split a state dictionary with the names of `_MultiHeadModel`, whatever is within its heads.
+
+    `ValueError` says what is missing.
     """
     found = Found({}, {}, _vocabularies(content))
     for key, value in state.items():
