@@ -70,7 +70,7 @@ def _facts(
         "head_table": table(heads, _HEAD_KEYS),
         "species_table": table(species, "species head num accuracy interval_95 majority_baseline"),
         "model_table": table(_model(name, *own) for name, own in runs.items()),
-        "headlines": [{"head": row["head"], **read.headline_of(row)} for row in heads],
+        "headlines": read.headlines(summary),
         "problems": problems,
         "percent": percent,
         "interval": interval,

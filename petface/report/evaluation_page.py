@@ -83,7 +83,7 @@ def evaluation_page(
         "Evaluation",
         f"{folder} · {read.readable_time(None, folder / SUMMARY)}",
         notes,
-        metrics=[headline(row["head"], read.headline_of(row)) for row in heads],
+        metrics=[headline(row["head"], row) for row in read.headlines(summary)],
         sections=[
             Section("Confusion matrix", [Strip([drawn], "wide")]),
             Section("Test part", [_TEST_WORDS, table(heads, _HEAD_KEYS)]),

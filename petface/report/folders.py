@@ -178,9 +178,13 @@ def test_heads(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def headline_of(row: dict[str, Any]) -> dict[str, Any]:
-    """Return what a user of the system meets: an attribute's metric end to end."""
-    return row if row["head"] == "species" else row["end_to_end"]
+def headlines(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a user of the system meets per head: an attribute's metric is end to end."""
+    own = (
+        row if row["head"] == "species" else {"head": row["head"], **row["end_to_end"]}
+        for row in test_heads(summary)
+    )
+    return [row for row in own if is_number(row.get("accuracy"))]
 
 
 def defaults_of(script: str) -> dict[str, Any]:

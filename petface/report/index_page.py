@@ -106,7 +106,7 @@ def _run(folder: Path) -> dict[str, Any]:
 
 def _evaluation(folder: Path) -> dict[str, Any]:
     summary, models, problems = read.read_evaluation_files(folder)
-    heads = [{"head": h["head"], **read.headline_of(h)} for h in read.test_heads(summary)]
+    heads = read.headlines(summary)
     return {
         "group": _GROUPS[0],
         "when": read.readable_time(None, folder / SUMMARY),
