@@ -40,15 +40,6 @@ class Predicted(NamedTuple):
     heads: tuple[np.ndarray, ...]  # logits of the specialist where stage 1 is right
 
 
-class Rows(NamedTuple):
-    """A slice ready to be written."""
-
-    lines: str
-    details: np.ndarray  # (n,) of `DETAILS`
-    num_answered: int  # by stage 1
-    num_right: int
-
-
 class SpeciesRows:
     """Builds the rows of one species' images."""
 
@@ -69,8 +60,8 @@ class SpeciesRows:
             else:
                 self._true[head] = np.full(len(images), UNKNOWN)
 
-    def build(self, predicted: Predicted) -> Rows:
-        """Build rows and details of a slice."""
+    def build(self, predicted: Predicted) -> tuple[str, np.ndarray]:
+        """Build the lines of a slice of n images, and their details, (n,) of `DETAILS`."""
         status = predicted.status.copy()
         details = np.empty(len(status), DETAILS)
         for head in HEADS:
@@ -80,8 +71,7 @@ class SpeciesRows:
         (temperature,) = self._stage1.network.temperatures or (1.0,)
         found = describe_answers(predicted.species, true, temperature)
         details["species"][readable] = found
-        is_answered = found["top"][:, 0] >= 0
-        status[readable[~is_answered]] = _NON_FINITE
+        status[readable[found["top"][:, 0] < 0]] = _NON_FINITE
         right = readable[predicted.is_right]
         if self._specialist is None:
             status[right] = _NO_SPECIALIST
@@ -93,8 +83,7 @@ class SpeciesRows:
                 found = describe_answers(logits, self._true[head][of_photo], t)
                 details[head][right] = found
                 status[right[found["top"][:, 0] < 0]] = _NON_FINITE
-        lines = self._lines.lay_out(predicted.places, status, details)
-        return Rows(lines, details, int(is_answered.sum()), len(right))
+        return self._lines.lay_out(predicted.places, status, details), details
 
 
 class SpeciesLines:

@@ -34,7 +34,7 @@ from petface.evaluation.details import (
     read_evaluation,
 )
 from petface.evaluation.heads import read_heads
-from petface.evaluation.rows import Predicted, Rows, SpeciesRows
+from petface.evaluation.rows import Predicted, SpeciesRows
 from petface.evaluation.summary import summarise
 from petface.inference import onnx_models
 from petface.inference.loading import (
@@ -48,6 +48,7 @@ from petface.inference.loading import (
 from petface.resumable import ResumableRecords, ResumableTable, write_behind
 
 Models = dict[str, Any]  # JSON values: the models, the data and the arithmetic of an evaluation
+Rows = tuple[str, np.ndarray]  # the lines of a slice of n images, and (n,) of `DETAILS`
 LoadStage = Callable[[str | None], Stage | None]  # stage 1 for None, else a specialist if any
 
 
@@ -94,10 +95,8 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
 
     stage1 = load(None)
     assert stage1 is not None
-    plan = plan_slices(dataset.catalog.class_index, options.batch_size)
-    begin, end = own_range([len(places) for places in plan])
-    plan = plan[begin:end]
-    num_own = sum(map(len, plan)) if not distributed.is_main() else len(dataset.catalog)
+    plan = own_slices(plan_slices(dataset.catalog.class_index, options.batch_size))
+    num_own = len(dataset.catalog) if distributed.is_main() else sum(map(len, plan))
     records = ResumableRecords(own_path(out / DETAILS_FILE), DETAILS, num_own)
     table = ResumableTable(
         own_path(out / PER_IMAGE), PER_IMAGE_COLUMNS, _identity(models), force=options.force
@@ -274,13 +273,14 @@ def _write(
 
     def write(build: Callable[[], Rows]) -> None:
         nonlocal num_rows, num_right, num_answered
-        rows = build()
-        records.write(num_rows, rows.details)  # before the row: rows without details are cut off
-        table.write_lines(rows.lines)
-        num_rows += len(rows.details)
-        num_right, num_answered = num_right + rows.num_right, num_answered + rows.num_answered
+        lines, details = build()
+        records.write(num_rows, details)  # before the rows: those without details are cut off
+        table.write_lines(lines)
+        num_rows += len(details)
+        num_answered += int((details["species"]["rank"] > 0).sum())
+        num_right += int((details["species"]["rank"] == 1).sum())
         bar.set_postfix_str(f"species {num_right / max(num_answered, 1):.4f}", refresh=False)
-        bar.update(len(rows.details))
+        bar.update(len(details))
 
     with bar, closing(slices):
         write_behind(slices, write)
@@ -290,17 +290,11 @@ def _write(
 # ---- Several processes ----
 
 
-def own_range(sizes: Sequence[int]) -> tuple[int, int]:
-    """Return begin and end of this process's slices in a plan of slices of these sizes.
-
-    A slice belongs where its middle falls when all images are cut evenly.
-    """
-    ends = np.cumsum(np.asarray(sizes, np.int64))
-    middles = ends - np.asarray(sizes) / 2
-    total, world_size = int(ends[-1]) if len(ends) else 0, distributed.world_size()
-    limits = total * np.arange(world_size + 1) / world_size
-    begin, end = np.searchsorted(middles, limits[distributed.rank() :][:2]).tolist()
-    return begin, end
+def own_slices(plan: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """Return this process's slices of a plan, neighbours; slices are of about the same size."""
+    limits = len(plan) * np.arange(distributed.world_size() + 1) // distributed.world_size()
+    begin, end = limits[distributed.rank() :][:2].tolist()
+    return plan[begin:end]
 
 
 def own_path(path: Path, rank: int | None = None) -> Path:

@@ -19,9 +19,9 @@ from petface.evaluation.figures import (
     interval,
     percent,
 )
-from petface.evaluation.heads import HeadAnswers, Truths, read_heads, share
+from petface.evaluation.heads import HeadAnswers, read_heads, share
 from petface.evaluation.reliability_figures import describe_reliability
-from petface.taxonomy import FEATURES, UNKNOWN
+from petface.taxonomy import FEATURES
 
 _WITH_INTERVALS = ("val", "test")  # those of photos that were trained on would promise too much
 
@@ -162,48 +162,47 @@ def describe_consistency(rows: pd.DataFrame) -> dict[str, Any]:
     """
     columns = [f"{head}_{what}" for what in ("true", "pred") for head in ("color1", "color2")]
     names = sorted({str(name) for c in columns for name in rows[c].cat.categories} - {""})
-    number = {name: place for place, name in enumerate(names)}
     first_true, second_true, first, second = (
-        rows[c].map(number).astype(float).fillna(UNKNOWN).to_numpy(np.int64) for c in columns
+        rows[c].cat.set_categories(names).cat.codes.to_numpy(np.int64) for c in columns
     )
     species, base = rows["species"].cat.codes.to_numpy(np.int64), max(len(names), 1)
     is_known, is_predicted = (first_true >= 0) & (second_true >= 0), (first >= 0) & (second >= 0)
     true_pair = (species * base + first_true) * base + second_true
     pair = (species * base + first) * base + second
     possible = np.unique(true_pair[is_known & (rows["split"] == "train").to_numpy()])
-    counted = is_predicted & np.isin(species, possible // base**2)
-    marks = {
-        "known": is_known,
-        "impossible": ~np.isin(pair, possible),
-        "unseen": ~np.isin(true_pair, possible),
-        "equal": first == second,
-        "equal_true": first_true == second_true,
-        "first_right": first == first_true,
-        "second_right": second == second_true,
-    }
+    marks = rows[["species", "split"]].assign(
+        known=is_known,
+        impossible=~np.isin(pair, possible),
+        unseen=~np.isin(true_pair, possible),
+        equal=first == second,
+        equal_true=first_true == second_true,
+        first_right=first == first_true,
+        second_right=second == second_true,
+    )[is_predicted & np.isin(species, possible // base**2)]
     found = {}
     for split in (*SPLITS, "all"):
-        chosen = counted if split == "all" else counted & (rows["split"] == split).to_numpy()
-        if chosen.any():
-            found[split] = {**_describe_pairs(marks, chosen), "per_species": {}}
-            for k in np.unique(species[chosen]).tolist():
-                own = _describe_pairs(marks, chosen & (species == k))
-                found[split]["per_species"][str(rows["species"].cat.categories[k])] = own
+        own = marks if split == "all" else marks[marks["split"] == split]
+        if len(own):
+            per_species = own.groupby("species", observed=True)
+            found[split] = {
+                **_describe_pairs(own),
+                "per_species": {str(name): _describe_pairs(group) for name, group in per_species},
+            }
     return found
 
 
-def _describe_pairs(marks: dict[str, Truths], chosen: Truths) -> dict[str, Any]:
-    known = chosen & marks["known"]
-    first, second = marks["first_right"][known], marks["second_right"][known]
+def _describe_pairs(marks: pd.DataFrame) -> dict[str, Any]:
+    known = marks[marks["known"]]
+    first, second = known["first_right"].to_numpy(), known["second_right"].to_numpy()
     return {
-        "num": int(chosen.sum()),
-        "impossible_pairs": share(marks["impossible"][chosen]),
-        "equal_predicted": share(marks["equal"][chosen]),
-        "num_known": len(first),
-        "unseen_true": share(marks["unseen"][known]),
-        "equal_true": share(marks["equal_true"][known]),
+        "num": len(marks),
+        "impossible_pairs": share(marks["impossible"].to_numpy()),
+        "equal_predicted": share(marks["equal"].to_numpy()),
+        "num_known": len(known),
+        "unseen_true": share(known["unseen"].to_numpy()),
+        "equal_true": share(known["equal_true"].to_numpy()),
         "joint_accuracy": share(first & second),
-        "product_of_accuracies": float(first.mean() * second.mean()) if len(first) else None,
+        "product_of_accuracies": float(first.mean() * second.mean()) if len(known) else None,
     }
 
 
