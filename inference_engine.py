@@ -20,7 +20,7 @@ from typing import Any, Literal
 from petface import distributed
 from petface.data.loading import worker_count
 from petface.errors import SettingsError, run_script
-from petface.evaluation.details import PER_IMAGE, REPORT, SUMMARY
+from petface.evaluation.details import PER_IMAGE, SUMMARY
 from petface.evaluation.run import EvaluationOptions, evaluate_dataset
 from petface.evaluation.summary import describe_summary
 from petface.inference.loading import ComputeOptions
@@ -29,6 +29,7 @@ from petface.inference.stages import Stage1Model, Stage2Model
 from petface.inference.two_stage import TwoStageInference, readable
 from petface.inference.views import Views
 from petface.settings import NonNegative, Positive, Seed, read_settings
+from petface.training.runs import late_report, report_line
 
 __all__ = [
     "Stage1Model",
@@ -116,10 +117,8 @@ def evaluate(arguments: list[str]) -> int:
     force = {"force": "replace a finished evaluation"}
     s = read_settings(sys.modules[__name__], arguments, switches=force)
     distributed.start(s.DEVICE)
-    print(s.provenance())
     out = Path(s.OUT_DIR)
-    if distributed.is_main() and (out / PER_IMAGE).exists() and not (out / REPORT).exists():
-        print(write_report(out))  # stopped between its last file and its report
+    print(f"{s.provenance()}{late_report(out)}")
     summary = evaluate_full_dataset(
         s.IMAGES_ROOT,
         s.ANNOTATIONS_ROOT,
@@ -141,20 +140,8 @@ def evaluate(arguments: list[str]) -> int:
     print(describe_summary(summary))
     print(f"per_image: {out / PER_IMAGE}\nsummary: {out / SUMMARY}")
     if distributed.is_main():
-        print(write_report(out))
+        print(report_line(out))
     return 0
-
-
-def write_report(folder: Path) -> str:
-    """Write the page of a finished evaluation; return the line that says where it is, or why not.
-
-    The pages are a part that can be left out, and too much to load before the work.
-    """
-    try:
-        from petface.report import report_line
-    except ImportError as error:
-        return f"report: not written ({error})"
-    return report_line(folder)
 
 
 def predict(arguments: list[str]) -> int:

@@ -27,7 +27,6 @@ TOP = 5  # best answers kept per head
 NOT_A_CLASS = -2  # a label that the network has no class for
 PER_IMAGE, DETAILS_FILE = "petface_eval_per_image.csv", "petface_eval_details.npy"
 MODELS, SUMMARY = "petface_eval_models.json", "petface_eval_summary.json"
-REPORT = "report.html"
 PER_IMAGE_COLUMNS = (
     "image", "species", "record", "split", "status",
     "species_pred", "species_prob", "species_correct",
