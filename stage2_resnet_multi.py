@@ -114,6 +114,25 @@ MIX_ADAPTS: bool = False  # True: up to MIX_PROBABILITY, more while the validati
 MIX_ALPHA: PositiveFloat = 1.0  # of the Beta distribution of the shares
 TOP_SUPPORT: NonNegative = 10  # classes listed one by one in eval_summary_stage2.txt
 
+# ---- Species: the heads that are trained on <species>.csv ----
+# A head is a choice among the known labels of the column of its name ("Breed" is breed), gender
+# among what GENDER_MAP makes of a lower-case cell. Species that are not listed get every head.
+GENDER_MAP: Final = {"female": "female", "f": "female", "male": "male", "m": "male"}
+SPECIES_CONFIG: Final[dict[str, tuple[str, ...]]] = {
+    "cat": ("breed", "color1", "color2", "gender"),
+    "chimp": ("breed", "gender"),
+    "chinchilla": ("color1", "color2", "gender"),
+    "degus": ("color1", "color2", "gender"),
+    "dog": ("breed", "gender"),
+    "ferret": ("color1", "gender"),
+    "guineapig": ("breed", "color1", "color2", "gender"),
+    "hamster": ("breed", "color1", "color2", "gender"),
+    "hedgehog": ("color1", "gender"),
+    "javasparrow": ("color", "color1", "color2", "gender"),
+    "parakeet": ("breed", "color1", "color2", "gender"),
+    "pig": ("breed", "color1", "color2", "gender"),
+    "rabbit": ("breed", "color1", "color2", "gender"),
+}
 # What a resumed run may set otherwise.
 MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD", "SPECIES", "SPREAD")
 
@@ -126,7 +145,11 @@ def main() -> int:
     print(s.provenance())
     phases_of(s)  # refused before anything is read
     dataset = load_dataset(
-        s.IMAGES_ROOT, s.ANNOTATIONS_ROOT, splits_file=s.SPLITS_FILE, seed=s.SPLIT_SEED
+        s.IMAGES_ROOT,
+        s.ANNOTATIONS_ROOT,
+        splits_file=s.SPLITS_FILE,
+        seed=s.SPLIT_SEED,
+        gender_map=GENDER_MAP,
     )
     print("\n".join(dataset.notes))
     if audit := optional_room("analysis.audit"):
@@ -172,9 +195,7 @@ def train_specialist(
     s: Settings, dataset: Dataset, species: str, run: runs.RunFolder, stop: runs.StopRequest
 ) -> int:
     """Train one specialist through its phases; then measure the best one on test and on all."""
-    vocabularies = {
-        head: names for head, names in dataset.annotations[species].vocabularies.items() if names
-    }
+    vocabularies = heads_of(dataset, species)
     sampler_head = next((h for h in PRIMARY_ATTR_PRIORITY[:-1] if h in vocabularies), None)
     parts = split_into_samples(s, dataset, species, vocabularies, sampler_head)
     torch.manual_seed(s.SEED)
@@ -193,9 +214,12 @@ def train_specialist(
         "preprocessing": job.network.preprocessing.to_dict(),
         "pretrained": pretrained,
     }
-    processes = distributed.describe(s.BATCH_SIZE)
-    print(f"training on {job.network}{processes}; first weights: {pretrained}")
-    print_plan(parts, vocabularies)
+    print(f"training on {job.network}{distributed.describe(s.BATCH_SIZE)}")
+    print(f"first weights: {pretrained}")
+    print(f"images: {', '.join(f'{name} {len(part):,}' for name, part in parts.items())}")
+    for head, names in vocabularies.items():
+        known = int((parts["train"].labels[head] >= 0).sum())
+        print(f"  {head:8s} {len(names):4d} classes, {known:,} training images with a known label")
 
     def save_last() -> None:
         more = {"failures": job.failures.messages}
@@ -248,6 +272,13 @@ def train_specialist(
             f"{'  best' if is_best else ''}"
         )
     return finish(s, run, job, parts, vocabularies, training.progress, stop)
+
+
+def heads_of(dataset: Dataset, species: str) -> dict[str, tuple[str, ...]]:
+    """Return the classes of each head that is trained, by SPECIES_CONFIG and the known labels."""
+    found = dataset.annotations[species].vocabularies
+    wanted = SPECIES_CONFIG.get(species, tuple(found))
+    return {head: names for head, names in found.items() if names and head in wanted}
 
 
 def split_into_samples(
@@ -320,14 +351,6 @@ def watched_loss(row: dict[str, Any]) -> float:
     return loss
 
 
-def print_plan(parts: dict[str, Samples], vocabularies: dict[str, tuple[str, ...]]) -> None:
-    """Print before the first step what will be trained on what."""
-    print(f"images: {', '.join(f'{name} {len(part):,}' for name, part in parts.items())}")
-    for head, names in vocabularies.items():
-        known = int((parts["train"].labels[head] >= 0).sum())
-        print(f"  {head:8s} {len(names):4d} classes, {known:,} training images with a known label")
-
-
 def finish(
     s: Settings,
     run: runs.RunFolder,
@@ -348,8 +371,7 @@ def finish(
         return stop.leave("in the last passes")
     if not distributed.is_main():
         return 0
-    answers = seen["test"].answers
-    fitted, measured = calibrate_heads(seen["val"].answers, answers, s.WANTED_ACCURACY)
+    fitted, measured = calibrate_heads(seen["val"].answers, seen["test"].answers, s.WANTED_ACCURACY)
     checkpoints.save(run.best, {**best, "calibration": fitted})
     test = seen["test"].confusions
     every = {head: sum(seen[name].confusions[head] for name in SPLITS) for head in vocabularies}

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,21 @@ def test_sha256(tmp_path: Path) -> None:
     data = bytes(range(256)) * 5000  # more than one block
     (tmp_path / "x").write_bytes(data)
     assert files.sha256_of_file(tmp_path / "x") == hashlib.sha256(data).hexdigest()
+
+
+def test_two_starts_wait_for_each_other_in_one_folder(tmp_path: Path) -> None:
+    seen = []
+
+    def enter() -> None:
+        with files.turn_in(tmp_path):
+            seen.append("second")
+
+    with files.turn_in(tmp_path):
+        with pytest.raises(UserError, match="is in use by"), files.turn_in(tmp_path, wait=False):
+            pass
+        other = threading.Thread(target=enter)
+        other.start()
+        other.join(0.2)
+        seen.append("first")
+    other.join(10)
+    assert seen == ["first", "second"]

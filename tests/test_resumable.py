@@ -295,3 +295,29 @@ def test_no_more_than_a_few_items_wait() -> None:
 
     write_behind(make(), write, waiting=2)
     assert written[0] == 30 and most[0] <= 2 + 2  # one being written, one just made
+
+
+RECORDS = np.array([(1, 0.5), (2, 0.25), (3, 0.125)], [("label", "<i4"), ("p", "<f4")])
+
+
+@pytest.mark.parametrize("slices", [[3], [1, 2], [1, 1, 1], []])
+@pytest.mark.parametrize("kill_after", [0, 1, 2])
+def test_records_are_one_npy_file_however_they_were_cut(tmp_path, slices, kill_after):
+    """One slice too has its header; what was half written is cut off."""
+    path, place = tmp_path / "answers.npy", 0
+    whole = RECORDS[: sum(slices)]
+    table = ResumableRecords(path, RECORDS.dtype, len(whole))
+    assert table.num_kept() == 0
+    table.begin(0)
+    for number, size in enumerate(slices):
+        if number == kill_after:
+            with table.unfinished.open("ab") as handle:
+                handle.write(b"abc")
+            table = ResumableRecords(path, RECORDS.dtype, len(whole))
+            assert table.num_kept() == place
+            table.begin(place)
+        table.write(place, whole[place : place + size])
+        place += size
+    table.finish()
+    assert np.load(path).tolist() == whole.tolist() and list(tmp_path.iterdir()) == [path]
+    assert ResumableRecords(path, RECORDS.dtype, 9).num_kept() == 0  # of another plan

@@ -68,21 +68,25 @@ class SpeciesAnnotations:
 
 
 def read_species(
-    path: str | Path, species: str, aliases: Aliases | None = None
+    path: str | Path,
+    species: str,
+    aliases: Aliases | None = None,
+    gender_map: Mapping[str, str] = GENDER_MAP,
 ) -> SpeciesAnnotations:
-    """Read the annotation file of one species.
+    """Read the annotation file of one species; `gender_map` names the class of a lower-case cell.
 
     Equal rows of a record merge; where known values disagree, that feature of that record becomes
     unknown and is listed in `conflicts`. Raises `UserError` with file and line for anything that is
     not plain UTF-8 CSV with a `Name` column and rows as long as the header.
     """
+    assert set(gender_map.values()) <= set(GENDER_VOCABULARY), gender_map
     rows = strict_rows(path)
     _, header = next(rows)
     columns = _find_columns(path, header)
     features = features_of(species, tuple(columns))
     notes = _header_notes(path, species, header, features)
     aliases = aliases or {}
-    codebooks = {feature: _Codebook(feature, aliases.get(feature, {})) for feature in features}
+    codebooks = {f: _Codebook(f, aliases.get(f, {}), gender_map) for f in features}
 
     numbers: dict[str, int] = {}
     record_of_row, line_of_row = array("q"), array("q")
@@ -176,10 +180,12 @@ class _Rows:
 class _Codebook(dict[str, int]):
     """From a raw cell to a number: each distinct cell is looked at once, however many rows."""
 
-    def __init__(self, feature: str, aliases: Mapping[str, str]) -> None:
+    def __init__(
+        self, feature: str, aliases: Mapping[str, str], gender_map: Mapping[str, str]
+    ) -> None:
         super().__init__()
         self.feature = feature
-        self.aliases = aliases
+        self.aliases, self.gender_map = aliases, gender_map
         self.names: dict[str, int] = {}  # known label -> code
         self.strange: list[str] = []  # gender values that mean nothing known
         self.seen: set[str] = set()  # raw labels, for aliases that meet nothing
@@ -190,12 +196,12 @@ class _Codebook(dict[str, int]):
         self.seen.add(label)
         if is_unknown(label):
             code = UNKNOWN
-        elif self.feature == "gender" and label.lower() not in GENDER_MAP:
+        elif self.feature == "gender" and label.lower() not in self.gender_map:
             self.strange.append(label)
             code = _STRANGE
         else:
             gender = self.feature == "gender"
-            label = GENDER_MAP[label.lower()] if gender else self.aliases.get(label, label)
+            label = self.gender_map[label.lower()] if gender else self.aliases.get(label, label)
             code = self.names.setdefault(label, len(self.names))
         self[cell] = code
         return code

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from petface.data.splits import (
     write_splits,
 )
 from petface.errors import UserError
-from petface.taxonomy import PRIMARY_ATTR_PRIORITY, UNKNOWN
+from petface.taxonomy import GENDER_MAP, PRIMARY_ATTR_PRIORITY, UNKNOWN
 
 _MISSING_SHOWN = 13  # species without annotations that are named, as many as PetFace has
 
@@ -95,6 +95,7 @@ def load_dataset(
     fractions: Sequence[float] = FRACTIONS,
     species: Sequence[str] | None = None,
     aliases_file: str | Path = "",
+    gender_map: Mapping[str, str] = GENDER_MAP,
 ) -> Dataset:
     """Scan the images, read the labels, and read the split or make it once.
 
@@ -105,7 +106,9 @@ def load_dataset(
     Raises `UserError` for anything in the data that the user has to mend.
     """
     found = scan(images_root, species)
-    annotations, notes = _read_annotations(annotations_root, found.catalog, aliases_file)
+    annotations, notes = _read_annotations(
+        annotations_root, found.catalog, aliases_file, gender_map
+    )
     catalog = found.catalog
     path = Path(splits_file) if splits_file else Path(images_root).absolute().parent / "splits.csv"
     if path.is_dir():
@@ -120,7 +123,7 @@ def load_dataset(
                 whole, tables = catalog, annotations
                 if species is not None:
                     whole = scan(images_root).catalog
-                    tables, _ = _read_annotations(annotations_root, whole, aliases_file)
+                    tables, _ = _read_annotations(annotations_root, whole, aliases_file, gender_map)
                 _make_splits_file(path, whole, tables, seed, fractions)
         record_split = read_splits(path, species_of_records(catalog), catalog.record_names)
         split_notes = _provenance_notes(path, seed, fractions)
@@ -132,7 +135,10 @@ def load_dataset(
 
 
 def _read_annotations(
-    annotations_root: str | Path, catalog: Catalog, aliases_file: str | Path
+    annotations_root: str | Path,
+    catalog: Catalog,
+    aliases_file: str | Path,
+    gender_map: Mapping[str, str],
 ) -> tuple[dict[str, SpeciesAnnotations], list[str]]:
     """Read the annotation file of every species that has one."""
     root = Path(annotations_root)
@@ -143,7 +149,7 @@ def _read_annotations(
     for name in catalog.classes:
         path = root / f"{name}.csv"
         if path.exists():
-            annotations[name] = read_species(path, name, aliases.get(name))
+            annotations[name] = read_species(path, name, aliases.get(name), gender_map)
             notes += annotations[name].notes
         else:
             missing.append(f"{name}: no {path}, so it trains in stage 1 and has NO specialist")

@@ -10,6 +10,9 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
+import stage2_resnet_multi as stage2
+from petface import taxonomy
+from petface.data.dataset import load_dataset
 from tests import naive, scripts
 from tests.conftest import BOMB, EMPTY, TRUNCATED
 
@@ -245,3 +248,15 @@ def test_a_species_without_labels_is_refused_by_name(stage2_flags, script, tmp_p
     done = script(scripts.STAGE2, [*stage2_flags, "--runs-root", tmp_path, "--species", name])
     assert done.code == 1 and "Traceback" not in done.err
     assert f"SPECIES {name}: no known label" in done.err and "cat, chimp, dog, yak" in done.err
+
+
+def test_the_table_of_species_is_petfaces_and_says_which_heads_are_trained(tree, monkeypatch):
+    assert stage2.SPECIES_CONFIG == taxonomy.SPECIES_FEATURES
+    assert stage2.GENDER_MAP == taxonomy.GENDER_MAP
+    dataset = load_dataset(tree.images, tree.annotations, gender_map={"male": "female"})
+    known = dataset.annotations["cat"].labels["gender"]
+    assert set(known.tolist()) == {-1, 0}  # "Male" is read as female, "Female" as unknown
+    assert set(stage2.heads_of(dataset, "cat")) == {"breed", "color1", "color2", "gender"}
+    monkeypatch.setattr(stage2, "SPECIES_CONFIG", {"cat": ("color1", "breed", "color")})
+    assert list(stage2.heads_of(dataset, "cat")) == ["breed", "color1"]
+    assert list(stage2.heads_of(dataset, "dog")) == ["breed"]  # not listed: every known head

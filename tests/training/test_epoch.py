@@ -375,6 +375,22 @@ def test_answers_are_kept_on_request_as_they_are_for_one_image_at_a_time(job, sa
     assert none["one"].logits.shape == (0, 3) and none["two"].labels.shape == (0,)
 
 
+@pytest.mark.parametrize(("num", "most"), [(17, 2), (9, 1), (30, 2)])  # 3 batches, 2 and 4
+def test_processes_with_one_batch_less_ask_once_more_whether_to_stop(
+    job, samples, num, most, monkeypatch
+):
+    """All must ask equally often, or one waits for ever."""
+    some = Samples(
+        samples.images[:num], {h: y[:num] for h, y in samples.labels.items()}, samples.is_tail[:num]
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        asked = []
+        stop = lambda asked=asked: asked.append(1) or len(asked) == most  # noqa: E731
+        assert evaluate(job, some, "val", stop=stop) is None and len(asked) == most
+
+
 def test_an_evaluation_leaves_the_network_as_it_was(job, samples):
     before = weights(job)
     evaluate(job, samples, "all")

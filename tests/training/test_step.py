@@ -23,7 +23,7 @@ from petface.training.epoch import Progress, train_epoch
 from petface.training.evaluate import Job, evaluate
 from petface.training.runs import FailureLog, RunFolder
 from petface.training.schedule import EarlyStopping
-from petface.training.step import backward
+from petface.training.step import backward, share_of
 from tests import scripts
 
 CPU = torch.device("cpu")
@@ -173,6 +173,24 @@ def test_losses_of_parts_sum_to_the_loss_of_the_whole():
                 logits, target, weights, ignore_index=-1, label_smoothing=smoothing
             )
             torch.testing.assert_close(parts[0] + parts[1] + parts[3], expected)
+
+
+def test_failures_on_one_process_alone_reach_all(monkeypatch):
+    """What a process has read is counted before it; a step without a failure sends no message."""
+    sent = []
+    for name in ("rank", "broadcast_object"):
+        monkeypatch.setattr(distributed, name, {"rank": lambda: 1}.get(name, lambda own: own))
+    monkeypatch.setattr(
+        distributed, "gather_objects", lambda own: sent.append(own) or [[(7, "bad")], own]
+    )
+    batch, _ = batch_of(2)
+    for num_bad, failures in ((1, [(7, "bad")]), (0, [])):
+        counts = [[3, num_bad], [2, 0]]
+        monkeypatch.setattr(distributed, "gather_numbers", lambda *_, counts=counts: counts)
+        found = share_of(batch)
+        assert (found.first, found.num_own, found.num_images) == (3, 2, 5)
+        assert found.failures == failures
+    assert sent == [[]]
 
 
 class Cramped(Small):

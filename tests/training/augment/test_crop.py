@@ -109,3 +109,14 @@ def test_crops_have_the_drawn_areas_and_ratios():
 def test_a_crop_out_of_range_is_refused_by_name(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         AugmentRegime(**wrong)
+
+
+def test_a_cropped_image_in_a_mixed_batch_is_what_it_is_alone():
+    """The boxes touch the border, where cropped images and the others are resampled differently."""
+    images, p = pictures(6), drawn(6, AugmentRegime(rotate_deg=10.0, translate_frac=0.1))
+    boxes = torch.tensor([[0.0, 0.0, 0.5, 0.6], [0.0, 0.0, 1.0, 1.0]]).repeat(3, 1)
+    p = replace(p, crop_box_frac=boxes)
+    together = augment(images, p)
+    for i in range(6):
+        alone = AugmentParameters(**{f.name: getattr(p, f.name)[i : i + 1] for f in fields(p)})
+        torch.testing.assert_close(augment(images[i : i + 1], alone)[0], together[i])
