@@ -170,8 +170,11 @@ def test_a_planted_shortcut_is_exposed_and_the_middle_is_none(catalog, tmp_path)
         assert by_name[name]["change"] == 0 and by_name[name]["agreement"] == 1
     probes.write_probes(tmp_path / "probes.csv", {"species": found})
     with (tmp_path / "probes.csv").open(newline="") as handle:
-        table = [float(row["change"]) for row in csv.DictReader(handle)]
-    assert table == pytest.approx([p["change"] for p in found["probes"]])
+        table = list(csv.DictReader(handle))
+    for key in ("change", "accuracy", "agreement"):
+        assert [float(row[key]) for row in table] == [p[key] for p in found["probes"]]
+    ends = [[float(row["low_95"]), float(row["high_95"])] for row in table]
+    assert ends == [p["interval_95"] for p in found["probes"]]
     by_name = {p["name"]: p for p in figures_of(CentreReader(), catalog)["probes"]}
     for name in ("outer 5 % black", "outer 15 % black", "outer 15 % mean colour", "mirrored"):
         assert by_name[name]["change"] == 0

@@ -73,9 +73,7 @@ def test_an_audit_is_counted_and_the_checkpoint_must_be_the_evaluated_one(tmp_pa
         (tmp_path / "audit.json").write_text(json.dumps(AUDIT))
         model, data = cards(folder, audit=str(tmp_path), out=tmp_path)
         assert ("another file" in model) != known
-        assert (
-            f"| {sha256} |" in model and "| 90 s |" in model and "| 64 |" in model
-        ) == known
+        assert (f"| {sha256} |" in model and "| 90 s |" in model and "| 64 |" in model) == known
     assert "| cat | 5 | 8 | 3 | 1 | 1 |" in data and "| cat | breed | 6 | 4 | 20.0 |" in data
     assert "- Duplicates, exact across splits: 2" in data and "- label conflict: 4" in data
 
