@@ -8,14 +8,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import torch
-
 from petface.data.dataset import Dataset, load_dataset
 from petface.data.images import Preprocessing
 from petface.export.bundle import write_bundle
-from petface.export.model import Wishes
+from petface.export.model import ExportOptions
 from petface.models import checkpoints
-from petface.models.familiarity import fit_guard
 from tests import reference_networks as reference
 from tests.conftest import Tree
 
@@ -32,11 +29,7 @@ CALIBRATION = {
 
 
 def write_checkpoints(folder: Path) -> tuple[Path, Path]:
-    """Write a stage 1 with a guard, and a specialist for cats, where a run leaves them."""
-    draw = torch.Generator().manual_seed(0)
-    features, others = (torch.randn(n, 960, generator=draw).abs() for n in (120, 60))
-    fitted = fit_guard(features, torch.arange(120) % 4, others)
-    assert fitted is not None
+    """Write a stage 1, and a specialist for cats, where a run leaves them."""
     ((weight, bias),) = reference.linear_heads(fc=len(SPECIES)).values()
     stage1 = folder / "stage1" / "best.pt"
     checkpoints.save(
@@ -46,7 +39,6 @@ def write_checkpoints(folder: Path) -> tuple[Path, Path]:
             "class_to_index": {name: number for number, name in enumerate(SPECIES)},
             "preprocessing": RULE.to_dict(),
             "calibration": {"species": CALIBRATION},
-            "guard": vars(fitted),
         },
     )
     checkpoints.save(
@@ -74,6 +66,5 @@ def made_bundle(tree: Tree) -> tuple[Path, Path]:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     stage1, stage2 = write_checkpoints(folder / "runs")
     cat = {"cat": stage2 / "cat" / "cat_best.pt"}
-    wishes = Wishes(float_variant=True)
-    write_bundle(folder / "bundle", stage1, cat, dataset_of(tree), wishes)
+    write_bundle(folder / "bundle", stage1, cat, dataset_of(tree), ExportOptions())
     return folder / "runs", folder / "bundle"

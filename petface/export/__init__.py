@@ -1,6 +1,6 @@
-"""Write a trained system as ONNX files: graphs, quantisation, their parity with torch, the bundle.
+"""Write a trained system as ONNX files: the networks, their cards, 8 bits, parity, the bundle.
 
-Optional: needs the packages of `exported.INSTALL_LINE`, and says so at the first import.
+Optional: needs the packages of `onnx_models.INSTALL_LINE`, and says so at the first import.
 """
 
 from importlib.util import find_spec

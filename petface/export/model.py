@@ -1,163 +1,248 @@
-"""Export one checkpoint: its graph, int8 where that keeps the answers, and what was measured."""
+"""Export one checkpoint: its network as an ONNX graph, its card, and what was measured."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+import torch
 from onnx import ModelProto
+from torch import Tensor, nn
 
+from petface.data import images
 from petface.data.dataset import Dataset
+from petface.data.images import Preprocessing, normalise
 from petface.errors import UserError
-from petface.export import graphs, parity
-from petface.export.assembly import Assembly
-from petface.export.int8 import make_int8
-from petface.export.sources import Photos, Source, cut_photos, read_photos
-from petface.inference import onnx_models as exported
-from petface.inference.onnx_models import OnnxNetwork, session_of
+from petface.export.int8 import quantise
+from petface.export.parity import Photos, accuracies, differences, read_photos
+from petface.files import sha256_of_file
+from petface.inference import onnx_models
+from petface.inference.onnx_models import INPUT, OnnxNetwork, open_session
+from petface.models import checkpoints
+from petface.models.checkpoints import Checkpoint
+from petface.models.network import Network, Outputs
 
-_NUM_RESIZED = 32  # photos that the graph must resize
-_MAX_GREY_LEVELS = 2  # to Pillow: one of rounding, one more where enlarging meets ties
+OPSET = 18  # the lowest that torch's exporter writes by itself
+IR_VERSION = (
+    8  # the lowest that holds it: older runtimes refuse a newer one, whatever it is used for
+)
 _PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript")
+_RESIZING = {
+    "stretch": "both sides to S px, whatever their ratio",
+    "center_crop": "the short side to S px, the central square kept",
+    "letterbox": "the long side to S px, centred on black",
+}
+_FILTER = (
+    "bilinear with antialiasing on uint8 (Pillow's BILINEAR, as torchvision's Resize of PIL "
+    "images), only where the photo has not this size; then divided by 255"
+)
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What is wanted of an export; the settings of tools/export.py say what each means."""
+class ExportOptions:
+    """What is wanted of an export; the constants of tools/export.py say what each means."""
 
     precision: str = "fp32"
-    float_variant: bool = False
     max_logit_difference: float = 1e-3
     num_parity: int = 512
     int8_agreement: float = 0.99
     force_int8: bool = False
     num_calibration: int = 256
-    max_float_layers: int = 2
-    reduce_range: bool = True
     pack: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class Written:
-    """A finished model: its ONNX bytes and its card; `plain` is the variant for prepared floats."""
+def export_model(
+    path: str | Path, species: str | None, dataset: Dataset, options: ExportOptions
+) -> tuple[bytes, dict[str, Any]]:
+    """Export stage 1 (`species` None) or a specialist; return the ONNX file and its card.
 
-    content: bytes
-    card: dict[str, Any]
-    plain: Written | None = None
-
-
-def export_model(source: Source, dataset: Dataset, wishes: Wishes) -> Written:
-    """Export a checkpoint and measure it on validation photos, on training photos without any.
-
-    `UserError` where the logits differ by more than `max_logit_difference` from torch's.
+    It is measured on validation photos, on training photos where there are none. `UserError` where
+    the logits differ by more than `max_logit_difference` from the checkpoint's.
     """
-    part = "val"
-    photos = read_photos(dataset, wishes.pack, source, part, wishes.num_parity)
-    if not len(photos.pixels):
-        part = "train"
-        photos = read_photos(dataset, wishes.pack, source, part, wishes.num_parity)
-    if not len(photos.pixels):
-        raise UserError(f"{source.path}: the dataset has no photo of {source} to measure it on")
-    made = Assembly(source)
-    network, whole = made.network, made.opened(made.network)
-    what: dict[str, Any] = {
-        "parity": _parity(made, whole, dataset, photos, wishes) | {"part": part}
+    path = Path(path)
+    checkpoint: Checkpoint
+    if species is None:
+        checkpoint = checkpoints.read_stage1(path)
+    else:
+        checkpoint = checkpoints.read_stage2(path, species)
+    split, most = "val", options.num_parity
+    photos = read_photos(dataset, options.pack, species, checkpoint, split, most)
+    if not len(photos):
+        split = "train"
+        photos = read_photos(dataset, options.pack, species, checkpoint, split, most)
+    if not len(photos):
+        raise UserError(f"{path}: the dataset has no photo to measure it on")
+    rule, heads = checkpoint.preprocessing, list(checkpoint.heads)
+    torch_network = Network.for_inference(checkpoint.model, rule, "cpu", "fp32")  # folds BatchNorm
+    exact = torch_network.answer_pixels(photos.pixels)
+    graph = network_graph(checkpoint.model, rule, heads)
+    found = differences(_opened(graph, checkpoint).answer_pixels(photos.pixels), exact, heads)
+    _refuse_beyond(options.max_logit_difference, found, path)
+    measured: dict[str, Any] = {
+        "parity": {"num_photos": len(photos), "heads": found, "part": split}
     }
-    plain = None
-    if wishes.float_variant:
-        plain = _written(made.plain(network), source, "fp32", what, graphs.IMAGE)
-    if wishes.precision == "int8":
-        train = read_photos(dataset, wishes.pack, source, "train", wishes.num_calibration)
-        small, what["int8"] = make_int8(
-            made,
-            whole,
-            train,
-            photos,
-            agreement=wishes.int8_agreement,
-            force=wishes.force_int8,
-            judged=part == "val",
-            max_float_layers=wishes.max_float_layers,
-            reduce_range=wishes.reduce_range,
+    precision = "fp32"
+    if options.precision == "int8":
+        num = options.num_calibration
+        train = read_photos(dataset, options.pack, species, checkpoint, "train", num)
+        if not len(train):
+            raise UserError(f"{path}: the dataset has no training photo to quantise it by")
+        small = quantise(graph, train.pixels)
+        rounded = _opened(small, checkpoint).answer_pixels(photos.pixels)
+        verdict = _judge(rounded, exact, photos, split == "val", options)
+        measured["int8"] = {**verdict, "num_calibration": len(train)}
+        if verdict["kept"]:
+            graph, precision = small, "int8"
+    content, about = _finish(graph, path, species, checkpoint, precision)
+    card = {
+        **about,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        "test_vector": _test_vector(_opened(graph, checkpoint), heads),
+        "measured": measured,
+    }
+    onnx_models.check_model(path, content, card)
+    return content, card
+
+
+def _opened(graph: ModelProto, checkpoint: Checkpoint) -> OnnxNetwork:
+    session = open_session(graph.SerializeToString())
+    return OnnxNetwork(session, list(checkpoint.heads), checkpoint.preprocessing)
+
+
+class _Normalised(nn.Module):
+    """A network behind its normalisation: floats in [0, 1] -> logits of each head, in a tuple."""
+
+    def __init__(self, model: nn.Module, rule: Preprocessing) -> None:
+        super().__init__()
+        self.model, self.rule = model, rule
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        out = self.model(normalise(image, self.rule.mean, self.rule.std))
+        return (out,) if isinstance(out, Tensor) else tuple(out)
+
+
+def network_graph(model: nn.Module, rule: Preprocessing, heads: Sequence[str]) -> ModelProto:
+    """Export a model with folded BatchNorm: `INPUT` (B, 3, S, S) float32 in [0, 1] -> logits per
+    head.
+    """
+    # A network that lies channels last is exported with a dozen operators that change nothing.
+    module = _Normalised(model, rule).eval().to(memory_format=torch.contiguous_format)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about versions of its own parts
+        program: Any = torch.onnx.export(
+            module,
+            (torch.zeros(2, 3, rule.size_px, rule.size_px),),
+            input_names=[INPUT],
+            output_names=list(heads),
+            dynamic_shapes=({0: torch.export.Dim("B")},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
         )
-        if what["int8"]["kept"]:
-            return _written(made.whole(small.network), small.source, "int8", what, plain=plain)
-    return _written(made.whole(network), source, "fp32", what, plain=plain)
+    graph: ModelProto = program.model_proto
+    for node in graph.graph.node:
+        del node.metadata_props[:]  # the paths of this machine are among them
+    for entries in (graph.graph.value_info, graph.graph.metadata_props, graph.metadata_props):
+        del entries[:]
+    return graph
 
 
-def _parity(
-    made: Assembly, whole: OnnxNetwork, dataset: Dataset, photos: Photos, wishes: Wishes
-) -> dict[str, Any]:
-    source, heads = made.source, made.heads
-    one = parity.answer(whole.logits_and_scores, photos.pixels)
-    other = parity.answer(made.ask, photos.pixels)
-    found = parity.differences(one, other, heads)
+def _refuse_beyond(most: float, found: Mapping[str, Any], path: str | Path) -> None:
     for head, figures in found.items():
         largest = figures["max_logit_difference"]
-        if not largest <= wishes.max_logit_difference:  # NaN is refused, too
+        if not largest <= most:  # NaN is refused, too
             raise UserError(
-                f"{source.path}: logits of head {head} differ by {largest:.3g} from torch's, more "
-                f"than MAX_LOGIT_DIFFERENCE = {wishes.max_logit_difference:g}; nothing was exported"
+                f"{path}: logits of head {head} differ by {largest:.3g} from torch's, more than "
+                f"MAX_LOGIT_DIFFERENCE = {most:g}; nothing was exported"
             )
-    score = parity.score_difference(one, other)
-    if score is not None and not score <= wishes.max_logit_difference:
-        raise UserError(f"{source.path}: the guard's scores differ by {score:.3g} of the score")
-    rule = source.preprocessing
-    step = max(1, len(photos.places) // _NUM_RESIZED)
-    cut = cut_photos(dataset, photos.places[::step])
-    resizing = session_of(graphs.preprocessing_graph(rule).SerializeToString())
-    largest_grey, share_off = parity.grey_levels(resizing, cut, rule)
-    if largest_grey > _MAX_GREY_LEVELS:
-        raise UserError(
-            f"{source.path}: the graph's resizing is {largest_grey:.0f} grey levels off; take the "
-            f"onnxruntime that pyproject.toml names"
-        )
-    resized = parity.differences(
-        parity.answer_each(whole.logits_and_scores, cut, None),
-        parity.answer_each(made.ask, cut, rule),
-        heads,
-    )
+
+
+def _judge(
+    answered: Outputs, exact: Outputs, photos: Photos, may_judge: bool, options: ExportOptions
+) -> dict[str, Any]:
+    """Compare int8 with float32; it is "kept" where every head agrees often enough, or by force."""
+    found = differences(answered, exact, list(photos.labels))
+    equal = {head: figures["equal"] for head, figures in found.items()}
+    agrees = may_judge and min(equal.values()) >= options.int8_agreement
     return {
-        "num_photos": len(photos.pixels),
-        "heads": found,
-        "num_resized": len(cut),
-        "resized": resized,
-        "max_grey_levels": largest_grey,
-        "share_off_by_a_grey_level": share_off,
-        "max_relative_score_difference": score,
+        "kept": agrees or options.force_int8,
+        "forced": options.force_int8 and not agrees,
+        "wanted_agreement": options.int8_agreement,
+        "agreement": equal,
+        "max_logit_difference": {
+            h: figures["max_logit_difference"] for h, figures in found.items()
+        },
+        "num_photos": len(photos),
+        "accuracy": {
+            "fp32": accuracies(exact, photos.labels),
+            "int8": accuracies(answered, photos.labels),
+        },
     }
 
 
-def _written(
-    model: ModelProto,
-    source: Source,
-    precision: str,
-    measured: Mapping[str, Any],
-    takes: str = graphs.PIXELS,
-    plain: Written | None = None,
-) -> Written:
-    side = source.preprocessing.size_px
-    inputs = {
-        graphs.PIXELS: "uint8 (B, H, W, 3), RGB, any height and width, one size a batch",
-        graphs.IMAGE: f"float32 (B, 3, {side}, {side}), RGB, prepared as preprocessing says",
-    }
-    outputs = {head: f"float32 (B, {len(names)}), logits" for head, names in source.heads.items()}
-    if source.guard is not None:
-        outputs[exported.GUARD_SCORE] = "float64 (B,), below guard_threshold: no known animal"
+def _finish(
+    model: ModelProto, path: Path, species: str | None, checkpoint: Checkpoint, precision: str
+) -> tuple[bytes, dict[str, Any]]:
+    """Write the metadata into a model; return its bytes, and the metadata for its card."""
+    rule, side = checkpoint.preprocessing, checkpoint.preprocessing.size_px
     about = {
-        "format": exported.FORMAT,
-        **source.metadata(),
+        "format": onnx_models.FORMAT,
+        "kind": "stage1" if species is None else "stage2",
+        "species": species,
+        "backbone": str(checkpoint.architecture),
         "precision": precision,
-        "inputs": {takes: inputs[takes]},
-        "outputs": outputs,
-        "opset": graphs.OPSET,
+        "heads": {head: list(names) for head, names in checkpoint.heads.items()},
+        "sources": {head: checkpoint.sources[head] for head in checkpoint.heads},
+        "preprocessing": rule.to_dict(),
+        "resizing": f"{_RESIZING[rule.resize]}, S = {side}; {_FILTER}",
+        "calibration": {
+            head: asdict(fitted)
+            for head, fitted in checkpoint.calibration.items()
+            if head in checkpoint.heads
+        },
+        "inputs": {INPUT: f"float32 (B, 3, {side}, {side}), RGB in [0, 1]; normalised inside"},
+        "outputs": {
+            head: f"float32 (B, {len(names)}), logits" for head, names in checkpoint.heads.items()
+        },
+        "checkpoint": {"name": path.name, "sha256": sha256_of_file(path)},
+        "opset": OPSET,
         "packages": {name: metadata.version(name) for name in _PACKAGES},
     }
-    assert set(about) == set(exported.METADATA), set(about) ^ set(exported.METADATA)
-    content = graphs.with_metadata(model, {name: json.dumps(about[name]) for name in about})
-    digest = hashlib.sha256(content).hexdigest()
-    card = {**about, "sha256": digest, "bytes": len(content), "measured": dict(measured)}
-    return Written(content, card, plain)
+    model.ir_version = IR_VERSION
+    del model.opset_import[:]  # the quantiser names a dozen sets that it makes no use of
+    model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    model.producer_name = "petface"
+    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in about.items()})
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True), about
+
+
+def _test_vector(network: OnnxNetwork, heads: Sequence[str]) -> dict[str, Any]:
+    """Answer a made-up photo, for others to check their resizing and their runtime with."""
+    row, column, channel = np.ogrid[:60, :80, :3]
+    photo = ((5 * row + 3 * column + 85 * channel) % 256).astype(np.uint8)
+    rule = network.preprocessing
+    resized = images.resize(photo, rule.size_px, rule.resize)
+    logits = network.answer_pixels(torch.from_numpy(resized)[None])
+    places = [(rule.size_px * a // 4, rule.size_px * b // 4) for a, b in ((2, 2), (1, 3), (2, 1))]
+    return {
+        "photo": {
+            "shape": list(photo.shape),
+            "value": "(5 row + 3 column + 85 channel) mod 256, uint8 RGB",
+            "sha256": hashlib.sha256(photo.tobytes()).hexdigest(),
+        },
+        "resized": {
+            "sha256": hashlib.sha256(resized.tobytes()).hexdigest(),
+            "pixels": [{"row": y, "column": x, "rgb": resized[y, x].tolist()} for y, x in places],
+        },
+        "logits": {head: row[0].tolist() for head, row in zip(heads, logits, strict=True)},
+    }

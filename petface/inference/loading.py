@@ -73,8 +73,7 @@ class Stage:
     """Stage 1 or a specialist, ready to predict; `load_stage` makes it.
 
     `names[head][k]` is the class of logit k; heads stand in the order of the outputs. `sources`
-    says where the names of a head came from. `guard` is that of a checkpoint; the graph of an
-    export holds it, so that `guard_threshold` is enough.
+    says where the names of a head came from. An export has no `guard`.
     """
 
     path: Path
@@ -84,7 +83,6 @@ class Stage:
     sources: Mapping[str, str]
     calibration: Mapping[str, HeadCalibration]
     guard: Guard | None = None
-    guard_threshold: float | None = None
 
 
 def load_stage(path: str | Path, species: str | None, options: ComputeOptions) -> Stage:
@@ -96,9 +94,9 @@ def load_stage(path: str | Path, species: str | None, options: ComputeOptions) -
     file = find_model(path, species)
     content = _read(file, species)
     network: Answerer
-    guard = threshold = None
+    guard = None
     if isinstance(content, exported.Exported):
-        network, threshold = exported.load(content, options.device), content.guard_threshold
+        network = exported.load(content, options.device)
     else:
         guard = content.guard if isinstance(content, checkpoints.Stage1Checkpoint) else None
         network = Network.for_inference(
@@ -111,16 +109,8 @@ def load_stage(path: str | Path, species: str | None, options: ComputeOptions) -
         )
     if options.views != "none":
         network = AveragedViews(network, options.views)
-    return Stage(
-        file,
-        species,
-        network,
-        content.heads,
-        content.sources,
-        content.calibration,
-        guard,
-        threshold,
-    )
+    heads, sources = content.heads, content.sources
+    return Stage(file, species, network, heads, sources, content.calibration, guard)
 
 
 def describe_model(path: str | Path, species: str | None) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from petface.calibration import conformal_set
 from petface.data import images
 from petface.data.images import ImageSource, Preprocessing
 from petface.inference.loading import ComputeOptions, Stage, load_stage
-from petface.inference.onnx_models import OnnxNetwork
 from petface.inference.views import AveragedViews
 from petface.models.checkpoints import HeadCalibration
 from petface.models.network import NOT_FINITE, Network, NonFiniteError, tempered
@@ -113,11 +112,7 @@ class Stage1Model:
         The latter is None where the model cannot tell.
         """
         pixels, network, known = _stack(photos, self.network.preprocessing), self.network, None
-        if isinstance(network, OnnxNetwork):
-            outputs, scores = network.logits_and_scores(pixels)
-            if scores is not None and self.stage.guard_threshold is not None:
-                known = scores >= self.stage.guard_threshold
-        elif self.stage.guard is not None and isinstance(network, Network | AveragedViews):
+        if self.stage.guard is not None and isinstance(network, Network | AveragedViews):
             outputs, means = network.logits_and_means(pixels)
             known = self.stage.guard.knows(means)
         else:

@@ -36,16 +36,14 @@ class CheckpointError(UserError):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A network read from a file, in evaluation mode, and what belongs to it.
+class Described:
+    """What a stored network predicts, in a checkpoint or in an export.
 
     `heads[head][k]` is the class of logit k; heads stand in the order of the outputs. `sources`
     says where the classes of a head came from ("checkpoint", "built-in", "gender", "index");
     `calibration` has the heads that were calibrated.
     """
 
-    model: Any  # a module, or a `multi_head._MultiHeadModel`
-    architecture: Architecture
     heads: dict[str, tuple[str, ...]]
     sources: dict[str, str]
     preprocessing: Preprocessing
@@ -56,6 +54,14 @@ class Checkpoint:
         """Return the fitted temperature of each head, 1.0 where nothing was fitted."""
         fitted = [self.calibration.get(head) for head in self.heads]
         return tuple(entry.temperature if entry else 1.0 for entry in fitted)
+
+
+@dataclass(frozen=True)
+class Checkpoint(Described):
+    """A network read from a file, in evaluation mode, and what belongs to it."""
+
+    model: Any  # a module, or a `multi_head._MultiHeadModel`
+    architecture: Architecture
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,7 @@ def read_stage1(path: str | Path) -> Stage1Checkpoint:
     rule, calibration = _preprocessing(path, content), read_calibration(path, content)
     guard = _guard(path, content, architecture)
     heads, sources = {"species": classes}, {"species": "checkpoint"}
-    return Stage1Checkpoint(model, architecture, heads, sources, rule, calibration, guard)
+    return Stage1Checkpoint(heads, sources, rule, calibration, model, architecture, guard)
 
 
 def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
@@ -193,7 +199,7 @@ def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
         state |= {f"heads.{head}.{name}": tensor for name, tensor in tensors.items()}
     _fill(path, model, state)
     rule, calibration = _preprocessing(path, content), read_calibration(path, content)
-    return Stage2Checkpoint(model, architecture, vocabularies, sources, rule, calibration, species)
+    return Stage2Checkpoint(vocabularies, sources, rule, calibration, model, architecture, species)
 
 
 def _vocabulary(

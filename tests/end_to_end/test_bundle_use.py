@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,13 +21,15 @@ def bundle(tree, stage1_run, stage2_run, module_folder) -> Path:
     out = module_folder / "bundle"
     flags = [*tree.flags, "--stage1-checkpoint", stage1_run.folder / "best.pt",
              "--stage2-folder", stage2_run.folder, "--out", out]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.export", *map(str, flags)],
-        cwd=scripts.REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    done = scripts.run_fresh("tools/export.py", flags)
+    assert done.code == 0, done.err
+    assert "no specialist in" in done.out and "yak" in done.out
+    listed = json.loads((out / "bundle.json").read_text())
+    models = ["stage1", *(f"stage2/{name}" for name in listed["specialists"])]
+    there = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} - {"bundle.json"}
+    assert there == set(listed["files"])
+    assert there == {f"{name}.{suffix}" for name in models for suffix in ("onnx", "json")}
+    assert done.figures()["models"] == str(len(models)) and done.figures()["int8"] == "0"
     return out
 
 
