@@ -17,7 +17,15 @@ from petface.evaluation.figures import interval, percent, points
 from petface.report.folders import dig, is_number, number
 
 MIN_PHOTOS: Final = 30  # of fewer photos an accuracy says little
-_NAMES = {"num": "photos", "num_records": "animals", "interval_95": "95 % interval", "name": ""}
+_NAMES = {
+    "num": "photos",
+    "num_records": "animals",
+    "interval_95": "95 % interval",
+    "change_interval": "95 % interval, points",
+    "accuracy_a": "A",
+    "accuracy_b": "other",
+    "p_holm": "p, adjusted",
+}
 _SHARES = re.compile(
     "accuracy|recall|precision|f1|top[35]|share|frac|probability|agreement|baseline|coverage|in_stage"
 )

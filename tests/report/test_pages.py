@@ -179,6 +179,8 @@ def test_the_index_groups_marks_and_links(tmp_path):
     links = [tmp_path / unquote(link) for link in found.links]
     assert len(links) == 5 and all(path.is_file() for path in links)
     assert page.index("Evaluations") < page.index("Stage 2: attributes")
+    text = " ".join(" ".join(found.texts).split())
+    assert "evaluations 1 training runs 4 running 1 stopped or damaged 1" in text
     rows = {row[0]: " | ".join(row) for row in found.rows}
     assert "breed\xa075.0\xa0★\xa0best" in rows["new/cat"] and "best" not in rows["old/cat"]
     assert "45.6 - 91.5 | 12.3" in rows["old/cat"] and "finished" in rows["old/cat"]
