@@ -53,7 +53,7 @@ class HeadCalibration:
     conformal_alpha: float = 0.1  # share of sets that may miss the truth
 
     def is_sure(self, probability: float) -> bool:
-        """Tell whether an answer of this probability is right as often as was wanted."""
+        """Check whether an answer of this probability is right as often as was wanted."""
         # Fitted in float64, asked in float32: the photo at the threshold must not fall below it.
         return self.threshold is not None and probability >= self.threshold - 1e-6
 

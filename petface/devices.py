@@ -75,7 +75,7 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
 
 
 def cpu_has_bf16() -> bool:
-    """Tell whether the CPU computes in bfloat16; elsewhere it is slower than float32."""
+    """Check whether the CPU computes in bfloat16; elsewhere it is slower than float32."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

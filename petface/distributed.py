@@ -39,17 +39,17 @@ def world_size() -> int:
 
 
 def place() -> tuple[int, ...]:
-    """Tell the processes apart in a seed; nothing for the first, which draws as one alone."""
+    """Return what a seed adds for this process; nothing for the first, which draws as one alone."""
     return (rank(),) if rank() else ()
 
 
 def is_main() -> bool:
-    """Tell whether this process is the one that writes files and prints."""
+    """Check whether this process is the one that writes files and prints."""
     return rank() == 0
 
 
 def shows() -> bool:
-    """Tell whether this process may draw a bar: one of all that share a terminal."""
+    """Check whether this process may draw a bar: one of all that share a terminal."""
     return _number("RANK", 0) == 0
 
 
@@ -105,7 +105,7 @@ def stop() -> None:
 
 
 def part_ways(tasks: Sequence[T]) -> list[T]:
-    """Give this process its share of `tasks`; from here on each process works alone.
+    """Return this process's share of `tasks`; from here on each process works alone.
 
     What it prints begins with its place in brackets.
     """
@@ -139,7 +139,7 @@ def main_first() -> Iterator[None]:
 
 
 def gather_numbers(*numbers: int) -> list[list[int]]:
-    """Give the numbers of every process, in their order: a list of W lists."""
+    """Return the numbers of every process, in their order: a list of W lists."""
     own = torch.tensor(numbers, dtype=torch.int64)
     if world_size() == 1:
         return [own.tolist()]
@@ -150,7 +150,7 @@ def gather_numbers(*numbers: int) -> list[list[int]]:
 
 
 def gather_objects(own: T) -> list[T]:
-    """Give the first process what every process has, in their order; an empty list elsewhere."""
+    """Return in the first process what every process has, in order; an empty list elsewhere."""
     if world_size() == 1:
         return [own]
     every: list[Any] | None = [None] * world_size() if is_main() else None
@@ -160,7 +160,7 @@ def gather_objects(own: T) -> list[T]:
 
 
 def broadcast_object(own: T) -> T:
-    """Give what the first process has."""
+    """Return what the first process has, in all."""
     if world_size() == 1:
         return own
     box: list[Any] = [own]
@@ -183,7 +183,7 @@ def sum_in_place(tensors: Sequence[Tensor]) -> None:
 
 
 def copy_from_main(model: nn.Module) -> None:
-    """Give every process the weights and statistics of the first."""
+    """Copy the weights and statistics of the first process into all others."""
     if world_size() == 1:
         return
     with _others(), torch.no_grad():
@@ -194,14 +194,14 @@ def copy_from_main(model: nn.Module) -> None:
 
 
 def describe(batch_size: int) -> str:
-    """Say how many processes share a step; nothing alone."""
+    """Return how many processes share a step; nothing alone."""
     num = world_size()
     return f", {num} processes, batches of {num} x {batch_size}" if num > 1 else ""
 
 
 @contextmanager
 def _others() -> Iterator[None]:
-    """Say that another process has gone, where working together fails."""
+    """Report that another process has gone, where working together fails."""
     try:
         yield
     except UserError:

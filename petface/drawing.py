@@ -13,7 +13,7 @@ INSTALL_LINE = install_line("report")
 
 
 def figure_maker(path: Path) -> Callable[..., Any] | None:
-    """Give what makes a figure from the arguments of matplotlib's `Figure`, without a window.
+    """Return what makes a figure from the arguments of matplotlib's `Figure`, without a window.
 
     None, with a line that names `path` and says how to install it, where matplotlib is missing.
     """
@@ -33,7 +33,7 @@ def figure_maker(path: Path) -> Callable[..., Any] | None:
 
 
 def tidy(axes: Any, **grid: Any) -> None:
-    """Give axes a faint grid (options of matplotlib's `grid`) and no frame above and right."""
+    """Draw a faint grid (options of matplotlib's `grid`) and no frame above and right."""
     axes.grid(alpha=0.25, **grid)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -96,7 +96,7 @@ def check_torch() -> None:
 
 
 def does_not_load(package: str, error: Exception) -> InstallError:
-    """Name the versions of a package that does not load and of torch, which it was built for."""
+    """Return an error with the versions of a package that does not load, and of torch."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     versions = " with ".join(f"{name} {_version(name)}" for name in (package, "torch"))
     return InstallError(f"{versions} does not load ({reason}); {_WAY_OUT}")

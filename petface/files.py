@@ -60,7 +60,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def write_error(path: str | Path, error: OSError) -> UserError:
-    """Say which file could not be written, why, and how many bytes are free there."""
+    """Return an error: which file could not be written, why, and how many bytes are free there."""
     folder = Path(path).parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -105,7 +105,7 @@ def turn_in(folder: str | Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def _holder_of(descriptor: int) -> str:
-    """Name the process that holds a file, where the system tells (Linux, the same container)."""
+    """Return the process that holds a file, where the system tells (Linux, the same container)."""
     found = os.fstat(descriptor)
     device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
     with suppress(OSError):
@@ -131,7 +131,7 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[o
 
 
 def csv_line(cells: Iterable[object]) -> str:
-    """Give one CSV row that ends in LF, with every cell quoted that holds a line break of any kind.
+    """Format a CSV row that ends in LF; every cell with a line break of any kind is quoted.
 
     Before Python 3.13 the writer quotes a carriage return only where its own lines end in one, and
     readers take a bare one for the end of the row.
@@ -166,7 +166,7 @@ def sha256_of_file(path: str | Path) -> str:
 
 
 def archive_damage(path: str | Path) -> str:
-    """Say what is wrong with a zip archive as torch writes it; "" where it is whole.
+    """Return what is wrong with a zip archive as torch writes it; "" where it is whole.
 
     A record that stands twice is refused because readers differ in which one they take, and a
     compressed one because a few bytes of it can fill the memory. torch writes neither.
@@ -195,7 +195,7 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system allows opening a folder."""
+    """Flush the rename itself to disk, where the system allows opening a folder."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -183,7 +183,7 @@ class ResumableRecords:
         self.write(num_kept, np.empty(0, self.dtype))
 
     def write(self, first: int, records: np.ndarray) -> None:
-        """Put records in the places from `first` on; what was behind them is cut off."""
+        """Write records to the places from `first` on; what was behind them is cut off."""
         assert records.dtype == self.dtype and first + len(records) <= self.num, first
         begin = len(self._header) + first * self.dtype.itemsize
         try:

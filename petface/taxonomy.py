@@ -68,7 +68,7 @@ _WHOLE_NUMBER = re.compile(r"\+?\d+(\.0*)?", re.ASCII)
 
 
 def features_of(species: str, columns: tuple[str, ...] = FEATURES) -> tuple[str, ...]:
-    """Name the heads of `species` in head order: its own in PetFace, every known column
+    """Return the heads of `species` in head order: its own in PetFace, every known column
     elsewhere.
     """
     wanted = SPECIES_FEATURES.get(species, FEATURES)
@@ -76,7 +76,7 @@ def features_of(species: str, columns: tuple[str, ...] = FEATURES) -> tuple[str,
 
 
 def canonical_record(name: str) -> str:
-    """Give a record its one name: `7`, `7.0`, `000007` and ` 000007 ` are all `000007`.
+    """Return the one name of a record: `7`, `7.0`, `000007` and ` 000007 ` are all `000007`.
 
     Names that are not whole numbers are kept, without the blanks around them.
     """
@@ -87,5 +87,5 @@ def canonical_record(name: str) -> str:
 
 
 def is_unknown(label: str) -> bool:
-    """Tell whether a raw label means "not known"; only the whole cell counts."""
+    """Check whether a raw label means "not known"; only the whole cell counts."""
     return label.strip().lower() in UNKNOWN_TOKENS

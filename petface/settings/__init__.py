@@ -76,7 +76,7 @@ class Settings:
         return dict(self._values)
 
     def origin(self, name: str) -> str:
-        """Say where a value was set last: `file`, `configs/demo.toml:3` or `--lr`."""
+        """Return where a value was set last: `file`, `configs/demo.toml:3` or `--lr`."""
         getattr(self, name)  # an unknown name fails with the nearest one
         return self._origins.get(name, "file")
 
@@ -185,7 +185,7 @@ def _read_preset(path: str) -> dict[str, tuple[str, Any]]:
 
 
 def _lines_of_keys(text: str) -> dict[str, int]:
-    """Find where each top-level key begins: take lines until they are a whole statement."""
+    """Return where each top-level key begins: take lines until they are a whole statement."""
     found: dict[str, int] = {}
     lines = text.split("\n")
     start = 0
@@ -206,7 +206,7 @@ def _one_line(text: str) -> str:
 
 
 def _presets_near(path: str) -> str:
-    """Name the preset files in the same folder, the likely ones first if there are any."""
+    """Return the preset files in the same folder, the likely ones first if there are any."""
     folder = Path(path).parent
     if not folder.is_dir():
         return f"; there is no folder {folder} either"

@@ -155,7 +155,7 @@ def _values(flag: str, rest: deque[str], *, several: bool = False) -> list[str]:
 
 
 def _truth_follows(rest: deque[str], takes_words: bool) -> bool:
-    """Tell whether the next word is meant as the value of a true-or-false flag."""
+    """Check whether the next word is meant as the value of a true-or-false flag."""
     if not rest or rest[0].startswith("-"):
         return False
     return not takes_words or rest[0].lower() in ("true", "false")

@@ -42,12 +42,12 @@ class Constant:
 
 
 def flag_of(name: str) -> str:
-    """Name the flag of a constant or switch: `BATCH_SIZE` is `--batch-size`."""
+    """Return the flag of a constant or switch: `BATCH_SIZE` is `--batch-size`."""
     return "--" + name.lower().replace("_", "-")
 
 
 def script_name(module: ModuleType) -> str:
-    """Name the script's file, relative to the working folder where it lies below it."""
+    """Return the script's file, relative to the working folder where it lies below it."""
     assert module.__file__, "settings are read from the source file of a script"
     path = Path(module.__file__)
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
@@ -84,7 +84,7 @@ def checked(value: Any, hint: Any, label: str) -> Any:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Say which of `names` look like `name`, as the end of a message; empty if none does."""
+    """Return which of `names` look like `name`, as the end of a message; empty if none does."""
     plain = {known.strip("-").replace("-", "_").lower(): known for known in names}
     close = difflib.get_close_matches(name.strip("-").replace("-", "_").lower(), plain, n=3)
     return f"; nearest: {', '.join(plain[key] for key in close)}" if close else ""

@@ -44,7 +44,7 @@ Seed = Annotated[int, Range(0, 2**32 - 1)]  # what random, numpy and torch all t
 
 
 def describe(hint: Any) -> str:
-    """Say in words what `hint` accepts; raises TypeError for a type that settings do not know."""
+    """Describe what `hint` accepts; raises TypeError for a type that settings do not know."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         bounds = " and ".join(str(bound) for bound in args[1:] if isinstance(bound, Range))
@@ -119,7 +119,7 @@ def parse(text: str, hint: Any) -> Any:
 
 
 def is_list(hint: Any) -> bool:
-    """Tell whether a flag of this type takes several words."""
+    """Check whether a flag of this type takes several words."""
     origin, args = get_origin(hint), get_args(hint)
     return origin is tuple or origin in (Union, UnionType, Annotated) and any(map(is_list, args))
 

@@ -176,7 +176,7 @@ def _answer_batch(job: Job, batch: Batch, own: _Own, keep_answers: bool) -> None
 def _sum_up(
     every: Sequence[_Own], heads: Iterable[str]
 ) -> tuple[Evaluation, list[tuple[int, str]]]:
-    """Put what the processes saw together, batch by batch in the order of one alone."""
+    """Sum what the processes saw, batch by batch in the order of one alone."""
     confusions = {head: np.sum([own.confusions[head] for own in every], axis=0) for head in heads}
     failures = [pair for pairs in _in_turn([own.failures for own in every]) for pair in pairs]
     num_seen = sum(len(positions) for own in every for positions in own.positions)
