@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -87,32 +86,6 @@ def test_what_was_mended_for_security_is_in_the_lock():
 
 def test_the_lock_names_no_host_and_no_path():
     assert not re.search(r"://|^-|@ |file:|\s/|index|find-links|trusted", LOCK, re.M)
-
-
-@pytest.mark.parametrize(
-    ("text", "words", "code"),
-    [
-        ('{"dependencies": [{"name": "a", "skip_reason": "not found"}]}', "none of 1 packages", 1),
-        ('{"dependencies": []}', "none of 0 packages", 1),
-        ("<html>", "is no report", 1),
-        (None, "nothing was looked up", 1),
-        ('{"dependencies": [{"name": "a", "version": "1", "vulns": []}]}', "looked_up: 1", 0),
-    ],
-)
-def test_packages_that_were_not_looked_up_never_count_as_sound(tmp_path, script, text, words, code):
-    if text is not None:
-        (tmp_path / "report.json").write_text(text)
-    done = script("tools/known_vulnerabilities.py", [tmp_path / "report.json"])
-    assert done.code == code and words in done.out + done.err and "Traceback" not in done.err
-
-
-def test_a_known_vulnerability_is_named(tmp_path, script):
-    bad = {"name": "a", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}]}
-    good = {"name": "b", "version": "1", "vulns": []}
-    (tmp_path / "report.json").write_text(json.dumps({"dependencies": [bad, good]}))
-    done = script("tools/known_vulnerabilities.py", [tmp_path / "report.json"])
-    assert done.code == 1 and "a 1: CVE-1, fixed in 2" in done.out
-    assert done.out.endswith("packages: 2\nlooked_up: 2\nvulnerabilities: 1\n")
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

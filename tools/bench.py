@@ -33,7 +33,6 @@ from torchvision.transforms import InterpolationMode, v2
 
 import inference_engine
 from petface import files
-from petface.data import images
 from petface.data.catalog import Catalog
 from petface.data.images import Preprocessing
 from petface.data.loading import FileImages, ImageReader, Samples, worker_count
@@ -46,7 +45,7 @@ from petface.models.architecture import PLAIN, build_classifier
 from petface.models.multi_head import ChinchillaMultiHeadResNet18
 from petface.models.network import Network
 from petface.settings import read_flags
-from petface.training import epoch, losses
+from petface.training import epoch, evaluate, losses
 from petface.training.augment import BASE, NONE, TAIL, AugmentRegime, augment_batch
 from petface.training.runs import FailureLog, RunFolder
 from petface.training.schedule import EarlyStopping
@@ -121,7 +120,7 @@ def make_photos(folder: Path, num: int, size_px: int) -> Tree:
     return Tree(folder, size_px, scan(folder / "images").catalog)
 
 
-# ---- The yardstick: what one writes with torchvision when speed is not the subject ----
+# ---- The yardstick: what one writes with torchvision when speed is no subject ----
 
 
 def v2_chain(regime: AugmentRegime, size_px: int) -> v2.Compose:
@@ -195,36 +194,6 @@ def plain_script(tree: Tree, device: torch.device, batch_size: int) -> Run:
 # ---- Training ----
 
 
-def augmentation(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
-    """Decoded images to network input on one core: ours in batches, torchvision per image."""
-    for size_px, num in ((224, 64), (64, 512)):
-        tree = make_photos(folder / str(size_px), num // 4 if quick else num, size_px)
-        pixels = torch.from_numpy(np.stack([images.decode(path) for path in tree.paths]))
-        pictures = [Image.fromarray(image) for image in pixels.numpy()]
-        on_device = pixels.permute(0, 3, 1, 2).to(device)
-        for name, regime in (("base", BASE), ("tail", TAIL)):
-            chain = v2_chain(regime, size_px)
-            contenders: dict[str, Run] = {
-                "ours": augmenting(on_device, is_tail=regime is TAIL),
-                "torchvision v2, PIL images": lambda p=pictures, c=chain: len([c(x) for x in p]),
-                "bytes to float alone": lambda x=on_device: len(x.float().div_(255)),
-            }
-            title = f"augmentation, {name}, {size_px} px"
-            yield Part(title, contenders, "bytes to float alone", "torchvision v2, PIL images")
-
-
-def augmenting(pixels: Tensor, *, is_tail: bool) -> Run:
-    """Augment (B, 3, H, W) uint8 in batches of 64."""
-    generator, rows = torch.Generator().manual_seed(0), torch.full((len(pixels),), is_tail)
-
-    def run() -> int:
-        for batch in zip(pixels.split(64), rows.split(64), strict=True):
-            augment_batch(*batch, BASE, TAIL, generator)
-        return len(pixels)
-
-    return run
-
-
 def epochs(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
     """Whole epochs of stage 1 with validation on a sixth of the photos."""
     for size_px, num in ((224, 192), (64, 1536)):
@@ -244,7 +213,7 @@ def our_epoch(tree: Tree, source: ImageReader, device: torch.device, batch_size:
     """Train and validate with the trainers' own functions on all cores."""
     torch.manual_seed(0)
     model = build_classifier(PLAIN, len(SPECIES))
-    job = epoch.Job(
+    job = evaluate.Job(
         network=Network.build(model, tree.rule, str(device), "auto"),
         num_classes={"species": len(SPECIES)},
         loss=lambda out, b: losses.masked_cross_entropy(out[0], b.labels["species"]),
@@ -262,7 +231,7 @@ def our_epoch(tree: Tree, source: ImageReader, device: torch.device, batch_size:
         progress.epoch = progress.epoch.next_epoch()
         order = np.random.default_rng(progress.epoch.epoch).permutation(len(train))
         epoch.train_epoch(job, progress, train, order, (BASE, TAIL), seed=0, rate=lambda _: 1e-4)
-        epoch.evaluate(job, val, "validate")
+        evaluate.evaluate(job, val, "validate")
         return len(tree.catalog)
 
     return run
@@ -391,7 +360,6 @@ def startup(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
 # ---- Measuring ----
 
 PARTS: dict[str, Callable[[Path, torch.device, bool], Iterator[Part]]] = {
-    "augmentation": augmentation,
     "epochs": epochs,
     "evaluation": evaluation,
     "startup": startup,
