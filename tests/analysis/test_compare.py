@@ -304,6 +304,24 @@ def test_labels_that_changed_count_as_unknown(tmp_path: Path) -> None:
     assert comparison["figures"]["test"]["gender"]["conditional"]["num_classes"] == 1
 
 
+def test_photos_without_a_score_are_left_out_and_mixed_labels_refused(tmp_path: Path) -> None:
+    images = make_images(num_records=60)
+    a, b = (make_evaluation(tmp_path / name, images, 0.6, k) for k, name in enumerate("ab"))
+    details = np.load(a / DETAILS_FILE)
+    details["species"]["nll"][::2] = np.nan
+    np.save(a / DETAILS_FILE, details)
+    comparison, _ = compare_evaluations(read_pair(a, b), resamples=50)
+    figure = comparison["figures"]["test"]["species"]["conditional"]
+    assert 0 < figure["nll_num"] < figure["brier_num"] == figure["num"]
+    record = next(r["record"] for r in images if r["split"] == "test" and r["breed_true"])
+    own = [number for number, row in enumerate(images) if row["record"] == record]
+    images.append({**images[own[0]], "image": "cat/other.png", "status": "ok"})
+    images[-1]["breed_true"] = "Manx" if images[-1]["breed_true"] != "Manx" else "NA"
+    folders = [make_evaluation(tmp_path / name, images, 1.9, k) for k, name in enumerate("cd")]
+    with pytest.raises(UserError, match="photos of one record have different labels"):
+        compare_evaluations(read_pair(*folders), resamples=50)
+
+
 def test_a_specialist_that_one_side_lacks_is_named(tmp_path: Path) -> None:
     images = make_images(num_records=60)
     a = make_evaluation(tmp_path / "a", images, 0.5, 1)
