@@ -30,7 +30,6 @@ from petface.errors import UserError, optional_room, run_script
 from petface.models import checkpoints
 from petface.models.architecture import Architecture, build_classifier
 from petface.models.backbones import BackboneName
-from petface.models.familiarity import make_guard
 from petface.models.first_weights import initialise_body
 from petface.models.network import Network
 from petface.settings import (
@@ -355,8 +354,7 @@ def finish(
         return 0
     stop.leave_at_once()
     fitted, measured = calibrate_heads(val.answers, test.answers, s.WANTED_ACCURACY)
-    guard, guard_figures = make_guard(job.network, job.source, parts, num_workers=job.num_workers)
-    checkpoints.save(run.best, {**best, "calibration": fitted, "guard": guard})
+    checkpoints.save(run.best, {**best, "calibration": fitted})
     confusion = test.confusions["species"]
     counts = [np.bincount(parts[name].labels["species"], minlength=len(classes)) for name in SPLITS]
     figures: dict[str, Any] = {
@@ -383,7 +381,6 @@ def finish(
             "test_recall": {n: r for n, r in zip(classes, recall.tolist(), strict=True) if r == r},
             "unreadable_per_species": job.failures.per_species(),
             "calibration": measured,
-            "guard": guard_figures,
         },
     )
     return 0

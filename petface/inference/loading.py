@@ -16,7 +16,6 @@ from petface.inference import onnx_models as exported
 from petface.inference.views import AveragedViews, Views
 from petface.models import checkpoints
 from petface.models.checkpoints import CheckpointError, HeadCalibration
-from petface.models.familiarity import Guard
 from petface.models.network import Answerer, Network
 from petface.training import runs
 
@@ -73,7 +72,7 @@ class Stage:
     """Stage 1 or a specialist, ready to predict; `load_stage` makes it.
 
     `names[head][k]` is the class of logit k; heads stand in the order of the outputs. `sources`
-    says where the names of a head came from. An export has no `guard`.
+    says where the names of a head came from.
     """
 
     path: Path
@@ -82,7 +81,6 @@ class Stage:
     names: Mapping[str, tuple[str, ...]]
     sources: Mapping[str, str]
     calibration: Mapping[str, HeadCalibration]
-    guard: Guard | None = None
 
 
 def load_stage(path: str | Path, species: str | None, options: ComputeOptions) -> Stage:
@@ -94,11 +92,9 @@ def load_stage(path: str | Path, species: str | None, options: ComputeOptions) -
     file = find_model(path, species)
     content = _read(file, species)
     network: Answerer
-    guard = None
     if isinstance(content, exported.Exported):
         network = exported.load(content, options.device)
     else:
-        guard = content.guard if isinstance(content, checkpoints.Stage1Checkpoint) else None
         network = Network.for_inference(
             content.model,
             content.preprocessing,
@@ -110,7 +106,7 @@ def load_stage(path: str | Path, species: str | None, options: ComputeOptions) -
     if options.views != "none":
         network = AveragedViews(network, options.views)
     heads, sources = content.heads, content.sources
-    return Stage(file, species, network, heads, sources, content.calibration, guard)
+    return Stage(file, species, network, heads, sources, content.calibration)
 
 
 def describe_model(path: str | Path, species: str | None) -> dict[str, Any]:

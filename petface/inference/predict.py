@@ -26,7 +26,7 @@ from petface.resumable import ResumableTable, write_behind
 from petface.taxonomy import FEATURES
 
 COLUMNS: Final = (
-    *("image", "status", "message", "species_pred", "species_prob", "species_sure", "is_pet"),
+    *("image", "status", "message", "species_pred", "species_prob", "species_sure"),
     *(f"{feature}_{what}" for feature in FEATURES for what in ("pred", "prob", "sure")),
 )
 SLICE_PHOTOS: Final = 256  # so many are sorted by species, for specialists to predict in batches
@@ -160,7 +160,6 @@ def _cells(answer: dict[str, Any]) -> list[object]:
     """Format an answer as a row of `COLUMNS`; what is not known stays empty."""
     species = answer["species"]
     row = [answer["image"], answer["status"], answer.get("message", ""), *_head_cells(species)]
-    row.append("" if species is None else _truth(species["is_pet"]))
     for feature in FEATURES:
         row += _head_cells(answer["attributes"].get(feature))
     return row

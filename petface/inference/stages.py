@@ -15,9 +15,8 @@ from petface.calibration import conformal_set
 from petface.data import images
 from petface.data.images import ImageSource, Preprocessing
 from petface.inference.loading import ComputeOptions, Stage, load_stage
-from petface.inference.views import AveragedViews
 from petface.models.checkpoints import HeadCalibration
-from petface.models.network import NOT_FINITE, Network, NonFiniteError, tempered
+from petface.models.network import NOT_FINITE, NonFiniteError, tempered
 
 UNSURE = "unsure"
 
@@ -27,15 +26,12 @@ class Stage1Prediction:
     """The most probable species, and the `topk` best as (species, probability) in falling order.
 
     `sure` tells whether answers of this confidence are right as often as was wanted in training;
-    None where the checkpoint was not calibrated. `is_known` is False for a photo that looks like
-    none of the training photos (1 in 20 real pets does), None where the model cannot tell. It is
-    advice: many strangers pass for pets.
+    None where the checkpoint was not calibrated.
     """
 
     label: str
     topk: list[tuple[str, float]]
     sure: bool | None = None
-    is_known: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -57,11 +53,9 @@ def lay_out(prediction: Stage1Prediction | HeadPrediction) -> dict[str, Any]:
     """Return a prediction as a dictionary ready for JSON.
 
     `answer` is the label, or "unsure" where the network says that it is; `may_be` is left out
-    where it is None. What a species knows as `is_known` is called `is_pet`.
+    where it is None.
     """
     entry = {name: v for name, v in asdict(prediction).items() if name != "may_be" or v is not None}
-    if "is_known" in entry:
-        entry["is_pet"] = entry.pop("is_known")
     return {**entry, "answer": UNSURE if prediction.sure is False else prediction.label}
 
 
@@ -101,30 +95,21 @@ class Stage1Model:
 
     def predict(self, image: ImageSource, topk: int = 5) -> Stage1Prediction:
         """Predict the species of a path, bytes, PIL image or array, with at most `topk` classes."""
-        probabilities, is_known = self.probabilities([Photo(images.decode(image))])
+        probabilities = self.probabilities([Photo(images.decode(image))])
         if bool(torch.isnan(probabilities).any()):
             raise NonFiniteError(NOT_FINITE)
-        return self.describe(probabilities[0], is_known[0] if is_known else None, topk)
+        return self.describe(probabilities[0], topk)
 
-    def probabilities(self, photos: Sequence[Photo]) -> tuple[Tensor, list[bool] | None]:
-        """Return (B, K) probabilities, NaN where not finite, and which photos look familiar.
+    def probabilities(self, photos: Sequence[Photo]) -> Tensor:
+        """Return (B, K) probabilities, NaN where not finite."""
+        outputs = self.network.answer_pixels(_stack(photos, self.network.preprocessing))
+        return tempered(outputs, self.network.temperatures)[0]
 
-        The latter is None where the model cannot tell.
-        """
-        pixels, network, known = _stack(photos, self.network.preprocessing), self.network, None
-        if self.stage.guard is not None and isinstance(network, Network | AveragedViews):
-            outputs, means = network.logits_and_means(pixels)
-            known = self.stage.guard.knows(means)
-        else:
-            outputs = network.answer_pixels(pixels)
-        (probabilities,) = tempered(outputs, network.temperatures)
-        return probabilities, None if known is None else known.tolist()
-
-    def describe(self, probabilities: Tensor, is_known: bool | None, topk: int) -> Stage1Prediction:
+    def describe(self, probabilities: Tensor, topk: int) -> Stage1Prediction:
         """Put (K,) probabilities into words."""
         best = _best(probabilities, self.classes, topk)
         is_sure = _is_sure(self.stage.calibration.get("species"), best)
-        return Stage1Prediction(best[0][0], best, is_sure, is_known)
+        return Stage1Prediction(best[0][0], best, is_sure)
 
 
 class Stage2Model:

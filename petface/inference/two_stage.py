@@ -23,8 +23,6 @@ from petface.inference.loading import ONNX, TORCH, ComputeOptions, describe_mode
 from petface.inference.stages import UNSURE, Photo, Stage1Model, Stage2Model, lay_out
 from petface.models.network import NOT_FINITE, Network, NonFiniteError
 
-Stage1Output = tuple[Tensor, "list[bool] | None"]  # of `Stage1Model.probabilities`
-
 
 class TwoStageInference:
     """Stage 1, then the specialist of the species it names; specialists are loaded when first
@@ -84,7 +82,7 @@ class TwoStageInference:
         return photo
 
     def answer(
-        self, photos: Sequence[Photo], topk: int = 3, stage1: Stage1Output | None = None
+        self, photos: Sequence[Photo], topk: int = 3, stage1: Tensor | None = None
     ) -> list[dict[str, Any]]:
         """Predict prepared photos as one batch; see `infer` for what each answer holds.
 
@@ -92,7 +90,7 @@ class TwoStageInference:
         """
         if not photos:
             return []
-        probabilities, known = stage1 or self.stage1.probabilities(photos)
+        probabilities = self.stage1.probabilities(photos) if stage1 is None else stage1
         answers: list[dict[str, Any]] = []
         of_species: dict[str, list[int]] = {}
         for place, row in enumerate(probabilities):
@@ -100,7 +98,7 @@ class TwoStageInference:
             if bool(torch.isnan(row).any()):
                 answers[-1] |= {"status": "non_finite", "message": NOT_FINITE}
                 continue
-            species = self.stage1.describe(row, known[place] if known else None, topk)
+            species = self.stage1.describe(row, topk)
             answers[-1]["species"] = lay_out(species)
             of_species.setdefault(species.label, []).append(place)
         for name, places in of_species.items():
@@ -115,21 +113,20 @@ class TwoStageInference:
         return answers
 
     def fuse(
-        self, photos: Sequence[Photo], topk: int = 3, stage1: Stage1Output | None = None
+        self, photos: Sequence[Photo], topk: int = 3, stage1: Tensor | None = None
     ) -> dict[str, Any]:
         """Predict one animal from all its photos together: each head by its mean probability.
 
-        Laid out as `infer` does, with `num_photos` that had a finite answer. `is_pet` is what at
-        least half of them say. `sure` was fitted on single photos.
+        Laid out as `infer` does, with `num_photos` that had a finite answer. `sure` was
+        fitted on single photos.
         """
         fused: dict[str, Any] = {"status": "ok", "species": None, "attributes": {}}
-        probabilities, known = stage1 or self.stage1.probabilities(photos)
+        probabilities = self.stage1.probabilities(photos) if stage1 is None else stage1
         finite = [n for n, row in enumerate(probabilities) if not bool(torch.isnan(row).any())]
         fused["num_photos"] = len(finite)
         if not finite:
             return {**fused, "status": "non_finite", "message": NOT_FINITE}
-        familiar = 2 * sum(known[n] for n in finite) >= len(finite) if known else None
-        species = self.stage1.describe(probabilities[finite].mean(dim=0), familiar, topk)
+        species = self.stage1.describe(probabilities[finite].mean(dim=0), topk)
         fused["species"] = lay_out(species)
         specialist = self.specialist(species.label)
         if specialist is None:
@@ -142,9 +139,6 @@ class TwoStageInference:
 
         `status` is "ok", "no_specialist" (the species is answered all the same), "unreadable",
         "too_large" or "non_finite"; the last three come with a `message` and without an answer.
-        `is_pet` within the species is False where the photo looks like none of the training photos,
-        None where the checkpoint cannot tell. It is advice, the answer stays: 1 in 20 real pets is
-        refused, and many strangers pass.
         """
         name = os.fsdecode(image_path) if isinstance(image_path, (str, os.PathLike)) else None
         try:
@@ -248,8 +242,6 @@ def readable(answer: dict[str, Any]) -> str:
         best, *others = [f"{label} {p * 100:.1f} %" for label, p in entry["topk"]]
         if entry["sure"] is False:
             best += f" ({UNSURE})"
-        if entry.get("is_pet") is False:
-            best += " (does not look like any of the known species)"
         lines.append(f"  {name:8s} {best}" + (f"   ({', '.join(others)})" if others else ""))
     if answer["status"] == "no_specialist":
         lines.append("  no specialist for this species: attributes are not predicted")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from petface.data.images import Preprocessing
-from petface.models.network import Answerer, Network, Outputs
+from petface.models.network import Answerer, Outputs
 
 Views = Literal["none", "flip", "five"]
 _CROP: Final = 7 / 8  # of each side, what a corner view of "five" shows
@@ -40,14 +40,6 @@ class AveragedViews:
     def answer_pixels(self, pixels: Tensor) -> Outputs:
         """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
         return _mean([self.network.answer_pixels(view) for view in views_of(pixels, self.views)])
-
-    def logits_and_means(self, pixels: Tensor) -> tuple[Outputs, Tensor]:
-        """Return the mean logits, and the stage means of the photo as it is."""
-        assert isinstance(self.network, Network)
-        first, *others = views_of(pixels, self.views)
-        outputs, means = self.network.logits_and_means(first)
-        answered = [self.network.answer_pixels(view) for view in others]
-        return _mean([outputs, *answered]), means
 
 
 def views_of(pixels: Tensor, views: Views) -> list[Tensor]:

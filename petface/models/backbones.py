@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -140,11 +139,6 @@ def forward_with_maps(network: Any, x: Tensor) -> tuple[Tensor, tuple[Tensor, ..
             maps.append(x)
     pooled = functional.adaptive_avg_pool2d(x, (1, 1)).flatten(1)
     return getattr(network, backbone.classifier)(pooled), tuple(maps)
-
-
-def stage_means(maps: tuple[Tensor, ...]) -> Tensor:
-    """Average each map over its places: (B, C, H', W') each -> (B, sum of C) float32."""
-    return torch.cat([stage.float().mean(dim=(2, 3)) for stage in maps], dim=1)
 
 
 def stage_of(name: str, parameter: str) -> str:

@@ -23,7 +23,6 @@ from petface.data.images import Preprocessing
 from petface.errors import UserError
 from petface.models import layouts, multi_head
 from petface.models.architecture import Architecture, build_classifier
-from petface.models.familiarity import Guard
 
 FORMAT = 1
 
@@ -66,12 +65,7 @@ class Checkpoint(Described):
 
 @dataclass(frozen=True)
 class Stage1Checkpoint(Checkpoint):
-    """A species classifier, with its one head "species".
-
-    `guard` knows strangers by the stage means of `model`, None in a checkpoint without one.
-    """
-
-    guard: Guard | None = None
+    """A species classifier, with its one head "species"."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -153,9 +147,8 @@ def read_stage1(path: str | Path) -> Stage1Checkpoint:
     architecture = read_architecture(path, content)
     model = _fill(path, build_classifier(architecture, len(classes)), state)
     rule, calibration = _preprocessing(path, content), read_calibration(path, content)
-    guard = _guard(path, content, architecture)
     heads, sources = {"species": classes}, {"species": "checkpoint"}
-    return Stage1Checkpoint(heads, sources, rule, calibration, model, architecture, guard)
+    return Stage1Checkpoint(heads, sources, rule, calibration, model, architecture)
 
 
 def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
@@ -281,18 +274,6 @@ def read_calibration(path: str | Path, content: Mapping[str, Any]) -> dict[str, 
         head = str(name)
         found[taxonomy.FEATURE_ALIASES.get(head, head)] = HeadCalibration(*numbers)
     return found
-
-
-def _guard(
-    path: str | Path, content: Mapping[str, Any], architecture: Architecture
-) -> Guard | None:
-    """Read the not-a-pet guard; old checkpoints, last.pt and tiny runs hold none."""
-    if content.get("guard") is None:
-        return None
-    try:
-        return Guard.from_dict(content["guard"], sum(architecture.map_channels))
-    except ValueError as error:
-        raise CheckpointError(path, f'"guard" {error}', _COPY_AGAIN) from error
 
 
 def first_lines(error: Exception) -> str:

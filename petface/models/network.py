@@ -14,7 +14,6 @@ from petface.data import images
 from petface.data.images import ImageSource, Preprocessing, normalise, to_float
 from petface.devices import Precision, choose_device, choose_precision
 from petface.errors import UserError
-from petface.models import architecture, backbones
 
 NOT_FINITE = "the network's answer is not finite; check the checkpoint"
 _CPU_PIXELS = 8 * 224 * 224  # at once: what passes between layers stays in the cache
@@ -131,21 +130,6 @@ class Network:
     def answer_pixels(self, pixels: Tensor) -> Outputs:
         """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU; as `logits`."""
         return tuple(head.cpu() for head in self.logits(pixels.permute(0, 3, 1, 2)))
-
-    def logits_and_means(self, pixels: Tensor) -> tuple[Outputs, Tensor]:
-        """(B, size, size, 3) uint8 -> the logits of a classifier and, from the same pass, its
-        stage means (B, D) float32; on the CPU, in pieces as `answer_pixels`.
-        """
-
-        @torch.inference_mode()
-        def predict(piece: Tensor) -> Outputs:
-            x = normalise(to_float(piece), self.preprocessing.mean, self.preprocessing.std)
-            with self.precision.autocast(self.device):
-                logits, maps = architecture.forward_with_maps(self.model, x)
-            return logits.float(), backbones.stage_means(maps)
-
-        logits, means = self._in_pieces(pixels.permute(0, 3, 1, 2), predict)
-        return (logits.cpu(),), means.cpu()
 
     def _in_pieces(self, batch: Tensor, predict: Callable[[Tensor], Outputs]) -> Outputs:
         """Call `predict` with as many of (B, 3, H, W) as the device takes; join the results."""

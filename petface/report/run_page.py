@@ -70,7 +70,6 @@ def run_page(run: read.Run) -> Page:
                 "Confidence",
                 [_SURE_WORDS, Strip([*map(charts.svg, panels)]), table(sure, _SURE_KEYS)],
             ),
-            Section("Photos that show no known animal", [table(leaves(run.final.get("guard")))]),
             _settings(run),
             *data,
             Section("All epochs", [table(run.history)]),

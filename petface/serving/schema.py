@@ -16,20 +16,16 @@ class Failure(BaseModel):
     message: str = Field(description="a sentence for people")
 
 
-class _Entry(BaseModel):
+class Entry(BaseModel):
+    """The answer of stage 1, or of one head."""
+
     label: str = Field(description="the most probable class")
     topk: list[tuple[str, float]] = Field(description="best classes, probabilities falling")
     sure: bool | None = Field(description="null where the network was not calibrated")
     answer: str = Field(description="the label, or `unsure`")
 
 
-class Species(_Entry):
-    """The answer of stage 1."""
-
-    is_pet: bool | None = Field(None, description="false: looks like none of the training photos")
-
-
-class Attribute(_Entry):
+class Attribute(Entry):
     """The answer of one head of a specialist."""
 
     vocabulary: str = Field(description="where the class names come from")
@@ -42,7 +38,7 @@ class Answer(BaseModel):
     image: None = None
     status: Status
     message: str | None = Field(None, description="only where there is no answer")
-    species: Species | None
+    species: Entry | None
     attributes: dict[str, Attribute]
 
 

@@ -52,14 +52,14 @@ def entry(*topk, sure=True, **more):
     return {"label": topk[0][0], "topk": topk, "sure": sure, "answer": "", **more}
 
 
-CAT = entry(("cat", 0.984), ("dog", 0.012), ("rabbit", 0.004), ("pig", 0.0001), is_pet=True)
+CAT = entry(("cat", 0.984), ("dog", 0.012), ("rabbit", 0.004), ("pig", 0.0001))
 SIAMESE = {"breed": entry(("Siamese", 0.71), ("Sphynx", 0.29))}
 GENDER = {"gender": entry(("female", 0.55), ("male", 0.45), sure=False)}
 # What is answered to the photo of a kind: status, species, attributes.
 ANSWERS = {
     "cat": ("ok", CAT, {**SIAMESE, **GENDER}),
-    "stranger": ("ok", entry(("cat", 0.5), ("dog", 0.5), sure=False, is_pet=False), SIAMESE),
-    "dog": ("no_specialist", entry(("dog", 1.0), sure=None, is_pet=None), {}),
+    "doubtful": ("ok", entry(("cat", 0.5), ("dog", 0.5), sure=False), SIAMESE),
+    "dog": ("no_specialist", entry(("dog", 1.0), sure=None), {}),
     "script": ("ok", CAT, {"breed": entry((SCRIPT, 0.6), (RTL, 0.4), may_be=[SCRIPT, RTL])}),
     "long": ("ok", CAT, {"breed": entry(("Donaudampfschifffahrtsgesellschaft" * 3, 0.9))}),
     "nan": ("non_finite", CAT, {}),
@@ -180,13 +180,12 @@ def test_one_photo_gets_species_attributes_and_doubts(visit, server):
 
 def test_what_is_said_where_less_than_usual_is_known(visit, server):
     page = visit(server.url)
-    choose(page, photo("stranger.png"), photo("dog.png"), photo("nan.png"))
-    stranger, dog, nan = (card(page, f"{name}.png") for name in ("stranger", "dog", "nan"))
+    choose(page, photo("doubtful.png"), photo("dog.png"), photo("nan.png"))
+    doubtful, dog, nan = (card(page, f"{name}.png") for name in ("doubtful", "dog", "nan"))
     expect(nan).to_contain_text("The network gave no number for this photo. NaN in breed")
     expect(nan.locator(".answer")).to_have_text("cat")
-    expect(stranger).to_contain_text("Does not look like any of the known species")
-    expect(stranger.locator(".answer").first).to_have_text("unsure best guess: cat")
-    expect(stranger).to_contain_text("What follows holds only if it is: cat")
+    expect(doubtful.locator(".answer").first).to_have_text("unsure best guess: cat")
+    expect(doubtful).to_contain_text("What follows holds only if it is: cat")
     expect(dog).to_contain_text("There is no specialist for dog")
     expect(dog).to_contain_text("Not every answer here was calibrated")
     expect(dog).to_contain_text("100.0 %")
@@ -410,7 +409,7 @@ def test_a_phone_never_scrolls_sideways(visit, server, width):
     page = visit(server.url, viewport={"width": width, "height": 844}, failures=[400])
     assert_fits(page)
     one_animal(page)
-    names = ["cat.png", "script.png", "long.png", "stranger.png"]
+    names = ["cat.png", "script.png", "long.png", "doubtful.png"]
     choose(page, *(photo(name) for name in names))
     expect(card(page, "All photos together")).to_contain_text("from 4 photos")
     page.get_by_text("The networks behind the answers").click()

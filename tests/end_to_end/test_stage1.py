@@ -77,13 +77,6 @@ def test_best_is_a_network_with_its_classes_and_its_preprocessing(best):
     naive.species_network(best)  # strict: nothing is missing, nothing is left over
 
 
-def test_the_guard_is_stored_and_measured_or_says_why_not(best, final):
-    figures = final["guard"]
-    assert figures["fitted"] == (best["guard"] is not None)
-    assert figures["fitted"] == (figures["num_val"] >= 19)  # 1 / 0.05 - 1
-    assert ("why_not" in figures) != figures["fitted"] == ("test_false_alarms" in figures)
-
-
 def test_last_holds_what_a_resume_needs(last):
     assert {"model", "optimizer", "scaler", "class_to_index", "epoch", "average"} <= last.keys()
     assert last["epoch"] == 3 and len(last["history"]) == 3
@@ -220,7 +213,7 @@ def test_the_last_thing_printed_is_the_figures(stage1_run, final):
     assert block["test_accuracy"] == f"{final['test_accuracy']:.4f}"
     assert block["checkpoint"] == str(stage1_run.folder / "best.pt")
     assert block.pop("report") == str(stage1_run.folder / "report.html")
-    tables = {"test_recall", "unreadable_per_species", "calibration", "guard"}
+    tables = {"test_recall", "unreadable_per_species", "calibration"}
     assert set(block) == set(final) - tables
 
 

@@ -226,33 +226,6 @@ def test_stage1_with_another_number_of_classes(file: Path) -> None:
         checkpoints.read_stage1(file)
 
 
-@pytest.mark.parametrize(
-    ("guard", "words"),
-    [
-        ("yes", "is not the table"),
-        ({"mean": 0}, "is not the table"),
-        ({"mean": torch.zeros(1432)}, "has tensors of shapes [(1432,), (960,)"),  # another backbone
-        ({"std": torch.zeros(960)}, "has values that are not finite, or spreads"),
-        ({"threshold": None}, "is not the table"),
-    ],
-    ids=repr,
-)
-def test_stage1_with_a_damaged_guard(file: Path, guard: Any, words: str) -> None:
-    if isinstance(guard, dict):
-        whole = {
-            "mean": torch.zeros(960), "std": torch.ones(960),
-            "class_means": torch.zeros(2, 960), "directions": torch.eye(3, 960),
-            "variances": torch.ones(3), "rest_variance": 1.0, "threshold": -9.0,
-        }  # fmt: skip
-        guard = {**whole, **guard}
-    content = {"model": reference.classifier(2, 0), "class_to_index": {"a": 0, "b": 1}}
-    torch.save({**content, "guard": guard}, file)
-    with pytest.raises(CheckpointError) as caught:
-        checkpoints.read_stage1(file)
-    assert str(caught.value).startswith(f'{file}: "guard" {words}')
-    assert "copy the file again" in str(caught.value)
-
-
 FULL_DISK = """
 import resource, signal, sys
 import torch

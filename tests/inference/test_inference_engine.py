@@ -129,7 +129,6 @@ def test_infer_is_ready_for_json(engine: TwoStageInference, photo: Path) -> None
     assert (answer["image"], answer["status"]) == (str(photo), "ok")
     assert answer["species"] == {
         "label": "chinchilla", "topk": species.topk, "sure": None, "answer": "chinchilla",
-        "is_pet": None,
     }  # fmt: skip
     assert list(answer["attributes"]) == ["color1", "gender"]
     gender = answer["attributes"]["gender"]

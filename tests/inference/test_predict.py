@@ -37,13 +37,13 @@ def test_what_is_not_known_is_an_empty_cell() -> None:
     answer = {
         "image": "a.png",
         "status": "ok",
-        "species": {**entry, "is_pet": False},
+        "species": entry,
         "attributes": {"gender": {**entry, "label": "male", "sure": None}},
     }
     row = dict(zip(COLUMNS, _cells(answer), strict=True))
     assert {name: cell for name, cell in row.items() if cell != ""} == {
         "image": "a.png", "status": "ok", "species_pred": "cat", "species_prob": "0.250000",
-        "species_sure": "1", "is_pet": "0", "gender_pred": "male", "gender_prob": "0.250000",
+        "species_sure": "1", "gender_pred": "male", "gender_prob": "0.250000",
     }  # fmt: skip
     broken = {"image": "b", "status": "unreadable", "message": "m", "species": None}
     row = dict(zip(COLUMNS, _cells({**broken, "attributes": {}}), strict=True))

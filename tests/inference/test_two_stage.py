@@ -14,9 +14,8 @@ from PIL import Image
 from petface.data.images import ImageError, Preprocessing
 from petface.errors import UserError
 from petface.inference.stages import Photo, Stage1Model, Stage2Model
-from petface.inference.two_stage import TwoStageInference, readable, refusal
+from petface.inference.two_stage import TwoStageInference, refusal
 from petface.models import checkpoints
-from petface.models.familiarity import fit_guard
 from tests import reference_networks as reference
 
 SPECIES = ("cat", "chinchilla", "yak")
@@ -174,38 +173,6 @@ def test_a_photo_whose_logits_are_not_finite_gets_no_answer_and_harms_no_other(
         if place != 4:
             assert without_shares(answers[place]) == without_shares(usual[place])
     assert engine.fuse([Photo(p) for p in pictures])["num_photos"] == len(pictures) - 1
-
-
-def test_what_looks_familiar_is_said_for_each_photo_and_by_half_of_an_animals_photos(
-    folder: Path, pictures: list[np.ndarray]
-) -> None:
-    plain = Stage1Model(folder / "best.pt", "cpu")
-    pixels = torch.from_numpy(np.stack([Photo(p).at(Preprocessing(32)) for p in pictures]))
-    _, means = plain.network.logits_and_means(pixels)  # type: ignore[attr-defined]
-    guard = fit_guard(means[:8], torch.zeros(8, dtype=torch.int64), means.repeat(3, 1))
-    assert guard is not None
-    content = torch.load(folder / "best.pt", weights_only=True)
-    scores = guard.score(means)
-    middle = float(scores.sort().values[6])  # six of the twelve lie below it
-    table = {**vars(guard), "threshold": middle}
-    checkpoints.save(folder / "guarded.pt", {**content, "guard": table})
-    engine = TwoStageInference(folder / "guarded.pt", folder, "cpu")
-    answers = engine.answer([Photo(p) for p in pictures])
-    assert [a["species"]["is_pet"] for a in answers] == (scores >= middle).tolist()
-    familiar = [Photo(p) for p, s in zip(pictures, scores, strict=True) if s >= middle]
-    strange = [Photo(p) for p, s in zip(pictures, scores, strict=True) if s < middle]
-    for num, num_strange, is_pet in ((1, 1, True), (2, 1, True), (1, 2, False), (0, 1, False)):
-        fused = engine.fuse([*familiar[:num], *strange[:num_strange]])
-        assert fused["species"]["is_pet"] is is_pet
-    texts = [readable({"image": None, **answer}) for answer in answers]
-    said = ["(does not look like any of the known species)" in text for text in texts]
-    assert said == (scores < middle).tolist()
-    (answer, usual) = (
-        engine.infer(pictures[0]),
-        TwoStageInference(folder / "best.pt", folder, "cpu").infer(pictures[0]),
-    )
-    assert usual["species"]["is_pet"] is None  # without a guard nothing is said
-    assert answer["species"]["topk"] == usual["species"]["topk"]  # the same arithmetic
 
 
 def test_an_explanation_is_the_answers_own_unless_another_label_is_named(

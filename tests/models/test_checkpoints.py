@@ -14,7 +14,6 @@ from petface.data.images import Preprocessing
 from petface.models import checkpoints, multi_head
 from petface.models.architecture import Architecture, build_classifier
 from petface.models.checkpoints import CheckpointError
-from petface.models.familiarity import fit_guard
 from tests import reference_networks as reference
 
 # All of chinchilla's heads, a zero-class one among them; the names of each class, in index order.
@@ -187,9 +186,9 @@ def test_stage1_gives_the_logits_of_a_plain_resnet(file: Path) -> None:
     state = reference.classifier(3, favourite=1)
     table = {"dog": 2, "cat": 0, "a, b": 1}  # not in the order of the indices
     rule = Preprocessing(32, "letterbox", (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
-    checkpoints.save(
-        file, {"model": state, "class_to_index": table, "preprocessing": rule.to_dict()}
-    )
+    content = {"model": state, "class_to_index": table, "preprocessing": rule.to_dict()}
+    older = {"guard": {"mean": torch.zeros(1), "threshold": None}}  # no longer read
+    checkpoints.save(file, {**content, **older})
     model = Stage1Model(file, "cpu")
     assert model.classes == ("cat", "a, b", "dog")
     assert model.network.preprocessing == rule
@@ -198,23 +197,6 @@ def test_stage1_gives_the_logits_of_a_plain_resnet(file: Path) -> None:
         found = model.network.model(images)
     heads = {"fc": (state["fc.weight"], state["fc.bias"])}
     torch.testing.assert_close(found, reference.reference_logits(images, heads)["fc"])
-
-
-def test_the_guard_of_stage1_comes_back_and_old_checkpoints_have_none(file: Path) -> None:
-    generator = torch.Generator().manual_seed(1)
-    rows = torch.randn(60, 960, generator=generator)
-    guard = fit_guard(rows[:40], torch.arange(40) % 2, rows[40:])
-    assert guard is not None
-    content = {"model": reference.classifier(2, 0), "class_to_index": {"cat": 0, "dog": 1}}
-    checkpoints.save(file, content)
-    assert checkpoints.read_stage1(file).guard is None
-    checkpoints.save(file, {**content, "guard": None})  # a run with too few photos
-    assert checkpoints.read_stage1(file).guard is None
-    checkpoints.save(file, {**content, "guard": vars(guard)})
-    found = checkpoints.read_stage1(file)
-    assert found.guard is not None and found.architecture == Architecture("resnet18")
-    assert torch.equal(found.guard.score(rows), guard.score(rows))
-    assert found.guard.threshold == guard.threshold
 
 
 def test_what_is_saved_comes_back(file: Path) -> None:

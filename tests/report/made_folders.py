@@ -65,8 +65,6 @@ def make_run(
             "epochs": 3, "train_minutes": 1.5, "test_images": 40, "test_breed_known": 4 * size,
             "test_breed_accuracy": accuracy, "test_breed_balanced_accuracy": 0.4321,
             "test_breed_majority_baseline": 0.1234, "checkpoint": "runs/demo/cat_best.pt",
-            "guard": {"fitted": True, "num_test": 40, "test_false_alarms": 0.0471,
-                      "missed_strangers": {"noise": 0.1213}},
             "calibration": {"breed": {"num": 12, "ece_before": 0.2468, "ece_after": 0.1357,
                                       "coverage": 0.5, "accuracy": 0.9191,
                                       "reliability": [[0.8, 0.85, 50, 0.7, 0.95]],

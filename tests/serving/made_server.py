@@ -89,8 +89,7 @@ class FakeEngine:
         share = share / share.sum()
         best = sorted(zip(CLASSES, share.tolist(), strict=True), key=lambda pair: -pair[1])[:topk]
         entry = {"label": best[0][0], "topk": best, "sure": None, "answer": best[0][0]}
-        species = {**entry, "is_pet": None}
-        return {"image": None, "status": "no_specialist", "species": species, "attributes": {}}
+        return {"image": None, "status": "no_specialist", "species": entry, "attributes": {}}
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -25,10 +25,6 @@ export function answerView(answer, why = () => null, isFolded = false) {
   const grid = heads.length > 0 && make("div.attributes", {}, ...views);
   const names = heads.map(([head]) => headName(head)).join(", ");
   return [
-    species.is_pet === false && make("p.note", {},
-      make("b", {}, "Does not look like any of the known species. "),
-      "This is advice only: about 1 in 20 photos of real pets gets it too, and a stranger can " +
-      "pass without it."),
     answer.message && make("p.note.bad", {}, make("b", {}, describeProblem(answer).title), " ",
       bdi(answer.message)),
     headView("species", species, why("species", species.label)),
