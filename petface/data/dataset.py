@@ -72,13 +72,10 @@ class Dataset:
     def unmatched(self, species: str) -> tuple[list[str], list[str]]:
         """List the records without a row, and the rows without a record that has an image."""
         records = _records_of(self.catalog, self._class_number(species))
-        if species not in self.annotations:
-            return records.tolist(), []
-        table = self.annotations[species]
-        rows = table.rows_of(records)
-        has_record = np.zeros(len(table.records), dtype=bool)
-        has_record[rows[rows >= 0]] = True
-        return records[rows < 0].tolist(), table.records[~has_record].tolist()
+        table = self.annotations.get(species)
+        named = table.records if table else records[:0]
+        no_row, no_record = ~np.isin(records, named), ~np.isin(named, records)
+        return records[no_row].tolist(), named[no_record].tolist()
 
     def _class_number(self, species: str) -> int:
         if species in self.catalog.classes:
@@ -102,8 +99,7 @@ def load_dataset(
     `splits_file` is by default `splits.csv` beside `images_root`. Where it is absent it is made
     from the whole tree, also when `species` restricts what is loaded, so that it serves every later
     call; where it is a folder, it holds the official lists. `seed` and `fractions` count only for
-    making.
-    Raises `UserError` for anything in the data that the user has to mend.
+    making. Raises `UserError` for anything in the data that the user has to mend.
     """
     found = scan(images_root, species)
     annotations, notes = _read_annotations(

@@ -119,6 +119,11 @@ def test_other_fractions_and_nonsense():
         counts = count(tiny, split_of(tiny, fractions=fractions))
         assert all(train >= 1 and test >= 1 for train, _, test in counts.values())
         assert counts[0][1] >= 1 and counts[1][1] >= 1
+    # a place is kept free for val only where there will be one; one record stays in train
+    counts = count(tiny, split_of(tiny, fractions=(0.1, 0.0, 0.9)))
+    assert counts == {-1: [1, 0, 2], 0: [1, 0, 3], 1: [1, 0, 4]}
+    three = random_species("cat", 0, [3])
+    assert count(three, split_of(three, fractions=(0.1, 0.1, 0.8))) == {-1: [1, 0, 2]}
     for bad in [(0.8, 0.1), (0.8, 0.1, 0.2), (1.2, -0.1, -0.1), (0.0, 0.5, 0.5)]:
         with pytest.raises(UserError, match="split fractions"):
             split_of(rows, fractions=bad)

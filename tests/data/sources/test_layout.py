@@ -125,6 +125,7 @@ def counts(found: Found) -> set[tuple[str, str, int]]:
 def test_a_val_part_alone_becomes_the_test_part_unless_asked_otherwise(parts, val_as, wanted):
     found = settled(*((part, "cat", num) for num, part in enumerate(parts, 2)), val_as=val_as)
     assert counts(found) == {(part, "cat", num) for num, part in enumerate(wanted, 2)}
+    assert len(found.notes) == (parts != wanted)
 
 
 def test_classes_without_a_training_photo_leave_val_and_test():
