@@ -1,13 +1,12 @@
-"""Compare evaluations, or training runs: which is better, in what, and how surely.
+"""Compare evaluations: which is better, in what, and how surely.
 
     python -m tools.compare runs/evaluation_a runs/evaluation_b --out runs/comparison
 
 Two evaluations of one dataset are compared photo by photo: differences on the test part with
 intervals, tests that respect that photos of one animal belong together, what changed for which
 photo and class. Writes compare.html (one page, opens without a network, no photos), compare.json
-and changed.csv into OUT. Two training runs of the same kind have no photos to pair: their test
-figures, settings, times and curves stand side by side. Of more folders the first is A, and each
-other one is compared with it; the second comparison's files are compare_2.json and changed_2.csv.
+and changed.csv into OUT. Of more folders the first is A, and each other one is compared with it;
+the second comparison's files are compare_2.json and changed_2.csv.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from petface.analysis.compare import (
     compare_evaluations,
     describe_comparison,
 )
-from petface.analysis.compare_runs import compare_runs, describe_runs
 from petface.analysis.paired import read_pair
 from petface.errors import SettingsError, UserError, run_script
 from petface.evaluation.details import MODELS, PER_IMAGE, SUMMARY
@@ -38,7 +36,7 @@ SEED: Seed = 0  # of both
 def main() -> None:
     settings = read_settings(
         sys.modules[__name__],
-        positional=("RUN", "folders of evaluations, or of training runs: A, then those beside it"),
+        positional=("RUN", "folders of evaluations: A, then those beside it"),
     )
     if len(settings.positional) < 2:
         raise SettingsError(
@@ -46,30 +44,23 @@ def main() -> None:
             "python -m tools.compare runs/evaluation_a runs/evaluation_b"
         )
     a, *others = map(Path, settings.positional)
-    kind, out, comparisons = _kind(a), Path(settings.OUT), []
+    out, comparisons = Path(settings.OUT), []
+    _check_folder(a)
     for b in others:
+        _check_folder(b)
         if a.resolve() == b.resolve():
             raise UserError(f"{a} and {b} are the same folder; give the folder of another model")
-        if (other := _kind(b)) != kind:
-            raise UserError(
-                f"{a} is {kind} and {b} is {other}; compare two of the same kind (a run is "
-                "evaluated with: python inference_engine.py evaluate)"
-            )
     for number, b in enumerate(others, start=1):
         suffix = "" if number == 1 else f"_{number}"
-        if kind == EVALUATION:
-            comparison, rows = compare_evaluations(
-                read_pair(a, b),
-                resamples=settings.RESAMPLES,
-                flips=settings.FLIPS,
-                seed=settings.SEED,
-            )
-            cells = rows.itertuples(index=False)
-            files.write_csv(out / f"changed{suffix}.csv", CHANGED_COLUMNS, cells)
-            print(describe_comparison(comparison))
-        else:
-            comparison = compare_runs(a, b)
-            print(describe_runs(comparison))
+        comparison, rows = compare_evaluations(
+            read_pair(a, b),
+            resamples=settings.RESAMPLES,
+            flips=settings.FLIPS,
+            seed=settings.SEED,
+        )
+        cells = rows.itertuples(index=False)
+        files.write_csv(out / f"changed{suffix}.csv", CHANGED_COLUMNS, cells)
+        print(describe_comparison(comparison))
         files.write_json(out / f"compare{suffix}.json", comparison)
         comparisons.append(comparison)
     with files.atomic_write(out / "compare.html", "w") as handle:
@@ -77,21 +68,15 @@ def main() -> None:
     print(f"page: {out / 'compare.html'}")
 
 
-EVALUATION, TRAINING = "an evaluation", "a training run"
-
-
-def _kind(folder: Path) -> str:
-    """Return what a folder holds, by its files."""
+def _check_folder(folder: Path) -> None:
+    """Raise `UserError` where a folder holds no evaluation."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
-    if any((folder / name).exists() for name in (PER_IMAGE, MODELS, SUMMARY)):
-        return EVALUATION
-    if any((folder / name).exists() for name in ("final.json", "metrics.csv")):
-        return TRAINING
-    raise UserError(
-        f"{folder} is neither an evaluation ({PER_IMAGE}) nor a training run (final.json); make "
-        "one with: python inference_engine.py evaluate --out-dir FOLDER"
-    )
+    if not any((folder / name).exists() for name in (PER_IMAGE, MODELS, SUMMARY)):
+        raise UserError(
+            f"{folder} is no evaluation ({PER_IMAGE}); make one with: python inference_engine.py "
+            "evaluate --out-dir FOLDER"
+        )
 
 
 if __name__ == "__main__":

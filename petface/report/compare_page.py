@@ -1,11 +1,11 @@
-"""Two or more evaluations, or two training runs, side by side."""
+"""Two or more evaluations side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from petface.evaluation.figures import interval, percent, points
+from petface.evaluation.figures import interval, points
 from petface.report import charts
 from petface.report import folders as read
 from petface.report.page import Metric, Page, Section, Strip, leaves, render, table
@@ -19,21 +19,18 @@ _METHOD = (
 
 
 def comparison_page(comparisons: Sequence[dict[str, Any]]) -> str:
-    """Return the page of comparisons of one A with one B or more: evaluations, or two runs."""
+    """Return the page of comparisons of one A with one B or more."""
     first = comparisons[0]
     folders = [first["a"]["folder"], *(each["b"]["folder"] for each in comparisons)]
     about = " · ".join(f"{chr(65 + k)}: {folder}" for k, folder in enumerate(folders))
     notes = dict.fromkeys(note for each in comparisons for note in each["notes"])
     page = Page(f"{len(folders)} {first['kind']}", "Comparison", about, list(notes))
     for k, comparison in enumerate(comparisons):
-        if comparison["kind"] == "evaluations":
-            _add_evaluations(page, comparison, chr(66 + k))
-        else:
-            _add_runs(page, comparison)
+        _add_pair(page, comparison, chr(66 + k))
     return render(page)
 
 
-def _add_evaluations(page: Page, comparison: dict[str, Any], letter: str) -> None:
+def _add_pair(page: Page, comparison: dict[str, Any], letter: str) -> None:
     test, val = (_tests(comparison, part, letter) for part in ("test", "val"))
     pair = f"{letter} minus A"
     page.metrics += [
@@ -99,29 +96,3 @@ def _sides(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     )
     rows = [{"what": k, "A": a.get(k, "none"), "other": b.get(k, "none")} for k in {**a, **b}]
     return [row for row in rows if row["A"] != row["other"]]
-
-
-def _add_runs(page: Page, comparison: dict[str, Any]) -> None:
-    figures = comparison["figures"]
-    for name, own in figures.items():
-        if name.endswith("_accuracy") and "balanced" not in name and points(own["difference"]):
-            label = (
-                name.removeprefix("test_").removesuffix("accuracy").replace("_", " ") or "species"
-            )
-            sides = f"A {percent(own['a'])} %, B {percent(own['b'])} %"
-            value = f"{points(own['difference'])} points"
-            page.metrics.append(Metric(f"B - A, {label.strip()}", value, [sides]))
-    curves = [
-        charts.lines(name.replace("_", " "), sides, "loss" if "loss" in name else "share of 1")
-        for name, sides in comparison["curves"].items()
-    ]
-    numbers = read.rows({**figures, **comparison["training"]}, "number")
-    settings = [
-        {key: str(value) for key, value in row.items()}
-        for row in read.rows(comparison["settings"], "setting")
-    ]
-    page.sections += [
-        Section("Training curves", [Strip([charts.svg(panel) for panel in curves])]),
-        Section("Settings that differ", [table(settings)]),
-    ]
-    page.folded.append(Section("All numbers of the test part and the training", [table(numbers)]))

@@ -208,12 +208,14 @@ def _make_photos(folder: Path, photos: Path) -> None:
     write_rows(folder / PER_IMAGE, [list(PER_IMAGE_COLUMNS), *rows])
 
 
-def comparison_of_runs(names: list[str]) -> dict[str, Any]:
-    """What `compare_runs` makes of two runs whose settings hold `names`."""
-    both = {"a": 0.5, "b": 0.75, "difference": 0.25}
+def make_comparison(names: list[str]) -> dict[str, Any]:
+    """A comparison of two evaluations whose folders, notes and classes are `names`."""
+    test = {"num": 40, "num_records": 20, "accuracy_a": 0.5, "accuracy_b": 0.6, "p_holm": 0.01,
+            "difference": 0.1, "interval_95": [0.05, 0.15], "verdict": "B is better"}  # fmt: skip
+    moved = {"class": names[0], "difference": 0.5, "interval_95": None}
     return {
-        "kind": "training runs", "a": {"folder": names[0]}, "b": {"folder": names[-1]},
-        "notes": names, "figures": {"test_accuracy": both}, "training": {"epochs": both},
-        "settings": {name: {"a": name, "b": None} for name in names},
-        "curves": {f"{names[0]}_loss": {"a": [[1, 0.5]], "b": []}},
+        "kind": "evaluations", "a": {"folder": names[0]}, "b": {"folder": names[-1]},
+        "notes": names, "figures": {"test": {"species": {"conditional": test}}, "val": {}},
+        "classes": {"species": {"recall": [moved]}}, "agreement": {"test": {}}, "changed": {},
+        "options": {names[1]: names[2]},
     }  # fmt: skip

@@ -20,7 +20,7 @@ from petface.report.errors_page import write_errors_page
 from petface.report.evaluation_page import write_evaluation_report
 from petface.report.index_page import write_index
 from petface.report.run_page import write_run_report
-from tests.report.made_folders import HOSTILE, comparison_of_runs, make_evaluation, make_run
+from tests.report.made_folders import HOSTILE, make_comparison, make_evaluation, make_run
 from tests.report.page_checks import check_page
 
 
@@ -147,7 +147,7 @@ def hostile_pages(root: Path) -> list[Path]:
     make_evaluation(root / "evaluation", HOSTILE)
     written = [path for name in ("run", "evaluation") for path in report.write_report(root / name)]
     (root / "compare.html").write_text(
-        comparison_page([comparison_of_runs(HOSTILE)]), encoding="utf-8"
+        comparison_page([make_comparison(HOSTILE)]), encoding="utf-8"
     )
     return [*written, root / "compare.html", write_index(root)]
 

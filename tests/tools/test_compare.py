@@ -1,4 +1,4 @@
-"""The comparison as a user runs it: two evaluations, two training runs, and wrong folders."""
+"""The comparison as a user runs it: two evaluations, and wrong folders."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from petface import files
-from petface.analysis.compare_runs import NO_TEST, compare_runs, describe_runs
 from petface.errors import UserError
-from petface.report.compare_page import comparison_page
 from tests.analysis.test_compare import make_evaluation, make_images
 from tests.report.page_checks import check_page
 from tools import compare
@@ -30,22 +27,6 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
     )
-
-
-def make_run(folder: Path, accuracy: float, stage2: bool = False, seed: int = 1) -> Path:
-    final = {"epochs": 2, "test_images": 40, "test_accuracy": accuracy, "train_minutes": 1.5}
-    final |= {"test_recall": {"cat": 0.5}, "checkpoint": "x.pt", "test_gender_accuracy": None}
-    files.write_json(folder / "final.json", final)
-    files.write_csv(
-        folder / "metrics.csv",
-        ("epoch", "train_loss", "val_accuracy_frac"),
-        [(1, 2.0, accuracy / 2), (2, "nan", accuracy)],
-    )
-    epochs = "PHASE_EPOCHS = [1]\n" if stage2 else "EPOCHS = 2\n"
-    (folder / "settings.toml").write_text(
-        f'{epochs}SEED = {seed}\nRUN_NAME = "<{folder.name}>"\n', encoding="utf-8"
-    )
-    return folder
 
 
 def test_two_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,75 +61,22 @@ def test_two_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert str(c) in (tmp_path / "again/compare.html").read_text(encoding="utf-8")
 
 
-def test_two_training_runs(tmp_path: Path) -> None:
-    a, b = make_run(tmp_path / "a", 0.5), make_run(tmp_path / "b", 0.75, seed=2)
-    done = run(a, b, "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "no paired test is possible" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 110
-    found = json.loads((tmp_path / "out/compare.json").read_text(encoding="utf-8"))
-    assert found["figures"] == {
-        "test_images": {"a": 40, "b": 40, "difference": 0},
-        "test_accuracy": {"a": 0.5, "b": 0.75, "difference": 0.25},
-    }
-    assert found["training"]["train_minutes"] == {"a": 1.5, "b": 1.5, "difference": 0.0}
-    assert found["settings"] == {
-        "SEED": {"a": 1, "b": 2},
-        "RUN_NAME": {"a": "<a>", "b": "<b>"},
-    }
-    assert found["curves"]["val_accuracy_frac"] == {
-        "a": [[1, 0.25], [2, 0.5]],
-        "b": [[1, 0.375], [2, 0.75]],
-    }
-    assert found["curves"]["train_loss"]["a"] == [[1, 2.0]]
-    page = (tmp_path / "out/compare.html").read_text(encoding="utf-8")
-    assert "&lt;a&gt;" in page and "<a>" not in page
-
-
-def test_runs_of_other_data_or_unfinished_ones_say_so(tmp_path: Path) -> None:
-    a, b = make_run(tmp_path / "a", 0.5), make_run(tmp_path / "b", 0.75)
-    with (b / "settings.toml").open("a", encoding="utf-8") as handle:
-        handle.write('IMAGES_ROOT = "elsewhere"\n')
-    files.write_json(b / "final.json", {"test_images": 50, "test_accuracy": 0.75})
-    notes = compare_runs(a, b)["notes"]
-    assert notes[0] == NO_TEST
-    assert "the data differ (IMAGES_ROOT): the figures are of other photos" in notes
-    assert "the test parts differ: 40 images in A, 50 in B" in notes
-    (b / "final.json").unlink()
-    comparison = compare_runs(a, b)
-    assert "B has not finished: it has no test figures yet" in comparison["notes"]
-    assert comparison["figures"]["test_accuracy"] == {"a": 0.5, "b": None, "difference": None}
-    assert "test_accuracy" in describe_runs(comparison) and "test part" in describe_runs(comparison)
-    assert "accuracy" in comparison_page([comparison])
-
-
-def test_runs_of_another_kind_or_damaged_ones_are_refused(tmp_path: Path) -> None:
-    a, b = make_run(tmp_path / "a", 0.5), make_run(tmp_path / "b", 0.75, stage2=True)
-    with pytest.raises(UserError, match="a species classifier and .* is a specialist"):
-        compare_runs(a, b)
-    (b / "final.json").write_text("{")
-    with pytest.raises(UserError, match="final.json: damaged"):
-        compare_runs(a, b)
-
-
 @pytest.mark.parametrize(
     ("names", "message"),
     [
         ((), "give two folders to compare, not 0"),
-        (("run",), "give two folders to compare, not 1"),
-        (("run", "run"), "run and .*run are the same folder"),
-        (("run", "link"), "are the same folder"),
-        (("run", "nowhere"), "nowhere: there is no such folder"),
-        (("run", "empty"), "empty is neither an evaluation .* evaluate"),
-        (("run", "evaluation"), "is a training run and .* is an evaluation; compare two of"),
+        (("evaluation",), "give two folders to compare, not 1"),
+        (("evaluation", "evaluation"), "evaluation are the same folder"),
+        (("evaluation", "link"), "are the same folder"),
+        (("evaluation", "nowhere"), "nowhere: there is no such folder"),
+        (("evaluation", "empty"), "empty is no evaluation .* evaluate"),
         (("evaluation", "old"), "old holds no petface_eval_details.npy; run: .*--force"),
     ],
 )
 def test_wrong_folders_are_named(
     names: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_run(tmp_path / "run", 0.5)
-    (tmp_path / "link").symlink_to(tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "evaluation")
     (tmp_path / "empty").mkdir()
     for name in ("evaluation", "old"):
         make_evaluation(tmp_path / name, make_images(num_records=3), 0.5, 1)
