@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from petface import metrics
-from petface.drawing import figure_maker, save_png
 from petface.evaluation.figures import class_counts
 from petface.evaluation.heads import HeadAnswers
 
@@ -18,7 +16,6 @@ CONFUSIONS = "confusion"
 WRITTEN = ("test", "all")
 NUM_LISTED = 20
 MIN_PHOTOS = 5  # of a class that can be called hard
-_MAX_DRAWN, _MAX_WITH_NUMBERS, _MAX_LETTERS = 40, 16, 26
 
 
 def matrices(answers: HeadAnswers) -> Iterator[tuple[str, list[str], np.ndarray]]:
@@ -72,72 +69,18 @@ def hardest_classes(answers: HeadAnswers) -> list[dict[str, Any]]:
 
 
 def write_confusions(heads: Mapping[str, HeadAnswers], folder: Path) -> None:
-    """Write `<split>_<head>[_<species>].csv` and .png for the test split and all images.
+    """Write `<split>_<head>[_<species>].csv` for the test split and all images.
 
-    Files of an earlier evaluation that are not written again are removed.
+    Files of an earlier evaluation that are not written again are removed, and the pictures that
+    versions before this one drew.
     """
     kept = set()
-    can_draw = True
     for split in WRITTEN:
-        where = "test split" if split == "test" else "all images, training split included"
         for head, answers in heads.items():
             for species, names, counts in matrices(answers.of_split(split)):
-                path = folder / "_".join(filter(None, (split, head, species)))
-                metrics.write_confusion(path.with_name(f"{path.name}.csv"), counts, names)
-                kept.add(f"{path.name}.csv")
-                title = f"{head}{' of ' + species if species else ''}: {counts.sum():,} photos"
-                picture = path.with_name(f"{path.name}.png")
-                if can_draw := can_draw and draw_confusion(
-                    picture, counts, names, f"{title}, {where}"
-                ):
-                    kept.add(picture.name)
+                path = folder / f"{'_'.join(filter(None, (split, head, species)))}.csv"
+                metrics.write_confusion(path, counts, names)
+                kept.add(path.name)
     for path in [path for split in WRITTEN for path in folder.glob(f"{split}_*.*")]:
         if path.suffix in (".csv", ".png") and path.name not in kept:
             path.unlink()
-
-
-def draw_confusion(path: Path, counts: np.ndarray, names: Sequence[str], title: str) -> bool:
-    """Draw (K, K) counts as shares of the true class into a PNG, rows true, columns predicted.
-
-    Of many classes the most frequent are drawn. False, with a line that says how to install it,
-    where matplotlib is missing.
-    """
-    make_figure = figure_maker(path)
-    if make_figure is None:
-        return False
-    support = counts.sum(axis=1)
-    drawn = np.sort(np.argsort(-(support + counts.sum(axis=0)), kind="stable")[:_MAX_DRAWN])
-    num = len(drawn)
-    if num < len(names):
-        title += f"\n{num} most frequent of {len(names)} classes"
-    counts = counts[np.ix_(drawn, drawn)]
-    shares = counts / np.maximum(support[drawn], 1)[:, None]
-    side = 2.5 + num * (0.42 if num <= _MAX_WITH_NUMBERS else 0.22)  # inches
-    figure = make_figure(figsize=(max(side, 4.5), side), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    labels = [_shortened(names[k]) for k in drawn.tolist()]
-    axes.set_xticks(range(num), labels, rotation=90, fontsize=8, parse_math=False)
-    axes.set_yticks(range(num), labels, fontsize=8, parse_math=False)
-    axes.tick_params(length=0)
-    axes.set(xlabel="predicted", ylabel="true")
-    figure.suptitle(_printable(title), fontsize=9, parse_math=False)
-    for row, column in np.argwhere(counts) if num <= _MAX_WITH_NUMBERS else ():
-        color = "white" if shares[row, column] > 0.6 else "black"
-        text = f"{counts[row, column]}"
-        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
-        save_png(figure, path, 100)
-    return True
-
-
-def _shortened(name: str) -> str:
-    name = _printable(name)
-    return name if len(name) <= _MAX_LETTERS else name[: _MAX_LETTERS - 1] + "…"
-
-
-def _printable(name: str) -> str:
-    """Leave nothing that a font cannot take: control characters, halves of letters."""
-    whole = name.encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in whole)

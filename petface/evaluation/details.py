@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import union_categoricals
 
 from petface.calibration import Floats, shifted
 from petface.errors import UserError
@@ -46,7 +45,6 @@ HEAD_DETAILS = np.dtype(
     ]
 )
 DETAILS = np.dtype([(head, HEAD_DETAILS) for head in HEADS])
-_ROWS_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,15 +76,9 @@ class Evaluation:
 
     def image_names(self, places: np.ndarray) -> list[str]:
         """Return the names, `<species>/<record>/<file>`, of the rows at `places` (M,)."""
-        pieces = pd.read_csv(
-            self.folder / PER_IMAGE,
-            usecols=["image"],
-            dtype=str,
-            keep_default_na=False,
-            chunksize=_ROWS_AT_ONCE,
-        )
-        found = pd.concat(piece.loc[piece.index.isin(places), "image"] for piece in pieces)
-        return [plain_cell(found[place]) for place in places.tolist()]
+        path = self.folder / PER_IMAGE
+        names = pd.read_csv(path, usecols=["image"], dtype=str, keep_default_na=False)["image"]
+        return [plain_cell(name) for name in names.iloc[places]]
 
 
 def read_evaluation(folder: str | Path, per_image: Path | None = None) -> Evaluation:
@@ -122,36 +114,24 @@ def describe_answers(logits: np.ndarray, true: np.ndarray, temperature: float) -
     found = empty_details(len(logits))
     rows = np.flatnonzero(np.isfinite(logits).all(axis=1))
     z, y = np.asarray(logits)[rows], np.asarray(true)[rows]
-    best = _best(z)
+    order = np.argsort(-z, axis=1, kind="stable")  # of equals the first is the better
+    best = order[:, :TOP]
     raw = _softmax_parts(z, 1.0)
     tempered = raw if temperature == 1.0 else _softmax_parts(z, temperature)
-    top, top_prob = found["top"], found["top_prob"]
-    top[rows, : best.shape[1]] = best
-    top_prob[rows, : best.shape[1]] = np.exp(
+    found["top"][rows, : best.shape[1]] = best
+    found["top_prob"][rows, : best.shape[1]] = np.exp(
         np.take_along_axis(tempered[0], best, axis=1) - tempered[1][:, None]
     )
     found["raw_prob"][rows] = np.exp(-raw[1])  # of the best class, whose shifted logit is 0
     found["rank"][rows[y == NOT_A_CLASS]] = z.shape[1] + 1
     known = np.flatnonzero(y >= 0)
-    y, rows, z = y[known], rows[known], z[known]
-    of_true = z[np.arange(len(y)), y, None]
-    is_before = np.arange(z.shape[1]) < y[:, None]  # of equals the first is the better
-    found["rank"][rows] = 1 + ((z > of_true) | ((z == of_true) & is_before)).sum(axis=1)
+    y, rows = y[known], rows[known]
+    found["rank"][rows] = 1 + (order[known] == y[:, None]).argmax(axis=1)
     for prefix, (scaled, log_sum, squares) in (("", tempered), ("raw_", raw)):
         log_p = scaled[known, y] - log_sum[known]
         found[f"{prefix}nll"][rows] = -log_p
         found[f"{prefix}brier"][rows] = squares[known] - 2.0 * np.exp(log_p) + 1.0
     return found
-
-
-def _best(z: np.ndarray) -> np.ndarray:
-    """Return the best classes of (B, K), at most `TOP`, the best first; of equals the first."""
-    left, rows = z.copy(), np.arange(len(z))
-    best = np.empty((len(z), min(TOP, z.shape[1])), np.int64)
-    for place in range(best.shape[1]):
-        best[:, place] = left.argmax(axis=1)
-        left[rows, best[:, place]] = -np.inf
-    return best
 
 
 def _softmax_parts(z: np.ndarray, temperature: float) -> tuple[Floats, Floats, Floats]:
@@ -178,27 +158,21 @@ def class_numbers(labels: Sequence[str], names: Sequence[str]) -> np.ndarray:
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """Read the rows with texts as categories (a million of them in well under 1 GB); `*_correct`
-    becomes 1, 0, NaN.
+    """Read the rows with texts as categories; `*_correct` becomes 1, 0, NaN.
 
-    In pieces: `dtype="category"` for the whole file would turn the record 000007 into the number 7.
+    As text first: `dtype="category"` would turn the record 000007 into the number 7.
     """
     columns = [c for c in PER_IMAGE_COLUMNS if c != "image"]
     numbers = [c for c in columns if c.endswith(("_correct", "_prob"))]
     texts = [c for c in columns if c not in numbers]
-    pieces = [
-        piece.astype(dict.fromkeys(texts, "category"))
-        for piece in pd.read_csv(
-            path,
-            usecols=columns,
-            dtype={**dict.fromkeys(texts, "str"), **dict.fromkeys(numbers, "float32")},
-            keep_default_na=False,
-            na_values={**{c: [] for c in texts}, **{c: [""] for c in numbers}},
-            chunksize=_ROWS_AT_ONCE,
-        )
-    ]
-    rows: dict[str, Any] = {c: np.concatenate([piece[c] for piece in pieces]) for c in numbers}
+    rows = pd.read_csv(
+        path,
+        usecols=columns,
+        dtype={**dict.fromkeys(texts, "str"), **dict.fromkeys(numbers, "float32")},
+        keep_default_na=False,
+        na_values={**{c: [] for c in texts}, **{c: [""] for c in numbers}},
+    )
+    rows = rows.astype(dict.fromkeys(texts, "category"))
     for column in texts:
-        whole = union_categoricals([piece[column] for piece in pieces])
-        rows[column] = whole.rename_categories(plain_cell)
-    return pd.DataFrame(rows)
+        rows[column] = rows[column].cat.rename_categories(plain_cell)
+    return rows

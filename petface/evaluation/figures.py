@@ -117,9 +117,8 @@ def _losses(own: HeadAnswers) -> dict[str, float | None]:
 
 def _accuracy(answers: HeadAnswers, is_right: Truths, resamples: int) -> dict[str, Any]:
     """Count photos into num, correct, accuracy and, where wanted, the interval over animals."""
-    num, correct = len(answers), int(is_right.sum())
-    found: dict[str, Any] = {"num": num, "correct": correct, "accuracy": share(is_right)}
-    if not num:
+    found = count(is_right)
+    if not len(answers):
         return found
     record = np.unique(answers.record, return_inverse=True)[1]
     photos = np.bincount(record)
@@ -193,8 +192,7 @@ def describe_fusion(fused: Fused) -> dict[str, Any]:
 
 def count(is_right: Truths) -> dict[str, Any]:
     """Count truths into num, correct, accuracy."""
-    num, correct = len(is_right), int(is_right.sum())
-    return {"num": num, "correct": correct, "accuracy": correct / num if num else None}
+    return {"num": len(is_right), "correct": int(is_right.sum()), "accuracy": share(is_right)}
 
 
 def _compare(fused: Fused, inside: Truths) -> dict[str, Any]:

@@ -89,9 +89,7 @@ class HeadAnswers:
 def read_heads(evaluation: Evaluation) -> dict[str, HeadAnswers]:
     """Gather every head's answers; heads without any label or specialist have no photo."""
     rows = evaluation.rows
-    split = np.full(len(rows), UNKNOWN, np.int64)
-    for number, name in enumerate(SPLITS):
-        split[(rows["split"] == name).to_numpy()] = number
+    split = rows["split"].cat.set_categories(SPLITS).cat.codes.to_numpy().astype(np.int64)
     record = record_numbers(rows)
     return {head: _read_head(evaluation, head, split, record) for head in HEADS}
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from petface.data.splits import SPLITS
 from petface.evaluation.confusions import hardest_classes, top_confusions
-from petface.evaluation.details import HEADS, Evaluation
+from petface.evaluation.details import Evaluation
 from petface.evaluation.figures import (
     count,
     describe_fusion,
@@ -207,7 +207,11 @@ def _describe_pairs(marks: pd.DataFrame) -> dict[str, Any]:
 
 
 def describe_summary(summary: dict[str, Any]) -> str:
-    """Format the held-out metrics as the table that an evaluation prints last."""
+    """Format the held-out metrics as the table that an evaluation prints last.
+
+    "sure" is the share of predictions at or above the threshold fitted for their species, "right if
+    sure" their accuracy.
+    """
     test, found = summary["test"], summary["figures"]["test"]
     table = {
         name: {
@@ -219,9 +223,12 @@ def describe_summary(summary: dict[str, Any]) -> str:
             "per record": percent(entry["per_record"]["accuracy"]),
             "balanced": percent(entry["balanced_accuracy"]),
             "majority": percent(entry["majority_baseline"]),
+            "sure": percent(sure.get("coverage")),
+            "right if sure": percent(sure.get("accuracy_of_answered")),
             "kappa": "" if found[name]["kappa"] is None else f"{found[name]['kappa']:.2f}",
         }
         for name, entry in [("species", test["species"]), *test["features"].items()]
+        for sure in [summary["confidence"][name].get("all", {})]
     }
     num_test = summary["splits"]["test"]["num_images"]
     return "\n".join(
@@ -229,29 +236,5 @@ def describe_summary(summary: dict[str, Any]) -> str:
             f"{summary['num_images']:,} images, {num_test:,} of them in the test split; on the "
             "test split, in %:",
             pd.DataFrame.from_dict(table, orient="index").to_string(),
-            *(f"  {line}" for line in describe_confidence(summary)),
         ]
     )
-
-
-def describe_confidence(summary: dict[str, Any]) -> list[str]:
-    """Describe in a sentence per head how many photos it answers with confidence, how rightly."""
-    lines = []
-    for head in HEADS:
-        entry = summary["confidence"].get(head, {}).get("all")
-        if entry is None:
-            continue
-        wanted = "what its species wants"
-        if entry["wanted_accuracy"] is not None:
-            wanted = f"{entry['wanted_accuracy'] * 100:g} %"
-        if not entry["num_fitted"]:
-            text = "no threshold was fitted"
-        elif not entry["num_with_threshold"]:
-            text = f"never sure: no threshold reaches {wanted} on the validation split"
-        else:
-            text = f"answers {percent(entry['coverage'])} % of photos at {wanted} (wanted)"
-            if entry["accuracy_of_answered"] is not None:
-                right = percent(entry["accuracy_of_answered"])
-                text += f", {right} % right of these on the test split"
-        lines.append(f"{head}: {text}")
-    return lines

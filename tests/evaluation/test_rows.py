@@ -13,10 +13,9 @@ from PIL import Image
 from petface.data.dataset import load_dataset
 from petface.data.splits import SPLITS
 from petface.evaluation.details import DETAILS, HEADS, PER_IMAGE_COLUMNS, empty_details
-from petface.evaluation.rows import STATUSES, SpeciesLines, text_cell
+from petface.evaluation.rows import STATUSES, SpeciesLines
 from petface.evaluation.run import plan_slices
 from petface.files import csv_line, safe_cell
-from petface.taxonomy import FEATURES
 
 CSV = """Name,Breed,Color1,Gender
 000000,"=SUM(A1), or so",White,Female
@@ -89,11 +88,3 @@ def test_lines_equal_rows_built_cell_by_cell(dataset, heads) -> None:
         assert found == cell_by_cell(dataset, names, cut, status[which], details[which])
         rows = list(csv.reader(io.StringIO(found)))
         assert {len(row) for row in rows} == {len(PER_IMAGE_COLUMNS)} and len(rows) == len(cut)
-    assert all(len(dataset.image_labels("cat")[1]) for _ in FEATURES), "labels are in play"
-
-
-@pytest.mark.parametrize(
-    "text", ["", "cat", "a b", "=1", "'x", "-", "a,b", 'a"b', "a\nb", "a\rb", " a", "é", "1\n"]
-)
-def test_a_cell_is_that_of_the_csv_writer(text: str) -> None:
-    assert f"x,{text_cell(text)},y\n" == csv_line(["x", safe_cell(text), "y"])

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from petface import files, metrics
-from petface.evaluation import details as answers
 from petface.evaluation.details import (
     DETAILS,
     DETAILS_FILE,
@@ -56,11 +55,9 @@ def rows(folder: Path, photos: list[Row]) -> list[Row]:
     return [{**row, "p": photo["p"]} for row, photo in zip(read, photos, strict=True)]
 
 
-@pytest.fixture(scope="module", params=[7, 100_000])
-def summary(request: pytest.FixtureRequest, folder: Path) -> dict[str, Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answers, "_ROWS_AT_ONCE", request.param)
-        return summarise(read_evaluation(folder), resamples=0)
+@pytest.fixture(scope="module")
+def summary(folder: Path) -> dict[str, Any]:
+    return summarise(read_evaluation(folder), resamples=0)
 
 
 def figure(rows: Iterable[Row], column: str) -> dict[str, Any]:
@@ -206,10 +203,13 @@ def test_summary_is_json_and_reads_well(folder: Path, summary: dict[str, Any]) -
     lines = text.splitlines()
     assert lines[0].startswith(f"{summary['num_images']:,} images, ")
     assert [line.split()[0] for line in lines[2:8]] == ["species", *FEATURES]
-    assert max(map(len, lines)) <= 110
+    assert max(map(len, lines)) <= 120
+    sure = summary["confidence"]["breed"]["all"]
     breed = next(line for line in lines if line.startswith("breed"))
     assert f"{summary['test']['features']['breed']['conditional']['accuracy'] * 100:.1f}" in breed
     assert " - " in breed
+    for key in ("coverage", "accuracy_of_answered"):
+        assert f" {sure[key] * 100:.1f} " in breed
 
 
 @pytest.mark.parametrize(
