@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 from collections import Counter
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -215,8 +214,6 @@ def test_the_matrices_count_the_table(out, rows):
     assert Counter(found) == Counter((row["species"], row["species_pred"]) for row in answered)
     names = {path.stem for path in (out / CONFUSIONS).glob("*.csv")}
     assert {"test_species", "all_breed_cat", "all_color1_cat"} <= names
-    pictures = {path.stem for path in (out / CONFUSIONS).glob("*.png")}
-    assert pictures == (names if find_spec("matplotlib") else set())
 
 
 @pytest.fixture
