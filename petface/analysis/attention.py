@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from petface import files
@@ -18,14 +19,7 @@ from petface.data.loading import OK, FileImages, even_slices, read_ahead
 from petface.data.sample import sample_per_class
 from petface.errors import UserError
 from petface.evaluation.details import HEADS, Evaluation, class_numbers
-from petface.inference.gradcam import (
-    Map,
-    finest_useful_layer,
-    gradcams,
-    heat,
-    overlay,
-    ring_energy,
-)
+from petface.inference.gradcam import Map, finest_useful_layer, gradcams, heat, overlay
 from petface.models.network import Network
 
 RING_FRAC: Final = 0.1  # of the side: what counts as the border of a map
@@ -141,7 +135,7 @@ class HeadMaps:
         """Add the maps of photos that were answered right: `classes` and `keys` (M,) each."""
         self.layers.add(finest_useful_layer(network))
         for rows, _, maps in maps_of(network, catalog, places, head, classes):
-            shares, self.area_frac = ring_energy(maps, RING_FRAC)
+            shares, self.area_frac = ring_energy(maps)
             for row, cam, share in zip(rows.tolist(), maps, shares.tolist(), strict=True):
                 entry = self.classes.setdefault(keys[row], ClassMaps(np.zeros_like(cam)))
                 entry.total += cam
@@ -172,6 +166,20 @@ class HeadMaps:
                 for (species, label), entry in sorted(self.classes.items())
             ],
         }
+
+
+def ring_energy(cams: Map) -> tuple[npt.NDArray[np.float64], float]:
+    """Return the share of each map (B, H, W) in its outer ring, and the ring's share of the area.
+
+    NaN for maps that are 0 everywhere. A share far above that of the area hints that the network
+    looks at borders rather than at the animal.
+    """
+    height, width = cams.shape[1:]
+    rows, columns = round(RING_FRAC * height), round(RING_FRAC * width)
+    inner = cams[:, rows : height - rows, columns : width - columns].sum((1, 2), dtype=np.float64)
+    whole = cams.sum((1, 2), dtype=np.float64)
+    share = np.divide(whole - inner, whole, out=np.full(len(cams), np.nan), where=whole > 0)
+    return share, 1 - (height - 2 * rows) * (width - 2 * columns) / (height * width)
 
 
 def maps_of(

@@ -108,54 +108,17 @@ def stage_ends(model: nn.Module, layer: str) -> list[nn.Module]:
         raise UserError(f"Grad-CAM {error}") from error
 
 
-def map_cells(network: Network) -> dict[str, int]:
-    """Count the cells along a side of each stage's maps, on a black photo."""
-    side = network.preprocessing.size_px
-    found: dict[str, int] = {}
-
-    def keeper(layer: str) -> Any:
-        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            found[layer] = min(output.shape[2:])
-
-        return keep
-
-    handles = [
-        stage_ends(network.model, layer)[0].register_forward_hook(keeper(layer))
-        for layer in STAGE_NAMES
-    ]
-    try:
-        network.logits(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=network.device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
 def finest_useful_layer(network: Network) -> tuple[str, int]:
     """Return the last stage whose maps have `MIN_CELLS` a side, and how many they have.
 
-    All backbones make 7x7 cells of a 224 px photo and 2x2 of a 64 px photo; there an earlier stage
-    must serve, which knows less of classes and more of places.
+    All backbones halve the sides from stage to stage: 7x7 cells of a 224 px photo, 2x2 of a 64 px
+    photo; there an earlier stage must serve, which knows less of classes and more of places.
     """
-    cells = map_cells(network)
+    side = network.preprocessing.size_px
+    cells = {layer: -(-side // 2**k) for k, layer in enumerate(STAGE_NAMES, start=1)}
     useful = [layer for layer in STAGE_NAMES if cells[layer] >= MIN_CELLS]
     layer = useful[-1] if useful else STAGE_NAMES[0]
     return layer, cells[layer]
-
-
-def ring_energy(cams: Map, frac: float = 0.1) -> tuple[npt.NDArray[np.float64], float]:
-    """Return the share of each map (B, H, W) in its outer ring, and the ring's share of the area.
-
-    The ring is `frac` of the side wide. NaN for maps that are 0 everywhere. A share far above that
-    of the area hints that the network looks at borders rather than at the animal.
-    """
-    height, width = cams.shape[1:]
-    rows, columns = round(frac * height), round(frac * width)
-    inner = cams[:, rows : height - rows, columns : width - columns].sum((1, 2), dtype=np.float64)
-    whole = cams.sum((1, 2), dtype=np.float64)
-    share = np.divide(whole - inner, whole, out=np.full(len(cams), np.nan), where=whole > 0)
-    area = 1 - (height - 2 * rows) * (width - 2 * columns) / (height * width)
-    return share, area
 
 
 def heat(cam: npt.ArrayLike) -> np.ndarray:

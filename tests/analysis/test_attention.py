@@ -32,11 +32,11 @@ def test_mean_maps_are_the_mean_of_the_maps_of_readable_photos(network, catalog)
     names = [("cat", "Plain") if k == 0 else ("cat", "Tabby") for k in classes]
     found.add_class_maps(network, catalog, np.arange(6), 0, classes, names)
     layer, cells = gradcam.finest_useful_layer(network)
-    assert found.layers == {(layer, cells)} == {("layer4", 4)}
+    assert found.layers == {(layer, cells)} == {("layer1", 4)}
     rings = []
     for number, name in enumerate([("cat", "Plain"), ("cat", "Tabby")]):
         own = [k for k in range(6) if classes[k] == number and k != 3]
-        maps = [gradcam.gradcam(network, photos(6, 16)[k], 0, number) for k in own]
+        maps = [gradcam.gradcam(network, photos(6, 16)[k], 0, number, layer) for k in own]
         entry = found.classes[name]
         assert entry.num == len(own)
         np.testing.assert_allclose(entry.total / entry.num, np.mean(maps, axis=0), atol=1e-5)
@@ -58,7 +58,7 @@ def test_tiles_hold_the_photo_and_a_map_for_each_class_asked(network, catalog):
     }
     photo = photos(6, 16)[1]
     np.testing.assert_array_equal(tiles[0].pictures[0], photo)
-    expected = gradcam.overlay(photo, gradcam.gradcam(network, photo, 0, 1))
+    expected = gradcam.overlay(photo, gradcam.gradcam(network, photo, 0, 1, "layer1"))
     np.testing.assert_allclose(tiles[0].pictures[2], expected, atol=1)
 
 
