@@ -17,7 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from petface.data.images import ImageError
@@ -25,7 +25,6 @@ from petface.errors import UserError
 from petface.inference.stages import Photo
 from petface.inference.two_stage import TwoStageInference
 from petface.models.network import NonFiniteError
-from petface.serving import schema
 from petface.serving.batcher import Batcher
 from petface.serving.metrics import CLIENT_GONE, Metrics, Observed
 from petface.serving.requests import (
@@ -40,7 +39,17 @@ from petface.serving.requests import (
 PAGE: Final = Path(__file__).parent / "page"
 Topk = Annotated[int, Query(ge=1, le=10, description="classes per answer")]
 Name = Annotated[str | None, Query(max_length=200)]
-Responses = dict[int | str, dict[str, Any]]
+FAILURES: Final[dict[int | str, dict[str, Any]]] = {
+    400: {"description": "not a photo, or not a whole form"},
+    403: {"description": "sent by a page of another site"},
+    404: {"description": "unknown species, head or label, or no specialist for the species"},
+    408: {"description": "the body did not arrive in time; the connection is closed"},
+    409: {"description": "these models cannot be explained, or their answer is not finite"},
+    413: {"description": "too many bytes or pixels"},
+    415: {"description": "no multipart form"},
+    422: {"description": "a parameter or a field of the form is missing, unknown or out of range"},
+    503: {"description": "too much to do now; come again after Retry-After seconds"},
+}
 
 
 class Service:
@@ -61,15 +70,9 @@ class Service:
         self.engine, self.limits, self.metrics = engine, limits, Metrics()
         self.photos = Budget(limits.max_queue, "photos")
         self.uploads = Budget(limits.max_uploads_mb * 1e6, "uploads")
-        self.metrics.waiting.set_function(lambda: self.photos.used)
         self.metrics.uploads.set_function(lambda: self.uploads.used)
         self._decoders = ThreadPoolExecutor(num_decoders, "decoder")
-        self._batcher = Batcher(
-            self._predict,
-            limits.max_batch,
-            num_workers=num_workers,
-            on_batch=self.metrics.count_batch,
-        )
+        self._batcher = Batcher(self._predict, limits.max_batch, num_workers=num_workers)
 
     def close(self) -> None:
         """End the threads."""
@@ -85,17 +88,11 @@ class Service:
         """
         if self.photos.used >= self.photos.most:
             raise busy("too many photos at once")
-        facts = request.state
         with self.uploads.holding() as take_bytes, self.photos.holding() as take_photos:
             contents = await read_photos(request, field, most, self.limits, take_bytes)
-            facts.num_photos = len(contents)
             take_photos(len(contents))
-            work = self._batcher.answer(job(contents), len(contents))
-            answered = await while_there(request, work, self.limits.answer_timeout_s)
-        facts.queue_ms = round(answered.queue_s * 1000, 1)
-        facts.batch_size = answered.batch_size
-        self.metrics.queue_seconds.observe(answered.queue_s)
-        return answered.answer
+            work = self._batcher.answer(job(contents))
+            return await while_there(request, work, self.limits.answer_timeout_s)
 
     def prepare(self, content: bytes) -> Photo | ImageError:
         """Decode a photo; what is none gives its error."""
@@ -110,16 +107,18 @@ class Service:
         errors = [photo for photo in photos if isinstance(photo, ImageError)]
         if len(errors) == len(photos):
             raise errors[0]
+        self.metrics.batch_photos.observe(len(photos) - len(errors))
         return self.engine.answer_animal(photos, topk)
 
-    def explain(self, content: bytes, asked: dict[str, Any]) -> bytes:
+    def explain(self, content: bytes, wanted: dict[str, Any]) -> bytes:
         """Explain one photo as a PNG."""
-        return self.engine.explain(self.engine.prepare(content, self.limits.max_pixels), **asked)
+        return self.engine.explain(self.engine.prepare(content, self.limits.max_pixels), **wanted)
 
     def _predict(self, items: Sequence[tuple[bytes, int]]) -> list[dict[str, Any] | ImageError]:
         """Answer single photos, each with its number of classes, as one batch."""
         photos = list(self._decoders.map(self.prepare, [content for content, _ in items]))
         good = [photo for photo in photos if isinstance(photo, Photo)]
+        self.metrics.batch_photos.observe(len(good))
         answers = iter(self.engine.answer(good, max(topk for _, topk in items)))
         return [
             photo if isinstance(photo, ImageError) else shortened(next(answers), topk)
@@ -150,72 +149,59 @@ def make_app(service: Service, hosts: Collection[str] = ()) -> Observed:
         yield
         service.close()
 
-    app = FastAPI(
-        title="PetFace",
-        version="1",
-        description="Names the species of an animal on a photo, then breed, colours and gender.",
-        docs_url=None,  # these pages load scripts from elsewhere
-        redoc_url=None,
-        lifespan=lifespan,
-        responses={code: schema.FAILURES[code] for code in (400, 500)},
-    )
+    # the pages /docs and /redoc would load scripts from elsewhere
+    app = FastAPI(title="PetFace", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts] or ["*"], www_redirect=False)
     _add_photo_routes(app, service)
     _add_routes(app, service)
-    _add_failures(app)
+    for kind in (HTTPException, RequestValidationError, UserError, ClientDisconnect, Exception):
+        app.add_exception_handler(kind, _refuse)
     return Observed(app, service.metrics)
 
 
 def _add_photo_routes(app: FastAPI, service: Service) -> None:
-    max_photos = service.limits.max_photos
-    one, several = schema.photo_form("photo", 1), schema.photo_form("photos", max_photos)
-    failures: Responses = {code: schema.FAILURES[code] for code in (403, 408, 413, 415, 422, 503)}
-    more: Responses = {code: schema.FAILURES[code] for code in (404, 409)}
-    picture: Responses = {200: {"content": {"image/png": {}}, "description": "the photo, coloured"}}
-    post = partial(app.post, dependencies=[Depends(_same_origin)])
+    most = service.limits.max_photos
+    post = partial(app.post, dependencies=[Depends(_same_origin)], responses=FAILURES)
 
-    @post("/predict", response_model=schema.Answer, responses=failures, openapi_extra=one)
-    async def predict(request: Request, topk: Topk = 3) -> Response:
+    @post("/predict", openapi_extra=_form("photo"))
+    async def predict(request: Request, topk: Topk = 3) -> JSONResponse:
         """Answer one photo."""
         answer = await service.answer(request, "photo", 1, lambda photos: (photos[0], topk))
-        service.metrics.count_answer(answer)
+        service.metrics.photos.labels(answer["status"]).inc()
         return JSONResponse(answer)
 
-    @post(
-        "/predict_animal",
-        response_model=schema.AnimalAnswer,
-        responses=failures,
-        openapi_extra=several,
-    )
-    async def predict_animal(request: Request, topk: Topk = 3) -> Response:
+    @post("/predict_animal", openapi_extra=_form("photos"))
+    async def predict_animal(request: Request, topk: Topk = 3) -> JSONResponse:
         """Answer photos of one animal, each and together; what is no photo is left out."""
         answer = await service.answer(
-            request, "photos", max_photos, lambda photos: partial(service.fuse, photos, topk)
+            request, "photos", most, lambda photos: partial(service.fuse, photos, topk)
         )
         for photo in answer["photos"]:
-            service.metrics.count_answer(photo)
+            service.metrics.photos.labels(photo["status"]).inc()
         return JSONResponse(answer)
 
-    @post(
-        "/explain",
-        response_class=Response,
-        responses={**picture, **failures, **more},
-        openapi_extra=one,
-    )
+    @post("/explain", response_class=Response, openapi_extra=_form("photo"))
     async def explain(
-        request: Request,
-        species: Name = None,
-        head: Annotated[str, Query(max_length=200)] = "species",
-        label: Name = None,
+        request: Request, species: Name = None, head: Name = "species", label: Name = None
     ) -> Response:
-        """Show which places of a photo raised an answer (Grad-CAM)."""
+        """Show which places of a photo raised an answer (Grad-CAM), as a PNG."""
         if not service.engine.can_explain:
             raise RefusedError(409, "not_explained", "exported models cannot be explained")
-        asked = {"species": species, "head": head, "label": label}
+        wanted = {"species": species, "head": head, "label": label}
         png = await service.answer(
-            request, "photo", 1, lambda photos: partial(service.explain, photos[0], asked)
+            request, "photo", 1, lambda photos: partial(service.explain, photos[0], wanted)
         )
         return Response(png, media_type="image/png")
+
+
+def _form(field: str) -> dict[str, Any]:
+    """Describe the form of a request for FastAPI's `openapi_extra`."""
+    photo: dict[str, Any] = {"type": "string", "contentMediaType": "application/octet-stream"}
+    if field == "photos":
+        photo = {"type": "array", "items": photo}
+    form = {"type": "object", "properties": {field: photo}, "required": [field]}
+    content = {"multipart/form-data": {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def _same_origin(request: Request) -> None:
@@ -227,51 +213,40 @@ def _same_origin(request: Request) -> None:
 
 def _add_routes(app: FastAPI, service: Service) -> None:
     started_s = time.monotonic()
-    limits = {
-        "max_photos": service.limits.max_photos,
-        "max_body_mb": service.limits.max_body_mb,
-        "max_pixels": service.limits.max_pixels,
-    }
-    card = JSONResponse({**service.engine.describe(), "limits": limits}).body
-    files = StaticFiles(directory=PAGE)
+    names = ("max_photos", "max_body_mb", "max_pixels")
+    limits = {name: getattr(service.limits, name) for name in names}
+    card = {**service.engine.describe(), "limits": limits}
 
-    @app.get("/health", response_model=schema.Health)
-    async def health() -> Response:
+    @app.get("/health")
+    async def health() -> JSONResponse:
         """Tell whether the server works; answered under load too."""
         uptime_s = round(time.monotonic() - started_s, 1)
         waiting = service.photos.used
         return JSONResponse({"status": "ok", "photos_waiting": waiting, "uptime_s": uptime_s})
 
-    @app.get("/model_card", response_model=schema.ModelCard)
-    async def model_card() -> Response:
+    @app.get("/model_card")
+    async def model_card() -> JSONResponse:
         """Describe the models that answer, and the limits of a request."""
-        return Response(card, media_type="application/json")
+        return JSONResponse(card)
 
-    text = {"description": "metrics in the text format of Prometheus"}
-
-    @app.get("/metrics", response_class=Response, responses={200: text})
+    @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
-        """Return the server's metrics."""
+        """Return the server's metrics in the text format of Prometheus."""
         found = generate_latest(service.metrics.registry)
         return Response(found, headers={"content-type": CONTENT_TYPE_LATEST})
 
     @app.get("/", include_in_schema=False)
-    async def page(request: Request) -> Response:
-        return await files.get_response("index.html", request.scope)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
 
-    app.mount("/page", files)
+    app.mount("/page", StaticFiles(directory=PAGE))
 
 
-def _add_failures(app: FastAPI) -> None:
+async def _refuse(_: Request, error: Exception) -> JSONResponse:
     """Give every failure the same form: status and message."""
-
-    async def refuse(_: Request, error: Exception) -> Response:
-        refused = _refusal(error)
-        content = {"status": refused.status, "message": refused.detail}
-        return JSONResponse(content, refused.status_code, refused.headers)
-
-    for kind in (HTTPException, RequestValidationError, UserError, ClientDisconnect, Exception):
-        app.add_exception_handler(kind, refuse)
+    refused = _refusal(error)
+    content = {"status": refused.status, "message": refused.detail}
+    return JSONResponse(content, refused.status_code, refused.headers)
 
 
 def _refusal(error: Exception) -> RefusedError:
@@ -293,4 +268,4 @@ def _refusal(error: Exception) -> RefusedError:
         return RefusedError(404, "unknown", str(error))
     if isinstance(error, ClientDisconnect):
         return RefusedError(CLIENT_GONE, "gone", "the client has gone")
-    return RefusedError(500, "failed", "the server failed; its log says why under x-request-id")
+    return RefusedError(500, "failed", "the server failed; its log says why")

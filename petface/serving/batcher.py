@@ -1,6 +1,6 @@
-"""Answer what many clients ask in few batches, in few threads, with a bounded number waiting.
+"""Answer what many clients want in few batches, in few threads.
 
-Only the computing happens in threads: all else is the event loop's, so nothing is locked. A worker
+Only the computing happens in threads. All else is the event loop's, so nothing is locked. A worker
 that is free takes what waits at once, in the order of arrival; what comes meanwhile is the next
 batch. So batches grow with the load, and a lonely request never waits for company.
 """
@@ -8,95 +8,78 @@ batch. So batches grow with the load, and a lonely request never waits for compa
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
-
-Item = TypeVar("Item")
+from typing import Any
 
 
-@dataclass(frozen=True)
-class Answered:
-    """An answer, with how long it waited in the queue and what was computed together with it."""
-
-    answer: Any
-    queue_s: float
-    batch_size: int  # photos
-
-
-@dataclass(eq=False)
-class _Waiting(Generic[Item]):
-    item: Item | Callable[[], Any]
-    size: int  # photos
-    future: asyncio.Future[Answered]
-    since_s: float
-
-
-class Batcher(Generic[Item]):
+class Batcher:
     """Threads that call `compute` with up to `max_batch` items each.
 
     `compute` returns an answer per item in their order; an exception in its place is raised to the
-    client who asked. If `compute` raises, each item is tried alone, so that a poisonous one fails
-    nobody else. An item that is a function is called by itself. `on_batch` learns the photos and
-    seconds of each batch.
+    client who sent the item. If `compute` raises, each item is tried alone, so that a poisonous one
+    fails nobody else. An item that is a function is called by itself.
     """
 
     def __init__(
         self,
-        compute: Callable[[Sequence[Item]], Sequence[Any]],
+        compute: Callable[[Sequence[Any]], Sequence[Any]],
         max_batch: int,
         *,
         num_workers: int = 1,
-        on_batch: Callable[[int, float], None] = lambda _number, _seconds: None,
     ) -> None:
-        self._compute, self._on_batch, self.max_batch = compute, on_batch, max_batch
+        self._compute, self.max_batch = compute, max_batch
         self._pool = ThreadPoolExecutor(num_workers, "worker")
         self._num_free = num_workers
-        self._queue: deque[_Waiting[Item]] = deque()
+        self._queue: dict[asyncio.Future[Any], Any] = {}  # items by who waits for them
+        self._running: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
         """End the threads after what they compute now."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def answer(self, item: Item | Callable[[], Any], size: int = 1) -> Answered:
-        """Return the answer to an item of `size` photos; whoever stops waiting is forgotten."""
+    async def answer(self, item: Any) -> Any:
+        """Return the answer to an item; whoever stops waiting is forgotten."""
         future = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(item, size, future, time.monotonic())
-        self._queue.append(waiting)
+        self._queue[future] = item
         self._start()
         try:
             return await future
         finally:
-            if waiting in self._queue:
-                self._queue.remove(waiting)
+            self._queue.pop(future, None)
 
     def _start(self) -> None:
         """Hand batches to workers while there are both."""
         while self._num_free and self._queue:
             self._num_free -= 1
-            batch = [self._queue.popleft()]
-            while self._queue and len(batch) < self.max_batch:
-                if callable(batch[0].item) or callable(self._queue[0].item):
-                    break
-                batch.append(self._queue.popleft())
-            computing = asyncio.get_running_loop().run_in_executor(self._pool, self._run, batch)
-            computing.add_done_callback(self._free)
+            task = asyncio.ensure_future(self._run(self._next_batch()))
+            self._running.add(task)  # the loop itself would let it be collected
+            task.add_done_callback(self._running.discard)
 
-    def _free(self, _: asyncio.Future[None]) -> None:
+    def _next_batch(self) -> dict[asyncio.Future[Any], Any]:
+        batch: dict[asyncio.Future[Any], Any] = {}
+        for future, item in self._queue.items():
+            has_function = callable(item) or any(map(callable, batch.values()))
+            if len(batch) == self.max_batch or (batch and has_function):
+                break
+            batch[future] = item
+        for future in batch:
+            del self._queue[future]
+        return batch
+
+    async def _run(self, batch: dict[asyncio.Future[Any], Any]) -> None:
+        """Compute a batch in a worker and send each answer on its way."""
+        loop = asyncio.get_running_loop()
+        answers = await loop.run_in_executor(self._pool, self._answers, [*batch.values()])
         self._num_free += 1
         self._start()
-
-    def _run(self, batch: list[_Waiting[Item]]) -> None:
-        """Compute a batch in a worker and send each answer on its way."""
-        start_s, size = time.monotonic(), sum(waiting.size for waiting in batch)
-        answers = self._answers([waiting.item for waiting in batch])
-        self._on_batch(size, time.monotonic() - start_s)
-        for waiting, answer in zip(batch, answers, strict=True):
-            answered = Answered(answer, start_s - waiting.since_s, size)
-            waiting.future.get_loop().call_soon_threadsafe(_settle, waiting.future, answered)
+        for future, answer in zip(batch, answers, strict=True):
+            if future.done():  # its client has gone
+                continue
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
 
     def _answers(self, items: Sequence[Any]) -> list[Any]:
         try:
@@ -107,12 +90,3 @@ class Batcher(Generic[Item]):
             if len(items) == 1:
                 return [error]
             return [answer for item in items for answer in self._answers([item])]
-
-
-def _settle(future: asyncio.Future[Answered], answered: Answered) -> None:
-    if future.done():  # its client has gone
-        return
-    if isinstance(answered.answer, Exception):
-        future.set_exception(answered.answer)
-    else:
-        future.set_result(answered)

@@ -79,13 +79,6 @@ class _Form(MultiPartParser):
     spool_max_size = 0  # of a SpooledTemporaryFile: never roll over to disk
     is_whole = False
 
-    def on_headers_finished(self) -> None:
-        """Take every part for a file: some clients send photos without a file's name."""
-        part = self._current_part
-        if b"filename" not in (part.content_disposition or b""):
-            part.content_disposition = (part.content_disposition or b"") + b'; filename=""'
-        super().on_headers_finished()
-
     def on_end(self) -> None:
         self.is_whole = True
 
@@ -102,8 +95,7 @@ async def read_photos(
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data" or request.headers.get("content-encoding"):
         raise RefusedError(415, "unsupported", "send a form: content-type multipart/form-data")
-    what = "one photo" if most == 1 else f"1 to {most} photos"
-    wanted = f"send {what} as the field {field!r} and nothing else"
+    wanted = f"send 1 to {most} photos as files of the field {field!r} and nothing else"
     body = _limited(request, limits.max_body_mb, take)
     form = _Form(request.headers, body, max_files=most, max_fields=0)
     try:

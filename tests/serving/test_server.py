@@ -30,23 +30,6 @@ def test_a_head_that_does_not_come_is_given_up(server, before, start):
         assert client.is_closed()
 
 
-def test_a_trickling_head_is_given_up(server):
-    with server.client() as client:
-        client.send(b"GET /health HTTP/1.1\r\n")
-        client.socket.settimeout(0.02)
-
-        def is_over():
-            try:
-                client.send(b"X: y\r\n")
-                return client.socket.recv(1) == b""
-            except TimeoutError:
-                return False
-            except OSError:
-                return True
-
-        until(is_over)
-
-
 @pytest.mark.parametrize("header", [b"X-Long: " + b"x" * 10**6, b"X: y\r\n" * 10**5])
 def test_an_endless_head_is_refused(server, header):
     with server.client() as client:
@@ -56,10 +39,6 @@ def test_an_endless_head_is_refused(server, header):
         except OSError:  # closed while it was still sending
             return
         assert client.is_closed()
-
-
-def test_a_head_of_a_usual_size_is_not(server):
-    assert server.send(HEALTH[:-2] + b"Cookie: " + b"x" * 8000 + b"\r\n\r\n").code == 200
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,7 +58,7 @@ class Served:
 def served(folder: Path, *flags: object) -> Iterator[Served]:
     """Start `python -m tools.serve` on a free port; wait until it is ready; end it."""
     command = [sys.executable, "-m", "tools.serve", "--port", 0, "--device", "cpu", *flags]
-    log = folder / "log.jsonl"
+    log = folder / "log.txt"
     with log.open("w") as stream:
         process = subprocess.Popen(
             list(map(str, command)), cwd=REPOSITORY, env=ENVIRONMENT, text=True,
@@ -133,8 +134,12 @@ def test_answers_do_not_depend_on_who_else_is_answered(server, engine, tree):
     given = [content for content in given if answers[content]["species"]]
     with ThreadPoolExecutor(16) as pool:
         replies = list(pool.map(lambda one: server.send(post("/predict", form(one))), given * 2))
-    sizes = [line.get("batch_size", 0) for line in map(json.loads, server.log.open())]
-    assert max(sizes) > 1
+    metrics = server.get("/metrics").decode()
+    num, num_batches = (
+        float(re.search(rf"petface_batch_photos_{name} (.+)", metrics)[1])
+        for name in ("sum", "count")
+    )
+    assert num > num_batches
     for content, reply in zip(given * 2, replies, strict=True):
         answer, wanted = reply.json(), answers[content]
         assert list(answer["attributes"]) == list(wanted["attributes"])
@@ -178,11 +183,6 @@ def test_a_missing_checkpoint_is_told(monkeypatch, tmp_path):
     assert "none.pt" in refused(monkeypatch, *flags)
 
 
-@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
-def test_an_address_that_is_not_here_is_told(monkeypatch, host):
-    assert f"port 0 of {host}" in refused(monkeypatch, "--host", host, "--port", 0)
-
-
 def test_limits_that_let_nothing_in_are_refused(monkeypatch):
     assert "MAX_UPLOADS_MB" in refused(monkeypatch, "--max-uploads-mb", 1, "--max-body-mb", 2)
 
@@ -220,15 +220,4 @@ def test_stopped_it_answers_what_it_has_begun(models, photos, tmp_path):
         assert server.process.wait(PATIENCE_S) == 0
         warning, *lines = server.log.read_text().splitlines()
     assert warning.startswith("WARNING: ") and "no authentication" in warning
-    assert json.loads(lines[-1])["status"] == 200
-
-
-@pytest.mark.slow
-def test_a_second_signal_leaves_at_once(models, photos, tmp_path):
-    with served(tmp_path, *models) as server, server.client() as client:
-        client.send(post("/predict", form(photos["png"]))[:-20])
-        until(lambda: b"petface_upload_bytes 0.0" not in server.get("/metrics"))
-        server.process.terminate()
-        until(lambda: refuses(server.port))
-        server.process.terminate()
-        assert server.process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    assert "/predict 200 " in lines[-1]
