@@ -1,12 +1,12 @@
-"""Compare evaluations: which is better, in what, and how surely.
+"""Compare evaluations of one dataset: which model is better, in what, and how surely.
 
     python -m tools.compare runs/evaluation_a runs/evaluation_b --out runs/comparison
 
-Two evaluations of one dataset are compared photo by photo: differences on the test part with
-intervals, tests that respect that photos of one animal belong together, what changed for which
-photo and class. Writes compare.html (one page, opens without a network, no photos), compare.json
-and changed.csv into OUT. Of more folders the first is A, and each other one is compared with it;
-the second comparison's files are compare_2.json and changed_2.csv.
+They are compared photo by photo: differences of accuracy with intervals, and tests that respect
+that photos of one animal belong together. Writes compare.html (one page, opens without a network,
+no photos), compare.json, and changed.csv with every photo whose answer changed, into OUT. Of more
+folders the first is A, and each other one is compared with it; the second comparison's files are
+compare_2.json and changed_2.csv.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from petface.analysis.compare import (
 )
 from petface.analysis.paired import read_pair
 from petface.errors import SettingsError, UserError, run_script
-from petface.evaluation.details import MODELS, PER_IMAGE, SUMMARY
 from petface.report.compare_page import comparison_page
 from petface.settings import Positive, Seed, read_settings
 
@@ -36,7 +35,7 @@ SEED: Seed = 0  # of both
 def main() -> None:
     settings = read_settings(
         sys.modules[__name__],
-        positional=("RUN", "folders of evaluations: A, then those beside it"),
+        positional=("EVALUATION", "folders of evaluations: A, then those compared with it"),
     )
     if len(settings.positional) < 2:
         raise SettingsError(
@@ -44,12 +43,10 @@ def main() -> None:
             "python -m tools.compare runs/evaluation_a runs/evaluation_b"
         )
     a, *others = map(Path, settings.positional)
-    out, comparisons = Path(settings.OUT), []
-    _check_folder(a)
     for b in others:
-        _check_folder(b)
         if a.resolve() == b.resolve():
             raise UserError(f"{a} and {b} are the same folder; give the folder of another model")
+    out, comparisons = Path(settings.OUT), []
     for number, b in enumerate(others, start=1):
         suffix = "" if number == 1 else f"_{number}"
         comparison, rows = compare_evaluations(
@@ -66,17 +63,6 @@ def main() -> None:
     with files.atomic_write(out / "compare.html", "w") as handle:
         handle.write(comparison_page(comparisons))
     print(f"page: {out / 'compare.html'}")
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise `UserError` where a folder holds no evaluation."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder")
-    if not any((folder / name).exists() for name in (PER_IMAGE, MODELS, SUMMARY)):
-        raise UserError(
-            f"{folder} is no evaluation ({PER_IMAGE}); make one with: python inference_engine.py "
-            "evaluate --out-dir FOLDER"
-        )
 
 
 if __name__ == "__main__":

@@ -1,20 +1,17 @@
 """List labels that are likely wrong, the most suspicious first, to be looked at by a person.
 
     python -m tools.find_label_errors --species cat --features breed color1
-    python -m tools.find_label_errors --plant 0.05    # how good is the finder on this data?
     python -m tools.find_label_errors --config configs/label_errors/demo.toml
 
 Writes label_errors.csv and label_errors.json into OUT; no annotation is changed. Each record is
 judged by a model that saw none of its photos: logistic regressions, in FOLDS folds over records, on
 features of stage 1, which was trained on species alone. A specialist saw the labels, wrong ones
 too, so it judges only records of the validation and test parts: give its finished evaluation as
-EVALUATION. `--plant SHARE` gives random other labels to a share of the records, tells how many of
-the first SHARE in the ranking are such, and writes label_errors_planted.json, nothing else.
+EVALUATION.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -34,7 +31,6 @@ from petface.models import checkpoints
 from petface.models.network import Network
 from petface.report import report_line
 from petface.settings import (
-    Fraction,
     NonNegative,
     Positive,
     PositiveFloat,
@@ -60,11 +56,7 @@ GRID: Positive = 2  # cells a side that feature maps are averaged over; memory g
 INVERSE_STRENGTH: PositiveFloat = 0.01  # C of the regression; smaller = smoother
 MIN_RECORDS: Positive = 3  # records of rarer classes are not judged
 PHOTOS_PER_RECORD: NonNegative = 0  # at most, the first ones; 0 = all
-SEED: Seed = 0  # of the folds and of planted flips
-
-# ---- Measurement ----
-PLANT: Fraction = 0.0  # share of the records whose label is flipped, to measure; 0 = list suspects
-PLANT_SEEDS: Positive = 3  # repetitions
+SEED: Seed = 0  # of the folds
 
 # ---- Run ----
 OUT: str = "runs/label_errors"  # earlier files there are replaced
@@ -73,12 +65,9 @@ BATCH_SIZE: Positive = 64
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
 
 LABEL_ERRORS, FIGURES = "label_errors.csv", "label_errors.json"
-PLANTED = "label_errors_planted.json"
 FOLDED = "K folds over records, logistic regression on features of stage 1 (saw species only)"
 EVALUATED = "evaluation of both stages, records of the validation and test parts alone"
 CRITERION = "self-confidence; confident by the confident joint (Northcutt et al. 2021, 1911.00068)"
-# Settings that may differ between a measurement and the list that quotes it.
-FREE = {"PLANT", "PLANT_SEEDS", "SPECIES", "FEATURES", "DEVICE", "BATCH_SIZE", "NUM_WORKERS"}
 
 
 def main() -> None:
@@ -113,8 +102,7 @@ def main() -> None:
     else:
         wanted = dict.fromkeys(head.species for head in heads)
         judges = {species: judge_by_folds(settings, dataset, species) for species in wanted}
-    work = measure_planted if settings.PLANT > 0 else list_suspects
-    work(settings, dataset, judges, heads)
+    list_suspects(settings, dataset, judges, heads)
     print(f"seconds: {time.perf_counter() - start:.0f}")
 
 
@@ -171,11 +159,14 @@ def list_suspects(
     out = Path(s.OUT)
     files.write_csv(out / LABEL_ERRORS, list(rows), rows.round(6).itertuples(index=False))
     told = {
+        "out_of_sample": EVALUATED if s.EVALUATION else FOLDED,
+        "criterion": CRITERION,
+        "settings": s.as_dict(),
+        "dataset": dataset.fingerprint(),
         "num_records": sum(figure["num_judged"] for figure in figures),
         "heads": figures,
-        "expected_precision": measured_before(s, dataset),  # None = not measured, see --plant
     }
-    files.write_json(out / FIGURES, {**identity(s, dataset), **told})
+    files.write_json(out / FIGURES, told)
     print(f"suspects: {len(rows)}\nconfident: {rows['confident'].sum()}")
     print(f"list: {out / LABEL_ERRORS}\nfigures: {out / FIGURES}")
     if (out / SUMMARY).exists():  # beside an evaluation: its report shows the list
@@ -192,73 +183,6 @@ def describe(figure: dict[str, Any]) -> str:
     if not figure["can_judge"]:
         return f"{told}: no better than the most frequent class, so nothing is suggested"
     return f"{told}; {figure['num_suspects']} suspects, {figure['num_confident']} of them confident"
-
-
-def measure_planted(
-    s: Settings, dataset: Dataset, judges: dict[str, Predict], heads: list[Head]
-) -> None:
-    """Plant flips, rank, and tell how many of the first are planted: per head, seed and pooled."""
-    found: list[dict[str, Any]] = []
-    for head in heads:
-        num_classes = len(head.names)
-        judged = label_errors.judged_records(head.labels, num_classes, s.MIN_RECORDS)
-        if s.EVALUATION:
-            judged &= dataset.record_split[head.records] > 0
-        for seed in range(s.SEED, s.SEED + s.PLANT_SEEDS):
-            flipped, is_planted = label_errors.plant_flips(
-                head.labels, judged, num_classes, s.PLANT, seed
-            )
-            probabilities = judges[head.species](head, flipped)
-            suspects = label_errors.rank_suspects(probabilities, flipped, judged)
-            figures = label_errors.describe_planted(is_planted[suspects["record"]], s.PLANT)
-            if figures["num_top"]:
-                run = {"species": head.species, "feature": head.feature, "seed": seed, **figures}
-                found.append(run)
-                print(describe_precision(f"{head.species} {head.feature}, seed {seed}", run))
-    if not found:
-        raise UserError(f"PLANT {s.PLANT}: no head has enough records to flip one; give more")
-    names = ("num_records", "num_planted", "num_top", "num_found")
-    pooled: dict[str, Any] = {name: sum(run[name] for run in found) for name in names}
-    pooled["precision"] = pooled["num_found"] / pooled["num_top"]
-    pooled["chance"] = pooled["num_planted"] / pooled["num_records"]
-    print(describe_precision("all heads, seed all", pooled))
-    print("labels that were wrong before count as misses: the share of wrong labels is higher")
-    out = Path(s.OUT) / PLANTED
-    files.write_json(out, {**identity(s, dataset), "pooled": pooled, "runs": found})
-    print(f"precision: {pooled['precision']:.4f}\nfigures: {out}")
-
-
-def describe_precision(name: str, run: dict[str, Any]) -> str:
-    """Format the measurement of a run in a line."""
-    return (
-        f"{name}: {run['num_found']} of the first {run['num_top']} were planted, "
-        f"{run['precision'] * 100:.0f} % (by chance {run['chance'] * 100:.0f} %)"
-    )
-
-
-def identity(s: Settings, dataset: Dataset) -> dict[str, Any]:
-    """Return what a list or a measurement is of."""
-    return {
-        "out_of_sample": EVALUATED if s.EVALUATION else FOLDED,
-        "criterion": CRITERION,
-        "settings": s.as_dict(),
-        "dataset": dataset.fingerprint(),
-    }
-
-
-def measured_before(s: Settings, dataset: Dataset) -> dict[str, Any] | None:
-    """Return what `--plant` measured before on the same data and settings, if it was."""
-    path = Path(s.OUT) / PLANTED
-    if not path.is_file():
-        return None
-    planted = json.loads(path.read_text(encoding="utf-8"))
-    ours, theirs = (
-        {k: v for k, v in json.loads(json.dumps(values)).items() if k not in FREE}
-        for values in (s.as_dict(), planted["settings"])
-    )
-    if planted["dataset"] != dataset.fingerprint() or ours != theirs:
-        return None
-    return {**planted["pooled"], "runs": planted["runs"]}
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ because both got the species right; `end_to_end` counts a wrong species as a wro
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -19,10 +18,8 @@ from petface.analysis.paired import (
     Pair,
     codes_of,
     holm,
-    mean_interval,
     sign_flip_p_value,
 )
-from petface.errors import UserError
 from petface.evaluation.details import HEADS, Evaluation
 from petface.evaluation.figures import interval, percent, points
 from petface.files import plain_cell
@@ -31,7 +28,6 @@ from petface.metrics import cluster_bootstrap_interval
 PARTS: Final = ("train", "val", "test")
 TESTED_PARTS: Final = ("test", "val")
 SIGNIFICANT: Final = 0.05  # of the p-value adjusted for the number of tests
-CHANGES: Final = ("better", "worse", "both wrong", "label unknown")
 CHANGED_COLUMNS: Final = (
     "image", "species", "record", "split", "head", "truth",
     "a_answer", "a_prob", "b_answer", "b_prob", "change",
@@ -42,7 +38,6 @@ _EXPLANATION = (
     f"wrong answer; too few: fewer than {MIN_RECORDS} records; *: B has more or fewer photos right "
     f"than A in fewer than {MIN_RECORDS} records, so the interval is too narrow; go by p"
 )
-_MOST_MOVERS = 20  # classes listed as gains, and as losses, per head
 
 
 def compare_evaluations(
@@ -54,29 +49,18 @@ def compare_evaluations(
     """
     options = {"resamples": resamples, "flips": flips, "seed": seed}
     figures: dict[str, dict[str, Any]] = {part: {} for part in TESTED_PARTS}
-    agreement: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
-    moved, changes, notes = {}, {}, list(pair.notes)
+    notes = list(pair.notes)
     tables = [pd.DataFrame(columns=list(CHANGED_COLUMNS))]
     for head in HEADS:
         names, table, head_notes = _predictions(pair, head)
         notes += head_notes
-        for part in PARTS:
+        for part in TESTED_PARTS:
             own = table[table["part"] == part]
-            if part in TESTED_PARTS and (views := _views(pair, head, own, options)):
+            views = {v: _figure(own[own[v]], options) for v in VIEWS if own[v].any()}
+            if views:
                 figures[part][head] = views
-            if found := _agreement(own):
-                agreement[part][head] = found
-        test = table[(table["part"] == "test") & table["conditional"]]
-        if len(test):
-            moved[head] = _movers(pair, names, test, options)
         changed = _changed(pair, head, names, table)
-        if len(changed):
-            counts = changed.groupby(["split", "change"]).size()
-            changes[head] = {
-                part: {change: int(counts.get((part, change), 0)) for change in CHANGES}
-                for part in PARTS
-            }
-            tables.append(changed)
+        tables += [changed] if len(changed) else []
     num_tests = {part: len(_adjust(figures[part])) for part in TESTED_PARTS}
     if unanswered := int((~_species_answered(pair)).sum()):
         what = "have no answer in A or in B (unreadable, or not finite) and count nowhere"
@@ -97,34 +81,26 @@ def compare_evaluations(
         "options": options,
         "num_tests": num_tests,
         "figures": figures,
-        "classes": moved,
-        "agreement": agreement,
-        "changed": changes,
     }
     return comparison, pd.concat(tables)
 
 
 def _side(side: Evaluation) -> dict[str, Any]:
-    """Return what a side is: folder, dataset, checkpoints, precision."""
-
-    def checkpoint(model: dict[str, Any]) -> dict[str, Any]:
-        return {key: model.get(key) for key in ("path", "sha256")}
-
+    """Return what a side is: folder, dataset, precision, and the bytes of its checkpoints."""
     specialists = side.models.get("specialists", {})
     return {
         "folder": str(side.folder),
-        "images": len(side.rows),
         **{key: side.models.get(key) for key in ("dataset", "precision", "device")},
-        "stage1": checkpoint(side.models.get("stage1", {})),
-        "specialists": {name: checkpoint(model) for name, model in specialists.items()},
+        "stage1": side.models["stage1"].get("sha256"),
+        "specialists": {name: model.get("sha256") for name, model in specialists.items()},
     }
 
 
 def _predictions(pair: Pair, head: str) -> tuple[list[str], pd.DataFrame, list[str]]:
     """Return the class names of a head, a row per image with both answers, and notes.
 
-    `truth`, `a` and `b` number into the names; `label` numbers the true classes, which are
-    (species, class); `conditional` and `end_to_end` mark the images that each view counts.
+    `truth`, `a` and `b` number into the names; `conditional` and `end_to_end` mark the images
+    that each view counts.
     """
     species, (species_of, _) = codes_of(pair.rows, "species")
     column = "species" if head == "species" else f"{head}_true"
@@ -156,7 +132,6 @@ def _predictions(pair: Pair, head: str) -> tuple[list[str], pd.DataFrame, list[s
         {
             "part": pair.rows["part"],
             "record": species_of * (len(records.categories) + 1) + records.codes.to_numpy(np.int64),
-            "label": species_of * len(names) + truth,
             "truth": truth,
             "a": a,
             "b": b,
@@ -175,129 +150,29 @@ def _species_answered(pair: Pair) -> npt.NDArray[np.bool_]:
     return answered.all(axis=1).to_numpy()
 
 
-def _views(
-    pair: Pair, head: str, table: pd.DataFrame, options: dict[str, int]
-) -> dict[str, dict[str, Any]]:
-    """Return the figures of one head in one part."""
-    views = {}
-    for view in VIEWS:
-        own = table[table[view]]
-        if len(own):
-            views[view] = _figure(pair, own, options)
-            if view == "conditional":
-                views[view] |= _scores(pair, head, own)
-    return views
-
-
-def _figure(pair: Pair, table: pd.DataFrame, options: dict[str, int]) -> dict[str, Any]:
+def _figure(table: pd.DataFrame, options: dict[str, int]) -> dict[str, Any]:
     """Compare the predictions of images whose truth is known; none is a wrong one."""
-    records = table.groupby("record", sort=False).agg(
-        size=("gain", "size"), sum=("gain", "sum"), label=("label", "min"), other=("label", "max")
-    )
-    if (records["label"] != records["other"]).any():
-        raise UserError(f"{pair.a.folder}: photos of one record have different labels")
-    label = np.unique(records["label"], return_inverse=True)[1]
-    recalls = table.groupby("label")[["right_a", "right_b"]].mean()
-    seed, flips = options["seed"], options["flips"]
-    p_value, exact = sign_flip_p_value(records["sum"], flips=flips, seed=seed)
+    records = table.groupby("record", sort=False)["gain"].agg(["size", "sum"])
+    p_value, exact = sign_flip_p_value(records["sum"], flips=options["flips"], seed=options["seed"])
     right_a, right_b = table["right_a"], table["right_b"]
+    interval_95 = None
+    if len(records) >= MIN_RECORDS:
+        draw = {key: options[key] for key in ("resamples", "seed")}
+        interval_95 = list(cluster_bootstrap_interval(records["sum"], records["size"], **draw))
     return {
         "num": len(table),
         "num_records": len(records),
         "num_records_changed": int((records["sum"] != 0).sum()),
-        "num_classes": len(recalls),
         "accuracy_a": float(right_a.mean()),
         "accuracy_b": float(right_b.mean()),
         "difference": float(table["gain"].mean()),
-        "interval_95": _interval(records, options),
+        "interval_95": interval_95,
         "p_value": p_value,
         "p_exact": exact,
         "both_right": int((right_a & right_b).sum()),
         "only_a": int((right_a & ~right_b).sum()),
         "only_b": int((right_b & ~right_a).sum()),
         "both_wrong": int((~right_a & ~right_b).sum()),
-        "balanced_accuracy_a": float(recalls["right_a"].mean()),
-        "balanced_accuracy_b": float(recalls["right_b"].mean()),
-        "balanced_difference": float((recalls["right_b"] - recalls["right_a"]).mean()),
-        "balanced_interval_95": _interval(records, options, label),
-    }
-
-
-def _interval(
-    records: pd.DataFrame, options: dict[str, int], classes: np.ndarray | None = None
-) -> list[float] | None:
-    """Return the interval of the gains' `sum` over the `size` of each record, or None."""
-    if len(records) < MIN_RECORDS:
-        return None
-    gain, num = records["sum"], records["size"]
-    draw = {key: options[key] for key in ("resamples", "seed")}
-    return list(cluster_bootstrap_interval(gain, num, classes, **draw))
-
-
-def _scores(pair: Pair, head: str, table: pd.DataFrame) -> dict[str, Any]:
-    """Compare log loss and Brier score where both have one."""
-    found: dict[str, Any] = {}
-    for name in ("nll", "brier"):
-        a, b = (
-            side.details[head][name][pair.rows[place].to_numpy()[table.index]].astype(np.float64)
-            for side, place in ((pair.a, "place_a"), (pair.b, "place_b"))
-        )
-        held = np.isfinite(a) & np.isfinite(b)
-        if not held.any():
-            continue
-        records = pd.Series((b - a)[held]).groupby(table["record"].to_numpy()[held])
-        sums, num = records.sum(), records.size()
-        enough = len(num) >= MIN_RECORDS
-        found |= {
-            f"{name}_num": int(held.sum()),
-            f"{name}_a": float(a[held].mean()),
-            f"{name}_b": float(b[held].mean()),
-            f"{name}_difference": float((b - a)[held].mean()),
-            f"{name}_interval_95": list(mean_interval(sums, num)) if enough else None,
-        }
-    return found
-
-
-def _movers(
-    pair: Pair, names: list[str], table: pd.DataFrame, options: dict[str, int]
-) -> dict[str, list[dict[str, Any]]]:
-    """List the classes that gained and lost most photos."""
-    species = codes_of(pair.rows, "species")[0]
-    net = table.groupby("label")["gain"].sum().sort_values(ascending=False, kind="stable")
-
-    def entry(label: int) -> dict[str, Any]:
-        own = table[table["label"] == label]
-        records = own.groupby("record", sort=False)["gain"].agg(["sum", "size"])
-        return {
-            "species": species[label // len(names)],
-            "label": names[label % len(names)],
-            "num": len(own),
-            "num_records": len(records),
-            "correct_a": int(own["right_a"].sum()),
-            "correct_b": int(own["right_b"].sum()),
-            "difference": float(own["gain"].mean()),
-            "interval_95": _interval(records, options),
-        }
-
-    return {
-        "gains": [entry(label) for label in net[net > 0].index[:_MOST_MOVERS]],
-        "losses": [entry(label) for label in net[net < 0].index[::-1][:_MOST_MOVERS]],
-    }
-
-
-def _agreement(table: pd.DataFrame) -> dict[str, Any] | None:
-    """Count equal answers where both answered, and equal mistakes where both are wrong."""
-    own = table[(table["a"] >= 0) & (table["b"] >= 0)]
-    if own.empty:
-        return None
-    same = own["a"] == own["b"]
-    wrong = (own["truth"] >= 0) & ~own["right_a"] & ~own["right_b"]
-    return {
-        "num": len(own),
-        "same": int(same.sum()),
-        "share": float(same.mean()),
-        "both_wrong": int(wrong.sum()),
-        "same_mistake": int((same & wrong).sum()),
     }
 
 
@@ -335,7 +210,7 @@ def _adjust(heads: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def describe_comparison(comparison: dict[str, Any]) -> str:
-    """Format the comparison in at most 110 columns: a table per part, then what to know."""
+    """Format the comparison: a table per part, then what to know."""
     images = comparison["images"]
     lines = [f"{side.upper()}: {comparison[side]['folder']}" for side in "ab"]
     parts = ", ".join(f"{images[part]:,} {part}" for part in PARTS)
@@ -362,15 +237,7 @@ def describe_comparison(comparison: dict[str, Any]) -> str:
         head = f"{part} part, in %; p by flipping whole records, {num} tests, adj. by Holm:"
         lines += ["", head, table.to_string()]
     notes = [_EXPLANATION, *(f"note: {note}" for note in comparison["notes"])]
-    return "\n".join([*lines, "", *wrapped(notes)])
-
-
-def wrapped(paragraphs: Iterable[str], width: int = 110) -> list[str]:
-    """Break paragraphs into lines; file names stay whole."""
-    wrapper = textwrap.TextWrapper(
-        width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
-    return [line for paragraph in paragraphs for line in wrapper.wrap(paragraph)]
+    return "\n".join([*lines, "", *notes])
 
 
 def named_tests(heads: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -106,7 +106,7 @@ def photo_count_cut(num_photos: np.ndarray) -> pd.Categorical:
     return pd.cut(num_photos, [0, 1, 2, 3, 5, math.inf], labels=["1", "2", "3", "4-5", "6+"])
 
 
-def quartile_cut(values: npt.ArrayLike, unit: str = "") -> pd.Categorical:
+def quartile_cut(values: npt.ArrayLike) -> pd.Categorical:
     """Cut (M,) finite numbers at their quartiles; equal values never part, so bins may be fewer.
 
     A bin holds its upper end.
@@ -118,7 +118,7 @@ def quartile_cut(values: npt.ArrayLike, unit: str = "") -> pd.Categorical:
     edges = edges[edges < v.max()]
     used, index = np.unique(np.searchsorted(edges, v, side="left"), return_inverse=True)
     ends = [float(v.min()), *edges[used[:-1]].tolist(), float(v.max())]
-    return _categorical(index, _range_names(ends, unit))
+    return _categorical(index, _range_names(ends))
 
 
 def tercile_cut(num_of_row: np.ndarray, num_of_class: np.ndarray) -> pd.Categorical:
@@ -197,7 +197,7 @@ def make_slices(
             "training_photos_of_label": ("photos, thirds of the classes", asked, by_label),
         }
         for name, unit in STATISTICS.items():
-            cut = quartile_cut(measured[name][readable], "%" if unit == "%" else "")
+            cut = quartile_cut(measured[name][readable])
             cuts[name] = unit, photos[kept], cut[kept]
         result[head] = {}
         for name, (unit, places, cut) in cuts.items():
@@ -242,7 +242,7 @@ def write_slices(path: Path, slices: Mapping[str, Any]) -> None:
     files.write_csv(path, _SLICE_COLUMNS, rows)
 
 
-def _range_names(ends: list[float], unit: str) -> list[str]:
+def _range_names(ends: list[float]) -> list[str]:
     """Format the stretches between rising ends with as few digits as keep them apart."""
 
     def short(value: float, digits: int) -> str:
@@ -255,6 +255,5 @@ def _range_names(ends: list[float], unit: str) -> list[str]:
         if len(set(fewer[1:])) == len(fewer) - 1:
             shown = fewer
     return [
-        f"{low if low == high else f'{low}-{high}'} {unit}".strip()
-        for low, high in zip(shown, shown[1:], strict=False)
+        low if low == high else f"{low}-{high}" for low, high in zip(shown, shown[1:], strict=False)
     ]

@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.stats import t as student  # type: ignore[import-untyped]
 
 from petface.errors import UserError
 from petface.evaluation.details import PER_IMAGE, Evaluation, read_evaluation
@@ -30,8 +29,8 @@ Codes = npt.NDArray[Any]  # int64 places in a list of names, -1 = none
 class Pair:
     """The M common images of evaluations A and B.
 
-    `rows` has the columns of both tables with the suffixes `_a` and `_b`, the row of each in its
-    own table (`place_a`, `place_b`), `image`, and `part`: "" where the splits disagree.
+    `rows` has the columns of both tables with the suffixes `_a` and `_b`, `image`, and `part`: ""
+    where the splits disagree.
     """
 
     a: Evaluation
@@ -88,7 +87,7 @@ def _with_images(side: Evaluation) -> pd.DataFrame:
     names = pd.read_csv(path, usecols=["image"], dtype="object", keep_default_na=False)["image"]
     if not names.is_unique:
         raise UserError(f"{path} names an image twice; evaluate again")
-    return side.rows.assign(image=names, place=np.arange(len(side.rows)))
+    return side.rows.assign(image=names)
 
 
 def codes_of(rows: pd.DataFrame, *columns: str) -> tuple[list[str], list[Codes]]:
@@ -97,22 +96,6 @@ def codes_of(rows: pd.DataFrame, *columns: str) -> tuple[list[str], list[Codes]]
     names = sorted({str(name) for side in sides for name in side.categories} - {""})
     codes = [side.set_categories(names).cat.codes.to_numpy(np.int64) for side in sides]
     return names, codes
-
-
-def mean_interval(
-    sums: npt.ArrayLike, num: npt.ArrayLike, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Return an interval of sum(sums) / sum(num) for real `sums` (R,) per record.
-
-    The ratio's linearised standard error between records, and Student's t with R - 1 degrees of
-    freedom. Source: Cochran 1977, Sampling Techniques, section 9A.
-    """
-    s, n = np.asarray(sums, np.float64), np.asarray(num, np.float64)
-    assert s.ndim == 1 and s.shape == n.shape and len(s) > 1, (s.shape, n.shape)
-    mean = s.sum() / n.sum()
-    error = np.sqrt(len(s) / (len(s) - 1) * ((s - mean * n) ** 2).sum()) / n.sum()
-    half = student.ppf(0.5 + confidence / 2, len(s) - 1) * error
-    return float(mean - half), float(mean + half)
 
 
 def sign_flip_p_value(

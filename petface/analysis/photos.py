@@ -39,15 +39,11 @@ AUDITED: Final = np.dtype(
 )
 STATISTICS: Final = {  # what may make a photo hard: name -> unit
     "brightness": "mean grey level, 0-255",
-    "contrast": "standard deviation of the grey levels",
     "sharpness": "variance of the Laplacian",
-    "black_border": "%",
-    "aspect_ratio": "width / height",
     "short_side": "px",
 }
 MEASURED: Final = np.dtype([("status", "u1"), *((name, "f4") for name in STATISTICS)])
 SHARPNESS_PX: Final = 128  # sharpness depends on the size at which it is measured
-NEAR_BLACK: Final = 8  # highest level of any channel: JPEG black is not 0, black fur is lighter
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _PHOTOS_PER_TASK = 32
 
@@ -147,11 +143,8 @@ def audit_photo(path: str, pixels: np.ndarray) -> tuple[Any, ...]:
 
 def measure(_path: str, pixels: np.ndarray) -> tuple[float, ...]:
     """Measure (H, W, 3) uint8 in the order and units of `STATISTICS`."""
-    height, width = pixels.shape[:2]
-    grey = duplicates.thumbnail(pixels)
-    light = float(grey.mean()), float(grey.std())
-    border = black_border_frac(pixels) * 100
-    return *light, sharpness(pixels), border, width / height, min(height, width)
+    brightness = float(duplicates.thumbnail(pixels).mean())
+    return brightness, sharpness(pixels), min(pixels.shape[:2])
 
 
 def sharpness(pixels: np.ndarray) -> float:
@@ -164,17 +157,3 @@ def sharpness(pixels: np.ndarray) -> float:
     g = images.resize(pixels, SHARPNESS_PX, "stretch").astype(np.float32) @ _LUMA
     around = g[:-2, 1:-1] + g[2:, 1:-1] + g[1:-1, :-2] + g[1:-1, 2:]
     return float((4 * g[1:-1, 1:-1] - around).var())
-
-
-def black_border_frac(pixels: np.ndarray) -> float:
-    """Return the share of (H, W, 3) uint8 that is black border.
-
-    A pixel is border where it and all pixels on the straight way to one of the four edges are
-    nearly black: whole black rows and columns, and the black corners that turning a photo leaves.
-    """
-    black = pixels.max(axis=2) <= NEAR_BLACK
-    border = np.zeros_like(black)
-    for axis in (0, 1):
-        border |= np.logical_and.accumulate(black, axis=axis)
-        border |= np.flip(np.logical_and.accumulate(np.flip(black, axis), axis=axis), axis)
-    return float(border.mean())

@@ -46,9 +46,7 @@ def _add_pair(page: Page, comparison: dict[str, Any], letter: str) -> None:
     drawn = charts.intervals(f"Accuracy, {pair}", marks, "points, 95 % intervals")
     page.sections.append(Section(f"{pair}, test part", [Strip([drawn]), table(test, _TEST_KEYS)]))
     page.folded += [
-        Section(f"{pair}: who is right, and log loss", [table(test, _MORE_KEYS)]),
-        Section(f"{pair}: changed answers (changed.csv)", [table(_changes(comparison))]),
-        Section(f"{pair}: classes that moved most", [table(_movers(comparison))]),
+        Section(f"{pair}: who is right", [table(test, _MORE_KEYS)]),
         Section(f"{pair}: validation part", [table(val, _TEST_KEYS)]),
         Section(
             f"What differs between A and {letter}, and how it was done",
@@ -58,10 +56,7 @@ def _add_pair(page: Page, comparison: dict[str, Any], letter: str) -> None:
 
 
 _TEST_KEYS = "head num num_records accuracy_a accuracy_b change change_interval p_holm verdict"
-_MORE_KEYS = (
-    "head both_right only_a only_b both_wrong balanced_accuracy_a balanced_accuracy_b "
-    "nll_a nll_b nll_difference brier_a brier_b brier_difference"
-)
+_MORE_KEYS = "head both_right only_a only_b both_wrong"
 
 
 def _tests(comparison: dict[str, Any], part: str, letter: str) -> list[dict[str, Any]]:
@@ -75,18 +70,6 @@ def _tests(comparison: dict[str, Any], part: str, letter: str) -> list[dict[str,
             "verdict": test["verdict"].replace("B ", f"{letter} "),
         }
         for test in read.rows(comparison["figures"][part], "head", "view")
-    ]
-
-
-def _movers(comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    found = read.rows(comparison["classes"], "head", "kind")
-    return [{**moved, "change_interval": moved.pop("interval_95", None)} for moved in found]
-
-
-def _changes(comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {**row, **read.entries(comparison, "changed", row["head"], "test")}
-        for row in read.rows(comparison["agreement"]["test"], "head")
     ]
 
 

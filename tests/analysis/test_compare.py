@@ -63,7 +63,7 @@ def make_evaluation(
     for head in HEADS:
         details[head] = empty_details(len(images))
     rows = []
-    for number, image in enumerate(images):
+    for image in images:
         row, ease = dict(image), luck.random()
         answer = lambda truth, names, ease=ease: (  # noqa: E731
             truth if truth and draw.random() < (skill + ease) / 2 else str(draw.choice(names))
@@ -79,9 +79,6 @@ def make_evaluation(
             for head, (true, predicted) in cells.items():
                 row |= {f"{head}_pred": predicted, f"{head}_prob": f"{draw.random():.6f}"}
                 row[f"{head}_correct"] = str(int(true == predicted)) if true else ""
-                if true:
-                    details[head]["nll"][number] = draw.exponential()
-                    details[head]["brier"][number] = draw.random()
         rows.append(row)
     files.write_csv(folder / PER_IMAGE, PER_IMAGE_COLUMNS, [row.values() for row in rows])
     np.save(folder / DETAILS_FILE, details)
@@ -145,16 +142,13 @@ def counted(pair: tuple[Path, Path], part: str, head: str, view: str) -> Iterato
     [("species", "conditional"), *((h, v) for h in LABELS for v in ("conditional", "end_to_end"))],
 )
 def test_counts_and_accuracies(found, pair, part: str, head: str, view: str) -> None:
-    counts, recalls = Counter(), defaultdict(lambda: [0, 0, 0])
+    counts = Counter()
     records = defaultdict(lambda: [0, 0])
     for a, b in counted(pair, part, head, view):
         right = a[f"{head}_correct"] == "1", b[f"{head}_correct"] == "1"
         counts[right] += 1
         records[a["species"], a["record"]][0] += right[1] - right[0]
         records[a["species"], a["record"]][1] += 1
-        truth = a["species"], a.get(f"{head}_true", "")
-        for place, value in enumerate((1, *right)):
-            recalls[truth][place] += value
     num = sum(counts.values())
     figure = found[0]["figures"][part][head][view]
     assert num == figure["num"] > 15 and figure["num_records"] == len(records)
@@ -164,29 +158,12 @@ def test_counts_and_accuracies(found, pair, part: str, head: str, view: str) -> 
     assert figure["accuracy_a"] == (counts[True, True] + counts[True, False]) / num
     assert figure["accuracy_b"] == (counts[True, True] + counts[False, True]) / num
     assert figure["difference"] == pytest.approx(figure["accuracy_b"] - figure["accuracy_a"])
-    mean = [np.mean([entry[k] / entry[0] for entry in recalls.values()]) for k in (1, 2)]
-    assert (figure["balanced_accuracy_a"], figure["balanced_accuracy_b"]) == pytest.approx(mean)
-    assert figure["balanced_difference"] == pytest.approx(mean[1] - mean[0])
-    assert figure["num_classes"] == len(recalls)
     gains, nums = zip(*records.values(), strict=True)
     assert figure["p_value"] == sign_flip_p_value(gains)[0]
     assert figure["num_records_changed"] == sum(gain != 0 for gain in gains)
     assert figure["interval_95"] == list(cluster_bootstrap_interval(gains, nums, resamples=300))
     low, high = figure["interval_95"]
     assert low < figure["difference"] < high and 0 < figure["p_value"] <= figure["p_holm"] <= 1
-
-
-def test_log_loss_and_brier(found, pair) -> None:
-    details = [np.load(folder / DETAILS_FILE) for folder in pair]
-    images = [row["image"] for row in read(pair[0])]
-    for head in ("species", "breed"):
-        places = [images.index(a["image"]) for a, _ in counted(pair, "test", head, "conditional")]
-        figure = found[0]["figures"]["test"][head]["conditional"]
-        for name in ("nll", "brier"):
-            means = [float(np.mean([d[head][name][k] for k in places])) for d in details]
-            assert [figure[f"{name}_a"], figure[f"{name}_b"]] == pytest.approx(means)
-            low, high = figure[f"{name}_interval_95"]
-            assert low < figure[f"{name}_difference"] < high
 
 
 def test_adjusted_for_the_tests_of_the_part(found) -> None:
@@ -215,54 +192,12 @@ def test_every_changed_answer_is_a_row(found, pair, tmp_path: Path) -> None:
                 [a["image"], a["species"], a["record"], a["split"], head, true,
                  one, a[f"{head}_prob"], other, b[f"{head}_prob"], change]
             )  # fmt: skip
-    comparison, rows = found
+    rows = found[1]
     assert rows == expected and {row[-1] for row in rows} >= {"better", "worse", "both wrong"}
-    for head, parts in comparison["changed"].items():
-        for part, counts in parts.items():
-            own = Counter(row[-1] for row in rows if row[4] == head and row[3] == part)
-            assert {k: v for k, v in counts.items() if v} == own
     files.write_csv(tmp_path / "changed.csv", CHANGED_COLUMNS, rows)
     with (tmp_path / "changed.csv").open(newline="", encoding="utf-8") as handle:
         read_back = [[files.plain_cell(v) for v in r.values()] for r in csv.DictReader(handle)]
     assert read_back == rows
-
-
-def test_agreement(found, pair) -> None:
-    for part in ("train", "val", "test"):
-        for head in ("species", *LABELS):
-            same = num = wrong = mistake = 0
-            for a, b in zip(read(pair[0]), read(pair[1]), strict=True):
-                if a["split"] == part and a[f"{head}_pred"] and b[f"{head}_pred"]:
-                    num += 1
-                    same += (equal := a[f"{head}_pred"] == b[f"{head}_pred"])
-                    if a[f"{head}_correct"] == b[f"{head}_correct"] == "0":
-                        wrong += 1
-                        mistake += equal
-            assert found[0]["agreement"][part][head] == {
-                "num": num, "same": same, "share": same / num, "both_wrong": wrong,
-                "same_mistake": mistake,
-            }  # fmt: skip
-
-
-def test_classes_that_moved(found, pair) -> None:
-    net, num, records = Counter(), Counter(), defaultdict(set)
-    for a, b in counted(pair, "test", "breed", "conditional"):
-        key = a["species"], a["breed_true"]
-        net[key] += int(b["breed_correct"]) - int(a["breed_correct"])
-        num[key] += 1
-        records[key].add(a["record"])
-    for title, sign in (("gains", 1), ("losses", -1)):
-        listed = found[0]["classes"]["breed"][title]
-        assert {(e["species"], e["label"]) for e in listed} == {
-            key for key in net if net[key] * sign > 0
-        }
-        for entry in listed:
-            key = entry["species"], entry["label"]
-            assert entry["correct_b"] - entry["correct_a"] == net[key]
-            assert (entry["num"], entry["num_records"]) == (num[key], len(records[key]))
-            assert (entry["interval_95"] is None) == (len(records[key]) < 10)
-    gains = [e["correct_b"] - e["correct_a"] for e in found[0]["classes"]["breed"]["gains"]]
-    assert gains == sorted(gains, reverse=True) and len(gains) > 3
 
 
 def test_only_common_images_are_compared_and_said(tmp_path: Path) -> None:
@@ -301,25 +236,6 @@ def test_labels_that_changed_count_as_unknown(tmp_path: Path) -> None:
         comparison["notes"]
     )
     assert set(rows.loc[rows["head"] == "gender", "truth"]) == {"", "male"}
-    assert comparison["figures"]["test"]["gender"]["conditional"]["num_classes"] == 1
-
-
-def test_photos_without_a_score_are_left_out_and_mixed_labels_refused(tmp_path: Path) -> None:
-    images = make_images(num_records=60)
-    a, b = (make_evaluation(tmp_path / name, images, 0.6, k) for k, name in enumerate("ab"))
-    details = np.load(a / DETAILS_FILE)
-    details["species"]["nll"][::2] = np.nan
-    np.save(a / DETAILS_FILE, details)
-    comparison, _ = compare_evaluations(read_pair(a, b), resamples=50)
-    figure = comparison["figures"]["test"]["species"]["conditional"]
-    assert 0 < figure["nll_num"] < figure["brier_num"] == figure["num"]
-    record = next(r["record"] for r in images if r["split"] == "test" and r["breed_true"])
-    own = [number for number, row in enumerate(images) if row["record"] == record]
-    images.append({**images[own[0]], "image": "cat/other.png", "status": "ok"})
-    images[-1]["breed_true"] = "Manx" if images[-1]["breed_true"] != "Manx" else "NA"
-    folders = [make_evaluation(tmp_path / name, images, 1.9, k) for k, name in enumerate("cd")]
-    with pytest.raises(UserError, match="photos of one record have different labels"):
-        compare_evaluations(read_pair(*folders), resamples=50)
 
 
 def test_a_specialist_that_one_side_lacks_is_named(tmp_path: Path) -> None:
@@ -328,9 +244,9 @@ def test_a_specialist_that_one_side_lacks_is_named(tmp_path: Path) -> None:
     b = make_evaluation(tmp_path / "b", images, 0.7, 2, heads_of=HEADS_OF | {"dog": ()})
     comparison, _ = compare_evaluations(read_pair(a, b), resamples=50)
     assert "breed: only A has a specialist with this head for dog" in " ".join(comparison["notes"])
-    figures = comparison["figures"]["test"]["breed"]
-    dogs = [r for r in images if r["species"] == "dog" and r["split"] == "test" and r["breed_true"]]
-    assert dogs and figures["end_to_end"]["num_classes"] <= len(LABELS["breed"])
+    cats = [r for r in images if r["species"] == "cat" and r["split"] == "test"]
+    known = sum(r["breed_true"] != "" and r["status"] == "ok" for r in cats)
+    assert comparison["figures"]["test"]["breed"]["end_to_end"]["num"] == known
 
 
 def test_equal_evaluations_differ_in_nothing_and_may_have_no_test_photo(tmp_path: Path) -> None:
@@ -351,11 +267,10 @@ def test_equal_evaluations_differ_in_nothing_and_may_have_no_test_photo(tmp_path
     json.dumps(comparison, allow_nan=False)
 
 
-def test_the_text_holds_each_test_in_narrow_lines(found) -> None:
+def test_the_text_holds_each_test(found) -> None:
     comparison = found[0]
     json.dumps(comparison, allow_nan=False)
     lines = describe_comparison(comparison).splitlines()
-    assert max(map(len, lines)) <= 110
     shown = next(line for line in lines if line.startswith("breed, end to end"))
     figure = comparison["figures"]["test"]["breed"]["end_to_end"]
     for value in (figure["accuracy_a"], figure["accuracy_b"]):

@@ -8,10 +8,9 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import binomtest
-from scipy.stats import t as student
 
 from petface.analysis import paired
-from petface.analysis.paired import holm, mean_interval, sign_flip_p_value
+from petface.analysis.paired import holm, sign_flip_p_value
 from petface.metrics import cluster_bootstrap_interval
 
 
@@ -67,21 +66,6 @@ def test_the_interval_of_a_difference_equals_a_loop_over_resamples(by_class: boo
     result = cluster_bootstrap_interval(gain, num, classes if by_class else None, resamples=4000)
     assert result == pytest.approx(np.quantile(found, (0.025, 0.975)), abs=0.02)
     assert cluster_bootstrap_interval([0, 0, 0], [3, 1, 2]) == (0.0, 0.0)
-
-
-def test_the_interval_of_a_mean_is_students_by_the_linearised_ratio() -> None:
-    draw = np.random.default_rng(0)
-    values = draw.normal(1.0, 2.0, 14)
-    half = student.ppf(0.975, 13) * values.std(ddof=1) / math.sqrt(14)
-    expected = values.mean() - half, values.mean() + half
-    assert mean_interval(values, np.ones(14)) == pytest.approx(expected)
-    assert mean_interval([2.0, 4.0, 2.0], [1, 2, 1]) == (2.0, 2.0)
-    num, covered = draw.integers(1, 7, 25), 0
-    for _ in range(400):
-        sums = [draw.normal(0.3 + draw.normal(), 1, n).sum() for n in num]
-        low, high = mean_interval(sums, num)
-        covered += low <= 0.3 <= high
-    assert 0.88 < covered / 400 < 0.98
 
 
 def test_holm_by_hand() -> None:

@@ -170,7 +170,7 @@ def make_evaluation(
     (folder / "label_errors.json").write_text(
         json.dumps({"heads": [{"species": "cat", "feature": "breed", "num_judged": 77,
                                "agreement": 0.7171, "majority_share": 0.3535, "num_suspects": 13,
-                               "num_confident": 5}], "expected_precision": {"precision": 0.6363}})
+                               "num_confident": 5}]})
     )  # fmt: skip
     header = ["species", "record", "feature", "label", "suggested", "p_label", "p_suggested",
               "image"]  # fmt: skip
@@ -209,13 +209,11 @@ def _make_photos(folder: Path, photos: Path) -> None:
 
 
 def make_comparison(names: list[str]) -> dict[str, Any]:
-    """A comparison of two evaluations whose folders, notes and classes are `names`."""
-    test = {"num": 40, "num_records": 20, "accuracy_a": 0.5, "accuracy_b": 0.6, "p_holm": 0.01,
-            "difference": 0.1, "interval_95": [0.05, 0.15], "verdict": "B is better"}  # fmt: skip
-    moved = {"class": names[0], "difference": 0.5, "interval_95": None}
+    """What `compare_evaluations` makes of two evaluations whose folders and notes are `names`."""
+    test = {"num": 4, "num_records": 3, "accuracy_a": 0.5, "accuracy_b": 0.75, "difference": 0.25,
+            "interval_95": [0.1, 0.4], "p_holm": 0.04, "verdict": "B better"}  # fmt: skip
     return {
         "kind": "evaluations", "a": {"folder": names[0]}, "b": {"folder": names[-1]},
-        "notes": names, "figures": {"test": {"species": {"conditional": test}}, "val": {}},
-        "classes": {"species": {"recall": [moved]}}, "agreement": {"test": {}}, "changed": {},
-        "options": {names[1]: names[2]},
+        "notes": names, "options": {"seed": 0},
+        "figures": {"test": {"species": {"conditional": test}}, "val": {}},
     }  # fmt: skip

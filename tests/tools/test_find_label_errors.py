@@ -85,27 +85,8 @@ def test_wrong_labels_come_first_and_no_annotation_changes(finder, flags, tmp_pa
     breed = next(head for head in told["heads"] if head["feature"] == "breed")
     assert breed["num_known"] == NUM - 1 and breed["can_judge"]
     # the record whose one photo cannot be read
-    assert breed["num_judged"] == NUM - 2 and told["expected_precision"] is None
+    assert breed["num_judged"] == NUM - 2
     assert f"cat breed: {NUM - 2} of {NUM - 1} labelled records judged" in out
-
-
-def test_planting_tells_the_precision_and_a_list_quotes_it(finder, tmp_path) -> None:
-    out = finder("--plant", "0.1", "--plant-seeds", "2", "--features", "breed")
-    assert out.count("of the first 6 were planted") == 2 and "by chance" in out
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["label_errors_planted.json"]
-    planted = json.loads((tmp_path / "out/label_errors_planted.json").read_text())
-    pooled = planted["pooled"]
-    assert pooled["num_top"] == 12 and pooled["num_found"] == sum(
-        run["num_found"] for run in planted["runs"]
-    )
-    # two of the labels are wrong already, so that perfection is out of reach
-    assert pooled["precision"] >= 0.6 > 5 * pooled["chance"] - 0.1
-    finder("--features", "breed")
-    told = json.loads((tmp_path / "out/label_errors.json").read_text())
-    assert told["expected_precision"] == {**pooled, "runs": planted["runs"]}
-    finder("--features", "breed", "--grid", "1")
-    told = json.loads((tmp_path / "out/label_errors.json").read_text())
-    assert told["expected_precision"] is None  # it was measured with another judge
 
 
 def test_what_cannot_be_judged_is_refused(finder, flags, tmp_path) -> None:
@@ -117,8 +98,6 @@ def test_what_cannot_be_judged_is_refused(finder, flags, tmp_path) -> None:
         finder("--species", "cats")
     with pytest.raises(UserError, match="nothing to judge"):
         finder("--features", "color1")
-    with pytest.raises(UserError, match="no head has enough records"):
-        finder("--plant", "0.001", "--features", "breed")
     with pytest.raises(UserError, match="holds no petface_eval_per_image"):
         finder("--evaluation", str(tmp_path))
     assert Path(flags[3], "cat.csv").exists() and not (tmp_path / "out").exists()
