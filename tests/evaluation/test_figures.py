@@ -17,31 +17,9 @@ from petface.evaluation.confusions import write_confusions
 from petface.evaluation.details import HEADS, read_evaluation
 from petface.evaluation.figures import interval, percent, points
 from petface.evaluation.heads import read_heads
-from petface.evaluation.summary import summarise
-from tests.evaluation.made_evaluation import CLASSES, SPECIES, Photo, fitted, make_evaluation
+from tests.evaluation.made_evaluation import CLASSES, SPECIES, Photo, fitted
 
 PARTS = ("train", "val", "test", "all")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Photo]]:
-    folder = tmp_path_factory.mktemp("evaluation")
-    return folder, make_evaluation(folder, seed=11)
-
-
-@pytest.fixture(scope="module")
-def folder(made: tuple[Path, list[Photo]]) -> Path:
-    return made[0]
-
-
-@pytest.fixture(scope="module")
-def photos(made: tuple[Path, list[Photo]]) -> list[Photo]:
-    return made[1]
-
-
-@pytest.fixture(scope="module")
-def summary(folder: Path) -> dict[str, Any]:
-    return summarise(read_evaluation(folder), resamples=20)
 
 
 def true_of(photo: Photo, head: str) -> str:
@@ -203,6 +181,13 @@ def test_points_lost_in_each_stage(summary: dict[str, Any], photos: list[Photo])
         right = sum(photo[f"{head}_pred"] == photo[f"{head}_true"] for photo in own)
         found = figure_of(summary, part, head, species)
         assert found["end_to_end"]["num"] == len(own) and found["end_to_end"]["correct"] == right
+        labels = {name: Counter(p[f"{head}_true"] for p in photos if p["species"] == name
+                                and p["split"] == "train") for name in CLASSES}  # fmt: skip
+        for counts in labels.values():
+            counts.pop("", None)
+        commonest = {name: max(sorted(c), key=c.__getitem__) for name, c in labels.items() if c}
+        by_majority = sum(p[f"{head}_true"] == commonest.get(p["species"]) for p in own)
+        assert found["majority_baseline"] == pytest.approx(by_majority / len(own))
         assert found["lost_in_stage1"] == pytest.approx(first / len(own))
         assert found["lost_in_stage2"] == pytest.approx((len(own) - first - right) / len(own))
 
