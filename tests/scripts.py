@@ -7,6 +7,8 @@ own signals, exit code and streams, and room for a hook that runs before the scr
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import multiprocessing
 import os
 import runpy
@@ -73,6 +75,13 @@ class Result:
     def last_words(self) -> str:
         """What to show of a run that should have gone well."""
         return f"exit code {self.code}: {self.message or self.err.strip()[-300:]}"
+
+
+def assert_refused(done: Result, *words: object, code: int = 1) -> None:
+    """Check that a script ended with one message that holds all words, and no traceback."""
+    assert done.code == code and "Traceback" not in done.err, done
+    message = done.err[done.err.index("error: ") :]
+    assert all(str(word) in message for word in words), message
 
 
 def run_fresh(script: str, arguments: Sequence[object]) -> Result:
@@ -209,6 +218,18 @@ class Place:
 # an exact place, not after a time.
 
 
+def _before_each_call(module: str, function: str, act: Callable[[int], None]) -> None:
+    """Call `act` with the number of the call, from 1, before each call of a function."""
+    owner, calls = importlib.import_module(module), itertools.count(1)
+    wrapped = getattr(owner, function)
+
+    def counting(*arguments, **named):
+        act(next(calls))
+        return wrapped(*arguments, **named)
+
+    setattr(owner, function, counting)
+
+
 @dataclass(frozen=True)
 class SignalAtStep:
     """Send a signal in the `step`-th training step, or call of another function, from 1.
@@ -224,21 +245,14 @@ class SignalAtStep:
     to_group: bool = False
 
     def __call__(self) -> None:
-        import importlib
-
-        module = importlib.import_module(self.module)
-        calls, wrapped = [0], getattr(module, self.function)
         if self.to_group:
             os.setpgrp()
 
-        def counting(*arguments, **named):
-            calls[0] += 1
-            if calls[0] == self.step:
-                for _ in range(self.times):
-                    os.kill(0 if self.to_group else os.getpid(), self.number)
-            return wrapped(*arguments, **named)
+        def act(number: int) -> None:
+            for _ in range(self.times if number == self.step else 0):
+                os.kill(0 if self.to_group else os.getpid(), self.number)
 
-        setattr(module, self.function, counting)
+        _before_each_call(self.module, self.function, act)
 
 
 @dataclass(frozen=True)
@@ -275,18 +289,7 @@ class KillBeforeCall:
     call: int = 1
 
     def __call__(self) -> None:
-        import importlib
-
-        module = importlib.import_module(self.module)
-        calls, function = [0], getattr(module, self.function)
-
-        def counting(*arguments, **options):
-            calls[0] += 1
-            if calls[0] == self.call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **options)
-
-        setattr(module, self.function, counting)
+        SignalAtStep(self.call, signal.SIGKILL, 1, self.function, self.module)()
 
 
 @dataclass(frozen=True)
@@ -344,8 +347,6 @@ class SetConstant:
     value: object
 
     def __call__(self) -> None:
-        import importlib
-
         setattr(importlib.import_module(self.module), self.name, self.value)
 
 

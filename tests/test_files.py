@@ -41,14 +41,6 @@ def only_old_is_there(path: Path) -> bool:
     return path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
 
 
-def test_written_whole(old: Path) -> None:
-    with files.atomic_write(old) as handle:
-        handle.write(b"new")
-        handle.flush()
-        assert old.read_bytes() == b"old"  # nobody sees a half of it
-    assert old.read_bytes() == b"new" and list(old.parent.iterdir()) == [old]
-
-
 def test_folders_are_made(tmp_path: Path) -> None:
     with files.atomic_write(tmp_path / "a/b/c.txt", "w") as handle:
         handle.write("naïve\n")

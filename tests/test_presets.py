@@ -47,15 +47,3 @@ def test_the_reference_is_the_file_as_it_is(stage):
     path = ROOT / "configs" / stage / "reference.toml"
     reference = read_settings(module, ["--config", str(path)]).as_dict()
     assert {name for name in plain if plain[name] != reference[name]} == {"RUN_NAME"}
-
-
-def test_a_misspelt_preset_is_refused(tmp_path):
-    from petface.errors import SettingsError
-
-    bad = tmp_path / "bad.toml"
-    for script in SCRIPTS.values():
-        module = importlib.import_module(script)
-        name = next(iter(read_settings(module, []).as_dict()))
-        bad.write_text(f"{name[:-1]} = 'x'\n", encoding="utf-8")
-        with pytest.raises(SettingsError, match=f"nearest: .*{name}"):
-            read_settings(module, ["--config", str(bad)])

@@ -111,11 +111,6 @@ def test_another_identity_is_refused(path: Path, unfinished: Path) -> None:
     assert go_on(path) == 2
 
 
-def test_force_starts_over(path: Path, unfinished: Path) -> None:
-    assert unfinished.stat().st_size > 0
-    assert go_on(path, {**IDENTITY, "stage1": "abd"}, force=True) == 0
-
-
 def test_rows_of_unknown_identity_are_not_continued(path: Path, unfinished: Path) -> None:
     path.with_name("rows_identity.json").unlink()
     assert unfinished.exists() and go_on(path) == 0
@@ -232,14 +227,6 @@ def test_records_survive_stops(tmp_path: Path) -> None:
     assert new().num_kept() == 10, "stopped between this rename and the table's"
     assert new().unfinished.exists() and not path.exists()
     assert ResumableRecords(path, RECORD, 11).num_kept() == 0, "another number of images"
-
-
-def test_records_of_one_batch_have_their_header(tmp_path: Path) -> None:
-    records = ResumableRecords(tmp_path / "x.npy", RECORD, 3)
-    records.begin(0)
-    records.write(0, np.ones(3, RECORD))
-    records.finish()
-    assert np.array_equal(np.load(tmp_path / "x.npy"), np.ones(3, RECORD))
 
 
 def test_items_are_written_in_order_by_another_thread() -> None:

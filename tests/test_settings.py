@@ -7,7 +7,6 @@ import importlib.util
 import itertools
 import pickle
 import random
-import sys
 import tomllib
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -27,7 +26,7 @@ from petface.settings import (
     Seed,
     read_settings,
 )
-from petface.settings.value_types import accept, describe, parse, to_toml
+from petface.settings.value_types import accept, parse, to_toml
 
 SCRIPT = '''"""Train something small.
 
@@ -134,13 +133,6 @@ def test_annotations_kept_as_text_are_resolved(tmp_path: Path) -> None:
     assert "--seed" in refused(module, "--seed", "-1")
 
 
-def test_main_module_is_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = load(tmp_path)
-    monkeypatch.setitem(sys.modules, "__main__", module)
-    monkeypatch.setattr(sys, "argv", ["train.py", "--lr", "0.5"])
-    assert read_settings(sys.modules["__main__"]).LR == 0.5
-
-
 def test_module_is_never_written_to(module: ModuleType) -> None:
     before = dict(vars(module))
     settings = read_settings(module, ["--lr", "0.5", "--head-classes", "pig"])
@@ -154,9 +146,7 @@ def test_module_is_never_written_to(module: ModuleType) -> None:
     [
         ("LR: PositiveFloat = -1.0", ["train.py:5: LR must be a number > 0, not -1.0"]),
         ("LR: float = float('nan')", ["train.py:5", "nan"]),
-        ("LR: float = True", ["train.py:5", "not True"]),
         ("N: int = 1.0", ["train.py:5", "a whole number"]),
-        ("N: int = None", ["train.py:5", "not None"]),
         ("MODE: Literal['a', 'b'] = 'c'", ["train.py:5", "one of a, b", "'c'"]),
         ("CLASSES: dict = {}", ["train.py:5", "CLASSES", "no type for a setting"]),
         ("CLASSES: tuple[list[int], ...] = ()", ["train.py:5", "no type for a setting"]),
@@ -176,64 +166,45 @@ def test_bad_line_in_the_script_names_file_and_line(
 
 ACCEPTED: list[tuple[Any, Any, Any]] = [
     (float, 3, 3.0),
-    (float, -0.5, -0.5),
-    (int, -3, -3),
     (bool, False, False),
-    (str, "", ""),
-    (Positive, 1, 1),
     (NonNegative, 0, 0),
     (PositiveFloat, 1e-300, 1e-300),
-    (NonNegativeFloat, 0, 0.0),
     (Fraction, 1, 1.0),
     (Seed, 2**32 - 1, 2**32 - 1),
     (Annotated[int, Range(2, 4)], 4, 4),
     (Annotated[float, Range(high=0, open_high=True)], -1, -1.0),
     (tuple[float, ...], [1, 2.5], (1.0, 2.5)),
-    (tuple[float, ...], [], ()),
     (tuple[int, str], [1, "a"], (1, "a")),
     (tuple[tuple[int, ...], ...], [[1], []], ((1,), ())),
-    (str | tuple[str, ...], "a", "a"),
     (str | tuple[str, ...], ["a"], ("a",)),
     (int | None, "none", None),
     (str | None, "None", None),
     (str | None, "nonesuch", "nonesuch"),
-    (float | None, 1, 1.0),
     (Literal["a", 1], 1, 1),
-    (bool | Literal["auto"], "auto", "auto"),
 ]
 REFUSED: list[tuple[Any, Any]] = [
     (float, True),
     (float, "1"),
     (float, float("nan")),
-    (float, float("-inf")),
     (float, 10**400),
     (int, True),
     (int, 1.0),
-    (int, "1"),
     (bool, 1),
-    (bool, "true"),
     (str, 1),
     (str, "\udcff"),
-    (str, None),
     (Positive, 0),
     (NonNegative, -1),
     (PositiveFloat, 0.0),
     (NonNegativeFloat, -1e-9),
     (Fraction, 1.0000001),
-    (Fraction, -0.1),
     (Seed, 2**32),
     (Annotated[int, Range(2, 4)], 5),
     (Annotated[float, Range(high=0, open_high=True)], 0),
     (tuple[float, ...], 1.0),
-    (tuple[float, ...], "1,2"),
-    (tuple[float, ...], [1.0, "a"]),
     (tuple[Fraction, ...], [0.5, 2.0]),
     (tuple[int, str], [1]),
-    (tuple[int, str], [1, "a", "b"]),
     (str | tuple[str, ...], [1]),
-    (Positive | None, 0),
     (Literal["a", 1], True),
-    (Literal["a", 1], "A"),
 ]
 
 
@@ -252,21 +223,14 @@ def test_refused_values(hint: Any, value: Any) -> None:
     ("hint", "text", "expected"),
     [
         (float, "-1e-3", -1e-3),
-        (float, "3", 3.0),
         (int, "1_000", 1000),
-        (bool, "False", False),
-        (str, "a,b", "a,b"),
         (str, "none", "none"),
         (str | None, "none", None),
         (Positive | None, "None", None),
-        (Positive | None, "3", 3),
         (str | int, "3", 3),
         (tuple[str, ...], "", ()),
         (tuple[str, ...], "cat, dog,", ("cat", "dog")),
-        (tuple[float, ...], "1,-2e3", (1.0, -2e3)),
-        (str | tuple[str, ...], "cat", "cat"),
         (str | tuple[str, ...], "cat,", ("cat",)),
-        (str | tuple[str, ...], "cat,dog", ("cat", "dog")),
         (tuple[str, ...] | None, "none", None),
         (Literal["a", 1], "1", 1),
         (bool | Literal["auto"], "auto", "auto"),
@@ -280,28 +244,15 @@ def test_text_of_a_flag(hint: Any, text: str, expected: Any) -> None:
     ("hint", "text"),
     [
         (float, "1,5"),
-        (float, "nan"),
         (int, "1e3"),
-        (int, ""),
-        (bool, "yes"),
-        (Fraction, "1.5"),
         (Positive | None, "0"),
         (tuple[int, int], "1"),
         (tuple[int, ...], "1,b"),
-        (Literal["a", 1], "b"),
     ],
 )
 def test_refused_text_of_a_flag(hint: Any, text: str) -> None:
     with pytest.raises(ValueError):
         parse(text, hint)
-
-
-def test_descriptions() -> None:
-    assert describe(Fraction) == "a number >= 0 and <= 1"
-    assert describe(PositiveFloat | None) == "a number > 0 or none"
-    assert describe(str | tuple[str, ...]) == "text or a list, each text"
-    assert describe(tuple[int, bool]) == "a list of 2: a whole number, true or false"
-    assert describe(Literal["a", "b"]) == "one of a, b"
 
 
 # --- Presets ---
@@ -340,20 +291,15 @@ def test_lines_of_keys_are_exact(module: ModuleType, tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("\n\nBATCHSIZE = 3", ["a.toml:3: ", "BATCHSIZE", "nearest: BATCH_SIZE"]),
-        ("lr = 3", ["a.toml:1: ", "nearest: LR"]),
         ("XYZZY = 3", ["a.toml:1: ", "train.py has no constant XYZZY", "--help"]),
-        ("PLAIN = 3", ["a.toml:1: ", "PLAIN"]),
         ("SEED = 1\nLR = 'fast'", ["a.toml:2: LR must be a number > 0, not 'fast'"]),
-        ("LR = nan", ["a.toml:1: LR"]),
         ("USE_AMP = 1", ["a.toml:1: USE_AMP must be true or false, not 1"]),
         ("SPLIT_FRACTIONS = [0.9, 0.1]", ["a.toml:1: SPLIT_FRACTIONS must be a list of 3"]),
         ("TAIL_MODE = 'quantil'", ["a.toml:1", "head_exclusion, quantile, none"]),
-        ("SEED = 1979-05-27", ["a.toml:1: SEED"]),
         ("SEED = 1\n[Recipe]\nLR = 1", ["a.toml:2: [Recipe] is a table"]),
         ("LR.x = 1", ["a.toml:1: [LR] is a table"]),
         ("LR = 1\nLR = 2", ["a.toml:2: not valid TOML"]),
         ("SEED = 1\nLR = \nBATCH_SIZE = 1", ["a.toml:2: not valid TOML"]),
-        ("SEED = 1\nHEAD_CLASSES = [", ["a.toml:2: not valid TOML"]),
     ],
 )
 def test_bad_preset_names_file_and_line(
@@ -389,25 +335,18 @@ def test_missing_preset_names_its_neighbours(module: ModuleType, tmp_path: Path)
 @pytest.mark.parametrize(
     ("argv", "name", "value"),
     [
-        (["--batch-size", "64"], "BATCH_SIZE", 64),
         (["--batch-size=64"], "BATCH_SIZE", 64),
         (["--batch-size", "8", "--batch-size", "9"], "BATCH_SIZE", 9),
         (["--use-amp"], "USE_AMP", True),
         (["--no-use-amp"], "USE_AMP", False),
-        (["--use-amp", "false"], "USE_AMP", False),
         (["--use-amp=False"], "USE_AMP", False),
         (["--no-use-amp", "--use-amp", "--lr", "1"], "USE_AMP", True),
         (["--species", "cat", "dog", "--lr", "1"], "SPECIES", ("cat", "dog")),
-        (["--species", "cat,dog"], "SPECIES", ("cat", "dog")),
         (["--species", "cat"], "SPECIES", "cat"),
-        (["--head-classes", "cat"], "HEAD_CLASSES", ("cat",)),
         (["--head-classes", ""], "HEAD_CLASSES", ()),
-        (["--head-classes="], "HEAD_CLASSES", ()),
         (["--phase-lr", "-1e-3", "-2"], "PHASE_LR", (-1e-3, -2.0)),
-        (["--max-steps", "7"], "MAX_STEPS", 7),
         (["--max-steps", "none"], "MAX_STEPS", None),
         (["--tail-mode", "none"], "TAIL_MODE", "none"),
-        (["--note", "a=b"], "NOTE", "a=b"),
         (["--note=a=b --lr"], "NOTE", "a=b --lr"),
     ],
 )
@@ -425,31 +364,22 @@ def test_flags(module: ModuleType, argv: list[str], name: str, value: Any) -> No
     ("argv", "words"),
     [
         (["--batchsize", "3"], ["unknown flag --batchsize; nearest: --batch-size"]),
-        (["--batch_size", "3"], ["nearest: --batch-size"]),
         (["--batch", "3"], ["unknown flag --batch"]),  # no abbreviations
-        (["--LR", "3"], ["nearest: --lr"]),
         (["--no-use-apm"], ["nearest: --no-use-amp"]),
         (["--no-lr"], ["unknown flag --no-lr"]),
         (["--xyzzy"], ["unknown flag --xyzzy", "--help"]),
-        (["--plain", "3"], ["unknown flag --plain"]),
         (["-b", "3"], ["unknown flag -b"]),
-        (["--force"], ["unknown flag --force"]),
         (["--lr", "fast"], ["--lr must be a number > 0, not 'fast'"]),
-        (["--lr", "inf"], ["--lr"]),
         (["--lr", "-1e-3"], ["--lr must be a number > 0, not '-1e-3'"]),
         (["--lr", "1", "2"], ["unexpected '2'"]),
         (["--lr"], ["--lr needs a value"]),
         (["--lr", "--seed", "1"], ["--lr needs a value"]),
-        (["--species"], ["--species needs a value"]),
         (["--config"], ["--config needs a value"]),
         (["--use-amp", "yes"], ["--use-amp must be true or false, not 'yes'"]),
-        (["--use-amp="], ["--use-amp must be true or false"]),
         (["--no-use-amp=true"], ["--no-use-amp takes no value"]),
         (["--split-fractions", "1", "0"], ["--split-fractions must be a list of 3"]),
         (["--note", "\udcff"], ["--note must be text"]),
-        (["photos"], ["unexpected 'photos'"]),
         (["--", "photos"], ["unexpected 'photos'"]),
-        ([""], ["unexpected ''"]),
     ],
 )
 def test_bad_flags(module: ModuleType, argv: list[str], words: list[str]) -> None:
@@ -515,14 +445,6 @@ def test_help_shows_everything(module: ModuleType, capsys: pytest.CaptureFixture
     heads = [line.split()[0].strip(",") for line in text.split("\n") if line.startswith("  --")]
     flags = ["--" + n.lower().replace("_", "-") for n in read_settings(module, []).as_dict()]
     assert heads == [*flags, "--force", "--config"]
-
-
-def test_help_flag_is_not_swallowed_by_a_list(
-    module: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        read_settings(module, ["--species", "cat", "-h"])
-    assert end.value.code == 0 and "usage" in capsys.readouterr().out
 
 
 # --- The object ---
@@ -629,23 +551,6 @@ def test_comments_cannot_break_the_toml(tmp_path: Path, monkeypatch: pytest.Monk
     settings.write("settings.toml")
     assert tomllib.loads(Path("settings.toml").read_text(encoding="utf-8")) == {"SEED": 1}
     assert "猫" in Path("settings.toml").read_text(encoding="utf-8")
-
-
-def test_write_is_atomic(
-    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = read_settings(module, [])
-    settings.write("settings.toml")
-    before = Path("settings.toml").read_bytes()
-    monkeypatch.setattr("os.replace", _full_disk)
-    with pytest.raises(ValueError, match="settings.toml"):
-        read_settings(module, ["--seed", "9"]).write("settings.toml")
-    assert Path("settings.toml").read_bytes() == before
-    assert sorted(p.name for p in tmp_path.glob("settings*")) == ["settings.toml"]
-
-
-def _full_disk(*_: object) -> None:
-    raise OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from petface.evaluation.details import read_evaluation
 from tests import naive, scripts
 from tests.conftest import BOMB, EMPTY, TRUNCATED
+from tests.sameness import assert_same
 
 BAD = {TRUNCATED: "unreadable", BOMB: "too_large", EMPTY: "unreadable"}
 FILES = ("petface_eval_per_image.csv", "petface_eval_summary.json")
@@ -223,27 +224,17 @@ def evaluate(script, evaluation_flags):
     )
 
 
-def assert_equal_bytes(one, other):
-    names = sorted(p.relative_to(one) for p in one.rglob("*") if p.is_file())
-    assert {*FILES, *BESIDE} < set(map(str, names))
-    for name in names:
-        if name.name == "report.html":  # names its folder
-            continue
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    assert sorted(p.relative_to(other) for p in other.rglob("*") if p.is_file()) == names
-
-
 def test_a_second_run_into_another_folder_writes_the_same_bytes(out, evaluate, tmp_path):
     done = evaluate(tmp_path / "second")
     assert done.code == 0, done.err
-    assert_equal_bytes(out, tmp_path / "second")
+    assert_same(out, tmp_path / "second")
 
 
 @pytest.mark.slow  # two processes per species are started and ended
 def test_worker_processes_write_the_same_bytes(out, evaluate, tmp_path):
     done = evaluate(tmp_path / "helped", None, "--num-workers", 2)
     assert done.code == 0, done.err
-    assert_equal_bytes(out, tmp_path / "helped")
+    assert_same(out, tmp_path / "helped")
 
 
 def test_kills_at_any_row_change_no_byte(out, evaluate, tmp_path):
@@ -269,7 +260,7 @@ def test_kills_at_any_row_change_no_byte(out, evaluate, tmp_path):
     assert sizes[-1] == (out / FILES[0]).stat().st_size
     done = evaluate(target)
     assert done.code == 0, done.err
-    assert_equal_bytes(out, target)
+    assert_same(out, target)
 
 
 def test_an_unfinished_table_of_other_models_is_not_continued(evaluate, tmp_path, stage1_run):
@@ -292,10 +283,10 @@ def test_a_finished_evaluation_is_not_overwritten_without_force(out, evaluate, t
     shutil.copytree(out, tmp_path / "done")
     refused = evaluate(tmp_path / "done")
     assert refused.code == 1 and "finished table" in refused.err and "--force" in refused.err
-    assert_equal_bytes(out, tmp_path / "done")
+    assert_same(out, tmp_path / "done")
     forced = evaluate(tmp_path / "done", None, "--force")
     assert forced.code == 0, forced.err
-    assert_equal_bytes(out, tmp_path / "done")
+    assert_same(out, tmp_path / "done")
 
 
 def test_a_photo_that_breaks_in_between_changes_its_own_row_alone(

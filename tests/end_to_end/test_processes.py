@@ -13,7 +13,8 @@ import torch
 
 from tests import scripts
 from tests.conftest import TINY, TINY_STAGE1
-from tests.end_to_end.test_resume import assert_same_run, loads, rows_of
+from tests.end_to_end.test_resume import loads, rows_of
+from tests.sameness import assert_same
 
 STAGE1 = [*TINY_STAGE1, "--batch-size", 4, "--epochs", 2]  # 12 steps of 2 x 4 an epoch
 
@@ -54,7 +55,7 @@ def test_two_processes_stopped_and_killed_equal_two_that_ran_through(
     done = together("broken", hooks=(scripts.SignalAtStep(2, signal.SIGINT), None))
     assert [one.code for one in done] == [130, 130]
     assert [one.code for one in together("broken")] == [0, 0]
-    assert_same_run(tmp_path / "runs/straight", folder)
+    assert_same(tmp_path / "runs/straight", folder)
 
 
 def test_a_run_of_one_process_goes_on_in_two_with_as_many_images_a_step(
@@ -104,9 +105,7 @@ def test_specialists_spread_over_processes_are_those_of_one_alone(
     assert [one.code for one in done] == [0, 0], done[0].err + done[1].err
     assert "[0] == cat (1 of 2) ==" in done[0].out and "[1] == chimp (1 of 1) ==" in done[1].out
     for species in ("cat", "chimp", "dog"):
-        assert_same_run(
-            stage2_run.folder / species, tmp_path / "runs/spread" / species, f"{species}_"
-        )
+        assert_same(stage2_run.folder / species, tmp_path / "runs/spread" / species)
     again = run()
     assert [one.code for one in again] == [0, 0]
     assert "[1] chimp: finished before, left alone" in again[1].out
@@ -175,13 +174,6 @@ def test_a_place_that_torchrun_does_not_give_is_refused(script, tree, tmp_path):
     assert done.code == 1 and "RANK 3 is not below WORLD_SIZE 2" in done.err
 
 
-def assert_same_evaluation(straight, other):
-    for path in straight.iterdir():
-        if path.name != "report.html" and path.is_file():  # names its folder
-            assert path.read_bytes() == (other / path.name).read_bytes(), path.name
-    assert {path.name for path in straight.iterdir()} == {path.name for path in other.iterdir()}
-
-
 def test_an_evaluation_by_several_processes_is_that_of_one(
     evaluation_flags, evaluation_run, script, tmp_path
 ):
@@ -193,7 +185,7 @@ def test_an_evaluation_by_several_processes_is_that_of_one(
         return [one.code for one in done]
 
     assert run("two", (None, None)) == [0, 0]
-    assert_same_evaluation(evaluation_run.folder, tmp_path / "two")
+    assert_same(evaluation_run.folder, tmp_path / "two")
     refused = script(scripts.INFERENCE, [*evaluation_flags, "--out-dir", tmp_path / "two"])
     assert refused.code == 1 and "is a finished table" in refused.err
 
@@ -207,9 +199,9 @@ def test_an_evaluation_by_several_processes_is_that_of_one(
         tmp_path / "broken/petface_eval_per_image.csv.unfinished"
     )
     assert run("broken", (None, None, None)) == [0, 0, 0]
-    assert_same_evaluation(evaluation_run.folder, tmp_path / "broken")
+    assert_same(evaluation_run.folder, tmp_path / "broken")
 
     assert run("alone", kills) == [-9, -9]
     last = script(scripts.INFERENCE, [*evaluation_flags, "--out-dir", tmp_path / "alone"])
     assert last.code == 0, last.err
-    assert_same_evaluation(evaluation_run.folder, tmp_path / "alone")
+    assert_same(evaluation_run.folder, tmp_path / "alone")

@@ -10,42 +10,9 @@ import torch
 
 from tests import scripts
 from tests.conftest import TINY_STAGE1
+from tests.sameness import assert_same
 
 TIMINGS = {"train_images_per_s", "train_s"}
-
-
-def assert_equal(one, other, path=""):
-    """Compare two checkpoints to the last bit; only durations may differ."""
-    assert type(one) is type(other), path
-    if isinstance(one, dict):
-        assert list(one) == list(other), path
-        for key in one.keys() - TIMINGS - {"seconds"}:
-            assert_equal(one[key], other[key], f"{path}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), path
-        for number, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_equal(a, b, f"{path}[{number}]")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), path
-    else:
-        assert one == other or (one != one and other != other), path
-
-
-def assert_same_run(straight, resumed, prefix=""):
-    for name in ("best.pt", "last.pt"):
-        one, other = (
-            torch.load(folder / f"{prefix}{name}", weights_only=True)
-            for folder in (straight, resumed)
-        )
-        assert_equal(one, other, name)
-    assert rows_of(straight / "metrics.csv") == rows_of(resumed / "metrics.csv")
-    for path in [
-        *straight.glob("*.txt"),
-        *straight.glob("confusion*.csv"),
-        straight / "errors.csv",
-    ]:
-        assert path.read_bytes() == (resumed / path.name).read_bytes(), path.name
-    assert {p.name for p in straight.iterdir()} == {p.name for p in resumed.iterdir()}
 
 
 def rows_of(path):
@@ -102,7 +69,7 @@ def test_stage_1_stopped_and_killed_six_times_equals_the_straight_run(stage1, st
 
     done = stage1()
     assert done.code == 0, done.err
-    assert_same_run(stage1_run.folder, folder)
+    assert_same(stage1_run.folder, folder)
     assert done.figures()["test_accuracy"] == stage1_run.result.figures()["test_accuracy"]
 
 
@@ -131,15 +98,7 @@ def test_phases_of_stage_1_stopped_and_killed_equal_the_straight_run(script, tre
     done = broken(scripts.SignalAtStep(15, signal.SIGTERM))
     assert done.code == 143 and "resuming at epoch 3, step 0 (phase 2 of 2)" in done.out
     assert broken().code == 0
-    assert_same_run(tmp_path / "straight", tmp_path / "broken")
-
-
-def test_the_comparison_notices_a_difference(stage1_run):
-    best = torch.load(stage1_run.folder / "best.pt", weights_only=True)
-    other = torch.load(stage1_run.folder / "best.pt", weights_only=True)
-    other["model"]["fc.bias"][0] += 1e-7
-    with pytest.raises(AssertionError, match="fc.bias"):
-        assert_equal(best, other)
+    assert_same(tmp_path / "straight", tmp_path / "broken")
 
 
 def test_stage_2_stopped_and_killed_equals_the_straight_run(
@@ -167,7 +126,7 @@ def test_stage_2_stopped_and_killed_equals_the_straight_run(
 
     done = stage2()
     assert done.code == 0, done.err
-    assert_same_run(stage2_run.folder / "cat", folder, prefix="cat_")
+    assert_same(stage2_run.folder / "cat", folder)
 
 
 def test_all_specialists_go_on_after_a_kill_in_the_second(
@@ -184,7 +143,7 @@ def test_all_specialists_go_on_after_a_kill_in_the_second(
     assert "cat: finished before, left alone" in done.out
     assert (broken / "cat/cat_best.pt").stat().st_mtime_ns == cat
     for species in ("cat", "chimp", "dog"):
-        assert_same_run(straight / species, broken / species, prefix=f"{species}_")
+        assert_same(straight / species, broken / species)
 
 
 def test_a_second_signal_leaves_at_once_with_the_old_file_whole(stage1, tmp_path):

@@ -3,64 +3,26 @@
 from __future__ import annotations
 
 import errno
-import io
 import multiprocessing
 import os
 import shutil
 import signal
-import zipfile
 from io import FileIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import train_resnet_minority_aug_dynamic as trainer
 from petface import files
 from petface.data import splits
 from petface.errors import UserError
-from petface.models import checkpoints
-from petface.models.checkpoints import CheckpointError
 from petface.resumable import ResumableTable
 from petface.settings import read_settings
 from petface.training import runs
 from tests import scripts
 from tests.conftest import TINY_STAGE1
-
-
-def records_of(path: Path) -> list[tuple[str, bytes]]:
-    with zipfile.ZipFile(path) as archive:
-        return [(info.filename, archive.read(info)) for info in archive.infolist()]
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_checkpoint_with_a_record_twice_is_refused(tmp_path):
-    """Both checksums are right, and readers differ in which of the two they take."""
-    path = tmp_path / "best.pt"
-    checkpoints.save(path, {"model": {"w": torch.ones(8)}})
-    records = records_of(path)
-    name, content = next(record for record in records if record[0].endswith("/data/0"))
-    with zipfile.ZipFile(path, "w") as archive:
-        for record in [*records, (name, bytes(len(content)))]:
-            archive.writestr(*record)
-    with pytest.raises(CheckpointError, match=r"best\.pt: .*/data/0 stands in it twice; copy"):
-        checkpoints.load(path)
-
-
-def test_a_checkpoint_of_a_few_bytes_does_not_fill_the_memory(tmp_path, monkeypatch):
-    """A compressed record is refused before a byte of it is unpacked."""
-    path = tmp_path / "best.pt"
-    checkpoints.save(path, {"model": {"w": torch.ones(8)}})
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in records_of(path):
-            archive.writestr(name, bytes(50_000_000) if name.endswith("/data/0") else content)
-    path.write_bytes(stream.getvalue())
-    assert path.stat().st_size < 100_000
-    monkeypatch.setattr(zipfile.ZipFile, "open", None)
-    with pytest.raises(CheckpointError, match="is compressed; copy the file again"):
-        checkpoints.load(path)
+from tests.sameness import assert_same
 
 
 class Full(FileIO):
@@ -112,14 +74,6 @@ def test_a_kill_while_the_split_is_made_leaves_nothing_behind(tmp_path, die_at):
     assert not path.exists()
     assert killed(make_a_split, path, 0) == 0
     assert {entry.name for entry in tmp_path.iterdir()} == {"splits.csv", "splits.json"}
-
-
-def test_a_split_that_another_process_made_in_between_stays(tmp_path):
-    """It may have been read already."""
-    path, species = tmp_path / "splits.csv", np.array(["cat"])
-    for split, seed in ((1, 5), (2, 6)):
-        splits.write_splits(path, species, np.array(["7"]), np.array([split], np.int8), seed=seed)
-    assert splits.read_splits(path, species, np.array(["7"])).tolist() == [1]
 
 
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="this system does not tell")
@@ -174,6 +128,4 @@ def test_an_evaluation_that_was_killed_while_it_replaced_another_is_not_taken_fo
     assert not (out / "petface_eval_per_image.csv").exists()
     done = script(scripts.INFERENCE, flags)
     assert done.code == 0, done.err
-    for path in evaluation_run.folder.rglob("*.*"):
-        if path.name != "report.html":
-            assert path.read_bytes() == (out / path.relative_to(evaluation_run.folder)).read_bytes()
+    assert_same(evaluation_run.folder, out)

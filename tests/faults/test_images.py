@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image
 
 from petface.data import images
 from petface.data.images import ImageError, decode, resize
+from tests.conftest import bomb
 
 rows, columns = np.mgrid[0:24, 0:31]
 PIXELS = np.stack([128 + 90 * np.sin(columns / 5 + c) * np.cos(rows / 7) for c in range(3)], axis=2)
@@ -33,13 +34,6 @@ def encoded(kind: str, mode: str = "RGB", **options: object) -> bytes:
 
 def png_chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def png_bomb(width: int, height: int) -> bytes:
-    """A small PNG whose header promises width x height black pixels."""
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    data = png_chunk(b"IDAT", zlib.compress(b"\0" * 1_000_000))
-    return b"\x89PNG\r\n\x1a\n" + header + data + png_chunk(b"IEND", b"")
 
 
 def reason_of(source: object) -> str:
@@ -59,7 +53,15 @@ DAMAGED = {
     "half a jpeg": encoded("JPEG")[: len(encoded("JPEG")) * 2 // 3],
     "half a webp": encoded("WEBP")[: len(encoded("WEBP")) // 2],
     "png header alone": encoded("PNG")[:33],
-    "png of no width": png_bomb(0, 10),
+    "png of no width": bomb(0, 10),
+}
+
+
+WORDS = {
+    "zero bytes": "empty",
+    "html": "not a png",
+    "half a png": "truncated",
+    "half a jpeg": "truncated",
 }
 
 
@@ -71,20 +73,8 @@ def test_damaged_files_are_unreadable_and_named(name, tmp_path):
         decode(path)
     assert caught.value.reason == "unreadable"
     assert "\n" not in str(caught.value)
+    assert WORDS.get(name, "") in str(caught.value).lower()
     assert reason_of(DAMAGED[name]) == "unreadable"
-
-
-def test_the_message_says_what_was_wrong(tmp_path):
-    path = tmp_path / "cat.png"
-    for content, words in (
-        (b"", "empty"),
-        (DAMAGED["html"], "not a PNG"),
-        (DAMAGED["half a png"], "truncated"),
-        (DAMAGED["half a jpeg"], "[Tt]runcated"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(ImageError, match=words):
-            decode(path)
 
 
 def test_every_flipped_bit_in_png_pixel_data_is_noticed():
@@ -113,49 +103,6 @@ def test_formats_outside_the_list_are_refused_though_pillow_knows_them(kind):
         decode(encoded(kind))
 
 
-MUTATED = {
-    "png": encoded("PNG"),
-    "png palette": encoded("PNG", "P"),
-    "png alpha": encoded("PNG", "LA"),
-    "jpeg": encoded("JPEG"),
-    "jpeg cmyk": encoded("JPEG", "CMYK"),
-    "webp": encoded("WEBP"),
-    "gif": encoded("GIF", "P"),
-    "bmp": encoded("BMP"),
-    "tiff": encoded("TIFF"),
-    "tiff lzw": encoded("TIFF", compression="tiff_lzw"),
-}
-
-
-@pytest.mark.parametrize("name", MUTATED)
-@pytest.mark.filterwarnings("ignore")
-def test_random_damage_gives_an_array_or_an_image_error(name):
-    draw = np.random.default_rng(len(name))
-    outcomes = set()
-    for _ in range(60):
-        damaged = bytearray(MUTATED[name])
-        kind = draw.integers(4)
-        if kind == 0:  # header
-            damaged[draw.integers(min(80, len(damaged)))] = draw.integers(256)
-        elif kind == 1:
-            for position in draw.integers(0, len(damaged), 5):
-                damaged[position] = draw.integers(256)
-        elif kind == 2:
-            del damaged[draw.integers(1, len(damaged)) :]
-        else:
-            position = draw.integers(len(damaged))
-            damaged[position:position] = draw.bytes(9)
-        try:
-            found = decode(bytes(damaged))
-        except ImageError as error:
-            assert error.reason in {"unreadable", "too_large"}
-            outcomes.add("refused")
-        else:
-            assert found.dtype == np.uint8 and found.ndim == 3 and found.shape[2] == 3
-            outcomes.add("decoded")
-    assert "refused" in outcomes
-
-
 @pytest.mark.parametrize(
     "kind",
     [OSError, SyntaxError, ValueError, struct.error, EOFError, MemoryError, zlib.error, IndexError]
@@ -179,15 +126,11 @@ def test_an_interrupt_passes_through(monkeypatch):
         decode(b"anything")
 
 
-def test_truncated_images_are_never_let_through():
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
-
-
 @pytest.mark.parametrize("side", [60_000, 10_000, 8_000])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bomb_is_refused_from_its_header_and_memory_stays_flat(side, tmp_path):
     path = tmp_path / "bomb.png"
-    path.write_bytes(png_bomb(side, side))
+    path.write_bytes(bomb(side, side))
     assert path.stat().st_size < 3_000
     decode(encoded("PNG"))  # whatever Pillow loads once is loaded
     peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -203,14 +146,14 @@ def test_a_bomb_is_refused_from_its_header_and_memory_stays_flat(side, tmp_path)
 
 
 def test_a_bomb_that_is_damaged_too_is_refused_for_its_size():
-    bomb = bytearray(png_bomb(8_000, 8_000))
-    bomb[60] ^= 1
-    assert reason_of(bytes(bomb)) == "too_large"
+    both = bytearray(bomb(8_000, 8_000))
+    both[60] ^= 1
+    assert reason_of(bytes(both)) == "too_large"
 
 
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
 def test_pillows_own_warning_turned_into_an_error_is_the_same_refusal():
-    assert reason_of(png_bomb(10_000, 10_000)) == "too_large"
+    assert reason_of(bomb(10_000, 10_000)) == "too_large"
 
 
 def test_size_is_refused_by_the_header_in_every_format():
@@ -238,7 +181,7 @@ def test_arrays_and_pil_images_obey_the_same_limit(monkeypatch):
 
 
 def test_text_that_unpacks_to_much_is_refused_and_memory_stays_flat():
-    png = png_bomb(4, 4)
+    png = bomb(4, 4)
     text = png_chunk(b"zTXt", b"comment\0\0" + zlib.compress(b"\0" * 50_000_000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert reason_of(png[:33] + text + png[33:]) == "unreadable"

@@ -12,8 +12,8 @@ import torch
 
 from tests import scripts
 from tests.conftest import TINY_STAGE1
-from tests.end_to_end.test_evaluation import assert_equal_bytes
-from tests.end_to_end.test_resume import assert_same_run, loads
+from tests.end_to_end.test_resume import loads
+from tests.sameness import assert_same
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_training_survives_a_loading_process_that_dies(script, flags, stage1_r
     assert done.code == 0, done.err
     assert done.err.count("a loading process failed") == 1 and "1 go on, slower" in done.err
     assert "Traceback" not in done.err
-    assert_same_run(stage1_run.folder, tmp_path / "runs/run")
+    assert_same(stage1_run.folder, tmp_path / "runs/run")
 
 
 def test_an_evaluation_survives_loading_processes_that_all_die(
@@ -92,7 +92,7 @@ def test_an_evaluation_survives_loading_processes_that_all_die(
     assert done.code == 0, done.err
     assert done.err.count("a loading process failed") == 2  # not for every part again
     assert "a thread of this process goes on" in done.err and "Traceback" not in done.err
-    assert_equal_bytes(evaluation_run.folder, tmp_path / "out")
+    assert_same(evaluation_run.folder, tmp_path / "out")
 
 
 # a full disk
@@ -127,7 +127,7 @@ def test_a_disk_that_fills_while_rows_are_written_leaves_whole_rows(
     assert not list((tmp_path / "out").glob("*.partial-write"))
     done = script(scripts.INFERENCE, flags)
     assert done.code == 0, done.err
-    assert_equal_bytes(evaluation_run.folder, tmp_path / "out")
+    assert_same(evaluation_run.folder, tmp_path / "out")
 
 
 # no network, no GPU, packages that do not fit

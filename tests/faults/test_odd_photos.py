@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-from multiprocessing import util
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from PIL import Image
 
 from petface.files import plain_cell
 from tests import naive, scripts
-from tests.conftest import bomb
 
 
 @pytest.fixture(scope="module")
@@ -95,87 +93,6 @@ def test_each_kind_is_answered_as_the_plain_photo_that_its_rule_makes(
         assert answer["species"]["topk"][0][1] == pytest.approx(
             float(row["species_prob"]), abs=1e-5
         )
-
-
-class TellPeak:
-    """Print the process's peak of memory, in bytes, when it ends."""
-
-    def __call__(self):
-        util.Finalize(None, self.tell, exitpriority=0)
-
-    @staticmethod
-    def tell():
-        import resource
-
-        print(f"peak: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}", flush=True)
-
-
-def test_bombs_do_not_fill_the_memory(tree, flags, script, tmp_path):
-    """Forty of them, 64 million pixels and more each, in a bulk of good photos. Half are whole: a
-    decoder without the rule would fill 192 MB with each.
-    """
-    whole = tmp_path / "whole.png"
-    Image.new("RGB", (8_000, 8_000)).save(whole, compress_level=1)
-    assert whole.stat().st_size < 1_000_000
-    (tmp_path / "some").mkdir()
-    for number, name in enumerate(naive.photos(tree.images)[:4]):
-        (tmp_path / f"some/{number}.png").write_bytes((tree.images / name).read_bytes())
-    peaks = []
-    for turn in range(2):
-        out = tmp_path / f"{turn}.csv"
-        arguments = ["predict", tmp_path / "some", *flags, "--out", out]
-        done = script(scripts.INFERENCE, arguments, TellPeak())
-        assert done.code == 0, done.err
-        peaks.append(int(done.out.split("peak: ")[1]))
-        for number in range(40):
-            content = whole.read_bytes() if number % 2 else bomb(60_000, 60_000)
-            (tmp_path / f"some/bomb{number}.png").write_bytes(content)
-    statuses = [row["status"] for row in rows_of(out).values()]
-    assert statuses.count("too_large") == 40
-    assert peaks[1] < peaks[0] + 60_000_000  # one alone decodes to 192 MB
-
-
-def test_an_audit_lists_what_is_no_photo_and_both_paths_of_a_photo_in_two_splits(
-    tree, script, stage1_run, tmp_path
-):
-    assert stage1_run.result.code == 0  # it made splits.csv
-    odd = tree.copy(tmp_path / "data")
-    record = odd.images / "cat/000000"
-    for name in (".DS_Store", "._00.png", "Thumbs.db"):
-        (record / name).write_bytes(b"")
-    (record / "x.png").mkdir()
-    (record / "nested").mkdir()
-    os.mkfifo(record / "fifo.png")
-    (record / "loop.png").symlink_to("loop.png")
-    whole = (record / "00.png").read_bytes()
-    (record / os.fsdecode(b"caf\xe9.png")).write_bytes(whole)
-    split = naive.splits(odd.root)
-    own = split["cat", "000000"]
-    other = next(r for (s, r), part in split.items() if s == "dog" and part != own)
-    (odd.images / "dog" / other / "twin.png").write_bytes(whole)
-    Image.new("RGB", (3, 2000), (9, 90, 200)).save(odd.images / "dog" / other / "strip.png")
-
-    out = tmp_path / "audit"
-    done = script("tools/audit.py", [*odd.flags, "--out", out, "--all", "--workers", 0])
-    assert done.code == 0, done.err
-    with (out / "issues.csv").open(encoding="utf-8", newline="") as lines:
-        issues = {(row["kind"], plain_cell(row["path_or_record"])) for row in csv.DictReader(lines)}
-    strays = {where.removeprefix("cat/000000/") for kind, where in issues if kind == "stray"}
-    assert strays == {".DS_Store", "._00.png", "Thumbs.db", "x.png", "nested", "fifo.png",
-                      "loop.png"}  # fmt: skip
-    assert {("small", f"dog/{other}/strip.png"), ("elongated", f"dog/{other}/strip.png")} <= issues
-    with (out / "duplicates.csv").open(encoding="utf-8", newline="") as lines:
-        pairs = [row for row in csv.DictReader(lines) if row["kind"] == "exact"]
-    assert len(pairs) == 1 and {pairs[0]["split_a"], pairs[0]["split_b"]} == {
-        own,
-        split["dog", other],
-    }
-    paths = {pairs[0]["path_a"], pairs[0]["path_b"]}
-    assert f"dog/{other}/twin.png" in paths
-    assert paths & {"cat/000000/00.png", "cat/000000/caf\\xe9.png"}
-    assert "exact_duplicates_across_splits: 1\n" in done.out
-    page = (out / "audit.html").read_text(encoding="utf-8")
-    assert all(path.rpartition("/")[2] in page for path in paths)
 
 
 def test_a_name_that_is_not_utf8_has_its_row_in_an_evaluation(

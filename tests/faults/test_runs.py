@@ -13,6 +13,7 @@ from petface.settings import read_settings
 from petface.training.runs import open_run
 from tests import scripts
 from tests.conftest import TINY_STAGE1
+from tests.scripts import assert_refused
 
 
 @pytest.fixture
@@ -25,17 +26,12 @@ def stage1(script, flags):
     return lambda *more, hook=None: script(scripts.STAGE1, [*flags, *more], hook)
 
 
-def refused(done, *texts):
-    """One message, exit code 1, no traceback."""
-    assert done.code == 1 and "Traceback" not in done.err, done.err
-    message = next(line for line in done.err.splitlines() if line.startswith("error: "))
-    assert all(text in message for text in texts), message
-
-
 def test_losses_that_stay_nan_stop_the_run_and_best_stays_whole(stage1, tmp_path):
     """Epoch 1 calls the loss 12 times for training and 3 times for validation; then it is NaN."""
     done = stage1(hook=scripts.NanLoss("masked_cross_entropy", 16, 10**9))
-    refused(done, "not finite in 10 steps in a row", "epoch 2, step 9", "loss nan", "lower LR")
+    assert_refused(
+        done, "not finite in 10 steps in a row", "epoch 2, step 9", "loss nan", "lower LR"
+    )
     best = torch.load(tmp_path / "run/best.pt", weights_only=True)
     assert best["figures"]["epoch"] == 1
     assert all(value.isfinite().all() for value in best["model"].values())
@@ -56,8 +52,8 @@ def test_single_steps_that_are_not_finite_are_skipped_and_counted(stage1, tmp_pa
 def test_a_second_process_is_refused_and_told_who_holds_the_run(stage1, flags, tmp_path):
     settings = read_settings(trainer, [str(flag) for flag in flags], switches={"force": ""})
     with open_run(tmp_path / "run", settings.as_toml()):
-        refused(stage1(), str(tmp_path / "run"), f"is in use by process {os.getpid()} on ")
-        refused(stage1("--force"), "is in use by")
+        assert_refused(stage1(), str(tmp_path / "run"), f"is in use by process {os.getpid()} on ")
+        assert_refused(stage1("--force"), "is in use by")
 
 
 def test_a_run_whose_process_was_killed_is_free_at_once_although_it_had_workers(stage1):
@@ -73,15 +69,15 @@ def test_a_finished_run_is_not_touched_without_force(script, stage1_run, tree):
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix != ".lock"}
     run = partial(script, scripts.STAGE1)
     flags = [*tree.flags, "--runs-root", folder.parent, "--run-name", folder.name]
-    refused(run([*flags, *TINY_STAGE1]), "holds a finished run", "--force")
-    refused(run([*flags, "--epochs", 1]), "holds a finished run", "--force")
+    assert_refused(run([*flags, *TINY_STAGE1]), "holds a finished run", "--force")
+    assert_refused(run([*flags, "--epochs", 1]), "holds a finished run", "--force")
     assert {p: p.stat().st_mtime_ns for p in folder.iterdir() if p.suffix != ".lock"} == before
 
 
 def test_an_unfinished_run_goes_on_only_with_its_own_settings(stage1, tmp_path):
     assert stage1(hook=scripts.SignalAtStep(2, signal.SIGTERM)).code == 143
     before = (tmp_path / "run/last.pt").read_bytes()
-    refused(stage1("--lr", 0.5), "LR: 0.001 -> 0.5", "settings.toml", "--force")
+    assert_refused(stage1("--lr", 0.5), "LR: 0.001 -> 0.5", "settings.toml", "--force")
     assert (tmp_path / "run/last.pt").read_bytes() == before
     # the way out that the message names
     preset = ["--config", tmp_path / "run/settings.toml"]

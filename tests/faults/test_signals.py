@@ -7,8 +7,8 @@ import pytest
 
 from tests import scripts
 from tests.conftest import TINY_STAGE1
-from tests.end_to_end.test_evaluation import assert_equal_bytes
-from tests.end_to_end.test_resume import assert_same_run, loads
+from tests.end_to_end.test_resume import loads
+from tests.sameness import assert_same
 
 BATCH = {
     "module": "petface.training.evaluate",
@@ -46,7 +46,7 @@ def test_passes_that_measure_are_left_too_and_the_run_equals_the_straight_one(
 
     done = stage1()
     assert done.code == 0, done.err
-    assert_same_run(stage1_run.folder, folder)
+    assert_same(stage1_run.folder, folder)
 
 
 def test_the_passes_of_a_specialist_are_left_too(script, stage2_flags, stage2_run, tmp_path):
@@ -60,7 +60,7 @@ def test_the_passes_of_a_specialist_are_left_too(script, stage2_flags, stage2_ru
     assert not (folder / "final.json").exists()
     done = stage2()
     assert done.code == 0, done.err
-    assert_same_run(stage2_run.folder / "chimp", folder, "chimp_")
+    assert_same(stage2_run.folder / "chimp", folder)
 
 
 def test_processes_leave_a_pass_together_although_one_has_a_batch_more(flags, tmp_path):
@@ -105,4 +105,4 @@ def test_a_stopped_evaluation_goes_on(
     assert done.code == code and "Traceback" not in done.err, done.err
     done = evaluate()
     assert done.code == 0, done.err
-    assert_equal_bytes(evaluation_run.folder, tmp_path / "out")
+    assert_same(evaluation_run.folder, tmp_path / "out")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from petface.inference import onnx_models
+from tests import scripts
 from tests.made_bundle import write_checkpoints
 
 
@@ -35,3 +37,16 @@ def test_a_checkpoint_that_cannot_be_used_leaves_nothing(tree, runs, tmp_path, s
     done = script(EXPORT, [*arguments, "--stage1-checkpoint", runs / "no.pt"])
     assert done.code == 1 and "no.pt: no such file" in done.err
     assert not any("bundle" in name for name in os.listdir(tmp_path))
+
+
+@pytest.mark.slow
+def test_an_export_that_is_killed_leaves_no_bundle(tree, runs, tmp_path, script) -> None:
+    """Killed where the second model begins; the next start makes it whole."""
+    arguments = flags(tree, runs, tmp_path / "bundle")
+    kill = scripts.KillBeforeCall("petface.export.bundle", "export_model", 2)
+    assert script(EXPORT, arguments, kill).code == -9
+    left = tmp_path / "bundle.unfinished"
+    assert not (tmp_path / "bundle").exists() and (left / "stage1.onnx").is_file()
+    assert not onnx_models.is_bundle(left)
+    assert script(EXPORT, arguments).code == 0
+    assert not left.exists() and onnx_models.find(tmp_path / "bundle", "cat") is not None

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from petface.errors import run_script
 from petface.settings import Positive, PositiveFloat, Seed, Settings, read_settings
-from tests.torture import full_disk, kills, resume, two_processes
+from tests.torture import programs
 from tests.torture.annotations import torture_csv
 from tests.torture.checkpoints import torture_checkpoints
 from tests.torture.fixtures import Workshop
@@ -87,30 +87,17 @@ def _rows_of(name: str, s: Settings, shop: Workshop) -> Rows:
         yield Outcome(name, "the part itself", {}, [f"{type(error).__name__}: {error}"])
 
 
-def _kills(s: Settings, shop: Workshop) -> Rows:
-    for program in _of(s, kills.PROGRAMS):
-        yield kills.torture_kills(shop, program, s.NUM_KILLS, s.SEED)
-
-
-def _disk(s: Settings, shop: Workshop) -> Rows:
-    for program in _of(s, full_disk.PROGRAMS):
-        yield full_disk.torture_disk(shop, program)
-
-
-def _two_processes(s: Settings, shop: Workshop) -> Rows:
-    for program in _of(s, two_processes.PROGRAMS):
-        yield two_processes.torture_two_processes(shop, program)
+def _each(torture: Callable[..., Outcome], known: tuple[str, ...], s: Settings, *more: Any) -> Rows:
+    """Torture the programs of a part that are wanted."""
+    for program in known:
+        if program in s.PROGRAMS or not s.PROGRAMS:
+            yield torture(*more[:1], program, *more[1:])
 
 
 def _resume(s: Settings, shop: Workshop) -> Rows:
-    for program in _of(s, resume.PROGRAMS):
-        for num_processes in resume.NUM_PROCESSES:
-            yield resume.torture_resume(shop, program, num_processes, s.NUM_STOPS, s.SEED)
-
-
-def _of(s: Settings, known: tuple[str, ...]) -> list[str]:
-    """Give the programs of a part that are asked for."""
-    return [name for name in known if name in s.PROGRAMS or not s.PROGRAMS]
+    for num_processes in programs.NUM_PROCESSES:
+        more = shop, num_processes, s.NUM_STOPS, s.SEED
+        yield from _each(programs.torture_resume, programs.STOPPED, s, *more)
 
 
 _PARTS: dict[str, Callable[[Any, Workshop], Rows]] = {
@@ -120,9 +107,13 @@ _PARTS: dict[str, Callable[[Any, Workshop], Rows]] = {
         [torture_checkpoints(s.NUM_CHECKPOINTS, s.SEED, shop.scratch("checkpoints"))]
     ),
     "packs": lambda s, shop: iter([torture_packs(s.NUM_PACKS, s.SEED, shop.scratch("packs"))]),
-    "kills": _kills,
-    "disk": _disk,
-    "two_processes": _two_processes,
+    "kills": lambda s, shop: _each(
+        programs.torture_kills, programs.KILLED, s, shop, s.NUM_KILLS, s.SEED
+    ),
+    "disk": lambda s, shop: _each(programs.torture_disk, programs.FILLED, s, shop),
+    "two_processes": lambda s, shop: _each(
+        programs.torture_two_processes, programs.RIVALS, s, shop
+    ),
     "resume": _resume,
     "soak": lambda s, shop: iter(torture_soak(shop, s.SOAK_SECONDS)),
 }

@@ -17,8 +17,7 @@ from typing import Any
 
 from petface.data.annotations import SpeciesAnnotations, read_species
 from petface.errors import UserError
-from tests.torture.damage import DAMAGES
-from tests.torture.outcome import Outcome
+from tests.torture.outcome import DAMAGES, Outcome
 
 SPECIES = "cat"
 FEATURES = ("gender", "breed", "color1", "color2")  # of a cat, without what it has no column for

@@ -12,12 +12,10 @@ import random
 import re
 import struct
 import subprocess
-import time
 import warnings
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,10 +23,8 @@ from typing import Any
 import torch
 
 from petface.models import checkpoints
-from petface.models.checkpoints import CheckpointError
-from tests.torture.damage import DAMAGES, flipped_bit
-from tests.torture.outcome import Outcome
-from tests.torture.sameness import differences
+from tests.sameness import differences
+from tests.torture.outcome import DAMAGES, Outcome, flipped_bit, read_damaged
 
 _CONTENT = {
     "model": {
@@ -49,49 +45,38 @@ def torture_checkpoints(
     num_files: int, seed: int, place: Path, load: Loader = checkpoints.load
 ) -> Outcome:
     """Read damaged checkpoints with `load`."""
-    begun, outcome = time.monotonic(), Outcome("checkpoints", "damaged checkpoints")
+    outcome = Outcome("checkpoints", "damaged checkpoints", {"executed": 0})
     path, trace = place / "cat_best.pt", place / "executed"
     checkpoints.save(path, _CONTENT)
     whole, expected = path.read_bytes(), {"format": checkpoints.FORMAT, **_CONTENT}
     warnings.simplefilter("ignore")  # zipfile and torch comment on what is done here
     hostile = _hostile(trace)
-    results: Counter[str] = Counter()
-    for number in range(num_files):
-        draw = random.Random(f"{seed} {number}")
-        if number % 4 == 3:
-            kind, data = hostile[number // 4 % len(hostile)]
-        else:
+
+    def damaged() -> Iterator[tuple[str, bytes]]:
+        for number in range(num_files):
+            draw = random.Random(f"{seed} {number}")
             damage = _DAMAGES[number % len(_DAMAGES)]
-            kind, data = damage.__name__.strip("_"), damage(whole, draw)
-        path.write_bytes(data)
-        before = _begin_peak()
-        try:
-            found = load(path)
-        except CheckpointError as error:
-            result = "refused"
-            if not str(error).startswith(f"{path}: ") or "\n" in str(error):
-                result = "wrong"
-                outcome.failures.append(f"file {number} ({kind}): message {str(error)!r}")
-        except BaseException as error:
-            result = "wrong"
-            outcome.failures.append(f"file {number} ({kind}): {type(error).__name__}: {error}")
-        else:
-            result = "identical"
-            if apart := differences(expected, found):
-                result = "altered"
-                outcome.failures.append(f"file {number} ({kind}): read, but {apart[0]} differs")
-        results[result] += 1
-        if (taken := _peak() - before) > _MEMORY_BYTES:
-            outcome.failures.append(f"file {number} ({kind}): took {taken / 1e6:.0f} MB")
-        if trace.exists():
-            trace.unlink()
-            results["executed"] += 1
-            outcome.failures.append(f"file {number} ({kind}): what it holds was executed")
+            kind, data = damage.__name__.strip("_"), b""
+            if number % 4 == 3:
+                kind, data = hostile[number // 4 % len(hostile)]
+            before = _begin_peak()
+            yield kind, data or damage(whole, draw)
+            if (taken := _peak() - before) > _MEMORY_BYTES:
+                outcome.failures.append(f"file {number} ({kind}): took {taken / 1e6:.0f} MB")
+            if trace.exists():
+                trace.unlink()
+                outcome.counts["executed"] += 1  # type: ignore[operator]
+                outcome.failures.append(f"file {number} ({kind}): what it holds was executed")
+
+    def difference(found: dict[str, Any]) -> str:
+        return "".join(f"read, but {where} differs" for where in differences(expected, found)[:1])
+
+    def is_refusal(message: str) -> bool:
+        return message.startswith(f"{path}: ") and "\n" not in message
+
+    with outcome.timed():
+        read_damaged(outcome, path, damaged(), load, is_refusal, difference)
     path.unlink()
-    outcome.counts = {
-        name: results[name] for name in ("refused", "identical", "altered", "executed", "wrong")
-    }
-    outcome.seconds = time.monotonic() - begun
     return outcome
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,6 @@ from pathlib import Path
 from petface.errors import UserError
 from tests import scripts
 
-PROGRAMS = ("stage1", "stage2", "pack", "evaluate", "predict")
 _STEADY = ["--device", "cpu", "--precision", "fp32", "--num-workers", 0]
 _LENIENT = ["--max-bad-fraction", 0.1]  # a small demo has the odd files of a large one
 
@@ -24,10 +24,6 @@ class Command:
     script: str
     arguments: Sequence[object]
     folder: Path
-
-    def with_flags(self, *more: object) -> Command:
-        """Give the command with further flags; later ones count."""
-        return Command(self.script, [*self.arguments, *more], self.folder)
 
 
 @dataclass
@@ -58,9 +54,25 @@ class Workshop:
         (self.place / name).mkdir(parents=True, exist_ok=True)
         return self.place / name
 
-    def command(self, program: str, folder: Path, data: Path | None = None) -> Command:
-        """Give the command of a program (`PROGRAMS`) that writes into `folder`."""
-        data = data or self.data
+    def fresh(self, name: str, program: str) -> Path:
+        """Return the place of a folder that is not there yet."""
+        folder = self.scratch(name) / program
+        shutil.rmtree(folder, ignore_errors=True)
+        return folder
+
+    def start(
+        self, command: Command, hook: scripts.Hook | None = None, streams: str = "streams"
+    ) -> scripts.Running:
+        """Start a command."""
+        return scripts.start(command.script, command.arguments, self.scratch(streams), hook)
+
+    def run(self, command: Command, hook: scripts.Hook | None = None) -> scripts.Result:
+        """Run a command to its end."""
+        return self.start(command, hook).wait()
+
+    def command(self, program: str, folder: Path) -> Command:
+        """Return the command of a program that writes into `folder`."""
+        data = self.data
         tree = ["--images-root", data / "images", "--annotations-root", data / "annotations"]
         runs = ["--runs-root", folder.parent, "--run-name", folder.name]
         size = ["--image-size-px", self.size_px]
@@ -92,11 +104,9 @@ class Workshop:
         if program not in self.seconds:
             command = self.command(program, folder)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            scripts.run_forked(
-                scripts.REPORT, ["--help"], self.scratch("warm")
-            )  # the fork server starts
+            self.run(Command(scripts.REPORT, ["--help"], folder))  # the fork server starts
             begun = time.monotonic()
-            done = scripts.run_forked(command.script, command.arguments, self.scratch("straight"))
+            done = self.run(command)
             if done.code != 0:
                 raise UserError(f"the undisturbed {program} failed, {done.last_words()}")
             self.seconds[program] = time.monotonic() - begun

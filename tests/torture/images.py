@@ -30,8 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.torture.damage import DAMAGES
-from tests.torture.outcome import Outcome
+from tests.torture.outcome import DAMAGES, Outcome
 
 MEMORY_BYTES = 1_000_000_000  # address space of a worker
 PATIENCE_S = 20.0  # for one image; any takes well below a second on a machine that is not busy
@@ -239,6 +238,35 @@ def _spliced(data: bytearray, draw: np.random.Generator) -> bytearray:
 
 
 _MUTATIONS = (_damaged, _damaged, _damaged, _header_number, _header_with_checksum, _spliced)
+
+
+# Faults that are planted where this part looks, in processes of their own.
+
+
+def hang(_data: bytes) -> np.ndarray:
+    """Decode nothing, for ever."""
+    while True:
+        time.sleep(1)
+
+
+def crash(_data: bytes) -> np.ndarray:
+    """Die as a decoder in C does."""
+    os.abort()
+
+
+def swallow(_data: bytes) -> np.ndarray:
+    """Return grey where nothing could be read."""
+    return np.zeros((4, 4), np.uint8)
+
+
+def hoard(_data: bytes) -> np.ndarray:
+    """Take more memory than there is."""
+    from petface.data.images import ImageError
+
+    try:
+        return np.zeros((50_000, 50_000, 3), np.uint8)
+    except MemoryError as error:
+        raise ImageError("no memory") from error
 
 
 if __name__ == "__main__":

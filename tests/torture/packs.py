@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +13,7 @@ from petface.data.catalog import Catalog
 from petface.data.images import Preprocessing
 from petface.data.pack import ENTRY, MAGIC, TAIL, PackedImages, head_length, make_pack
 from petface.data.sources.petface import scan
-from petface.errors import UserError
-from tests.torture.damage import DAMAGES
-from tests.torture.outcome import Outcome
+from tests.torture.outcome import DAMAGES, Outcome, read_damaged
 
 _RULE = Preprocessing(16)
 _NUM_PHOTOS = 24  # the last of each class cannot be read
@@ -28,37 +24,29 @@ def torture_packs(
     num_files: int, seed: int, place: Path, open_pack: Opener = PackedImages
 ) -> Outcome:
     """Open damaged packs with `open_pack` and read all of their images."""
-    begun, outcome = time.monotonic(), Outcome("packs", "damaged packs")
-    catalog = _draw_tree(place / "pack_photos")
-    results: Counter[str] = Counter()
-    path = place / "pack.bin"
+    outcome = Outcome("packs", "damaged packs")
+    catalog, path = _draw_tree(place / "pack_photos"), place / "pack.bin"
     make_pack(path, catalog, _RULE)
     whole, expected = path.read_bytes(), _read(open_pack(path, catalog, _RULE))
     regions = list(_regions(whole).items())
-    for number in range(num_files):
-        draw = random.Random(f"{seed} {number}")
-        name, (begin, end) = regions[number % len(regions)]
-        damage = draw.choice(DAMAGES)
-        path.write_bytes(damage(whole, begin, end, draw))
-        which = f"{name}, {damage.__name__}, file {number}"
-        try:
-            found = _read(open_pack(path, catalog, _RULE))
-        except UserError as error:
-            result = "refused"
-            if not str(error).startswith(f"pack {path}: ") or "tools.pack_images" not in str(error):
-                result = "wrong"
-                outcome.failures.append(f"{which}: message {str(error)!r}")
-        except BaseException as error:
-            result = "wrong"
-            outcome.failures.append(f"{which}: {type(error).__name__}: {error}")
-        else:
-            same = all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
-            result = "identical" if same else "altered"
-            if not same:
-                outcome.failures.append(f"{which}: read with other pixels")
-        results[result] += 1
-    outcome.counts = {name: results[name] for name in ("refused", "identical", "altered", "wrong")}
-    outcome.seconds = time.monotonic() - begun
+
+    def damaged() -> Iterator[tuple[str, bytes]]:
+        for number in range(num_files):
+            draw = random.Random(f"{seed} {number}")
+            name, (begin, end) = regions[number % len(regions)]
+            damage = draw.choice(DAMAGES)
+            yield f"{name}, {damage.__name__}", damage(whole, begin, end, draw)
+
+    def difference(found: tuple[np.ndarray, np.ndarray]) -> str:
+        same = all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
+        return "" if same else "read with other pixels"
+
+    def is_refusal(message: str) -> bool:
+        return message.startswith(f"pack {path}: ") and "tools.pack_images" in message
+
+    with outcome.timed():
+        read = lambda path: _read(open_pack(path, catalog, _RULE))  # noqa: E731
+        read_damaged(outcome, path, damaged(), read, is_refusal, difference)
     return outcome
 
 

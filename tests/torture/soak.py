@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import http.client
 import io
 import itertools
 import json
@@ -21,6 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
+
 from tests import scripts
 from tests.torture.fixtures import Workshop
 from tests.torture.outcome import Outcome
@@ -31,7 +32,6 @@ MAX_GROWTH_FRAC = 0.05
 _FLOOR_FRAC = 0.1  # of the samples lie below the floor; what lies above comes and goes
 MAX_MORE_HANDLES = 2
 _PAUSE_S = 0.05  # between two photos for the server
-_FORM = "multipart/form-data; boundary=B"
 
 
 class Sample(NamedTuple):
@@ -55,7 +55,8 @@ def torture_soak(workshop: Workshop, seconds: float) -> list[Outcome]:
         flags = ["--stage1-checkpoint", models[0], "--stage2-folder", models[1]]
         command = ["tools.serve", "--port", 0, "--device", "cpu", *flags]
         server = stack.enter_context(_started(command, folder / "server"))
-        load = Load(_port_of(folder / "server.out"), sorted(workshop.data.glob("images/*/*/*.png")))
+        url = _wait_for(folder / "server.out", "ready: ").split()[1].rstrip("/")
+        load = Load(url, sorted(workshop.data.glob("images/*/*/*.png")))
         stack.enter_context(load)
         _wait_for(folder / "evaluator.out", "evaluations: 1")
         watched = {evaluator.pid: [], server.pid: []}  # type: dict[int, list[Sample]]
@@ -116,8 +117,8 @@ def judge(samples: Sequence[Sample]) -> tuple[dict[str, object], list[str]]:
 class Load:
     """Ask the server about one photo after the other, in a thread, until left."""
 
-    def __init__(self, port: int, photos: Sequence[Path]) -> None:
-        self._port, self._photos = port, photos
+    def __init__(self, url: str, photos: Sequence[Path]) -> None:
+        self._url, self._photos = url, photos
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._ask_on, daemon=True)
         self.num_answered, self.failures = 0, [""][:0]
@@ -134,24 +135,16 @@ class Load:
         for number, photo in enumerate(itertools.cycle(self._photos)):
             if self._is_over.wait(_PAUSE_S):
                 return
+            path = "/explain?head=species" if number % 20 == 0 else "/predict"
+            form = {"photo": photo.read_bytes()}
             try:
-                code = self._ask("/explain?head=species" if number % 20 == 0 else "/predict", photo)
-            except (OSError, http.client.HTTPException) as error:
+                reply = httpx.post(self._url + path, files=form, trust_env=False, timeout=60)
+            except httpx.HTTPError as error:
                 self.failures.append(f"{type(error).__name__}: {error}")
                 continue
             self.num_answered += 1
-            if code not in (200, 400):  # 400: a photo that is broken on purpose
-                self.failures.append(f"{photo.name}: code {code}")
-
-    def _ask(self, path: str, photo: Path) -> int:
-        head = b'--B\r\nContent-Disposition: form-data; name="photo"; filename="x.png"\r\n\r\n'
-        body = head + photo.read_bytes() + b"\r\n--B--\r\n"
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
-        with contextlib.closing(connection):
-            connection.request("POST", path, body, {"Content-Type": _FORM})
-            reply = connection.getresponse()
-            reply.read()
-            return reply.status
+            if reply.status_code not in (200, 400):  # 400: a photo that is broken on purpose
+                self.failures.append(f"{photo.name}: code {reply.status_code}")
 
 
 @contextlib.contextmanager
@@ -180,10 +173,6 @@ def _wait_for(path: Path, text: str) -> str:
         time.sleep(0.1)
     words = path.with_suffix(".err").read_text()[-500:]
     raise TimeoutError(f"{path.name} does not say {text!r}: {words}")
-
-
-def _port_of(path: Path) -> int:
-    return int(_wait_for(path, "ready: ").rpartition(":")[2].strip("/ "))
 
 
 def _evaluator(workshop: Workshop, folder: Path) -> list[object]:

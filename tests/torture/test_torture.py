@@ -17,15 +17,15 @@ from petface.data.pack import PackedImages
 from petface.errors import UserError
 from petface.models import checkpoints
 from tests import scripts
+from tests.sameness import broken_files, num_being_written, run_differences, stale_files
 from tests.torture import __main__ as torture
-from tests.torture import full_disk, kills, resume, soak, two_processes
+from tests.torture import programs, soak
 from tests.torture.annotations import torture_csv
 from tests.torture.checkpoints import torture_checkpoints
 from tests.torture.fixtures import Workshop
-from tests.torture.images import mutated, torture_images
+from tests.torture.images import torture_images
 from tests.torture.outcome import Outcome, table
 from tests.torture.packs import torture_packs
-from tests.torture.sameness import broken_files, num_being_written, run_differences, stale_files
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +55,12 @@ def test_mutated_images_are_decoded_or_refused():
     assert 10 < counts["peak_mb"] < 1000
 
 
-def test_the_same_number_is_the_same_image_and_all_kinds_come():
-    assert mutated(5, 0) == mutated(5, 0) != mutated(5, 1)
-    kinds = {mutated(number, 0)[0] for number in range(400)}
-    assert {kind.partition(", ")[0].split()[0] for kind in kinds} == {
-        "png", "jpeg", "webp", "gif", "bmp", "tiff",
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("planted", "word"),
     [("hang", "hang"), ("crash", "crash"), ("swallow", "no picture"), ("hoard", "1000 MB")],
 )
 def test_a_bad_decoder_is_noticed(planted, word):
-    outcome = torture_images(2, 0, f"tests.torture.planted:{planted}", 0.3)
+    outcome = torture_images(2, 0, f"tests.torture.images:{planted}", 0.3)
     noticed(outcome, word)
     assert len(outcome.failures) == 2
 
@@ -185,11 +177,11 @@ def test_files_that_are_not_whole_are_noticed(run):
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["pack", "stage1", "stage2", "evaluate"])
 def test_kills_lose_nothing(workshop, program):
-    assert fine(kills.torture_kills(workshop, program, 2, 0)).counts["kills"] == 2
+    assert fine(programs.torture_kills(workshop, program, 2, 0)).counts["kills"] == 2
 
 
 def test_a_full_disk_at_every_write_of_a_pack(workshop):
-    assert fine(full_disk.torture_disk(workshop, "pack")).counts["starts"] > 2
+    assert fine(programs.torture_disk(workshop, "pack")).counts["starts"] > 2
 
 
 def test_a_bad_end_on_a_full_disk_is_noticed(tmp_path):
@@ -197,20 +189,20 @@ def test_a_bad_end_on_a_full_disk_is_noticed(tmp_path):
     (tmp_path / "best.pt.partial-write").write_bytes(b"")
     (tmp_path / "table.csv.unfinished").write_text("a,b\n1,")
     good = f"error: cannot write {tmp_path}/a.csv: No space left on device (0 bytes free)\n"
-    path, wrong = full_disk._judge(scripts.Result(1, "", good), tmp_path)
+    path, wrong = programs.judge_full_disk(scripts.Result(1, "", good), tmp_path)
     assert path == f"{tmp_path}/a.csv"
     assert [text.split()[0] for text in wrong] == [
         "final.json", "best.pt.partial-write", "table.csv.unfinished",
     ]  # fmt: skip
     traced = scripts.Result(1, "", "Traceback (most recent call last):\nOSError: [Errno 28]\n")
-    wrong = full_disk._judge(traced, tmp_path)[1]
+    wrong = programs.judge_full_disk(traced, tmp_path)[1]
     assert [text.partition(":")[0] for text in wrong] == [
         "no clear end", "the free bytes are not named", "the file is not named",
     ]  # fmt: skip
 
 
 def test_a_second_process_is_refused(workshop):
-    assert fine(two_processes.torture_two_processes(workshop, "pack")).counts["refused"] == 1
+    assert fine(programs.torture_two_processes(workshop, "pack")).counts["refused"] == 1
 
 
 @pytest.mark.slow
@@ -225,7 +217,7 @@ def test_a_resumed_training_is_the_straight_one_and_one_that_differs_is_noticed(
         checkpoints.save(last, content)
         return run_differences(straight, other)
 
-    outcome = resume.torture_resume(workshop, "stage2", 1, 1, 0, ((),), compare)
+    outcome = programs.torture_resume(workshop, "stage2", 1, 1, 0, ((),), compare)
     assert asked == [[]] and outcome.counts["stops"] == 1
     noticed(outcome, "cat_last.pt .model.")
     assert len(outcome.failures) == 1
@@ -277,9 +269,3 @@ def test_the_command_prints_a_table_and_tells_a_failure_by_its_code(monkeypatch,
     monkeypatch.setitem(torture._PARTS, "csv", broken)
     assert torture.main() == 1
     assert "csv, the part itself: RuntimeError: the tool itself" in capsys.readouterr().out
-
-
-def test_a_part_that_is_misspelt_is_named(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["torture", "--only", "imges"])
-    with pytest.raises(UserError, match="images"):
-        torture.main()

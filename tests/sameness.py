@@ -59,6 +59,12 @@ def run_differences(straight: Path, other: Path) -> list[str]:
     return found
 
 
+def assert_same(straight: Path, other: Path) -> None:
+    """Check that a finished run has the files of the undisturbed one, all of them alike."""
+    assert run_differences(straight, other) == []
+    assert stale_files(straight, other) == []
+
+
 def file_differences(straight: Path, other: Path) -> list[str]:
     """Name the places where two files differ; durations and the folders' names do not count."""
     if straight.suffix == ".pt":

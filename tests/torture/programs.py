@@ -1,0 +1,404 @@
+"""Kills, full disks, rivals and stops: whatever happens, the result is the undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from petface.files import TEMPORARY_SUFFIX
+from petface.models import checkpoints
+from tests import scripts
+from tests.sameness import broken_files, num_being_written, run_differences, stale_files
+from tests.torture.fixtures import Command, Workshop
+from tests.torture.outcome import Outcome
+
+Comparison = Callable[[Path, Path], list[str]]
+
+
+def _lost_and_left(
+    straight: Path, folder: Path, compare: Comparison = run_differences
+) -> list[str]:
+    """List what differs from the undisturbed run, and the files that it does not have."""
+    left = [f"{name} is left over" for name in stale_files(straight, folder)]
+    return compare(straight, folder) + left
+
+
+# ---- Kills ----
+
+KILLED = ("stage1", "stage2", "pack", "evaluate")
+_LOOK_EVERY_S = 0.0005
+_MAX_WRITES = 8  # how many writes of one start are let pass before a kill
+_START_SHARE = 0.1  # of a run, that counts as its start
+_ENDED = ("holds a finished run", "is a finished table", "is there already")  # killed at the end
+
+
+@dataclass(frozen=True)
+class SlowDisk:
+    """Write long tables in halves and wait before each flush, so that a kill meets half a file."""
+
+    pause_s: float = 0.002
+
+    def __call__(self) -> None:
+        from petface import resumable as rows
+        from petface.data import pack
+
+        pause_s, fsync = self.pause_s, os.fsync
+
+        class SlowFile(rows.FileIO):  # type: ignore[name-defined]
+            def write(self, content: Any) -> int:
+                part = memoryview(content)[: max(1, len(content) // 2)]
+                time.sleep(pause_s)
+                return int(super().write(part))
+
+        def slow_fsync(descriptor: int) -> None:
+            time.sleep(pause_s)
+            fsync(descriptor)
+
+        os.fsync = slow_fsync  # type: ignore[assignment]
+        rows.FileIO = pack.FileIO = SlowFile  # type: ignore[misc]
+
+
+def torture_kills(workshop: Workshop, program: str, num_kills: int, seed: int) -> Outcome:
+    """Kill a program with `kill -9` until it was killed `num_kills` times.
+
+    A third of the kills come at any moment of the run, a third in its first tenth, and a third
+    when a file is seen to be written. What is killed resumes with the same command until it has
+    ended; then it is compared, and a fresh run begins.
+    """
+    workshop.straight("stage1")  # makes the split
+    straight, splits = workshop.straight(program), workshop.data / "splits.csv"
+    outcome, draw = Outcome("kills", program), random.Random(f"{seed} {program}")
+    made_splits, num_done, num_runs, num_writing = splits.read_bytes(), 0, 0, 0
+    with outcome.timed():
+        while num_done < num_kills:
+            num_runs += 1
+            folder = workshop.fresh("killed", program)
+            if program == "stage1":  # the split is made by whoever comes first
+                splits.unlink()
+                splits.with_suffix(".json").unlink()
+            before = {path.name for path in workshop.data.iterdir()}
+            command = workshop.command(program, folder)
+            for wrong in _killed_run(command, workshop, draw, num_kills - num_done, program):
+                num_done += 1
+                num_writing += num_being_written([folder, workshop.data]) > 0
+                wrong += broken_files(folder)
+                outcome.failures += [f"after kill {num_done}: {text}" for text in wrong]
+            lost = _lost_and_left(straight, folder)
+            if splits.read_bytes() != made_splits:
+                lost.append("splits.csv differs")
+            now = {path.name for path in workshop.data.iterdir()}
+            lost += sorted(now - before - {"splits.csv", "splits.json"})
+            outcome.failures += [f"run {num_runs}: {text}" for text in lost]
+    outcome.counts = {"kills": num_done, "while writing": num_writing, "runs": num_runs}
+    return outcome
+
+
+def _killed_run(
+    command: Command, workshop: Workshop, draw: random.Random, max_kills: int, program: str
+) -> Iterator[list[str]]:
+    """Start a command until it ends, killed `max_kills` times at most.
+
+    Yields after each kill what went wrong until then.
+    """
+    num_kills = 0
+    while True:
+        way = draw.choice(["any", "start", "writing"])
+        hook = SlowDisk() if way == "writing" else None
+        running = workshop.start(command, hook)
+        if num_kills < max_kills:
+            if way == "writing":
+                _wait_for_write(running, [command.folder, workshop.data], draw)
+            else:
+                share = draw.uniform(0, 1 if way == "any" else _START_SHARE)
+                until = time.monotonic() + workshop.seconds[program] * share
+                while time.monotonic() < until and not running.is_over():
+                    time.sleep(0.005)
+            running.kill()
+        done = running.wait()
+        if done.code == 0 or any(text in done.message for text in _ENDED):
+            return
+        if done.code != -9:
+            yield [f"the command does not resume: {done.last_words()}"]
+            return
+        num_kills += 1
+        yield []
+
+
+def _wait_for_write(running: scripts.Running, folders: list[Path], draw: random.Random) -> None:
+    """Wait until some writes were seen, or the end of the script."""
+    left, before = draw.randint(1, _MAX_WRITES), _being_written(folders)
+    while left and not running.is_over():
+        time.sleep(_LOOK_EVERY_S)
+        now = _being_written(folders)
+        left -= bool(now - before) and left > 0
+        before = now
+
+
+def _being_written(folders: list[Path]) -> set[tuple[str, int]]:
+    """Return name and size of every file that has not its final name."""
+    found = set()
+    for folder in folders:
+        for path in [*folder.glob("*"), *folder.glob(f"*/*{TEMPORARY_SUFFIX}")]:
+            if path.name.endswith((TEMPORARY_SUFFIX, ".unfinished", ".unfinished.index")):
+                try:
+                    found.add((path.name, path.stat().st_size))
+                except FileNotFoundError:
+                    continue
+    return found
+
+
+# ---- A full disk ----
+
+FILLED = ("stage1", "stage2", "pack", "evaluate", "predict", "splits", "report")
+_PAGE = 4096
+_FASTER = 4  # times as much more, where the same write fails again
+_MAX_STARTS = 200
+_FREE = ("bytes free", "GB are free")
+
+
+@dataclass
+class Space:
+    """A folder with room for so many bytes, and what makes a script see that limit."""
+
+    folder: Path
+    num_bytes: int
+    is_mounted: bool
+
+    def grow(self, num_bytes: int) -> None:
+        """Make room for more."""
+        self.num_bytes += num_bytes
+        if self.is_mounted:
+            _mount("-o", f"remount,size={self.num_bytes}", self.folder)
+
+    @property
+    def hook(self) -> scripts.Hook | None:
+        """What a script needs to be limited."""
+        return None if self.is_mounted else scripts.FullDisk(self.num_bytes)
+
+
+@contextmanager
+def small_space(folder: Path) -> Iterator[Space]:
+    """Make a file system in memory without room for a single byte; it is gone afterwards.
+
+    Where nothing can be mounted, a limit on the size of each file stands for it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    is_mounted = os.geteuid() == 0 and _mount("-t", "tmpfs", "-o", f"size={_PAGE}", "full", folder)
+    if is_mounted:
+        (folder / "ballast").write_bytes(bytes(_PAGE))  # a size of 0 would mean no limit
+    try:
+        yield Space(folder, _PAGE, is_mounted)
+    finally:
+        if is_mounted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mount(*arguments: object) -> bool:
+    command = ["mount", *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+def torture_disk(workshop: Workshop, program: str) -> Outcome:
+    """Run a program on a disk that is full at each of its writes in turn.
+
+    The disk grows a little after each failure, so that the same command gets to its next write.
+    """
+    outcome, straight = Outcome("disk", program), _straight_of_disk(workshop, program)
+    places, num_starts = set(), 0
+    with outcome.timed(), small_space(workshop.place / "full") as space:
+        command = _prepare(workshop, program, space)
+        step, last = _PAGE, ""
+        while num_starts < _MAX_STARTS:
+            num_starts += 1
+            done = workshop.run(command, space.hook)
+            if done.code == 0:
+                break
+            path, wrong = judge_full_disk(done, space.folder)
+            outcome.failures += [f"start {num_starts}: {text}" for text in wrong]
+            if wrong and not path:
+                break
+            places.add(path)
+            step = step * _FASTER if path == last else _PAGE
+            last = path
+            space.grow(step)
+        else:
+            outcome.failures.append(f"it does not end in {num_starts} starts")
+        outcome.failures += _compare_after_disk(straight, command.folder, workshop, space)
+        limited = "tmpfs" if space.is_mounted else "file size limit"
+    outcome.counts = {"starts": num_starts, "places": len(places), "by": limited}
+    return outcome
+
+
+def _straight_of_disk(workshop: Workshop, program: str) -> Path:
+    if program == "splits":
+        workshop.straight("stage1")
+        return workshop.data / "splits.csv"
+    return workshop.straight("evaluate" if program == "report" else program)
+
+
+def _prepare(workshop: Workshop, program: str, space: Space) -> Command:
+    """Return the command that writes into the space; put there what it needs beforehand."""
+    folder = space.folder / program
+    if program == "splits":  # a training that has no room for the split
+        command = workshop.command("stage1", workshop.fresh("beside", "run"))
+        flags = [*command.arguments, "--splits-file", folder / "splits.csv", "--epochs", 1]
+        return Command(command.script, flags, folder)
+    if program == "report":
+        straight = workshop.straight("evaluate")
+        files = [p for p in straight.rglob("*") if p.is_file() and p.name != "report.html"]
+        space.grow(_PAGE * (1 + sum(-(-path.stat().st_size // _PAGE) for path in files)))
+        shutil.copytree(straight, folder, ignore=shutil.ignore_patterns("report.html"))
+        (folder / "report.html").write_text("<html>the old one</html>")
+        return Command(scripts.REPORT, [folder], folder)
+    return workshop.command(program, folder)
+
+
+def judge_full_disk(done: scripts.Result, folder: Path) -> tuple[str, list[str]]:
+    """Return the file that could not be written, and what is wrong with the way it failed."""
+    wrong = []
+    if done.code != 1 or "Traceback" in done.err or not done.message:
+        wrong.append(f"no clear end: {done.last_words()}")
+    if not any(words in done.message for words in _FREE):
+        wrong.append(f"the free bytes are not named: {done.message}")
+    if str(folder) not in done.message:
+        wrong.append(f"the file is not named: {done.message}")
+        return "", wrong
+    wrong += broken_files(folder)
+    wrong += [f"{path.name} is left" for path in folder.rglob(f"*{TEMPORARY_SUFFIX}")]
+    for table in folder.rglob("*.csv.unfinished"):
+        content = table.read_bytes()
+        if content and not content.endswith(b"\n"):
+            wrong.append(f"{table.name} does not end on a whole line")
+    return str(folder) + done.message.partition(str(folder))[2].partition(": ")[0], wrong
+
+
+def _compare_after_disk(
+    straight: Path, folder: Path, workshop: Workshop, space: Space
+) -> list[str]:
+    if straight.name == "splits.csv":
+        made = folder / straight.name
+        same = made.exists() and made.read_bytes() == straight.read_bytes()
+        left = sorted({path.name for path in folder.iterdir()} - {"splits.csv", "splits.json"})
+        return [f"{name} is left over" for name in left] + ["splits.csv differs"] * (not same)
+    if not list(folder.rglob("report.html")) and list(straight.rglob("report.html")):
+        space.grow(1_000_000)  # what was trained is finished; its report is made on request
+        workshop.run(Command(scripts.REPORT, [folder], folder), space.hook)
+    return _lost_and_left(straight, folder)
+
+
+# ---- A second process ----
+
+RIVALS = ("stage1", "stage2", "pack", "evaluate", "predict")
+_HOLDS = {
+    "pack": "pack.bin.unfinished",
+    "evaluate": "petface_eval_per_image.csv.unfinished",
+    "predict": "answers.csv.unfinished",
+}
+
+
+def torture_two_processes(workshop: Workshop, program: str) -> Outcome:
+    """Freeze a program at work, start it a second time, let the first continue.
+
+    The second is refused, and nothing changes.
+    """
+    straight, outcome = workshop.straight(program), Outcome("two_processes", program)
+    folder = workshop.fresh("rival", program)
+    command, holds = workshop.command(program, folder), _HOLDS.get(program, "run.lock")
+    with outcome.timed():
+        first = workshop.start(command, streams="first")
+        until = time.monotonic() + scripts.PATIENCE_S
+        while not first.is_over() and time.monotonic() < until:
+            if any(path.stat().st_size > 0 for path in folder.rglob(holds)):
+                break
+            time.sleep(0.001)
+        first.send(signal.SIGSTOP)
+        second = workshop.run(command)
+        if first.is_over():
+            outcome.failures.append("the first was over before the second began")
+        if second.code != 1 or "Traceback" in second.err:
+            outcome.failures.append(f"the second is not refused, {second.last_words()}")
+        if f"process {first.pid}" not in second.message and Path("/proc/locks").exists():
+            outcome.failures.append(f"who holds it is not said: {second.message}")
+        first.send(signal.SIGCONT)
+        done = first.wait()
+        if done.code != 0:
+            outcome.failures.append(f"the first does not end well, {done.last_words()}")
+        outcome.failures += _lost_and_left(straight, folder)
+    outcome.counts = {"refused": int(second.code == 1)}
+    return outcome
+
+
+# ---- Stops ----
+
+STOPPED = ("stage1", "stage2")
+NUM_PROCESSES = (1, 2)
+PACKS = ((), ("--pack", "auto"))
+_MANY_BATCHES = ["--batch-size", 16]  # more steps to be stopped at
+
+
+def torture_resume(
+    workshop: Workshop,
+    program: str,
+    num_processes: int,
+    num_stops: int,
+    seed: int,
+    packs: Sequence[Sequence[str]] = PACKS,
+    compare: Comparison = run_differences,
+) -> Outcome:
+    """Stop a training at random steps, with each of the flags `packs`; it must not change a bit.
+
+    The undisturbed run has the first of the flags.
+    """
+    workshop.straight("stage1")
+    outcome = Outcome("resume", f"{program} x {num_processes}")
+    draw, num_stopped = random.Random(f"{seed} {program} {num_processes}"), 0
+    one = ["--species", workshop.species[0]] if program == "stage2" else []
+
+    def run(name: str, pack: Sequence[str], hooks: list[scripts.Hook | None]) -> Any:
+        folder = workshop.scratch("resume") / f"{program}_{num_processes}_{name}{len(pack)}"
+        command = workshop.command(program, folder)
+        flags = [*command.arguments, *_MANY_BATCHES, *pack, *one]
+        streams = workshop.scratch("streams")
+        return folder, scripts.run_together(command.script, flags, streams, hooks)
+
+    with outcome.timed():
+        nothing: list[scripts.Hook | None] = [None] * num_processes
+        straights = [run("straight", pack, nothing)[0] for pack in packs]
+        for packed in straights[1:]:
+            outcome.failures += [f"with a pack: {text}" for text in compare(straights[0], packed)]
+        num_steps = _num_steps(straights[0])
+        for pack in packs:
+            chosen = sorted(draw.sample(range(1, num_steps), min(num_stops, num_steps - 1)))
+            for before, step in zip([0, *chosen], chosen, strict=False):
+                number = draw.choice([signal.SIGTERM, signal.SIGINT])
+                hooks = nothing[:]  # to ask one of the processes is enough to stop all
+                hooks[draw.randrange(num_processes)] = scripts.SignalAtStep(step - before, number)
+                _, done = run("resumed", pack, hooks)
+                if [ended.code for ended in done] != [128 + number] * num_processes:
+                    outcome.failures.append(f"not stopped at {step}: {done[0].last_words()}")
+                    break
+                num_stopped += 1
+            folder, done = run("resumed", pack, nothing)
+            if any(ended.code for ended in done):
+                outcome.failures.append(f"it does not resume: {done[0].last_words()}")
+            outcome.failures += _lost_and_left(straights[0], folder, compare)
+    outcome.counts = {"steps": num_steps, "stops": num_stopped}
+    return outcome
+
+
+def _num_steps(folder: Path) -> int:
+    """Count the steps that the optimizer took, in the last phase, and those of the ones before."""
+    last = checkpoints.load(next(folder.rglob("*last.pt")))
+    in_last = max(int(state["step"]) for state in last["optimizer"]["state"].values())
+    epochs = [row.get("phase") for row in last["history"]]
+    return in_last * len(epochs) // max(epochs.count(epochs[-1]), 1)
