@@ -5,11 +5,11 @@
     curl -F photo=@photo.jpg http://127.0.0.1:8000/predict
 
 POST /predict (field `photo`), /predict_animal (field `photos`) and /explain (Grad-CAM as PNG);
-GET / (the page), /health, /model_card, /metrics (Prometheus) and /openapi.json. One JSON line per
+GET / (the page), /health, /model_card, /metrics (Prometheus) and /openapi.json. One line per
 request goes to stderr. Photos stay in memory while they are answered and are kept nowhere.
 
-Ctrl-C or SIGTERM: no more is taken in, what was is answered, exit code 0; a second signal leaves at
-once. There is no authentication: leave HOST as it is, or put a proxy in front that has one.
+Ctrl-C or SIGTERM: no more is taken in, what was is answered, exit code 0; a second Ctrl-C leaves
+at once. There is no authentication: leave HOST as it is, or put a proxy in front that has one.
 Needs: python -m pip install ".[serve]"
 """
 
@@ -44,14 +44,11 @@ MAX_BODY_MB: PositiveFloat = 20.0  # of 1,000,000 bytes; beyond: 413
 MAX_UPLOADS_MB: PositiveFloat = 256.0  # bodies in memory at once; beyond: 503
 MAX_PHOTOS: Positive = 8  # of one animal; never more than MAX_QUEUE
 MAX_PIXELS_PER_PHOTO: Positive = 50_000_000  # beyond: 413, before it is decoded
-MAX_CONNECTIONS: Positive = 2048  # open at once; beyond: 503
 HEAD_TIMEOUT_S: PositiveFloat = 10.0  # for the head of a request; beyond: closed
 BODY_TIMEOUT_S: PositiveFloat = 30.0  # for the whole body; beyond: 408
 ANSWER_TIMEOUT_S: PositiveFloat = 20.0  # from the body to the answer; beyond: 503
-STOP_TIMEOUT_S: PositiveFloat = 10.0  # for what was taken in when told to stop
 NUM_WORKERS: int = -1  # threads that compute; -1 = on a GPU two, else all cores but one
 NUM_THREADS: NonNegative = 1  # of each worker on a CPU; 0 = as torch chooses
-NUM_DECODERS: int = -1  # threads that decode photos; -1 = one per core
 
 _SWITCH_S = 5e-4  # usually 0.005: so long the event loop waits for a computing thread, each time
 
@@ -74,11 +71,9 @@ def main() -> None:
         max_pixels=s.MAX_PIXELS_PER_PHOTO,
         max_body_mb=s.MAX_BODY_MB,
         max_uploads_mb=s.MAX_UPLOADS_MB,
-        max_connections=s.MAX_CONNECTIONS,
         head_timeout_s=s.HEAD_TIMEOUT_S,
         body_timeout_s=s.BODY_TIMEOUT_S,
         answer_timeout_s=s.ANSWER_TIMEOUT_S,
-        stop_timeout_s=s.STOP_TIMEOUT_S,
     )
     print(s.provenance())
     sys.setswitchinterval(_SWITCH_S)
@@ -92,16 +87,10 @@ def main() -> None:
     if ipaddress.ip_address(address).is_loopback:
         hosts = (*hosts, "localhost", "127.0.0.1", "[::1]", s.HOST)
     else:
-        warning = "WARNING: the whole network reaches HOST; no authentication, no encryption"
-        print(warning, file=sys.stderr)
-    is_on_cpu = choose_device(s.DEVICE).type == "cpu"
-    usual = max(1, num_cores() - 1) if is_on_cpu else 2
-    service = Service(
-        engine,
-        limits,
-        num_workers=usual if s.NUM_WORKERS < 0 else max(1, s.NUM_WORKERS),
-        num_decoders=num_cores() if s.NUM_DECODERS < 0 else max(1, s.NUM_DECODERS),
-    )
+        print("WARNING: the whole network reaches HOST; no authentication", file=sys.stderr)
+    usual = max(1, num_cores() - 1) if choose_device(s.DEVICE).type == "cpu" else 2
+    num_workers = usual if s.NUM_WORKERS < 0 else max(1, s.NUM_WORKERS)
+    service = Service(engine, limits, num_workers=num_workers, num_decoders=num_cores())
     print(f"ready: http://{f'[{s.HOST}]' if ':' in s.HOST else s.HOST}:{port}", flush=True)
     serve(make_app(service, hosts), taken, limits)
 

@@ -39,17 +39,6 @@ from petface.serving.requests import (
 PAGE: Final = Path(__file__).parent / "page"
 Topk = Annotated[int, Query(ge=1, le=10, description="classes per answer")]
 Name = Annotated[str | None, Query(max_length=200)]
-FAILURES: Final[dict[int | str, dict[str, Any]]] = {
-    400: {"description": "not a photo, or not a whole form"},
-    403: {"description": "sent by a page of another site"},
-    404: {"description": "unknown species, head or label, or no specialist for the species"},
-    408: {"description": "the body did not arrive in time; the connection is closed"},
-    409: {"description": "these models cannot be explained, or their answer is not finite"},
-    413: {"description": "too many bytes or pixels"},
-    415: {"description": "no multipart form"},
-    422: {"description": "a parameter or a field of the form is missing, unknown or out of range"},
-    503: {"description": "too much to do now; come again after Retry-After seconds"},
-}
 
 
 class Service:
@@ -161,7 +150,7 @@ def make_app(service: Service, hosts: Collection[str] = ()) -> Observed:
 
 def _add_photo_routes(app: FastAPI, service: Service) -> None:
     most = service.limits.max_photos
-    post = partial(app.post, dependencies=[Depends(_same_origin)], responses=FAILURES)
+    post = partial(app.post, dependencies=[Depends(_same_origin)])
 
     @post("/predict", openapi_extra=_form("photo"))
     async def predict(request: Request, topk: Topk = 3) -> JSONResponse:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
-import os
 import resource
+import signal
 import socket
-from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -48,17 +48,7 @@ class Protocol(H11Protocol):
         self.handle_events()
 
 
-class Server(uvicorn.Server):
-    """uvicorn's, which would die of the signal that ends it."""
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Stop after what is being answered; a second signal leaves at once."""
-        if self.should_exit:
-            os._exit(128 + sig)
-        self.should_exit = True
-
-
-def make_server(app: ASGIApp, limits: Limits) -> Server:
+def make_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
     """Build the server of an application; `run(sockets=[...])` answers until it is stopped."""
     config = uvicorn.Config(
         app,
@@ -76,7 +66,7 @@ def make_server(app: ASGIApp, limits: Limits) -> Server:
         timeout_keep_alive=limits.head_timeout_s,  # type: ignore[arg-type]
         timeout_graceful_shutdown=max(1, round(limits.stop_timeout_s)),
     )
-    return Server(config)
+    return uvicorn.Server(config)
 
 
 def serve(app: ASGIApp, taken: socket.socket, limits: Limits) -> None:
@@ -89,10 +79,11 @@ def serve(app: ASGIApp, taken: socket.socket, limits: Limits) -> None:
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of each bad form
     gc.collect()
     gc.freeze()  # or the collector goes through the networks again: 0.2 s without an answer
-    try:
+    # uvicorn raises the signal that ended it once more; SIGTERM would then kill this process
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
         make_server(app, limits).run(sockets=[taken])
-    finally:
-        gc.unfreeze()  # or extension modules complain at the end of what was never freed
+    gc.unfreeze()  # or extension modules complain at the end of what was never freed
 
 
 def bind(host: str, port: int) -> socket.socket:

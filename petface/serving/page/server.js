@@ -3,7 +3,6 @@
 const TOPK = 5;
 const NUM_AT_ONCE = 3;
 const MAX_TRIES = 5;
-const LONGEST_WAIT_S = 30;
 
 /** Why there is no answer: `code` of HTTP, `status` and `message` of the server. */
 export class Problem extends Error {
@@ -66,7 +65,7 @@ async function postInTurn(path, field, files, signal, note) {
       throw new Problem(response.status, status ?? "", message ?? "");
     }
     const wanted = Number(response.headers.get("Retry-After")) || attempt;
-    for (let left = Math.min(wanted, LONGEST_WAIT_S); left > 0; left -= 1) {
+    for (let left = Math.min(wanted, 30); left > 0; left -= 1) {
       note({ wait: left });
       await new Promise((resolve) => setTimeout(resolve, 1000));
       signal.throwIfAborted();
