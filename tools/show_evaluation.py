@@ -2,39 +2,40 @@
 
     python -m tools.show_evaluation --config configs/eval/demo.toml
 
-Draws <OUT_DIR>/predictions.png: for each species some photos of the test part with their answers;
-right ones in green, wrong ones in red with the truth behind them, grey where no label is known. The
-photos are chosen by a seed, not by their answers.
+Draws <OUT_DIR>/predictions.png, the photos of the report's page: right answers in green, wrong ones
+in red with the truth behind them, grey where no label is known. The photos are chosen by a seed,
+not by their answers.
 """
 
 from __future__ import annotations
 
-import csv
+import base64
+import io
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import inference_engine
-from petface import files, taxonomy
-from petface.data import images
+from petface import files
 from petface.errors import UserError, run_script
+from petface.evaluation.details import PER_IMAGE, SUMMARY
 from petface.evaluation.summary import describe_summary
+from petface.report.page import Photo
+from petface.report.photos import PHOTO_PX, prediction_sheet, read_test_rows
 from petface.settings import read_settings
 
-TILE_PX, PHOTO_PX, LINE_PX, MARGIN_PX = 190, 132, 15, 12
-NUM_PHOTOS, NUM_LINES, NAME_PX = 4, 4, 100
-NUM_BLOCKS = 2  # species side by side
-RIGHT, WRONG, PALE, INK, PAPER = "#1a7f37", "#c62828", "#7a7a7a", "#222222", "#ffffff"
+NUM_COLUMNS, NUM_LINES = 6, 5
+TILE_PX, LINE_PX, MARGIN_PX = 190, 15, 12
+COLORS = {"right": "#1a7f37", "wrong": "#c62828", "pale": "#7a7a7a"}
 
 
 def main() -> None:
     settings = read_settings(inference_engine)
     out = Path(settings.OUT_DIR)
-    summary_file, rows_file = out / "petface_eval_summary.json", out / "petface_eval_per_image.csv"
+    summary_file, picture = out / SUMMARY, out / "predictions.png"
     if not summary_file.exists():
         raise UserError(f"{out} holds no finished evaluation; run: inference_engine.py evaluate")
     summary = json.loads(summary_file.read_text(encoding="utf-8"))
@@ -44,69 +45,31 @@ def main() -> None:
             f"--out-dir {out} --force"
         )
     print(describe_summary(summary))
-    with rows_file.open(encoding="utf-8", newline="") as handle:
-        rows = [
-            row for row in csv.DictReader(handle) if row["split"] == "test" and row["species_pred"]
-        ]
-    with files.atomic_write(out / "predictions.png") as handle:
-        draw_sheet(rows, Path(settings.IMAGES_ROOT)).save(handle, format="PNG", optimize=True)
-    print(f"\nper_image: {rows_file}\nsummary: {summary_file}\npicture: {out / 'predictions.png'}")
+    strip = prediction_sheet(read_test_rows(out), Path(settings.IMAGES_ROOT))
+    photos = [photo for photo in strip.shown if isinstance(photo, Photo)]
+    with files.atomic_write(picture) as handle:
+        draw_sheet(photos).save(handle, format="PNG", optimize=True)
+    print(f"\nper_image: {out / PER_IMAGE}\nsummary: {summary_file}\npicture: {picture}")
 
 
-def draw_sheet(rows: list[dict[str, str]], images_root: Path, seed: int = 0) -> Image.Image:
-    """Lay out up to `NUM_PHOTOS` answered photos of each species with their answers."""
-    species = sorted({row["species"] for row in rows})
+def draw_sheet(photos: Sequence[Photo]) -> Image.Image:
+    """Lay out photos in rows of `NUM_COLUMNS`, each with its answers below."""
     height_px = PHOTO_PX + NUM_LINES * LINE_PX + MARGIN_PX
-    width_px = NAME_PX + NUM_PHOTOS * TILE_PX
-    num_rows = -(-len(species) // NUM_BLOCKS)
-    size = (NUM_BLOCKS * width_px + MARGIN_PX, num_rows * height_px + MARGIN_PX)
-    sheet = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(sheet)
-    generator = np.random.default_rng(seed)
-    for number, name in enumerate(species):
-        block, row_number = divmod(number, num_rows)
-        left, top = MARGIN_PX + block * width_px, MARGIN_PX + row_number * height_px
-        draw.text((left, top + PHOTO_PX // 2 - 8), name, INK, ImageFont.load_default(14))
-        own = [row for row in rows if row["species"] == name]
-        chosen = generator.choice(len(own), min(NUM_PHOTOS, len(own)), replace=False)
-        for column, index in enumerate(sorted(chosen.tolist())):
-            corner = (left + NAME_PX - MARGIN_PX + column * TILE_PX, top)
-            _draw_tile(sheet, draw, own[index], images_root, corner)
+    num_rows = -(-len(photos) // NUM_COLUMNS)
+    size = NUM_COLUMNS * TILE_PX + MARGIN_PX, num_rows * height_px + MARGIN_PX
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for number, photo in enumerate(photos):
+        row, column = divmod(number, NUM_COLUMNS)
+        left, top = MARGIN_PX + column * TILE_PX, MARGIN_PX + row * height_px
+        if photo.source:  # empty where the file is gone
+            jpeg = base64.b64decode(photo.source.partition(",")[2])
+            sheet.paste(Image.open(io.BytesIO(jpeg)), (left, top))
+        for line, (text, kind) in enumerate(photo.lines[:NUM_LINES]):
+            while draw.textlength(text, font) > TILE_PX - MARGIN_PX:
+                text = text.rstrip("…")[:-1].rstrip() + "…"
+            draw.text((left, top + PHOTO_PX + 2 + line * LINE_PX), text, COLORS[kind], font)
     return sheet
-
-
-def _draw_tile(
-    sheet: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    row: dict[str, str],
-    images_root: Path,
-    corner: tuple[int, int],
-) -> None:
-    left, top = corner
-    pixels = images.decode(images_root / files.plain_cell(row["image"]))
-    photo = images.resize(pixels, PHOTO_PX, "stretch")
-    sheet.paste(Image.fromarray(photo), (left, top))
-    for number, (text, color) in enumerate(_captions(row)):
-        place = (left, top + PHOTO_PX + 2 + number * LINE_PX)
-        font = ImageFont.load_default(11)
-        while draw.textlength(text, font) > TILE_PX - 6:
-            text = text.rstrip("…")[:-1].rstrip() + "…"
-        draw.text(place, text, color, font)
-
-
-def _captions(row: dict[str, str]) -> list[tuple[str, str]]:
-    """One line per answer: (text, colour)."""
-    lines: list[tuple[str, Any]] = []
-    for what in ("species", *taxonomy.FEATURES):
-        predicted, probability = files.plain_cell(row[f"{what}_pred"]), row[f"{what}_prob"]
-        if not predicted or len(lines) == NUM_LINES:
-            continue
-        true = row["species"] if what == "species" else files.plain_cell(row[f"{what}_true"])
-        color = PALE if not true else RIGHT if true == predicted else WRONG
-        text = f"{predicted} {float(probability) * 100:.0f} %"
-        text = text if what == "species" else f"{what}: {text}"
-        lines.append((f"{text} ({true})" if color == WRONG else text, color))
-    return lines
 
 
 if __name__ == "__main__":
