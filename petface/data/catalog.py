@@ -54,39 +54,40 @@ class Catalog:
 
 
 class CatalogBuilder:
-    """Gather images in any order, then `build` the ordered table."""
+    """Gather records in ascending order, then `build` the table; memory is about that of it."""
 
     def __init__(self, root: str | bytes | Path) -> None:
         self._root = os.fsencode(os.path.abspath(root))
-        self._paths: dict[tuple[str, str], list[bytes]] = {}  # (class, record) -> its images
+        self._records: list[tuple[str, str]] = []  # class and name
+        self._sizes = array("q")  # images of each record
+        self._paths, self._offsets = bytearray(), array("q", [0])
 
     def add(self, class_name: str, record: str, relative_paths: Iterable[bytes]) -> None:
-        """Add images of one record; a record without an image is not kept."""
-        if relative_paths := list(relative_paths):
-            self._paths.setdefault((class_name, record), []).extend(relative_paths)
+        """Add all images of the next record by class and name; without an image it is not kept."""
+        if not (paths := sorted(relative_paths)):
+            return
+        assert not self._records or self._records[-1] < (class_name, record), "not in order"
+        self._records.append((class_name, record))
+        self._sizes.append(len(paths))
+        for path in paths:
+            self._paths += path
+            self._offsets.append(len(self._paths))
 
     def build(self) -> Catalog:
-        """Order everything by class, record and path, whatever the order of arrival."""
-        records = sorted(self._paths)
-        classes = tuple(sorted({name for name, _ in records}))
+        """Return the table, ordered by class, record and path."""
+        classes = tuple(sorted({name for name, _ in self._records}))
         assert len(classes) <= np.iinfo(np.int16).max, "too many classes for int16"
         number = {name: place for place, name in enumerate(classes)}
-        record_class = np.array([number[name] for name, _ in records], dtype=np.int16)
-        sizes = [len(self._paths[record]) for record in records]
-        record_index = np.repeat(np.arange(len(records), dtype=np.int32), sizes)
-        joined, offsets = bytearray(), array("q", [0])
-        for record in records:
-            for path in sorted(self._paths[record]):
-                joined += path
-                offsets.append(len(joined))
+        record_class = np.array([number[name] for name, _ in self._records], dtype=np.int16)
+        record_index = np.repeat(np.arange(len(self._records), dtype=np.int32), self._sizes)
         return Catalog(
             root=self._root,
             classes=classes,
-            path_bytes=np.frombuffer(joined, dtype=np.uint8),
-            path_offsets=np.array(offsets, dtype=np.int64),
+            path_bytes=np.frombuffer(self._paths, dtype=np.uint8),
+            path_offsets=np.array(self._offsets, dtype=np.int64),
             class_index=record_class[record_index],
             record_index=record_index,
-            record_names=string_array([record for _, record in records]),
+            record_names=string_array([record for _, record in self._records]),
             record_class=record_class,
         )
 

@@ -36,6 +36,31 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return stream.getvalue()
 
 
+def photo(height: int = 37, width: int = 23, seed: int = 0) -> Image.Image:
+    return Image.fromarray(noise(5, 4, 3, seed=seed)).resize((width, height))
+
+
+HEAD = b"\x89PNG\r\n\x1a\n"
+
+
+def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Take a PNG apart into (kind, content)."""
+    found, at = [], len(HEAD)
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        found.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + size]))
+        at += 12 + size
+    return found
+
+
+def joined(parts: list[tuple[bytes, bytes]]) -> bytes:
+    """Put chunks together, each with the right checksum."""
+    return HEAD + b"".join(
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+        for kind, data in parts
+    )
+
+
 def on_black(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Composite pixel by pixel: colour * alpha / 255, rounded."""
     out = np.empty((*alpha.shape, 3), np.uint8)
@@ -64,8 +89,6 @@ def test_every_format_and_kind_of_source_gives_the_same_pixels(tmp_path):
         assert_pixels(found, COLOUR)
         found[:] = 0  # shares nothing with its source
     assert np.array_equal(array, COLOUR) and np.array_equal(np.array(picture), COLOUR)
-    with pytest.raises(TypeError):
-        decode(3)  # a programming error
 
 
 def test_grey_one_bit_and_palette():
@@ -195,33 +218,41 @@ def test_arrays_of_another_kind_are_refused(array):
         decode(array)
 
 
-@pytest.mark.parametrize("shape", [(37, 53), (53, 37), (224, 224), (5, 5), (1, 1), (300, 211)])
+SHAPES = [
+    (37, 53),
+    (53, 37),
+    (64, 64),
+    (5, 5),
+    (300, 211),
+    (225, 224),
+    (1, 1),
+    (1, 5000),
+    (4999, 3),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size_px", [24, 64])
-def test_resize_equals_torchvision_on_pil(shape, size_px):
+def test_resizing_equals_torchvision_on_pil(shape, size_px):
     image = noise(*shape, 3)
-    picture, bilinear = Image.fromarray(image), InterpolationMode.BILINEAR
-    wanted = TF.resize(picture, [size_px, size_px], interpolation=bilinear)
-    np.testing.assert_array_equal(resize(image, size_px, "stretch"), np.array(wanted))
-    short = TF.resize(picture, [size_px], interpolation=bilinear)
-    wanted = np.array(TF.center_crop(short, [size_px, size_px]))
+
+    def torchvision(*size: int) -> np.ndarray:
+        bilinear = InterpolationMode.BILINEAR
+        return np.array(TF.resize(Image.fromarray(image), list(size), interpolation=bilinear))
+
+    np.testing.assert_array_equal(resize(image, size_px, "stretch"), torchvision(size_px, size_px))
+    wanted = TF.center_crop(Image.fromarray(torchvision(size_px)), [size_px, size_px])
     found = resize(image, size_px, "center_crop")
-    assert np.abs(found.astype(int) - wanted).max() <= 1  # the box is float32 inside Pillow
+    assert np.abs(found.astype(int) - np.array(wanted)).max() <= 1  # Pillow's box is float32
+    inner = [max(1, round(side * size_px / max(shape))) for side in shape]
+    (top, left), wanted = ((size_px - side) // 2 for side in inner), np.zeros_like(found)
+    wanted[top : top + inner[0], left : left + inner[1]] = torchvision(*inner)
+    np.testing.assert_array_equal(resize(image, size_px, "letterbox"), wanted)
     square = noise(size_px, size_px, 3)
     for rule in images.RESIZE_RULES:
+        assert resize(image, size_px, rule).flags.c_contiguous
         assert resize(square, size_px, rule) is square
         assert resize(square[:, ::-1], size_px, rule).flags.c_contiguous
-
-
-@pytest.mark.parametrize(("shape", "inner"), [((40, 80), (32, 64)), ((80, 40), (64, 32))])
-def test_letterbox_keeps_the_aspect_between_equal_black_borders(shape, inner):
-    image = noise(*shape, 3) | 1  # nothing inside is black
-    found = resize(image, 64, "letterbox")
-    top, left = (64 - inner[0]) // 2, (64 - inner[1]) // 2
-    wanted = np.zeros((64, 64, 3), np.uint8)
-    wanted[top : top + inner[0], left : left + inner[1]] = TF.resize(
-        Image.fromarray(image), list(inner), interpolation=InterpolationMode.BILINEAR
-    )
-    np.testing.assert_array_equal(found, wanted)
 
 
 def test_preprocessing_round_trips_through_json():
@@ -264,14 +295,9 @@ def test_image_error_travels_between_processes():
 
 # ---- the faster decoder of plain PNG files: what Pillow gives, or nothing ----
 
-HEAD = b"\x89PNG\r\n\x1a\n"
 needs_imagecodecs = pytest.mark.skipif(
     importlib.util.find_spec("imagecodecs") is None, reason="needs imagecodecs"
 )
-
-
-def photo(height: int = 37, width: int = 23, seed: int = 0) -> Image.Image:
-    return Image.fromarray(noise(5, 4, 3, seed=seed)).resize((width, height))
 
 
 def fast(data: bytes, max_pixels: int = images.MAX_PIXELS) -> np.ndarray | None:
@@ -279,30 +305,6 @@ def fast(data: bytes, max_pixels: int = images.MAX_PIXELS) -> np.ndarray | None:
     found = images._decode_plain_png(stream, len(data), max_pixels)
     assert found is not None or stream.tell() == 0
     return found
-
-
-def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    found, at = [], len(HEAD)
-    while at < len(data):
-        size = int.from_bytes(data[at : at + 4], "big")
-        found.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + size]))
-        at += 12 + size
-    return found
-
-
-def joined(parts: list[tuple[bytes, bytes]]) -> bytes:
-    """Put chunks together, each with the right checksum."""
-    return HEAD + b"".join(
-        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-        for kind, data in parts
-    )
-
-
-def filtered(kind: int) -> bytes:
-    """A PNG of 10 x 6 pixels whose rows all have one filter."""
-    raw = b"".join(bytes([kind]) + bytes(range(at, at + 30)) for at in range(0, 60, 10))
-    head = (10).to_bytes(4, "big") + (6).to_bytes(4, "big") + b"\x08\x02\0\0\0"
-    return joined([(b"IHDR", head), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")])
 
 
 def in_small_chunks() -> bytes:
@@ -317,10 +319,9 @@ def in_small_chunks() -> bytes:
     [
         *(encoded(photo(*shape)) for shape in [(1, 1), (37, 23), (224, 224)]),
         *(encoded(photo(), compress_level=level) for level in (0, 1, 9)),
-        *(filtered(kind) for kind in range(5)),
         in_small_chunks(),
     ],
-    ids=range(12),
+    ids=range(7),
 )
 def test_plain_photos_are_decoded_fast_and_the_same(data):
     found = fast(data)
