@@ -89,6 +89,7 @@ def test_every_format_and_kind_of_source_gives_the_same_pixels(tmp_path):
         assert_pixels(found, COLOUR)
         found[:] = 0  # shares nothing with its source
     assert np.array_equal(array, COLOUR) and np.array_equal(np.array(picture), COLOUR)
+    pytest.raises(TypeError, decode, 3)  # a programming error
 
 
 def test_grey_one_bit_and_palette():
