@@ -18,15 +18,10 @@ from PIL import Image
 
 from petface.data import images
 from petface.data.images import ImageError, decode
+from tests.conftest import bomb
 from tests.data.test_images import chunks, encoded, joined, photo
 
 PNG = encoded(photo())
-
-
-def png_bomb(width: int, height: int) -> bytes:
-    """Make a small PNG whose header promises width x height black pixels."""
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return joined([(b"IHDR", head), (b"IDAT", zlib.compress(b"\0" * 1_000_000)), (b"IEND", b"")])
 
 
 def reason_of(source: object) -> str:
@@ -44,7 +39,7 @@ DAMAGED = {
     "half a jpeg": (encoded(photo(), "JPEG")[:-50], "[Tt]runcated"),
     "half a webp": (encoded(photo(), "WEBP")[:-50], ""),
     "png header alone": (PNG[:33], ""),
-    "png of no width": (png_bomb(0, 10), ""),
+    "png of no width": (bomb(0, 10), ""),
 }
 
 
@@ -110,7 +105,7 @@ def test_an_interrupt_passes_through(monkeypatch):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bomb_is_refused_from_its_header_and_memory_stays_flat(side, tmp_path):
     path = tmp_path / "bomb.png"
-    path.write_bytes(png_bomb(side, side))
+    path.write_bytes(bomb(side, side))
     assert path.stat().st_size < 3_000
     decode(PNG)  # whatever Pillow loads once is loaded
     peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -126,14 +121,14 @@ def test_a_bomb_is_refused_from_its_header_and_memory_stays_flat(side, tmp_path)
 
 
 def test_a_bomb_that_is_damaged_too_is_refused_for_its_size():
-    bomb = bytearray(png_bomb(8_000, 8_000))
-    bomb[60] ^= 1
-    assert reason_of(bytes(bomb)) == "too_large"
+    both = bytearray(bomb(8_000, 8_000))
+    both[60] ^= 1
+    assert reason_of(bytes(both)) == "too_large"
 
 
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
 def test_pillows_own_warning_turned_into_an_error_is_the_same_refusal():
-    assert reason_of(png_bomb(10_000, 10_000)) == "too_large"
+    assert reason_of(bomb(10_000, 10_000)) == "too_large"
 
 
 def test_size_is_refused_by_the_header_in_every_format():
