@@ -164,6 +164,9 @@ def test_one_species_of_stage_1_is_one_class(summary: dict[str, Any], photos: li
             (precision, recall, f1)
         )
         assert found["num"] == num and found["kappa"] is found["macro_f1"] is None
+    trained = Counter(p["species"] for p in photos if p["split"] == "train")
+    by_majority = true.count(max(sorted(trained), key=trained.__getitem__)) / len(true)
+    assert summary["test"]["species"]["majority_baseline"] == pytest.approx(by_majority)
 
 
 def test_points_lost_in_each_stage(summary: dict[str, Any], photos: list[Photo]) -> None:

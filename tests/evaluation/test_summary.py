@@ -74,19 +74,13 @@ def test_counts_of_every_part(summary: dict[str, Any], photos: list[Photo]) -> N
 
 def test_held_out_claims_are_the_metrics_of_the_test_split(summary: dict[str, Any]) -> None:
     """`figures` and `per_species` hold the same numbers, which test_figures.py counts in loops."""
-    test = summary["test"]
-    places = [
-        (test["species"], test["species"], summary["figures"]["test"]["species"]),
-        *(
-            (entry, entry["conditional"], figure[feature])
-            for features, figure in (
-                (test["features"], summary["figures"]["test"]),
-                *((test["per_species"][name], summary["per_species"]["test"][name])
-                  for name in test["per_species"]),
-            )
-            for feature, entry in features.items()
-        ),
-    ]  # fmt: skip
+    test, per_species = summary["test"], summary["per_species"]["test"]
+    places = [(test["species"], test["species"], summary["figures"]["test"]["species"])]
+    of_all = (test["features"], summary["figures"]["test"])
+    for entries, figures in (
+        of_all, *((test["per_species"][name], per_species[name]) for name in test["per_species"])
+    ):  # fmt: skip
+        places += [(entry, entry["conditional"], figures[f]) for f, entry in entries.items()]
     assert len(places) > 10
     for entry, claim, figure in places:
         for key in ("balanced_accuracy", "majority_baseline"):
