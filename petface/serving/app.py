@@ -39,6 +39,11 @@ from petface.serving.requests import (
 PAGE: Final = Path(__file__).parent / "page"
 Topk = Annotated[int, Query(ge=1, le=10, description="classes per answer")]
 Name = Annotated[str | None, Query(max_length=200)]
+_OTHERS: Final = (
+    (NonFiniteError, 409, "non_finite"),
+    (UserError, 404, "unknown"),
+    (ClientDisconnect, CLIENT_GONE, "gone"),
+)
 
 
 class Service:
@@ -249,12 +254,8 @@ def _refusal(error: Exception) -> RefusedError:
         found = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
         return RefusedError(422, "invalid", "; ".join(found))
     if isinstance(error, ImageError):
-        code = 413 if error.reason == "too_large" else 400
-        return RefusedError(code, error.reason, str(error))
-    if isinstance(error, NonFiniteError):
-        return RefusedError(409, "non_finite", str(error))
-    if isinstance(error, UserError):
-        return RefusedError(404, "unknown", str(error))
-    if isinstance(error, ClientDisconnect):
-        return RefusedError(CLIENT_GONE, "gone", "the client has gone")
+        return RefusedError(413 if error.reason == "too_large" else 400, error.reason, str(error))
+    for kind, code, status in _OTHERS:
+        if isinstance(error, kind):
+            return RefusedError(code, status, str(error))
     return RefusedError(500, "failed", "the server failed; its log says why")

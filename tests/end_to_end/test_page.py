@@ -270,15 +270,6 @@ def test_a_few_at_once_and_cleared(visit, server):
     assert (seen["made"], seen["stored"]) == (seen["revoked"], 0)
 
 
-def test_a_server_that_is_gone(visit):
-    with running(Limits(), Canned()) as server:
-        page = visit(server.url, failures=["ERR_"])
-        expect(page.locator("#facts")).to_contain_text("red, green, blue")
-    choose(page, photo())
-    expect(card(page, "cat.png")).to_contain_text("The server cannot be reached")
-    expect(card(page, "cat.png")).not_to_contain_text("The server said")
-
-
 def test_why_this_answer(visit, server):
     page = visit(server.url)
     choose(page, photo(size=(40, 60)))
