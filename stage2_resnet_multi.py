@@ -45,12 +45,13 @@ from petface.settings import (
     read_settings,
 )
 from petface.taxonomy import PRIMARY_ATTR_PRIORITY
-from petface.training import augment, recipe, runs, sampling
+from petface.training import augment, runs, sampling
 from petface.training.augment.mixing import Mixing, MixKind
 from petface.training.epoch import Progress, epoch_row, train_epoch
-from petface.training.evaluate import Job, evaluate, head_figures, write_specialist_report
+from petface.training.evaluate import Job, evaluate
 from petface.training.phases import Optimization, Phase, PhasedTraining, make_phases
 from petface.training.schedule import LrKind
+from petface.training.specialist import head_figures, specialist_loss, write_specialist_report
 
 # ---- Data: what changes the meaning of the figures ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
@@ -319,7 +320,7 @@ def make_job(
     """Gather what every pass needs; the network goes to the device."""
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
     network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
-    weights, loss = recipe.specialist_loss(
+    weights, loss = specialist_loss(
         model.head_sizes,
         parts["train"].labels,
         network.device,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -13,18 +12,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from petface import distributed, files, metrics
+from petface import distributed, metrics
 from petface.data.loading import Batch, ImageReader, Samples, batches, own_batches
 from petface.models.network import Network
 from petface.training.recipe import Loss
 from petface.training.runs import FailureLog
 
 T = TypeVar("T")
-
-_TITLES = {
-    "test": "test part (records that nothing was trained or chosen on)",
-    "all": "all images (the training part is in here: agreement, not held-out accuracy)",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,66 +211,3 @@ def bar_of(title: str, total: int, initial: int = 0) -> tqdm:
         delay=0.5,
         disable=not distributed.shows(),
     )
-
-
-def write_specialist_report(
-    folder: Path,
-    vocabularies: Mapping[str, tuple[str, ...]],
-    confusions: Mapping[str, Mapping[str, np.ndarray]],
-    top_support: int,
-) -> None:
-    """Write `confusion_<part>_<head>.csv` for each part and head, and the summary as text.
-
-    `confusions[part][head]` is (K, K); the `top_support` classes with the most images are listed
-    singly.
-    """
-    lines = []
-    for part, heads in confusions.items():
-        lines += [f"== {_TITLES.get(part, part)} ==", ""]
-        for head, names in vocabularies.items():
-            metrics.write_confusion(folder / f"confusion_{part}_{head}.csv", heads[head], names)
-            lines += [*_head_lines(head, heads[head], names, top_support), ""]
-    with files.atomic_write(folder / "eval_summary_stage2.txt", "w") as handle:
-        handle.write("\n".join(lines))
-
-
-def head_figures(
-    head: str, confusion: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray
-) -> dict[str, float]:
-    """Return what one head reached on the test split, beside its majority baseline.
-
-    `confusion` (K, K) of the test part; the labels of both parts (N,), -1 unknown.
-    """
-    counts = [
-        np.bincount(labels[labels >= 0], minlength=len(confusion))
-        for labels in (train_labels, test_labels)
-    ]
-    return {
-        f"test_{head}_known": int(confusion.sum()),
-        f"test_{head}_accuracy": metrics.accuracy(confusion),
-        f"test_{head}_balanced_accuracy": metrics.balanced_accuracy(confusion),
-        f"test_{head}_majority_baseline": metrics.majority_baseline(*counts),
-    }
-
-
-def _head_lines(
-    head: str, confusion: np.ndarray, names: tuple[str, ...], top_support: int
-) -> list[str]:
-    num = int(confusion.sum())
-    if num == 0:
-        return [f"{head}: no image with a known label"]
-    scores = metrics.precision_recall_f1(confusion)
-    recall = metrics.recall_per_class(confusion)
-    support = confusion.sum(axis=1)
-    lines = [
-        f"{head}: {len(names)} classes, {num} images with a known label",
-        f"  accuracy         {metrics.accuracy(confusion):.4f}",
-        f"  macro precision  {scores.macro_precision:.4f}",
-        f"  macro recall     {scores.macro_recall:.4f}",
-        f"  macro F1         {scores.macro_f1:.4f}",
-        f"  {'support':>9s}  {'recall':>6s}  class",
-    ]
-    for index in np.argsort(-support, kind="stable")[:top_support]:
-        if support[index]:
-            lines.append(f"  {support[index]:9d}  {recall[index]:6.4f}  {names[index]}")
-    return lines

@@ -6,7 +6,7 @@ compiles.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -79,33 +79,6 @@ def masked_focal_loss(
         loss = (1.0 - label_smoothing) * loss
         loss = loss + label_smoothing * _spread(log_p, class_weights, known, total)
     return _divide((modulation * loss).sum(), total)
-
-
-def specialist_loss(
-    outputs: Sequence[Tensor],
-    targets: Mapping[str, Tensor],
-    class_weights: Mapping[str, Tensor | None],
-    gamma: float,
-    totals: Mapping[str, Tensor] | None = None,
-    label_smoothing: float = 0.0,
-    adjustments: Mapping[str, Tensor] | None = None,
-) -> Tensor:
-    """Sum the heads' losses: cross-entropy for gender, focal loss for the others.
-
-    `class_weights` names the heads in output order; outputs (B, K_head), targets (B,), -1 unknown.
-    `totals` holds each head's `total` where the rows are part of a larger batch, `adjustments` what
-    is added to its logits, (K_head,), see `logit_adjustment`.
-    """
-    total = outputs[0].new_zeros((), dtype=torch.float32)
-    for (head, weights), logits in zip(class_weights.items(), outputs, strict=True):
-        whole = totals.get(head) if totals else None
-        if adjustments and head in adjustments:
-            logits = logits + adjustments[head]
-        of_head = 0.0 if head == "gender" else gamma
-        total = total + masked_focal_loss(
-            logits, targets[head], of_head, weights, label_smoothing, whole
-        )
-    return total
 
 
 def logit_adjustment(counts: np.ndarray, tau: float) -> Tensor:

@@ -1,9 +1,9 @@
-"""What both trainers build from their constants: optimizer, average of the weights, losses."""
+"""What trainers build from their constants: optimizer, average of the weights, stage 1's loss."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -90,42 +90,3 @@ def species_loss(
         )
 
     return loss
-
-
-def specialist_loss(
-    sizes: Mapping[str, int],
-    labels: Mapping[str, np.ndarray],
-    device: torch.device,
-    *,
-    gamma_with_color: float,
-    gamma_without_color: float,
-    weighted: bool = True,
-    label_smoothing: float = 0.0,
-    logit_adjustment: float = 0.0,
-) -> tuple[dict[str, Tensor | None], Loss]:
-    """Build the loss of a specialist, and the weights of each head's classes, None = all equal.
-
-    `sizes` names the heads in output order, `labels` are those of the train split, each (N,). The
-    heads' losses are summed: cross-entropy for gender, focal for the others; unknown is masked.
-    The focal gamma depends on whether one of the heads is a colour. `weighted`: classes weigh by
-    their inverse frequency.
-    """
-    counts = {h: np.bincount(labels[h][labels[h] >= 0], minlength=k) for h, k in sizes.items()}
-    weights: dict[str, Tensor | None] = dict.fromkeys(sizes)
-    if weighted:
-        weights = {h: losses.inverse_frequency_weights(n).to(device) for h, n in counts.items()}
-    adjustments = {}
-    if logit_adjustment:
-        adjustments = {
-            head: losses.logit_adjustment(shown, logit_adjustment).to(device)
-            for head, shown in counts.items()
-        }
-    has_color = any(head.startswith("color") for head in sizes)
-    gamma = gamma_with_color if has_color else gamma_without_color
-
-    def loss(outputs: Outputs, batch: Batch) -> Tensor:
-        return losses.specialist_loss(
-            outputs, batch.labels, weights, gamma, batch.totals, label_smoothing, adjustments
-        )
-
-    return weights, loss

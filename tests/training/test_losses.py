@@ -14,7 +14,6 @@ from petface.training.losses import (
     logit_adjustment,
     masked_cross_entropy,
     masked_focal_loss,
-    specialist_loss,
 )
 
 LOSSES = {
@@ -113,19 +112,6 @@ def test_logit_adjustment_makes_a_network_that_knows_nothing_answer_the_shares()
     masked_cross_entropy(logits + adjustment, targets).backward()
     assert logits.grad is not None
     torch.testing.assert_close(logits.grad.sum(0), torch.zeros(3), atol=1e-6, rtol=0)
-
-
-def test_a_specialists_heads_are_smoothed_and_adjusted_each_in_its_way() -> None:
-    one, labels, _ = random_case(1)
-    two = torch.randn(40, 2, generator=torch.Generator().manual_seed(9))
-    targets = {"breed": labels, "gender": labels % 2}
-    shift = logit_adjustment(np.array([5, 4, 3, 2, 1]), 1.0)
-    found = specialist_loss(
-        (one, two), targets, {"breed": None, "gender": None}, 2.0, None, 0.1, {"breed": shift}
-    )
-    wanted = masked_focal_loss(one + shift, labels, 2.0, label_smoothing=0.1)
-    wanted = wanted + masked_cross_entropy(two, labels % 2, label_smoothing=0.1)
-    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.5, 5.0])

@@ -11,7 +11,8 @@ from petface.data.loading import Batch
 from petface.models.architecture import Architecture, build_classifier
 from petface.models.multi_head import _MultiHeadModel, unfreeze
 from petface.training import losses
-from petface.training.recipe import make_optimizer, specialist_loss, species_loss
+from petface.training.recipe import make_optimizer, species_loss
+from petface.training.specialist import specialist_loss
 
 CPU = torch.device("cpu")
 

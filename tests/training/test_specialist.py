@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
-from petface.training.evaluate import write_specialist_report
+from petface.training.specialist import write_specialist_report
 
 NAMES = {"breed": ("Abbysinian", "Bulldog, Olde mix", "'x", "never seen"), "gender": ("f", "m")}
 

@@ -46,7 +46,13 @@ class Small(nn.Module):
 
 
 def loss_of(outputs, batch):
-    return losses.specialist_loss(outputs, batch.labels, WEIGHTS, 2.0, batch.totals)
+    heads = zip(WEIGHTS.items(), outputs, strict=True)
+    return sum(
+        losses.masked_focal_loss(
+            logits, batch.labels[head], 2.0, weights, total=batch.totals.get(head)
+        )
+        for (head, weights), logits in heads
+    )
 
 
 def job_of(images, folder, batch_size):
