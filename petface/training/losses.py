@@ -35,17 +35,7 @@ def masked_cross_entropy(
     Where the rows are part of a larger batch, `total` is the `known_weight` of the whole batch: the
     parts' losses then sum to the loss of the whole.
     """
-    assert 0.0 <= label_smoothing <= 1.0, label_smoothing
-    if logits.shape[1] == 0:
-        return logits.float().sum()
-    known, index, log_p = _known_log_probabilities(logits, targets)
-    weight = _weight_of_target(class_weights, known, index)
-    total = weight.sum() if total is None else total
-    loss = -weight * log_p.gather(1, index[:, None])[:, 0]
-    if label_smoothing > 0.0:
-        spread = _spread(log_p, class_weights, known, total)
-        loss = (1.0 - label_smoothing) * loss + label_smoothing * spread
-    return _divide(loss.sum(), total)
+    return masked_focal_loss(logits, targets, 0.0, class_weights, label_smoothing, total)
 
 
 def masked_focal_loss(
@@ -64,21 +54,22 @@ def masked_focal_loss(
     that of the target, stands before the smoothed cross-entropy.
     """
     assert gamma >= 0.0 and 0.0 <= label_smoothing <= 1.0, (gamma, label_smoothing)
-    if gamma == 0.0 or logits.shape[1] == 0:
-        return masked_cross_entropy(logits, targets, class_weights, label_smoothing, total)
+    if logits.shape[1] == 0:
+        return logits.float().sum()
     known, index, log_p = _known_log_probabilities(logits, targets)
     weight = _weight_of_target(class_weights, known, index)
-    # log(1 - p) is summed from the other classes: 1 - exp(log p) loses every digit near p = 1, and
-    # the derivative of a bare power there is infinite for gamma < 1. The lowest finite number
-    # stands for -inf, so that the gradient is 0, not NaN, where every other logit is -inf.
-    others = log_p.scatter(1, index[:, None], torch.finfo(torch.float32).min)
-    modulation = torch.exp(gamma * others.logsumexp(dim=1))
     total = weight.sum() if total is None else total
     loss = -weight * log_p.gather(1, index[:, None])[:, 0]
     if label_smoothing > 0.0:
-        loss = (1.0 - label_smoothing) * loss
-        loss = loss + label_smoothing * _spread(log_p, class_weights, known, total)
-    return _divide((modulation * loss).sum(), total)
+        spread = _spread(log_p, class_weights, known, total)
+        loss = (1.0 - label_smoothing) * loss + label_smoothing * spread
+    if gamma > 0.0:
+        # log(1 - p) is summed from the other classes: 1 - exp(log p) loses every digit near p = 1,
+        # and the derivative of a bare power there is infinite for gamma < 1. The lowest finite
+        # number stands for -inf, so that the gradient is 0, not NaN, where all others are -inf.
+        others = log_p.scatter(1, index[:, None], torch.finfo(torch.float32).min)
+        loss = torch.exp(gamma * others.logsumexp(dim=1)) * loss
+    return _divide(loss.sum(), total)
 
 
 def logit_adjustment(counts: np.ndarray, tau: float) -> Tensor:

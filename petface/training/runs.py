@@ -30,6 +30,7 @@ from petface.errors import UserError, install_line, optional_room
 from petface.models import checkpoints
 
 BOARD: Final = "tensorboard"  # the folder of a run that TensorBoard reads
+_WRITTEN = (".pt", ".csv", ".json", ".png", ".txt", ".html", files.TEMPORARY_SUFFIX)
 _COPY_S = 5.0  # between two signals that count as one under torchrun
 _PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
 
@@ -171,16 +172,8 @@ def _hold(lock: FileIO, path: Path) -> None:
 
 
 def _clear(path: Path) -> None:
-    for pattern in (
-        "*.pt",
-        "*.csv",
-        "*.json",
-        "*.png",
-        "*.txt",
-        "*.html",
-        f"*{files.TEMPORARY_SUFFIX}",
-    ):
-        for file in path.glob(pattern):
+    for file in path.iterdir():
+        if file.suffix in _WRITTEN:
             file.unlink()
 
 

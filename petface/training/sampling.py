@@ -84,7 +84,7 @@ def tail_classes(
     elif mode == "head_exclusion":
         tail = ~np.isin(np.asarray(class_names), list(head_classes)) & (count <= head_exclusion_max)
     elif mode == "quantile":
-        tail = count <= np.quantile(count[present], tail_quantile)
+        tail = _up_to_quantile(count, tail_quantile)
     else:
         order = np.argsort(count, kind="stable")
         # a share, not `tail_share * sum`: 29 of 100 is exactly 0.29, but 0.29 * 100 is below 29
@@ -100,15 +100,13 @@ def tail_samples(labels: np.ndarray, is_train: np.ndarray, quantile: float) -> n
     Minority is a class whose count among the training samples is at most that quantile of counts.
     """
     counts = np.bincount(labels[is_train & (labels >= 0)], minlength=labels.max(initial=-1) + 1)
-    tail = tail_classes(
-        counts,
-        [str(number) for number in range(len(counts))],
-        "quantile",
-        head_exclusion_max=0,
-        tail_quantile=quantile,
-        tail_share=0.0,
-    )
-    return np.append(tail, False)[labels]  # -1 takes the last
+    return np.append(_up_to_quantile(counts, quantile), False)[labels]  # -1 takes the last
+
+
+def _up_to_quantile(counts: np.ndarray, quantile: float) -> npt.NDArray[np.bool_]:
+    """Mark the classes with at most that quantile of the counts present; none where all are 0."""
+    present = counts > 0
+    return present & (counts <= np.quantile(counts[present], quantile) if present.any() else False)
 
 
 def base_weights(

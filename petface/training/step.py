@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from petface.errors import UserError
 from petface.models.network import Network
 from petface.training.augment.exact import augment
 from petface.training.augment.mixing import Mixed
-from petface.training.augment.regimes import AugmentParameters, AugmentRegime, draw_parameters
+from petface.training.augment.regimes import AugmentRegime, draw_parameters
 from petface.training.losses import known_weight
 from petface.training.recipe import Loss
 
@@ -62,9 +62,7 @@ def augment_share(
     own = slice(share.first, share.first + share.num_own)
     is_tail = torch.zeros(share.num_images, dtype=torch.bool)
     is_tail[own] = batch.is_tail
-    drawn = draw_parameters(is_tail, *regimes, generator)
-    values = (getattr(drawn, field.name)[own] for field in fields(drawn))
-    return augment(batch.images, AugmentParameters(*values))
+    return augment(batch.images, draw_parameters(is_tail, *regimes, generator)[own])
 
 
 def backward(

@@ -28,7 +28,7 @@ def stage1(script, flags):
 
 def test_losses_that_stay_nan_stop_the_run_and_best_stays_whole(stage1, tmp_path):
     """Epoch 1 calls the loss 12 times for training and 3 times for validation; then it is NaN."""
-    done = stage1(hook=scripts.NanLoss("masked_cross_entropy", 16, 10**9))
+    done = stage1(hook=scripts.NanLoss("masked_focal_loss", 16, 10**9))
     assert_refused(
         done, "not finite in 10 steps in a row", "epoch 2, step 9", "loss nan", "lower LR"
     )
@@ -40,7 +40,7 @@ def test_losses_that_stay_nan_stop_the_run_and_best_stays_whole(stage1, tmp_path
 
 
 def test_single_steps_that_are_not_finite_are_skipped_and_counted(stage1, tmp_path):
-    done = stage1("--epochs", 1, hook=scripts.NanLoss("masked_cross_entropy", 3, 5))
+    done = stage1("--epochs", 1, hook=scripts.NanLoss("masked_focal_loss", 3, 5))
     assert done.code == 0, done.err
     row = pandas.read_csv(tmp_path / "run/metrics.csv").iloc[0]
     assert row["num_skipped_steps"] == 3 and row["train_loss"] > 0

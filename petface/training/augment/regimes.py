@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Final, Literal
 
 import torch
@@ -74,17 +74,14 @@ TAIL: Final = AugmentRegime(
     erase_p=0.25,
     erase_area_max_frac=0.2,
 )
-CROP: Final = AugmentRegime(
-    flip_p=0.5,
+CROP: Final = replace(
+    TAIL,
     rotate_deg=10.0,
+    translate_frac=0.0,
+    scale_min=1.0,
+    scale_max=1.0,
     crop_area_min_frac=0.35,
     crop_aspect_max=4 / 3,
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.4,
-    hue=0.05,
-    erase_p=0.25,
-    erase_area_max_frac=0.2,
 )
 Strength = Literal["none", "mild", "strong", "crop"]  # crop: strong, and a random part enlarged
 REGIMES: Final = {"none": NONE, "mild": BASE, "strong": TAIL, "crop": CROP}
@@ -105,6 +102,10 @@ class AugmentParameters:
     hue: Tensor  # in turns
     erase_box_frac: Tensor  # (B, 4) left, top, right, bottom of what turns black; all 0: nothing
     crop_box_frac: Tensor  # (B, 4) what of the flipped image fills the output; 0, 0, 1, 1: all
+
+    def __getitem__(self, rows: slice) -> AugmentParameters:
+        """Return the parameters of some images of the batch."""
+        return AugmentParameters(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def draw_parameters(
@@ -152,10 +153,7 @@ def _draw_boxes(erased: Tensor, area_max_frac: Tensor, draws: Sequence[Tensor]) 
     """
     area = area_max_frac * (0.1 + 0.9 * draws[0]) * erased
     aspect = 0.3 * 11 ** draws[1]
-    height = torch.minimum(torch.maximum((area * aspect).sqrt(), area), torch.ones(()))
-    width = area / height.clamp_min(1e-9)
-    left, top = (1 - width) * draws[2] * erased, (1 - height) * draws[3] * erased
-    return torch.stack((left, top, left + width, top + height), dim=1)
+    return _placed(area, (area * aspect).sqrt(), draws[2:]) * erased[:, None]
 
 
 def _draw_crops(area_min: Tensor, aspect_max: Tensor, draws: Sequence[Tensor]) -> Tensor:
@@ -166,7 +164,12 @@ def _draw_crops(area_min: Tensor, aspect_max: Tensor, draws: Sequence[Tensor]) -
     """
     area = area_min + (1 - area_min) * draws[0]
     aspect = aspect_max ** (2 * draws[1] - 1)
-    height = torch.minimum(torch.maximum((area / aspect).sqrt(), area), torch.ones(()))
-    width = area / height
-    left, top = (1 - width) * draws[2], (1 - height) * draws[3]
+    return _placed(area, (area / aspect).sqrt(), draws[2:])
+
+
+def _placed(area: Tensor, wanted_height: Tensor, draws: Sequence[Tensor]) -> Tensor:
+    """Draw where boxes of these areas lie, their heights as wanted as far as they fit: (B, 4)."""
+    height = torch.minimum(torch.maximum(wanted_height, area), torch.ones(()))
+    width = area / height.clamp_min(1e-9)
+    left, top = (1 - width) * draws[0], (1 - height) * draws[1]
     return torch.stack((left, top, left + width, top + height), dim=1)
