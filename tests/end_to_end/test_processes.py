@@ -79,9 +79,7 @@ def test_a_run_of_one_process_goes_on_in_two_with_as_many_images_a_step(
 
 
 def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_both(together, tmp_path):
-    done = together(
-        "nan", "--epochs", 1, hooks=(None, scripts.NanLoss("masked_focal_loss", 3, 4))
-    )
+    done = together("nan", "--epochs", 1, hooks=(None, scripts.NanLoss("masked_focal_loss", 3, 4)))
     assert [one.code for one in done] == [0, 0], done[0].err
     assert rows_of(tmp_path / "runs/nan/metrics.csv")[0]["num_skipped_steps"] == "2"
     last = torch.load(tmp_path / "runs/nan/last.pt", weights_only=True)
