@@ -14,7 +14,7 @@ _NUM_PHOTOS = 8  # of the mistakes of a head
 _MISTAKE_KEYS = "head image true predicted probability true_probability rank"
 _PROBE_KEYS = "head group name accuracy change change_interval agreement"
 _PROBE_WORDS = (
-    "The same test photos shifted, scaled, turned, masked or grey, with 95 % intervals. A large "
+    "The same test photos shifted, or with a painted border, with 95 % intervals. A large "
     "loss under a small shift says that a network leans on how the faces were cut."
 )
 _SUSPECT_WORDS = (
@@ -58,7 +58,6 @@ def errors_page(
     ]
     drawn = [_probe_chart(head, probed) for head in probes]
     pictures = folder / "analysis"
-    maps = [photos.picture(path) for path in sorted(pictures.glob("gradcam_*.png"))]
     sheets = [photos.picture(path) for path in sorted(pictures.glob("photos/*.png")) if root]
     borders = table(read.rows(analysis.get("gradcam"), "head"), "head num layer border_energy_frac")
     num, looked = (read.number(analysis.get(key)) for key in ("num_test", "sample"))
@@ -78,7 +77,7 @@ def errors_page(
             Section("All listed mistakes", [table(read.rows(mistakes, "head"), _MISTAKE_KEYS)]),
             _slices(analysis),
             Section("Heads searched for wrong labels", [table(read.rows(labels.get("heads")))]),
-            Section("Where the networks look: mean Grad-CAM of each class", [*maps, borders]),
+            Section("Where the networks look: Grad-CAM on the border", [borders]),
             Section("Grad-CAM of single photos", sheets),
         ],
     )

@@ -1,6 +1,9 @@
-"""The mean maps of classes, and pictures of explained photos."""
+"""The border share of maps, and pictures of explained mistakes."""
+
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -26,49 +29,50 @@ def catalog(tmp_path_factory):
     return listed_files(root, [f"{number}.png" for number in range(6)])
 
 
-def test_mean_maps_are_the_mean_of_the_maps_of_readable_photos(network, catalog):
-    found = attention.HeadMaps()
-    classes = np.array([0, 1, 0, 1, 1, 0])
-    names = [("cat", "Plain") if k == 0 else ("cat", "Tabby") for k in classes]
-    found.add_class_maps(network, catalog, np.arange(6), 0, classes, names)
+def test_maps_of_readable_photos_and_the_share_of_their_border(network, catalog, tmp_path):
+    """Against the map of each photo alone; photo 3 cannot be read."""
+    labels = ["Plain", "Tabby", "Plain", "Tabby", "Tabby", "Plain"]
+    rows = pd.DataFrame({"species": "cat", "breed_true": labels, "breed_pred": labels})
+    rows["breed_correct"] = 1.0
+    rows.loc[[1, 2], ["breed_pred", "breed_correct"]] = ["Other", 0.0]
+    rows["breed_prob"] = 0.75
+    details = {"breed": {"nll": np.full(6, np.log(4))}}
+    evaluation, every = SimpleNamespace(rows=rows, details=details), np.arange(6)
+    mistakes = {"breed": np.array([2, 1])}
+    names = [f"{k}.png" for k in range(6)]
+    work = attention.Work(evaluation, every, names, catalog, every, mistakes)
+    found, classes = attention.HeadMaps(), ["Plain", "Tabby", "Other"]
+    options = {"photos_per_class": 9, "seed": 0}
+    attention.explain(found, work, network, "breed", 0, classes, "cat", **options)
     layer, cells = gradcam.finest_useful_layer(network)
-    assert found.layers == {(layer, cells)} == {("layer1", 4)}
+    assert found.layers == {(layer, cells)}
     rings = []
-    for number, name in enumerate([("cat", "Plain"), ("cat", "Tabby")]):
-        own = [k for k in range(6) if classes[k] == number and k != 3]
-        maps = [gradcam.gradcam(network, photos(6, 16)[k], 0, number, layer) for k in own]
-        entry = found.classes[name]
-        assert entry.num == len(own)
-        np.testing.assert_allclose(entry.total / entry.num, np.mean(maps, axis=0), atol=1e-5)
-        for cam in maps:
-            inner = cam[2:-2, 2:-2].sum()
-            rings += [1 - inner / cam.sum()] if cam.any() else []
+    for k in (0, 4, 5):
+        cam = gradcam.gradcam(network, photos(6, 16)[k], 0, classes.index(labels[k]))
+        rings += [1 - cam[2:-2, 2:-2].sum() / cam.sum()] if cam.any() else []
     summary = found.summary()
-    assert summary["num"] == 5 and summary["border_energy_frac"] == pytest.approx(np.mean(rings))
+    assert summary["num"] == 3 and summary["border_energy_frac"] == pytest.approx(np.mean(rings))
     assert summary["border_area_frac"] == pytest.approx(1 - 12 * 12 / 256)
-
-
-def test_tiles_hold_the_photo_and_a_map_for_each_class_asked(network, catalog):
-    classes = np.array([[0, 1], [2, -1], [1, 2]])
-    captions = [["a"], ["b"], ["c"]]
-    tiles = attention.example_tiles(network, catalog, np.array([1, 2, 3]), 0, classes, captions)
-    assert {row: (len(tile.pictures), tile.lines) for row, tile in tiles.items()} == {
-        0: (3, ["a"]),
-        1: (2, ["b"]),  # and none for the photo that cannot be read
-    }
+    assert set(found.pictures) == {1, 2}
     photo = photos(6, 16)[1]
-    np.testing.assert_array_equal(tiles[0].pictures[0], photo)
-    expected = gradcam.overlay(photo, gradcam.gradcam(network, photo, 0, 1, "layer1"))
-    np.testing.assert_allclose(tiles[0].pictures[2], expected, atol=1)
+    answer, truth = (gradcam.gradcam(network, photo, 0, number) for number in (2, 1))
+    expected = [photo, gradcam.overlay(photo, answer), gradcam.overlay(photo, truth)]
+    for picture, wanted in zip(found.pictures[1], expected, strict=True):
+        np.testing.assert_allclose(picture, wanted, atol=1)
+    told = attention.draw_maps(work, {"breed": found}, tmp_path)["breed"]
+    with Image.open(tmp_path / told["photo_files"][0]) as sheet:
+        shown = np.asarray(sheet)[64, 64], np.asarray(sheet)[128 + 64, 64]
+    side = attention.PICTURE_PX
+    for pixel, row in zip(shown, (2, 1), strict=True):
+        small = Image.fromarray(photos(6, 16)[row]).resize((side, side))
+        np.testing.assert_array_equal(pixel, np.asarray(small)[64, 64])
 
 
-def test_long_lines_end_with_their_tile(tmp_path):
+def test_a_long_or_strange_text_stays_on_the_right(tmp_path):
     black = np.zeros((8, 8, 3), np.uint8)
-    long = attention.Tile([black], ["a very long name " * 9, "two\nlines", "‮right to left"])
-    attention.draw_sheet(tmp_path / "sheet.png", "title", [long, attention.Tile([black], [])])
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
-    top = np.flatnonzero((sheet == 0).sum(axis=1) >= 2 * attention.PICTURE_PX)[0]
-    ink = sheet[top + attention.PICTURE_PX :] < 128
-    columns = np.flatnonzero(ink.any(axis=0))
-    left = np.flatnonzero(sheet[top] == 0)[0]
-    assert columns.min() >= left and columns.max() < left + attention.PICTURE_PX
+    lines = ["a very long name " * 20, "two\nlines", "\u202eright to left"]
+    attention.draw_strip(tmp_path / "strip.png", [([black] * 3, lines), ([black] * 2, [])])
+    sheet = np.asarray(Image.open(tmp_path / "strip.png").convert("L"))
+    side = attention.PICTURE_PX
+    assert sheet.shape[0] == 2 * side and (sheet[:side, : 3 * side] == 0).all()
+    assert (sheet[:side, 3 * side :] < 128).any() and (sheet[side:, 2 * side :] == 255).all()

@@ -141,7 +141,7 @@ def make_analysis(names: list[str]) -> dict[str, Any]:
         "probes": {"breed": {"baseline": {"num": 100, "accuracy": 0.6161}, "probes": [
             {"name": "left 5 %", "group": "shift", "accuracy": 0.5, "change": -0.1161,
              "interval_95": [-0.2, -0.05], "agreement": 0.7, "confidence": 0.6}]}},
-        "gradcam": {"breed": {"files": ["gradcam_breed.png"], "border_energy_frac": 0.2526,
+        "gradcam": {"breed": {"border_energy_frac": 0.2526,
                               "border_area_frac": 0.36}},
     }  # fmt: skip
 
@@ -165,7 +165,7 @@ def make_evaluation(
     (folder / "petface_eval_models.json").write_text(
         json.dumps({"stage1": stage1, "specialists": {}, "images_root": root, "dataset": "f00d"})
     )
-    for name in ("gradcam_breed.png", "photos/gradcam_breed_mistakes.png"):
+    for name in ("photos/gradcam_breed_mistakes.png",):
         Image.new("RGB", (40, 30), "red").save(folder / "analysis" / name)
     (folder / "label_errors.json").write_text(
         json.dumps({"heads": [{"species": "cat", "feature": "breed", "num_judged": 77,
