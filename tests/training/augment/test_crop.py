@@ -76,18 +76,6 @@ def test_what_moves_after_a_crop_moves_in_the_enlarged_image():
         torch.testing.assert_close(found[i][whole], wanted[whole], atol=1e-4, rtol=0)
 
 
-def test_a_crop_beside_uncropped_images_leaves_those_alone():
-    images = pictures(10)
-    p = drawn(10, TAIL)
-    box = p.crop_box_frac.clone()
-    assert torch.equal(box, torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(10, 4))
-    box[3] = torch.tensor([0.2, 0.1, 0.7, 0.9])
-    found, before = augment(images, replace(p, crop_box_frac=box)), augment(images, p)
-    others = torch.arange(10) != 3
-    torch.testing.assert_close(found[others], before[others], atol=1e-6, rtol=0)
-    assert (found[3] - before[3]).abs().max() > 0.1
-
-
 def test_crops_have_the_drawn_areas_and_ratios():
     p = drawn(4000, AugmentRegime(crop_area_min_frac=0.2, crop_aspect_max=4 / 3))
     left, top, right, bottom = p.crop_box_frac.unbind(1)

@@ -130,14 +130,6 @@ def test_no_change_is_exactly_the_pixels_even_beside_changed_images():
     assert not torch.isclose(found[~half], images[~half] / 255).all()
 
 
-def test_flip_alone_is_exact():
-    images = pictures()
-    flip = torch.arange(len(images)) % 3 == 0
-    found = augment(images, replace(nothing(len(images)), flip=flip))
-    assert torch.equal(found[flip], images[flip].flip(-1) / 255)
-    assert torch.equal(found[~flip], images[~flip] / 255)
-
-
 @pytest.mark.parametrize("size_px", [24, 300])
 def test_an_image_does_not_depend_on_its_neighbours(size_px):
     images = pictures(9, size_px, size_px)
@@ -223,14 +215,6 @@ def test_a_pixel_is_erased_where_its_centre_lies_in_the_box():
     wanted = torch.zeros(5, 4, dtype=torch.bool)
     wanted[1:3, 1] = True  # centres 1.5 and 2.5 down, 1.5 across
     assert torch.equal(black, wanted)
-
-
-def test_large_batches_are_the_same_as_their_parts():
-    images = pictures(70, 80, 80)  # more than one sub-batch
-    parameters = draw_parameters(torch.arange(70) % 5 == 0, BASE, TAIL, generator())
-    last = parameters[60:]
-    whole = augment(images, parameters)
-    torch.testing.assert_close(whole[60:], augment(images[60:], last), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
