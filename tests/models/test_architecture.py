@@ -192,7 +192,8 @@ def test_an_architecture_is_kept_only_where_it_is_not_plain() -> None:
     assert set(wide.stored()) == {"backbone", "architecture"}
     for one in (plain, wide):
         assert Architecture.from_stored({"format": 1, **one.stored()}) == one
-    assert Architecture.from_stored({}) == Architecture("resnet18")
+    for foreign in ({}, {"architecture": "resnet"}, {"architecture": {"bodies": 2}}):
+        assert Architecture.from_stored(foreign) == Architecture("resnet18")
     assert str(wide) == "resnet34, se, 3 bodies, hidden 16, dropout 0.5"
     with pytest.raises(ValueError, match='of resnet34, "backbone" resnet50'):
         Architecture.from_stored({**wide.stored(), "backbone": "resnet50", "format": 1})
