@@ -21,34 +21,18 @@ from petface.inference.stages import lay_out
 from petface.inference.two_stage import readable
 from petface.models import checkpoints
 from tests import reference_networks as reference
+from tests.inference.made_stages import COLOURS, HEADS, SPECIES, write_chinchilla, write_stage1
 
 MEAN, STD, SIZE_PX = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 32
-SPECIES = ("cat", "chinchilla", "yak")
-HEADS = reference.linear_heads(color1=4, gender=2)
-COLOURS = ("White", "Black, or so", "'Beige'", "NA")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stage 1 that answers chinchilla to everything, and chinchilla's specialist."""
     folder = tmp_path_factory.mktemp("models")
-    checkpoints.save(
-        folder / "best.pt",
-        {
-            "model": reference.classifier(3, favourite=1),
-            "class_to_index": {name: k for k, name in enumerate(SPECIES)},
-            "preprocessing": Preprocessing(SIZE_PX, "stretch", MEAN, STD).to_dict(),
-        },
-    )
-    checkpoints.save(
-        folder / "chinchilla" / "chinchilla_best.pt",
-        {
-            "model": reference.stored(HEADS),
-            "species": "chinchilla",
-            "head_vocabs": {"color1": list(COLOURS), "gender": ["female", "male"]},
-            "preprocessing": Preprocessing(SIZE_PX, "stretch", MEAN, STD).to_dict(),
-        },
-    )
+    rule = Preprocessing(SIZE_PX, "stretch", MEAN, STD)
+    write_stage1(folder / "best.pt", reference.classifier(3, favourite=1), rule)
+    write_chinchilla(folder, rule)
     return folder
 
 

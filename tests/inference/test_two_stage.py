@@ -15,12 +15,9 @@ from petface.data.images import ImageError, Preprocessing
 from petface.errors import UserError
 from petface.inference.stages import Photo, Stage1Model, Stage2Model
 from petface.inference.two_stage import TwoStageInference, refusal
-from petface.models import checkpoints
 from tests import reference_networks as reference
+from tests.inference.made_stages import COLOURS, SPECIES, write_chinchilla, write_stage1
 
-SPECIES = ("cat", "chinchilla", "yak")
-HEADS = reference.linear_heads(color1=4, gender=2)
-COLOURS = ["White", "Black, or so", "'Beige'", "NA"]
 SIZES = {"best": 32, "chinchilla": 48}  # the two stages see photos of different sizes
 
 
@@ -33,19 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pictures: list[np.ndarray])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
     logits = reference.reference_logits(images, {"species": (weight, bias)})["species"]
     bias = bias - logits.mean(dim=0)  # no species is the answer to everything
-    content = {
-        "model": {**reference.resnet18_body(), "fc.weight": weight, "fc.bias": bias},
-        "class_to_index": {name: k for k, name in enumerate(SPECIES)},
-        "preprocessing": Preprocessing(SIZES["best"]).to_dict(),
-    }
-    checkpoints.save(folder / "best.pt", content)
-    content = {
-        "model": reference.stored(HEADS),
-        "species": "chinchilla",
-        "head_vocabs": {"color1": COLOURS, "gender": ["female", "male"]},
-        "preprocessing": Preprocessing(SIZES["chinchilla"], "letterbox").to_dict(),
-    }
-    checkpoints.save(folder / "chinchilla" / "chinchilla_best.pt", content)
+    model = {**reference.resnet18_body(), "fc.weight": weight, "fc.bias": bias}
+    write_stage1(folder / "best.pt", model, Preprocessing(SIZES["best"]))
+    write_chinchilla(folder, Preprocessing(SIZES["chinchilla"], "letterbox"))
     return folder
 
 
@@ -132,12 +119,8 @@ def test_photos_of_one_animal_are_fused_by_their_mean_probability(
 def test_attributes_are_fused_by_the_specialist_of_the_fused_species(
     engine: TwoStageInference, folder: Path, pictures: list[np.ndarray]
 ) -> None:
-    favourite = {
-        "model": reference.classifier(3, favourite=1),
-        "class_to_index": {name: k for k, name in enumerate(SPECIES)},
-        "preprocessing": Preprocessing(32).to_dict(),
-    }
-    checkpoints.save(folder / "favourite.pt", favourite)
+    model = reference.classifier(3, favourite=1)
+    write_stage1(folder / "favourite.pt", model, Preprocessing(32))
     engine = TwoStageInference(folder / "favourite.pt", folder, "cpu")
     specialist = Stage2Model.load_for_species("chinchilla", folder, "cpu")
     rows = [dict(specialist.predict(picture, 4)["color1"].topk) for picture in pictures]
@@ -204,7 +187,7 @@ def test_the_engine_describes_its_models_without_their_folders(
     facts = engine.describe()
     assert facts["engine"] == "torch" and facts["precision"] == "fp32"
     assert facts["stage1"]["path"] == "best.pt"
-    assert facts["specialists"]["chinchilla"]["heads"]["color1"] == tuple(COLOURS)
+    assert facts["specialists"]["chinchilla"]["heads"]["color1"] == COLOURS
     assert facts["no_specialist"] == ["cat", "yak"]
     assert str(folder) not in str(facts)
 
