@@ -49,22 +49,13 @@ class SpeciesAnnotations:
     conflicts: list[Conflict]
     notes: list[str]  # lines that the user should read
 
-    def rows_of(self, record_names: np.ndarray) -> np.ndarray:
-        """Find each record's row; -1 where it has none. (len,) int64."""
-        if len(self.records) == 0:
-            return np.full(len(record_names), -1, dtype=np.int64)
-        row = np.searchsorted(self.records, record_names)
-        row = np.minimum(row, len(self.records) - 1)
-        return np.where(self.records[row] == record_names, row, -1)
-
     def align(self, record_names: np.ndarray) -> dict[str, np.ndarray]:
         """Return the labels in the order of `record_names`, -1 without a row. Each (len,) int32."""
-        row = self.rows_of(record_names)
-        aligned = {}
-        for feature, labels in self.labels.items():
-            aligned[feature] = np.full(len(row), UNKNOWN, dtype=np.int32)
-            aligned[feature][row >= 0] = labels[row[row >= 0]]
-        return aligned
+        row = np.searchsorted(self.records, record_names)
+        names = np.append(self.records, "")  # for what sorts behind the last record
+        row = np.where(names[row] == record_names, row, -1)
+        padded = {f: np.append(v, np.int32(UNKNOWN)) for f, v in self.labels.items()}
+        return {feature: labels[row] for feature, labels in padded.items()}  # -1 reads the last
 
 
 def read_species(

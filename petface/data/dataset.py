@@ -173,10 +173,10 @@ def _make_splits_file(
 def strata_of_records(catalog: Catalog, annotations: dict[str, SpeciesAnnotations]) -> np.ndarray:
     """Return the class of each record's primary attribute, -1 where there is none: (R,) int32."""
     strata = np.full(catalog.num_records, UNKNOWN, dtype=np.int32)
-    for number, name in enumerate(catalog.classes):
-        if name in annotations and (feature := primary_attribute(annotations[name])):
-            labels = annotations[name].align(_records_of(catalog, number))
-            strata[catalog.record_class == number] = labels[feature]
+    for name, table in annotations.items():
+        if feature := primary_attribute(table):
+            own = catalog.record_class == catalog.classes.index(name)
+            strata[own] = table.align(catalog.record_names[own])[feature]
     return strata
 
 
@@ -227,13 +227,11 @@ def _match_notes(dataset: Dataset) -> list[str]:
 def _class_notes(dataset: Dataset) -> list[str]:
     """Count the classes of each primary attribute that have too few records to be tested."""
     notes = []
-    for number, name in enumerate(dataset.catalog.classes):
-        table = dataset.annotations.get(name)
-        feature = primary_attribute(table) if table else None
-        if table and feature:
-            labels = table.align(_records_of(dataset.catalog, number))[feature]
-            few = untestable_classes(labels, table.vocabularies[feature])
-            if few:
+    strata = strata_of_records(dataset.catalog, dataset.annotations)
+    for name, table in dataset.annotations.items():
+        if feature := primary_attribute(table):
+            own = dataset.catalog.record_class == dataset.catalog.classes.index(name)
+            if few := untestable_classes(strata[own], table.vocabularies[feature]):
                 shown = ", ".join(repr(label) for label, _ in few[:3])
                 shown += ", ..." if len(few) > 3 else ""
                 what = f"{len(few)} of {len(table.vocabularies[feature])} {feature} classes"

@@ -32,6 +32,7 @@ Item = TypeVar("Item")
 _OF_WORK = "Caught "  # how torch begins what it brings here of an error in a worker's work
 _NO_ROOM = re.compile(r"shared memory|unable to (resize|allocate|mmap|open) |No space left")
 
+_DEPTH = 3  # slices decoded ahead, of each worker
 _num_deaths = 0  # of workers, since this process began
 
 
@@ -109,9 +110,9 @@ class FileImages:
 
 
 def read_ahead(
-    source: ImageReader, slices: Sequence[np.ndarray], num_workers: int, *, depth: int = 3
+    source: ImageReader, slices: Sequence[np.ndarray], num_workers: int
 ) -> Generator[Decoded, None, None]:
-    """Yield `source.read(s)` for each slice in order, decoded up to `depth` ahead of the consumer.
+    """Yield `source.read(s)` for each slice in order, decoded some ahead of the consumer.
 
     `num_workers` 0 decodes in one thread of this process, more in that many worker processes. What
     need not be decoded is always read in one thread. A worker dies where memory runs out, where
@@ -123,7 +124,7 @@ def read_ahead(
     num_done = 0
     while source.decodes and (num := _num_left(num_workers)) > 0:
         try:
-            for item in _from_processes(_Slices(source, slices[num_done:]), num, depth):
+            for item in _from_processes(_Slices(source, slices[num_done:]), num):
                 num_done += 1
                 yield item
             return
@@ -141,7 +142,7 @@ def read_ahead(
             "/dev/shm more room (of a container: --shm-size)",
             file=sys.stderr,
         )
-    yield from in_thread((source.read(part) for part in slices[num_done:]), depth)
+    yield from in_thread((source.read(part) for part in slices[num_done:]), _DEPTH)
 
 
 def _num_left(num_workers: int) -> int:
@@ -149,12 +150,12 @@ def _num_left(num_workers: int) -> int:
     return (num_workers, num_workers // 2, 0)[min(_num_deaths, 2)]
 
 
-def _from_processes(slices: _Slices, num_workers: int, depth: int) -> Iterator[Decoded]:
+def _from_processes(slices: _Slices, num_workers: int) -> Iterator[Decoded]:
     loader = DataLoader(
         slices,
         batch_size=None,
         num_workers=min(num_workers, len(slices)),
-        prefetch_factor=depth if len(slices) else None,
+        prefetch_factor=_DEPTH if len(slices) else None,
         collate_fn=_as_is,
         worker_init_fn=_leave_signals_to_parent,
     )

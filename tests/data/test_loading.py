@@ -283,7 +283,7 @@ def test_too_small_a_shared_memory_is_said_and_does_without_workers():
 
 def test_a_consumer_that_leaves_early_takes_the_reader_with_it(catalog, all_samples):
     source = Squares()
-    reader = read_ahead(source, slices(10_000), 0, depth=3)
+    reader = read_ahead(source, slices(10_000), 0)
     next(reader)
     assert len(decoding_threads()) == 1
     begun = time.monotonic()

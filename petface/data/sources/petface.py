@@ -72,7 +72,8 @@ def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
     with bar:
         for name in chosen:
             scanner.read_species(name, bar)
-    result = scanner.finish()
+    result = scanner.result
+    result.catalog = scanner.builder.build()
     if species is not None and result.empty_species and _has_shape(root):
         raise UserError(f"species {result.empty_species[0]!r} in {root} has no image")
     num_images = len(result.catalog)
@@ -97,10 +98,6 @@ class _Scanner:
         self.root = os.fsencode(root)
         self.builder = CatalogBuilder(self.root)
         self.result = Scan(CatalogBuilder(self.root).build())  # empty until the walk ends
-
-    def finish(self) -> Scan:
-        self.result.catalog = self.builder.build()
-        return self.result
 
     def stray(self, path: bytes, reason: str) -> None:
         self.result.stray_counts[reason] += 1
