@@ -92,35 +92,22 @@ def test_an_order_may_repeat_images_and_positions_are_places_in_the_samples(cata
     assert torch.equal(batch.images, expected.permute(0, 3, 1, 2))
 
 
-def assert_same(one, other):
-    assert torch.equal(one.images, other.images)
-    assert one.positions.tolist() == other.positions.tolist()
-    assert one.failures == other.failures
-    assert one.labels["b"].tolist() == other.labels["b"].tolist()
-
-
-@pytest.mark.parametrize("first", [1, 5, 6])
-def test_a_later_first_step_gives_the_rest_of_the_same_batches(catalog, all_samples, first):
-    order = np.random.default_rng(2).permutation(45)
-    source = FileImages(catalog, Preprocessing(8))
+@pytest.mark.parametrize(("first", "num_workers"), [(0, 2), (1, 0), (5, 2), (8, 0)])
+def test_workers_and_a_later_first_step_give_the_same_batches(
+    catalog, all_samples, first, num_workers
+):
+    order, source = np.arange(len(catalog))[:60], FileImages(catalog, Preprocessing(8))
+    options = {"num_workers": num_workers, "first_step": first}
     whole = list(batches(source, all_samples, order, 8, CPU))
-    rest = list(batches(source, all_samples, order, 8, CPU, first_step=first))
-    assert len(whole) == 6 and [b.step for b in rest] == list(range(first, 6))
+    rest = list(batches(source, all_samples, order, 8, CPU, **options))
+    assert len(whole) == 8 and [b.step for b in rest] == list(range(first, 8))
+    assert sum(len(b.failures) for b in whole) > 0
     for one, other in zip(whole[first:], rest, strict=True):
-        assert_same(one, other)
-
-
-def test_worker_processes_give_the_same_batches(catalog, all_samples):
-    order = np.arange(len(catalog))[:60]
-    source = FileImages(catalog, Preprocessing(16))
-    alone = list(batches(source, all_samples, order, 16, CPU, num_workers=0))
-    helped = list(batches(source, all_samples, order, 16, CPU, num_workers=2))
-    assert sum(len(b.failures) for b in alone) > 0
-    for one, other in zip(alone, helped, strict=True):
-        assert_same(one, other)
-    empty = np.array([], dtype=np.int64)
-    assert list(batches(source, all_samples, empty, 8, CPU, num_workers=2)) == []
-    assert list(batches(source, all_samples, empty, 8, CPU)) == []
+        assert torch.equal(one.images, other.images)
+        assert one.positions.tolist() == other.positions.tolist()
+        assert one.failures == other.failures
+        assert one.labels["b"].tolist() == other.labels["b"].tolist()
+    assert list(batches(source, all_samples, order[:0], 8, CPU, num_workers=num_workers)) == []
 
 
 def test_a_batch_in_which_nothing_can_be_read_is_empty_but_there(tree, catalog, all_samples):

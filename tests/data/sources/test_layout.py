@@ -68,19 +68,9 @@ def test_names_stay_apart_whatever_their_case_and_form():
     assert len(set(many)) == 2000 and many[-1] == "same_2000"
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (" NaN ", "means not known"),
-        (".cat", "not usable"),
-        ("a/b", "not usable"),
-        ("a\nb", "control character"),
-        ("\udcff", "not UTF-8"),
-        ("é" * 101, "longer than 200 bytes"),
-    ],
-)
-def test_a_class_name_is_refused_with_the_reason(text, reason):
-    with pytest.raises(UserError, match=reason):
+@pytest.mark.parametrize("text", [" NaN ", ".cat", "a/b", "a\nb", "\udcff", "é" * 101])
+def test_what_cannot_be_a_class_or_a_folder_is_refused(text):
+    with pytest.raises(UserError, match="class name"):
         class_name(text)
 
 
@@ -131,30 +121,21 @@ def test_a_val_part_alone_becomes_the_test_part_unless_asked_otherwise(parts, va
 def test_classes_without_a_training_photo_leave_val_and_test():
     found = settled(("train", "cat", 2), ("val", "hen", 1), ("test", "cat", 2), ("test", "Catt", 3))
     assert counts(found) == {("train", "cat", 2), ("test", "cat", 2)}
-    assert found.notes == [
-        "1 classes of the test part are not in the train part: Catt (3 photos, is it 'cat'?)",
-        "1 classes of the val part are not in the train part: hen (1 photos)",
-    ]
-    assert len(found.left_out) == 4
-    why = "of the val part, and its class is not in the train part"
-    assert ("val/hen/0.png", why) in found.left_out
+    assert len(found.notes) == 2 and "Catt (3 photos, is it 'cat'?)" in found.notes[0]
+    assert len(found.left_out) == 4 and "val/hen/0.png" in dict(found.left_out)
 
 
 def test_classes_unknown_to_the_checkpoint_leave_the_test_part_only():
     rows = [("train", "cat", 2), ("train", "hen", 2), ("test", "cat", 1)]
     found = settled(*rows, ("test", "hen", 1), classes=("dog", "cat"))
     assert counts(found) == set(rows)
-    assert found.notes == [
-        "1 classes of the test part are not known to the checkpoint: hen (1 photos)",
-        "1 classes of the checkpoint have no photo: dog",
-    ]
+    assert ["hen" in note for note in found.notes] == [True, False] and "dog" in found.notes[1]
 
 
 def test_a_folder_for_evaluation_alone_holds_the_known_classes_alone():
     rows = [("", "cat", 2), ("", "hen", 2), ("", "caf\u00e9", 1)]
     found = settled(*rows, classes=("cat", "cafe\u0301"))
     assert counts(found) == {("test", "cat", 2), ("test", "cafe\u0301", 1)}
-    assert found.notes[0] == "no parts, and a checkpoint: every photo goes into the test part"
     with pytest.raises(UserError, match="no photo is left of /source: the known classes are yak"):
         settled(("", "cat", 2), classes=("yak",))
 
@@ -189,7 +170,8 @@ def test_an_animal_is_never_cut_in_two():
 
 
 def test_nothing_is_cut_where_there_is_no_train_part_or_nothing_is_lacking():
-    for rows in ([("", "cat", 9)], [("test", "cat", 9)], [(p, "cat", 9) for p in SPLITS]):
+    for parts in ([""], ["test"], SPLITS):
+        rows = [(part, "cat", 9) for part in parts]
         assert counts(cut(made(*rows))) == set(rows)
 
 
