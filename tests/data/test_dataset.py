@@ -159,20 +159,6 @@ def test_paths_that_cannot_be_used_are_named(tmp_path):
         load_dataset(tmp_path / "images", tmp_path)
 
 
-def test_a_tree_of_petfaces_shape_is_small_in_memory(tmp_path):
-    for number in range(4_000):
-        place = tmp_path / "tree/images" / f"species{number % 13:02d}" / f"{number // 52:06d}"
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"{number // 13 % 4:02d}.png").write_bytes(b".")
-    (tmp_path / "tree/annotations").mkdir()
-    data = load(tmp_path / "tree")
-    assert len(data.catalog) == 4_000 and len(data.catalog.classes) == 13
-    arrays = [value for value in vars(data.catalog).values() if isinstance(value, np.ndarray)]
-    assert sum(array.nbytes for array in arrays) / 4_000 < 60  # a million: 60 MB
-    shares = np.bincount(data.record_split) / len(data.record_split)
-    assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.06)
-
-
 @pytest.mark.parametrize("most", [0, 1, 10, 40, 137, 500])
 def test_samples_are_even_over_the_classes_and_always_the_same(most):
     sizes = [3, 100, 30, 4]

@@ -257,10 +257,8 @@ def test_resizing_equals_torchvision_on_pil(shape, size_px):
 
 
 def test_preprocessing_round_trips_through_json():
-    for wanted in (
-        Preprocessing(),
-        Preprocessing(96, "letterbox", (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)),
-    ):
+    other = Preprocessing(96, "letterbox", (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    for wanted in (Preprocessing(), other):
         stored = json.loads(json.dumps(wanted.to_dict()))
         assert stored == wanted.to_dict() and Preprocessing.from_dict(stored) == wanted
     assert Preprocessing(mean=[0, 0, 0], std=[1, 1, 1]).mean == (0.0, 0.0, 0.0)

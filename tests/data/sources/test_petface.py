@@ -113,22 +113,24 @@ def test_species_restricts_the_scan(tmp_path):
             scan(tmp_path, [name])
 
 
-@pytest.mark.parametrize(
-    "given", [".", "PetFace", "PetFace/images/cat", "PetFace/images/cat/000000", "PetFace/gone"]
-)
+TREE = ("PetFace/images/cat/000000/00.png", "PetFace/annotations/cat.csv")
+
+
 @pytest.mark.parametrize("species", [None, ["cat"]])
-def test_the_wrong_level_is_answered_with_the_right_folder(tmp_path, given, species):
-    make(tmp_path, "PetFace/images/cat/000000/00.png", "PetFace/annotations/cat.csv")
+@pytest.mark.parametrize(
+    ("paths", "given", "meant"),
+    [
+        *((TREE, given, "PetFace/images") for given in (".", "PetFace", "PetFace/gone")),
+        *((TREE, f"PetFace/images/{given}", "PetFace/images") for given in ("cat", "cat/000000")),
+        (("PetFace/cat/000000/00.png",), "PetFace/images", "PetFace"),  # unpacked one level off
+    ],
+)
+def test_the_wrong_level_is_answered_with_the_right_folder(tmp_path, paths, given, meant, species):
+    make(tmp_path, *paths)
     with pytest.raises(UserError) as caught:
         scan(tmp_path / given, species)
-    assert f"use this folder instead: {tmp_path / 'PetFace/images'}\n" in str(caught.value)
+    assert f"use this folder instead: {tmp_path / meant}\n" in str(caught.value)
     assert "images/<species>/<record>/<image>.png" in str(caught.value)
-
-
-def test_images_unpacked_one_level_off_are_found(tmp_path):
-    make(tmp_path, "PetFace/cat/000000/00.png")
-    with pytest.raises(UserError, match=f"use this folder instead: {tmp_path / 'PetFace'}\n"):
-        scan(tmp_path / "PetFace" / "images")
 
 
 def test_a_few_images_do_not_hide_the_wrong_level(tmp_path):
