@@ -156,11 +156,17 @@ def stage2_run(stage2_flags, tmp_path_factory) -> Run:
 
 
 @pytest.fixture(scope="session")
-def evaluation_flags(tree, stage1_run, stage2_run) -> list[object]:
+def model_flags(stage1_run, stage2_run) -> list[object]:
+    """The flags that name the trained networks."""
+    return ["--stage1-checkpoint", stage1_run.folder / "best.pt", "--stage2-folder",
+            stage2_run.folder, "--device", "cpu", "--precision", "fp32"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def evaluation_flags(tree, model_flags) -> list[object]:
     """The flags of an evaluation, but for the folder that it writes to."""
-    return ["evaluate", *tree.flags, "--stage1-checkpoint", stage1_run.folder / "best.pt",
-            "--stage2-folder", stage2_run.folder, "--batch-size", 8, "--precision", "fp32",
-            "--device", "cpu", "--num-workers", 0, "--interval-resamples", 50]  # fmt: skip
+    batches = ["--batch-size", 8, "--num-workers", 0, "--interval-resamples", 50]
+    return ["evaluate", *tree.flags, *model_flags, *batches]
 
 
 @pytest.fixture(scope="session")

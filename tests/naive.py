@@ -53,23 +53,27 @@ def photos(images: Path) -> list[str]:
     return sorted(str(path.relative_to(images)) for path in images.glob("*/*/*.png"))
 
 
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, by the names of its columns."""
+    with path.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
 def splits(root: Path) -> dict[tuple[str, str], str]:
     """(species, record) -> part, from splits.csv."""
-    with (root / "splits.csv").open(newline="") as handle:
-        return {(row["species"], row["record"]): row["split"] for row in csv.DictReader(handle)}
+    return {(row["species"], row["record"]): row["split"] for row in rows_of(root / "splits.csv")}
 
 
 def labels(annotations: Path) -> dict[tuple[str, str], dict[str, str]]:
     """(species, record) -> known labels by feature."""
     found = {}
     for path in annotations.glob("*.csv"):
-        with path.open(newline="") as handle:
-            for row in csv.DictReader(handle):
-                known = {k.lower(): v for k, v in row.items() if v.lower() not in UNKNOWN}
-                record = f"{int(known.pop('name')):06d}"
-                if "gender" in known:
-                    known["gender"] = known["gender"].lower()
-                found[path.stem, record] = known
+        for row in rows_of(path):
+            known = {k.lower(): v for k, v in row.items() if v.lower() not in UNKNOWN}
+            record = f"{int(known.pop('name')):06d}"
+            if "gender" in known:
+                known["gender"] = known["gender"].lower()
+            found[path.stem, record] = known
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import tomllib
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from petface.data import pack
 from petface.data.catalog import strict_rows
 from petface.files import TEMPORARY_SUFFIX
 from petface.models import checkpoints
+from tests.naive import rows_of
 
 _TIMINGS = frozenset({"train_images_per_s", "train_s", "train_minutes", "seconds"})
 _OWN = frozenset({"run.lock", "environment.json", "settings.toml", "report.html"})  # name the run
@@ -70,16 +70,11 @@ def file_differences(straight: Path, other: Path) -> list[str]:
     if straight.suffix == ".pt":
         return differences(*(checkpoints.load(path) for path in (straight, other)))
     if straight.name == "metrics.csv":
-        return differences(_rows(straight), _rows(other))
+        return differences(rows_of(straight), rows_of(other))
     one, two = (p.read_bytes().replace(bytes(p.parent), b"FOLDER") for p in (straight, other))
     if straight.name == "final.json":
         return differences(json.loads(one), json.loads(two))
     return [] if one == two else ["differs in its bytes"]
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
 
 
 def stale_files(straight: Path, other: Path) -> list[str]:

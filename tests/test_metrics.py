@@ -16,6 +16,7 @@ from petface.metrics import (
     accuracy,
     balanced_accuracy,
     cluster_bootstrap_interval,
+    cluster_wilson_interval,
     cohen_kappa,
     confusion_matrix,
     majority_baseline,
@@ -137,14 +138,8 @@ def test_top_confusions_by_hand() -> None:
     assert cm[0, 0] == 10  # the caller's matrix is not touched
 
 
-def draw_records(generator: np.random.Generator, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw records of 1 to 6 photos whose share right varies by animal, 0.75 on average."""
-    photos = generator.integers(1, 7, num)
-    return generator.binomial(photos, generator.beta(1.5, 0.5, num)), photos
-
-
 def test_interval_agrees_with_a_naive_bootstrap() -> None:
-    correct, photos = draw_records(np.random.default_rng(0), 120)
+    correct, photos = made_records(np.random.default_rng(0), 120, 0.75, 1 / 3)
     generator = np.random.default_rng(1)
     ratios = []
     for _ in range(4000):
@@ -156,7 +151,7 @@ def test_interval_agrees_with_a_naive_bootstrap() -> None:
 
 
 def test_interval_is_deterministic_and_widens_with_confidence() -> None:
-    correct, photos = draw_records(np.random.default_rng(3), 80)
+    correct, photos = made_records(np.random.default_rng(3), 80, 0.75, 1 / 3)
     first = cluster_bootstrap_interval(correct, photos, seed=7)
     assert first == cluster_bootstrap_interval(correct, photos, seed=7)
     assert first != cluster_bootstrap_interval(correct, photos, seed=8)
@@ -169,7 +164,7 @@ def test_interval_edge_cases() -> None:
     assert all(math.isnan(edge) for edge in cluster_bootstrap_interval([0, 0], [0, 0]))
     assert cluster_bootstrap_interval([4, 4], [4, 4]) == (1.0, 1.0)
     assert cluster_bootstrap_interval([1], [4]) == (0.25, 0.25)
-    correct, photos = draw_records(np.random.default_rng(4), 60)
+    correct, photos = made_records(np.random.default_rng(4), 60, 0.75, 1 / 3)
     padded = np.append(correct, [0, 0, 0]), np.append(photos, [0, 0, 0])
     assert cluster_bootstrap_interval(*padded) == cluster_bootstrap_interval(correct, photos)
     with pytest.raises(AssertionError):
@@ -177,7 +172,7 @@ def test_interval_edge_cases() -> None:
 
 
 def test_interval_of_a_quarter_million_records_is_quick_and_flat_in_memory() -> None:
-    correct, photos = draw_records(np.random.default_rng(5), 250_000)
+    correct, photos = made_records(np.random.default_rng(5), 250_000, 0.75, 1 / 3)
     tracemalloc.start()
     low, high = cluster_bootstrap_interval(correct, photos)
     peak = tracemalloc.get_traced_memory()[1]
@@ -187,7 +182,7 @@ def test_interval_of_a_quarter_million_records_is_quick_and_flat_in_memory() -> 
 
 
 def test_interval_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    correct, photos = draw_records(np.random.default_rng(6), 90)
+    correct, photos = made_records(np.random.default_rng(6), 90, 0.75, 1 / 3)
     whole = cluster_bootstrap_interval(correct, photos)
     monkeypatch.setattr("petface.metrics._CELLS_PER_CHUNK", 100)
     assert cluster_bootstrap_interval(correct, photos) == whole
@@ -215,3 +210,75 @@ def test_a_confusion_table_round_trips_for_us_and_for_pandas(tmp_path: Path) -> 
 def test_what_is_no_confusion_table_is_not_read(tmp_path: Path, text: str) -> None:
     (tmp_path / "t.csv").write_text(text)
     assert read_confusion(tmp_path / "t.csv") is read_confusion(tmp_path / "gone.csv") is None
+
+
+# ---- How often the intervals over animals hold the truth, on photos made with a known one ----
+
+
+def made_records(
+    draw: np.random.Generator, num: int, accuracy: float, correlation: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Beta-binomial: each animal has its own chance; two of its photos agree by `correlation`."""
+    photos = draw.integers(1, 9, num)
+    strength = (1.0 - correlation) / correlation
+    chance = draw.beta(accuracy * strength, (1.0 - accuracy) * strength, num)
+    return draw.binomial(photos, chance), photos
+
+
+@pytest.mark.parametrize("correlation", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(("num", "accuracy"), [(200, 0.5), (200, 0.8), (400, 0.9)])
+def test_both_intervals_hold_what_they_promise(
+    num: int, accuracy: float, correlation: float
+) -> None:
+    draw, held = np.random.default_rng(0), np.zeros(2)
+    num_runs = 500
+    for run in range(num_runs):
+        correct, photos = made_records(draw, num, accuracy, correlation)
+        for place, (low, high) in enumerate(
+            (
+                cluster_bootstrap_interval(correct, photos, resamples=400, seed=run),
+                cluster_wilson_interval(correct, photos),
+            )
+        ):
+            held[place] += low <= accuracy <= high
+    assert (held / num_runs > 0.92).all() and (held / num_runs < 0.975).all(), held / num_runs
+
+
+def test_with_few_animals_the_bootstrap_promises_too_much_and_wilson_does_not() -> None:
+    """Why `reports.figures` takes Wilson's below 200: 20 animals, 90 % right, photos alike."""
+    for num, most in ((20, 0.88), (5, 0.7)):
+        draw, held = np.random.default_rng(1), np.zeros(2)
+        for run in range(500):
+            correct, photos = made_records(draw, num, 0.9, 0.5)
+            bootstrap = cluster_bootstrap_interval(correct, photos, resamples=200, seed=run)
+            wilson = cluster_wilson_interval(correct, photos)
+            held += [low <= 0.9 <= high for low, high in (bootstrap, wilson)]
+        assert held[0] / 500 < most and held[1] / 500 > 0.9, held / 500
+
+
+def test_photos_that_know_nothing_of_each_other_count_singly() -> None:
+    """One photo an animal: Wilson's interval of a plain share, by its formula."""
+    right, num, z = 63, 90, 1.959964
+    p = right / num
+    middle = (p + z**2 / (2 * num)) / (1 + z**2 / num)
+    half = z * ((p * (1 - p) / num + z**2 / (4 * num**2)) ** 0.5) / (1 + z**2 / num)
+    correct = np.arange(num) < right
+    found = cluster_wilson_interval(correct, np.ones(num, int))
+    assert found == pytest.approx((middle - half, middle + half), abs=1e-3)
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_without_spread_an_animal_counts_once(share: int) -> None:
+    photos = np.full(12, 5)
+    low, high = cluster_wilson_interval(share * photos, photos)
+    width = 1.959964**2 / (12 + 1.959964**2)  # Wilson's at 0 or all of 12
+    assert (low, high) == pytest.approx((1 - width, 1.0) if share else (0.0, width))
+    assert low <= share <= high
+
+
+def test_animals_without_a_photo_do_not_count() -> None:
+    with_empty = cluster_wilson_interval([3, 0, 1, 0], [4, 0, 2, 0])
+    assert with_empty == cluster_wilson_interval([3, 1], [4, 2])
+    assert np.isnan(cluster_wilson_interval([], [])).all()
+    assert np.isnan(cluster_wilson_interval([0], [0])).all()
+    assert 0 < cluster_wilson_interval([2], [3])[0] < cluster_wilson_interval([2], [3])[1] < 1

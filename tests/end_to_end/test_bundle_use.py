@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -12,15 +11,14 @@ import pytest
 from inference_engine import Stage1Model, Stage2Model, TwoStageInference
 from petface.errors import UserError
 from petface.models.checkpoints import CheckpointError
-from tests import scripts
+from tests import naive, scripts
 
 
 @pytest.fixture(scope="module")
-def bundle(tree, stage1_run, stage2_run, module_folder) -> Path:
+def bundle(tree, model_flags, module_folder) -> Path:
     """What `python -m tools.export` makes of the trained tiny networks."""
     out = module_folder / "bundle"
-    flags = [*tree.flags, "--stage1-checkpoint", stage1_run.folder / "best.pt",
-             "--stage2-folder", stage2_run.folder, "--out", out]  # fmt: skip
+    flags = [*tree.flags, *model_flags[:4], "--out", out]
     done = scripts.run_fresh("tools/export.py", flags)
     assert done.code == 0, done.err
     assert "no specialist in" in done.out and "yak" in done.out
@@ -74,15 +72,12 @@ def test_each_class_takes_a_bundle_or_a_file_of_it(bundle, stage1_run, tree):
 def test_the_evaluation_of_a_bundle_is_that_of_its_checkpoints(
     bundle, evaluation_flags, evaluation_run, script, tmp_path
 ):
-    place = evaluation_flags.index("--stage1-checkpoint")
-    flags = [*evaluation_flags, "--precision", "auto", "--out-dir", tmp_path / "evaluation"]
-    flags[place + 1] = bundle
+    flags = [*evaluation_flags, "--precision", "auto", "--stage1-checkpoint", bundle]
+    flags += ["--out-dir", tmp_path / "evaluation"]
     done = script("inference_engine.py", flags)
     assert done.code == 0, done.err
-    tables = []
-    for folder in (evaluation_run.folder, tmp_path / "evaluation"):
-        with (folder / "petface_eval_per_image.csv").open(newline="") as lines:
-            tables.append(list(csv.DictReader(lines)))
+    folders = evaluation_run.folder, tmp_path / "evaluation"
+    tables = [naive.rows_of(folder / "petface_eval_per_image.csv") for folder in folders]
     for one, other in zip(*tables, strict=True):
         for column, cell in one.items():
             if column.endswith("_prob") and cell:
@@ -100,10 +95,8 @@ def test_predict_takes_a_bundle_and_refuses_a_changed_one(bundle, tree, script, 
     out = tmp_path / "answers.csv"
     flags = ["predict", tree.images / "cat", "--stage1-checkpoint", bundle, "--out", out]
     assert script("inference_engine.py", flags).code == 0
-    with out.open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
     engine = TwoStageInference(bundle)
-    for row in rows[::5]:
+    for row in naive.rows_of(out)[::5]:
         answer = engine.infer(row["image"])
         assert row["status"] == answer["status"]
         if answer["species"]:

@@ -1,6 +1,5 @@
 """Each leaf can be deleted: without it the scripts still train, evaluate and predict."""
 
-import csv
 import json
 import shutil
 import subprocess
@@ -8,7 +7,7 @@ import sys
 
 import pytest
 
-from tests import scripts
+from tests import naive, scripts
 from tests.conftest import TINY
 
 LEAVES = ("report", "analysis", "export", "serving")
@@ -57,8 +56,7 @@ def test_the_scripts_need_no_leaf(leaf, tree, tmp_path):
     assert done.returncode == 0, done.stderr
     summary = json.loads((runs / "evaluation/petface_eval_summary.json").read_text())
     assert summary["num_images"] == sum(path.is_file() for path in tree.images.rglob("*"))
-    with (runs / "photos.csv").open(newline="") as handle:
-        (row,) = csv.DictReader(handle)
+    (row,) = naive.rows_of(runs / "photos.csv")
     assert row["species_pred"] and row["status"] in ("ok", "no_specialist")
     assert json.loads(done.stdout.splitlines()[-1])
     is_said = any("report" in line and "not " in line for line in done.stdout.splitlines())

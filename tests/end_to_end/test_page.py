@@ -356,22 +356,4 @@ def test_a_phone_never_scrolls_sideways(visit, server, width):
     assert_fits(page)
 
 
-def test_dark_still_and_on_paper(visit, server):
-    page = visit(server.url, color_scheme="dark", reduced_motion="reduce")
-    choose(page, photo())
-    progress(page, "1 of 1 photo answered")
-    style = "(node, name) => getComputedStyle(node)[name]"
-    ground = page.locator("body").evaluate(style, "backgroundColor")
-    assert sum(map(int, re.findall(r"\d+", ground))) < 3 * 40
-    ink = page.locator("h1").evaluate(style, "color")
-    assert sum(map(int, re.findall(r"\d+", ink))) > 3 * 200
-    assert page.locator(".bars i").first.evaluate(style, "animationName") == "none"
-    page.emulate_media(media="print")
-    expect(page.get_by_text("Siamese").first).to_be_visible()
-    expect(page.locator("#ask")).to_be_hidden()
-    expect(page.get_by_role("button", name="Remove cat.png")).to_be_hidden()
-    white = page.locator(".card").evaluate(style, "backgroundColor")
-    assert white == "rgb(255, 255, 255)"
-
-
 # ---- Networks ----

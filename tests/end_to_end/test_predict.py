@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from pathlib import Path
@@ -16,34 +15,24 @@ from petface.inference.predict import COLUMNS, find_photos
 from petface.taxonomy import FEATURES
 from tests import scripts
 from tests.conftest import BOMB, EMPTY, TRUNCATED
+from tests.naive import rows_of
 
 BAD = {TRUNCATED: "unreadable", EMPTY: "unreadable", BOMB: "too_large"}
 SMALL_SLICES = scripts.SetConstant("petface.inference.predict", "SLICE_PHOTOS", 16)
 
 
 @pytest.fixture(scope="module")
-def flags(stage1_run, stage2_run) -> list[object]:
-    return ["--stage1-checkpoint", stage1_run.folder / "best.pt", "--stage2-folder",
-            stage2_run.folder, "--device", "cpu", "--precision", "fp32"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tables(tree, flags, tmp_path_factory) -> tuple[Path, Path]:
+def tables(tree, model_flags, tmp_path_factory) -> tuple[Path, Path]:
     """The whole tree as CSV and as JSON lines, as a user writes them."""
     folder = tmp_path_factory.mktemp("predict")
     paths = folder / "answers.csv", folder / "answers.jsonl"
     for path in paths:
         done = scripts.run_fresh(
-            scripts.INFERENCE, ["predict", tree.images, *flags, "--out", path, "--topk", 2]
+            scripts.INFERENCE, ["predict", tree.images, *model_flags, "--out", path, "--topk", 2]
         )
         assert done.code == 0, done.err
     assert done.figures()["unreadable"] == "2" and done.figures()["too_large"] == "1"
     return paths
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
 
 
 def photos_of(tree) -> list[str]:
@@ -97,9 +86,9 @@ def test_the_csv_holds_the_best_answers_of_the_json_lines(tree, tables):
         (".jsonl", 0.6),
     ],
 )
-def test_a_killed_table_goes_on_and_is_the_same(tree, flags, script, tmp_path, suffix, share):
+def test_a_killed_table_goes_on_and_is_the_same(tree, model_flags, script, tmp_path, suffix, share):
     straight, killed = tmp_path / f"straight{suffix}", tmp_path / f"killed{suffix}"
-    arguments = ["predict", tree.images, *flags, "--out"]
+    arguments = ["predict", tree.images, *model_flags, "--out"]
     assert script("inference_engine.py", [*arguments, straight], SMALL_SLICES).code == 0
     kill = scripts.Both(SMALL_SLICES, scripts.KillWhileWritingRows(4, share))
     assert script("inference_engine.py", [*arguments, killed], kill).code == -9
@@ -118,7 +107,7 @@ def test_a_killed_table_goes_on_and_is_the_same(tree, flags, script, tmp_path, s
     assert script("inference_engine.py", [*arguments, killed, "--force"]).code == 0
 
 
-def test_bad_input_is_named_before_anything_is_asked(flags, script, tmp_path):
+def test_bad_input_is_named_before_anything_is_asked(model_flags, script, tmp_path):
     photo = tmp_path / "a.png"
     photo.write_bytes(b"")
     out = tmp_path / "answers.txt"
@@ -128,7 +117,7 @@ def test_bad_input_is_named_before_anything_is_asked(flags, script, tmp_path):
         ([photo, "--out", out], "written as .csv or .jsonl", 1),
         ([photo, "--precision", "int8"], "--precision must be", 2),
     ):
-        done = script("inference_engine.py", ["predict", *words, *flags[:6]])
+        done = script("inference_engine.py", ["predict", *words, *model_flags[:6]])
         assert (done.code, "Traceback" in done.err) == (code, False), done.err
         assert message in done.err
     assert not out.exists()
@@ -157,13 +146,13 @@ def test_folders_are_searched_for_regular_image_files_alone(tmp_path):
         find_photos([str(tmp_path / "gone")])
 
 
-def test_names_that_are_formulas_or_no_text_keep_their_rows(tree, flags, script, tmp_path):
+def test_names_that_are_formulas_or_no_text_keep_their_rows(tree, model_flags, script, tmp_path):
     whole = Path(photos_of(tree)[0]).read_bytes()
     for name in (b"=1+1.png", b'a,"b".png', b"line\nbreak.png", b"caf\xe9.png", b"<script>.png"):
         (tmp_path / os.fsdecode(name)).write_bytes(whole)
     for suffix in (".csv", ".jsonl"):
         out = tmp_path / f"answers{suffix}"
-        done = script("inference_engine.py", ["predict", tmp_path, *flags, "--out", out])
+        done = script("inference_engine.py", ["predict", tmp_path, *model_flags, "--out", out])
         assert done.code == 0 and done.figures()["ok"] == "5", done.err
     names = [Path(plain_cell(row["image"])).name for row in rows_of(tmp_path / "answers.csv")]
     assert names == ["<script>.png", "=1+1.png", 'a,"b".png', "caf\\udce9.png", "line\nbreak.png"]

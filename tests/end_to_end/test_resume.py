@@ -1,6 +1,5 @@
 """Runs that are stopped and killed, again and again, equal the straight run bit for bit."""
 
-import csv
 import json
 import signal
 from functools import partial
@@ -8,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from tests import scripts
+from tests import naive, scripts
 from tests.conftest import TINY_STAGE1
 from tests.sameness import assert_same
 
@@ -16,8 +15,7 @@ TIMINGS = {"train_images_per_s", "train_s"}
 
 
 def rows_of(path):
-    with path.open(newline="") as handle:
-        return [{k: v for k, v in r.items() if k not in TIMINGS} for r in csv.DictReader(handle)]
+    return [{k: v for k, v in r.items() if k not in TIMINGS} for r in naive.rows_of(path)]
 
 
 def loads(path):

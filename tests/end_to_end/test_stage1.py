@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 
 import numpy as np
 import pandas
@@ -75,12 +74,6 @@ def test_best_is_a_network_with_its_classes_and_its_preprocessing(best):
     assert best["preprocessing"] == {"size_px": 32, "resize": "stretch", "mean": None, "std": None}
     assert best["model"]["fc.weight"].shape == (4, 512)
     naive.species_network(best)  # strict: nothing is missing, nothing is left over
-
-
-def test_last_holds_what_a_resume_needs(last):
-    assert {"model", "optimizer", "scaler", "class_to_index", "epoch", "average"} <= last.keys()
-    assert last["epoch"] == 3 and len(last["history"]) == 3
-    assert len(last["optimizer"]["state"]) == len(list(naive.species_network(last).parameters()))
 
 
 def test_best_is_the_epoch_with_the_best_validation_accuracy(best, history, final):
@@ -200,14 +193,6 @@ def test_the_settings_are_a_preset_that_gives_the_same_run(stage1_run, tree):
     }  # fmt: skip
 
 
-def test_the_environment_is_recorded(stage1_run):
-    facts = json.loads((stage1_run.folder / "environment.json").read_text())
-    assert facts["python"] == sys.version.split()[0]
-    assert facts["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert facts["command"][0].endswith("train_resnet_minority_aug_dynamic.py")
-    assert "--epochs" in facts["command"]
-
-
 def test_the_last_thing_printed_is_the_figures(stage1_run, final):
     block = stage1_run.result.figures()
     assert block["test_accuracy"] == f"{final['test_accuracy']:.4f}"
@@ -215,11 +200,3 @@ def test_the_last_thing_printed_is_the_figures(stage1_run, final):
     assert block.pop("report") == str(stage1_run.folder / "report.html")
     tables = {"test_recall", "unreadable_per_species", "calibration"}
     assert set(block) == set(final) - tables
-
-
-def test_what_is_special_about_the_data_is_said(stage1_run):
-    out = stage1_run.result.out
-    assert "yak" in out and "NO specialist" in out
-    minority = [line.split()[0] for line in out.splitlines() if line.endswith("minority")]
-    assert minority == ["chimp", "yak"]  # at most 30 images, and neither cat nor dog
-    assert stage1_run.result.err.count("Traceback") == 0

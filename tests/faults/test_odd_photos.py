@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from pathlib import Path
@@ -15,15 +14,8 @@ from petface.files import plain_cell
 from tests import naive, scripts
 
 
-@pytest.fixture(scope="module")
-def flags(stage1_run, stage2_run):
-    return ["--stage1-checkpoint", stage1_run.folder / "best.pt", "--stage2-folder",
-            stage2_run.folder, "--device", "cpu", "--precision", "fp32"]  # fmt: skip
-
-
 def rows_of(path):
-    with path.open(encoding="utf-8", newline="") as lines:
-        return {Path(plain_cell(row["image"])).name: row for row in csv.DictReader(lines)}
+    return {Path(plain_cell(row["image"])).name: row for row in naive.rows_of(path)}
 
 
 def twins(pixels):
@@ -58,7 +50,7 @@ def twins(pixels):
 
 
 def test_each_kind_is_answered_as_the_plain_photo_that_its_rule_makes(
-    tree, flags, script, tmp_path
+    tree, model_flags, script, tmp_path
 ):
     """In bulk and one by one; what training and evaluation read is `decode`, too."""
     pixels = np.asarray(Image.open(tree.images / naive.photos(tree.images)[0]).convert("RGB"))
@@ -72,13 +64,13 @@ def test_each_kind_is_answered_as_the_plain_photo_that_its_rule_makes(
         Image.new("RGB", (32, 32), (200, 60, 40)).save(tmp_path / "plain" / f"{name}.png.png")
     out = tmp_path / "answers.csv"
     places = tmp_path / "odd", tmp_path / "plain"
-    done = script(scripts.INFERENCE, ["predict", *places, *flags, "--out", out])
+    done = script(scripts.INFERENCE, ["predict", *places, *model_flags, "--out", out])
     assert done.code == 0, done.err
     rows = rows_of(out)
     odd = sorted(path.name for path in (tmp_path / "odd").iterdir())
     assert len(rows) == 2 * len(odd) == 22
     shown = script(
-        scripts.INFERENCE, [*(tmp_path / "odd" / name for name in odd), *flags, "--json"]
+        scripts.INFERENCE, [*(tmp_path / "odd" / name for name in odd), *model_flags, "--json"]
     )
     alone = [json.loads(line) for line in shown.out.splitlines()]
     for name, answer in zip(odd, alone, strict=True):
@@ -107,8 +99,7 @@ def test_a_name_that_is_not_utf8_has_its_row_in_an_evaluation(
     assert done.code == 0, done.err
     before = rows_of(evaluation_run.folder / "petface_eval_per_image.csv")
     assert evaluation_run.result.code == 0 and len(before) > 1
-    with (tmp_path / "out/petface_eval_per_image.csv").open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
+    rows = naive.rows_of(tmp_path / "out/petface_eval_per_image.csv")
     assert len(rows) == len(naive.photos(tree.images))
     (row,) = [row for row in rows if "caf" in row["image"]]
     assert row["status"] == "ok" and row["species_pred"]

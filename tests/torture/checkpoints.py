@@ -9,14 +9,12 @@ import io
 import os
 import pickle
 import random
-import re
 import struct
 import subprocess
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,14 @@ import torch
 
 from petface.models import checkpoints
 from tests.sameness import differences
-from tests.torture.outcome import DAMAGES, Outcome, flipped_bit, read_damaged
+from tests.torture.outcome import (
+    DAMAGES,
+    Outcome,
+    begin_peak,
+    flipped_bit,
+    peak_bytes,
+    read_damaged,
+)
 
 _CONTENT = {
     "model": {
@@ -59,9 +64,9 @@ def torture_checkpoints(
             kind, data = damage.__name__.strip("_"), b""
             if number % 4 == 3:
                 kind, data = hostile[number // 4 % len(hostile)]
-            before = _begin_peak()
+            before = begin_peak()
             yield kind, data or damage(whole, draw)
-            if (taken := _peak() - before) > _MEMORY_BYTES:
+            if (taken := peak_bytes() - before) > _MEMORY_BYTES:
                 outcome.failures.append(f"file {number} ({kind}): took {taken / 1e6:.0f} MB")
             if trace.exists():
                 trace.unlink()
@@ -78,21 +83,6 @@ def torture_checkpoints(
         read_damaged(outcome, path, damaged(), load, is_refusal, difference)
     path.unlink()
     return outcome
-
-
-def _begin_peak() -> int:
-    """Forget the most memory that this process has had, where the system can; give what it has."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
-
-
-def _peak() -> int:
-    """Give the most bytes of memory since `_begin_peak`; 0 where the system does not tell."""
-    with suppress(OSError):
-        found = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
-        return int(found[1]) * 1024 if found else 0
-    return 0
 
 
 class _Planted:

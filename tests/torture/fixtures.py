@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from petface.errors import UserError
 from tests import scripts
 
+PAGE = 4096  # bytes that the file system of `small_space` gives out at once
 _STEADY = ["--device", "cpu", "--precision", "fp32", "--num-workers", 0]
 _LENIENT = ["--max-bad-fraction", 0.1]  # a small demo has the odd files of a large one
 
@@ -111,3 +114,46 @@ class Workshop:
                 raise UserError(f"the undisturbed {program} failed, {done.last_words()}")
             self.seconds[program] = time.monotonic() - begun
         return folder
+
+
+@dataclass
+class Space:
+    """A folder with room for so many bytes, and what makes a script see that limit."""
+
+    folder: Path
+    num_bytes: int
+    is_mounted: bool
+
+    def grow(self, num_bytes: int) -> None:
+        """Make room for more."""
+        self.num_bytes += num_bytes
+        if self.is_mounted:
+            _mount("-o", f"remount,size={self.num_bytes}", self.folder)
+
+    @property
+    def hook(self) -> scripts.Hook | None:
+        """What a script needs to be limited."""
+        return None if self.is_mounted else scripts.FullDisk(self.num_bytes)
+
+
+@contextmanager
+def small_space(folder: Path) -> Iterator[Space]:
+    """Make a file system in memory without room for a single byte; it is gone afterwards.
+
+    Where nothing can be mounted, a limit on the size of each file stands for it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    is_mounted = os.geteuid() == 0 and _mount("-t", "tmpfs", "-o", f"size={PAGE}", "full", folder)
+    if is_mounted:
+        (folder / "ballast").write_bytes(bytes(PAGE))  # a size of 0 would mean no limit
+    try:
+        yield Space(folder, PAGE, is_mounted)
+    finally:
+        if is_mounted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mount(*arguments: object) -> bool:
+    command = ["mount", *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0

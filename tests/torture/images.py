@@ -13,7 +13,6 @@ import io
 import json
 import os
 import random
-import re
 import resource
 import signal
 import struct
@@ -30,7 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.torture.outcome import DAMAGES, Outcome
+from tests.torture.outcome import DAMAGES, Outcome, peak_bytes
 
 MEMORY_BYTES = 1_000_000_000  # address space of a worker
 PATIENCE_S = 20.0  # for one image; any takes well below a second on a machine that is not busy
@@ -104,22 +103,8 @@ def _work(
         result, why = _judge(decode, data)
         seconds = time.monotonic() - begun
         signal.setitimer(signal.ITIMER_REAL, 0)
-        peak_kb = _peak_kb()
         row = {"number": number, "kind": kind, "result": result, "why": why}
-        print(json.dumps({**row, "peak_kb": peak_kb, "seconds": seconds}), flush=True)
-
-
-def _peak_kb() -> int:
-    """Give the most memory that this process had at once.
-
-    On Linux `ru_maxrss` is never less than what the process had that started this one.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii"))
-        if found:
-            return int(found[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(json.dumps({**row, "peak_kb": peak_bytes() // 1024, "seconds": seconds}), flush=True)
 
 
 def _judge(decode: Callable[[bytes], object], data: bytes) -> tuple[str, str]:

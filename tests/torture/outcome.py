@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,24 @@ def table(outcomes: Sequence[Outcome]) -> str:
         if len(outcome.failures) > _MAX_SHOWN:
             lines.append(f"  ... and {len(outcome.failures) - _MAX_SHOWN} more")
     return "\n".join(lines)
+
+
+def begin_peak() -> int:
+    """Forget the most memory that this process has had, where the system can; return what it has.
+
+    On Linux `ru_maxrss` is never less than what the process had that started this one.
+    """
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_bytes()
+
+
+def peak_bytes() -> int:
+    """Return the most bytes of memory since `begin_peak`; 0 where the system does not tell."""
+    with suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        return int(found[1]) * 1024 if found else 0
+    return 0
 
 
 def _shown(value: object) -> str:

