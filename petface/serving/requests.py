@@ -28,7 +28,7 @@ class Limits:
     max_pixels: int = MAX_PIXELS
     max_body_mb: float = 20.0  # of 1,000,000 bytes
     max_uploads_mb: float = 256.0  # of all clients together
-    max_connections: int = 512  # half of the files that a process may usually open
+    max_connections: int = 2048
     head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     answer_timeout_s: float = 20.0

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import resource
 import signal
 import socket
 
@@ -17,6 +18,7 @@ from petface.errors import UserError
 from petface.serving.requests import Limits
 
 _MAX_HEAD_BYTES = 32_768
+_SPARE_FILES = 256  # open files besides connections
 _POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'"
@@ -69,6 +71,9 @@ def make_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
 
 def serve(app: ASGIApp, taken: socket.socket, limits: Limits) -> None:
     """Answer until SIGINT or SIGTERM; then what was taken in, for `stop_timeout_s` at most."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(limits.max_connections + _SPARE_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("petface.serving").setLevel(logging.INFO)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of each bad form

@@ -1,6 +1,7 @@
 """The page in a real browser: around an engine with canned answers, then around networks."""
 
 import io
+import json
 import re
 import shutil
 from urllib.parse import urlsplit
@@ -9,7 +10,9 @@ import pytest
 from PIL import Image
 
 from petface.serving.requests import Limits
+from tests.conftest import EMPTY
 from tests.serving.made_server import RULE, FakeEngine, running
+from tests.tools.test_serve import served
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -175,6 +178,20 @@ def test_one_photo_gets_species_attributes_and_doubts(visit, server):
     assert [url for url in page.urls if "predict" in url] == [f"{server.url}predict?topk=5"]
 
 
+def test_what_is_said_where_less_than_usual_is_known(visit, server):
+    page = visit(server.url)
+    choose(page, photo("doubtful.png"), photo("dog.png"), photo("nan.png"))
+    doubtful, dog, nan = (card(page, f"{name}.png") for name in ("doubtful", "dog", "nan"))
+    expect(nan).to_contain_text("The network gave no number for this photo. NaN in breed")
+    expect(nan.locator(".answer")).to_have_text("cat")
+    expect(doubtful.locator(".answer").first).to_have_text("unsure best guess: cat")
+    expect(doubtful).to_contain_text("What follows holds only if it is: cat")
+    expect(dog).to_contain_text("There is no specialist for dog")
+    expect(dog).to_contain_text("Not every answer here was calibrated")
+    expect(dog).to_contain_text("100.0 %")
+    expect(dog).not_to_contain_text("unsure best")
+
+
 def test_several_photos_with_broken_ones_between(visit, server):
     page = visit(server.url, failures=[400, 413, 500])
     choose(page, photo("cat.png"), BROKEN, photo("dog.png"), TOO_LARGE, photo("fails"))
@@ -216,6 +233,15 @@ def test_several_photos_of_one_animal_are_fused(visit, server):
     page.get_by_role("button", name="Remove broken.jpg").click()
     expect(together).to_contain_text("from 3 photos")
     assert num_requests(page, "/predict") == 0
+
+
+def test_one_animal_of_broken_photos_only(visit, server):
+    page = visit(server.url, failures=[400])
+    one_animal(page)
+    choose(page, BROKEN, {**BROKEN, "name": "broken2.jpg"})
+    expect(card(page, "broken2.jpg")).to_contain_text("not a picture I can read")
+    expect(card(page, "All photos together")).to_contain_text("None of these files is a picture")
+    progress(page, "0 of 2 photos answered")
 
 
 def test_labels_are_text_whatever_stands_in_them(visit, server):
@@ -270,6 +296,15 @@ def test_a_few_at_once_and_cleared(visit, server):
     assert (seen["made"], seen["stored"]) == (seen["revoked"], 0)
 
 
+def test_a_server_that_is_gone(visit):
+    with running(Limits(), Canned()) as server:
+        page = visit(server.url, failures=["ERR_"])
+        expect(page.locator("#facts")).to_contain_text("red, green, blue")
+    choose(page, photo())
+    expect(card(page, "cat.png")).to_contain_text("The server cannot be reached")
+    expect(card(page, "cat.png")).not_to_contain_text("The server said")
+
+
 def test_why_this_answer(visit, server):
     page = visit(server.url)
     choose(page, photo(size=(40, 60)))
@@ -293,6 +328,16 @@ def test_why_this_answer(visit, server):
     page.get_by_role("button", name="Remove cat.png").click()
     seen = page.evaluate("() => window.seen")
     assert (seen["made"], seen["revoked"]) == (3, 3)
+
+
+def test_networks_that_cannot_be_explained(visit):
+    engine = Canned()
+    engine.can_explain = False
+    with running(Limits(), engine) as server:
+        page = visit(server.url)
+        choose(page, photo())
+        progress(page, "1 of 1 photo answered")
+        expect(page.get_by_role("button", name="Why this answer?")).to_have_count(0)
 
 
 # ---- Hands, eyes and machines ----
@@ -339,6 +384,26 @@ def test_the_keyboard_is_enough(visit, server):
     assert page.evaluate("() => window.seen.pointer") == 0
 
 
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_photos_are_dropped_and_pasted(visit, server, kind):
+    page = visit(server.url)
+    page.evaluate(
+        """([kind, bytes]) => {
+          const data = new DataTransfer();
+          data.items.add(new File([new Uint8Array(bytes)], "cat.png", { type: "image/png" }));
+          const event = kind === "drop"
+            ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+            : new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
+          document.body.dispatchEvent(new DragEvent("dragover",
+            { dataTransfer: data, bubbles: true, cancelable: true }));
+          document.body.dispatchEvent(event);
+        }""",
+        [kind, list(photo()["buffer"])],
+    )
+    progress(page, "1 of 1 photo answered")
+    expect(page.get_by_text("Drop the photos")).to_be_visible(visible=kind == "paste")
+
+
 @pytest.mark.parametrize("width", [320, 390])
 def test_a_phone_never_scrolls_sideways(visit, server, width):
     page = visit(server.url, viewport={"width": width, "height": 844}, failures=[400])
@@ -357,3 +422,25 @@ def test_a_phone_never_scrolls_sideways(visit, server, width):
 
 
 # ---- Networks ----
+
+
+def test_the_page_with_networks(visit, stage1_run, stage2_run, tree, tmp_path):
+    flags = "--stage1-checkpoint", stage1_run.folder / "best.pt"
+    with served(tmp_path, *flags, "--stage2-folder", stage2_run.folder) as server:
+        page = visit(server.url + "/", failures=[400])
+        photos = sorted((tree.images / "cat/000000").iterdir())
+        page.get_by_label("Choose photos").set_input_files([*photos, tree.images / EMPTY])
+        progress(page, f"{len(photos)} of {len(photos) + 1} photos answered")
+        expect(card(page, "00.png").first).to_contain_text("%")
+        card(page, "01.png").get_by_role("button", name="Why this answer? Species").click()
+        picture = card(page, "01.png").locator("img.why")
+        expect(picture).to_be_visible()
+        assert picture.evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 32
+        one_animal(page)
+        together = card(page, "All photos together")
+        expect(together).to_contain_text(f"from {len(photos)} of {len(photos) + 1} photos")
+        page.get_by_text("The networks behind the answers").click()
+        expect(page.locator("#facts")).to_contain_text("cat, chimp, dog, yak")
+        model_card = json.loads(server.get("/model_card"))
+        shown = page.locator("#facts code").first
+        expect(shown).to_contain_text(model_card["stage1"]["sha256"][:12])
