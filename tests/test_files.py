@@ -159,3 +159,11 @@ def test_two_starts_wait_for_each_other_in_one_folder(tmp_path: Path) -> None:
         seen.append("first")
     other.join(10)
     assert seen == ["first", "second"]
+
+
+def test_written_whole(old: Path) -> None:
+    with files.atomic_write(old) as handle:
+        handle.write(b"new")
+        handle.flush()
+        assert old.read_bytes() == b"old"  # nobody sees a half of it
+    assert old.read_bytes() == b"new" and list(old.parent.iterdir()) == [old]

@@ -47,7 +47,7 @@ MAX_LINES = {"script": 400, "module": 400, "README.md": 120}
 STAGE1_LOADS = 8_000
 TEXT = {".py", ".html", ".jinja", ".j2", ".js", ".css", ".svg", ".md"}
 
-# While the house is being rebuilt. Both lists only ever get shorter.
+# Where the house is still too big: lines today. These only ever get fewer.
 OVER_BUDGET: dict[str, int] = {
     "petface": 26500,
     "petface/data": 3700,

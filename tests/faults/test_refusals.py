@@ -181,3 +181,24 @@ def test_a_second_process_on_a_table_or_a_pack_is_told_who_has_it(
         with HeldBy(held.with_name(held.name + ".unfinished")):
             assert_refused(script(name, arguments), f"is being written by process {os.getpid()}")
         assert not held.exists()
+
+
+def test_planted_code_is_not_run_by_the_script(script, models, tree, tmp_path):
+    (stage1, _), flags = models
+    trace = tmp_path / "trace"
+    torch.save({"model": Planted(str(trace))}, stage1)
+    photo = tree.images / naive.photos(tree.images)[0]
+    scripts.assert_refused(
+        script(scripts.INFERENCE, [photo, *flags]), stage1, "holds pickled objects", "mkdir"
+    )
+    assert not trace.exists()
+
+
+class Planted:
+    """What makes a folder while it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (self.trace,)
