@@ -26,11 +26,11 @@ LAYERS = (
     ("serving",),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
-LEAVES = ("analysis", "report", "export", "serving")
 
 # Lines of all text files; who needs more names what goes.
 BUDGETS = {
     "petface": 15_000,
+    "foundations": 1_700,  # the files of petface/ itself, and settings/
     "petface/data": 2_700,
     "petface/models": 1_300,
     "petface/training": 2_300,
@@ -49,23 +49,19 @@ TEXT = {".py", ".html", ".jinja", ".j2", ".js", ".css", ".svg", ".md"}
 
 # Where the house is still too big: lines today. These only ever get fewer.
 OVER_BUDGET: dict[str, int] = {
-    "petface": 26500,
-    "petface/data": 3700,
-    "petface/models": 1768,
-    "petface/training": 2503,
-    "petface/inference": 1660,
-    "petface/evaluation": 1649,
-    "petface/analysis": 3507,
-    "petface/report": 4460,
-    "petface/export": 1202,
-    "petface/serving": 2782,
-    "tools": 7413,
-    "tests": 26500,
-    "stage 1 loads": 12700,
-    "train_resnet_minority_aug_dynamic.py": 432,
-    "README.md": 385,
+    "petface": 18448,
+    "foundations": 2400,
+    "petface/data": 3298,
+    "petface/training": 2415,
+    "petface/inference": 1286,
+    "petface/evaluation": 1475,
+    "petface/analysis": 2218,
+    "petface/report": 2118,
+    "petface/export": 539,
+    "petface/serving": 1525,
+    "tools": 3033,
+    "tests": 22700,
 }
-KNOWN_UPWARD: set[str] = set()
 
 
 def name_of(path: Path) -> str:
@@ -109,7 +105,7 @@ def violations(own: str, imported: set[str]) -> list[str]:
 @pytest.mark.parametrize("name", IDS)
 def test_a_module_imports_only_the_layers_above_it(name):
     assert name.split(".")[1] in LAYER_OF, f"{name} stands in no layer: give it a place"
-    assert set(violations(name, imports_of(NAMES[name]))) <= KNOWN_UPWARD
+    assert violations(name, imports_of(NAMES[name])) == []
 
 
 @pytest.mark.parametrize(
@@ -163,7 +159,10 @@ def num_lines(path: Path) -> int:
 
 @pytest.mark.parametrize("folder", BUDGETS)
 def test_a_folder_keeps_its_budget(folder):
-    files = (p for p in (REPOSITORY / folder).rglob("*") if p.suffix in TEXT)
+    places = [(REPOSITORY / folder).rglob("*")]
+    if folder == "foundations":
+        places = [PACKAGE.glob("*"), (PACKAGE / "settings").glob("*")]
+    files = (path for place in places for path in place if path.suffix in TEXT)
     lines = sum(num_lines(path) for path in files)
     assert lines <= max(BUDGETS[folder], OVER_BUDGET.get(folder, 0))
 
