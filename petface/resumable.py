@@ -69,7 +69,7 @@ class ResumableTable:
         return self
 
     def _is_still_unfinished(self) -> bool:
-        """Tell whether the locked file still has its name: its holder may have finished it since
+        """Return whether the locked file still has its name: its holder may have finished it since
         it was opened here.
         """
         try:

@@ -224,7 +224,7 @@ def record_counts(records: int) -> dict[str, int]:
 def long_tailed(
     names: Sequence[str], count: int, exponent: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Give `count` animals a class each, shuffled; class i is as frequent as (i + 1)^-exponent.
+    """Assign shuffled classes to `count` animals; class i is as frequent as (i + 1)^-exponent.
 
     As many classes as keep `SMALLEST_CLASS` animals each, but two where there are eight animals.
     """

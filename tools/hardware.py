@@ -12,7 +12,7 @@ from petface.devices import num_cores
 
 
 def hardware_name(device: torch.device, cpuinfo: str | None = None) -> str:
-    """Give "gpu-<name>" or "cpu-<cores>core-<name>[-<microarchitecture>]" in [a-z0-9-].
+    """Return "gpu-<name>" or "cpu-<cores>core-<name>[-<microarchitecture>]" in [a-z0-9-].
 
     `cpuinfo` is the text of /proc/cpuinfo, read from there if it is None.
     """
@@ -29,7 +29,7 @@ def hardware_name(device: torch.device, cpuinfo: str | None = None) -> str:
 
 
 def _zen(family: int, model: int) -> str:
-    """Give AMD's microarchitecture by family and model, as Linux does (arch/x86/kernel/cpu/amd.c).
+    """Return AMD's microarchitecture as Linux finds it (arch/x86/kernel/cpu/amd.c).
 
     A virtual machine often hides the product's number, not these two.
     """

@@ -57,12 +57,12 @@ class Record:
 
     @property
     def name(self) -> str:
-        """Name of the folder."""
+        """Return the name of the folder."""
         return f"{self.number:06d}"
 
 
 def columns_of(species: str) -> tuple[str, ...]:
-    """Give the header of a species' annotation file."""
+    """Return the header of a species' annotation file."""
     features = SPECIES_CONFIG[species].features + ("color2",) * (species in NO_VALID_COLOR2)
     return ("Name", "Gender", *(title for key, title in TITLES.items() if key in features))
 
@@ -123,7 +123,7 @@ def plan(records: int, seed: int, mislabelled: float = MISLABELLED_FRAC) -> dict
 
 
 def annotation_rows(records: list[Record]) -> list[tuple[str, ...]]:
-    """Give the rows of one species' file, with the oddities of cat and dog.
+    """Return the rows of one species' file, with the oddities of cat and dog.
 
     Cat: names written `7` and `11.0`, an equal duplicate, a row without a folder. Dog: a name
     written `7.0`, a contradictory duplicate, a folder without a row.
@@ -207,7 +207,7 @@ def plant_odd_files(images: Path, num_cats: int) -> None:
 
 
 def is_there(out: Path, marker: dict[str, object], *, force: bool) -> bool:
-    """Tell whether `out` holds the tree of `marker` already; make it empty of an older demo.
+    """Return whether `out` holds the tree of `marker` already; make it empty of an older demo.
 
     An unfinished tree is always taken away. Raises `UserError` for a folder that is not a demo, and
     for another finished demo without `force`. Nothing but the demo's own three entries is deleted.

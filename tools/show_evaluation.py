@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def draw_sheet(photos: Sequence[Photo]) -> Image.Image:
-    """Lay out photos in rows of `NUM_COLUMNS`, each with its answers below."""
+    """Format photos in rows of `NUM_COLUMNS`, each with its answers below."""
     height_px = PHOTO_PX + NUM_LINES * LINE_PX + MARGIN_PX
     num_rows = -(-len(photos) // NUM_COLUMNS)
     size = NUM_COLUMNS * TILE_PX + MARGIN_PX, num_rows * height_px + MARGIN_PX

@@ -122,7 +122,7 @@ def describe_model(path: str | Path, species: str | None) -> dict[str, Any]:
 
 
 def is_exported(path: str | Path) -> bool:
-    """Tell whether a path is a bundle or a file of one."""
+    """Return whether a path is a bundle or a file of one."""
     return Path(path).suffix == exported.SUFFIX or exported.is_bundle(path)
 
 

@@ -173,7 +173,7 @@ class TwoStageInference:
 
     @property
     def can_explain(self) -> bool:
-        """Tell whether there are gradients: exported models have none."""
+        """Return whether there are gradients: exported models have none."""
         return isinstance(self.stage1.network, Network)
 
     def explain(

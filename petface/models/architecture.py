@@ -64,7 +64,7 @@ class Architecture:
 
     @property
     def is_plain(self) -> bool:
-        """Tell whether it is the backbone and nothing else."""
+        """Return whether it is the backbone and nothing else."""
         return self == Architecture(self.backbone)
 
     @property

@@ -78,7 +78,7 @@ def _facts(
 
 
 def _audited(audit: dict[str, Any]) -> dict[str, Any]:
-    """Lay out what an audit counted per species and per attribute."""
+    """Format what an audit counted per species and per attribute."""
     species = read.rows(audit.get("per_species"), "species")
     parts = " ".join(f"records_per_split.{part}" for part in ("train", "val", "test"))
     heads = read.rows(audit.get("heads"), "species", "attribute")

@@ -39,7 +39,7 @@ _SEEN_WORDS = (
     "animals. A train part far above the test part tells of overfitting."
 )
 _SURE_WORDS = (
-    "Test part; temperature and threshold were fitted on the validation part. Answers of a "
+    "Test split; temperature and threshold were fitted on the validation split. Answers of a "
     "confidence at or above the threshold count as sure."
 )
 
@@ -86,7 +86,7 @@ def evaluation_page(
         metrics=[headline(row["head"], row) for row in read.headlines(summary)],
         sections=[
             Section("Confusion matrix", [Strip([drawn], "wide")]),
-            Section("Test part", [_TEST_WORDS, table(heads, _HEAD_KEYS)]),
+            Section("Test split", [_TEST_WORDS, table(heads, _HEAD_KEYS)]),
             Section("Errors", [link if (folder / "errors.html").is_file() else Markup()]),
         ],
         folded=[

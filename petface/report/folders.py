@@ -135,12 +135,12 @@ def read_run(folder: Path) -> Run:
 
 
 def is_run(folder: Path) -> bool:
-    """Tell a run folder by its files."""
+    """Recognise a run folder by its files."""
     return any((folder / name).is_file() for name in (FINAL, METRICS, SETTINGS, LOCK))
 
 
 def is_evaluation(folder: Path) -> bool:
-    """Tell the folder of an evaluation, finished or not, by its files."""
+    """Recognise the folder of an evaluation, finished or not, by its files."""
     names = (SUMMARY, PER_IMAGE, PER_IMAGE + ".unfinished")
     return any((folder / name).is_file() for name in names)
 
@@ -271,7 +271,7 @@ def rows(tree: Any, *names: str) -> Iterator[dict[str, Any]]:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Tell whether a value is a finite number."""
+    """Return whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -112,7 +112,7 @@ def render_markdown(template: str, **values: Any) -> str:
 
 
 def table(rows: Iterable[dict[str, Any]], keys: str = "") -> Table:
-    """Lay out dictionaries: a column per key, `a.b` a nested one; without `keys` the plain ones.
+    """Format dictionaries: a column per key, `a.b` a nested one; without `keys` the plain ones.
 
     Columns without any content are left out. A key decides the format: shares in %, changes in
     points, intervals, else numbers and texts.

@@ -32,7 +32,7 @@ def photo_root(folder: Path, images_root: str, *, with_photos: bool) -> Path | N
 
 
 def are_made_up(images_root: Path) -> bool:
-    """Tell whether photos are those of tools.make_demo_data, which anyone may see."""
+    """Return whether photos are those of tools.make_demo_data, which anyone may see."""
     try:
         made = json.loads((images_root.parent / "demo.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

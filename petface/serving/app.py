@@ -213,7 +213,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Tell whether the server works; answered under load too."""
+        """Return whether the server works; answered under load too."""
         uptime_s = round(time.monotonic() - started_s, 1)
         waiting = service.photos.used
         return JSONResponse({"status": "ok", "photos_waiting": waiting, "uptime_s": uptime_s})
@@ -237,7 +237,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
 
 async def _refuse(_: Request, error: Exception) -> JSONResponse:
-    """Give every failure the same form: status and message."""
+    """Format every failure alike: status and message."""
     refused = _refusal(error)
     content = {"status": refused.status, "message": refused.detail}
     return JSONResponse(content, refused.status_code, refused.headers)

@@ -250,7 +250,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def name_photos(entries: Sequence[Entry]) -> list[Entry]:
-    """Give each entry its record and image name; animals of different parts never share one."""
+    """Assign each entry its record and image name; animals of different parts never share one."""
     records: dict[tuple[str, str, str], str] = {}
     names: dict[str, UniqueNames] = defaultdict(UniqueNames)  # of the records of a species
     images: dict[tuple[str, str], UniqueNames] = defaultdict(UniqueNames)  # of a record
