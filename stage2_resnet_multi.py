@@ -45,13 +45,13 @@ from petface.settings import (
     read_settings,
 )
 from petface.taxonomy import PRIMARY_ATTR_PRIORITY
-from petface.training import augment, runs, sampling
+from petface.training import augment, recipe, runs, sampling
 from petface.training.augment.mixing import Mixing, MixKind
-from petface.training.epoch import Progress, epoch_row, train_epoch
+from petface.training.epoch import Progress, train_epoch
 from petface.training.evaluate import Job, evaluate
-from petface.training.phases import Optimization, Phase, PhasedTraining, make_phases
+from petface.training.phases import Optimization, Phase, Training, make_phases
 from petface.training.schedule import LrKind
-from petface.training.specialist import head_figures, specialist_loss, write_specialist_report
+from petface.training.specialist import head_figures, write_specialist_report
 
 # ---- Data: what changes the meaning of the figures ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
@@ -222,55 +222,46 @@ def train_specialist(
         known = int((parts["train"].labels[head] >= 0).sum())
         print(f"  {head:8s} {len(names):4d} classes, {known:,} training images with a known label")
 
-    def save_last() -> None:
-        more = {"failures": job.failures.messages}
-        run.save_last({**description, **training.state_dict(), **more})
-
-    how = Optimization(
-        s.WEIGHT_DECAY, s.BODY_LR_FACTOR, s.SCHEDULE, s.WARMUP_FRAC, s.PLATEAU_PATIENCE, s.EMA_DECAY
+    training = Training(
+        phases_of(s),
+        Optimization(
+            s.WEIGHT_DECAY,
+            s.BODY_LR_FACTOR,
+            s.SCHEDULE,
+            s.WARMUP_FRAC,
+            s.PLATEAU_PATIENCE,
+            s.EMA_DECAY,
+        ),
+        job,
+        run,
+        description,
+        watched=watched_loss,
     )
-    training = PhasedTraining(phases_of(s), how, model, job, "min")
     mixing = Mixing(s.MIX, s.MIX_PROBABILITY, s.MIX_ALPHA, s.MIX_ADAPTS)
-    if run.last.exists():
-        last = checkpoints.load(run.last)
-        training.load_state_dict(last)
-        job.failures.messages.update(last["failures"])
-
-    while training.has_epoch(run, save_last):
-        progress, epoch = training.progress, training.progress.epoch.epoch
-        measured = progress.measured(job)
-        val = None
-        if train_epoch(
+    training.resume()
+    while training.has_epoch():
+        epoch, measured = training.progress.epoch.epoch, training.progress.measured(job)
+        val = train_epoch(
             job,
-            progress,
+            training.progress,
             parts["train"],
             draw(epoch),
             regimes,
             seed=s.SEED,
-            rate=training.rate(watched_loss),
+            rate=training.rate(),
             mixing=mixing.after([row["val_loss"] for row in training.rows()]),
             stop=stop.asked,
-        ):
-            val = evaluate(measured, parts["val"], "validate", stop=stop.asked)
+        ) and evaluate(measured, parts["val"], "validate", stop=stop.asked)
         if not val:
-            save_last()
+            training.save_last()
             return stop.leave(f"in epoch {epoch + 1}")
         accuracies = {f"val_{head}_accuracy_frac": val.accuracy(head) for head in vocabularies}
-        row = {"phase": training.index + 1, **epoch_row(progress, val, accuracies)}
-        progress.history.append(row)
-        is_best = progress.stopping.update(watched_loss(row))
-        if is_best:
-            weights = {"model": measured.network.model.state_dict()}
-            run.save(run.best, {**description, **weights, "figures": row})
-        progress.epoch = progress.epoch.next_epoch()
-        save_last()
-        run.write_metrics(progress.history)
-        job.failures.write()
+        row, is_best = training.end_epoch(val, accuracies)
         shares = "  ".join(f"{head} {val.accuracy(head):.3f}" for head in vocabularies)
         print(
             f"phase {training.index + 1} epoch {epoch + 1:3d}  loss {row['train_loss']:.3f}  "
             f"val loss {row['val_loss']:.3f}  {shares}  {row['train_images_per_s']:.0f} img/s"
-            f"{'  best' if is_best else ''}"
+            f"{'  best' * is_best}"
         )
     return finish(s, run, job, parts, vocabularies, training.progress, stop)
 
@@ -320,12 +311,18 @@ def make_job(
     """Gather what every pass needs; the network goes to the device."""
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
     network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
-    weights, loss = specialist_loss(
-        model.head_sizes,
-        parts["train"].labels,
+    train_labels = parts["train"].labels
+    class_weights, loss = recipe.heads_loss(
+        {
+            head: np.bincount(train_labels[head][train_labels[head] >= 0], minlength=size)
+            for head, size in model.head_sizes.items()
+        },
+        recipe.focal_gammas(
+            model.head_sizes,
+            with_color=s.FOCAL_GAMMA_COLOR,
+            without_color=s.FOCAL_GAMMA_IMBAL,
+        ),
         network.device,
-        gamma_with_color=s.FOCAL_GAMMA_COLOR,
-        gamma_without_color=s.FOCAL_GAMMA_IMBAL,
         weighted=s.CLASS_WEIGHTS == "inverse",
         label_smoothing=s.LABEL_SMOOTHING,
         logit_adjustment=s.LOGIT_ADJUSTMENT,
@@ -334,7 +331,7 @@ def make_job(
         network=network,
         num_classes=model.head_sizes,
         loss=loss,
-        class_weights=weights,
+        class_weights=class_weights,
         source=image_source(dataset.catalog, s.PACK, preprocessing),
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),

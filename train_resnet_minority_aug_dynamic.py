@@ -44,9 +44,9 @@ from petface.settings import (
 )
 from petface.training import augment, recipe, runs, sampling
 from petface.training.augment.mixing import Mixing, MixKind
-from petface.training.epoch import Progress, epoch_row, train_epoch
+from petface.training.epoch import Progress, train_epoch
 from petface.training.evaluate import Evaluation, Job, evaluate
-from petface.training.phases import Optimization, Phase, PhasedTraining, make_phases
+from petface.training.phases import Optimization, Phase, Training, make_phases
 from petface.training.schedule import LrKind
 
 # ---- Data: what changes the meaning of the figures ----
@@ -175,71 +175,61 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
         "preprocessing": job.network.preprocessing.to_dict(),
         "pretrained": pretrained,
     }
-
-    def save_last() -> None:
-        more = {"sampler_weights": sampler.weights.tolist(), "failures": job.failures.messages}
-        run.save_last({**description, **training.state_dict(), **more})
-
     watched = "val_loss" if s.SELECT_BY == "loss" else f"val_{s.SELECT_BY}_frac"
-    how = Optimization(
-        s.WEIGHT_DECAY, s.BODY_LR_FACTOR, s.SCHEDULE, s.WARMUP_FRAC, s.PLATEAU_PATIENCE, s.EMA_DECAY
+    training = Training(
+        phases_of(s),
+        Optimization(
+            s.WEIGHT_DECAY,
+            s.BODY_LR_FACTOR,
+            s.SCHEDULE,
+            s.WARMUP_FRAC,
+            s.PLATEAU_PATIENCE,
+            s.EMA_DECAY,
+        ),
+        job,
+        run,
+        description,
+        watched=lambda row: row[watched],
+        mode="min" if s.SELECT_BY == "loss" else "max",
+        more=lambda: {"sampler_weights": sampler.weights.tolist()},
     )
-    better: Literal["min", "max"] = "min" if s.SELECT_BY == "loss" else "max"
-    training = PhasedTraining(phases_of(s), how, model, job, better)
     mixing = Mixing(s.MIX, s.MIX_PROBABILITY, s.MIX_ALPHA, s.MIX_ADAPTS)
-    if run.last.exists():
-        last = checkpoints.load(run.last)
-        training.load_state_dict(last)
+    if last := training.resume():
         sampler.set_weights(last["sampler_weights"])
-        job.failures.messages.update(last["failures"])
     print(f"training on {job.network}{distributed.describe(s.BATCH_SIZE)}")
     print(f"first weights: {pretrained}")
     print(f"images: {', '.join(f'{name} {len(part):,}' for name, part in parts.items())}")
     print("\n".join(sampling.class_lines(parts["train"], classes, base_weights)))
 
     adapts = s.SAMPLER == "weighted" and s.PERF_ALPHA > 0
-    while training.has_epoch(run, save_last):
-        progress, epoch = training.progress, training.progress.epoch.epoch
-        measured = progress.measured(job)
-        val = seen = None
-        if train_epoch(
+    while training.has_epoch():
+        epoch, measured = training.progress.epoch.epoch, training.progress.measured(job)
+        val = seen = train_epoch(
             job,
-            progress,
+            training.progress,
             parts["train"],
             draw(epoch),
             regimes,
             seed=s.SEED,
-            rate=training.rate(lambda row: row[watched]),
+            rate=training.rate(),
             mixing=mixing.after([row["val_loss"] for row in training.rows()]),
             stop=stop.asked,
-        ):
-            val = seen = evaluate(measured, parts["val"], "validate", stop=stop.asked)
+        ) and evaluate(measured, parts["val"], "validate", stop=stop.asked)
         if val and adapts and s.RECALL_SPLIT == "train":
             seen = evaluate(measured, parts["train"], "recall", stop=stop.asked)
         if not val or not seen:
-            save_last()
+            training.save_last()
             return stop.leave(f"in epoch {epoch + 1}")
-        accuracies = {
-            "val_accuracy_frac": val.accuracy("species"),
-            "val_balanced_accuracy_frac": val.balanced_accuracy("species"),
-        }
-        row = {"phase": training.index + 1, **epoch_row(progress, val, accuracies)}
-        progress.history.append(row)
         if adapts:
             weights = adapted_weights(s, base_weights, seen)
             sampler.set_weights(distributed.broadcast_object(weights))
-        is_best = progress.stopping.update(row[watched])
-        if is_best:
-            weights = {"model": measured.network.model.state_dict()}
-            run.save(run.best, {**description, **weights, "figures": row})
-        progress.epoch = progress.epoch.next_epoch()
-        save_last()
-        run.write_metrics(progress.history)
-        job.failures.write()
+        accuracy, balanced = val.accuracy("species"), val.balanced_accuracy("species")
+        row, is_best = training.end_epoch(
+            val, {"val_accuracy_frac": accuracy, "val_balanced_accuracy_frac": balanced}
+        )
         print(
-            f"epoch {epoch + 1:3d}  loss {row['train_loss']:.3f}  val accuracy "
-            f"{row['val_accuracy_frac']:.3f}  balanced {row['val_balanced_accuracy_frac']:.3f}  "
-            f"{row['train_images_per_s']:.0f} img/s{'  best' if is_best else ''}"
+            f"epoch {epoch + 1:3d}  loss {row['train_loss']:.3f}  val accuracy {accuracy:.3f}  "
+            f"balanced {balanced:.3f}  {row['train_images_per_s']:.0f} img/s{'  best' * is_best}"
         )
     return finish(s, run, job, parts, classes, training.progress, stop)
 
@@ -311,16 +301,18 @@ def make_job(
         shown *= sampler.weights
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
     network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
+    class_weights, loss = recipe.heads_loss(
+        {"species": shown},
+        {"species": s.FOCAL_GAMMA},
+        network.device,
+        label_smoothing=s.LABEL_SMOOTHING,
+        logit_adjustment=s.LOGIT_ADJUSTMENT,
+    )
     return Job(
         network=network,
         num_classes={"species": num_classes},
-        loss=recipe.species_loss(
-            shown,
-            network.device,
-            focal_gamma=s.FOCAL_GAMMA,
-            label_smoothing=s.LABEL_SMOOTHING,
-            logit_adjustment=s.LOGIT_ADJUSTMENT,
-        ),
+        loss=loss,
+        class_weights=class_weights,
         source=image_source(dataset.catalog, s.PACK, preprocessing),
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),

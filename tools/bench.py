@@ -46,7 +46,7 @@ from petface.models.multi_head import ChinchillaMultiHeadResNet18
 from petface.models.network import Network
 from petface.settings import read_flags
 from petface.training import epoch, evaluate, losses
-from petface.training.augment import BASE, NONE, TAIL, AugmentRegime, augment_batch
+from petface.training.augment import BASE, NONE, TAIL, AugmentRegime, augment, draw_parameters
 from petface.training.runs import FailureLog, RunFolder
 from petface.training.schedule import EarlyStopping
 from tools.hardware import hardware_name
@@ -216,7 +216,7 @@ def our_epoch(tree: Tree, source: ImageReader, device: torch.device, batch_size:
     job = evaluate.Job(
         network=Network.build(model, tree.rule, str(device), "auto"),
         num_classes={"species": len(SPECIES)},
-        loss=lambda out, b: losses.masked_cross_entropy(out[0], b.labels["species"]),
+        loss=lambda out, b: losses.masked_focal_loss(out[0], b.labels["species"], 0.0),
         source=source,
         batch_size=batch_size,
         num_workers=worker_count(-1),
@@ -253,7 +253,7 @@ def bare_steps(tree: Tree, device: torch.device, batch_size: int) -> Run:
 
     def run() -> int:
         for _ in range(len(tree.catalog) // batch_size):
-            x = augment_batch(pixels, is_tail, BASE, TAIL, generator)
+            x = augment(pixels, draw_parameters(is_tail, BASE, TAIL, generator))
             loss = nn.functional.cross_entropy(network(x)[0].float(), label)
             optimizer.zero_grad()
             scaler.scale(loss).backward()

@@ -18,7 +18,7 @@ from petface.errors import UserError
 from petface.models.multi_head import train_mode
 from petface.training.augment.mixing import Mixing, mix_batch
 from petface.training.augment.regimes import AugmentRegime
-from petface.training.evaluate import Evaluation, Job, bar_of
+from petface.training.evaluate import Job, bar_of
 from petface.training.recipe import WeightAverage
 from petface.training.schedule import EarlyStopping
 from petface.training.step import augment_share, backward, combine, share_of
@@ -91,22 +91,6 @@ class Progress:
             self.average.load_state_dict(state["average"])
 
 
-def epoch_row(progress: Progress, val: Evaluation, accuracies: dict[str, float]) -> dict[str, Any]:
-    """Collect an epoch's metrics: a row of metrics.csv."""
-    state = progress.epoch
-    return {
-        "epoch": state.epoch + 1,
-        "train_loss": state.mean_loss,
-        "val_loss": val.loss,
-        **accuracies,
-        "learning_rate": progress.optimizer.param_groups[0]["lr"],
-        "train_images_per_s": state.num_images / max(state.seconds, 1e-9),
-        "train_s": state.seconds,
-        "num_unreadable": state.num_unreadable,
-        "num_skipped_steps": state.num_skipped_steps,
-    }
-
-
 def train_epoch(
     job: Job,
     progress: Progress,
@@ -144,15 +128,9 @@ def train_epoch(
                 torch.manual_seed(_step_seed(*numbers, *distributed.place()))  # dropout
                 x = augment_share(batch, share, regimes, generator)
                 mixed = mix_batch(x, mixing, generator)
+                x = x if mixed is None else mixed.images
                 value, progress.num_parts = backward(
-                    job.network,
-                    job.loss,
-                    job.class_weights,
-                    batch,
-                    x if mixed is None else mixed.images,
-                    scaler,
-                    progress.num_parts,
-                    mixed,
+                    job, batch, x, mixed, scaler, progress.num_parts
                 )
                 combine(job.network.model, _parameters(optimizer), value, share)
                 finite = _update(value, optimizer, scaler, job.clip_norm)

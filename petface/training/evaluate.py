@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar, cast
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from petface import distributed, metrics
 from petface.data.loading import Batch, ImageReader, Samples, batches, own_batches
 from petface.models.network import Network
+from petface.taxonomy import UNKNOWN
 from petface.training.recipe import Loss
 from petface.training.runs import FailureLog
 
@@ -88,6 +89,16 @@ class Evaluation:
         return metrics.balanced_accuracy(self.confusions[head])
 
 
+class _Seen(NamedTuple):
+    """What a batch showed."""
+
+    positions: np.ndarray  # (B,) of the readable images in the samples
+    predicted: np.ndarray  # (heads, B) class indices, -1 where a logit of any head is not finite
+    loss: float  # summed over the images
+    logits: list[np.ndarray]  # (B, K) per head; empty if not kept
+    failures: list[tuple[int, str]]  # (catalog place, message)
+
+
 def evaluate(
     job: Job,
     samples: Samples,
@@ -102,95 +113,73 @@ def evaluate(
     Several processes share the batches; the figures are those of one alone, to the last bit, and
     all of them get them. The answers are in the first one alone.
     """
-    own = _answer_own(job, samples, title, keep_answers, stop)
-    if own is None:
-        return None
-    every = distributed.gather_objects(own)
-    sums = _sum_up(every, job.num_classes) if every else None
-    seen, failures = cast(
-        tuple[Evaluation, list[tuple[int, str]]], distributed.broadcast_object(sums)
-    )
-    if distributed.world_size() > 1:  # alone each batch's were noted as it came
-        job.failures.add(failures)
-    return replace(seen, answers=_answers(every, samples, job)) if keep_answers and every else seen
-
-
-@dataclass
-class _Own:
-    """What one process saw: sums, and an entry per batch in its order."""
-
-    confusions: dict[str, np.ndarray]
-    num_non_finite: int = 0
-    losses: list[float] = field(default_factory=list)  # summed over the images of a batch
-    positions: list[np.ndarray] = field(default_factory=list)  # of readable images in the samples
-    logits: list[list[np.ndarray]] = field(default_factory=list)  # per head; empty if not kept
-    failures: list[list[tuple[int, str]]] = field(default_factory=list)
-
-
-def _answer_own(
-    job: Job, samples: Samples, title: str, keep_answers: bool, stop: Callable[[], bool]
-) -> _Own | None:
-    own = _Own({head: np.zeros((size, size), np.int64) for head, size in job.num_classes.items()})
     job.network.model.eval()
-    num_all, num_asked = -(-len(samples) // job.batch_size), 0  # batches
+    own: list[_Seen] = []
     with bar_of(title, len(samples)) as bar:
         for batch in job.batches(samples, np.arange(len(samples)), own_batches):
-            if distributed.world_size() == 1:
+            if distributed.world_size() == 1:  # too many stop the pass at once
                 job.failures.add(batch.failures)
-            _answer_batch(job, batch, own, keep_answers)
+            own.append(_answer_batch(job, batch, keep_answers))
             bar.update((len(batch.positions) + len(batch.failures)) * distributed.world_size())
-            num_asked += 1
             if stop():
                 return None
-    if num_asked * distributed.world_size() < num_all and stop():  # others have one batch more
+    num_batches = -(-len(samples) // job.batch_size)
+    if len(own) * distributed.world_size() < num_batches and stop():  # others have one batch more
         return None
-    return own
+    every = _in_turn(distributed.gather_objects(own))
+    summed = _sum_up(job, samples, every) if distributed.is_main() else None
+    seen, failures = cast(
+        tuple[Evaluation, list[tuple[int, str]]], distributed.broadcast_object(summed)
+    )
+    if distributed.world_size() > 1:
+        job.failures.add(failures)
+    is_kept = keep_answers and distributed.is_main()
+    return replace(seen, answers=_answers(job, samples, every)) if is_kept else seen
 
 
-def _answer_batch(job: Job, batch: Batch, own: _Own, keep_answers: bool) -> None:
-    """Add what a batch shows."""
-    own.failures.append(batch.failures)
-    own.positions.append(batch.positions)
-    own.losses.append(0.0)
-    own.logits.append([])
+def _answer_batch(job: Job, batch: Batch, keep_answers: bool) -> _Seen:
     if not len(batch.positions):
-        return
+        nothing = np.empty((len(job.num_classes), 0), np.int64)
+        return _Seen(batch.positions, nothing, 0.0, [], batch.failures)
     outputs = job.network.logits(batch.images)
-    finite = torch.stack([torch.isfinite(o).all(dim=1) for o in outputs]).all(dim=0)
-    own.num_non_finite += int((~finite).sum())
-    for (head, size), logits in zip(job.num_classes.items(), outputs, strict=True):
-        true = torch.where(finite, batch.labels[head], -1).cpu().numpy()
-        predicted = logits.argmax(dim=1).cpu().numpy()
-        own.confusions[head] += metrics.confusion_matrix(true, predicted, size)
-    own.losses[-1] = float(job.loss(outputs, batch)) * len(batch.positions)
-    if keep_answers:
-        own.logits[-1] = [logits.cpu().numpy() for logits in outputs]
+    finite = torch.stack([logits.isfinite().all(dim=1) for logits in outputs]).all(dim=0)
+    predicted = torch.stack([logits.argmax(dim=1) for logits in outputs]).where(finite, -1)
+    loss = float(job.loss(outputs, batch)) * len(batch.positions)
+    logits = [logits.cpu().numpy() for logits in outputs] if keep_answers else []
+    return _Seen(batch.positions, predicted.cpu().numpy(), loss, logits, batch.failures)
 
 
 def _sum_up(
-    every: Sequence[_Own], heads: Iterable[str]
+    job: Job, samples: Samples, every: Sequence[_Seen]
 ) -> tuple[Evaluation, list[tuple[int, str]]]:
-    """Sum what the processes saw, batch by batch in the order of one alone."""
-    confusions = {head: np.sum([own.confusions[head] for own in every], axis=0) for head in heads}
-    failures = [pair for pairs in _in_turn([own.failures for own in every]) for pair in pairs]
-    num_seen = sum(len(positions) for own in every for positions in own.positions)
-    loss = sum(_in_turn([own.losses for own in every]))
+    """Sum what the batches showed, in the order of one process alone."""
+    positions = _positions(every)
+    nothing = np.empty((len(job.num_classes), 0), np.int64)
+    predicted = np.concatenate([nothing, *(seen.predicted for seen in every)], axis=1)
+    confusions = {}
+    for (head, size), row in zip(job.num_classes.items(), predicted, strict=True):
+        true = np.where(row < 0, UNKNOWN, samples.labels[head][positions])
+        confusions[head] = metrics.confusion_matrix(true, row, size)
     any_known = any(confusion.any() for confusion in confusions.values())
-    mean_loss = loss / num_seen if any_known else math.nan
-    num_non_finite = sum(own.num_non_finite for own in every)
-    return Evaluation(confusions, mean_loss, num_seen, len(failures), num_non_finite), failures
+    loss = sum(seen.loss for seen in every) / len(positions) if any_known else math.nan
+    failures = [failure for seen in every for failure in seen.failures]
+    num_non_finite = int((predicted < 0).any(axis=0).sum())
+    return Evaluation(confusions, loss, len(positions), len(failures), num_non_finite), failures
 
 
-def _answers(every: Sequence[_Own], samples: Samples, job: Job) -> dict[str, Answers]:
-    logits = [batch for batch in _in_turn([own.logits for own in every]) if batch]
-    positions = np.concatenate([np.empty(0, np.int64), *_in_turn([own.positions for own in every])])
+def _answers(job: Job, samples: Samples, every: Sequence[_Seen]) -> dict[str, Answers]:
+    positions = _positions(every)
     records = job.source.catalog.record_index[samples.images[positions]]
     answers = {}
     for number, (head, size) in enumerate(job.num_classes.items()):
-        rows = [np.empty((0, size), np.float32), *(batch[number] for batch in logits)]
-        labels = samples.labels[head][positions].astype(np.int64)
-        answers[head] = Answers(np.concatenate(rows), labels, records)
+        rows = [seen.logits[number] for seen in every if seen.logits]
+        logits = np.concatenate([np.empty((0, size), np.float32), *rows])
+        answers[head] = Answers(logits, samples.labels[head][positions].astype(np.int64), records)
     return answers
+
+
+def _positions(every: Sequence[_Seen]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int64), *(seen.positions for seen in every)])
 
 
 def _in_turn(lists: Sequence[Sequence[T]]) -> list[T]:

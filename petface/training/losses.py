@@ -15,29 +15,6 @@ from torch import Tensor
 from petface.taxonomy import UNKNOWN
 
 
-def masked_cross_entropy(
-    logits: Tensor,
-    targets: Tensor,
-    class_weights: Tensor | None = None,
-    label_smoothing: float = 0.0,
-    total: Tensor | None = None,
-) -> Tensor:
-    """Average the cross-entropy over the rows whose label is known.
-
-    logits (B, K) of any floating type, targets (B,) int64 with -1 for unknown, class_weights (K,)
-    or None; returns a float32 scalar, computed in float32. Equals
-    `torch.nn.functional.cross_entropy(weight=, ignore_index=-1, label_smoothing=)`, divided as
-    there by the summed weight of the known targets, except that it is 0 with a zero gradient where
-    that sum is 0 (nothing known, all weights zero) or K is 0. Non-finite logits in a row of unknown
-    label are not looked at; in a known row they make the loss NaN. Label smoothing: Szegedy et al.
-    2016, arXiv 1512.00567.
-
-    Where the rows are part of a larger batch, `total` is the `known_weight` of the whole batch: the
-    parts' losses then sum to the loss of the whole.
-    """
-    return masked_focal_loss(logits, targets, 0.0, class_weights, label_smoothing, total)
-
-
 def masked_focal_loss(
     logits: Tensor,
     targets: Tensor,
@@ -48,10 +25,18 @@ def masked_focal_loss(
 ) -> Tensor:
     """Average the focal loss -w (1 - p)^gamma log p over the rows whose label is known.
 
-    Shapes, types, normalisation, `total` and the cases that give 0 are those of
-    `masked_cross_entropy`, which this is at gamma = 0. Source: Lin et al. 2017, arXiv 1708.02002,
-    equation 5, with the class weight as alpha. With label smoothing the factor (1 - p)^gamma, p
-    that of the target, stands before the smoothed cross-entropy.
+    logits (B, K) of any floating type, targets (B,) int64 with -1 for unknown, class_weights (K,)
+    or None; returns a float32 scalar, computed in float32. Source: Lin et al. 2017, arXiv
+    1708.02002, equation 5, with the class weight as alpha. At gamma = 0 it equals
+    `torch.nn.functional.cross_entropy(weight=, ignore_index=-1, label_smoothing=)`, divided as
+    there by the summed weight of the known targets, except that it is 0 with a zero gradient where
+    that sum is 0 (nothing known, all weights zero) or K is 0. With label smoothing (Szegedy et al.
+    2016, arXiv 1512.00567) the factor (1 - p)^gamma, p that of the target, stands before the
+    smoothed cross-entropy. Non-finite logits in a row of unknown label are not looked at; in a
+    known row they make the loss NaN.
+
+    Where the rows are part of a larger batch, `total` is the `known_weight` of the whole batch: the
+    parts' losses then sum to the loss of the whole.
     """
     assert gamma >= 0.0 and 0.0 <= label_smoothing <= 1.0, (gamma, label_smoothing)
     if logits.shape[1] == 0:

@@ -1,4 +1,4 @@
-"""The phases of a training, and how far a training is in them."""
+"""The phases of a training, how far it is in them, and what it saves after every epoch."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from torch import nn
-
 from petface.errors import SettingsError
 from petface.models import checkpoints
 from petface.models.backbones import STAGE_NAMES
 from petface.models.multi_head import unfreeze
 from petface.training.epoch import Progress
-from petface.training.evaluate import Job
+from petface.training.evaluate import Evaluation, Job
 from petface.training.recipe import WeightAverage, make_optimizer
 from petface.training.runs import RunFolder
 from petface.training.schedule import EarlyStopping, LrKind, lr_factor, plateau_factor
@@ -74,24 +72,31 @@ def make_phases(
     return [Phase(*row) for row in zip(all_stages, *columns, strict=True)]
 
 
-class PhasedTraining:
-    """A network on its way through the phases.
+class Training:
+    """A network on its way through the phases, and the checkpoints that it leaves in its run.
 
-    Each phase begins with the best weights so far, a new optimizer, and the metric to beat. `mode`
-    says which of two values of the watched metric is better.
+    Each phase begins with the best weights so far, a new optimizer, and the metric to beat:
+    `watched` finds it in a row of metrics.csv, `mode` says which of two values is better.
+    `description` are the entries of both checkpoints besides the weights, `more` returns those of
+    last.pt alone.
     """
 
     def __init__(
         self,
         phases: Sequence[Phase],
         optimization: Optimization,
-        model: nn.Module,
         job: Job,
-        mode: Literal["max", "min"],
+        run: RunFolder,
+        description: Mapping[str, Any],
+        watched: Callable[[dict[str, Any]], float],
+        mode: Literal["max", "min"] = "min",
+        more: Callable[[], dict[str, Any]] = dict,
     ) -> None:
-        self.phases = phases
-        self.index = 0
-        self._how, self._model, self._job, self._mode = optimization, model, job, mode
+        self.phases, self.index = phases, 0
+        self._how, self._job, self._run = optimization, job, run
+        self._model = job.network.model
+        self._description, self._more = description, more
+        self._watched, self._mode = watched, mode
         self.progress = self._begin()
 
     def _begin(self, best: float | None = None) -> Progress:
@@ -107,7 +112,7 @@ class PhasedTraining:
         average = WeightAverage(self._model, how.ema_decay) if how.ema_decay else None
         return Progress(optimizer, self._job.network.grad_scaler(), stopping, average=average)
 
-    def has_epoch(self, run: RunFolder, save: Callable[[], None]) -> bool:
+    def has_epoch(self) -> bool:
         """Check whether an epoch is left, in this phase or in a next one, which then begins.
 
         That is saved at once: a stop right after its first best weights must not begin it with
@@ -119,25 +124,22 @@ class PhasedTraining:
         if self.index + 1 == len(self.phases):
             return False
         self.index += 1
-        self._model.load_state_dict(checkpoints.load(run.best)["model"])
+        self._model.load_state_dict(checkpoints.load(self._run.best)["model"])
         before, self.progress = self.progress, self._begin(self.progress.stopping.best)
         self.progress.history, self.progress.epoch = before.history, before.epoch
-        save()
+        self.save_last()
         return True
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of this phase's epochs so far."""
         return [row for row in self.progress.history if row["phase"] == self.index + 1]
 
-    def rate(self, watched: Callable[[dict[str, Any]], float]) -> Callable[[float], float]:
-        """Return the learning rate as a function of the epochs done.
-
-        `watched` finds in a row what "plateau" looks at.
-        """
+    def rate(self) -> Callable[[float], float]:
+        """Return the learning rate as a function of the epochs done."""
         how, phase, rows = self._how, self.phases[self.index], self.rows()
         lr, first_epoch = phase.lr, self.progress.epoch.epoch - len(rows)
         if how.schedule == "plateau":
-            lr *= plateau_factor(map(watched, rows), how.plateau_patience, self._mode)
+            lr *= plateau_factor(map(self._watched, rows), how.plateau_patience, self._mode)
 
         def rate(epochs: float) -> float:
             done = (epochs - first_epoch) / phase.epochs
@@ -145,19 +147,62 @@ class PhasedTraining:
 
         return rate
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what an exact resume needs, the weights included."""
-        weights = self._model.state_dict()
-        return {"model": weights, "phase": self.index, **self.progress.state_dict()}
+    def end_epoch(
+        self, val: Evaluation, accuracies: Mapping[str, float]
+    ) -> tuple[dict[str, Any], bool]:
+        """Write metrics.csv, last.pt and, where it is the best so far, best.pt.
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned, and print where that is."""
-        self.index = state.get("phase", 0)
-        self._model.load_state_dict(state["model"])
+        Returns the epoch's row of metrics.csv, and whether it is the best.
+        """
+        progress, state = self.progress, self.progress.epoch
+        row = {
+            "phase": self.index + 1,
+            "epoch": state.epoch + 1,
+            "train_loss": state.mean_loss,
+            "val_loss": val.loss,
+            **accuracies,
+            "learning_rate": progress.optimizer.param_groups[0]["lr"],
+            "train_images_per_s": state.num_images / max(state.seconds, 1e-9),
+            "train_s": state.seconds,
+            "num_unreadable": state.num_unreadable,
+            "num_skipped_steps": state.num_skipped_steps,
+        }
+        progress.history.append(row)
+        is_best = progress.stopping.update(self._watched(row))
+        if is_best:
+            weights = progress.measured(self._job).network.model.state_dict()
+            self._run.save(self._run.best, {**self._description, "model": weights, "figures": row})
+        progress.epoch = state.next_epoch()
+        self._run.write_board(row)
+        self.save_last()
+        self._run.write_metrics(progress.history)
+        self._job.failures.write()
+        return row, is_best
+
+    def save_last(self) -> None:
+        """Write last.pt: what an exact resume needs, the weights included."""
+        content = {
+            "model": self._model.state_dict(),
+            "phase": self.index,
+            **self.progress.state_dict(),
+            **self._more(),
+            "failures": self._job.failures.messages,
+        }
+        self._run.save_last({**self._description, **content})
+
+    def resume(self) -> dict[str, Any] | None:
+        """Continue from last.pt, print where that is and return its content; None without one."""
+        if not self._run.last.exists():
+            return None
+        last = checkpoints.load(self._run.last)
+        self.index = last.get("phase", 0)
+        self._model.load_state_dict(last["model"])
         self.progress = self._begin()
-        self.progress.load_state_dict(dict(state))
+        self.progress.load_state_dict(last)
         for row in self.progress.history:  # stage 1 once had no phases
             row.setdefault("phase", 1)
+        self._job.failures.messages.update(last["failures"])
         epoch, many = self.progress.epoch, len(self.phases) > 1
         where = f" (phase {self.index + 1} of {len(self.phases)})" if many else ""
         print(f"resuming at epoch {epoch.epoch + 1}, step {epoch.step}{where}")
+        return last

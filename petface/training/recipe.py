@@ -1,9 +1,9 @@
-"""What trainers build from their constants: optimizer, average of the weights, stage 1's loss."""
+"""What trainers build from their constants: optimizer, average of the weights, loss."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -67,26 +67,54 @@ class WeightAverage:
         self.num_updates = state["num_updates"]
 
 
-def species_loss(
-    shown: np.ndarray,
+def heads_loss(
+    shown: Mapping[str, np.ndarray],
+    gammas: Mapping[str, float],
     device: torch.device,
     *,
-    focal_gamma: float = 0.0,
+    weighted: bool = False,
     label_smoothing: float = 0.0,
     logit_adjustment: float = 0.0,
-) -> Loss:
-    """Build the loss of stage 1; `shown` (K,): how often each class comes up, on any scale."""
-    adjustment = None
+) -> tuple[dict[str, Tensor | None], Loss]:
+    """Build the loss, summed over the heads, and the weights of each head's classes, None = equal.
+
+    `shown[head]` (K,): how often each class comes up, on any scale; heads stand in output order.
+    `gammas[head]` is that of the focal loss, 0 = cross-entropy. `weighted`: classes weigh by their
+    inverse frequency. Unknown labels are masked.
+    """
+    weights: dict[str, Tensor | None] = dict.fromkeys(shown)
+    if weighted:
+        weights = {h: losses.inverse_frequency_weights(n).to(device) for h, n in shown.items()}
+    adjustments = {}
     if logit_adjustment:
-        adjustment = losses.logit_adjustment(shown, logit_adjustment).to(device)
+        adjustments = {
+            head: losses.logit_adjustment(counts, logit_adjustment).to(device)
+            for head, counts in shown.items()
+        }
 
     def loss(outputs: Outputs, batch: Batch) -> Tensor:
-        return losses.masked_focal_loss(
-            outputs[0] if adjustment is None else outputs[0] + adjustment,
-            batch.labels["species"],
-            focal_gamma,
-            label_smoothing=label_smoothing,
-            total=batch.totals.get("species"),
-        )
+        total = outputs[0].new_zeros((), dtype=torch.float32)
+        for (head, of_classes), logits in zip(weights.items(), outputs, strict=True):
+            total = total + losses.masked_focal_loss(
+                logits + adjustments[head] if adjustments else logits,
+                batch.labels[head],
+                gammas[head],
+                of_classes,
+                label_smoothing,
+                batch.totals.get(head),
+            )
+        return total
 
-    return loss
+    return weights, loss
+
+
+def focal_gammas(
+    heads: Collection[str], *, with_color: float, without_color: float
+) -> dict[str, float]:
+    """Return the focal gamma of each head of a specialist: 0, cross-entropy, for gender.
+
+    That of the others depends on whether one of the heads is a colour.
+    """
+    has_color = any(head.startswith("color") for head in heads)
+    gamma = with_color if has_color else without_color
+    return {head: 0.0 if head == "gender" else gamma for head in heads}

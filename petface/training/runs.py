@@ -19,7 +19,7 @@ from importlib import metadata
 from io import FileIO
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -29,7 +29,6 @@ from petface.data.catalog import Catalog
 from petface.errors import UserError, install_line, optional_room
 from petface.models import checkpoints
 
-BOARD: Final = "tensorboard"  # the folder of a run that TensorBoard reads
 _WRITTEN = (".pt", ".csv", ".json", ".png", ".txt", ".html", files.TEMPORARY_SUFFIX)
 _COPY_S = 5.0  # between two signals that count as one under torchrun
 _PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
@@ -48,7 +47,7 @@ class RunFolder:
     ) -> None:
         self.path = path
         self.global_batch_size = global_batch_size  # images of a step over all processes
-        self._has_board, self._num_on_board = tensorboard, 0
+        self.has_board = tensorboard
         self.last = path / f"{prefix}last.pt"
         self.best = path / f"{prefix}best.pt"
 
@@ -63,21 +62,24 @@ class RunFolder:
         self.save(self.last, {**content, "global_batch_size": self.global_batch_size})
 
     def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
-        """Write `metrics.csv`, one row per epoch; the columns are the keys of the first row.
-
-        The newest row goes to TensorBoard too, where the run has one.
-        """
+        """Write `metrics.csv`, one row per epoch; the columns are the keys of the first row."""
         if history and distributed.is_main():
             rows = [[row.get(key, "") for key in history[0]] for row in history]
             files.write_csv(self.path / "metrics.csv", list(history[0]), rows)
-            if self._has_board and len(history) > self._num_on_board:
-                write_board(self.path, history[-1])
-                self._num_on_board = len(history)
 
-    def write_errors(self, failures: Sequence[Sequence[str]]) -> None:
-        """Write `errors.csv`: the images that could not be used, each once."""
-        if distributed.is_main():
-            files.write_csv(self.path / "errors.csv", ("species", "message"), failures)
+    def write_board(self, row: Mapping[str, Any]) -> None:
+        """Add an epoch's row of metrics.csv to the event files, where the run has TensorBoard.
+
+        A row of an epoch that is there already, as after a kill, stands twice; both are shown.
+        """
+        if not (self.has_board and distributed.is_main()):
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(self.path / "tensorboard")) as writer:
+            for name, value in row.items():
+                if name != "epoch" and isinstance(value, int | float):
+                    writer.add_scalar(name, value, row["epoch"])
 
     def write_conflicts(self, annotations: Iterable[SpeciesAnnotations]) -> None:
         """Write `label_conflicts.csv`: rows of one animal that contradict each other."""
@@ -89,13 +91,8 @@ class RunFolder:
 
         A value of the summary that is NaN becomes null: accuracies are, without a known label.
         """
-        files.write_json(
-            self.path / "final.json",
-            {
-                **{k: None if isinstance(v, float) and v != v else v for k, v in summary.items()},
-                **details,
-            },
-        )
+        known = {k: None if isinstance(v, float) and v != v else v for k, v in summary.items()}
+        files.write_json(self.path / "final.json", {**known, **details})
         print(f"{summary_block(summary)}\n{report_line(self.path)}")
 
 
@@ -143,14 +140,15 @@ def open_run(
     with lock:
         _hold(lock, path)
         if force:
-            _clear(path)
+            for file in path.iterdir():
+                if file.suffix in _WRITTEN:
+                    file.unlink()
         elif (path / "final.json").exists():
             raise UserError(
                 f"{path} holds a finished run; choose another RUN_NAME, or --force to replace it"
             )
         elif run.last.exists():
-            _refuse_another_batch_size(run)
-            _refuse_other_settings(run, settings, may_change)
+            _refuse_another(run, settings, may_change)
         with files.atomic_write(path / "settings.toml", "w") as handle:
             handle.write(settings)
         files.write_json(path / "environment.json", environment())
@@ -171,30 +169,23 @@ def _hold(lock: FileIO, path: Path) -> None:
         raise files.write_error(path / "run.lock", error) from error
 
 
-def _clear(path: Path) -> None:
-    for file in path.iterdir():
-        if file.suffix in _WRITTEN:
-            file.unlink()
-
-
-def _refuse_another_batch_size(run: RunFolder) -> None:
+def _refuse_another(run: RunFolder, settings: str, may_change: Collection[str]) -> None:
+    """Raise `UserError` where the unfinished run was not started as this one."""
+    unfinished, new = f"{run.path} holds an unfinished run with", "--force for a new run"
     wanted = run.global_batch_size
     saved = checkpoints.load(run.last).get("global_batch_size", wanted)
     if wanted and saved != wanted:
         raise UserError(
-            f"{run.path} holds an unfinished run with {saved} images a step; this would take "
-            f"{wanted}, in {distributed.world_size()} processes together; change BATCH_SIZE or the "
-            "processes, take another RUN_NAME, or --force for a new run"
+            f"{unfinished} {saved} images a step; this would take {wanted}, in "
+            f"{distributed.world_size()} processes together; change BATCH_SIZE or the processes, "
+            f"take another RUN_NAME, or {new}"
         )
-
-
-def _refuse_other_settings(run: RunFolder, settings: str, may_change: Collection[str]) -> None:
     try:
         before = tomllib.loads((run.path / "settings.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # lost or damaged: nobody can tell what it was
         raise UserError(
             f"{run.path} holds {run.last.name} but no settings.toml that can be read ({error}); "
-            "take another RUN_NAME, or --force for a new run"
+            f"take another RUN_NAME, or {new}"
         ) from error
     now = tomllib.loads(settings)
     changed = [
@@ -204,9 +195,8 @@ def _refuse_other_settings(run: RunFolder, settings: str, may_change: Collection
     ]
     if changed:
         raise UserError(
-            f"{run.path} holds an unfinished run with other settings ({'; '.join(changed)}); to "
-            f"resume it use --config {run.path / 'settings.toml'}, another RUN_NAME, or --force "
-            "for a new run"
+            f"{unfinished} other settings ({'; '.join(changed)}); to resume it use --config "
+            f"{run.path / 'settings.toml'}, another RUN_NAME, or {new}"
         )
 
 
@@ -262,8 +252,9 @@ class FailureLog:
             )
 
     def write(self) -> None:
-        """Write the run's `errors.csv`."""
-        self._run.write_errors(self.rows())
+        """Write the run's `errors.csv`, a row per image."""
+        if distributed.is_main():
+            files.write_csv(self._run.path / "errors.csv", ("species", "message"), self.rows())
 
     def rows(self) -> list[tuple[str, str]]:
         """(species, message) per image, in catalog order."""
@@ -315,10 +306,9 @@ class StopRequest:
             return
         self.signal_number, self._noted_at = number, time.monotonic()
         if self._is_over:
-            self._leave()
-        if not distributed.shows():
-            return
-        print("\nstopping after this step; once more to leave at once", file=sys.stderr)
+            self.leave_at_once()
+        if distributed.shows():
+            print("\nstopping after this step; once more to leave at once", file=sys.stderr)
 
     def asked(self) -> bool:
         """Check whether a signal has come to any process; all must ask at the same place."""
@@ -336,11 +326,8 @@ class StopRequest:
         """Let a signal end the process from here on, or now: what is left can be done anew."""
         self._is_over = True
         if self.signal_number is not None:
-            self._leave()
-
-    def _leave(self) -> None:
-        print("\nstopped; the same command resumes there", file=sys.stderr)
-        sys.exit(self.exit_code)
+            print("\nstopped; the same command resumes there", file=sys.stderr)
+            sys.exit(self.exit_code)
 
     @property
     def exit_code(self) -> int:
@@ -356,19 +343,6 @@ def check_board() -> None:
         raise UserError(
             f"TENSORBOARD needs a package that is missing ({error}): {install_line('track')}"
         ) from error
-
-
-def write_board(folder: Path, row: Mapping[str, Any]) -> None:
-    """Add an epoch's row of metrics.csv to the event files in `folder`/tensorboard.
-
-    A row of an epoch that is there already, as after a kill, stands twice; TensorBoard shows both.
-    """
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(folder / BOARD)) as writer:
-        for name, value in row.items():
-            if name != "epoch" and isinstance(value, int | float):
-                writer.add_scalar(name, value, row["epoch"])
 
 
 def report_line(folder: Path) -> str:

@@ -16,24 +16,19 @@ _WARMUP_START = 0.01  # not 0: at progress 0 the first step would otherwise chan
 _ROUNDING = 1e-9  # how far a sum of step lengths may overshoot 0..1
 
 
-def lr_factor(
-    progress: float,
-    kind: str = "constant",
-    warmup_frac: float = 0.0,
-    final_frac: float = 0.0,
-) -> float:
+def lr_factor(progress: float, kind: str = "constant", warmup_frac: float = 0.0) -> float:
     """Return the factor on the learning rate at `progress` (0 first step, 1 end of training).
 
     For the first `warmup_frac` of training the factor climbs linearly from 0.01 to 1, whatever the
     kind; over the rest, t from 0 to 1, it follows
 
     - "constant": 1, and "plateau" too, to which `plateau_factor` belongs;
-    - "cosine": half a cosine from 1 to `final_frac` (Loshchilov & Hutter 2017, arXiv 1608.03983, no
+    - "cosine": half a cosine from 1 to 0 (Loshchilov & Hutter 2017, arXiv 1608.03983, no
       restart);
     - "restarts": three such cosines, each twice as long as the one before (the same paper);
-    - "linear": a straight line from 1 to `final_frac`;
-    - "step": divided by 10 at t = 1/3 and at t = 2/3, never below `final_frac` (He et al. 2016,
-      arXiv 1512.03385, who divide at 30 and 60 of 90 epochs).
+    - "linear": a straight line from 1 to 0;
+    - "step": divided by 10 at t = 1/3 and at t = 2/3 (He et al. 2016, arXiv 1512.03385, who divide
+      at 30 and 60 of 90 epochs).
 
     Another kind raises `UserError`.
     """
@@ -41,20 +36,19 @@ def lr_factor(
         raise UserError(
             f"unknown learning-rate schedule {kind!r}: choose from {', '.join(LR_KINDS)}"
         )
-    assert 0.0 <= warmup_frac <= 1.0 and 0.0 <= final_frac <= 1.0, (warmup_frac, final_frac)
+    assert 0.0 <= warmup_frac <= 1.0, warmup_frac
     assert -_ROUNDING <= progress <= 1.0 + _ROUNDING, progress
     progress = min(max(progress, 0.0), 1.0)
     if progress < warmup_frac:
         return _WARMUP_START + (1.0 - _WARMUP_START) * progress / warmup_frac
     t = (progress - warmup_frac) / (1.0 - warmup_frac) if warmup_frac < 1.0 else 0.0
-    if kind == "cosine":
-        return final_frac + (1.0 - final_frac) * 0.5 * (1.0 + math.cos(math.pi * t))
-    if kind == "restarts":
-        return final_frac + (1.0 - final_frac) * 0.5 * (1.0 + math.cos(math.pi * _in_cycle(t)))
+    if kind in ("cosine", "restarts"):
+        t = _in_cycle(t) if kind == "restarts" else t
+        return 0.5 * (1.0 + math.cos(math.pi * t))
     if kind == "linear":
-        return final_frac + (1.0 - final_frac) * (1.0 - t)
+        return 1.0 - t
     if kind == "step":
-        return max(0.1 ** ((t >= 1 / 3) + (t >= 2 / 3)), final_frac)
+        return 0.1 ** int((t >= 1 / 3) + (t >= 2 / 3))
     return 1.0
 
 
@@ -86,26 +80,23 @@ def plateau_factor(figures: Iterable[float], patience: int, mode: Literal["max",
 class EarlyStopping:
     """Count the epochs since the watched metric improved; stop after `patience`, 0 = never.
 
-    An improvement beats the best by more than `min_delta`. NaN and infinities are never the best
-    and count as bad epochs.
+    NaN and infinities are never the best and count as bad epochs.
     """
 
     patience: int
     mode: Literal["max", "min"] = "max"
-    min_delta: float = 0.0
     best: float | None = None  # what to beat; None until a finite value came
     num_bad_epochs: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         assert self.mode in ("max", "min"), self.mode
-        assert self.patience >= 0 and self.min_delta >= 0.0, (self.patience, self.min_delta)
+        assert self.patience >= 0, self.patience
 
     def update(self, value: float) -> bool:
         """Take in the value of one epoch; return whether it is the best so far."""
         value = float(value)
-        if math.isfinite(value) and (
-            self.best is None or self._gain(value, self.best) > self.min_delta
-        ):
+        sign = 1 if self.mode == "max" else -1
+        if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best = value
             self.num_bad_epochs = 0
             return True
@@ -118,7 +109,7 @@ class EarlyStopping:
         return 0 < self.patience <= self.num_bad_epochs
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resume needs, as plain Python; patience and min_delta stay settings."""
+        """Return what a resume needs, as plain Python; patience stays a setting."""
         return {"mode": self.mode, "best": self.best, "num_bad_epochs": self.num_bad_epochs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -130,6 +121,3 @@ class EarlyStopping:
             )
         self.best = state["best"]
         self.num_bad_epochs = state["num_bad_epochs"]
-
-    def _gain(self, value: float, best: float) -> float:
-        return value - best if self.mode == "max" else best - value

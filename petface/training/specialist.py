@@ -1,4 +1,4 @@
-"""What a specialist of stage 2 has of its own: the loss over several heads, and its summary."""
+"""What a specialist of stage 2 reached: metrics per head, confusion matrices and a text."""
 
 from __future__ import annotations
 
@@ -6,66 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from petface import files, metrics
-from petface.data.loading import Batch
-from petface.models.network import Outputs
-from petface.training import losses
-from petface.training.recipe import Loss
 
 _TITLES = {
     "test": "test part (records that nothing was trained or chosen on)",
     "all": "all images (the training part is in here: agreement, not held-out accuracy)",
 }
-
-
-def specialist_loss(
-    sizes: Mapping[str, int],
-    labels: Mapping[str, np.ndarray],
-    device: torch.device,
-    *,
-    gamma_with_color: float,
-    gamma_without_color: float,
-    weighted: bool = True,
-    label_smoothing: float = 0.0,
-    logit_adjustment: float = 0.0,
-) -> tuple[dict[str, Tensor | None], Loss]:
-    """Build the loss of a specialist, and the weights of each head's classes, None = all equal.
-
-    `sizes` names the heads in output order, `labels` are those of the train split, each (N,). The
-    heads' losses are summed: cross-entropy for gender, focal for the others; unknown is masked.
-    The focal gamma depends on whether one of the heads is a colour. `weighted`: classes weigh by
-    their inverse frequency.
-    """
-    counts = {h: np.bincount(labels[h][labels[h] >= 0], minlength=k) for h, k in sizes.items()}
-    weights: dict[str, Tensor | None] = dict.fromkeys(sizes)
-    if weighted:
-        weights = {h: losses.inverse_frequency_weights(n).to(device) for h, n in counts.items()}
-    adjustments = {}
-    if logit_adjustment:
-        adjustments = {
-            head: losses.logit_adjustment(shown, logit_adjustment).to(device)
-            for head, shown in counts.items()
-        }
-    has_color = any(head.startswith("color") for head in sizes)
-    gamma = gamma_with_color if has_color else gamma_without_color
-
-    def loss(outputs: Outputs, batch: Batch) -> Tensor:
-        total = outputs[0].new_zeros((), dtype=torch.float32)
-        for (head, of_classes), logits in zip(weights.items(), outputs, strict=True):
-            total = total + losses.masked_focal_loss(
-                logits + adjustments[head] if adjustments else logits,
-                batch.labels[head],
-                0.0 if head == "gender" else gamma,
-                of_classes,
-                label_smoothing,
-                batch.totals.get(head),
-            )
-        return total
-
-    return weights, loss
 
 
 def write_specialist_report(

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from petface import distributed
 from petface.data.loading import Batch
 from petface.errors import UserError
-from petface.models.network import Network
 from petface.training.augment.exact import augment
 from petface.training.augment.mixing import Mixed
 from petface.training.augment.regimes import AugmentRegime, draw_parameters
+from petface.training.evaluate import Job
 from petface.training.losses import known_weight
-from petface.training.recipe import Loss
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,12 @@ def augment_share(
 
 
 def backward(
-    network: Network,
-    loss: Loss,
-    class_weights: dict[str, Tensor | None],
+    job: Job,
     batch: Batch,
     x: Tensor,
+    mixed: Mixed | None,
     scaler: torch.amp.GradScaler,
     num_parts: int,
-    mixed: Mixed | None = None,
 ) -> tuple[Tensor, int]:
     """Set the parameters' `grad` to the gradients of this process's images.
 
@@ -83,23 +80,25 @@ def backward(
     What does not fit into the device's memory at once goes through in twice as many parts. Their
     sum is the same but for BatchNorm, which sees a part at a time.
     """
+    totals = {
+        head: known_weight(labels, job.class_weights.get(head)).reshape(1)
+        for head, labels in batch.labels.items()
+    }
+    distributed.sum_in_place(list(totals.values()))
+    batch = replace(batch, totals={head: total[0] for head, total in totals.items()})
     before = torch.get_rng_state()
-    if distributed.world_size() > 1:  # once, whatever happens below: the others take part in it
-        batch = _with_totals(batch, class_weights)
     while True:
-        if num_parts > 1 and not batch.totals:
-            batch = _with_totals(batch, class_weights)
         try:
-            return _in_parts(network, loss, batch, x, scaler, num_parts, mixed), num_parts
+            return _in_parts(job, batch, x, mixed, scaler, num_parts), num_parts
         except torch.OutOfMemoryError as error:
             reason = str(error).splitlines()[0]
-        for parameter in network.model.parameters():
+        for parameter in job.network.model.parameters():
             parameter.grad = None
         torch.set_rng_state(before)
         if len(x) // (2 * num_parts) < 2:
             raise UserError(
-                f"not enough memory on {network.device} for {-(-len(x) // num_parts)} images at "
-                f"once ({reason}); lower IMAGE_SIZE_PX, or free the device"
+                f"not enough memory on {job.network.device} for {-(-len(x) // num_parts)} images "
+                f"at once ({reason}); lower IMAGE_SIZE_PX, or free the device"
             )
         num_parts *= 2
         print(
@@ -109,39 +108,28 @@ def backward(
         )
 
 
-def _with_totals(batch: Batch, class_weights: dict[str, Tensor | None]) -> Batch:
-    """Add the known weight per head, summed over the processes' shares of the step."""
-    totals = {
-        head: known_weight(labels, class_weights.get(head)).reshape(1)
-        for head, labels in batch.labels.items()
-    }
-    distributed.sum_in_place(list(totals.values()))
-    return replace(batch, totals={head: total[0] for head, total in totals.items()})
-
-
 def _in_parts(
-    network: Network,
-    loss: Loss,
+    job: Job,
     batch: Batch,
     x: Tensor,
+    mixed: Mixed | None,
     scaler: torch.amp.GradScaler,
     num: int,
-    mixed: Mixed | None,
 ) -> Tensor:
     # The totals hold for both: the partners are the same images in another order.
     targets = [(1.0, batch.labels)]
     if mixed is not None:
         targets = [(mixed.share, batch.labels)]
         targets += [(1 - mixed.share, mixed.partner_labels(batch.labels))]
-    value = torch.zeros((), device=network.device)
+    value = torch.zeros((), device=job.network.device)
     for rows in np.array_split(np.arange(len(x)), num):
         if len(rows):
             part = slice(rows[0], rows[-1] + 1)
-            outputs = network(x[part])
-            of_part = torch.zeros((), device=network.device)
+            outputs = job.network(x[part])
+            of_part = torch.zeros((), device=job.network.device)
             for weight, table in targets:
                 labels = {head: label[part] for head, label in table.items()}
-                of_part = of_part + weight * loss(outputs, replace(batch, labels=labels))
+                of_part = of_part + weight * job.loss(outputs, replace(batch, labels=labels))
             scaler.scale(of_part).backward()
             value += of_part.detach()
     return value

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from petface.training.augment import BASE, NONE, TAIL, augment_batch
+from petface.training.augment import BASE, NONE, TAIL, augment, draw_parameters
 from tools import bench
 from tools.hardware import hardware_name
 
@@ -71,9 +71,8 @@ def test_the_yardstick_augments_as_strongly_as_we_do(regime):
     found = torch.stack([bench.v2_chain(regime, 64)(picture) for _ in range(60)])
     assert found.shape == (60, 3, 64, 64) and found.dtype == torch.float32
     white = torch.full((60, 3, 64, 64), 255, dtype=torch.uint8)
-    wanted = augment_batch(
-        white, torch.ones(60, dtype=torch.bool), NONE, regime, torch.Generator().manual_seed(0)
-    )
+    is_tail, generator = torch.ones(60, dtype=torch.bool), torch.Generator().manual_seed(0)
+    wanted = augment(white, draw_parameters(is_tail, NONE, regime, generator))
     assert abs(float((found == 0).float().mean() - (wanted == 0).float().mean())) < 0.05
     assert float(found.mean()) == pytest.approx(float(wanted.mean()), abs=0.08)
 

@@ -55,7 +55,7 @@ def job(catalog, tmp_path):
 
     def loss(outputs, batch):
         pairs = zip(outputs, batch.labels.values(), strict=True)
-        return sum(losses.masked_cross_entropy(logits, label) for logits, label in pairs)
+        return sum(losses.masked_focal_loss(logits, label, 0.0) for logits, label in pairs)
 
     rule = Preprocessing(SIZE)
     return Job(

@@ -1,15 +1,21 @@
-"""Phases: read from the constants, taken one after the other, and gone on with after a stop."""
+"""Phases: read from the constants, taken one after the other, saved, and resumed after a stop."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pandas
 import pytest
 import torch
 
+from petface.data.images import Preprocessing
 from petface.errors import SettingsError
+from petface.models import checkpoints
 from petface.models.architecture import Architecture, build_classifier
-from petface.training.phases import Optimization, Phase, PhasedTraining, make_phases
+from petface.models.network import Network
+from petface.training.evaluate import Evaluation, Job
+from petface.training.phases import Optimization, Phase, Training, make_phases
+from petface.training.runs import FailureLog, RunFolder
 
 STAGES = ("heads", "layer4+layer3", "all")
 
@@ -26,10 +32,10 @@ def test_one_value_is_for_all_phases_and_a_list_for_each():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ((STAGES, (0.1, 0.2), 1, 1), "PHASE_STAGES has 3 entries, the list of learning rates 2"),
-        ((("all",), 0.1, (3, 4), 1), "PHASE_STAGES has 1 entries, the list of epochs 2"),
-        ((STAGES, 0.1, 1, (3,)), "PHASE_STAGES has 3 entries, the list of patience 1"),
-        ((("layr4",), 0.1, 1, 1), "PHASE_STAGES has 'layr4'; known, joined by [+]: "),
+        ((STAGES, (0.1, 0.2), 1, 1), "3 entries, the list of learning rates 2"),
+        ((("all",), 0.1, (3, 4), 1), "1 entries, the list of epochs 2"),
+        ((STAGES, 0.1, 1, (3,)), "3 entries, the list of patience 1"),
+        ((("layr4",), 0.1, 1, 1), "'layr4'; known, joined by [+]: "),
         ((("heads+", "all"), 0.1, 1, 1), "PHASE_STAGES has ''"),
         (((), 0.1, 1, 1), "PHASE_STAGES is empty"),
     ],
@@ -39,97 +45,117 @@ def test_lists_that_do_not_fit_and_unknown_stages_are_refused(values, words):
         make_phases(*values)
 
 
-class Run:
-    """Where the best weights lie, and how often the state was saved."""
-
-    def __init__(self, folder, model):
-        self.best, self.model, self.saves = folder / "best.pt", model, 0
-
-    def keep(self):
-        torch.save({"model": self.model.state_dict()}, self.best)
-
-    def save(self):
-        self.saves += 1
+def training_of(folder, phases, **how):
+    run = RunFolder(folder)
+    model = build_classifier(Architecture("mobilenet_v3_small"), 3)
+    job = Job(
+        network=Network.build(model, Preprocessing(32), "cpu", "fp32"),
+        num_classes={"species": 3},
+        loss=None,
+        source=None,
+        batch_size=1,
+        num_workers=0,
+        failures=FailureLog(run, SimpleNamespace(classes=("cat",), class_index=[0] * 9), 9, 1.0),
+    )
+    more = {"description": {"kind": "stage1"}, "more": lambda: {"sampler_weights": [1.0]}}
+    watched = lambda row: row["accuracy"]  # noqa: E731
+    made = Training(phases, Optimization(**how), job, run, watched=watched, mode="max", **more)
+    return made, model, run
 
 
 @pytest.fixture
 def training(tmp_path):
     """Heads for two epochs at most, then everything for three."""
     phases = make_phases(("heads", "all"), (0.2, 0.1), (2, 3), (1, 0))
-    model = build_classifier(Architecture("mobilenet_v3_small"), 3)
-    job = SimpleNamespace(network=SimpleNamespace(grad_scaler=lambda: torch.amp.GradScaler("cpu")))
-    how = Optimization(schedule="cosine", ema_decay=0.5)
-    made = PhasedTraining(phases, how, model, job, "max")
-    return made, model, Run(tmp_path, model)
+    return training_of(tmp_path, phases, schedule="cosine", ema_decay=0.5)
 
 
-def epoch(training, figure):
-    progress = training.progress
-    progress.history.append({"phase": training.index + 1, "figure": figure})
-    progress.epoch = progress.epoch.next_epoch()
-    return progress.stopping.update(figure)
+def end_epoch(made, accuracy):
+    row, is_best = made.end_epoch(Evaluation({}, 0.5, 0, 0, 0), {"accuracy": accuracy})
+    assert row is made.progress.history[-1]
+    return is_best
 
 
-def test_a_phase_begins_with_the_best_weights_and_the_figure_to_beat(training):
+def test_a_phase_begins_with_the_best_weights_and_the_metric_to_beat(training):
     made, model, run = training
     head = {n for n, p in model.named_parameters() if n.startswith("classifier.")}
-    assert made.has_epoch(run, run.save)
+    assert made.has_epoch()
     assert {n for n, p in model.named_parameters() if p.requires_grad} == head
-    assert epoch(made, 0.5)
-    run.keep()
-    assert made.has_epoch(run, run.save) and run.saves == 0
+    assert end_epoch(made, 0.5)
+    assert made.has_epoch() and made.index == 0
     with torch.no_grad():
         next(model.parameters()).add_(1)  # worse
-    assert not epoch(made, 0.4)
+    assert not end_epoch(made, 0.4)
     first = made.progress
-    assert made.has_epoch(run, run.save) and (run.saves, made.index) == (1, 1)
+    assert made.has_epoch() and made.index == 1
+    assert checkpoints.load(run.last)["phase"] == 1  # at once
     assert torch.equal(next(model.parameters()), next(iter(torch.load(run.best)["model"].values())))
     assert all(p.requires_grad for p in model.parameters())
     assert made.progress.optimizer is not first.optimizer and made.progress.epoch.epoch == 2
     assert made.progress.stopping.best == 0.5 and len(made.progress.history) == 2
     assert made.progress.average is not first.average and made.rows() == []
     for _ in range(3):
-        assert made.has_epoch(run, run.save) and not epoch(made, 0.3)  # patience is off
-    assert not made.has_epoch(run, run.save) and run.saves == 1
+        assert made.has_epoch() and not end_epoch(made, 0.3)  # patience is off
+    assert not made.has_epoch()
 
 
 def test_a_phase_ends_early_by_its_patience(training):
-    made, _, run = training
-    epoch(made, float("nan"))
-    run.keep()
-    assert made.has_epoch(run, run.save) and made.index == 1
+    made, model, run = training
+    run.save(run.best, {"model": model.state_dict()})
+    end_epoch(made, float("nan"))
+    assert made.has_epoch() and made.index == 1
+
+
+def test_the_best_epoch_keeps_the_average_of_the_weights_and_the_row(training):
+    made, model, run = training
+    with torch.no_grad():
+        next(model.parameters()).add_(1)  # since the average was made
+    made.progress.epoch.loss_sum, made.progress.epoch.num_images = 6.0, 3
+    assert end_epoch(made, 0.5)
+    best, last = checkpoints.load(run.best), checkpoints.load(run.last)
+    name = next(iter(best["model"]))
+    assert torch.equal(best["model"][name] + 1, last["model"][name])
+    assert (best["kind"], best["figures"]) == ("stage1", made.progress.history[0])
+    assert (last["epoch"], last["sampler_weights"], last["failures"]) == (1, [1.0], {})
+    (row,) = pandas.read_csv(run.path / "metrics.csv").to_dict("records")
+    assert (row["phase"], row["epoch"], row["train_loss"], row["val_loss"]) == (1, 1, 2.0, 0.5)
+    assert (row["accuracy"], row["learning_rate"]) == (0.5, 0.2)
+    assert not end_epoch(made, 0.4) and checkpoints.load(run.best)["figures"]["epoch"] == 1
 
 
 def test_the_rate_follows_the_schedule_over_each_phase(training):
-    made, _, run = training
-    rate = made.rate(lambda row: row["figure"])
+    made, _, _ = training
+    rate = made.rate()
     assert [rate(0), rate(1), rate(2)] == pytest.approx([0.2, 0.1, 0.0])
-    epoch(made, 0.5)
-    epoch(made, 0.6)
-    run.keep()
-    assert made.has_epoch(run, run.save)
-    rate = made.rate(lambda row: row["figure"])
+    for accuracy in (0.5, 0.6):
+        end_epoch(made, accuracy)
+    assert made.has_epoch()
+    rate = made.rate()
     assert [rate(2), rate(3.5), rate(5)] == pytest.approx([0.1, 0.05, 0.0])
 
 
-def test_the_rate_falls_on_a_plateau():
-    how = Optimization(schedule="plateau", plateau_patience=2)
-    phases = make_phases(("all",), 0.2, 50, 7)
-    job = SimpleNamespace(network=SimpleNamespace(grad_scaler=lambda: None))
-    for figures, factor in (([0.5], 1), ([0.5, 0.4, 0.4], 0.1), ([0.5] * 5, 0.01)):
-        model = build_classifier(Architecture("mobilenet_v3_small"), 3)
-        made = PhasedTraining(phases, how, model, job, "max")
-        for figure in figures:
-            epoch(made, figure)
-        rate = made.rate(lambda row: row["figure"])
-        assert rate(len(figures)) == pytest.approx(0.2 * factor)
+def test_the_rate_falls_on_a_plateau(tmp_path):
+    made, _, _ = training_of(
+        tmp_path, make_phases(("all",), 0.2, 50, 7), schedule="plateau", plateau_patience=2
+    )
+    factors = []
+    for accuracy in (0.5, 0.4, 0.4, 0.5, 0.5):
+        end_epoch(made, accuracy)
+        factors.append(made.rate()(len(factors) + 1) / 0.2)
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
 
-def test_a_state_without_phases_is_one_of_the_first(training, capsys):
-    made, model, run = training
-    epoch(made, 0.5)
-    state = made.state_dict()
+def test_a_run_resumes_and_one_without_phases_is_in_the_first(training, capsys):
+    made, _, run = training
+    assert made.resume() is None
+    made.progress.epoch.step = 3
+    made._job.failures.messages[4] = "bad"
+    end_epoch(made, 0.5)
+    state = checkpoints.load(run.last)
     del state["phase"], state["history"][0]["phase"]
-    made.load_state_dict(state)
-    assert made.index == 0 and made.rows() == [{"figure": 0.5, "phase": 1}]
+    run.save_last(state)
+    made._job.failures.messages.clear()
+    assert made.resume()["sampler_weights"] == [1.0]
+    assert made._job.failures.messages == {4: "bad"}
+    assert made.index == 0 and made.rows() == [{**made.rows()[0], "phase": 1, "accuracy": 0.5}]
     assert capsys.readouterr().out == "resuming at epoch 2, step 0 (phase 1 of 2)\n"

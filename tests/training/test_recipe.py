@@ -11,8 +11,7 @@ from petface.data.loading import Batch
 from petface.models.architecture import Architecture, build_classifier
 from petface.models.multi_head import _MultiHeadModel, unfreeze
 from petface.training import losses
-from petface.training.recipe import make_optimizer, species_loss
-from petface.training.specialist import specialist_loss
+from petface.training.recipe import focal_gammas, heads_loss, make_optimizer
 
 CPU = torch.device("cpu")
 
@@ -44,46 +43,49 @@ def batch_of(labels):
     return Batch(0, np.arange(num), torch.empty(0), targets, torch.zeros(num, dtype=torch.bool))
 
 
-def test_the_loss_of_stage_1_adds_the_log_shares_of_the_classes_to_the_logits():
+def test_the_log_shares_of_the_classes_are_added_to_the_logits():
     """Balanced softmax (tau 1) by its formula: p_k = share_k exp(z_k) / sum share exp(z)."""
     shown, labels = np.array([80.0, 15.0, 5.0]), np.array([0, 1, 2, 2])
+    batch = batch_of({"species": labels})
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     weighed = torch.from_numpy(shown / shown.sum()).float() * logits.exp()
     p = (weighed / weighed.sum(1, keepdim=True))[torch.arange(4), torch.from_numpy(labels)]
-    loss = species_loss(shown, CPU, logit_adjustment=1.0)
-    torch.testing.assert_close(loss((logits,), batch_of({"species": labels})), -p.log().mean())
-    plain = species_loss(shown, CPU, label_smoothing=0.1)((logits,), batch_of({"species": labels}))
+    head = {"species": shown}, {"species": 0.0}, CPU
+    weights, loss = heads_loss(*head, logit_adjustment=1.0)
+    torch.testing.assert_close(loss((logits,), batch), -p.log().mean())
+    assert weights == {"species": None}
+    _, plain = heads_loss(*head, label_smoothing=0.1)
     wanted = F.cross_entropy(logits, torch.from_numpy(labels), label_smoothing=0.1)
-    torch.testing.assert_close(plain, wanted)
+    torch.testing.assert_close(plain((logits,), batch), wanted)
 
 
 @pytest.mark.parametrize(
-    ("heads", "gamma"),
+    ("heads", "gammas"),
     [
-        (("breed", "gender"), 2.5),
-        (("color1", "gender"), 2.0),
-        (("breed", "color2"), 2.0),  # one colour among them is enough
-        (("color", "breed", "gender"), 2.0),
+        (("breed", "gender"), (2.5, 0.0)),
+        (("color1", "gender"), (2.0, 0.0)),
+        (("breed", "color2"), (2.0, 2.0)),  # one colour among them is enough
+        (("color", "breed", "gender"), (2.0, 2.0, 0.0)),
     ],
 )
-def test_a_specialists_loss_has_the_weights_gamma_and_adjustments_of_its_heads(heads, gamma):
+def test_a_specialists_loss_has_the_weights_gammas_and_adjustments_of_its_heads(heads, gammas):
+    found = focal_gammas(heads, with_color=2.0, without_color=2.5)
+    assert found == dict(zip(heads, gammas, strict=True))
     draw = np.random.default_rng(0)
     sizes = {head: 2 if head == "gender" else 3 for head in heads}
     labels = {head: draw.integers(-1, size, 12) for head, size in sizes.items()}
+    shown = {head: np.bincount(labels[head] + 1)[1:] for head in heads}
     outputs = tuple(torch.randn(12, size) for size in sizes.values())
-    options = {"gamma_with_color": 2.0, "gamma_without_color": 2.5, "label_smoothing": 0.1}
-    weights, loss = specialist_loss(sizes, labels, CPU, **options, logit_adjustment=1.0)
+    options = {"weighted": True, "label_smoothing": 0.1, "logit_adjustment": 1.0}
+    weights, loss = heads_loss(shown, found, CPU, **options)
     wanted = torch.zeros(())
-    for (head, size), logits in zip(sizes.items(), outputs, strict=True):
-        counts = np.bincount(labels[head][labels[head] >= 0], minlength=size)
-        torch.testing.assert_close(weights[head], losses.inverse_frequency_weights(counts))
+    for head, gamma, logits in zip(heads, gammas, outputs, strict=True):
+        torch.testing.assert_close(weights[head], losses.inverse_frequency_weights(shown[head]))
         wanted = wanted + losses.masked_focal_loss(
-            logits + losses.logit_adjustment(counts, 1.0),
+            logits + losses.logit_adjustment(shown[head], 1.0),
             torch.from_numpy(labels[head]),
-            0.0 if head == "gender" else gamma,
+            gamma,
             weights[head],
             0.1,
         )
     torch.testing.assert_close(loss(outputs, batch_of(labels)), wanted)
-    weights, _ = specialist_loss(sizes, labels, CPU, **options, weighted=False)
-    assert set(weights.values()) == {None}

@@ -183,31 +183,22 @@ def test_metrics_have_a_row_per_epoch(tmp_path):
     assert table["loss"].isna().tolist() == [False, True]
 
 
-def test_each_epoch_goes_to_the_board_once_where_one_is_wished_for(tmp_path, monkeypatch):
-    written = []
-    monkeypatch.setattr(runs, "write_board", lambda folder, row: written.append((folder, row)))
-    history = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.4}]
-    RunFolder(tmp_path).write_metrics(history)
-    run = RunFolder(tmp_path, tensorboard=True)
-    for num in (1, 2, 2):  # the last one again, as at the end of a run
-        run.write_metrics(history[:num])
-    assert written == [(tmp_path, history[0]), (tmp_path, history[1])]
-
-
 def test_a_board_without_its_package_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"\.\[track\]"):
         runs.check_board()
 
 
-def test_the_board_holds_the_numbers_of_a_row(tmp_path):
+def test_the_board_holds_the_numbers_of_a_row_where_one_is_wished_for(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for epoch in (1, 2):
-        row = {"epoch": epoch, "loss": epoch / 2, "note": "text"}
-        runs.write_board(tmp_path, row)
-    found = EventAccumulator(str(tmp_path / runs.BOARD)).Reload()
+    for wished in (False, True):
+        run = RunFolder(tmp_path, tensorboard=wished)
+        for epoch in (1, 2):
+            run.write_board({"epoch": epoch, "loss": epoch / 2, "note": "text"})
+        assert (tmp_path / "tensorboard").exists() == wished
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert found.Tags()["scalars"] == ["loss"]
     assert [(e.step, e.value) for e in found.Scalars("loss")] == [(1, 0.5), (2, 1.0)]
 

@@ -1,10 +1,5 @@
 """Augment a whole batch on its device: parameters drawn per image, in two regimes (base, tail)."""
 
-from __future__ import annotations
-
-import torch
-from torch import Tensor
-
 from petface.training.augment.exact import augment
 from petface.training.augment.regimes import (
     BASE,
@@ -26,18 +21,5 @@ __all__ = [
     "AugmentRegime",
     "Strength",
     "augment",
-    "augment_batch",
     "draw_parameters",
 ]
-
-
-def augment_batch(
-    images: Tensor,
-    is_tail: Tensor,
-    base: AugmentRegime,
-    tail: AugmentRegime,
-    generator: torch.Generator,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Draw parameters and augment: (B, 3, H, W) uint8 -> (B, 3, H, W) `dtype` in [0, 1]."""
-    return augment(images, draw_parameters(is_tail, base, tail, generator), dtype)

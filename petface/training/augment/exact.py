@@ -28,13 +28,10 @@ CROPPED = 14  # 1 or 0
 STILL: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
-def augment(
-    images: Tensor, parameters: AugmentParameters, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """Turn (B, 3, H, W) uint8 into (B, 3, H, W) `dtype` in [0, 1] on the same device, augmented.
+def augment(images: Tensor, parameters: AugmentParameters) -> Tensor:
+    """Augment (B, 3, H, W) uint8 to (B, 3, H, W) float32 in [0, 1] on the same device.
 
-    The arithmetic is float32 whatever `dtype` is. An image without any change is exactly
-    `images / 255`, and no image depends on its neighbours.
+    An image without any change is exactly `images / 255`, and no image depends on its neighbours.
     """
     assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3, images.shape
     num_images, _, height, width = images.shape
@@ -43,7 +40,7 @@ def augment(
     step = max(1, num_images)
     if images.device.type == "cpu":
         step = max(1, _SUB_BATCH_PIXELS // (height * width))
-    output = torch.empty(images.shape, dtype=dtype, device=images.device)
+    output = torch.empty(images.shape, device=images.device)
     for start in range(0, num_images, step):
         part = slice(start, start + step)
         output[part] = _augment_part(images[part], parameters.flip[part], table[part])
