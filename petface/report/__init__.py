@@ -16,15 +16,13 @@ def write_report(folder: Path, *, with_photos: bool = False, images_root: str = 
 
     A folder that is both is reported as the evaluation. Photos: see `write_evaluation_report`.
     """
-    from petface.report import errors_page, evaluation_page, folders, run_page
+    from petface.report import evaluation_page, folders, run_page
 
     if not folders.is_evaluation(folder):
         return [run_page.write_run_report(folder)]
-    errors = errors_page.write_errors_page(folder, with_photos=with_photos, images_root=images_root)
-    page = evaluation_page.write_evaluation_report(
+    return evaluation_page.write_evaluation_report(
         folder, with_photos=with_photos, images_root=images_root
     )
-    return [page, errors] if errors else [page]
 
 
 def write_reports(
@@ -38,12 +36,8 @@ def write_reports(
     for folder in dict.fromkeys(folder for root in roots for folder in find_folders(root)):
         try:
             written += write_report(folder, with_photos=with_photos, images_root=images_root)
-        except ImportError as error:
-            failures.append(
-                f"{folder}: no report, {error.name} is missing: {install_line('report')}"
-            )
         except Exception as error:  # one strange folder must not keep the others from theirs
-            failures.append(f"{folder}: no report, {type(error).__name__}: {error}")
+            failures.append(f"{folder}: no report, {_reason(error)}")
     return written, failures
 
 
@@ -54,10 +48,14 @@ def report_line(folder: Path) -> str:
     """
     try:
         return f"report: {write_report(Path(folder))[0]}"
-    except ImportError as error:
-        return f"report: not written, {error.name} is missing; install it: {install_line('report')}"
     except Exception as error:
-        return f"report: not written, {type(error).__name__}: {error}"
+        return f"report: not written, {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return f"{error.name} is missing; install it: {install_line('report')}"
+    return f"{type(error).__name__}: {error}"
 
 
 def late_report(folder: Path) -> str:

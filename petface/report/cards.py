@@ -15,9 +15,18 @@ from petface.errors import UserError
 from petface.evaluation.details import SUMMARY
 from petface.evaluation.figures import interval, percent
 from petface.report import folders as read
+from petface.report.folders import rows
 from petface.report.page import render_markdown, table
 
 _SETTINGS = "BACKBONE WEIGHTS IMAGE_SIZE_PX EPOCHS BATCH_SIZE LR SCHEDULE SAMPLER SEED PRECISION"
+_FIGURES = "num accuracy interval_95 majority_baseline"
+_HEAD_COLUMNS = (
+    "head num num_records accuracy interval_95 majority_baseline balanced_accuracy "
+    "end_to_end.accuracy per_record.accuracy macro_f1 top3 ece"
+)
+_AUDIT_COLUMNS = (
+    "species records photos records_per_split.train records_per_split.val records_per_split.test"
+)
 
 
 def write_cards(
@@ -37,7 +46,22 @@ def write_cards(
     audited = read.read_json(Path(audit) / "audit.json", problems) if audit else {}
     if audit and not audited:
         raise UserError(f"{audit} holds no audit.json; run: python -m tools.audit --out {audit}")
-    facts = {**_facts(folder, summary, models, problems), **_audited(audited), "people": people}
+    by_species = rows(summary, "per_species.test.{species}.{head}")
+    facts = {
+        "people": people,
+        "summary": summary,
+        "models": models,
+        "audit": audited,
+        "headlines": read.headlines(summary),
+        "head_table": table(read.test_heads(summary), _HEAD_COLUMNS),
+        "species_table": table(by_species, f"species head {_FIGURES}"),
+        "model_table": table(_models(folder, models, problems)),
+        "audit_species": table(rows(audited, "per_species.{species}"), _AUDIT_COLUMNS),
+        "audit_heads": table(rows(audited, "heads.{species}.{attribute}")),
+        "problems": problems,
+        "percent": percent,
+        "interval": interval,
+    }
     written = []
     for name in ("model_card", "data_card"):
         path = (out or folder) / f"{name}.md"
@@ -47,55 +71,18 @@ def write_cards(
     return written
 
 
-def _facts(
-    folder: Path, summary: dict[str, Any], models: dict[str, Any], problems: list[str]
-) -> dict[str, Any]:
-    """Gather what both templates say; a checkpoint that changed since is a problem, not a fact."""
-    heads = read.test_heads(summary)
-    species = read.rows(read.dig(summary, "per_species", "test"), "species", "head")
-    runs = {}
-    for name, model in (
-        ("stage 1", read.entries(models, "stage1")),
-        *read.entries(models, "specialists").items(),
-    ):
-        path = read.found_at(folder, str(model.get("path", "")))
-        if path is None or files.sha256_of_file(path) != model.get("sha256"):
-            problems.append(f"{name}: {model.get('path')} is not there any more, or another file")
-        else:
-            runs[name] = (model, read.read_run(path.parent))
-    return {
-        "summary": summary,
-        "models": models,
-        "heads": heads,
-        "head_table": table(heads, _HEAD_KEYS),
-        "species_table": table(species, "species head num accuracy interval_95 majority_baseline"),
-        "model_table": table(_model(name, *own) for name, own in runs.items()),
-        "headlines": read.headlines(summary),
-        "problems": problems,
-        "percent": percent,
-        "interval": interval,
-    }
-
-
-def _audited(audit: dict[str, Any]) -> dict[str, Any]:
-    """Format what an audit counted per species and per attribute."""
-    species = read.rows(audit.get("per_species"), "species")
-    parts = " ".join(f"records_per_split.{part}" for part in ("train", "val", "test"))
-    heads = read.rows(audit.get("heads"), "species", "attribute")
-    return {
-        "audit": audit,
-        "audit_species": table(species, f"species records photos {parts}"),
-        "audit_heads": table(heads),
-    }
-
-
-_HEAD_KEYS = (
-    "head num num_records accuracy interval_95 majority_baseline balanced_accuracy "
-    "end_to_end.accuracy per_record.accuracy macro_f1 top3 ece"
-)
-
-
-def _model(name: str, model: dict[str, Any], run: read.Run) -> dict[str, Any]:
-    settings = {key: run.settings.get(key) for key in _SETTINGS.split()}
-    trained = {"epochs": len(run.history) or None, "training_time": run.time, "device": run.device}
-    return {"model": name, **trained, **settings, "SHA-256": model.get("sha256")}
+def _models(folder: Path, models: dict[str, Any], problems: list[str]) -> list[dict[str, Any]]:
+    """Describe each network by its run; a checkpoint that changed since is a problem instead."""
+    found = []
+    stage1 = ({"model": "stage 1", **row} for row in rows(models, "stage1"))
+    for model in (*stage1, *rows(models, "specialists.{model}")):
+        name, place, sha256 = (model.get(key) for key in ("model", "path", "sha256"))
+        path = read.found_at(folder, str(place or ""))
+        if path is None or files.sha256_of_file(path) != sha256:
+            problems.append(f"{name}: {place} is not there any more, or another file")
+            continue
+        run = read.read_run(path.parent)
+        made = {"epochs": len(run.history), "training_time": run.time, "device": run.device}
+        settings = {key: run.settings.get(key) for key in _SETTINGS.split()}
+        found.append({"model": name, **made, **settings, "SHA-256": sha256})
+    return found

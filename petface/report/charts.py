@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from cycler import cycler
 from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -61,11 +62,10 @@ def svg(panel: Panel, size_in: tuple[float, float] = _SIZE_IN) -> Markup:
     _draw([[panel]], size_in, stream, "svg")
     drawn = stream.getvalue().decode("utf-8").replace(INK, "currentColor")
     drawn = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", drawn, flags=re.S)
-    drawn = drawn[drawn.index("<svg") :]
+    drawn = re.sub(r" xmlns(:xlink)?=\"[^\"]*\"", "", drawn[drawn.index("<svg") :])
     own, used = f"-{zlib.crc32(drawn.encode()):x}", set(re.findall(r"#(\w+)", drawn))
     ids = re.compile(r' id="([^"]*)"')  # those of two charts must not be the same
     drawn = ids.sub(lambda found: f' id="{found[1]}{own}"' if found[1] in used else "", drawn)
-    drawn = re.sub(r" xmlns(:xlink)?=\"[^\"]*\"", "", drawn)
     return Markup(re.sub(r'(url\(|href=")#(\w+)', rf"\1#\2{own}", drawn))
 
 
@@ -75,61 +75,45 @@ def write_png(path: Path, rows: Sequence[Sequence[Panel]]) -> None:
         _draw(rows, (_SIZE_IN[0] * len(rows[0]), _SIZE_IN[1] * 1.1 * len(rows)), handle, "png")
 
 
-def lines(
-    title: str,
-    series: Mapping[str, Iterable[tuple[Any, Any]]],
-    unit: str,
-    dividers: Sequence[float] = (),
-) -> Panel:
-    """Draw lines over epochs; `dividers` lie between the phases of a training."""
-
-    def draw(axes: Any) -> None:
-        for name, points in series.items():
-            known = [(x, y) for x, y in points if is_number(x) and is_number(y)]
-            if known:
-                x, y = zip(*known, strict=True)
-                marker = "o" if len(known) <= 30 else ""
-                axes.plot(x, y, marker=marker, markersize=3, label=visible(name))
-        for number, place in enumerate(dividers):
-            label = "next phase" if number == 0 else None
-            axes.axvline(place, color=GREY, linewidth=0.9, linestyle=":", label=label)
-        top = {"top": 102} if "%" in unit else {}
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]), **top)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        _finish(axes, title, "epoch", unit)
-
-    return draw
-
-
-def training(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
+def training(history: pd.DataFrame) -> list[Panel]:
     """Build the training curves of metrics.csv: losses, accuracies in % and the learning rate."""
-    pairs = zip(history, history[1:], strict=False)
-    changes = [b["epoch"] - 0.5 for a, b in pairs if a.get("phase") != b.get("phase")]
-    panels = []
-    for title, ending, unit in (
-        ("Loss", "_loss", "loss"),
-        ("Validation accuracy", "_frac", "accuracy, %"),
-        ("Learning rate", "learning_rate", "learning rate"),
-    ):
-        scale = 100 if ending == "_frac" else 1
-        series = {
-            name.removesuffix("_frac").replace("_", " "): [
-                (row.get("epoch"), (row[name] or 0) * scale if is_number(row[name]) else None)
-                for row in history
-            ]
-            for name in (history[0] if history else ())
-            if name.endswith(ending)
-        }
-        if series:
-            panels.append(lines(title, series, unit, changes))
-    return panels
+
+    def curves(title: str, ending: str, unit: str) -> Panel:
+        def draw(axes: Any) -> None:
+            for name in history.columns[history.columns.str.endswith(ending)]:
+                known = history[["epoch", name]].replace(np.inf, np.nan).dropna()
+                if len(known):
+                    label = visible(name.removesuffix("_frac").replace("_", " "))
+                    scale = 100 if ending == "_frac" else 1
+                    dots = {"marker": "o" if len(known) <= 30 else "", "markersize": 3}
+                    axes.plot(known["epoch"], known[name] * scale, label=label, **dots)
+            for number, epoch in enumerate(first_epochs[1:]):
+                style = {"color": GREY, "linewidth": 0.9, "linestyle": ":"}
+                axes.axvline(epoch - 0.5, label=None if number else "next phase", **style)
+            top = {"top": 102} if ending == "_frac" else {}
+            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]), **top)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            _finish(axes, title, "epoch", unit)
+
+        return draw
+
+    if "epoch" not in history:
+        return []
+    phases = history["phase"] if "phase" in history else pd.Series(0, history.index)
+    first_epochs = history["epoch"][phases.diff() != 0].tolist()
+    return [
+        curves("Loss", "_loss", "loss"),
+        curves("Validation accuracy", "_frac", "accuracy, %"),
+        curves("Learning rate", "learning_rate", "learning rate"),
+    ]
 
 
-def confidence(head: str, fitted: Mapping[str, Any]) -> list[Panel]:
+def confidence(fitted: Mapping[str, Any]) -> list[Panel]:
     """Build reliability before and after calibration, and accuracy over the photos answered.
 
-    `reliability`, `raw_reliability` and `curve` as `petface.calibration` computes them.
+    `head`, `reliability`, `raw_reliability` and `curve` as `petface.calibration` computes them.
     """
+    head = fitted["head"]
 
     def draw_reliability(axes: Any) -> None:
         axes.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle="--", label="ideal")
@@ -137,8 +121,8 @@ def confidence(head: str, fitted: Mapping[str, Any]) -> list[Panel]:
             ("as trained", "raw_reliability", {"color": ORANGE, "marker": "s"}),
             ("calibrated", "reliability", {"color": BLUE, "marker": "o"}),
         ):
-            bins = np.array(fitted.get(key) or np.zeros((0, 5)), float) * 100
-            if len(bins):
+            if fitted.get(key):
+                bins = np.array(fitted[key], float) * 100
                 axes.plot(bins[:, 0], bins[:, 1], markersize=3.5, label=name, **style)
                 axes.vlines(bins[:, 0], bins[:, 3], bins[:, 4], color=style["color"], alpha=0.4)
         axes.set(xlim=(0, 102), ylim=(0, 102))
@@ -195,24 +179,27 @@ def confusion(title: str, names: Sequence[str], counts: np.ndarray) -> Markup:
     return svg(draw, (max(side, 0.09 * len(title) + 0.6), side + 0.15))
 
 
-def intervals(title: str, rows: Sequence[Sequence[Any]], label: str, reference: str = "") -> Markup:
-    """Draw a dot with its 95 % interval per row: (name, share, interval, reference share or None).
+def intervals(title: str, rows: Iterable[Mapping[str, Any]], columns: str, label: str) -> Markup:
+    """Draw a dot with its 95 % interval for each row of a table.
 
-    `reference` names the reference marks; without, rows are differences around a line at 0.
+    `columns` name what a row is called, a share, its interval and perhaps a share to compare with;
+    of a `change`, 0 is marked.
     """
-    rows = [row for row in rows if is_number(row[1])]
+    name, share, interval, reference = (*columns.split(), "")[:4]
+    rows = [row for row in rows if is_number(row.get(share))]
 
     def draw(axes: Any) -> None:
         places = np.arange(len(rows))
-        low, high = np.array([row[2] or (np.nan, np.nan) for row in rows], float).T * 100
-        marks = np.array([row[3] if is_number(row[3]) else np.nan for row in rows]) * 100
+        low, high = np.array([row.get(interval) or (np.nan, np.nan) for row in rows], float).T * 100
         axes.hlines(places, low, high, color=BLUE, linewidth=2, alpha=0.6)
-        axes.plot([row[1] * 100 for row in rows], places, "o", color=BLUE, markersize=5)
-        if np.isfinite(marks).any():
-            axes.plot(marks, places, "|", color=ORANGE, markersize=11, mew=2, label=reference)
-        if not reference:
+        axes.plot([row[share] * 100 for row in rows], places, "o", color=BLUE, markersize=5)
+        if reference:
+            marks = np.array([row.get(reference) for row in rows], float) * 100
+            style = {"color": ORANGE, "markersize": 11, "mew": 2}
+            axes.plot(marks, places, "|", label=reference.replace("_", " "), **style)
+        elif share == "change":
             axes.axvline(0, color=GREY, linewidth=1)
-        _name_rows(axes, [row[0] for row in rows])
+        _name_rows(axes, [row[name] for row in rows])
         _finish(axes, title, label, "")
 
     return svg(draw, (_SIZE_IN[0], 0.9 + 0.2 * len(rows))) if rows else Markup()

@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import ast
-import csv
 import json
 import math
 import os
 import re
-import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
 import numpy as np
+import pandas as pd
 
 import petface
 from petface.evaluation.details import HEADS, MODELS, PER_IMAGE, SUMMARY
 from petface.files import plain_cell, take
-from petface.metrics import cluster_wilson_interval, read_confusion
+from petface.metrics import read_confusion, wilson_interval
 from petface.taxonomy import FEATURES
 
 REPORT: Final = "report.html"  # of a run or an evaluation
 METRICS, FINAL, SETTINGS, LOCK = "metrics.csv", "final.json", "settings.toml", "run.lock"
-_MAX_ROWS = 200  # read of errors.csv, label_conflicts.csv and label_errors.csv
+MAX_ROWS: Final = 200  # of a CSV file in a page; the file holds all
 
 
 @dataclass
 class Run:
     """A run folder as it was found; `problems` says what could not be read.
 
-    `history` is metrics.csv, a dictionary per epoch, None for a cell that is no number. `final` is
-    empty where the run is not finished.
+    `history` is metrics.csv as numbers; `final` is empty where the run is not finished.
     """
 
     folder: Path
@@ -45,7 +42,7 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
     settings_text: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, float | None]] = field(default_factory=list)
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def script(self) -> str:
@@ -58,8 +55,8 @@ class Run:
         """Return 1 (species), 2 (attributes of one species) or 0 where nothing tells."""
         if self.script:
             return 2 if self.script.startswith("stage2") else 1
-        columns = {*self.final, *(self.history[0] if self.history else ())}
-        if columns & {"test_recall", "test_accuracy", "val_accuracy_frac"}:
+        columns = {*self.final, *self.history}
+        if columns & {"test_accuracy", "val_accuracy_frac"}:
             return 1
         return 2 if any(f"_{feature}_" in name for feature in FEATURES for name in columns) else 0
 
@@ -75,19 +72,17 @@ class Run:
         """Return finished, running (its lock is held) or stopped, with the epochs done."""
         if self.final:
             return "finished"
-        try:
-            with (self.folder / LOCK).open("rb", buffering=0) as handle:
-                word = "running" if take(handle) else "stopped"
-        except OSError:
-            word = "stopped"
-        return f"{word}, {len(self.history)} epochs"
+        holder = ""
+        with suppress(OSError), (self.folder / LOCK).open("rb", buffering=0) as handle:
+            holder = take(handle)
+        return f"{'running' if holder else 'stopped'}, {len(self.history)} epochs"
 
     @property
     def time(self) -> str:
         """Return the training time so far, in the unit that reads best."""
         minutes = self.final.get("train_minutes")
         if not is_number(minutes):
-            minutes = sum(row.get("train_s") or 0 for row in self.history) / 60
+            minutes = self.history.get("train_s", pd.Series([0.0])).sum() / 60
         if minutes < 2:
             return f"{minutes * 60:.0f} s" if minutes else ""
         return f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
@@ -101,20 +96,22 @@ class Run:
     def heads(self) -> list[dict[str, Any]]:
         """Return the test metrics per head, by the short names of a summary.
 
-        `matrix` is the confusion matrix (names, counts) or None. Without a written interval one
-        stands in that takes photos for independent.
+        `matrix` is the confusion matrix (names, counts) or None. A run does not know which photos
+        show one animal: its interval takes them for independent.
         """
-        rows = []
+        found = []
         for head in HEADS:
-            prefix = "test_" if head == "species" else f"test_{head}_"
-            if f"{prefix}accuracy" in self.final:
-                num = self.final.get("test_images" if head == "species" else f"{prefix}known")
-                own = {k.removeprefix(prefix): v for k, v in self.final.items()}
-                matrix = read_confusion(self.folder / f"confusion_test_{head}.csv")
-                rows.append({"head": head, **own, "num": num, "matrix": matrix})
-                if matrix and not own.get("interval_95"):
-                    rows[-1] |= {"interval_95": _photo_interval(matrix[1]), "is_by_photo": True}
-        return rows
+            prefix, known = ("test_", "images") if head == "species" else (f"test_{head}_", "known")
+            row = {k.removeprefix(prefix): v for k, v in self.final.items() if k.startswith(prefix)}
+            accuracy, num = row.get("accuracy"), row.get(known)
+            if is_number(accuracy):
+                row |= {"head": head, "num": num}
+                row["matrix"] = read_confusion(self.folder / f"confusion_test_{head}.csv")
+                if is_number(num) and num > 0:
+                    limits = wilson_interval(accuracy, num, 1.96)
+                    row["interval_95"] = np.clip(limits, 0, 1).tolist()
+                found.append(row)
+        return found
 
 
 def read_run(folder: Path) -> Run:
@@ -129,14 +126,9 @@ def read_run(folder: Path) -> Run:
         pass
     except (OSError, ValueError) as error:
         run.problems.append(f"{SETTINGS} cannot be read: {error}")
-    rows = read_rows(folder / METRICS, run.problems, None)
-    run.history = [{name: _as_number(cell) for name, cell in row.items()} for row in rows]
+    history = pd.DataFrame(read_csv(folder / METRICS, run.problems), dtype=object)
+    run.history = history.apply(pd.to_numeric, errors="coerce")
     return run
-
-
-def is_run(folder: Path) -> bool:
-    """Recognise a run folder by its files."""
-    return any((folder / name).is_file() for name in (FINAL, METRICS, SETTINGS, LOCK))
 
 
 def is_evaluation(folder: Path) -> bool:
@@ -147,9 +139,9 @@ def is_evaluation(folder: Path) -> bool:
 
 def find_folders(root: Path) -> Iterator[Path]:
     """Yield every run and evaluation under `root`, links not followed, in the order of names."""
-    for name, folders, _ in os.walk(root, followlinks=False):
+    for name, folders, names in os.walk(root, followlinks=False):
         folders[:] = sorted(each for each in folders if not each.startswith("."))
-        if is_run(Path(name)) or is_evaluation(Path(name)):
+        if is_evaluation(Path(name)) or {FINAL, METRICS, SETTINGS, LOCK} & {*names}:
             yield Path(name)
 
 
@@ -160,31 +152,25 @@ def read_evaluation_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any],
 
 
 def test_heads(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the test metrics per head: where it was asked, `end_to_end` beside it.
-
-    The intervals are those of `figures`, which hold for small parts too, where they are there.
-    """
-    rows = []
-    for head in HEADS:
-        place = ("species",) if head == "species" else ("features", head)
-        own, better = entries(summary, "test", *place), entries(summary, "figures", "test", head)
-        asked, end = entries(own, "conditional"), entries(own, "end_to_end")
-        row = {"head": head, **better, **own, **asked}
-        row["end_to_end"] = {**end, "majority_baseline": own.get("majority_baseline")}
-        for old, new in ((row, better), (row["end_to_end"], entries(better, "end_to_end"))):
-            old["interval_95"] = new.get("interval_95") or old.get("interval_95")
-        if row.get("num") or end.get("num"):
-            rows.append(row)
-    return rows
+    """Return the test metrics per head: where it was asked, and `end_to_end.*`."""
+    by_animal = {row["head"]: row for row in rows(summary, "per_record.test.{head}")}
+    return [
+        {**row, "per_record.accuracy": by_animal.get(row["head"], {}).get("accuracy_fused")}
+        for row in rows(summary, "figures.test.{head}")
+        if row.get("num") or row.get("end_to_end.num")
+    ]
 
 
 def headlines(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what a user of the system meets per head: an attribute's metric is end to end."""
-    own = (
-        row if row["head"] == "species" else {"head": row["head"], **row["end_to_end"]}
-        for row in test_heads(summary)
-    )
-    return [row for row in own if is_number(row.get("accuracy"))]
+    found = []
+    for row in test_heads(summary):
+        end = "" if row["head"] == "species" else "end_to_end."
+        own = {key: row.get(end + key) for key in ("num", "accuracy", "interval_95")}
+        found.append(
+            {"head": row["head"], "majority_baseline": row.get("majority_baseline"), **own}
+        )
+    return [row for row in found if is_number(row["accuracy"])]
 
 
 def defaults_of(script: str) -> dict[str, Any]:
@@ -206,68 +192,62 @@ def found_at(folder: Path, path: str) -> Path | None:
 
 
 def readable_time(stamp: Any, path: Path) -> str:
-    """Format a time stamp as day and minute; where it is none, the time of a file."""
-    try:
-        return datetime.fromisoformat(str(stamp)).strftime("%Y-%m-%d %H:%M")
-    except ValueError:
-        seconds = path.stat().st_mtime if path.exists() else None
-        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else ""
+    """Format a time stamp as day and minute; without one, the time of a file."""
+    if not stamp and path.exists():
+        stamp = datetime.fromtimestamp(path.stat().st_mtime).isoformat()
+    return str(stamp or "")[:16].replace("T", " ")
 
 
 def read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     """Read a JSON object; an empty one where there is none, and where it is broken: noted."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        problems.append(f"{path.name} cannot be read: it holds no JSON object")
     except FileNotFoundError:
-        return {}
+        pass
     except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name} cannot be read: {error}")
-        return {}
-    if not isinstance(found, dict):
-        problems.append(f"{path.name} cannot be read: it holds no JSON object")
-    return found if isinstance(found, dict) else {}
+    return {}
 
 
-def read_rows(
-    path: Path, problems: list[str], most: int | None = _MAX_ROWS
-) -> list[dict[str, str]]:
-    """Read the first `most` rows of a CSV, or all; none where it cannot be read: noted."""
+def read_csv(path: Path, problems: list[str], most: int | None = None) -> list[dict[str, Any]]:
+    """Read the first `most` rows of a CSV as text, or all; none where it cannot be read: noted."""
     try:
-        with path.open(encoding="utf-8", newline="") as handle:
-            rows = [list(map(plain_cell, row)) for row in islice(csv.reader(handle), most)]
+        found = pd.read_csv(path, dtype=str, nrows=most, keep_default_na=False, index_col=False)
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         problems.append(f"{path.name} cannot be read: {error}")
         return []
-    return [dict(zip(rows[0], row, strict=False)) for row in rows[1:]]
+    return found.map(plain_cell, na_action="ignore").to_dict("records")  # type: ignore[return-value]
 
 
-def dig(tree: Any, *keys: str) -> Any:
-    """Follow keys into nested dictionaries; None where one is missing."""
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
+def rows(tree: Any, path: str = "") -> Iterator[dict[str, Any]]:
+    """Yield the dictionaries at a path into nested ones, flat; of a list each.
 
-
-def entries(tree: Any, *keys: str) -> dict[str, Any]:
-    """Follow keys to a dictionary; an empty one where there is none."""
-    found = dig(tree, *keys)
-    return found if isinstance(found, dict) else {}
-
-
-def rows(tree: Any, *names: str) -> Iterator[dict[str, Any]]:
-    """Yield the dictionaries, or lists of them, at a depth of nested ones, the keys under `names`.
-
-    rows({"breed": {"cat": {"num": 3}}}, "head", "species") yields one row of head, species and num.
+    `{name}` in a path stands for any key, which becomes a cell: of {"breed": {"cat": {"num": 3}}},
+    `{head}.{species}` is the row {"head": "breed", "species": "cat", "num": 3}.
     """
-    if not names:
-        yield from (
-            each for each in (tree if isinstance(tree, list) else [tree]) if type(each) is dict
-        )
+    key, _, below = path.partition(".")
+    if not path:
+        found = tree if isinstance(tree, list) else [tree]
+        yield from (flat(row) for row in found if isinstance(row, dict))
+    elif isinstance(tree, dict) and key.startswith("{"):
+        for name, own in tree.items():
+            yield from ({key[1:-1]: name, **row} for row in rows(own, below))
     elif isinstance(tree, dict):
-        for key, below in tree.items():
-            yield from ({names[0]: key, **row} for row in rows(below, *names[1:]))
+        yield from rows(tree.get(key), below)
+
+
+def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one, by their keys joined with dots."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict)
+        found |= flat(value, f"{above}{key}.") if nested else {f"{above}{key}": value}
+    return found
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
@@ -279,19 +259,4 @@ def number(value: Any) -> str:
     """Format a number: whole ones with separators, others with a few digits; "" for no number."""
     if not is_number(value):
         return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _photo_interval(counts: np.ndarray) -> list[float] | None:
-    right, total = np.trace(counts), counts.sum()
-    if not total:
-        return None
-    return list(cluster_wilson_interval(np.arange(total) < right, np.ones(total)))
-
-
-def _as_number(cell: str) -> float | None:
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return None if not is_number(value) else int(value) if value.is_integer() else value
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -12,11 +13,11 @@ from markupsafe import Markup
 from petface.evaluation.details import SUMMARY
 from petface.evaluation.figures import percent
 from petface.report import folders as read
-from petface.report.page import Metric, Page, Section, table, visible, write
+from petface.report.page import Metric, Page, table, visible, write
 
 INDEX: Final = "index.html"
 _GROUPS = ("Evaluations", "Stage 1: species", "Stage 2: attributes", "Other folders")
-_KEYS = "link headline interval_95 majority_baseline other_heads time when state"
+_COLUMNS = "link headline interval_95 majority_baseline other_heads time when state"
 
 
 def write_index(root: Path) -> Path:
@@ -25,36 +26,30 @@ def write_index(root: Path) -> Path:
 
 
 def index_page(root: Path, found: list[dict[str, Any]]) -> Page:
-    """Build the page: a table per kind, the running and the best first; links are relative.
-
-    Entries with the same `rival` were measured on the same thing, so the best can be told.
-    """
+    """Build the page: a table per kind, the running and the best first; links are relative."""
+    num_rivals = Counter(entry["rival"] for entry in found if entry["accuracy"] >= 0)
+    best: dict[Any, float] = {}
     for entry in found:
-        rivals = [
-            e["accuracy"] for e in found if e["rival"] == entry["rival"] and e["accuracy"] >= 0
-        ]
-        is_best = len(rivals) > 1 and max(rivals) == entry["accuracy"]
+        best[entry["rival"]] = max(entry["accuracy"], best.get(entry["rival"], 0))
+    numbers = Counter({"evaluations": 0, "training runs": 0, "running": 0, "stopped or damaged": 0})
+    for entry in found:
+        is_best = num_rivals[entry["rival"]] > 1 and best[entry["rival"]] == entry["accuracy"]
         entry |= {"link": _link(root, entry["folder"]), "headline": _bar(entry, is_best)}
+        numbers["evaluations" if entry["group"] == _GROUPS[0] else "training runs"] += 1
         if entry["is_running"]:
+            numbers["running"] += 1
             entry["state"] = Markup("<span class=running>● {}</span>").format(entry["state"])
+        elif entry["state"] != "finished":
+            numbers["stopped or damaged"] += 1
     # Specialists stand in the order of their folders: their species are not rivals.
-    found.sort(key=lambda e: (str(e["folder"]) if e["is_specialist"] else "", -e["accuracy"]))
-    found.sort(key=lambda e: not e["is_running"])
-    own = {group: [e for e in found if e["group"] == group] for group in _GROUPS}
-    num_running = sum(entry["is_running"] for entry in found)
-    num_open = sum(entry["state"] != "finished" for entry in found) - num_running
-    numbers = {
-        "evaluations": len(own[_GROUPS[0]]),
-        "training runs": len(found) - len(own[_GROUPS[0]]),
-        "running": num_running,
-        "stopped or damaged": num_open,
-    }
+    found.sort(key=lambda e: "" if e["group"] != _GROUPS[2] else str(e["folder"]))
+    found.sort(key=lambda e: (not e["is_running"], e["group"] != _GROUPS[2] and -e["accuracy"]))
     return Page(
         "Runs and evaluations",
         "Index",
-        f"{root}: accuracy on the test part; attributes of an evaluation end to end",
+        f"{root}: accuracy on the test split; attributes of an evaluation end to end",
         metrics=[Metric(name, f"{num:,}") for name, num in numbers.items()],
-        sections=[Section(group, [table(rows, _KEYS)]) for group, rows in own.items()],
+        sections={g: [table((e for e in found if e["group"] == g), _COLUMNS)] for g in _GROUPS},
     )
 
 
@@ -77,16 +72,16 @@ def _bar(entry: dict[str, Any], is_best: bool) -> str:
 
 
 def _entry(folder: Path) -> dict[str, Any]:
+    """Read what a row shows; entries with the same `rival` were measured on the same thing."""
     entry = {"folder": folder, "group": _GROUPS[3], "rival": folder, "accuracy": -1.0,
-             "is_running": False, "is_specialist": False}  # fmt: skip
+             "is_running": False}  # fmt: skip
     try:
         own = _evaluation(folder) if read.is_evaluation(folder) else _run(folder)
     except Exception as error:  # nothing in one folder may cost the whole index
         return {**entry, "state": f"cannot be read: {type(error).__name__}: {error}"}
-    heads = own["heads"]
-    shown = [f"{row['head']} {p}" for row in heads[1:] if (p := percent(row.get("accuracy")))]
-    first = heads[0] if heads and read.is_number(heads[0].get("accuracy")) else {}
-    return {**entry, **first, **own, "other_heads": " · ".join(shown)}
+    first, *others = own.pop("heads") or [{}]
+    other_heads = " · ".join(f"{row['head']} {percent(row['accuracy'])}" for row in others)
+    return {**entry, **first, **own, "other_heads": other_heads}
 
 
 def _run(folder: Path) -> dict[str, Any]:
@@ -99,8 +94,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "time": run.time,
         "state": "; ".join(run.problems) or run.state,
         "is_running": run.state.startswith("running"),
-        "is_specialist": run.stage == 2,
-        "rival": (run.stage, *data, folder.name if run.stage == 2 else ""),
+        "rival": (run.stage, *map(str, data), folder.name if run.stage == 2 else ""),
     }
 
 
@@ -112,5 +106,5 @@ def _evaluation(folder: Path) -> dict[str, Any]:
         "when": read.readable_time(None, folder / SUMMARY),
         "heads": heads,
         "state": "; ".join(problems) or ("finished" if summary else "stopped"),
-        "rival": ("evaluation", models.get("dataset"), heads[0].get("num") if heads else 0),
+        "rival": ("evaluation", str(models.get("dataset")), heads[0]["num"] if heads else 0),
     }

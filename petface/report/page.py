@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from petface import files
 from petface.evaluation.figures import interval, percent, points
-from petface.report.folders import dig, is_number, number
+from petface.report.folders import flat, is_number, number
 
 MIN_PHOTOS: Final = 30  # of fewer photos an accuracy says little
 _NAMES = {
@@ -25,9 +25,11 @@ _NAMES = {
     "accuracy_a": "A",
     "accuracy_b": "other",
     "p_holm": "p, adjusted",
+    "by_split": "train, val, test",
 }
 _SHARES = re.compile(
-    "accuracy|recall|precision|f1|top[35]|share|frac|probability|agreement|baseline|coverage|in_stage"
+    "accuracy|recall|precision|f1|top[35]|share|frac|probability|agreement|baseline|coverage|in_stage|"
+    "impossible|equal"
 )
 
 
@@ -59,22 +61,16 @@ class Strip(NamedTuple):
         return any(self.shown)
 
 
-class Section(NamedTuple):
-    """A heading and what stands below it; a plain string explains and is no content."""
-
-    title: str
-    parts: Sequence[Table | Strip | Markup | str]
-
-    def __bool__(self) -> bool:
-        return any(part for part in self.parts if type(part) is not str)
-
-
 class Metric(NamedTuple):
     """A headline metric with what must stand beside it."""
 
     name: str
     value: str
     details: Sequence[str] = ()
+
+
+# What stands below each heading; a plain string explains and is no content.
+Sections = Mapping[str, Sequence[Table | Strip | Markup | str]]
 
 
 @dataclass
@@ -87,11 +83,11 @@ class Page:
     title: str
     kind: str
     about: str
-    notes: list[str] = field(default_factory=list)
-    photos: list[Section] = field(default_factory=list)
-    metrics: list[Metric] = field(default_factory=list)
-    sections: list[Section] = field(default_factory=list)
-    folded: list[Section] = field(default_factory=list)
+    notes: Sequence[str] = ()
+    photos: Sections = field(default_factory=dict)
+    metrics: Sequence[Metric] = ()
+    sections: Sections = field(default_factory=dict)
+    folded: Sections = field(default_factory=dict)
 
 
 def write(path: Path, page: Page) -> Path:
@@ -103,7 +99,10 @@ def write(path: Path, page: Page) -> Path:
 
 def render(page: Page) -> str:
     """Return a page as HTML."""
-    return _environment(is_html=True).get_template("page.html.jinja").render(page=page)
+    template = _environment(is_html=True).get_template("page.html.jinja")
+    return template.render(
+        page=page, has_content=lambda parts: any(part for part in parts if type(part) is not str)
+    )
 
 
 def render_markdown(template: str, **values: Any) -> str:
@@ -111,60 +110,39 @@ def render_markdown(template: str, **values: Any) -> str:
     return _environment(is_html=False).get_template(template).render(values)
 
 
-def table(rows: Iterable[dict[str, Any]], keys: str = "") -> Table:
-    """Format dictionaries: a column per key, `a.b` a nested one; without `keys` the plain ones.
+def table(rows: Iterable[Mapping[str, Any]], columns: str = "") -> Table:
+    """Format flat dictionaries, a column per key or only `columns`; empty columns are left out.
 
-    Columns without any content are left out. A key decides the format: shares in %, changes in
-    points, intervals, else numbers and texts.
+    A name decides the format: shares in %, changes in points, intervals, else numbers and texts.
     """
     rows = list(rows)
-    plain = [key for key, value in (rows[0] if rows else {}).items() if type(value) is not dict]
-    columns, shown = [], []
-    for key in keys.split() or plain:
-        values = [dig(row, *key.split(".")) for row in rows]
-        own = key.split(".")[-1]
-        formatted = [_format(own, value) for value in values]
-        if any(formatted):
-            heading = _NAMES.get(key, key.replace(".", " ").replace("_", " "))
-            heading += ", %" if _SHARES.search(own) else ", points" if own == "change" else ""
-            columns.append((heading, not any(isinstance(value, str) for value in values)))
-            shown.append(formatted)
-    return Table(columns, list(zip(*shown, strict=True)))
+    shown = {name: [row.get(name) for row in rows] for name in columns.split() or (rows or [{}])[0]}
+    cells = {name: [_cell(name, value) for value in own] for name, own in shown.items()}
+    kept = [name for name, own in cells.items() if any(own)]
+    headings = [(_heading(name), not any(isinstance(v, str) for v in shown[name])) for name in kept]
+    return Table(headings, list(zip(*(cells[name] for name in kept), strict=True)))
 
 
-def _format(key: str, value: Any) -> object:
-    if "interval" in key:
-        return interval(value, points if key == "change_interval" else percent)
-    if key == "change" or _SHARES.search(key):
-        return points(value) if key == "change" else percent(value)
-    return number(value) if is_number(value) else "" if value is None else value
+def leaves(tree: Mapping[str, Any]) -> Table:
+    """Format nested dictionaries as two columns: their joined keys, and the values."""
+    found = flat(dict(tree)).items()
+    return table({"what": re.sub("[._]", " ", key), "value": value} for key, value in found)
 
 
-def headline(name: str, figure: dict[str, Any]) -> Metric:
-    """Build the headline of an accuracy: its interval and the majority baseline stand beside it."""
+def headline(figure: Mapping[str, Any], by: str = "") -> Metric:
+    """Build the headline of a head's accuracy: its interval and majority baseline stand beside it.
+
+    `by` says what the interval takes for independent where that is not the animal.
+    """
     num, limits = figure.get("num"), interval(figure.get("interval_95"))
-    by_photo = " (by photo)" if figure.get("is_by_photo") else ""
     baseline = percent(figure.get("majority_baseline"))
     few = ", too few to rely on" if is_number(num) and num < MIN_PHOTOS else ""
     details = (
-        f"95 %: {limits}{by_photo}" if limits else "",
+        f"95 %: {limits}{by}" if limits else "",
         f"majority baseline {baseline} %" if baseline else "",
         f"{number(num)} photos{few}" if is_number(num) else "",
     )
-    return Metric(name, f"{percent(figure.get('accuracy')) or '-'} %", details)
-
-
-def leaves(tree: Any, above: str = "") -> list[dict[str, Any]]:
-    """List what nested dictionaries hold: what (the joined keys) and value."""
-    found: list[dict[str, Any]] = []
-    for key, value in (tree or {}).items():
-        name = f"{above}{key}".replace("_", " ")
-        if isinstance(value, dict):
-            found += leaves(value, f"{name} ")
-        else:
-            shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            found.append({"what": name, "value": shown})
-    return found
+    return Metric(str(figure["head"]), f"{percent(figure.get('accuracy')) or '-'} %", details)
 
 
 def visible(value: object) -> str:
@@ -177,6 +155,25 @@ def markdown_text(value: object) -> str:
     """Escape for Markdown, also inside a table and at the start of a line."""
     shown = re.sub(r"([\\`*_\[\]<>|#~&$])", r"\\\1", visible(value).strip())
     return re.sub(r"^(\d*)([-+=.)])(?=\s|$|[-+=])", r"\1\\\2", shown)
+
+
+def _heading(name: str) -> str:
+    own = name.rpartition(".")[2]
+    unit = ", %" if _SHARES.search(own) else ", points" if own == "change" else ""
+    return _NAMES.get(name, re.sub("[._]", " ", name.removesuffix("_frac"))) + unit
+
+
+def _cell(name: str, value: Any) -> object:
+    own = name.rpartition(".")[2]
+    if "interval" in own:
+        return interval(value, points if own == "change_interval" else percent)
+    if own == "change" or _SHARES.search(own):
+        return points(value) if own == "change" else percent(value)
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if value is None or isinstance(value, int | float):
+        return number(value)
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -18,11 +19,10 @@ def axes_of(panel):
     return axes
 
 
-HISTORY = [
-    {"phase": 1 + epoch // 3, "epoch": epoch, "train_loss": 1 / epoch, "val_loss": None,
-     "val_accuracy_frac": 0.2 * epoch, "learning_rate": 0.1}
-    for epoch in range(1, 5)
-]  # fmt: skip
+HISTORY = pd.DataFrame({
+    "phase": [1, 1, 2, 2], "epoch": [1, 2, 3, 4], "train_loss": [1, 1 / 2, 1 / 3, 1 / 4],
+    "val_loss": np.nan, "val_accuracy_frac": [0.2, 0.4, 0.6, 0.8], "learning_rate": 0.1,
+})  # fmt: skip
 
 
 def test_training_curves_over_whole_epochs():
@@ -38,17 +38,17 @@ def test_training_curves_over_whole_epochs():
         assert isinstance(axes.xaxis.get_major_locator(), MaxNLocator)
         assert all(tick == int(tick) for tick in axes.get_xticks())
         assert axes.get_xlabel() == "epoch" and axes.get_ylabel()
-    assert charts.training([]) == []
+    assert charts.training(pd.DataFrame()) == []
 
 
 def test_a_legend_names_only_what_is_drawn():
-    fitted = {"reliability": [[0.5, 0.4, 9, 0.2, 0.6]], "curve": [[1.0, 0.4, 0.1]]}
-    reliability, coverage = map(axes_of, charts.confidence("breed", fitted))
+    fitted = {"head": "breed", "reliability": [[0.5, 0.4, 9, 0.2, 0.6]], "curve": [[1.0, 0.4, 0.1]]}
+    reliability, coverage = map(axes_of, charts.confidence(fitted))
     assert [t.get_text() for t in reliability.get_legend().get_texts()] == ["ideal", "calibrated"]
     assert reliability.get_legend().get_title().get_text() == "breed: reliability"
     assert coverage.get_legend_handles_labels()[1] == ["any threshold"]
     fitted |= {"wanted_accuracy": 0.9, "accuracy_of_answered": 0.95, "coverage": 0.25}
-    _, coverage = map(axes_of, charts.confidence("breed", fitted))
+    _, coverage = map(axes_of, charts.confidence(fitted))
     assert coverage.get_legend_handles_labels()[1][1:] == ["wanted", "chosen threshold"]
     assert [line[0] for line in coverage.get_lines()[2].get_data()] == [25, 95]
 
@@ -68,13 +68,18 @@ def test_a_confusion_matrix_names_its_classes_and_colours_mistakes():
     assert "class 41" in drawn and ">class 1<" not in drawn  # the rarest are left out
 
 
-@pytest.mark.parametrize("reference", ["majority baseline", ""])
+@pytest.mark.parametrize("reference", ["majority_baseline", ""])
 def test_intervals_are_drawn_in_percent(reference):
-    rows = [("cat", 0.5, [0.4, 0.6], 0.3), ("none", None, None, None), ("dog", 0.75, None, None)]
-    drawn = charts.intervals("breed", rows, "accuracy, %", reference)
+    rows = [
+        {"species": "cat", "accuracy": 0.5, "interval_95": [0.4, 0.6], "majority_baseline": 0.3},
+        {"species": "none", "accuracy": None},
+        {"species": "dog", "accuracy": 0.75},
+    ]
+    columns = f"species accuracy interval_95 {reference}"
+    drawn = charts.intervals("breed", rows, columns, "accuracy, %")
     assert ">cat<" in drawn and ">dog<" in drawn and ">none<" not in drawn
     assert ("majority baseline" in drawn) == bool(reference)
-    assert charts.intervals("breed", rows[1:2], "accuracy, %") == ""
+    assert charts.intervals("breed", rows[1:2], columns, "accuracy, %") == ""
 
 
 def test_two_charts_stand_in_one_page():
