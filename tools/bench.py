@@ -12,7 +12,6 @@ photos are made up; networks have random weights, whose speed is that of trained
 
 from __future__ import annotations
 
-import argparse
 import io
 import statistics
 import subprocess
@@ -23,12 +22,14 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 import inference_engine
@@ -39,17 +40,24 @@ from petface.data.loading import FileImages, ImageReader, Samples, worker_count
 from petface.data.pack import image_source
 from petface.data.sources.petface import scan
 from petface.devices import choose_device, choose_precision, num_cores
-from petface.errors import UserError, run_script
+from petface.errors import run_script
 from petface.models import checkpoints
 from petface.models.architecture import PLAIN, build_classifier
 from petface.models.multi_head import ChinchillaMultiHeadResNet18
 from petface.models.network import Network
-from petface.settings import read_flags
+from petface.settings import NonNegative, read_settings
 from petface.training import epoch, evaluate, losses
 from petface.training.augment import BASE, NONE, TAIL, AugmentRegime, augment, draw_parameters
 from petface.training.runs import FailureLog, RunFolder
 from petface.training.schedule import EarlyStopping
 from tools.hardware import hardware_name
+
+# ---- What is measured ----
+ONLY: tuple[Literal["epochs", "evaluation", "startup"], ...] = ()  # parts; () = all
+DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
+ROUNDS: NonNegative = 0  # that count; 0 = 5, with --quick 2
+FOLDER: str = ""  # for the made-up photos; "" = a temporary one
+OUT: str = ""  # CSV to write; "" = results/bench_<hardware>.csv where all is measured in full
 
 SPECIES = ("cat", "dog", "hamster")  # the last is the minority
 PHOTOS_PER_RECORD = 4
@@ -67,7 +75,6 @@ class Part:
     contenders: dict[str, Run]
     limit: str = ""
     yardstick: str = ""
-    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,15 @@ class Tree:
             return image_source(self.catalog, "auto", self.rule)
 
 
+def place_of(folder: Path, number: int) -> Path:
+    """Return the file of a photo; the first one of a record makes the folder."""
+    record, photo = divmod(number, PHOTOS_PER_RECORD)
+    place = folder / "images" / SPECIES[record % len(SPECIES)] / f"{record:06d}"
+    if photo == 0:
+        place.mkdir(parents=True)
+    return place / f"{photo:02d}.png"
+
+
 def make_photos(folder: Path, num: int, size_px: int) -> Tree:
     """Write `num` PNG photos: noise with the spectrum, and about the file size, of photos."""
     draw = np.random.default_rng(0)
@@ -112,11 +128,7 @@ def make_photos(folder: Path, num: int, size_px: int) -> Tree:
         grey, *own = np.fft.ifft2(noise).real / size_px**0.5
         pixels = np.stack([grey + 0.4 * plane for plane in own], axis=2)
         pixels = 128 + 55 * (pixels - pixels.mean()) / pixels.std()
-        record = number // PHOTOS_PER_RECORD
-        place = folder / "images" / SPECIES[record % len(SPECIES)] / f"{record:06d}"
-        place.mkdir(parents=True, exist_ok=True)
-        photo = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-        photo.save(place / f"{number % PHOTOS_PER_RECORD:02d}.png")
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place_of(folder, number))
     return Tree(folder, size_px, scan(folder / "images").catalog)
 
 
@@ -125,36 +137,20 @@ def make_photos(folder: Path, num: int, size_px: int) -> Tree:
 
 def v2_chain(regime: AugmentRegime, size_px: int) -> v2.Compose:
     """Build torchvision's transforms of a regime: PIL image -> (3, H, W) float32 in [0, 1]."""
-    r, steps = regime, [v2.Resize((size_px, size_px))]
-    if r.flip_p:
-        steps.append(v2.RandomHorizontalFlip(r.flip_p))
-    if r.rotate_deg:
-        shift, zoom = (r.translate_frac, r.translate_frac), (r.scale_min, r.scale_max)
-        bilinear = InterpolationMode.BILINEAR
-        steps.append(v2.RandomAffine(r.rotate_deg, shift, zoom, interpolation=bilinear))
-    if r.brightness:
-        steps.append(v2.ColorJitter(r.brightness, r.contrast, r.saturation, r.hue))
-    steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    if r.erase_p:
-        area = (r.erase_area_max_frac / 10, r.erase_area_max_frac)
-        steps.append(v2.RandomErasing(r.erase_p, area))
-    return v2.Compose(steps)
-
-
-class Photos(torch.utils.data.Dataset):
-    """Files with a class each, decoded by Pillow and transformed one by one."""
-
-    def __init__(self, tree: Tree, places: np.ndarray, transform: v2.Compose) -> None:
-        self.paths = [tree.paths[i] for i in places]
-        self.labels = tree.catalog.class_index[places].tolist()
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        with Image.open(self.paths[place]) as image:
-            return self.transform(image.convert("RGB")), self.labels[place]
+    r, resize = regime, v2.Resize((size_px, size_px))
+    to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    if regime == NONE:  # a validation loop does not draw what changes nothing
+        return v2.Compose([resize, *to_float])
+    shift, zoom = (r.translate_frac, r.translate_frac), (r.scale_min, r.scale_max)
+    bilinear, area = InterpolationMode.BILINEAR, r.erase_area_max_frac
+    return v2.Compose([
+        resize,
+        v2.RandomHorizontalFlip(r.flip_p),
+        v2.RandomAffine(r.rotate_deg, shift, zoom, interpolation=bilinear),
+        v2.ColorJitter(r.brightness, r.contrast, r.saturation, r.hue),
+        *to_float,
+        *([v2.RandomErasing(r.erase_p, (area / 10, area))] if r.erase_p else []),
+    ])  # fmt: skip
 
 
 def plain_script(tree: Tree, device: torch.device, batch_size: int) -> Run:
@@ -164,7 +160,7 @@ def plain_script(tree: Tree, device: torch.device, batch_size: int) -> Run:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     train, val = (
         DataLoader(
-            Photos(tree, places, v2_chain(regime, tree.size_px)),
+            Subset(ImageFolder(tree.folder / "images", v2_chain(regime, tree.size_px)), places),
             batch_size,
             shuffle=regime is BASE,
             num_workers=num_cores(),
@@ -206,7 +202,7 @@ def epochs(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
             "bare steps on one batch in memory": bare_steps(tree, device, batch),
             "plain torchvision script": plain_script(tree, device, batch),
         }
-        yield Part(f"epochs, {size_px} px", contenders, *list(contenders)[-2:], num_cores())
+        yield Part(f"epochs, {size_px} px", contenders, *list(contenders)[-2:])
 
 
 def our_epoch(tree: Tree, source: ImageReader, device: torch.device, batch_size: int) -> Run:
@@ -315,7 +311,7 @@ def evaluation(folder: Path, device: torch.device, quick: bool) -> Iterator[Part
         "loop over single photos": loop,
     }
     tree.pack()  # made beforehand
-    yield Part("evaluation, whole", contenders, "", "loop over single photos", num_cores())
+    yield Part("evaluation, whole", contenders, "", "loop over single photos")
 
 
 def write_networks(tree: Tree) -> tuple[nn.Module, nn.Module]:
@@ -341,11 +337,7 @@ def startup(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
     del device
     num = 20_000 if quick else 1_012_934
     for number in range(num):
-        record = number // PHOTOS_PER_RECORD
-        place = folder / "images" / SPECIES[record % len(SPECIES)] / f"{record:06d}"
-        if number % PHOTOS_PER_RECORD == 0:
-            place.mkdir(parents=True)
-        (place / f"{number % PHOTOS_PER_RECORD:02d}.png").write_bytes(b".")
+        place_of(folder, number).write_bytes(b".")
     ours = "import sys; from petface.data.sources.petface import scan; scan(sys.argv[1])"
     theirs = "import sys, torchvision; torchvision.datasets.ImageFolder(sys.argv[1])"
 
@@ -359,30 +351,21 @@ def startup(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
 
 # ---- Measuring ----
 
-PARTS: dict[str, Callable[[Path, torch.device, bool], Iterator[Part]]] = {
-    "epochs": epochs,
-    "evaluation": evaluation,
-    "startup": startup,
-}
+PARTS = {"epochs": epochs, "evaluation": evaluation, "startup": startup}
 
 
 def measure(part: Part, rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Return images/s of each round: contenders take turns, after a round that does not count."""
     rates: dict[str, list[float]] = {name: [] for name in part.contenders}
-    before = torch.get_num_threads()
-    torch.set_num_threads(part.threads)
-    try:
-        for number in range(rounds + 1):
-            for name, run in part.contenders.items():
-                start = time.perf_counter()
-                with redirect_stderr(io.StringIO()):  # progress bars
-                    num_images = run()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                if number:
-                    rates[name].append(num_images / (time.perf_counter() - start))
-    finally:
-        torch.set_num_threads(before)
+    for number in range(rounds + 1):
+        for name, run in part.contenders.items():
+            start = time.perf_counter()
+            with redirect_stderr(io.StringIO()):  # progress bars
+                num_images = run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number:
+                rates[name].append(num_images / (time.perf_counter() - start))
     return rates
 
 
@@ -395,51 +378,41 @@ def ratio(rates: dict[str, list[float]], name: str, other: str) -> float | None:
 
 def show(part: Part, rates: dict[str, list[float]], device: torch.device) -> list[list[object]]:
     """Print a part's table and return the rows of the CSV."""
-    print(f"\n{part.name} ({part.threads} thread{'s' * (part.threads > 1)})")
+    print(f"\n{part.name}")
     print(f"  {'':40s} {'img/s':>10s} {'of limit':>9s} {'yardstick':>10s}")
     rows: list[list[object]] = []
     for name, found in rates.items():
         share, times = ratio(rates, name, part.limit), ratio(rates, name, part.yardstick)
-        middle = statistics.median(found)
+        speeds = statistics.median(found), min(found), max(found)
         left = "" if share is None else f"{share:.0%}"
         right = "" if times is None else f"x {times:.2f}"
-        print(f"  {name:40s} {middle:10,.1f} {left:>9s} {right:>10s}", flush=True)
+        print(f"  {name:40s} {speeds[0]:10,.1f} {left:>9s} {right:>10s}", flush=True)
         rows.append(
-            [part.name, name, *(f"{value:.1f}" for value in (middle, min(found), max(found)))]
+            [part.name, name, *(f"{speed:.1f}" for speed in speeds)]
             + [part.limit, "" if share is None else f"{share:.3f}"]
             + [part.yardstick, "" if times is None else f"{times:.3f}"]
-            + [len(found), part.threads, device.type, str(choose_precision("auto", device))]
+            + [len(found), num_cores(), device.type, str(choose_precision("auto", device))]
         )
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small and few rounds, a minute")
-    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    parser.add_argument("--rounds", type=int, default=0, help="0: 5, with --quick 2")
-    parser.add_argument("--folder", type=Path, help="for the made-up photos; default: temporary")
-    parser.add_argument("--out", type=Path, help="CSV to write")
-    arguments = read_flags(parser)
-    if unknown := set(arguments.only) - PARTS.keys():
-        raise UserError(f"--only {', '.join(sorted(unknown))}: known are {', '.join(PARTS)}")
-    device = choose_device(arguments.device)
-    hardware = hardware_name(device)
-    rounds = arguments.rounds or (2 if arguments.quick else 5)
-    out = arguments.out
-    if out is None and not (arguments.quick or arguments.only):
-        out = Path("results") / f"bench_{hardware}.csv"
+    s = read_settings(sys.modules[__name__], switches={"quick": "small, few rounds: a minute"})
+    is_quick = "quick" in s.switches
+    device = choose_device(s.DEVICE)
+    torch.set_num_threads(num_cores())
+    hardware, rounds = hardware_name(device), s.ROUNDS or (2 if is_quick else 5)
+    out = s.OUT or ("" if is_quick or s.ONLY else f"results/bench_{hardware}.csv")
     print(f"{hardware}, torch {torch.__version__}, {num_cores()} cores, {rounds} rounds")
     start, table = time.perf_counter(), []
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        for name in arguments.only or PARTS:
-            for part in PARTS[name](Path(folder) / name, device, arguments.quick):
+    with tempfile.TemporaryDirectory(dir=s.FOLDER or None) as folder:
+        for name in s.ONLY or PARTS:
+            for part in PARTS[name](Path(folder) / name, device, is_quick):
                 table += show(part, measure(part, rounds, device), device)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**30
         print(f"\nGPU memory of this process at most: {peak:.2f} GiB")
-    if out is not None:
+    if out:
         files.write_csv(out, HEADER, table)
         print(f"\nwritten: {out}")
     print(f"minutes: {(time.perf_counter() - start) / 60:.1f}")

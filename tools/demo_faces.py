@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -67,6 +66,11 @@ def draw_individual(
     )
 
 
+def ink(colour: np.ndarray) -> tuple[int, ...]:
+    """Round an RGB colour to what Pillow draws with."""
+    return tuple(np.clip(colour, 0, 255).astype(int).tolist())
+
+
 class Sketch:
     """A canvas in units of the frame, turned, scaled and shifted as an imperfect alignment does."""
 
@@ -76,10 +80,13 @@ class Sketch:
         self.shift = (shift + 0.5) * image.width - np.array([0, 0.5]) @ self.matrix
         self.image, self.draw = image, ImageDraw.Draw(image)
 
-    def polygon(self, points: np.ndarray, colour: Any) -> None:
+    def placed(self, points: np.ndarray) -> list[float]:
+        """Turn (n, 2) `points` of the frame into x, y, x, y ... of the canvas."""
+        return (points @ self.matrix + self.shift).ravel().tolist()
+
+    def polygon(self, points: np.ndarray, colour: np.ndarray) -> None:
         """Fill (n, 2) `points`."""
-        placed = (points @ self.matrix + self.shift).ravel().tolist()
-        self.draw.polygon(placed, fill=tuple(np.clip(colour, 0, 255).astype(int).tolist()))
+        self.draw.polygon(self.placed(points), fill=ink(colour))
 
     def shape(self, kind: str, colour: np.ndarray, *numbers: float) -> None:
         """Draw one entry of PARTS with `y` counted from the top."""
@@ -99,14 +106,9 @@ class Sketch:
         elif kind == "poly":
             self.polygon(np.reshape(numbers, (-1, 2)), colour)
         else:  # line or, thinner, hair
-            placed = (np.reshape(numbers, (-1, 2)) @ self.matrix + self.shift).ravel().tolist()
-            fill = tuple(np.clip(colour, 0, 255).astype(int).tolist())
-            self.draw.line(
-                placed,
-                fill,
-                width=max(1, round((0.016 if kind == "line" else 0.009) * self.unit)),
-                joint="curve",
-            )
+            width = max(1, round((0.016 if kind == "line" else 0.009) * self.unit))
+            points = self.placed(np.reshape(numbers, (-1, 2)))
+            self.draw.line(points, ink(colour), width=width, joint="curve")
 
     def parts(self, name: str, who: Individual, shift_x: float = 0.0) -> None:
         """Draw the shapes of PARTS[name], if there are any, moved sideways by `shift_x`."""
@@ -131,16 +133,11 @@ def draw_photo(who: Individual, size_px: int, rng: np.random.Generator) -> Image
     outside = np.deg2rad(rng.normal(0, 14))
     for quarter in range(4):  # black beyond each edge of the tilted photo
         angle = outside + quarter * np.pi / 2
-        out, along = (
-            np.array([np.cos(angle), np.sin(angle)]),
-            np.array([-np.sin(angle), np.cos(angle)]),
-        )
-        edge = np.array([0.5, 0.5]) + out * rng.uniform(0.47, 0.72)
+        out = np.array([np.cos(angle), np.sin(angle)])
+        along = np.array([-out[1], out[0]])
+        edge = 0.5 + out * rng.uniform(0.47, 0.72)
         corners = [
-            edge - 2 * along,
-            edge + 2 * along,
-            edge + 2 * along + 2 * out,
-            edge - 2 * along + 2 * out,
+            edge + 2 * x * along + 2 * y * out for x, y in ((-1, 0), (1, 0), (1, 1), (-1, 1))
         ]
         sketch.draw.polygon((np.array(corners) * side).ravel().tolist(), fill=(0, 0, 0))
     return develop(sketch.image, size_px, rng)
@@ -169,11 +166,10 @@ def draw_head(sketch: Sketch, who: Individual, rng: np.random.Generator) -> None
         sketch.shape("oval", colour["patch"], x, y + face.eye_y, radius, radius * 0.9)
     for part in who.parts:
         sketch.parts(part, who)
-    mask = Sketch(Image.new("L", sketch.image.size), 0, 1, np.zeros(2))
-    mask.matrix, mask.shift = sketch.matrix, sketch.shift
+    outside = Image.new("L", sketch.image.size, 255)  # no marking lies beyond the head
     ring = CIRCLE * (1 + RAGGED * face.fluff) * (half_width, half_height) + (0, head_y)
-    mask.draw.polygon((ring @ mask.matrix + mask.shift).ravel().tolist(), fill=255)
-    sketch.image.paste(under, mask=mask.image.point(lambda value: 255 - value))
+    ImageDraw.Draw(outside).polygon(sketch.placed(ring), fill=0)
+    sketch.image.paste(under, mask=outside)
     if face.ear[0] == "flop":
         draw_ears(sketch, who, rng)
     turned = rng.normal(0, 0.012)
@@ -199,15 +195,12 @@ def draw_ears(sketch: Sketch, who: Individual, rng: np.random.Generator) -> None
         out = np.array([np.sin(lean) * side, -np.cos(lean)])
         across = np.array([-out[1], out[0]])
         for size, tone in ((1.0, "flap" if profile == "flop" else "ear"), (0.62, "inside")):
-            spine = np.array([x * side, y]) + np.outer(
-                along * size + (1 - size) * 0.4, out * length * who.ears
-            )
-            left, right = (
-                spine + np.outer(half * size, across),
-                spine - np.outer(half * size, across),
-            )
-            if size == 1 or profile != "flop":
-                sketch.polygon(np.concatenate([left, right[::-1]]), who.palette[tone])
+            if size < 1 and profile == "flop":  # an ear that hangs shows its outside alone
+                continue
+            reach = np.outer(along * size + (1 - size) * 0.4, out * length * who.ears)
+            spine, wide = np.array([x * side, y]) + reach, np.outer(half * size, across)
+            outline = np.concatenate([spine + wide, (spine - wide)[::-1]])
+            sketch.polygon(outline, who.palette[tone])
 
 
 def draw_eyes(sketch: Sketch, who: Individual, rng: np.random.Generator) -> None:
@@ -248,27 +241,20 @@ def draw_contact_sheet(images: Path, file: Path, rows: int = 6) -> None:
     """Draw an overview of a tree: a column for each species, `rows` of its animals."""
     side, caption, gap = 96, 22, 4
     folders = sorted(folder for folder in images.iterdir() if folder.is_dir())
-    sheet = Image.new(
-        "RGB", (len(folders) * (side + gap) + gap, rows * (side + gap) + caption + gap), "white"
-    )
-    pen = ImageDraw.Draw(sheet)
+    size = len(folders) * (side + gap) + gap, rows * (side + gap) + caption + gap
+    sheet = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for column, folder in enumerate(folders):
         left = gap + column * (side + gap)
-        pen.text(
-            (left + side / 2, caption / 2 + 1),
-            folder.name,
-            "black",
-            ImageFont.load_default(14),
-            "mm",
-        )
+        pen.text((left + side / 2, caption / 2 + 1), folder.name, "black", font, "mm")
         records = [path.parent for path in sorted(folder.glob("*/01.png"))]
         for row in range(min(rows, len(records))):
             record = records[row * len(records) // rows]
             tiles = []  # without photo 00, which may be one of the odd files
             for path in sorted(record.glob("0[1-9].png")):
                 with Image.open(path) as photo:
-                    rgb = photo.convert("RGB")
-                tiles.append(rgb.resize((side, side), Image.Resampling.LANCZOS))
+                    square = (side, side)
+                    tiles.append(photo.convert("RGB").resize(square, Image.Resampling.LANCZOS))
             tile = max(tiles, key=lambda image: float(np.asarray(image).std()))  # the liveliest
             sheet.paste(tile, (left, caption + row * (side + gap)))
     with atomic_write(file) as handle:

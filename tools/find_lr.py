@@ -13,7 +13,6 @@ kept.
 
 from __future__ import annotations
 
-import importlib
 import sys
 import tempfile
 from pathlib import Path
@@ -38,7 +37,7 @@ from petface.training.epoch import MAX_BAD_STEPS, Progress, train_epoch
 from petface.training.evaluate import Job
 from petface.training.recipe import make_optimizer
 from petface.training.schedule import EarlyStopping
-from tools.sweep import flag_of_change, trainer_of
+from tools.sweep import SCRIPTS, only_trainer
 
 # ---- The test ----
 LOW: PositiveFloat = 1e-6
@@ -55,20 +54,15 @@ def main() -> None:
     asked = read_settings(
         sys.modules[__name__], positional=("PRESET", "a preset, then NAME=value for the trainer")
     )
-    presets = [word for word in asked.positional if "=" not in word]
-    if len(presets) != 1:
-        raise SettingsError(f"give one preset, not {len(presets)}")
+    trainer = only_trainer(asked.positional)
     if asked.LOW >= asked.HIGH:
         raise SettingsError(f"LOW {asked.LOW} is not below HIGH {asked.HIGH}")
     if asked.STEPS < MIN_STEPS:
         raise SettingsError(f"STEPS must be at least {MIN_STEPS}, not {asked.STEPS}")
-    _, script, flags = trainer_of(presets[0])
-    flags += [part for word in asked.positional if "=" in word for part in flag_of_change(word)]
-    module = importlib.import_module(script)
-    s = read_settings(module, flags)
+    s = trainer.settings()
+    make = specialist_job if trainer.script == SCRIPTS["stage2"] else species_job
     with tempfile.TemporaryDirectory() as folder:
-        make = specialist_job if script.startswith("stage2") else species_job
-        job, samples, order = make(module, s, runs.RunFolder(Path(folder)))
+        job, samples, order = make(trainer.module, s, runs.RunFolder(Path(folder)))
         rates, losses = rise(job, samples, order, s, asked.LOW, asked.HIGH, asked.STEPS)
     if len(losses) < MIN_STEPS // 2:
         raise UserError(
@@ -139,8 +133,9 @@ def rise(
     high: float,
     num_steps: int,
 ) -> tuple[list[float], list[float]]:
-    """Train `num_steps` steps at rates from `low` to `high`; give the rate and the loss of each, up
-    to where the loss broke.
+    """Train at rates from `low` to `high`; return the rate and the loss of each step.
+
+    Ends early where the loss broke.
     """
     rates: list[float] = []
     losses: list[float] = []
@@ -194,13 +189,11 @@ def suggestions(rates: list[float], smooth: list[float]) -> tuple[float, float]:
     """
     x, y = np.log(rates), np.asarray(smooth)
     half = max(2, len(x) // 10)
-    middles = range(half, len(x) - half)
-    slopes = [
-        np.polyfit(x[k - half : k + half + 1], y[k - half : k + half + 1], 1)[0] for k in middles
-    ]
+    around = [slice(k - half, k + half + 1) for k in range(half, len(x) - half)]
+    slopes = [np.polyfit(x[near], y[near], 1)[0] for near in around]
     lowest = int(np.argmin(y[half:])) + half
-    before = [slope for k, slope in zip(middles, slopes, strict=True) if k <= lowest]
-    return rates[half + int(np.argmin(before or slopes[:1]))], rates[lowest] / 10
+    before = slopes[: max(1, lowest - half + 1)]
+    return rates[half + int(np.argmin(before))], rates[lowest] / 10
 
 
 def draw(

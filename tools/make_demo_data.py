@@ -9,35 +9,45 @@ an overview.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
 import os
 import shutil
 import signal
+import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from petface.errors import SettingsError, UserError, run_script
-from petface.files import atomic_write, write_error, write_json
-from petface.settings import read_flags
+from petface.errors import UserError, run_script
+from petface.files import write_csv, write_error, write_json
+from petface.settings import Fraction, NonNegative, Range, Seed, read_settings
 from petface.taxonomy import SPECIES, SPECIES_CONFIG
 from tools.demo_animals import BREEDS, COLOURS, long_tailed, record_counts
 from tools.demo_faces import draw_contact_sheet, draw_individual, draw_photo
 
+# ---- What is drawn ----
+RECORDS: Annotated[int, Range(60, 257_484)] = 900  # animals
+SIZE: Annotated[int, Range(32, 224)] = 64  # side of a photo, pixels
+SEED: Seed = 0  # another one, other animals
+MISLABELLED: Fraction = 0.05  # animals that look like another class than their label says
+
+# ---- Where, and how ----
+OUT: str = "data/demo"
+WORKERS: NonNegative = 0  # processes; 0 = one per core
+CONTACT_SHEET: str = ""  # also draw an overview into this PNG or JPEG; "" = none
+
 FORMAT = 1  # raised when the same arguments would draw another tree
 MARKER = "demo.json"
 PARTS_OF_TREE = ("images", "annotations")
-DRAWING_ARGUMENTS = ("records", "size", "seed", "no_odd_files", "mislabelled")
 UNKNOWN_FRAC = 0.05  # of breeds and colours
-MISLABELLED_FRAC = 0.05  # animals that look like another class than their label says
 PHOTOS, PHOTOS_P = (2, 3, 4, 5, 6), (0.12, 0.25, 0.33, 0.20, 0.10)  # a record; mean 3.91
 TOKENS = ("", "unknown", "Unknown", "unk", "UNK", "NA", "n/a", "N/A", "nan", "NaN")
 SPARROW_COLOR1 = {"Normal": "Gray", "Silver": "Gray", "White": "White", "Cinnamon": "Brown"}
@@ -110,13 +120,12 @@ def draw_cells(
     cells["Color2"][rng.random(count) < UNKNOWN_FRAC] = ""
     for values in cells.values():
         unknown = np.flatnonzero(values == "")
-        values[unknown] = np.array(TOKENS, dtype=object)[
-            rng.integers(len(TOKENS), size=unknown.size)
-        ]
+        drawn = rng.integers(len(TOKENS), size=unknown.size)
+        values[unknown] = np.array(TOKENS, dtype=object)[drawn]
     return cells
 
 
-def plan(records: int, seed: int, mislabelled: float = MISLABELLED_FRAC) -> dict[str, list[Record]]:
+def plan(records: int, seed: int, mislabelled: float = MISLABELLED) -> dict[str, list[Record]]:
     """Plan the whole tree: species -> records."""
     counts = record_counts(records)
     return {name: plan_species(name, num, seed, mislabelled) for name, num in counts.items()}
@@ -155,33 +164,24 @@ def draw_records(images: Path, records: list[Record], size_px: int, seed: int) -
 def draw_tree(
     out: Path, tree: dict[str, list[Record]], size_px: int, seed: int, workers: int
 ) -> None:
-    """Draw all photos with a progress bar and write the annotation files."""
+    """Draw all photos with a progress bar and write the annotation files, one a species."""
     everyone = [record for records in tree.values() for record in records]
     parts = [everyone[start : start + 12] for start in range(0, len(everyone), 12)]
     num_photos = sum(record.num_photos for record in everyone)
     same = ([out / "images"] * len(parts), parts, [size_px] * len(parts), [seed] * len(parts))
-    with tqdm(total=num_photos, unit="photo", desc="drawing", disable=None) as bar:
-        if workers == 1:
-            for drawn in map(draw_records, *same):
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, which ends the pool
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore)
+    try:
+        with tqdm(total=num_photos, unit="photo", desc="drawing", disable=None) as bar:
+            for drawn in (
+                map(draw_records, *same) if workers == 1 else pool.map(draw_records, *same)
+            ):
                 bar.update(drawn)
-        else:
-            ignore = (signal.SIGINT, signal.SIG_IGN)
-            pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore)
-            try:
-                for drawn in pool.map(draw_records, *same):
-                    bar.update(drawn)
-            finally:
-                pool.shutdown(cancel_futures=True)
-    write_annotations(out, tree)
-
-
-def write_annotations(out: Path, tree: dict[str, list[Record]]) -> None:
-    """Write one CSV a species."""
+    finally:
+        pool.shutdown(cancel_futures=True)
     for species, records in tree.items():
-        with atomic_write(out / "annotations" / f"{species}.csv", "w") as handle:
-            writer = csv.writer(handle, lineterminator="\n")
-            writer.writerow(columns_of(species))
-            writer.writerows(annotation_rows(records))
+        path = out / "annotations" / f"{species}.csv"
+        write_csv(path, columns_of(species), annotation_rows(records))
 
 
 def plant_odd_files(images: Path, num_cats: int) -> None:
@@ -238,68 +238,38 @@ def is_there(out: Path, marker: dict[str, object], *, force: bool) -> bool:
     return False
 
 
-def read_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read and check the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.make_demo_data", description=(__doc__ or "").partition("\n")[0]
-    )
-    add = parser.add_argument
-    add("--out", type=Path, default=Path("data/demo"), help="folder to draw (default data/demo)")
-    add("--records", type=int, default=900, help="animals, 60 to 257484 (default 900)")
-    add("--size", type=int, default=64, help="side of a photo in pixels, 32 to 224 (default 64)")
-    add("--seed", type=int, default=0, help="another seed, other animals (default 0)")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    add("--force", action="store_true", help="draw anew over an older demo")
-    add(
-        "--mislabelled", type=float, default=MISLABELLED_FRAC, metavar="FRAC",
-        help=f"animals that look like another class than their label (default {MISLABELLED_FRAC})",
-    )  # fmt: skip
-    add("--no-odd-files", action="store_true", help="no broken and foreign files in the tree")
-    add("--contact-sheet", type=Path, metavar="FILE", help="also draw an overview, a PNG or JPEG")
-    arguments = read_flags(parser, argv)
-    limits = {
-        "records": (60, 257_484),
-        "size": (32, 224),
-        "seed": (0, 2**32 - 1),
-        "workers": (1, 512),
-    }
-    for name, (low, high) in limits.items():
-        if not low <= getattr(arguments, name) <= high:
-            raise SettingsError(
-                f"--{name} {getattr(arguments, name)}: give a whole number from {low} to {high}"
-            )
-    if not 0.0 <= arguments.mislabelled <= 1.0:
-        raise SettingsError(f"--mislabelled {arguments.mislabelled}: give a share from 0 to 1")
-    return arguments
-
-
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Draw the tree unless it is there, then the contact sheet if asked for."""
-    asked = read_arguments(argv)
-    started = time.perf_counter()
-    tree = plan(asked.records, asked.seed, asked.mislabelled)
-    marker = {
-        "tool": "tools.make_demo_data",
-        "format": FORMAT,
-        "arguments": {name: getattr(asked, name) for name in DRAWING_ARGUMENTS},
-        "finished": True,
-    }
+    s = read_settings(
+        sys.modules[__name__],
+        argv,
+        switches={
+            "force": "draw anew over an older demo",
+            "no_odd_files": "no broken and foreign files in the tree",
+        },
+    )
+    start, out, has_odd_files = time.perf_counter(), Path(s.OUT), "no_odd_files" not in s.switches
+    tree = plan(s.RECORDS, s.SEED, s.MISLABELLED)
+    arguments = {"records": s.RECORDS, "size": s.SIZE, "seed": s.SEED}
+    arguments |= {"no_odd_files": not has_odd_files, "mislabelled": s.MISLABELLED}
+    marker = {"tool": "tools.make_demo_data", "format": FORMAT, "arguments": arguments}
+    marker["finished"] = True
     try:
-        there = is_there(asked.out, marker, force=asked.force)
+        there = is_there(out, marker, force="force" in s.switches)
         if not there:
-            write_json(asked.out / MARKER, marker | {"finished": False})
-            draw_tree(asked.out, tree, asked.size, asked.seed, asked.workers)
-            if not asked.no_odd_files:
-                plant_odd_files(asked.out / "images", len(tree["cat"]))
-            write_json(asked.out / MARKER, marker)
-        if asked.contact_sheet:
-            draw_contact_sheet(asked.out / "images", asked.contact_sheet)
+            write_json(out / MARKER, marker | {"finished": False})
+            draw_tree(out, tree, s.SIZE, s.SEED, s.WORKERS or os.cpu_count() or 1)
+            if has_odd_files:
+                plant_odd_files(out / "images", len(tree["cat"]))
+            write_json(out / MARKER, marker)
+        if s.CONTACT_SHEET:
+            draw_contact_sheet(out / "images", Path(s.CONTACT_SHEET))
     except OSError as error:
-        raise write_error(error.filename or asked.out, error) from error
-    print(f"folder: {asked.out}{' (already there)' if there else ''}")
-    print(f"records: {asked.records}")
+        raise write_error(error.filename or out, error) from error
+    print(f"folder: {out}{' (already there)' if there else ''}")
+    print(f"records: {s.RECORDS}")
     print(f"photos: {sum(record.num_photos for records in tree.values() for record in records)}")
-    print(f"seconds: {time.perf_counter() - started:.1f}")
+    print(f"seconds: {time.perf_counter() - start:.1f}")
 
 
 if __name__ == "__main__":

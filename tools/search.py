@@ -14,7 +14,6 @@ of one seed: repeat it with tools.sweep before you believe it.
 from __future__ import annotations
 
 import csv
-import importlib
 import math
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from petface import files
 from petface.errors import SettingsError, UserError, install_line, run_script
 from petface.settings import Positive, Seed, Settings, read_settings
-from tools.sweep import ROOT, flag_of_change, last_line, trainer_of
+from tools.sweep import ROOT, flag_of_change, last_line, only_trainer
 
 if TYPE_CHECKING:
     import optuna
@@ -58,74 +57,67 @@ def main() -> int:
         positional=("PRESET", "a preset, then NAME=a..b, NAME=a,b,c or NAME=value"),
     )
     optuna = _optuna()
-    presets = [word for word in s.positional if "=" not in word]
-    if len(presets) != 1:
-        raise SettingsError(f"give one preset to search around, not {len(presets)}")
-    name, script, config = trainer_of(presets[0])
-    module = importlib.import_module(script)
-    changes = [word for word in s.positional if "=" in word]
-    choices = [choice for word in changes if (choice := parse_choice(word))]
-    fixed = [part for word in changes if not parse_choice(word) for part in flag_of_change(word)]
+    choices = [choice for word in s.positional if (choice := parse_choice(word))]
+    trainer = only_trainer([word for word in s.positional if not parse_choice(word)])
     if not choices:
         raise SettingsError("nothing to search: give a range or choices, such as LR=1e-4..1e-2")
-    base = [*config, *fixed]
+    constants = trainer.settings().as_dict()
     for choice in choices:  # a misspelt name is refused before the first trial
-        if choice.name not in read_settings(module, base).as_dict():
-            read_settings(module, [*base, *flag_of_change(f"{choice.name}=x")])
+        if choice.name not in constants:
+            trainer.settings(*flag_of_change(f"{choice.name}=x"))
     out = Path(s.OUT)
     out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         storage=f"sqlite:///{out / 'study.db'}",
-        study_name=f"{name} {' '.join(changes)}",
+        study_name=f"{trainer.preset} {' '.join(w for w in s.positional if '=' in w)}",
         load_if_exists=True,
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=s.SEARCH_SEED),
         pruner=optuna.pruners.MedianPruner(n_warmup_steps=s.WARMUP_EPOCHS),
     )
-    over = [trial for trial in study.trials if trial.state.is_finished()]
-    print(f"{len(over)} trials so far, {max(0, s.TRIALS - len(over))} to go", flush=True)
+    num_over = sum(trial.state.is_finished() for trial in study.trials)
+    print(f"{num_over} trials so far, {max(0, s.TRIALS - num_over)} to go", flush=True)
 
     def objective(trial: optuna.Trial) -> float:
         drawn = [f"{choice.name}={choice.draw(trial)}" for choice in choices]
-        flags = [*base, *(part for word in drawn for part in flag_of_change(word))]
-        place = ["--runs-root", s.OUT, "--run-name", f"{name}/trial{trial.number}"]
-        figure = s.FIGURE or _figure_of(read_settings(module, flags))
-        folder = out / name / f"trial{trial.number}"
-        value = run_trial(trial, [str(ROOT / f"{script}.py"), *flags, *place], folder, figure)
+        name = f"{trainer.preset}/trial{trial.number}"
+        flags = [flag for word in drawn for flag in flag_of_change(word)]
+        flags += ["--runs-root", s.OUT, "--run-name", name]
+        figure = s.FIGURE or _figure_of(trainer.settings(*flags))
+        command = [str(ROOT / f"{trainer.script}.py"), *trainer.flags, *flags]
+        value = run_trial(trial, command, out / name, figure)
         print(f"trial {trial.number}: {' '.join(drawn)}: {figure} {value:.4f}", flush=True)
         return value
 
-    if len(over) < s.TRIALS:
-        study.optimize(objective, n_trials=s.TRIALS - len(over))
-    done = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
-    if not done:
-        raise UserError(f"no trial came to its end; see {out / name}/trial*/train.log")
+    if num_over < s.TRIALS:
+        study.optimize(objective, n_trials=s.TRIALS - num_over)
+    if not any(t.state == optuna.trial.TrialState.COMPLETE for t in study.trials):
+        raise UserError(f"no trial came to its end; see {out / trainer.preset}/trial*/train.log")
     best = study.best_trial
     rows = [[t.number, t.state.name, t.value, *t.params.values()] for t in study.trials]
     files.write_csv(out / "trials.csv", ("trial", "state", "value", *best.params), rows)
+    (preset,) = (word for word in s.positional if "=" not in word)
     words = " ".join(f"{key}={value}" for key, value in best.params.items())
     print(f"best: trial {best.number}, {best.value:.4f}")
-    print(f"repeat it: python -m tools.sweep {presets[0]} {words} --out runs/found")
+    print(f"repeat it: python -m tools.sweep {preset} {words} --out runs/found")
     return 0
 
 
 def parse_choice(word: str) -> Choice | None:
-    """Read NAME=a..b or NAME=a,b,c; None for NAME=value. `SettingsError` for an empty range."""
+    """Read NAME=a..b or NAME=a,b,c; None for other words. `SettingsError` for an empty range."""
     name, _, text = word.partition("=")
     if ".." in text:
-        low, _, high = text.partition("..")
+        ends = text.split("..")
         try:
-            ends = float(low), float(high)
+            low, high = map(float, ends)
         except ValueError:
             raise SettingsError(f"{word}: a range is two numbers, such as 1e-4..1e-2") from None
-        if not (math.isfinite(ends[0]) and math.isfinite(ends[1]) and ends[0] < ends[1]):
+        if not -math.inf < low < high < math.inf:
             raise SettingsError(f"{word}: the range is empty")
-        if all(end.lstrip("-").isdigit() for end in (low, high)):
+        if all(end.lstrip("-").isdigit() for end in ends):
             return Choice(name, lambda t: str(t.suggest_int(name, int(low), int(high))))
-        return Choice(
-            name, lambda t: repr(t.suggest_float(name, ends[0], ends[1], log=ends[0] > 0))
-        )
+        return Choice(name, lambda t: repr(t.suggest_float(name, low, high, log=low > 0)))
     if "," in text:
         return Choice(name, lambda t: str(t.suggest_categorical(name, text.split(","))))
     return None
@@ -175,10 +167,9 @@ def _values(folder: Path, figure: str) -> list[float]:
 
 
 def _figure_of(s: Settings) -> str:
-    selects = s.as_dict().get("SELECT_BY", "")
-    if not selects:
-        return "val_breed_accuracy_frac"
-    return "val_accuracy_frac" if selects == "loss" else f"val_{selects}_frac"
+    """Name the column that the trainer itself selects by."""
+    selects = s.as_dict().get("SELECT_BY", "breed_accuracy")  # stage 2 has no such constant
+    return f"val_{'accuracy' if selects == 'loss' else selects}_frac"
 
 
 def _optuna() -> Any:

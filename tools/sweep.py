@@ -15,6 +15,7 @@ With --folds every record is in the test part of one fold; splits.csv is left al
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -45,16 +46,65 @@ OUT: str = "runs/sweep"
 JOBS: Positive = 1  # runs at once; they share the cores, and take the GPUs in turn
 
 SCRIPTS = {"stage1": "train_resnet_minority_aug_dynamic", "stage2": "stage2_resnet_multi"}
+ALL_TRAINED = "sweep_finished"  # mark of a run of stage 2 whose last specialist is trained
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A run to do: its trainer, its flags, and where its results lie."""
+class Trainer:
+    """A trainer (stage 1's or stage 2's) with a preset and changes laid over its constants."""
 
-    preset: str
-    variant: str
+    preset: str  # name of the preset
     script: str
+    flags: tuple[str, ...]
+
+    @property
+    def module(self) -> Any:
+        """The trainer, imported."""
+        return importlib.import_module(self.script)
+
+    def settings(self, *more: str) -> Settings:
+        """Read the constants, with more flags behind the preset's."""
+        return read_settings(self.module, [*self.flags, *more])
+
+
+def trainers_of(words: Sequence[str]) -> list[Trainer]:
+    """Read presets and NAME=value; the folder of a preset tells its trainer, values go to all.
+
+    Presets that are joined by "+" are laid over each other; the last one gives the name.
+    """
+    changes = [flag for word in words if "=" in word for flag in flag_of_change(word)]
+    found = []
+    for word in (word for word in words if "=" not in word):
+        paths = [Path(part) for part in word.split("+")]
+        kind = paths[-1].resolve().parent.name
+        if kind not in SCRIPTS:
+            raise UserError(f"{paths[-1]}: lies in no folder of presets ({', '.join(SCRIPTS)})")
+        presets = [flag for path in paths for flag in ("--config", str(path))]
+        found.append(Trainer(paths[-1].stem, SCRIPTS[kind], (*presets, *changes)))
+    return found
+
+
+def only_trainer(words: Sequence[str]) -> Trainer:
+    """Read one preset and NAME=value."""
+    found = trainers_of(words)
+    if len(found) != 1:
+        raise SettingsError(f"give one preset, not {len(found)}")
+    return found[0]
+
+
+def flag_of_change(word: str) -> tuple[str, str]:
+    """Turn NAME=value into the flag that says the same."""
+    name, _, value = word.partition("=")
+    return f"--{name.lower().replace('_', '-')}", value
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run to do: its trainer, all its flags, and where its results lie."""
+
+    trainer: Trainer
+    variant: str
     settings: Settings
     flags: tuple[str, ...]
     folder: Path
@@ -64,19 +114,31 @@ class Planned:
         found = []
         for path in sorted([self.folder / "final.json", *self.folder.glob("*/final.json")]):
             if path.exists():
-                may_change = importlib.import_module(self.script).MAY_CHANGE
-                _refuse_other(path.parent / "settings.toml", self.settings, may_change)
+                self._refuse_other(path.parent)
                 final = json.loads(path.read_text(encoding="utf-8"))
                 species = "" if path.parent == self.folder else path.parent.name
-                found.append(SweepRun(self.preset, self.variant, species, final))
+                found.append(SweepRun(self.trainer.preset, self.variant, species, final))
         return found
 
     def is_finished(self) -> bool:
         """Return whether there is nothing left to train."""
-        found = self.finished()
-        if not self.script.startswith("stage2"):
-            return bool(found)
-        return bool(found) and (self.folder / "sweep_finished").exists()
+        is_whole = self.trainer.script == SCRIPTS["stage1"] or (self.folder / ALL_TRAINED).exists()
+        return bool(self.finished()) and is_whole
+
+    def _refuse_other(self, folder: Path) -> None:
+        """Refuse results that were made with other settings than these."""
+        text = (folder / "settings.toml").read_text(encoding="utf-8")
+        before, now = tomllib.loads(text), json.loads(json.dumps(self.settings.as_dict()))
+        changed = [
+            f"{name}: {before.get(name)!r} -> {value!r}"
+            for name, value in now.items()
+            if before.get(name) != value and name not in self.trainer.module.MAY_CHANGE
+        ]
+        if changed:
+            raise UserError(
+                f"{folder} was trained with other settings ({'; '.join(changed)}); give the sweep "
+                "another OUT"
+            )
 
 
 def main() -> int:
@@ -84,11 +146,10 @@ def main() -> int:
         sys.modules[__name__],
         positional=("PRESET", "presets, one over another with +, and NAME=value for all runs"),
     )
-    presets = [word for word in settings.positional if "=" not in word]
-    extra = [flag for word in settings.positional if "=" in word for flag in flag_of_change(word)]
-    if not presets:
+    trainers = trainers_of(settings.positional)
+    if not trainers:
         raise SettingsError("give a preset: python -m tools.sweep configs/stage1/tinypets.toml")
-    plan = [run for preset in presets for run in plan_runs(settings, preset, extra)]
+    plan = [run for trainer in trainers for run in plan_runs(settings, trainer)]
     if len({run.folder for run in plan}) < len(plan):
         raise SettingsError("two presets of one name, or a seed twice: their runs would mix")
     todo = [run for run in plan if not run.is_finished()]
@@ -96,62 +157,37 @@ def main() -> int:
     if settings.JOBS > 1:
         make_packs(todo)
     with ThreadPoolExecutor(settings.JOBS) as pool:
-        codes = list(pool.map(lambda pair: train(settings, *pair), enumerate(todo)))
+        codes = list(pool.map(lambda pair: train(settings.JOBS, *pair), enumerate(todo)))
     runs = [found for run in plan for found in run.finished()]
     if runs:
         print(write_sweep(Path(settings.OUT), runs))
-    if failed := [run for run, code in zip(todo, codes, strict=True) if code]:
-        names = ", ".join(str(run.folder) for run in failed)
+    if failed := [str(run.folder) for run, code in zip(todo, codes, strict=True) if code]:
+        names = ", ".join(failed)
         print(f"not finished: {names}; the same command goes on there", file=sys.stderr)
-        return 1
-    return 0
+    return int(bool(failed))
 
 
-def plan_runs(s: Settings, preset: str, extra: list[str]) -> list[Planned]:
+def plan_runs(s: Settings, trainer: Trainer) -> list[Planned]:
     """List the runs of a preset: every fold with every seed."""
-    name, script, flags = trainer_of(preset)
-    module, before = importlib.import_module(script), [*flags, *extra]
-    plain = read_settings(module, before)
-    folds: list[tuple[str, list[str]]] = [("", [])]
+    plain = trainer.settings()
+    folds: list[tuple[str, tuple[str, ...]]] = [("", ())]
     if s.FOLDS:
         paths = fold_files(
             plain.IMAGES_ROOT,
             plain.ANNOTATIONS_ROOT,
-            Path(s.OUT) / "folds" / f"{script}_{name}",
+            Path(s.OUT) / "folds" / f"{trainer.script}_{trainer.preset}",
             num_folds=s.FOLDS,
             seed=s.FOLD_SEED,
             splits_file=plain.SPLITS_FILE,
         )
-        folds = [(f"fold{k}_", ["--splits-file", str(p)]) for k, p in enumerate(paths, start=1)]
+        folds = [(f"fold{k}_", ("--splits-file", str(p))) for k, p in enumerate(paths, start=1)]
     found = []
-    for seed in s.SEEDS:
-        for fold, split in folds:
-            variant = f"{fold}seed{seed}"
-            place = ["--runs-root", s.OUT, "--run-name", f"{name}/{variant}"]
-            whole = (*before, *split, "--seed", str(seed), *place)
-            folder = Path(s.OUT) / name / variant
-            settings = read_settings(module, list(whole))
-            found.append(Planned(name, variant, script, settings, whole, folder))
+    for seed, (fold, split) in itertools.product(s.SEEDS, folds):
+        name = f"{trainer.preset}/{fold}seed{seed}"
+        own = (*split, "--seed", str(seed), "--runs-root", s.OUT, "--run-name", name)
+        folder, flags = Path(s.OUT) / name, (*trainer.flags, *own)
+        found.append(Planned(trainer, folder.name, trainer.settings(*own), flags, folder))
     return found
-
-
-def trainer_of(preset: str) -> tuple[str, str, list[str]]:
-    """Return the name of a preset, its trainer by the folder it lies in, and the flags that say it.
-
-    Presets that are joined by "+" are laid over each other; the last one gives the name.
-    """
-    paths = [Path(part) for part in preset.split("+")]
-    kind = paths[-1].resolve().parent.name
-    if kind not in SCRIPTS:
-        raise UserError(f"{paths[-1]}: lies in no folder of presets ({', '.join(SCRIPTS)})")
-    flags = [word for path in paths for word in ("--config", str(path))]
-    return paths[-1].stem, SCRIPTS[kind], flags
-
-
-def flag_of_change(word: str) -> list[str]:
-    """Turn NAME=value into the flag that says the same."""
-    name, _, value = word.partition("=")
-    return [f"--{name.lower().replace('_', '-')}", value]
 
 
 def make_packs(todo: list[Planned]) -> None:
@@ -166,26 +202,20 @@ def make_packs(todo: list[Planned]) -> None:
             image_source(scan(s.IMAGES_ROOT).catalog, s.PACK, rule)
 
 
-def train(s: Settings, number: int, run: Planned) -> int:
+def train(num_jobs: int, number: int, run: Planned) -> int:
     """Train a run in a process of its own; its output goes to train.log in its folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    threads = max(1, num_cores() // s.JOBS)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    if s.JOBS > 1 and torch.cuda.device_count() > 1:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, num_cores() // num_jobs))}
+    if num_jobs > 1 and torch.cuda.device_count() > 1:
         environment["CUDA_VISIBLE_DEVICES"] = str(number % torch.cuda.device_count())
-    with (run.folder / "train.log").open("ab") as log:
-        code = subprocess.run(
-            [sys.executable, str(ROOT / f"{run.script}.py"), *run.flags],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            check=False,
-        ).returncode
-    if code == 0 and run.script.startswith("stage2"):
-        (run.folder / "sweep_finished").touch()
-    said = "" if code == 0 else f": {last_line(run.folder / 'train.log')}"
-    print(f"{run.preset} {run.variant}: {'finished' if code == 0 else f'left with {code}'}{said}")
-    sys.stdout.flush()
+    log_path = run.folder / "train.log"
+    with log_path.open("ab") as log:
+        command = [sys.executable, str(ROOT / f"{run.trainer.script}.py"), *run.flags]
+        code = subprocess.call(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    if code == 0 and run.trainer.script == SCRIPTS["stage2"]:
+        (run.folder / ALL_TRAINED).touch()
+    said = f"left with {code}: {last_line(log_path)}" if code else "finished"
+    print(f"{run.trainer.preset} {run.variant}: {said}", flush=True)
     return code
 
 
@@ -193,22 +223,6 @@ def last_line(path: Path) -> str:
     """Return the last line of a log."""
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else ""
-
-
-def _refuse_other(path: Path, settings: Settings, may_change: Sequence[str]) -> None:
-    """Refuse results that were made with other settings than these."""
-    before: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(settings.as_dict()))
-    changed = [
-        f"{name}: {before.get(name)!r} -> {now[name]!r}"
-        for name in now
-        if before.get(name) != now[name] and name not in may_change
-    ]
-    if changed:
-        raise UserError(
-            f"{path.parent} was trained with other settings ({'; '.join(changed)}); give the sweep "
-            "another OUT"
-        )
 
 
 if __name__ == "__main__":

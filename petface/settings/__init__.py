@@ -18,7 +18,7 @@ from typing import Any
 
 from petface.errors import SettingsError
 from petface.files import atomic_write
-from petface.settings.command_line import print_help, read_flags, split_command_line
+from petface.settings.command_line import print_help, split_command_line
 from petface.settings.constants import Constant, checked, gather, nearest, script_name
 from petface.settings.value_types import (
     Fraction,
@@ -43,7 +43,6 @@ __all__ = [
     "Range",
     "Seed",
     "Settings",
-    "read_flags",
     "read_settings",
 ]
 

@@ -1,17 +1,14 @@
 """Take a command line apart into flags, presets, switches and further words, and print its help.
 
 Not argparse: it takes `-1e-3` for a flag, cannot mix lists with further words, and words its
-errors differently from one Python to the next. Tools without constants have it, through
-`read_flags`.
+errors differently from one Python to the next.
 """
 
 from __future__ import annotations
 
 import inspect
-import re
 import sys
 import textwrap
-from argparse import ArgumentParser, Namespace
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,17 +81,6 @@ def split_command_line(
             f"unexpected {line.words[0]!r}: a value follows its flag, with blanks in quotes"
         )
     return line
-
-
-def read_flags(parser: ArgumentParser, argv: Sequence[str] | None = None) -> Namespace:
-    """Read the command line of a tool without constants; an unknown flag is named with the
-    nearest.
-    """
-    found, rest = parser.parse_known_args(argv)
-    if rest:
-        known = re.findall(r"--[\w-]+", parser.format_usage())
-        raise SettingsError(f"unknown {rest[0]}{nearest(rest[0], known) or '; see --help'}")
-    return found
 
 
 def print_help(

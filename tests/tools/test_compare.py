@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,36 +10,23 @@ import pytest
 
 from petface.errors import UserError
 from tests.analysis.test_compare import make_evaluation, make_images
+from tests.naive import rows_of
 from tests.report.page_checks import check_page
 from tools import compare
 
-ROOT = Path(__file__).parent.parent.parent
 
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tools.compare", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_two_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_evaluations(tmp_path, monkeypatch, script) -> None:
     images = make_images(num_records=60)
     a = make_evaluation(tmp_path / "a", images, 0.4, 1)
     b = make_evaluation(tmp_path / "b", images, 0.9, 2)
-    done = run(a, b, "--out", tmp_path / "out", "--resamples", 50, "--flips", 100)
-    assert done.returncode == 0, done.stderr
-    out = tmp_path / "out"
+    out, few = tmp_path / "out", ["--resamples", 50, "--flips", 100]
+    done = script("tools/compare.py", [a, b, "--out", out, *few])
+    assert done.code == 0, done.err
     assert sorted(p.name for p in out.iterdir()) == ["changed.csv", "compare.html", "compare.json"]
     comparison = json.loads((out / "compare.json").read_text(encoding="utf-8"))
     assert comparison["a"]["folder"] == str(a) and comparison["options"]["resamples"] == 50
-    with (out / "changed.csv").open(encoding="utf-8", newline="") as handle:
-        num = sum(1 for _ in csv.DictReader(handle))
-    assert num > 10
-    assert f"page: {out / 'compare.html'}\n" in done.stdout
+    assert len(rows_of(out / "changed.csv")) > 10
+    assert f"page: {out / 'compare.html'}\n" in done.out
     found = check_page((out / "compare.html").read_text(encoding="utf-8"))
     test = comparison["figures"]["test"]["species"]["conditional"]
     row = next(row for row in found.rows if row[0] == "species")
@@ -50,7 +34,7 @@ def test_two_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert row[1:4] == [str(test["num"]), str(test["num_records"]), right]
     assert f"{test['difference'] * 100:+.1f} points" in found.texts
     c = make_evaluation(tmp_path / "c", images, 0.6, 3)
-    words = [a, b, c, "--out", tmp_path / "again", "--resamples", 50, "--flips", 100]
+    words = [a, b, c, "--out", tmp_path / "again", *few]
     monkeypatch.setattr(sys, "argv", ["compare", *map(str, words)])
     compare.main()
     for name in ("changed.csv", "compare.json"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 
 import numpy as np
@@ -16,6 +15,7 @@ from petface.training import epoch, losses
 from petface.training.augment.mixing import Mixing
 from petface.training.runs import RunFolder
 from tests.conftest import TINY_STAGE1, TINY_STAGE2
+from tests.naive import rows_of
 from tests.tools.test_sweep import preset_of
 from tools import find_lr
 
@@ -46,10 +46,8 @@ def test_both_trainers_jobs_rise_to_the_end_or_break(stage, tree, tmp_path, monk
     monkeypatch.setattr(sys, "argv", ["find_lr", *map(str, words)])
     find_lr.main()
     told = dict(line.split(": ") for line in capsys.readouterr().out.splitlines()[-4:])
-    with (tmp_path / "out/lr_finder.csv").open(newline="") as handle:
-        rows = [[float(v) for v in row.values()] for row in csv.DictReader(handle)]
-    rates = [row[0] for row in rows]
-    assert int(told["steps"]) == len(rows) and 10 <= len(rows) <= 24
+    rates = [float(row["learning_rate"]) for row in rows_of(tmp_path / "out/lr_finder.csv")]
+    assert int(told["steps"]) == len(rates) and 10 <= len(rates) <= 24
     wanted = [1e-5 * 10 ** (5 * k / 23) for k in range(len(rates))]
     assert rates == pytest.approx(wanted, rel=1e-3)
     assert 1e-5 <= float(told["steepest"]) <= 1.0
@@ -57,10 +55,13 @@ def test_both_trainers_jobs_rise_to_the_end_or_break(stage, tree, tmp_path, monk
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"lr_finder.csv", "lr_finder.png"}
 
 
+def tiny_settings(tree, *flags):
+    return read_settings(stage1, list(map(str, [*tree.flags, *TINY_STAGE1, *flags])))
+
+
 @pytest.mark.parametrize("sampler", ["weighted", "shuffle"])
 def test_the_order_and_the_loss_are_those_of_the_first_epoch(sampler, tree, tmp_path):
-    flags = [*tree.flags, *TINY_STAGE1, "--sampler", sampler, "--logit-adjustment", 1.0]
-    s = read_settings(stage1, list(map(str, flags)))
+    s = tiny_settings(tree, "--sampler", sampler, "--logit-adjustment", 1.0)
     _, train, order = find_lr.species_job(stage1, s, RunFolder(tmp_path))
     counts = np.bincount(train.labels["species"])
     weights = stage1.make_sampler(s, train, len(counts)).weights
@@ -77,9 +78,7 @@ def test_the_order_and_the_loss_are_those_of_the_first_epoch(sampler, tree, tmp_
 
 
 def test_batches_are_mixed_as_in_training(tree, tmp_path, monkeypatch):
-    flags = [*tree.flags, *TINY_STAGE1, "--mix", "cutmix", "--mix-probability", 0.4]
-    flags += ["--mix-adapts", "false"]
-    s = read_settings(stage1, list(map(str, flags)))
+    s = tiny_settings(tree, "--mix", "cutmix", "--mix-probability", 0.4, "--mix-adapts", "false")
     seen = []
     monkeypatch.setattr(epoch, "mix_batch", lambda *a: seen.append(a[1]))
     job, train, order = find_lr.species_job(stage1, s, RunFolder(tmp_path))
@@ -92,7 +91,7 @@ def test_batches_are_mixed_as_in_training(tree, tmp_path, monkeypatch):
 def test_skipped_steps_leave_gaps_and_only_a_row_of_them_ends_it(
     num_skipped, wanted, tree, tmp_path, monkeypatch
 ):
-    s = read_settings(stage1, list(map(str, [*tree.flags, *TINY_STAGE1])))
+    s = tiny_settings(tree)
     job, train, order = find_lr.species_job(stage1, s, RunFolder(tmp_path))
     steps = []
     monkeypatch.setattr(epoch, "_update", lambda *a: steps.append(a) or len(steps) > num_skipped)

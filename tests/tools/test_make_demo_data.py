@@ -207,7 +207,7 @@ def test_other_arguments_and_foreign_folders_are_refused(demo: Path, tmp_path: P
     with pytest.raises(UserError, match="demo.json"):
         main([*SMALL, "--out", str(tmp_path), "--force"])
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-    with pytest.raises(SettingsError, match="--records 5"):
+    with pytest.raises(SettingsError, match="--records must be a whole number >= 60"):
         main(["--records", "5", "--out", str(tmp_path / "new")])
 
 

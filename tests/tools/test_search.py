@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from petface.errors import SettingsError
+from petface.errors import SettingsError, UserError
 from tests.conftest import TINY_STAGE1
+from tests.naive import rows_of
 from tests.tools.test_sweep import preset_of
 from tools import search
 
-ROOT = Path(__file__).parent.parent.parent
+SEARCH = "tools/search.py"
 
 
 class Fixed:
@@ -57,49 +54,44 @@ def test_impossible_ranges_are_refused(word):
         search.parse_choice(word)
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "tools.search", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-
-
 @pytest.mark.slow
-def test_a_search_goes_on_where_it_was_stopped_and_names_the_best(tree, tmp_path):
+def test_a_search_goes_on_where_it_was_stopped_and_names_the_best(tree, tmp_path, script):
     pytest.importorskip("optuna")
     preset = preset_of(tmp_path, "stage1", [*tree.flags, *TINY_STAGE1])
     out = tmp_path / "out"
-    words = ("EPOCHS=2", "LR=1e-4..1e-2", "MIX=none,both", "--out", out)
-    first = run(preset, *words, "--trials", 1)
-    assert first.returncode == 0, first.stderr
-    done = run(preset, *words, "--trials", 3)
-    assert done.returncode == 0, done.stderr
-    assert "1 trials so far, 2 to go" in done.stdout
-    with (out / "trials.csv").open(newline="") as handle:
-        rows = list(csv.DictReader(handle))
+    words = [preset, "EPOCHS=2", "LR=1e-4..1e-2", "MIX=none,both", "--out", out, "--trials"]
+    first = script(SEARCH, [*words, 1])
+    assert first.code == 0, first.err
+    done = script(SEARCH, [*words, 3])
+    assert done.code == 0, done.err
+    assert "1 trials so far, 2 to go" in done.out
+    rows = rows_of(out / "trials.csv")
     assert [row["trial"] for row in rows] == ["0", "1", "2"]
     values = [float(row["value"]) for row in rows if row["state"] == "COMPLETE"]
-    assert f"{max(values):.4f}" in done.stdout and "python -m tools.sweep" in done.stdout
-    with (out / "tiny/trial0/metrics.csv").open(newline="") as handle:
-        seen = [float(row["val_accuracy_frac"]) for row in csv.DictReader(handle)]
-    assert float(rows[0]["value"]) == pytest.approx(max(seen))
+    assert f"{max(values):.4f}" in done.out and "python -m tools.sweep" in done.out
+    metrics = rows_of(out / "tiny/trial0/metrics.csv")
+    best = max(float(row["val_accuracy_frac"]) for row in metrics)
+    assert float(rows[0]["value"]) == pytest.approx(best)
 
 
-def test_mistakes_are_said_in_a_line(tmp_path):
-    pytest.importorskip("optuna")
-    for words, message in (
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
         (["configs/stage1/demo.toml"], "nothing to search"),
         (["configs/stage1/demo.toml", "LRR=1e-4..1e-2"], "unknown flag --lrr"),
         (["LR=1e-4..1e-2"], "give one preset"),
-    ):
-        done = run(*words, "--out", tmp_path / "out")
-        assert done.returncode and message in done.stderr and "Traceback" not in done.stderr
+    ],
+)
+def test_mistakes_are_said_before_anything_is_made(words, message, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(sys, "argv", ["search", *words, "--out", str(tmp_path / "out")])
+    with pytest.raises(SettingsError, match=message):
+        search.main()
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_optuna_the_way_out_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["search", "configs/stage1/demo.toml", "LR=1e-4..1e-2"])
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(Exception, match=r"\.\[search\]"):
-        search._optuna()
+    with pytest.raises(UserError, match=r"\.\[search\]"):
+        search.main()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,19 +13,11 @@ from petface import files
 from petface.analysis.sweeps import SweepRun, write_sweep
 from petface.errors import UserError
 from tests.conftest import TINY_STAGE1, TINY_STAGE2
+from tests.naive import rows_of
+from tests.scripts import REPOSITORY, assert_refused
 from tools import sweep as tool
 
-ROOT = Path(__file__).parent.parent.parent
-
-
-def sweep(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tools.sweep", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
+SWEEP = "tools/sweep.py"
 
 
 def preset_of(folder: Path, stage: str, flags: list[object]) -> Path:
@@ -51,61 +40,53 @@ def preset_of(folder: Path, stage: str, flags: list[object]) -> Path:
     return path
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
-
-
 @pytest.mark.slow
-def test_stage_1_with_two_seeds_is_taken_up_compared_and_refused(tree, tmp_path):
+def test_a_sweep_is_taken_up_compared_and_refused_and_names_what_failed(tree, tmp_path, script):
     preset = preset_of(tmp_path, "stage1", [*tree.flags, *TINY_STAGE1])
+    broken = preset.with_name("broken.toml")
+    broken.write_text(preset.read_text().replace("tiny", "x") + 'WEIGHTS = "nowhere.pt"\n')
     out = tmp_path / "sweep"
-    command = (preset, "EPOCHS=1", "--seeds", 1, 2, "--out", out)
-    first = sweep(preset, "EPOCHS=1", "--seeds", 1, "--out", out)
-    assert first.returncode == 0, first.stderr + first.stdout
+    flags = ["EPOCHS=1", "--out", out, "--seeds", 1]
+    first = script(SWEEP, [preset, broken, *flags])
+    assert first.code == 1 and "Traceback" not in first.err
+    assert f"not finished: {out / 'broken/seed1'}" in first.err
+    assert "nowhere.pt: no such file" in first.out
+    assert [row["preset"] for row in rows_of(out / "runs.csv")] == ["tiny"]
     best = out / "tiny/seed1/best.pt"
     written = best.stat().st_mtime_ns
-    done = sweep(*command)
-    assert done.returncode == 0, done.stderr
-    assert "2 runs, 1 of them finished before" in done.stdout
-    assert best.stat().st_mtime_ns == written
-    assert "best by val balanced accuracy: tiny. Chosen by the validation part" in done.stdout
+    done = script(SWEEP, [preset, *flags, 2])
+    assert done.code == 0, done.err
+    assert "2 runs, 1 of them finished before" in done.out
+    assert "best by val balanced accuracy: tiny. Chosen by the validation part" in done.out
     runs = rows_of(out / "runs.csv")
     assert [row["variant"] for row in runs] == ["seed1", "seed2"]
     for row in runs:
         final = json.loads((out / "tiny" / row["variant"] / "final.json").read_text())
         assert float(row["test_accuracy"]) == pytest.approx(final["test_accuracy"], abs=1e-4)
     (summary,) = rows_of(out / "summary.csv")
-    values = [float(row["test_balanced_accuracy"]) for row in runs]
+    mean = statistics.mean(float(row["test_balanced_accuracy"]) for row in runs)
     assert summary["runs"] == "2"
-    assert float(summary["test_balanced_accuracy_mean"]) == pytest.approx(
-        statistics.mean(values), abs=1e-4
-    )
+    assert float(summary["test_balanced_accuracy_mean"]) == pytest.approx(mean, abs=1e-4)
     assert (out / "accuracy_time.png").read_bytes()[:4] == b"\x89PNG"
-
-    other = sweep(preset, "EPOCHS=2", "--seeds", 1, "--out", out)
-    assert other.returncode == 1 and "Traceback" not in other.stderr
-    assert "trained with other settings (EPOCHS: 1 -> 2)" in other.stderr
+    other = script(SWEEP, [preset, "EPOCHS=2", *flags[1:]])
+    assert_refused(other, "trained with other settings (EPOCHS: 1 -> 2)")
     assert best.stat().st_mtime_ns == written
 
 
 @pytest.mark.slow
-def test_specialists_over_folds_two_at_once(tree, stage1_run, tmp_path):
+def test_specialists_over_folds_two_at_once(tree, stage1_run, tmp_path, script):
     flags = [*tree.flags, *TINY_STAGE2, "--weights", stage1_run.folder / "best.pt"]
     preset = preset_of(tmp_path, "stage2", [*flags, "--species", "cat"])
     out = tmp_path / "sweep"
-    done = sweep(preset, "--folds", 2, "--seeds", 3, "--out", out, "--jobs", 2)
-    assert done.returncode == 0, done.stderr + done.stdout
-    runs = rows_of(out / "runs.csv")
-    assert [(r["variant"], r["species"]) for r in runs] == [
-        ("fold1_seed3", "cat"),
-        ("fold2_seed3", "cat"),
-    ]
+    done = script(SWEEP, [preset, "--folds", 2, "--seeds", 3, "--out", out, "--jobs", 2])
+    assert done.code == 0, done.err + done.out
+    runs = [(row["variant"], row["species"]) for row in rows_of(out / "runs.csv")]
+    assert runs == [("fold1_seed3", "cat"), ("fold2_seed3", "cat")]
     tested = [
-        line.split(",")[1]
-        for path in sorted((out / "folds/stage2_resnet_multi_tiny").glob("*.csv"))
-        for line in path.read_text().splitlines()
-        if line.startswith("cat,") and line.endswith(",test")
+        row["record"]
+        for path in (out / "folds/stage2_resnet_multi_tiny").glob("*.csv")
+        for row in rows_of(path)
+        if (row["species"], row["split"]) == ("cat", "test")
     ]
     assert sorted(tested) == [f"{number:06d}" for number in range(16)]  # each cat once
 
@@ -144,7 +125,7 @@ def test_what_is_finished_is_left_alone_and_what_failed_is_named(tmp_path, monke
     monkeypatch.setattr(tool, "train", fake)
     command = ["sweep", "configs/stage1/demo.toml", "LR=0.5", "--out", str(tmp_path), "--seeds"]
     monkeypatch.setattr(sys, "argv", [*command, "1", "2"])
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(REPOSITORY)
     assert tool.main() == 1
     assert f"not finished: {tmp_path / 'demo/seed2'}" in capsys.readouterr().err
     assert tool.main() == 0
@@ -154,19 +135,6 @@ def test_what_is_finished_is_left_alone_and_what_failed_is_named(tmp_path, monke
     monkeypatch.setattr(sys, "argv", [*command[:2], "LR=0.25", *command[3:], "1"])
     with pytest.raises(UserError, match=r"trained with other settings \(LR: 0.5 -> 0.25\)"):
         tool.main()
-
-
-@pytest.mark.slow
-def test_a_run_that_fails_is_named_and_the_others_are_compared(tree, tmp_path):
-    preset = preset_of(tmp_path, "stage1", [*tree.flags, *TINY_STAGE1])
-    broken = preset.with_name("broken.toml")
-    broken.write_text(preset.read_text().replace("tiny", "x") + 'WEIGHTS = "nowhere.pt"\n')
-    out = tmp_path / "sweep"
-    done = sweep(preset, broken, "EPOCHS=1", "--seeds", 1, "--out", out)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"not finished: {out / 'broken/seed1'}" in done.stderr
-    assert "nowhere.pt: no such file" in done.stdout
-    assert [row["preset"] for row in rows_of(out / "runs.csv")] == ["tiny"]
 
 
 def test_a_pack_is_made_once_before_runs_that_begin_together(tree, tmp_path, monkeypatch):
