@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from inference_engine import Stage1Model, Stage2Model
 from petface import files
 from petface.analysis import attention, errors, probes
-from petface.analysis.photos import measure_photos, worker_count
+from petface.analysis.photos import look_at, worker_count
 from petface.data.loading import OK
 from petface.data.loading import worker_count as loader_count
 from petface.errors import UserError, run_script
-from petface.evaluation.details import HEADS, class_numbers, read_evaluation
+from petface.evaluation.details import HEADS, Evaluation, class_numbers, read_evaluation
 from petface.inference.loading import find_specialist
 from petface.models.network import Network
 from petface.report import report_line
@@ -62,18 +63,17 @@ def main() -> None:
     evaluation = read_evaluation(s.OUT_DIR)
     out = Path(s.OUT_DIR) / "analysis"
     work = attention.choose_photos(evaluation, s.IMAGES_ROOT, s.SAMPLE, s.EXAMPLES)
-    for pattern in ("gradcam_*.png", "probes_*.png"):  # of an earlier analysis, of other heads
-        for path in out.rglob(pattern):
-            path.unlink()
+    for path in out.rglob("gradcam_*.png"):  # of an earlier analysis, of other heads
+        path.unlink()
     worst = errors.write_mistakes(out / "mistakes.csv", evaluation)
-    measured = measure_photos(work.catalog, work.places(work.sample), worker_count(s.WORKERS))
-    num_readable = int((measured["status"] == OK).sum())
+    seen = look_at(work.catalog, work.sample, worker_count(s.WORKERS), with_sharpness=True).seen
+    num_readable = int((seen["status"] == OK).sum())
     if not num_readable:
         root = s.IMAGES_ROOT or evaluation.models["images_root"]
         raise UserError(f"no test photo below {root} can be read; set --images-root")
-    slices = errors.make_slices(evaluation, work.sample, measured, s.INTERVAL_RESAMPLES)
+    slices = errors.make_slices(evaluation, work.rows[work.sample], seen, s.INTERVAL_RESAMPLES)
     errors.write_slices(out / "slices.csv", slices)
-    figures, maps, num_probed, same_frac = run_networks(work, s)
+    figures, maps, num_probed, same_frac = run_networks(evaluation, work, s)
     probes.write_probes(out / "probes.csv", figures)
     result = {
         "num_test": int((evaluation.rows["split"] == "test").sum()),
@@ -88,67 +88,70 @@ def main() -> None:
         "probes": figures,
         "seconds": round(time.perf_counter() - start, 1),
     }
-    files.write_json(out / "analysis.json", {**result, "files": files_in(out)})
-    print("\n".join(describe(result)))
+    written = {str(p.relative_to(out)) for p in out.rglob("*") if p.suffix in (".csv", ".png")}
+    files.write_json(out / "analysis.json", {**result, "files": sorted(written)})
+    print(describe(result))
     print(f"seconds: {result['seconds']}\nanalysis: {out / 'analysis.json'}")
     print(report_line(out.parent))
 
 
 def run_networks(
-    work: attention.Work, s: Any
+    evaluation: Evaluation, work: attention.Work, s: Any
 ) -> tuple[dict[str, Any], dict[str, attention.HeadMaps], int, float | None]:
     """Run stage 1 and then each specialist over the photos.
 
     Return the probes' figures and the maps of each head, the number of probed photos, and the share
     of them whose species was answered as in the evaluation: it may have run in another precision.
     """
-    rows = attention.spread(work.sample, s.PROBE_SAMPLE)
-    records = errors.record_numbers(work.evaluation)
+    sample = attention.spread(work.sample, s.PROBE_SAMPLE)
+    species_of = np.array(work.labels("species", sample))
+    records = errors.record_numbers(evaluation)[work.rows[sample]]
     kept, maps = defaultdict(list), {head: attention.HeadMaps() for head in HEADS}
-    right, readable, same_frac = np.zeros(len(rows), bool), 0, None
-    for species, network, heads in load_networks(work, s):
-        own = rows if species is None else work.of_species(species, rows[right])
+    right, readable, same_frac = np.zeros(len(sample), bool), 0, None
+    for species, network, heads in load_networks(evaluation, s):
+        asked = np.arange(len(sample))
+        asked = asked if species is None else asked[right & (species_of == species)]
         answers = probes.predict_under_probes(
             network,
             work.catalog,
-            work.places(own),
+            sample[asked],
             batch_size=s.BATCH_SIZE,
             num_workers=loader_count(s.WORKERS),
             description=f"probes, {species or 'species'}",
         )
         for number, (head, names) in enumerate(heads.items()):
             predicted, confidence = (a[:, :, number] for a in answers[:2])
-            true = class_numbers(work.true_labels(head, own), names)
+            true = class_numbers(work.labels(errors.true_column(head), sample[asked]), names)
             use = (predicted[0] >= 0) & (true != UNKNOWN)
-            kept[head].append((predicted[:, use], confidence[:, use], true[use], records[own[use]]))
+            own = predicted[:, use], confidence[:, use], true[use], records[asked[use]]
+            kept[head].append(own)
             attention.explain(
                 maps[head], work, network, head, number, names, species,
                 photos_per_class=s.CAM_PHOTOS, seed=s.SAMPLE_SEED,
             )  # fmt: skip
         if species is None:
             right, readable = predicted[0] == true, int(answers.readable.sum())
-            before = class_numbers(work.answered_labels("species", rows), names)
+            before = class_numbers(work.labels("species_pred", sample), names)
             both = answers.readable & (before != UNKNOWN)
             same_frac = float((predicted[0] == before)[both].mean()) if both.any() else None
     figures = {}
-    for head, parts in sorted(kept.items(), key=lambda item: HEADS.index(item[0])):
+    for head in (head for head in HEADS if head in kept):
         # each photo holds class numbers of one specialist only, so they may stand side by side
-        whole = [np.concatenate(columns, axis=-1) for columns in zip(*parts, strict=True)]
+        whole = [np.concatenate(columns, axis=-1) for columns in zip(*kept[head], strict=True)]
         if len(whole[2]):
             figures[head] = probes.probe_figures(*whole, resamples=s.INTERVAL_RESAMPLES)
     return figures, maps, readable, same_frac
 
 
 def load_networks(
-    work: attention.Work, s: Any
+    evaluation: Evaluation, s: Any
 ) -> Iterator[tuple[str | None, Network, dict[str, tuple[str, ...]]]]:
     """Load the networks that were evaluated, from where they are now: stage 1 as None first."""
-    models = work.evaluation.models
-    path = s.STAGE1_CHECKPOINT or models["stage1"]["path"]
-    check_bytes(path, models["stage1"])
+    path = s.STAGE1_CHECKPOINT or evaluation.models["stage1"]["path"]
+    check_bytes(path, evaluation.models["stage1"])
     stage1 = Stage1Model(path, s.DEVICE)
     yield None, stage1.network, {"species": stage1.classes}
-    for species, model in models["specialists"].items():
+    for species, model in evaluation.models["specialists"].items():
         path = model["path"]
         if s.STAGE2_FOLDER:
             path = find_specialist(species, s.STAGE2_FOLDER) or s.STAGE2_FOLDER
@@ -167,38 +170,30 @@ def check_bytes(path: str | Path, model: dict[str, Any]) -> None:
         )
 
 
-def files_in(out: Path) -> list[str]:
-    """List the files of the analysis beside its JSON."""
-    found = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
-    return sorted(
-        name for name in found - {"analysis.json"} if not name.endswith(files.TEMPORARY_SUFFIX)
-    )
-
-
-def describe(result: dict[str, Any]) -> Iterator[str]:
-    """Format what an analysis found in a few lines."""
+def describe(result: dict[str, Any]) -> str:
+    """Format what an analysis found: of the probes, the change in points."""
     chance = result["slices_standing_out"]
-    yield (
+    rows = {
+        head: {
+            "probed": entry["baseline"]["num"],
+            "right, %": entry["baseline"]["accuracy"] * 100,
+            **{p["name"]: p["change"] * 100 for p in entry["probes"] if p["name"] in SHOWN},
+        }
+        for head, entry in result["probes"].items()
+    }
+    lines = [
         f"test part: {result['num_test']:,} photos; {result['sample']:,} looked at, "
-        f"{result['num_unreadable']:,} cannot be read; {result['probe_sample']:,} probed"
-    )
-    yield (
+        f"{result['num_unreadable']:,} cannot be read; {result['probe_sample']:,} probed",
         f"slices: {chance['stand_out']} of {chance['bins']} bins stand out; about "
-        f"{chance['by_chance']} would by chance"
-    )
-    yield f"{'':10s} {'probed':>8s} {'right, %':>9s}  change in points under"
-    for head, entry in result["probes"].items():
-        changes = {p["name"]: p["change"] * 100 for p in entry["probes"]}
-        parts = ", ".join(f"{name} {changes[name]:+.1f}" for name in SHOWN)
-        base = entry["baseline"]
-        yield f"{head:10s} {base['num']:8,d} {base['accuracy'] * 100:9.1f}  {parts}"
+        f"{chance['by_chance']} would by chance",
+        pd.DataFrame.from_dict(rows, orient="index").to_string(float_format="{:.1f}".format),
+    ]
     for head, entry in result["gradcam"].items():
-        share, area = entry["border_energy_frac"], entry["border_area_frac"]
-        if share is not None and area is not None:
-            yield (
-                f"{head:10s} border ring: {share * 100:.0f} % of Grad-CAM on {area * 100:.0f} % "
-                f"of the area, {entry['layer']}"
-            )
+        if entry["border_energy_frac"] is not None:
+            share, area = entry["border_energy_frac"] * 100, entry["border_area_frac"] * 100
+            told = f"border ring: {share:.0f} % of Grad-CAM on {area:.0f} % of the area"
+            lines.append(f"{head}: {told}, {entry['layer']}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

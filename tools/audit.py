@@ -36,7 +36,7 @@ OUT: str = "runs/audit"  # an earlier audit there is replaced
 SAMPLE: NonNegative = 2000  # photos to look at, spread evenly over the species; 0 = all
 SAMPLE_SEED: Seed = 0
 WITH_PHOTOS: bool = False  # small copies of duplicates and odd photos in the page
-WORKERS: int = -1  # decoding processes; 0 = none but this one, -1 = one per core
+WORKERS: int = -1  # decoding processes; 0 = a thread of this one, -1 = one per core
 
 
 def main() -> None:
@@ -56,9 +56,10 @@ def main() -> None:
     num = 0 if "all" in settings.switches else settings.SAMPLE
     places = sample_evenly(species, num or len(species), settings.SAMPLE_SEED)
     start = time.perf_counter()
-    photos = look_at(dataset.catalog, places, worker_count(settings.WORKERS))
+    workers = worker_count(settings.WORKERS)
+    photos = look_at(dataset.catalog, places, workers)
     looked_s = time.perf_counter() - start
-    audit = make_audit(dataset, found, photos)
+    audit = make_audit(dataset, found, photos, workers)
     write_audit(out, audit)
     title = str(Path(settings.IMAGES_ROOT))
     page = audit_page(audit, dataset, title, with_photos=settings.WITH_PHOTOS)

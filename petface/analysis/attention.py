@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from petface import files
@@ -30,40 +31,17 @@ _BATCH = 32
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """The test photos of an analysis.
+    """The M test photos of an analysis, by their places in the catalog of their files."""
 
-    `rows` (M,) int64 are rows of the evaluation, ascending; the catalog has their files and
-    `names` their names. `sample` (S,) are those of them that stand for the whole test part, and
-    `mistakes[head]` those of the pictures.
-    """
-
-    evaluation: Evaluation
-    rows: np.ndarray
-    names: list[str]
     catalog: Catalog
-    sample: np.ndarray
-    mistakes: dict[str, np.ndarray]
+    rows: np.ndarray  # (M,) int64 of the evaluation, ascending
+    answers: pd.DataFrame  # (M,) these rows
+    sample: np.ndarray  # (S,) places of those that stand for the whole test part
+    mistakes: dict[str, pd.DataFrame]  # per head, of `worst_mistakes`, by place
 
-    def places(self, rows: np.ndarray) -> np.ndarray:
-        """Find rows of the evaluation in the catalog."""
-        return np.searchsorted(self.rows, rows)
-
-    def true_labels(self, head: str, rows: np.ndarray) -> list[str]:
-        """Return the true labels of some rows; "" where unknown."""
-        return self.evaluation.rows[true_column(head)].iloc[rows].astype(str).tolist()
-
-    def answered_labels(self, head: str, rows: np.ndarray) -> list[str]:
-        """Return what the evaluation answered to some rows; "" where nothing."""
-        return self.evaluation.rows[f"{head}_pred"].iloc[rows].astype(str).tolist()
-
-    def correct(self, head: str, rows: np.ndarray) -> np.ndarray:
-        """Return 1, 0 or NaN for some rows."""
-        return self.evaluation.rows[f"{head}_correct"].to_numpy()[rows]
-
-    def of_species(self, species: str | None, rows: np.ndarray) -> np.ndarray:
-        """Return those rows that are of a species; None means any."""
-        own = self.evaluation.rows["species"].iloc[rows]
-        return rows if species is None else rows[(own == species).to_numpy()]
+    def labels(self, column: str, places: np.ndarray) -> list[str]:
+        """Return the texts of some photos in a column of the evaluation; "" where unknown."""
+        return self.answers[column].iloc[places].astype(str).tolist()
 
 
 def choose_photos(
@@ -77,13 +55,17 @@ def choose_photos(
     test = np.flatnonzero(evaluation.rows["split"] == "test")
     if not len(test):
         raise UserError(f"{evaluation.folder} has no photo in the test part")
-    worst = (worst_mistakes(evaluation, head, num_mistakes) for head in HEADS)
-    mistakes = {head: table["place"].to_numpy() for head, table in zip(HEADS, worst, strict=True)}
+    worst = {head: worst_mistakes(evaluation, head, num_mistakes) for head in HEADS}
     sample = spread(test, num_sampled)
-    rows = np.unique(np.concatenate([sample, *mistakes.values()]))
-    names = evaluation.image_names(rows)
-    catalog = listed_files(images_root or evaluation.models["images_root"], names)
-    return Work(evaluation, rows, names, catalog, sample, mistakes)
+    rows = np.unique(np.concatenate([sample, *(table["place"] for table in worst.values())]))
+    root = images_root or evaluation.models["images_root"]
+    return Work(
+        listed_files(root, evaluation.image_names(rows)),
+        rows,
+        evaluation.rows.iloc[rows],
+        np.searchsorted(rows, sample),
+        {head: own.set_index(np.searchsorted(rows, own["place"])) for head, own in worst.items()},
+    )
 
 
 def spread(rows: np.ndarray, num: int) -> np.ndarray:
@@ -111,22 +93,51 @@ class HeadMaps:
         }
 
 
+def explain(
+    found: HeadMaps, work: Work, network: Network, head: str, number: int, names: Sequence[str],
+    species: str | None, *, photos_per_class: int, seed: int,
+) -> None:  # fmt: skip
+    """Gather the maps of head `number`: the border's share over right answers of the sample, and
+    the pictures of its mistakes; `species` of a specialist, None for stage 1.
+    """
+    own = work.answers.iloc[work.sample]
+    is_own = (own[f"{head}_correct"] == 1) & ((own["species"] == species) | (species is None))
+    right, truth = work.sample[is_own.to_numpy()], true_column(head)
+    right = right[sample_per_class(np.array(work.labels(truth, right)), photos_per_class, seed)]
+    classes = class_numbers(work.labels(truth, right), names)
+    for places, _, maps in maps_of(network, work.catalog, right, number, classes):
+        shares, found.area_frac = ring_energy(maps)
+        found.num += len(places)
+        found.ring += shares[np.isfinite(shares)].tolist()
+        found.layers.add(finest_useful_layer(network))
+    shown = work.mistakes[head]
+    shown = shown[(shown["species"] == species) | (species is None)]
+    for column in ("predicted", "true"):
+        classes = class_numbers(shown[column].tolist(), names)
+        known = np.flatnonzero(classes >= 0)
+        wrong = shown.index.to_numpy()[known]
+        for places, pixels, maps in maps_of(network, work.catalog, wrong, number, classes[known]):
+            for place, photo, cam in zip(places.tolist(), pixels, maps, strict=True):
+                pictures = found.pictures[place]
+                pictures += [overlay(photo, cam)] if pictures else [photo, overlay(photo, cam)]
+
+
 def maps_of(
     network: Network, catalog: Catalog, places: np.ndarray, head: int, classes: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Map]]:
-    """Yield (rows, pixels, maps) of the readable photos at `places` (M,), batch by batch.
+    """Yield (places, pixels, maps) of the readable photos at `places` (M,), batch by batch.
 
-    `rows` are places in `places`; `classes` (M,) is what each map speaks for.
+    `classes` (M,) is what each map speaks for.
     """
     layer, _ = finest_useful_layer(network)
-    source = FileImages(catalog, network.preprocessing)
     slices = even_slices(np.arange(len(places)), _BATCH)
+    source = FileImages(catalog, network.preprocessing)
     decoded = read_ahead(source, [places[part] for part in slices], 0)
     for part, item in zip(slices, decoded, strict=True):
-        rows = part[item.status == OK]
+        rows, pixels = part[item.status == OK], item.arrays[0]
         if len(rows):
-            pixels = item.arrays[0]
-            yield rows, pixels.numpy(), gradcams(network, pixels, head, classes[rows], layer)
+            maps = gradcams(network, pixels, head, classes[rows], layer)
+            yield places[rows], pixels.numpy(), maps
 
 
 def ring_energy(cams: Map) -> tuple[npt.NDArray[np.float64], float]:
@@ -143,57 +154,23 @@ def ring_energy(cams: Map) -> tuple[npt.NDArray[np.float64], float]:
     return share, 1 - (height - 2 * rows) * (width - 2 * columns) / (height * width)
 
 
-def explain(
-    found: HeadMaps, work: Work, network: Network, head: str, number: int, names: Sequence[str],
-    species: str | None, *, photos_per_class: int, seed: int,
-) -> None:  # fmt: skip
-    """Gather the maps of head `number`: the border's share over right answers of the sample, and
-    the pictures of its mistakes; `species` of a specialist, None for stage 1.
-    """
-    right = work.of_species(species, work.sample)
-    right = right[work.correct(head, right) == 1]
-    every = np.array(work.true_labels(head, right))
-    right = right[sample_per_class(every, photos_per_class, seed)]
-    classes = class_numbers(work.true_labels(head, right), names)
-    for rows, _, maps in maps_of(network, work.catalog, work.places(right), number, classes):
-        shares, found.area_frac = ring_energy(maps)
-        found.num += len(rows)
-        found.ring += shares[np.isfinite(shares)].tolist()
-        found.layers.add(finest_useful_layer(network))
-    shown = work.of_species(species, work.mistakes[head])
-    for labels in (work.answered_labels(head, shown), work.true_labels(head, shown)):
-        classes = class_numbers(labels, names)
-        own, classes = shown[classes >= 0], classes[classes >= 0]
-        for rows, pixels, maps in maps_of(network, work.catalog, work.places(own), number, classes):
-            for row, photo, cam in zip(own[rows].tolist(), pixels, maps, strict=True):
-                pictures = found.pictures[row]
-                pictures += [overlay(photo, cam)] if pictures else [photo, overlay(photo, cam)]
-
-
-def _caption(work: Work, row: int, head: str) -> list[str]:
-    """Return what was answered, how surely, what is true, and the name of the photo."""
-    places = np.array([row])
-    probability = work.evaluation.rows[f"{head}_prob"].iloc[row]
-    nll = work.evaluation.details[head]["nll"][row]
-    chance = "" if np.isnan(nll) else f" {np.exp(-nll) * 100:.0f} %"
-    return [
-        f"{work.answered_labels(head, places)[0]} {probability * 100:.0f} %",
-        f"truth: {work.true_labels(head, places)[0]}{chance}",
-        work.names[int(work.places(places)[0])],
-    ]
-
-
 def draw_maps(work: Work, maps: dict[str, HeadMaps], out: Path) -> dict[str, Any]:
     """Draw the mistakes of every head; return their files and the border's share of the maps."""
     result = {}
     for head, found in maps.items():
-        shown = [row for row in work.mistakes[head].tolist() if row in found.pictures]
-        name = f"photos/gradcam_{head}_mistakes.png"
-        if shown:
-            rows = [(found.pictures[row], _caption(work, row, head)) for row in shown]
+        rows = []
+        for place, m in work.mistakes[head].iterrows():
+            if place in found.pictures:
+                chance = m["true_probability"]
+                chance = "" if np.isnan(chance) else f" {chance * 100:.0f} %"
+                answer = f"{m['predicted']} {m['probability'] * 100:.0f} %"
+                lines = [answer, f"truth: {m['true']}{chance}", m["image"]]
+                rows.append((found.pictures[place], lines))
+        names = [f"photos/gradcam_{head}_mistakes.png"] if rows else []
+        for name in names:
             draw_strip(out / name, rows)
-        if shown or found.num:
-            result[head] = {**found.summary(), "photo_files": [name] if shown else []}
+        if rows or found.num:
+            result[head] = {**found.summary(), "photo_files": names}
     return result
 
 

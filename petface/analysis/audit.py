@@ -6,8 +6,8 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ import pandas as pd
 
 from petface import files
 from petface.analysis import duplicates
-from petface.analysis.photos import Photos
+from petface.analysis.photos import Photos, thumbnails
 from petface.data import images
 from petface.data.dataset import Dataset
-from petface.data.loading import OK, TOO_LARGE, UNREADABLE
+from petface.data.loading import OK, STATUS_NAMES, TOO_LARGE, UNREADABLE, even_slices
 from petface.data.sample import sample_evenly
 from petface.data.sources.petface import Scan
-from petface.data.splits import SPLITS, TEST
+from petface.data.splits import SPLITS
 
 MIN_RECORDS = 10  # a class with fewer is rare
 BRIGHTNESS_BINS = 16
@@ -31,155 +31,318 @@ DARK, BRIGHT = 10.0, 245.0  # mean grey level of a photo that shows next to noth
 QUICK_LIMIT_S = 1.2  # `quick_audit_line` stops looking at photos then
 _MANY_PHOTOS = 12  # records with more are counted together
 _MOST_SIZES = 12
-
-
-@dataclass(frozen=True)
-class Issue:
-    """One thing to look at: `where` is a path below the images folder, or species/record."""
-
-    kind: str
-    where: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class DuplicatePair:
-    """Two photos of different records; `distance` in bits, `difference` between thumbnails."""
-
-    kind: str  # exact, near
-    path_a: str
-    split_a: str
-    path_b: str
-    split_b: str
-    distance: int
-    difference: float
-    places: tuple[int, int]  # in the catalog
-
-    @property
-    def across_splits(self) -> bool:
-        return self.split_a != self.split_b
-
-
-@dataclass(frozen=True)
-class ClassCount:
-    """Records with photos of one class, in all and in train, val and test."""
-
-    species: str
-    feature: str
-    name: str
-    records: int
-    by_split: tuple[int, ...]
-
-    @property
-    def is_rare(self) -> bool:
-        return self.records < MIN_RECORDS
-
-    @property
-    def is_untestable(self) -> bool:
-        return self.by_split[TEST] == 0
+_PAIRS_AT_ONCE = 8192  # 64 MB as float32 thumbnails
 
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """Everything found; `summary` is ready for JSON."""
+    """Everything found; `summary` is ready for JSON, the tables are the CSV files."""
 
     summary: dict[str, Any]
-    issues: list[Issue]
-    duplicates: list[DuplicatePair]
-    classes: list[ClassCount]
-    examples: dict[str, list[int]] = field(default_factory=dict)  # kind -> places of photos
+    issues: pd.DataFrame  # kind, path_or_record (below the images folder), detail
+    duplicates: pd.DataFrame  # pairs of photos of different records; distance in bits
+    classes: pd.DataFrame  # records with photos of each class, in all and per split
+    examples: dict[str, list[int]]  # kind of odd photo -> places in the catalog
 
 
-def make_audit(dataset: Dataset, scan: Scan, photos: Photos) -> Audit:
+def make_audit(dataset: Dataset, scan: Scan, photos: Photos, workers: int = 0) -> Audit:
     """Return what the tree, the labels and the photos show."""
-    classes = list(count_classes(dataset))
-    pairs, search = find_duplicates(dataset, photos)
-    odd = _odd_photos(photos)
-    issues = [
-        *(
-            Issue("too_large" if photos.seen["status"][row] == TOO_LARGE else "unreadable",
-                  path_text(dataset, photos.places[row]), why)
-            for row, why in photos.failures.items()
-        ),
-        *_tree_issues(scan),
-        *_label_issues(dataset),
-        *(
-            Issue(kind, path_text(dataset, photos.places[row]), detail)
-            for kind, found in odd.items()
-            for row, detail in found.items()
-        ),
-    ]  # fmt: skip
-    kinds = [(p.kind + "_across_splits" * across, p) for p in pairs for across in (0, 1)]
-    counts = Counter(name for name, p in kinds if p.across_splits or name == p.kind)
-    names = ("exact", "exact_across_splits", "near", "near_across_splits")
+    catalog, odd = dataset.catalog, _odd_photos(photos.seen)
+    found = [*_unreadable(dataset, photos), *_tree_issues(scan), *_label_issues(dataset)]
+    for kind, details in odd.items():
+        for row, detail in details.items():
+            found.append((kind, path_text(dataset, photos.places[row]), detail))
+    issues = pd.DataFrame(found, columns=["kind", "path_or_record", "detail"])
+    pairs, search = find_duplicates(dataset, photos, workers)
+    classes = count_classes(dataset)
     summary = {
-        "photos": len(dataset.catalog),
-        "records": dataset.catalog.num_records,
-        "species": len(dataset.catalog.classes),
+        "photos": len(catalog),
+        "records": catalog.num_records,
+        "species": len(catalog.classes),
         "looked_at": len(photos.places),
         **_photo_summary(photos.seen),
         "strays": dict(sorted(scan.stray_counts.items())),
-        "issues": dict(sorted(Counter(issue.kind for issue in issues).items())),
-        "duplicates": {**{name: counts[name] for name in names}, **search},
+        "issues": issues["kind"].value_counts().sort_index().to_dict(),
+        "duplicates": {**_count_pairs(pairs), **search},
         "per_species": _species_summary(dataset, photos),
-        "photos_per_record": photos_per_record(dataset),
-        "heads": head_figures(dataset, classes),
+        "photos_per_record": _photos_per_record(dataset),
+        "heads": _head_summary(dataset, classes),
         "notes": list(dataset.notes),
     }
-    examples = {kind: photos.places[list(found)].tolist() for kind, found in odd.items()}
+    examples = {kind: photos.places[list(rows)].tolist() for kind, rows in odd.items()}
     return Audit(summary, issues, pairs, classes, examples)
 
 
 def write_audit(folder: Path, audit: Audit) -> None:
     """Write audit.json, issues.csv, duplicates.csv and classes.csv."""
     files.write_json(folder / "audit.json", audit.summary)
-    rows = ((issue.kind, issue.where, issue.detail) for issue in audit.issues)
-    files.write_csv(folder / "issues.csv", ("kind", "path_or_record", "detail"), rows)
-    columns = ("kind", "path_a", "split_a", "path_b", "split_b", "distance", "difference")
-    pairs = ([getattr(pair, column) for column in columns] for pair in audit.duplicates)
-    files.write_csv(folder / "duplicates.csv", columns, pairs)
-    header = ("species", "feature", "class", "records", *SPLITS)
-    counts = ((c.species, c.feature, c.name, c.records, *c.by_split) for c in audit.classes)
-    files.write_csv(folder / "classes.csv", header, counts)
+    for name in ("issues", "duplicates", "classes"):
+        table = getattr(audit, name)
+        files.write_csv(folder / f"{name}.csv", list(table), table.itertuples(index=False))
 
 
 def path_text(dataset: Dataset, place: int) -> str:
     """Return a photo's path below the images folder; bytes that are not UTF-8 are shown escaped."""
-    return dataset.catalog.relative_path(int(place)).decode("utf-8", "backslashreplace")
+    return _text(dataset.catalog.relative_path(int(place)))
 
 
-def find_duplicates(dataset: Dataset, photos: Photos) -> tuple[list[DuplicatePair], dict[str, int]]:
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")
+
+
+# ---- Duplicates ----
+
+
+def find_duplicates(
+    dataset: Dataset, photos: Photos, workers: int
+) -> tuple[pd.DataFrame, dict[str, int]]:
     """List pairs of different records, those across splits first, and how thorough the search was.
 
-    Photos of next to one colour, whose hash is noise, are left out of the search for near ones.
+    `difference` is that of the thumbnails. Photos of next to one colour, whose hash is noise, are
+    left out of the search for near ones.
     """
-    seen = photos.seen
+    seen, catalog = photos.seen, dataset.catalog
     usable = np.flatnonzero(seen["status"] == OK)
-    records = dataset.catalog.record_index[photos.places[usable]]
-    digests = seen["digest"][usable]
+    records, digests = catalog.record_index[photos.places[usable]], seen["digest"][usable]
     exact = usable[duplicates.exact_pairs(digests, records, dataset.record_split[records])]
     _, first = np.unique(digests, return_index=True)  # copies are found already
     shown = first[seen["contrast"][usable[first]] >= duplicates.MIN_CONTRAST]
     near = duplicates.near_pairs(seen["hash"][usable[shown]], records[shown])
-    rows = usable[shown[near.pairs]].reshape(-1, 2)
-    difference = duplicates.thumbnail_difference(seen["thumbnail"], rows)
+    rows = usable[shown[near.pairs]]
+    difference = _differences(dataset, photos.places[rows], workers)
     alike = difference <= duplicates.MAX_DIFFERENCE
-
-    def pair(kind: str, rows: list[int], distance: int, difference: float) -> DuplicatePair:
-        places = a, b = (int(photos.places[rows[0]]), int(photos.places[rows[1]]))
-        paths = [path_text(dataset, place) for place in places]
-        splits = [SPLITS[k] for k in dataset.image_split[list(places)]]
-        return DuplicatePair(
-            kind, paths[0], splits[0], paths[1], splits[1], distance, round(difference, 3), (a, b)
-        )
-
-    found = [pair("exact", two, 0, 0.0) for two in exact.tolist()]
-    kept = zip(
-        rows[alike].tolist(), near.distance[alike].tolist(), difference[alike].tolist(), strict=True
+    places = photos.places[np.concatenate((exact, rows[alike]))]
+    paths = [[path_text(dataset, place) for place in side] for side in places.T]
+    splits, zeros = np.array(SPLITS)[dataset.image_split[places]], np.zeros(len(exact), np.int64)
+    pairs = pd.DataFrame(
+        {
+            "kind": np.repeat(["exact", "near"], [len(exact), alike.sum()]),
+            "path_a": paths[0],
+            "split_a": splits[:, 0],
+            "path_b": paths[1],
+            "split_b": splits[:, 1],
+            "distance": np.append(zeros, near.distance[alike]),
+            "difference": np.append(zeros, difference[alike]).round(3),
+        }
     )
-    found += [pair("near", *near_one) for near_one in kept]
-    found.sort(key=lambda p: (not p.across_splits, p.kind, p.difference, p.path_a, p.path_b))
-    return found, {"candidates": len(rows), "radius_bits": near.radius, "crowded": near.crowded}
+    order = ["inside", "kind", "difference", "path_a", "path_b"]
+    pairs = pairs.assign(inside=~is_across_splits(pairs)).sort_values(order, ignore_index=True)
+    found = {"candidates": len(rows), "radius_bits": near.radius, "crowded": near.crowded}
+    return pairs.drop(columns="inside"), found
+
+
+def _differences(dataset: Dataset, pairs: np.ndarray, workers: int) -> np.ndarray:
+    """Compare the thumbnails of pairs (P, 2) of places: (P,), infinite where one is gone by now.
+
+    The photos are decoded once more: thumbnails of all photos would fill the memory.
+    """
+    result = np.empty(len(pairs))
+    for part in even_slices(np.arange(len(pairs)), _PAIRS_AT_ONCE):
+        places, rows = np.unique(pairs[part], return_inverse=True)
+        small, is_readable = thumbnails(dataset.catalog, places, workers)
+        first, second = rows.reshape(-1, 2).T
+        difference = duplicates.thumbnail_difference(small[first], small[second])
+        result[part] = np.where(is_readable[first] & is_readable[second], difference, np.inf)
+    return result
+
+
+def is_across_splits(pairs: pd.DataFrame) -> pd.Series:
+    """Mark the pairs whose photos lie in different splits."""
+    return pairs["split_a"] != pairs["split_b"]
+
+
+def _count_pairs(pairs: pd.DataFrame) -> dict[str, int]:
+    counts, across = pairs["kind"].value_counts(), pairs.loc[is_across_splits(pairs), "kind"]
+    return {
+        name: int(of_kind.get(kind, 0))
+        for kind in ("exact", "near")
+        for name, of_kind in ((kind, counts), (f"{kind}_across_splits", across.value_counts()))
+    }
+
+
+# ---- Issues: (kind, path or record, detail) ----
+
+
+def _unreadable(dataset: Dataset, photos: Photos) -> Iterator[tuple[str, str, str]]:
+    rows = np.flatnonzero(photos.seen["status"] != OK).tolist()
+    for row, why in zip(rows, photos.failures, strict=True):
+        kind = STATUS_NAMES[photos.seen["status"][row]]
+        yield kind, path_text(dataset, photos.places[row]), why
+
+
+def _tree_issues(scan: Scan) -> Iterator[tuple[str, str, str]]:
+    for path, reason in scan.strays:
+        yield "stray", _text(path), reason
+    if more := scan.num_strays - len(scan.strays):
+        yield "stray", "", f"{more:,} more are counted and not listed"
+    for name in scan.empty_species:
+        yield "empty_species", name, "a species folder without an image"
+    for folder in scan.empty_records:
+        yield "empty_record", _text(folder), "a record folder without an image"
+
+
+def _label_issues(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
+    for species in dataset.catalog.classes:
+        if species not in dataset.annotations:
+            yield "no_annotation_file", species, "trains in stage 1, has no specialist"
+            continue
+        no_row, no_photo = dataset.unmatched(species)
+        for record in no_row:
+            yield "record_without_row", f"{species}/{record}", "all its labels are unknown"
+        for record in no_photo:
+            yield "row_without_photo", f"{species}/{record}", "the row is not used"
+        for conflict in dataset.annotations[species].conflicts:
+            values, lines = " | ".join(conflict.values), ", ".join(map(str, conflict.lines))
+            told = f"{conflict.feature}: {values} (lines {lines})"
+            yield "label_conflict", f"{species}/{conflict.record}", told
+
+
+def _odd_photos(seen: np.ndarray) -> dict[str, dict[int, str]]:
+    """Find readable photos that look wrong: kind -> row -> detail."""
+    sides = np.stack((seen["width_px"], seen["height_px"]))
+    size, short, long = "{0[width_px]}x{0[height_px]}", sides.min(axis=0), sides.max(axis=0)
+    light, flat = "mean grey level {0[brightness]:.1f}", seen["contrast"] < duplicates.MIN_CONTRAST
+    found = {
+        "small": (short < SMALL_PX, size),
+        "elongated": (long >= ELONGATED * short, size),
+        "dark": (seen["brightness"] < DARK, light),
+        "bright": (seen["brightness"] > BRIGHT, light),
+        "flat": (flat, "grey levels vary by {0[contrast]:.1f} (standard deviation)"),
+    }
+    ok = seen["status"] == OK
+    return {
+        kind: {row: form.format(seen[row]) for row in np.flatnonzero(mask & ok).tolist()}
+        for kind, (mask, form) in found.items()
+    }
+
+
+# ---- Counts ----
+
+
+def count_classes(dataset: Dataset) -> pd.DataFrame:
+    """Count the records with photos of every class, in the order of species, heads and names."""
+    catalog, rows = dataset.catalog, []
+    for number, species in enumerate(catalog.classes):
+        if species not in dataset.annotations:
+            continue
+        table = dataset.annotations[species]
+        own = catalog.record_class == number
+        split = dataset.record_split[own]
+        for feature, labels in table.align(catalog.record_names[own]).items():
+            for k, name in enumerate(table.vocabularies[feature]):
+                counts = np.bincount(split[labels == k], minlength=len(SPLITS)).tolist()
+                rows.append((species, feature, name, sum(counts), *counts))
+    return pd.DataFrame(rows, columns=["species", "feature", "class", "records", *SPLITS])
+
+
+def _head_summary(dataset: Dataset, classes: pd.DataFrame) -> dict[str, dict[str, dict[str, Any]]]:
+    """Count classes, rare and untestable ones and unknown labels of each head of each species."""
+    catalog, found = dataset.catalog, dict[str, dict[str, dict[str, Any]]]()
+    for species, table in sorted(dataset.annotations.items()):
+        num_records = int((catalog.record_class == catalog.classes.index(species)).sum())
+        found[species] = {}
+        for feature in table.features:
+            own = classes[(classes["species"] == species) & (classes["feature"] == feature)]
+            known = int(own["records"].sum())
+            found[species][feature] = {
+                "classes": len(own),
+                "records_known": known,
+                "unknown_frac": round(1 - known / num_records, 4),
+                "rare_classes": int((own["records"] < MIN_RECORDS).sum()),
+                "untestable_classes": int((own["test"] == 0).sum()),
+            }
+    return found
+
+
+def _species_summary(dataset: Dataset, photos: Photos) -> dict[str, dict[str, Any]]:
+    """Count photos and records of each species, and what was seen of its photos."""
+    catalog = dataset.catalog
+    seen_class = catalog.class_index[photos.places]
+    found = {}
+    for number, name in enumerate(catalog.classes):
+        own, seen = catalog.record_class == number, photos.seen[seen_class == number]
+        split = np.bincount(dataset.record_split[own], minlength=len(SPLITS)).tolist()
+        found[name] = {
+            "photos": int((catalog.class_index == number).sum()),
+            "records": int(own.sum()),
+            "records_per_split": dict(zip(SPLITS, split, strict=True)),
+            "has_annotations": name in dataset.annotations,
+            "looked_at": len(seen),
+            **_failures_and_brightness(seen),
+        }
+    return found
+
+
+def _failures_and_brightness(seen: np.ndarray) -> dict[str, Any]:
+    light = seen["brightness"][seen["status"] == OK]
+    return {
+        "unreadable": int((seen["status"] == UNREADABLE).sum()),
+        "too_large": int((seen["status"] == TOO_LARGE).sum()),
+        "mean_brightness": round(float(light.mean()), 1) if len(light) else None,
+    }
+
+
+def _photo_summary(seen: np.ndarray) -> dict[str, Any]:
+    """Describe the readable ones of the photos that were looked at: sizes, modes, brightness."""
+    own = seen[seen["status"] == OK]
+    sizes, counts = np.unique(own[["width_px", "height_px"]], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:_MOST_SIZES]
+    modes = Counter(own["mode"].tolist())
+    bins, _ = np.histogram(own["brightness"], BRIGHTNESS_BINS, range=(0, 256))
+    counted = _failures_and_brightness(seen)
+    mean_brightness = counted.pop("mean_brightness")
+    return {
+        **counted,
+        "num_sizes": len(sizes),
+        "sizes": {f"{sizes[k][0]}x{sizes[k][1]}": int(counts[k]) for k in order},
+        "modes": dict(sorted(modes.items(), key=lambda item: (-item[1], item[0]))),
+        "brightness_histogram": bins.tolist(),
+        "mean_brightness": mean_brightness,
+    }
+
+
+def _photos_per_record(dataset: Dataset) -> dict[str, int]:
+    """Count the records with 1, 2, 3 ... photos; those with many stand together."""
+    num_photos = np.bincount(dataset.catalog.record_index, minlength=dataset.catalog.num_records)
+    counts = np.bincount(np.minimum(num_photos, _MANY_PHOTOS + 1)).tolist()
+    return {f"{n}{'+' * (n > _MANY_PHOTOS)}": num for n, num in enumerate(counts) if n}
+
+
+# ---- Text ----
+
+
+def describe_audit(summary: dict[str, Any]) -> str:
+    """Format the main counts as the text that an audit prints."""
+    species = pd.json_normalize(list(summary["per_species"].values())).assign(
+        species=list(summary["per_species"])
+    )
+    species.columns = species.columns.str.removeprefix("records_per_split.")
+    shown = ["records", "photos", *SPLITS, "looked_at", "unreadable", "too_large"]
+    heads = {
+        f"{name} {feature}": {key.removesuffix("_classes"): value for key, value in own.items()}
+        for name, features in summary["heads"].items()
+        for feature, own in features.items()
+    }
+    head_table = pd.DataFrame.from_dict(heads, orient="index")
+    lines = [species.set_index("species")[shown].to_string()]
+    lines += ["", head_table.to_string()] if heads else []
+    for key in ("sizes", "modes"):
+        listed = ", ".join(f"{name} ({num:,})" for name, num in list(summary[key].items())[:5])
+        lines.append(f"{key}: {listed}")
+    pairs = summary["duplicates"]
+    counts = {
+        **{k: summary[k] for k in ("records", "photos", "looked_at", "unreadable", "too_large")},
+        "strays": sum(summary["strays"].values()),
+        "label_conflicts": summary["issues"].get("label_conflict", 0),
+        "rare_classes": int(head_table["rare"].sum()) if heads else 0,
+        "untestable_classes": int(head_table["untestable"].sum()) if heads else 0,
+        "exact_duplicates_across_splits": pairs["exact_across_splits"],
+        "exact_duplicates": pairs["exact"],
+        "near_duplicates_across_splits": pairs["near_across_splits"],
+        "near_duplicates": pairs["near"],
+    }
+    lines += [*(f"note: {note}" for note in summary["notes"]), ""]
+    return "\n".join([*lines, *(f"{name}: {num:,}" for name, num in counts.items())])
 
 
 def quick_audit_line(
@@ -203,196 +366,10 @@ def quick_audit_line(
     labels = annotations_root or root.parent / "annotations"
     flags = f"--images-root {shlex.quote(str(root))} --annotations-root {shlex.quote(str(labels))}"
     strays = [note.split()[0] for note in dataset.notes if " entries of the tree are no " in note]
-    untestable = sum(found.is_untestable for found in count_classes(dataset))
     return (
         f"data: {catalog.num_records:,} records, {len(catalog):,} photos, "
         f"{strays[0] if strays else 0} strays; "
         f"{bad:,} of {looked_at:,} sampled photos cannot be read; "
-        f"{untestable:,} classes have no test record; "
+        f"{(count_classes(dataset)['test'] == 0).sum():,} classes have no test record; "
         f"full audit: python -m tools.audit --all {flags}"
     )
-
-
-def _tree_issues(scan: Scan) -> Iterator[Issue]:
-    for path, reason in scan.strays:
-        yield Issue("stray", path.decode("utf-8", "backslashreplace"), reason)
-    if scan.num_strays > len(scan.strays):
-        more = f"{scan.num_strays - len(scan.strays):,} more are counted and not listed"
-        yield Issue("stray", "", more)
-    for name in scan.empty_species:
-        yield Issue("empty_species", name, "a species folder without an image")
-    for folder in scan.empty_records:
-        where = folder.decode("utf-8", "backslashreplace")
-        yield Issue("empty_record", where, "a record folder without an image")
-
-
-def _label_issues(dataset: Dataset) -> Iterator[Issue]:
-    for species in dataset.catalog.classes:
-        if species not in dataset.annotations:
-            yield Issue("no_annotation_file", species, "trains in stage 1, has no specialist")
-            continue
-        no_row, no_photo = dataset.unmatched(species)
-        for record in no_row:
-            yield Issue("record_without_row", f"{species}/{record}", "all its labels are unknown")
-        for record in no_photo:
-            yield Issue("row_without_photo", f"{species}/{record}", "the row is not used")
-        for conflict in dataset.annotations[species].conflicts:
-            values, lines = " | ".join(conflict.values), ", ".join(map(str, conflict.lines))
-            where = f"{species}/{conflict.record}"
-            yield Issue("label_conflict", where, f"{conflict.feature}: {values} (lines {lines})")
-
-
-def _odd_photos(photos: Photos) -> dict[str, dict[int, str]]:
-    """Find readable photos that look wrong: kind -> row -> detail."""
-    seen = photos.seen
-    sides = np.stack((seen["width_px"], seen["height_px"]))
-    size, short, long = "{0[width_px]}x{0[height_px]}", sides.min(axis=0), sides.max(axis=0)
-    light, flat = "mean grey level {0[brightness]:.1f}", seen["contrast"] < duplicates.MIN_CONTRAST
-    found = {
-        "small": (short < SMALL_PX, size),
-        "elongated": (long >= ELONGATED * short, size),
-        "dark": (seen["brightness"] < DARK, light),
-        "bright": (seen["brightness"] > BRIGHT, light),
-        "flat": (flat, "grey levels vary by {0[contrast]:.1f} (standard deviation)"),
-    }
-    return {
-        kind: {
-            row: form.format(seen[row])
-            for row in np.flatnonzero(mask & (seen["status"] == OK)).tolist()
-        }
-        for kind, (mask, form) in found.items()
-    }
-
-
-def count_classes(dataset: Dataset) -> Iterator[ClassCount]:
-    """Count the records with photos of every class, in the order of species, heads and names."""
-    catalog = dataset.catalog
-    for number, species in enumerate(catalog.classes):
-        if species not in dataset.annotations:
-            continue
-        table = dataset.annotations[species]
-        own = catalog.record_class == number
-        split = dataset.record_split[own].astype(np.int64)
-        for feature, labels in table.align(catalog.record_names[own]).items():
-            counts = np.zeros((len(table.vocabularies[feature]), len(SPLITS)), np.int64)
-            np.add.at(counts, (labels[labels >= 0], split[labels >= 0]), 1)
-            for name, row in zip(table.vocabularies[feature], counts.tolist(), strict=True):
-                yield ClassCount(species, feature, name, sum(row), tuple(row))
-
-
-def _species_summary(dataset: Dataset, photos: Photos) -> dict[str, dict[str, Any]]:
-    """Count photos and records of each species, and what was seen of its photos."""
-    catalog = dataset.catalog
-    seen_class = catalog.class_index[photos.places]
-    found = {}
-    for number, name in enumerate(catalog.classes):
-        own, seen = catalog.record_class == number, photos.seen[seen_class == number]
-        split = np.bincount(dataset.record_split[own], minlength=len(SPLITS)).tolist()
-        found[name] = {
-            "photos": int((catalog.class_index == number).sum()),
-            "records": int(own.sum()),
-            "records_per_split": dict(zip(SPLITS, split, strict=True)),
-            "has_annotations": name in dataset.annotations,
-            "looked_at": len(seen),
-            **_brightness_and_failures(seen),
-        }
-    return found
-
-
-def _photo_summary(seen: np.ndarray) -> dict[str, Any]:
-    """Describe the readable ones of the photos that were looked at: sizes, modes, brightness."""
-    own = seen[seen["status"] == OK]
-    sizes, counts = np.unique(own[["width_px", "height_px"]], return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:_MOST_SIZES]
-    modes = Counter(own["mode"].tolist())
-    bins, _ = np.histogram(own["brightness"], BRIGHTNESS_BINS, range=(0, 256))
-    counted = _brightness_and_failures(seen)
-    mean_brightness = counted.pop("mean_brightness")
-    return {
-        **counted,
-        "num_sizes": len(sizes),
-        "sizes": {f"{sizes[k][0]}x{sizes[k][1]}": int(counts[k]) for k in order},
-        "modes": dict(sorted(modes.items(), key=lambda item: (-item[1], item[0]))),
-        "brightness_histogram": bins.tolist(),
-        "mean_brightness": mean_brightness,
-    }
-
-
-def _brightness_and_failures(seen: np.ndarray) -> dict[str, Any]:
-    light = seen["brightness"][seen["status"] == OK]
-    return {
-        "unreadable": int((seen["status"] == UNREADABLE).sum()),
-        "too_large": int((seen["status"] == TOO_LARGE).sum()),
-        "mean_brightness": round(float(light.mean()), 1) if len(light) else None,
-    }
-
-
-def photos_per_record(dataset: Dataset) -> dict[str, int]:
-    """Count the records with 1, 2, 3 ... photos; those with many stand together."""
-    num_photos = np.bincount(dataset.catalog.record_index, minlength=dataset.catalog.num_records)
-    counts = np.bincount(np.minimum(num_photos, _MANY_PHOTOS + 1))
-    names = [*map(str, range(_MANY_PHOTOS + 1)), f"{_MANY_PHOTOS + 1}+"]
-    return {names[n]: num for n, num in enumerate(counts.tolist()) if n}
-
-
-def head_figures(
-    dataset: Dataset, classes: Iterable[ClassCount]
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Count classes, rare and untestable ones and unknown labels of each head of each species."""
-    classes, catalog = list(classes), dataset.catalog
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for species, table in sorted(dataset.annotations.items()):
-        records = int((catalog.record_class == catalog.classes.index(species)).sum())
-        found[species] = {}
-        for feature in table.features:
-            own = [c for c in classes if (c.species, c.feature) == (species, feature)]
-            known = sum(c.records for c in own)
-            found[species][feature] = {
-                "classes": len(own),
-                "records_known": known,
-                "unknown_frac": round(1 - known / records, 4),
-                "rare_classes": sum(c.is_rare for c in own),
-                "untestable_classes": sum(c.is_untestable for c in own),
-            }
-    return found
-
-
-def describe_audit(summary: dict[str, Any]) -> str:
-    """Format the main counts as the text that an audit prints."""
-    species = pd.json_normalize(list(summary["per_species"].values())).assign(
-        species=list(summary["per_species"])
-    )
-    species.columns = species.columns.str.removeprefix("records_per_split.")
-    shown = ["records", "photos", *SPLITS, "looked_at", "unreadable", "too_large"]
-    lines = [species.set_index("species")[shown].to_string()]
-    heads = {
-        f"{name} {feature}": {key.removesuffix("_classes"): value for key, value in own.items()}
-        for name, features in summary["heads"].items()
-        for feature, own in features.items()
-    }
-    if heads:
-        lines += ["", pd.DataFrame.from_dict(heads, orient="index").to_string()]
-    for key in ("sizes", "modes"):
-        listed = ", ".join(f"{name} ({num:,})" for name, num in list(summary[key].items())[:5])
-        lines.append(f"{key}: {listed}")
-    lines += [*(f"note: {note}" for note in summary["notes"]), ""]
-    lines += [f"{name}: {value}" for name, value in headline(summary).items()]
-    return "\n".join(lines)
-
-
-def headline(summary: dict[str, Any]) -> dict[str, str]:
-    """Return the counts that decide whether the data can be used, most general first."""
-    heads = [own for per_head in summary["heads"].values() for own in per_head.values()]
-    pairs = summary["duplicates"]
-    counts = {
-        **{k: summary[k] for k in ("records", "photos", "looked_at", "unreadable", "too_large")},
-        "strays": sum(summary["strays"].values()),
-        "label_conflicts": summary["issues"].get("label_conflict", 0),
-        "rare_classes": sum(own["rare_classes"] for own in heads),
-        "untestable_classes": sum(own["untestable_classes"] for own in heads),
-        "exact_duplicates_across_splits": pairs["exact_across_splits"],
-        "exact_duplicates": pairs["exact"],
-        "near_duplicates_across_splits": pairs["near_across_splits"],
-        "near_duplicates": pairs["near"],
-    }
-    return {name: f"{num:,}" for name, num in counts.items()}

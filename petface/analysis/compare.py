@@ -10,20 +10,18 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from petface.analysis.paired import (
     MIN_RECORDS,
     Pair,
-    codes_of,
     holm,
+    record_interval,
     sign_flip_p_value,
 )
 from petface.evaluation.details import HEADS, Evaluation
 from petface.evaluation.figures import interval, percent, points
 from petface.files import plain_cell
-from petface.metrics import cluster_bootstrap_interval
 
 PARTS: Final = ("train", "val", "test")
 TESTED_PARTS: Final = ("test", "val")
@@ -49,20 +47,18 @@ def compare_evaluations(
     """
     options = {"resamples": resamples, "flips": flips, "seed": seed}
     figures: dict[str, dict[str, Any]] = {part: {} for part in TESTED_PARTS}
-    notes = list(pair.notes)
-    tables = [pd.DataFrame(columns=list(CHANGED_COLUMNS))]
+    notes, changed = list(pair.notes), [pd.DataFrame(columns=list(CHANGED_COLUMNS))]
     for head in HEADS:
-        names, table, head_notes = _predictions(pair, head)
+        table, head_notes = _predictions(pair, head)
         notes += head_notes
         for part in TESTED_PARTS:
             own = table[table["part"] == part]
-            views = {v: _figure(own[own[v]], options) for v in VIEWS if own[v].any()}
+            views = {view: _figure(own[own[view]], options) for view in VIEWS if own[view].any()}
             if views:
                 figures[part][head] = views
-        changed = _changed(pair, head, names, table)
-        tables += [changed] if len(changed) else []
+        changed += [own] if len(own := _changed(pair, head, table)) else []
     num_tests = {part: len(_adjust(figures[part])) for part in TESTED_PARTS}
-    if unanswered := int((~_species_answered(pair)).sum()):
+    if unanswered := int((~pair.rows["answered"]).sum()):
         what = "have no answer in A or in B (unreadable, or not finite) and count nowhere"
         notes.append(f"{unanswered:,} images {what}")
     counts = pair.rows["part"].value_counts()
@@ -75,14 +71,15 @@ def compare_evaluations(
     }
     comparison = {
         "kind": "evaluations",
-        **{name: _side(side) for name, side in (("a", pair.a), ("b", pair.b))},
+        "a": _side(pair.a),
+        "b": _side(pair.b),
         "notes": notes,
         "images": images,
         "options": options,
         "num_tests": num_tests,
         "figures": figures,
     }
-    return comparison, pd.concat(tables)
+    return comparison, pd.concat(changed)
 
 
 def _side(side: Evaluation) -> dict[str, Any]:
@@ -96,77 +93,64 @@ def _side(side: Evaluation) -> dict[str, Any]:
     }
 
 
-def _predictions(pair: Pair, head: str) -> tuple[list[str], pd.DataFrame, list[str]]:
-    """Return the class names of a head, a row per image with both answers, and notes.
+def _predictions(pair: Pair, head: str) -> tuple[pd.DataFrame, list[str]]:
+    """Return a row per image with the truth and both answers, "" where there is none, and notes.
 
-    `truth`, `a` and `b` number into the names; `conditional` and `end_to_end` mark the images
-    that each view counts.
+    `conditional` and `end_to_end` mark the images that each view counts.
     """
-    species, (species_of, _) = codes_of(pair.rows, "species")
+    rows, notes = pair.rows, []
     column = "species" if head == "species" else f"{head}_true"
-    names, (true_a, true_b, a, b) = codes_of(pair.rows, column, f"{head}_pred")
-    truth = np.where(true_a == true_b, true_a, -1)
-    notes = []
-    if relabelled := int(((true_a != true_b) & (true_a >= 0) & (true_b >= 0)).sum()):
+    names = (f"{column}_a", f"{column}_b", f"{head}_pred_a", f"{head}_pred_b")
+    truth, other, a, b = (rows[name].astype(str) for name in names)
+    if relabelled := int(((truth != other) & (truth != "") & (other != "")).sum()):
         notes.append(
             f"{head}: {relabelled:,} images have another label in A than in B; their label counts "
             "as unknown"
         )
-    records = pair.rows["record_a"].cat
-    known, both = truth >= 0, (a >= 0) & (b >= 0)
-    end_to_end = np.zeros(len(truth), bool)
+    truth = truth.where(truth == other, "")
+    known, end_to_end = truth != "", pd.Series(False, rows.index)
     if head != "species":
         # end to end a species counts where both evaluations have a specialist for the head
-        has: npt.NDArray[np.bool_] = np.array(
-            [[bool(side.class_names(head, n)) for n in species] for side in (pair.a, pair.b)]
-        )
-        for place, side in enumerate("AB"):
-            alone = np.flatnonzero(has[place] & ~has[1 - place])
-            if len(alone):
-                listed = ", ".join(species[k] for k in alone.tolist())
+        species = sorted({*rows["species_a"].cat.categories, *rows["species_b"].cat.categories})
+        has_a, has_b = ([n for n in species if e.class_names(head, n)] for e in (pair.a, pair.b))
+        for side, own, others in (("A", has_a, has_b), ("B", has_b, has_a)):
+            if alone := [name for name in own if name not in others]:
+                listed = ", ".join(alone)
                 notes.append(
                     f"{head}: only {side} has a specialist with this head for {listed}; left out"
                 )
-        end_to_end = known & _species_answered(pair) & (has[0] & has[1])[species_of]
-    table = pd.DataFrame(
-        {
-            "part": pair.rows["part"],
-            "record": species_of * (len(records.categories) + 1) + records.codes.to_numpy(np.int64),
-            "truth": truth,
-            "a": a,
-            "b": b,
-            "right_a": known & (a == truth),
-            "right_b": known & (b == truth),
-            "gain": (known & (b == truth)).astype(np.int64) - (known & (a == truth)),
-            "conditional": known & both,
-            "end_to_end": end_to_end,
-        }
-    )
-    return names, table, notes
-
-
-def _species_answered(pair: Pair) -> npt.NDArray[np.bool_]:
-    answered = pair.rows[["species_correct_a", "species_correct_b"]].notna()
-    return answered.all(axis=1).to_numpy()
+        in_both = rows["species_a"].isin(has_a) & rows["species_a"].isin(has_b)
+        end_to_end = known & rows["answered"] & in_both
+    right_a, right_b = known & (a == truth), known & (b == truth)
+    table = {
+        "part": rows["part"],
+        "record": rows["record_number"],
+        "truth": truth,
+        "a": a,
+        "b": b,
+        "right_a": right_a,
+        "right_b": right_b,
+        "gain": right_b.astype(np.int64) - right_a,
+        "conditional": known & (a != "") & (b != ""),
+        "end_to_end": end_to_end,
+    }
+    return pd.DataFrame(table), notes
 
 
 def _figure(table: pd.DataFrame, options: dict[str, int]) -> dict[str, Any]:
     """Compare the predictions of images whose truth is known; none is a wrong one."""
     records = table.groupby("record", sort=False)["gain"].agg(["size", "sum"])
-    p_value, exact = sign_flip_p_value(records["sum"], flips=options["flips"], seed=options["seed"])
+    gain, seed = records["sum"], options["seed"]
+    p_value, exact = sign_flip_p_value(gain, flips=options["flips"], seed=seed)
     right_a, right_b = table["right_a"], table["right_b"]
-    interval_95 = None
-    if len(records) >= MIN_RECORDS:
-        draw = {key: options[key] for key in ("resamples", "seed")}
-        interval_95 = list(cluster_bootstrap_interval(records["sum"], records["size"], **draw))
     return {
         "num": len(table),
         "num_records": len(records),
-        "num_records_changed": int((records["sum"] != 0).sum()),
+        "num_records_changed": int((gain != 0).sum()),
         "accuracy_a": float(right_a.mean()),
         "accuracy_b": float(right_b.mean()),
         "difference": float(table["gain"].mean()),
-        "interval_95": interval_95,
+        "interval_95": record_interval(gain, records["size"], options["resamples"], seed),
         "p_value": p_value,
         "p_exact": exact,
         "both_right": int((right_a & right_b).sum()),
@@ -176,12 +160,11 @@ def _figure(table: pd.DataFrame, options: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _changed(pair: Pair, head: str, names: list[str], table: pd.DataFrame) -> pd.DataFrame:
+def _changed(pair: Pair, head: str, table: pd.DataFrame) -> pd.DataFrame:
     """List the images that both answered, each otherwise, in the order of `CHANGED_COLUMNS`."""
-    own = table[(table["a"] >= 0) & (table["b"] >= 0) & (table["a"] != table["b"])]
+    own = table[(table["a"] != "") & (table["b"] != "") & (table["a"] != table["b"])]
     rows = pair.rows.loc[own.index]
-    of_code = np.array([*names, ""], object)  # -1 is ""
-    changes = [own["truth"] < 0, own["right_a"], own["right_b"]]
+    changes = [own["truth"] == "", own["right_a"], own["right_b"]]
     return pd.DataFrame(
         {
             "image": rows["image"].map(plain_cell),
@@ -189,10 +172,10 @@ def _changed(pair: Pair, head: str, names: list[str], table: pd.DataFrame) -> pd
             "record": rows["record_a"].astype(str),
             "split": own["part"],
             "head": head,
-            "truth": of_code[own["truth"]],
-            "a_answer": of_code[own["a"]],
+            "truth": own["truth"],
+            "a_answer": own["a"],
             "a_prob": rows[f"{head}_prob_a"].map("{:.6f}".format),
-            "b_answer": of_code[own["b"]],
+            "b_answer": own["b"],
             "b_prob": rows[f"{head}_prob_b"].map("{:.6f}".format),
             "change": np.select(changes, ["label unknown", "worse", "better"], "both wrong"),
         }
@@ -201,7 +184,7 @@ def _changed(pair: Pair, head: str, names: list[str], table: pd.DataFrame) -> pd
 
 def _adjust(heads: dict[str, Any]) -> list[dict[str, Any]]:
     """Add to each test of a part the p-value adjusted for all of them, and a verdict."""
-    tests = [test for _, test in named_tests(heads)]
+    tests = [test for _, test in _named_tests(heads)]
     for test, p in zip(tests, holm([t["p_value"] for t in tests]).tolist(), strict=True):
         test["p_holm"] = p
         better = "B better" if test["difference"] > 0 else "A better"
@@ -227,11 +210,11 @@ def describe_comparison(comparison: dict[str, Any]) -> str:
                 "B": percent(test["accuracy_b"]),
                 "B - A": points(test["difference"]),
                 "95 % interval": interval_of(test),
-                "p": p_text(test["p_value"]),
-                "adj.": p_text(test["p_holm"]),
+                "p": _p_text(test["p_value"]),
+                "adj.": _p_text(test["p_holm"]),
                 "verdict": test["verdict"],
             }
-            for name, test in named_tests(heads)
+            for name, test in _named_tests(heads)
         }
         num, table = comparison["num_tests"][part], pd.DataFrame.from_dict(rows, orient="index")
         head = f"{part} part, in %; p by flipping whole records, {num} tests, adj. by Holm:"
@@ -240,8 +223,7 @@ def describe_comparison(comparison: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *notes])
 
 
-def named_tests(heads: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Iterate over the tests of a part, each with a readable name."""
+def _named_tests(heads: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for head, views in heads.items():
         for view, test in views.items():
             yield head if head == "species" else f"{head}, {VIEWS[view]}", test
@@ -254,6 +236,5 @@ def interval_of(test: dict[str, Any]) -> str:
     return interval(test["interval_95"], points) + "*" * (test["num_records_changed"] < MIN_RECORDS)
 
 
-def p_text(p: float) -> str:
-    """Format a p-value; one that rounds to 0 is not 0."""
-    return "<0.0001" if p < 0.0001 else f"{p:.4f}"
+def _p_text(p: float) -> str:
+    return "<0.0001" if p < 0.0001 else f"{p:.4f}"  # one that rounds to 0 is not 0

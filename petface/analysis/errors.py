@@ -7,7 +7,7 @@ of the bin of each photo, its categories in the order of the bins.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,11 +16,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from petface import files
-from petface.analysis.paired import MIN_RECORDS
+from petface.analysis.paired import record_interval
 from petface.analysis.photos import STATISTICS
 from petface.data.loading import OK
 from petface.evaluation.details import HEADS, Evaluation
-from petface.metrics import cluster_bootstrap_interval, cluster_wilson_interval
+from petface.metrics import cluster_wilson_interval
 
 MISTAKE_COLUMNS: Final = (
     "image", "species", "record", "head", "true", "predicted", "probability", "true_probability",
@@ -41,6 +41,11 @@ def asked_places(evaluation: Evaluation, head: str) -> np.ndarray:
     return np.flatnonzero((rows["split"] == "test") & rows[f"{head}_correct"].notna())
 
 
+def true_column(head: str) -> str:
+    """Return the column of an evaluation that holds a head's true labels."""
+    return "species" if head == "species" else f"{head}_true"
+
+
 def worst_mistakes(evaluation: Evaluation, head: str, num: int | None = None) -> pd.DataFrame:
     """Return a head's wrong answers in the test part, the most confident first.
 
@@ -48,52 +53,36 @@ def worst_mistakes(evaluation: Evaluation, head: str, num: int | None = None) ->
     where the network has no class of that name; `rank` is the place of the truth among the
     answers, 1 = first. `num` of them or all; equally confident ones in the order of the evaluation.
     """
-    rows, places = evaluation.rows, asked_places(evaluation, head)
-    wrong = places[rows[f"{head}_correct"].to_numpy()[places] == 0]
-    confidence = rows[f"{head}_prob"].to_numpy()[wrong]
-    chosen = wrong[np.argsort(-confidence, kind="stable")][:num]
-    own, details = rows.iloc[chosen], evaluation.details[head][chosen]
-    return pd.DataFrame(
-        {
-            "image": evaluation.image_names(chosen),
-            "species": own["species"].astype(str).to_numpy(),
-            "record": own["record"].astype(str).to_numpy(),
-            "head": head,
-            "true": own[true_column(head)].astype(str).to_numpy(),
-            "predicted": own[f"{head}_pred"].astype(str).to_numpy(),
-            "probability": own[f"{head}_prob"].to_numpy(np.float64),
-            "true_probability": np.exp(-details["nll"].astype(np.float64)),
-            "rank": details["rank"].astype(np.int64),
-            "place": chosen,
-        }
-    )
-
-
-def true_column(head: str) -> str:
-    """Return the column of an evaluation that holds a head's true labels."""
-    return "species" if head == "species" else f"{head}_true"
+    own = evaluation.rows.iloc[asked_places(evaluation, head)]
+    own = own[own[f"{head}_correct"] == 0]
+    own = own.sort_values(f"{head}_prob", ascending=False, kind="stable")[:num]
+    place = own.index.to_numpy()
+    details = evaluation.details[head][place]
+    texts = {"species": "species", "record": "record", "true": true_column(head)}
+    found = {
+        "image": evaluation.image_names(place),
+        **{name: own[column].astype(str) for name, column in texts.items()},
+        "head": head,
+        "predicted": own[f"{head}_pred"].astype(str),
+        "probability": own[f"{head}_prob"].astype(np.float64),
+        "true_probability": np.exp(-details["nll"].astype(np.float64)),
+        "rank": details["rank"].astype(np.int64),
+        "place": place,
+    }
+    return pd.DataFrame(found, columns=[*MISTAKE_COLUMNS, "place"])
 
 
 def write_mistakes(path: Path, evaluation: Evaluation, num_kept: int = 20) -> dict[str, Any]:
     """Write every wrong answer of the test part as a CSV; return the worst per head, for JSON."""
-    found = {head: list(_cells(worst_mistakes(evaluation, head))) for head in HEADS}
-    files.write_csv(path, MISTAKE_COLUMNS, (cells for table in found.values() for cells in table))
+    every = pd.concat([worst_mistakes(evaluation, head) for head in HEADS], ignore_index=True)
+    every = every[list(MISTAKE_COLUMNS)].round(6).astype(object)
+    every = every.where(every.notna(), None)
+    files.write_csv(path, MISTAKE_COLUMNS, every.itertuples(index=False))
     return {
-        head: [
-            dict(zip(MISTAKE_COLUMNS, (None if c == "" else c for c in cells), strict=True))
-            for cells in table[:num_kept]
-        ]
-        for head, table in found.items()
+        head: every[every["head"] == head].head(num_kept).to_dict("records")
+        for head in HEADS
         if len(asked_places(evaluation, head))
     }
-
-
-def _cells(table: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
-    for row in table[list(MISTAKE_COLUMNS)].itertuples(index=False):
-        yield tuple(
-            ("" if math.isnan(cell) else round(cell, 6)) if isinstance(cell, float) else cell
-            for cell in row
-        )
 
 
 def record_numbers(evaluation: Evaluation) -> np.ndarray:
@@ -101,12 +90,7 @@ def record_numbers(evaluation: Evaluation) -> np.ndarray:
     return evaluation.rows.groupby(["species", "record"], observed=True).ngroup().to_numpy()
 
 
-def photo_count_cut(num_photos: np.ndarray) -> pd.Categorical:
-    """Cut by how many photos a record has, (M,) whole numbers from 1."""
-    return pd.cut(num_photos, [0, 1, 2, 3, 5, math.inf], labels=["1", "2", "3", "4-5", "6+"])
-
-
-def quartile_cut(values: npt.ArrayLike) -> pd.Categorical:
+def quartile_cut(values: npt.ArrayLike) -> pd.Categorical[Any]:
     """Cut (M,) finite numbers at their quartiles; equal values never part, so bins may be fewer.
 
     A bin holds its upper end.
@@ -118,23 +102,29 @@ def quartile_cut(values: npt.ArrayLike) -> pd.Categorical:
     edges = edges[edges < v.max()]
     used, index = np.unique(np.searchsorted(edges, v, side="left"), return_inverse=True)
     ends = [float(v.min()), *edges[used[:-1]].tolist(), float(v.max())]
-    return _categorical(index, _range_names(ends))
+    return pd.Categorical.from_codes(index, pd.Index(_range_names(ends)))
 
 
-def tercile_cut(num_of_row: np.ndarray, num_of_class: np.ndarray) -> pd.Categorical:
+def _range_names(ends: list[float]) -> list[str]:
+    """Format the stretches between rising ends with as few digits as keep them apart."""
+    shown: list[str] = []
+    for digits in (3, 4, 5, 6, 7, 8, 17):
+        shown = [f"{v:.0f}" if abs(v) >= 10 ** (digits - 1) else f"{v:.{digits}g}" for v in ends]
+        if len(set(shown[1:])) == len(shown) - 1:
+            break
+    pairs = zip(shown, shown[1:], strict=False)
+    return [low if low == high else f"{low}-{high}" for low, high in pairs]
+
+
+def tercile_cut(num_of_row: np.ndarray, num_of_class: np.ndarray) -> pd.Categorical[Any]:
     """Cut (M,) rows by how often their class was trained on, into thirds of the classes (K,).
 
     Classes of equal number never part.
     """
     ordered = np.sort(num_of_class)
     low, high = (int(ordered[max(0, -(-len(ordered) * k // 3) - 1)]) for k in (1, 2))
-    names = [f"up to {low:,}", f"{low + 1:,}-{high:,}", f"above {high:,}"]
-    index = np.searchsorted([low, high], num_of_row, side="left")
-    return _categorical(index, names)
-
-
-def _categorical(index: np.ndarray, names: list[str]) -> pd.Categorical:
-    return pd.Categorical(np.array(names, object)[index], categories=names)
+    names = pd.Index([f"up to {low:,}", f"{low + 1:,}-{high:,}", f"above {high:,}"])
+    return pd.Categorical.from_codes(np.searchsorted([low, high], num_of_row), names)
 
 
 def bin_figures(
@@ -144,14 +134,15 @@ def bin_figures(
     of all M photos.
 
     correct (M,) of 1 and 0, records (M,) numbers. The interval is the bootstrap over records; where
-    all records agree it has no width, and Wilson's interval over records stands in. None below
-    `MIN_RECORDS` records.
+    all records agree it has no width, and Wilson's interval over records stands in.
     """
     table = pd.DataFrame({"correct": correct, "record": records, "bin": cut})
     overall, found = float(table["correct"].mean()), []
     for name, own in table.groupby("bin", observed=True):
         counts = own.groupby("record")["correct"].agg(["sum", "size"])
-        interval = _interval(counts["sum"], counts["size"], resamples)
+        interval = record_interval(counts["sum"], counts["size"], resamples)
+        if interval and interval[0] == interval[1]:
+            interval = list(cluster_wilson_interval(counts["sum"], counts["size"]))
         found.append(
             {
                 "bin": str(name),
@@ -165,43 +156,41 @@ def bin_figures(
     return found
 
 
-def _interval(num_correct: pd.Series, num: pd.Series, resamples: int) -> list[float] | None:
-    if len(num) < MIN_RECORDS or resamples == 0:
-        return None
-    low, high = cluster_bootstrap_interval(num_correct, num, resamples=resamples)
-    return list(cluster_wilson_interval(num_correct, num)) if low == high else [low, high]
-
-
 def make_slices(
-    evaluation: Evaluation, sample: np.ndarray, measured: np.ndarray, resamples: int = 1000
+    evaluation: Evaluation, sample: np.ndarray, seen: np.ndarray, resamples: int = 1000
 ) -> dict[str, Any]:
     """Cut every head's test answers: {head: {slice: {"unit", "num", "accuracy", "bins"}}}.
 
-    `sample` (S,) are rows of the evaluation and `measured` (S,) what `measure_photos` gave for
-    them; the quartiles are those of the readable photos of the sample, the same for every head.
-    `num` and `accuracy` are those of all photos in a slice's bins: what bins are compared with.
+    `sample` (S,) are rows of the evaluation and `seen` (S,) what `look_at` gave for them; the
+    quartiles are those of the readable photos of the sample, the same for every head. `num` and
+    `accuracy` are those of all photos in a slice's bins: what bins are compared with.
     """
-    records = record_numbers(evaluation)
+    rows, records = evaluation.rows, record_numbers(evaluation)
     num_photos = np.bincount(records)[records]
-    readable = measured["status"] == OK
+    readable = seen["status"] == OK
     photos = sample[readable]
     result: dict[str, Any] = {}
     for head in HEADS:
         asked = asked_places(evaluation, head)
         if not len(asked):
             continue
-        by_label = _frequency_cut(evaluation, head, asked)
+        by_count = pd.cut(
+            num_photos[asked], [0, 1, 2, 3, 5, math.inf], labels=["1", "2", "3", "4-5", "6+"]
+        )
+        # classes of an attribute are (species, label); those that were asked for are cut
+        label = rows.groupby(["species", true_column(head)], observed=True).ngroup().to_numpy()
+        trained = np.bincount(label[rows["split"] == "train"], minlength=int(label.max()) + 1)
+        by_label = tercile_cut(trained[label[asked]], trained[np.unique(label[asked])])
         kept = np.isin(photos, asked)
         cuts = {
-            "photos_per_record": ("photos", asked, photo_count_cut(num_photos[asked])),
+            "photos_per_record": ("photos", asked, by_count),
             "training_photos_of_label": ("photos, thirds of the classes", asked, by_label),
         }
         for name, unit in STATISTICS.items():
-            cut = quartile_cut(measured[name][readable])
-            cuts[name] = unit, photos[kept], cut[kept]
+            cuts[name] = unit, photos[kept], quartile_cut(seen[name][readable])[kept]
         result[head] = {}
         for name, (unit, places, cut) in cuts.items():
-            right = evaluation.rows[f"{head}_correct"].to_numpy()[places]
+            right = rows[f"{head}_correct"].to_numpy()[places]
             result[head][name] = {
                 "unit": unit,
                 "num": len(places),
@@ -209,17 +198,6 @@ def make_slices(
                 "bins": bin_figures(right, records[places], cut, resamples),
             }
     return result
-
-
-def _frequency_cut(evaluation: Evaluation, head: str, asked: np.ndarray) -> pd.Categorical:
-    """Cut by the training photos of the true label; classes of an attribute are (species, label).
-
-    Classes are those that were asked for in the test part.
-    """
-    rows = evaluation.rows
-    label = rows.groupby(["species", true_column(head)], observed=True).ngroup().to_numpy()
-    counts = np.bincount(label[rows["split"] == "train"], minlength=int(label.max()) + 1)
-    return tercile_cut(counts[label[asked]], counts[np.unique(label[asked])])
 
 
 def count_standing_out(slices: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,28 +210,11 @@ def count_standing_out(slices: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_slices(path: Path, slices: Mapping[str, Any]) -> None:
     """Write every bin as a row of a CSV."""
-    rows = []
-    for head, entries in slices.items():
-        for name, entry in entries.items():
-            for b in entry["bins"]:
-                low, high = b["interval_95"] or ("", "")
-                figures = (b["bin"], b["num"], b["num_records"], b["accuracy"], low, high)
-                rows.append((head, name, entry["unit"], *figures, int(b["stands_out"])))
+    rows = [
+        (head, name, entry["unit"], b["bin"], b["num"], b["num_records"], b["accuracy"],
+         *(b["interval_95"] or ("", "")), int(b["stands_out"]))
+        for head, entries in slices.items()
+        for name, entry in entries.items()
+        for b in entry["bins"]
+    ]  # fmt: skip
     files.write_csv(path, _SLICE_COLUMNS, rows)
-
-
-def _range_names(ends: list[float]) -> list[str]:
-    """Format the stretches between rising ends with as few digits as keep them apart."""
-
-    def short(value: float, digits: int) -> str:
-        is_long = abs(value) >= 10 ** (digits - 1)
-        return f"{value:.0f}" if is_long else f"{value:.{digits}g}"
-
-    shown = [short(end, 17) for end in ends]
-    for digits in range(8, 2, -1):
-        fewer = [short(end, digits) for end in ends]
-        if len(set(fewer[1:])) == len(fewer) - 1:
-            shown = fewer
-    return [
-        low if low == high else f"{low}-{high}" for low, high in zip(shown, shown[1:], strict=False)
-    ]

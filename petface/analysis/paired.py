@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,24 +17,22 @@ import pandas as pd
 
 from petface.errors import UserError
 from petface.evaluation.details import PER_IMAGE, Evaluation, read_evaluation
+from petface.metrics import cluster_bootstrap_interval
 
 MIN_RECORDS: Final = 10  # with fewer an interval would pretend to know; callers give none
 _EXACT_STEPS = 20_000_000  # of the sums of all flips; beyond it they are sampled
 _FLIPS_AT_ONCE = 20_000
 _OTHER_DATA = "A and B were evaluated on different data (images, labels or split)"
-Codes = npt.NDArray[Any]  # int64 places in a list of names, -1 = none
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """The M common images of evaluations A and B.
-
-    `rows` has the columns of both tables with the suffixes `_a` and `_b`, `image`, and `part`: ""
-    where the splits disagree.
-    """
+    """The M common images of evaluations A and B."""
 
     a: Evaluation
     b: Evaluation
+    # The columns of both tables with the suffixes _a and _b; image; part, "" where the splits
+    # disagree; record_number; answered, whether both named a species.
     rows: pd.DataFrame
     notes: list[str]  # lines that the user should read
 
@@ -57,13 +55,15 @@ def read_pair(folder_a: str | Path, folder_b: str | Path) -> Pair:
         )
     elif a.models.get("dataset") != b.models.get("dataset"):
         notes.append(f"{_OTHER_DATA}; the images are the same")
-    names, (split_a, split_b) = codes_of(rows, "split")
-    rows["part"] = np.where(split_a == split_b, np.array([*names, ""])[split_a], "")
+    split_a, split_b = rows["split_a"].astype(str), rows["split_b"].astype(str)
+    rows["part"] = split_a.where(split_a == split_b, "")
     if moved := int((split_a != split_b).sum()):
         notes.append(
             f"{moved:,} images stand in different parts of the split in A and in B; they count in "
             "no part: what one model trained on cannot test both"
         )
+    rows["record_number"] = rows.groupby(["species_a", "record_a"], observed=True).ngroup()
+    rows["answered"] = rows[["species_correct_a", "species_correct_b"]].notna().all(axis=1)
     return Pair(a, b, rows, notes)
 
 
@@ -90,12 +90,16 @@ def _with_images(side: Evaluation) -> pd.DataFrame:
     return side.rows.assign(image=names)
 
 
-def codes_of(rows: pd.DataFrame, *columns: str) -> tuple[list[str], list[Codes]]:
-    """Number text columns of both sides in one list of names: a, b of each column, -1 for ""."""
-    sides = [rows[f"{column}_{side}"].cat for column in columns for side in "ab"]
-    names = sorted({str(name) for side in sides for name in side.categories} - {""})
-    codes = [side.set_categories(names).cat.codes.to_numpy(np.int64) for side in sides]
-    return names, codes
+def record_interval(
+    gain: npt.ArrayLike, num: npt.ArrayLike, resamples: int, seed: int = 0
+) -> list[float] | None:
+    """Bound sum(gain) / sum(num) of records (R,) by the bootstrap over them at 95 %.
+
+    None below `MIN_RECORDS` records, and where no `resamples` are wanted.
+    """
+    if len(np.asarray(num)) < MIN_RECORDS or resamples == 0:
+        return None
+    return list(cluster_bootstrap_interval(gain, num, resamples=resamples, seed=seed))
 
 
 def sign_flip_p_value(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -19,12 +17,11 @@ from petface.analysis import duplicates
 from petface.data import images
 from petface.data.catalog import Catalog
 from petface.data.images import ImageError
-from petface.data.loading import OK, STATUS_NAMES
+from petface.data.loading import OK, STATUS_NAMES, Decoded, even_slices, read_ahead
 from petface.devices import num_cores
-from petface.errors import UserError
 
-# What an audit keeps of a photo; zeros where it cannot be read. 1 kB a photo, 1.1 GB for PetFace.
-AUDITED: Final = np.dtype(
+# What is kept of a photo, 70 bytes; zeros where it cannot be read.
+SEEN: Final = np.dtype(
     [
         ("status", "u1"),  # OK, UNREADABLE, TOO_LARGE
         ("width_px", "i4"),  # as the file says, before EXIF rotation
@@ -32,19 +29,19 @@ AUDITED: Final = np.dtype(
         ("mode", "U8"),  # Pillow's name of the pixel layout: RGB, L, I;16, P ...
         ("digest", "u8"),  # of the decoded pixels
         ("hash", "u8"),  # perceptual
-        ("thumbnail", "u1", (duplicates.THUMBNAIL_PX, duplicates.THUMBNAIL_PX)),  # grey
         ("brightness", "f4"),  # mean grey level of the thumbnail, 0..255
         ("contrast", "f4"),  # standard deviation of its grey levels
+        ("sharpness", "f4"),  # 0 where it was not wanted
+        ("short_side", "f4"),
     ]
 )
+THUMBNAIL: Final = np.dtype([("grey", "u1", (duplicates.THUMBNAIL_PX, duplicates.THUMBNAIL_PX))])
 STATISTICS: Final = {  # what may make a photo hard: name -> unit
     "brightness": "mean grey level, 0-255",
     "sharpness": "variance of the Laplacian",
     "short_side": "px",
 }
-MEASURED: Final = np.dtype([("status", "u1"), *((name, "f4") for name in STATISTICS)])
 SHARPNESS_PX: Final = 128  # sharpness depends on the size at which it is measured
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _PHOTOS_PER_TASK = 32
 
 
@@ -52,27 +49,27 @@ class Photos(NamedTuple):
     """M photos that were looked at."""
 
     places: np.ndarray  # (M,) int64 into the catalog, ascending
-    seen: np.ndarray  # (M,) of `AUDITED`
-    failures: dict[int, str]  # row -> why it cannot be read
+    seen: np.ndarray  # (M,) of `SEEN`
+    failures: list[str]  # why each of those that are not OK cannot be read, in their order
 
 
-def look_at(catalog: Catalog, places: np.ndarray, workers: int) -> Photos:
-    """Decode the photos at `places` (M,) for an audit; a bar shows photos per second.
+def look_at(
+    catalog: Catalog, places: np.ndarray, workers: int, *, with_sharpness: bool = False
+) -> Photos:
+    """Decode the photos at `places` (M,) and describe them; a bar shows photos per second.
 
-    `workers` processes; 0 = in this one.
+    `workers` processes; 0 = a thread of this one. Sharpness takes as long as decoding does.
     """
-    return Photos(places, *_scan(catalog, places, workers, AUDITED, audit_photo))
+    look = partial(_describe, with_sharpness=with_sharpness)
+    seen, status, failures = _scan(catalog, places, workers, SEEN, look)
+    seen["status"] = status
+    return Photos(places, seen, failures)
 
 
-def measure_photos(catalog: Catalog, places: np.ndarray, workers: int) -> np.ndarray:
-    """Decode the photos at `places` (M,) and measure how hard they are: (M,) of `MEASURED`.
-
-    NaN for those that cannot be read. A bar shows photos per second.
-    """
-    found, _ = _scan(catalog, places, workers, MEASURED, measure)
-    for name in STATISTICS:
-        found[name][found["status"] != OK] = np.nan
-    return found
+def thumbnails(catalog: Catalog, places: np.ndarray, workers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Decode the photos at `places` (M,) to grey (M, 32, 32) uint8, and (M,) whether each could."""
+    found, status, _ = _scan(catalog, places, workers, THUMBNAIL, _thumbnail)
+    return found["grey"], status == OK
 
 
 def worker_count(wanted: int) -> int:
@@ -80,71 +77,60 @@ def worker_count(wanted: int) -> int:
     return wanted if wanted >= 0 else min(16, num_cores())
 
 
+@dataclass(eq=False)
+class _Looked:
+    """Photos as `read_ahead` reads them: not their pixels but what `look` keeps of them."""
+
+    catalog: Catalog
+    dtype: np.dtype[Any]
+    look: Callable[[str, np.ndarray], tuple[Any, ...]]
+    decodes = True
+
+    def read(self, indices: np.ndarray) -> Decoded:
+        """Look at the photos at `indices` (n,): (n, bytes of `dtype`) uint8, zeros of bad ones."""
+        found, status = np.zeros(len(indices), self.dtype), np.zeros(len(indices), np.uint8)
+        failures = []
+        for row, place in enumerate(indices.tolist()):
+            path = self.catalog.path(place)
+            try:
+                found[row] = self.look(path, images.decode(path))
+            except (ImageError, OSError) as error:  # OSError: removed or locked a moment ago
+                status[row] = STATUS_NAMES.index(getattr(error, "reason", "unreadable"))
+                shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+                failures.append((place, str(error).removeprefix(shown + ": ")))
+        kept = torch.from_numpy(found.view(np.uint8).reshape(len(found), -1))
+        return Decoded((kept,), status, failures)
+
+
 def _scan(
     catalog: Catalog, places: np.ndarray, workers: int, dtype: np.dtype[Any],
     look: Callable[[str, np.ndarray], tuple[Any, ...]],
-) -> tuple[np.ndarray, dict[int, str]]:  # fmt: skip
-    """Decode photos in tasks of a few dozen: (M,) of `dtype`, and why some cannot be read."""
-    found, failures, start = np.zeros(len(places), dtype), dict[int, str](), 0
-    tasks = np.array_split(places, max(1, -(-len(places) // _PHOTOS_PER_TASK)))
-    paths = ([catalog.path(place) for place in task.tolist()] for task in tasks)
-    work = partial(_look_at_files, dtype=dtype, look=look)
+) -> tuple[np.ndarray, np.ndarray, list[str]]:  # fmt: skip
+    """Decode photos, a few dozen a task: (M,) of `dtype`, status (M,), why some cannot be read."""
+    found, status = [np.empty(0, dtype)], [np.empty(0, np.uint8)]
+    failures, source = [], _Looked(catalog, dtype, look)
+    tasks = even_slices(places, _PHOTOS_PER_TASK)
     with tqdm(total=len(places), desc="photos", unit=" img", mininterval=1, disable=None) as bar:
-        for part, why in _in_processes(work, paths, workers):
-            found[start : start + len(part)] = part
-            failures |= {start + row: reason for row, reason in why.items()}
-            start += len(part)
-            bar.update(len(part))
-    assert start == len(places), "every photo has one row"
-    return found, failures
+        for item in read_ahead(source, tasks, workers):
+            found.append(item.arrays[0].numpy().view(dtype)[:, 0].copy())
+            status.append(item.status)
+            failures += [why for _, why in item.failures]
+            bar.update(len(item.status))
+    return np.concatenate(found), np.concatenate(status), failures
 
 
-def _in_processes(
-    work: Callable[[list[str]], Any], tasks: Iterator[list[str]], workers: int
-) -> Iterator[Any]:
-    """Yield `work(paths)` of each task, in their order; `work` must be picklable."""
-    if workers == 0:
-        yield from map(work, tasks)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks held by threads
-    stay = signal.signal, (signal.SIGINT, signal.SIG_IGN)
-    try:
-        with ProcessPoolExecutor(workers, context, *stay) as pool:
-            yield from pool.map(work, tasks)
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a decoding process ended before its work was done (too little memory?); "
-            "try fewer with --workers, or --workers 0"
-        ) from error
-
-
-def _look_at_files(
-    paths: Sequence[str], dtype: np.dtype[Any], look: Callable[[str, np.ndarray], tuple[Any, ...]]
-) -> tuple[np.ndarray, dict[int, str]]:
-    found, failures = np.zeros(len(paths), dtype), {}
-    for row, path in enumerate(paths):
-        try:
-            found[row] = (OK, *look(path, images.decode(path)))
-        except (ImageError, OSError) as error:  # OSError: removed or locked a moment ago
-            found["status"][row] = STATUS_NAMES.index(getattr(error, "reason", "unreadable"))
-            shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-            failures[row] = str(error).removeprefix(shown + ": ")
-    return found, failures
-
-
-def audit_photo(path: str, pixels: np.ndarray) -> tuple[Any, ...]:
-    """Return the fields of `AUDITED` after the status."""
+def _describe(path: str, pixels: np.ndarray, with_sharpness: bool) -> tuple[Any, ...]:
+    """Return the fields of `SEEN`; the status is OK."""
     with Image.open(path) as image:  # decode has refused unknown formats and huge sizes
         header = image.width, image.height, image.mode
     grey = duplicates.thumbnail(pixels)
-    digest, (hash_of,) = duplicates.pixel_digest(pixels), duplicates.perceptual_hashes(grey[None])
-    return *header, digest, hash_of, grey, grey.mean(), grey.std()
+    hashes = duplicates.pixel_digest(pixels), duplicates.perceptual_hashes(grey[None])[0]
+    sharp = sharpness(pixels) if with_sharpness else 0.0
+    return OK, *header, *hashes, grey.mean(), grey.std(), sharp, min(pixels.shape[:2])
 
 
-def measure(_path: str, pixels: np.ndarray) -> tuple[float, ...]:
-    """Measure (H, W, 3) uint8 in the order and units of `STATISTICS`."""
-    brightness = float(duplicates.thumbnail(pixels).mean())
-    return brightness, sharpness(pixels), min(pixels.shape[:2])
+def _thumbnail(_path: str, pixels: np.ndarray) -> tuple[np.ndarray]:
+    return (duplicates.thumbnail(pixels),)
 
 
 def sharpness(pixels: np.ndarray) -> float:
@@ -154,6 +140,7 @@ def sharpness(pixels: np.ndarray) -> float:
     black border and noise count as sharp; enlarged photos as blurred. Source: Pech-Pacheco et al.
     2000, Diatom autofocusing in brightfield microscopy, ICPR, section 3 (LAPV).
     """
-    g = images.resize(pixels, SHARPNESS_PX, "stretch").astype(np.float32) @ _LUMA
+    resized = images.resize(pixels, SHARPNESS_PX, "stretch")
+    g = resized.astype(np.float32) @ duplicates.LUMA
     around = g[:-2, 1:-1] + g[2:, 1:-1] + g[1:-1, :-2] + g[1:-1, 2:]
     return float((4 * g[1:-1, 1:-1] - around).var())

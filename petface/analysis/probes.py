@@ -17,10 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from petface import files
-from petface.analysis.paired import MIN_RECORDS
+from petface.analysis.paired import record_interval
 from petface.data.catalog import Catalog
 from petface.data.loading import OK, FileImages, even_slices, read_ahead
-from petface.metrics import cluster_bootstrap_interval
 from petface.models.network import Network
 
 _COLUMNS: Final = (
@@ -55,24 +54,20 @@ def shift(photos: Tensor, *, down_frac: float = 0.0, right_frac: float = 0.0) ->
     """Move the content; what moves in is the photo mirrored at its edge."""
     for axis, frac in ((2, down_frac), (3, right_frac)):
         side = photos.shape[axis]
-        source = torch.arange(side, device=photos.device) - round(frac * side)
-        inside = (source >= 0) & (source < side)
-        mirrored = torch.where(source < 0, -1 - source, 2 * side - 1 - source)
-        photos = photos.index_select(axis, torch.where(inside, source, mirrored))
+        source = (torch.arange(side, device=photos.device) - round(frac * side)) % (2 * side)
+        photos = photos.index_select(axis, torch.minimum(source, 2 * side - 1 - source))
     return photos
 
 
 def mask_border(photos: Tensor, *, frac: float, mean_colour: bool = False) -> Tensor:
     """Paint a frame of this width black, or in the mean colour of what it leaves of each photo."""
     side = photos.shape[-1]
-    width = round(frac * side)
-    inner = photos[:, :, width : side - width, width : side - width]
+    inside = slice(round(frac * side), side - round(frac * side))
+    inner = photos[:, :, inside, inside]
+    masked = torch.zeros_like(photos)
     if mean_colour:
-        colour = inner.float().mean(dim=(2, 3), keepdim=True).round().to(torch.uint8)
-        masked = colour.expand_as(photos).clone()
-    else:
-        masked = torch.zeros_like(photos)
-    masked[:, :, width : side - width, width : side - width] = inner
+        masked += inner.float().mean(dim=(2, 3), keepdim=True).round().to(torch.uint8)
+    masked[:, :, inside, inside] = inner
     return masked
 
 
@@ -131,52 +126,44 @@ def probe_figures(
     """Describe the answers of one head to M photos: as they are, and under P probes.
 
     predicted and confidence (1 + P, M), the first row without a change; true (M,) in numbers that
-    compare with predicted, records (M,) numbers. Change is in accuracy, with a 95 % interval from a
-    bootstrap over records of the paired difference, None below `MIN_RECORDS` records. Agreement is
-    the share of unchanged answers.
+    compare with predicted, records (M,) numbers. Change is in accuracy, with a 95 % interval of the
+    paired difference. Agreement is the share of unchanged answers.
     """
     probes = all_probes()
     assert len(predicted) == len(confidence) == 1 + len(probes), (len(predicted), len(probes))
     right = predicted == true
+    record = np.unique(records, return_inverse=True)[1]
+    num = np.bincount(record)
     baseline = {
         "num": len(true),
-        "num_records": len(np.unique(records)),
+        "num_records": len(num),
         "accuracy": float(right[0].mean()),
         "confidence": float(np.nanmean(confidence[0])),
     }
-    found = [
-        {
-            "name": probe.name,
-            "group": probe.group,
-            "accuracy": float(right[k].mean()),
-            "change": float(right[k].mean() - right[0].mean()),
-            "interval_95": paired_interval(right[k], right[0], records, resamples),
-            "agreement": float((predicted[k] == predicted[0]).mean()),
-            "confidence": float(np.nanmean(confidence[k])),
-        }
-        for k, probe in enumerate(probes, start=1)
-    ]
+    found = []
+    for k, probe in enumerate(probes, start=1):
+        gain = np.bincount(record[right[k]], minlength=len(num))
+        gain -= np.bincount(record[right[0]], minlength=len(num))
+        found.append(
+            {
+                "name": probe.name,
+                "group": probe.group,
+                "accuracy": float(right[k].mean()),
+                "change": float(right[k].mean() - right[0].mean()),
+                "interval_95": record_interval(gain, num, resamples),
+                "agreement": float((predicted[k] == predicted[0]).mean()),
+                "confidence": float(np.nanmean(confidence[k])),
+            }
+        )
     return {"baseline": baseline, "probes": found}
-
-
-def paired_interval(
-    after: np.ndarray, before: np.ndarray, records: np.ndarray, resamples: int = 1000
-) -> list[float] | None:
-    """Bound mean(after) - mean(before), (M,) bool each, by resampling records."""
-    record = np.unique(records, return_inverse=True)[1]
-    num = np.bincount(record)
-    if len(num) < MIN_RECORDS or resamples == 0:
-        return None
-    gain = np.bincount(record, after.astype(np.int64) - before.astype(np.int64))
-    return list(cluster_bootstrap_interval(np.rint(gain), num, resamples=resamples))
 
 
 def write_probes(path: Path, figures: Mapping[str, Any]) -> None:
     """Write every head's answer to every probe as a row of a CSV."""
-    rows = []
-    for head, entry in figures.items():
-        for p in entry["probes"]:
-            low, high = p["interval_95"] or ("", "")
-            numbers = (p["accuracy"], p["change"], low, high, p["agreement"], p["confidence"])
-            rows.append((head, p["group"], p["name"], *numbers))
+    rows = [
+        (head, p["group"], p["name"], p["accuracy"], p["change"],
+         *(p["interval_95"] or ("", "")), p["agreement"], p["confidence"])
+        for head, entry in figures.items()
+        for p in entry["probes"]
+    ]  # fmt: skip
     files.write_csv(path, _COLUMNS, rows)

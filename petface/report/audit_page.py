@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from petface.report import charts, photos
 from petface.report.folders import rows
@@ -24,12 +25,15 @@ _MAX_PAIRS, _MAX_EXAMPLES, _MAX_LISTED = 8, 4, 100  # the CSV files hold all
 
 def audit_page(audit: Audit, dataset: Dataset, title: str, *, with_photos: bool) -> str:
     """Return the page; photos stand in it `with_photos`, and always where they are made up."""
+    from petface.analysis.audit import MIN_RECORDS, is_across_splits
+
     summary, pairs = audit.summary, audit.duplicates
-    leaks = sum(pair.across_splits for pair in pairs)
+    leaks = int(is_across_splits(pairs).sum())
     bad = summary["unreadable"] + summary["too_large"]
-    listed = [c for c in audit.classes if c.is_rare or c.is_untestable]
-    listed.sort(key=lambda c: (not c.is_untestable, c.records))
-    untestable = sum(c.is_untestable for c in listed)
+    classes = audit.classes.assign(testable=audit.classes["test"] > 0)
+    listed = classes[(classes["records"] < MIN_RECORDS) | ~classes["testable"]]
+    listed = listed.sort_values(["testable", "records"], kind="stable")
+    untestable = int((~classes["testable"]).sum())
     looked = f"{summary['looked_at']:,} of {summary['photos']:,} photos looked at"
     notes = (
         f"{leaks:,} pairs of equal photos lie in different parts of the split." if leaks else "",
@@ -57,13 +61,11 @@ def audit_page(audit: Audit, dataset: Dataset, title: str, *, with_photos: bool)
         {
             **_issues(audit),
             "Duplicates (duplicates.csv holds all)": [
-                table(
-                    map(vars, pairs[:_MAX_LISTED]), "kind path_a split_a path_b split_b difference"
-                )
+                table(_first(pairs), "kind path_a split_a path_b split_b difference")
             ],
             "Attributes": [table(rows(summary, "heads.{species}.{attribute}"))],
             "Rare and untestable classes (classes.csv holds all)": [
-                table(map(vars, listed[:_MAX_LISTED]), "species feature name records by_split")
+                table(_first(listed), "species feature class records train val test")
             ],
             "Notes of the readers": [table({"note": note} for note in summary["notes"])],
         },
@@ -86,11 +88,11 @@ def _photos(
             lines = [(kind, "wrong")] if kind else []
             copy = photos.photo(root, path, *lines, (path, "pale"))
             strips["odd" if kind else "species"].append(copy)
-    for pair in audit.duplicates[:_MAX_PAIRS]:
-        mark = "wrong" if pair.across_splits else "pale"
-        for path, split in ((pair.path_a, pair.split_a), (pair.path_b, pair.split_b)):
-            line = (f"{pair.kind}, {split}", mark)
-            strips["duplicates"].append(photos.photo(root, path, line, (path, "pale")))
+    for pair in _first(audit.duplicates, _MAX_PAIRS):
+        mark = "wrong" if pair["split_a"] != pair["split_b"] else "pale"
+        for side in "ab":
+            path, line = pair[f"path_{side}"], f"{pair['kind']}, {pair[f'split_{side}']}"
+            strips["duplicates"].append(photos.photo(root, path, (line, mark), (path, "pale")))
     return {
         "One photo of each species": [Strip(strips["species"], "photos")],
         "Duplicates under two records": [Strip(strips["duplicates"], "photos")],
@@ -109,12 +111,13 @@ def _charts(summary: dict[str, Any]) -> list[Any]:
 
 
 def _issues(audit: Audit) -> dict[str, list[Any]]:
-    by_kind: dict[str, list[dict[str, Any]]] = {}
-    for issue in audit.issues:
-        by_kind.setdefault(issue.kind.replace("_", " "), []).append(vars(issue))
     return {
-        f"{kind}: {len(found):,} (issues.csv holds all)": [
-            table(found[:_MAX_LISTED], "where detail")
+        f"{str(kind).replace('_', ' ')}: {len(found):,} (issues.csv holds all)": [
+            table(_first(found), "path_or_record detail")
         ]
-        for kind, found in by_kind.items()
+        for kind, found in audit.issues.groupby("kind", sort=False)
     }
+
+
+def _first(found: pd.DataFrame, num: int = _MAX_LISTED) -> list[dict[Any, Any]]:
+    return found.head(num).to_dict("records")

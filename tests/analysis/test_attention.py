@@ -1,7 +1,5 @@
 """The border share of maps, and pictures of explained mistakes."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -32,15 +30,13 @@ def catalog(tmp_path_factory):
 def test_maps_of_readable_photos_and_the_share_of_their_border(network, catalog, tmp_path):
     """Against the map of each photo alone; photo 3 cannot be read."""
     labels = ["Plain", "Tabby", "Plain", "Tabby", "Tabby", "Plain"]
-    rows = pd.DataFrame({"species": "cat", "breed_true": labels, "breed_pred": labels})
-    rows["breed_correct"] = 1.0
-    rows.loc[[1, 2], ["breed_pred", "breed_correct"]] = ["Other", 0.0]
-    rows["breed_prob"] = 0.75
-    details = {"breed": {"nll": np.full(6, np.log(4))}}
-    evaluation, every = SimpleNamespace(rows=rows, details=details), np.arange(6)
-    mistakes = {"breed": np.array([2, 1])}
-    names = [f"{k}.png" for k in range(6)]
-    work = attention.Work(evaluation, every, names, catalog, every, mistakes)
+    answers = pd.DataFrame({"species": "cat", "breed_true": labels, "breed_pred": labels})
+    answers["breed_correct"] = 1.0
+    answers.loc[[1, 2], ["breed_pred", "breed_correct"]] = ["Other", 0.0]
+    mistakes = answers.loc[[2, 1]].rename(columns={"breed_true": "true", "breed_pred": "predicted"})
+    mistakes = mistakes.assign(probability=0.75, true_probability=0.25, image="x.png")
+    every = np.arange(6)
+    work = attention.Work(catalog, every, answers, every, {"breed": mistakes})
     found, classes = attention.HeadMaps(), ["Plain", "Tabby", "Other"]
     options = {"photos_per_class": 9, "seed": 0}
     attention.explain(found, work, network, "breed", 0, classes, "cat", **options)

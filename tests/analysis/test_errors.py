@@ -5,10 +5,11 @@ import math
 from collections import Counter, defaultdict
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from petface.analysis import errors
-from petface.analysis.photos import MEASURED, STATISTICS
+from petface.analysis.photos import SEEN, STATISTICS
 from petface.data.loading import OK, UNREADABLE
 from petface.files import plain_cell
 from petface.metrics import cluster_bootstrap_interval
@@ -72,13 +73,12 @@ def measured(made):
     draw = np.random.default_rng(1)
     test = np.flatnonzero(made[0].rows["split"] == "test")
     sample = np.sort(draw.choice(test, len(test) * 2 // 3, replace=False))
-    found = np.zeros(len(sample), MEASURED)
+    found = np.zeros(len(sample), SEEN)
     for name in STATISTICS:
         found[name] = draw.gamma(2.0, 20.0, len(sample))
     found["short_side"] = 1
     found["sharpness"] = np.where(draw.random(len(sample)) < 0.6, 0, found["sharpness"])
     found["status"][:4] = UNREADABLE
-    found["brightness"][:4] = np.nan
     return sample, found
 
 
@@ -167,7 +167,7 @@ def test_names_of_bins_tell_them_apart():
 
 def test_a_bin_stands_out_only_with_enough_records():
     correct = np.array([1.0] * 60 + [0.0] * 15 + [1.0] * 15)
-    cut = errors._categorical(np.repeat([0, 1], [60, 30]), ["easy", "hard"])
+    cut = pd.Categorical(np.repeat(["easy", "hard"], [60, 30]))
     bins = errors.bin_figures(correct, np.arange(90), cut)
     assert [b["stands_out"] for b in bins] == [True, True]
     wilson = 60 / (60 + 1.959964**2)
@@ -176,7 +176,7 @@ def test_a_bin_stands_out_only_with_enough_records():
     assert [b["interval_95"] for b in few] == [None, None]
     assert not any(b["stands_out"] for b in few)
     correct = np.array([1.0] * 12 + [0.0] * 8 + [1.0] * 80)
-    cut = errors._categorical(np.repeat([0, 1], [12, 88]), ["small", "rest"])
+    cut = pd.Categorical(np.repeat(["1 small", "2 rest"], [12, 88]))
     small, _ = errors.bin_figures(correct, np.arange(100), cut)
     assert small["accuracy"] == 1 and not small["stands_out"]  # 12 of 12 beside 92 %
 

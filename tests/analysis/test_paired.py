@@ -68,6 +68,12 @@ def test_the_interval_of_a_difference_equals_a_loop_over_resamples(by_class: boo
     assert cluster_bootstrap_interval([0, 0, 0], [3, 1, 2]) == (0.0, 0.0)
 
 
+def test_an_interval_needs_ten_records() -> None:
+    for num, expected in ((9, None), (10, [1.0, 1.0])):
+        assert paired.record_interval([2] * num, [2] * num, 100) == expected
+    assert paired.record_interval([2] * 10, [2] * 10, 0) is None
+
+
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.5]).tolist() == pytest.approx([0.04, 0.09, 0.09, 0.5])
     assert holm([0.6, 0.7]).tolist() == [1.0, 1.0] and holm([]).tolist() == []

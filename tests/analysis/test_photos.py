@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from petface.analysis import photos
-from petface.analysis.photos import SHARPNESS_PX, STATISTICS, sharpness
+from petface.analysis.photos import SHARPNESS_PX, sharpness
 from petface.data.catalog import listed_files
 from petface.data.loading import OK
 
@@ -28,13 +28,6 @@ def test_sharpness_is_the_variance_of_the_laplacian_and_falls_with_blur():
     assert sharpness(np.full((50, 70, 3), 90, np.uint8)) == 0
 
 
-def test_light_and_shape():
-    photo = np.full((40, 80, 3), 100, np.uint8)
-    photo[:, 40:] = 200
-    found = dict(zip(STATISTICS, photos.measure("", photo), strict=True))
-    assert found == {"brightness": 150, "sharpness": found["sharpness"], "short_side": 40}
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_files_are_measured_in_order_and_broken_ones_counted(tmp_path, workers):
     names = []
@@ -46,9 +39,10 @@ def test_files_are_measured_in_order_and_broken_ones_counted(tmp_path, workers):
     (tmp_path / names[5]).write_bytes(b"no image")
     (tmp_path / names[6]).unlink()
     places = np.array([*range(39, 2, -1)])
-    found = photos.measure_photos(listed_files(tmp_path, names), places, workers)
-    is_bad = np.isin(places, [5, 6])
+    looked = photos.look_at(listed_files(tmp_path, names), places, workers)
+    found, is_bad = looked.seen, np.isin(places, [5, 6])
     np.testing.assert_array_equal(found["status"] == OK, ~is_bad)
-    np.testing.assert_array_equal(found["brightness"][~is_bad], 2 * places[~is_bad])
-    assert np.isnan(found["sharpness"][is_bad]).all()
-    assert len(photos.measure_photos(listed_files(tmp_path, []), places[:0], workers)) == 0
+    for name, values in (("brightness", 2 * places), ("width_px", 8 + places), ("short_side", 8)):
+        np.testing.assert_array_equal(found[name], np.where(is_bad, 0, values))
+    assert len(looked.failures) == 2 and str(tmp_path) not in "".join(looked.failures)
+    assert len(photos.look_at(listed_files(tmp_path, []), places[:0], workers).seen) == 0

@@ -165,9 +165,6 @@ def test_figures_against_a_loop():
         assert probe["confidence"] == pytest.approx(sum(confidence[k]) / num)
         expected = naive_interval(right[k], right[0], records.tolist())
         assert probe["interval_95"] == pytest.approx(expected, abs=0.02)
-    all_right = np.ones(30, bool)
-    assert probes.paired_interval(all_right, ~all_right, np.arange(30) % 9) is None
-    assert probes.paired_interval(all_right, ~all_right, np.arange(30) % 10) == [1, 1]
 
 
 def naive_interval(after, before, records):
