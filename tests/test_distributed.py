@@ -106,3 +106,15 @@ def test_each_process_takes_its_gpu(monkeypatch):
     place(monkeypatch, 2, 4)
     with pytest.raises(UserError, match="processes on this machine and 2 GPUs"):
         distributed.start("auto")
+
+
+def test_devices_and_precisions_are_chosen_or_refused_by_name():
+    cpu = devices.choose_device("cpu")
+    assert cpu.type == "cpu"
+    for wanted in ("cuda:99", "gpu", "meta-physical"):
+        with pytest.raises(UserError, match=f"DEVICE '{wanted}' cannot be used"):
+            devices.choose_device(wanted)
+    for name, scales in (("fp32", False), ("bf16", False), ("fp16", True)):
+        precision = devices.choose_precision(name, cpu)
+        assert str(precision) == name and precision.grad_scaler(cpu).is_enabled() == scales
+    assert str(devices.choose_precision("auto", cpu)) in ("fp32", "bf16")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import pickle
 
 import numpy as np
 import pytest
 import torch
 
+from petface.data.splits import SPLITS
 from petface.errors import UserError
 from petface.training.sampling import (
     ClassWeightedSampler,
     balanced_weights,
     base_weights,
     difficulty_weights,
+    samples_by_split,
     shuffled,
     tail_classes,
     tail_samples,
@@ -26,46 +27,46 @@ NAMES = ("cat", "chimp", "dog", "pig", "rabbit")
 def tail(
     counts: list[int], mode: str, maximum: int = 0, quantile: float = 0.0, share: float = 0.0
 ) -> list[str]:
-    marked = tail_classes(
-        counts,
-        NAMES,
-        mode,
-        head_exclusion_max=maximum,
-        tail_quantile=quantile,
-        tail_share=share,
-    )
+    options = {"head_exclusion_max": maximum, "tail_quantile": quantile, "tail_share": share}
+    marked = tail_classes(counts, NAMES, mode, **options)  # type: ignore[arg-type]
     assert marked.dtype == bool and marked.shape == (5,)
     return [name for name, flag in zip(NAMES, marked, strict=True) if flag]
 
 
-def test_tail_modes_by_hand() -> None:
-    counts = [50, 10, 20, 0, 20]  # cat chimp dog pig rabbit
-    assert tail(counts, "none", 10**6, 1.0, 1.0) == []
-    assert tail(counts, "head_exclusion", maximum=20) == ["chimp", "rabbit"]
-    assert tail(counts, "head_exclusion", maximum=19) == ["chimp"]
-    assert tail(counts, "head_exclusion", maximum=10**6) == ["chimp", "rabbit"]
-    assert tail(counts, "quantile", quantile=0.0) == ["chimp"]  # of 10 20 20 50, without the 0
-    assert tail(counts, "quantile", quantile=0.5) == ["chimp", "dog", "rabbit"]
-    assert tail(counts, "cumulative", share=0.09) == []
-    assert tail(counts, "cumulative", share=0.10) == ["chimp"]
-    assert tail(counts, "cumulative", share=0.30) == ["chimp", "dog"]
-    assert tail(counts, "cumulative", share=0.50) == ["chimp", "dog", "rabbit"]
-    assert tail(counts, "cumulative", share=1.0) == ["cat", "chimp", "dog", "rabbit"]
-
-
-def test_cumulative_share_is_not_lost_to_rounding() -> None:
-    assert tail([71, 29, 0, 0, 0], "cumulative", share=0.29) == ["chimp"]  # 0.29 * 100 < 29
-
-
-@pytest.mark.parametrize("mode", ["none", "head_exclusion", "quantile", "cumulative"])
-def test_empty_classes_are_never_tail(mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "value", "marked"),
+    [
+        ("head_exclusion", {"maximum": 20}, ["chimp", "rabbit"]),
+        ("head_exclusion", {"maximum": 19}, ["chimp"]),
+        ("head_exclusion", {"maximum": 10**6}, ["chimp", "rabbit"]),
+        ("quantile", {"quantile": 0.0}, ["chimp"]),  # of 10 20 20 50, without the 0
+        ("quantile", {"quantile": 0.5}, ["chimp", "dog", "rabbit"]),
+        ("cumulative", {"share": 0.09}, []),
+        ("cumulative", {"share": 0.10}, ["chimp"]),
+        ("cumulative", {"share": 0.30}, ["chimp", "dog"]),
+        ("cumulative", {"share": 1.0}, ["cat", "chimp", "dog", "rabbit"]),
+        ("none", {"maximum": 10**6, "quantile": 1.0, "share": 1.0}, []),
+    ],
+)
+def test_tail_modes_by_hand(mode: str, value: dict, marked: list[str]) -> None:
+    assert tail([50, 10, 20, 0, 20], mode, **value) == marked  # cat chimp dog pig rabbit
     assert tail([0] * 5, mode, 100, 1.0, 1.0) == []
-    assert "pig" not in tail([5, 5, 5, 0, 5], mode, 100, 1.0, 1.0)
 
 
-def test_unknown_tail_mode_names_the_choices() -> None:
+def test_a_share_is_not_lost_to_rounding_and_an_unknown_mode_names_the_choices() -> None:
+    assert tail([71, 29, 0, 0, 0], "cumulative", share=0.29) == ["chimp"]  # 0.29 * 100 < 29
     with pytest.raises(UserError, match="'tail'.*none, head_exclusion, quantile, cumulative"):
         tail([0] * 5, "tail")
+
+
+def test_a_split_is_cut_out_with_its_labels_or_refused_where_it_is_too_small() -> None:
+    images, split = np.arange(10, 16), np.array([0, 0, 0, 1, 1, 2])
+    arguments = images, {"species": images % 3}, images == 11, split
+    train, val, test = samples_by_split(*arguments, needed=("train", "val"), what="x").values()
+    assert train.images.tolist() == [10, 11, 12] and train.is_tail.tolist() == [False, True, False]
+    assert val.labels["species"].tolist() == [1, 2] and test.images.tolist() == [15]
+    with pytest.raises(UserError, match="x: the test split has 1 images"):
+        samples_by_split(*arguments, needed=SPLITS, what="x")
 
 
 def test_weights_of_four_classes_by_hand() -> None:
@@ -80,21 +81,17 @@ def test_weights_of_four_classes_by_hand() -> None:
     np.testing.assert_allclose(sunk, [0.5, math.sqrt(0.75), math.sqrt(1.28125 * 1.25), 2.0 * 1.5])
 
 
-def test_absent_classes_weigh_nothing_and_leave_the_median_alone() -> None:
+def test_absent_classes_weigh_nothing_and_those_without_recall_what_they_weighed() -> None:
     base = base_weights([0, 8, 2, 0, 4], alpha=1.0, floor=0.1, cap=10.0)
     np.testing.assert_allclose(base, [0.0, 0.5, 2.0, 0.0, 1.0])
+    kept = difficulty_weights([2, 3, 4], [math.nan, 0.2, 0.6], perf_alpha=1.0, floor=0.1, cap=99.0)
+    np.testing.assert_allclose(kept, [2.0, 3.0 * 0.8 / 0.6, 4.0 * 0.4 / 0.6])
+    nothing_known = difficulty_weights([2, 3, 4], [math.nan] * 3, perf_alpha=1.0, cap=99.0)
+    np.testing.assert_allclose(nothing_known, [2.0, 3.0, 4.0])
     recall = [math.nan, 0.5, 0.5, math.nan, 0.5]
     assert difficulty_weights(base, recall, perf_alpha=1.0, cap=10.0)[[0, 3]].tolist() == [0.0, 0.0]
     assert base_weights([0, 0], alpha=1.0, cap=2.0).tolist() == [0.0, 0.0]
     assert base_weights([], alpha=1.0, cap=2.0).shape == (0,)
-
-
-def test_a_class_without_recall_keeps_its_base_weight() -> None:
-    base = np.array([2.0, 3.0, 4.0])
-    updated = difficulty_weights(base, [math.nan, 0.2, 0.6], perf_alpha=1.0, floor=0.1, cap=99.0)
-    np.testing.assert_allclose(updated, [2.0, 3.0 * 0.8 / 0.6, 4.0 * 0.4 / 0.6])
-    nothing_known = difficulty_weights(base, [math.nan] * 3, perf_alpha=1.0, cap=99.0)
-    np.testing.assert_allclose(nothing_known, base)
 
 
 def test_median_difficulty_of_zero_neither_explodes_nor_is_nan() -> None:
@@ -111,9 +108,8 @@ def test_median_difficulty_of_zero_neither_explodes_nor_is_nan() -> None:
 
 
 def long_tailed_classes(num: int = 2000, seed: int = 0) -> np.ndarray:
-    return (
-        np.random.default_rng(seed).choice(4, size=num, p=[0.6, 0.3, 0.08, 0.02]).astype(np.int16)
-    )
+    draw = np.random.default_rng(seed)
+    return draw.choice(4, size=num, p=[0.6, 0.3, 0.08, 0.02]).astype(np.int16)
 
 
 WEIGHTS = np.array([1.0, 1.5, 3.0, 8.0])
@@ -155,20 +151,11 @@ def test_no_sample_comes_again_before_all_of_its_class_came() -> None:
     for c in range(4):
         assert times[classes == c].max() - times[classes == c].min() <= 1
     assert times[classes == 3].min() > times[classes == 0].max()
-
-
-def test_equal_weights_and_n_draws_are_a_permutation() -> None:
-    classes = long_tailed_classes()
+    first, second = (np.bincount(half, minlength=4) for half in np.split(classes[drawn], 2))
+    assert (np.abs(first - second) < 5 * np.sqrt(first + second)).all()  # shuffled across classes
     drawn = ClassWeightedSampler(classes, np.full(4, 0.3), seed=4).draw(7)
     assert drawn.dtype == np.int64
     np.testing.assert_array_equal(np.sort(drawn), np.arange(len(classes)))
-
-
-def test_order_is_shuffled_across_classes() -> None:
-    classes = long_tailed_classes()
-    halves = np.split(classes[ClassWeightedSampler(classes, WEIGHTS, seed=5).draw(0)], 2)
-    first, second = (np.bincount(half, minlength=4) for half in halves)
-    assert (np.abs(first - second) < 5 * np.sqrt(first + second)).all()
 
 
 def test_draw_depends_on_seed_epoch_and_weights_alone() -> None:
@@ -177,7 +164,6 @@ def test_draw_depends_on_seed_epoch_and_weights_alone() -> None:
     straight = [sampler.draw(epoch) for epoch in range(3)]
     resumed = ClassWeightedSampler(classes, WEIGHTS, seed=6)
     np.testing.assert_array_equal(resumed.draw(2), straight[2])
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(sampler)).draw(1), straight[1])
     assert not np.array_equal(straight[0], straight[1])
     other_seed = ClassWeightedSampler(classes, WEIGHTS, seed=7).draw(0)
     assert not np.array_equal(other_seed, straight[0])

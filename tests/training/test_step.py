@@ -8,87 +8,47 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from petface import distributed
 from petface.data.images import Preprocessing
-from petface.data.loading import Batch, FileImages, Samples
-from petface.data.sources.petface import scan
+from petface.data.loading import Batch
 from petface.devices import Precision
 from petface.errors import UserError
 from petface.models.network import Network
 from petface.training import losses
 from petface.training.augment import REGIMES
-from petface.training.epoch import Progress, train_epoch
-from petface.training.evaluate import Job, evaluate
-from petface.training.runs import FailureLog, RunFolder
-from petface.training.schedule import EarlyStopping
+from petface.training.evaluate import evaluate
+from petface.training.recipe import heads_loss
 from petface.training.step import backward, share_of
 from tests import scripts
+from tests.training.small import (
+    CPU,
+    HEADS,
+    SHOWN,
+    SIZE,
+    Small,
+    make_job,
+    progress_of,
+    samples_of,
+    train,
+)
 
-CPU = torch.device("cpu")
-SIZE = 12
-WEIGHTS = {"one": torch.tensor([1.0, 3.0, 0.5]), "two": None}
 STRONG = REGIMES["mild"], REGIMES["strong"]
-
-
-class Small(nn.Module):
-    """Two heads on a convolution; nothing in it looks at other images of the batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Conv2d(3, 4, 3, stride=2)
-        self.one, self.two = nn.Linear(4, 3), nn.Linear(4, 2)
-
-    def forward(self, x):
-        features = self.body(x).relu().mean(dim=(2, 3))
-        return self.one(features), self.two(features)
-
-
-def loss_of(outputs, batch):
-    heads = zip(WEIGHTS.items(), outputs, strict=True)
-    return sum(
-        losses.masked_focal_loss(
-            logits, batch.labels[head], 2.0, weights, total=batch.totals.get(head)
-        )
-        for (head, weights), logits in heads
-    )
 
 
 def job_of(images, folder, batch_size):
     torch.manual_seed(0)
-    catalog = scan(images).catalog
-    rule = Preprocessing(SIZE)
-    return Job(
-        network=Network(Small(), rule, CPU, Precision(None)),
-        num_classes={"one": 3, "two": 2},
-        loss=loss_of,
-        source=FileImages(catalog, rule),
-        batch_size=batch_size,
-        num_workers=0,
-        failures=FailureLog(RunFolder(folder), catalog, len(catalog), 0.5),
-        class_weights=WEIGHTS,
-    )
-
-
-def samples_of(num):
-    """Head one is known in the first half of the images alone, head two in every third."""
-    images = np.arange(num)
-    labels = {
-        "one": np.where(images < num // 2, images % 3, -1),
-        "two": np.where(images % 3 == 0, images % 2, -1),
-    }
-    return Samples(images, labels, images % 4 == 0)
+    return make_job(images, folder, Small(is_plain=True), batch_size, 2.0, weighted=True)
 
 
 def train_and_measure(images, folder, batch_size, num):
-    job, samples = job_of(images, folder, batch_size), samples_of(num)
-    optimizer = torch.optim.SGD(job.network.model.parameters(), lr=1.0)
-    progress = Progress(optimizer, job.network.grad_scaler(), EarlyStopping(3))
+    """Head one is known in the first half of the images alone, head two in every third."""
     order = np.arange(num)  # so that the known labels of a head lie with few processes
-    ended = train_epoch(job, progress, samples, order, STRONG, seed=3, rate=lambda _: 0.3)
-    assert ended
+    one, two = np.where(order < num // 2, order % 3, -1), np.where(order % 3 == 0, order % 2, -1)
+    job, samples = job_of(images, folder, batch_size), samples_of(order, one, two)
+    progress = progress_of(job, torch.optim.SGD(job.network.model.parameters(), lr=1.0))
+    assert train(job, progress, samples, order, STRONG, rate=0.3, seed=3)
     seen = evaluate(job, samples, "all", keep_answers=True)
     model = {k: v.numpy() for k, v in job.network.model.state_dict().items()}
     fresh = evaluate(job_of(images, folder, batch_size), samples, "all", keep_answers=True)
@@ -204,7 +164,7 @@ class Cramped(Small):
     """Does not go forward with more than `most` images, nor backward with `most` itself."""
 
     def __init__(self, most):
-        super().__init__()
+        super().__init__(is_plain=True)
         self.most, self.sizes = most, []
 
     def forward(self, x):
@@ -220,35 +180,27 @@ class Cramped(Small):
         raise torch.OutOfMemoryError("CUDA out of memory in backward")
 
 
-def gradients(model, num, parts=1):
+def gradients(model, num):
     batch, x = batch_of(num)
     network = Network(model, Preprocessing(SIZE), CPU, Precision(None))
-    job = SimpleNamespace(network=network, loss=loss_of, class_weights=WEIGHTS)
-    value, parts = backward(job, batch, x, None, network.grad_scaler(), parts)
+    class_weights, loss = heads_loss(SHOWN, dict.fromkeys(HEADS, 2.0), CPU, weighted=True)
+    job = SimpleNamespace(network=network, loss=loss, class_weights=class_weights)
+    value, parts = backward(job, batch, x, None, network.grad_scaler(), 1)
     return float(value), parts, [p.grad for p in model.parameters()]
 
 
 def test_what_does_not_fit_into_memory_goes_through_in_parts(capfd):
     torch.manual_seed(4)
-    model = Cramped(most=5)
-    value, parts, expected = gradients(_as_small(model), 20)
+    model, roomy = Cramped(most=5), Small(is_plain=True)
+    roomy.load_state_dict(model.state_dict())
+    value, parts, expected = gradients(roomy, 20)
     assert parts == 1
     found_value, parts, found = gradients(model, 20)
     assert parts == 8 and max(model.sizes[-8:]) == 3  # 20, 10, then 5 forward but not backward
     assert found_value == pytest.approx(value, rel=1e-6)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
-    err = capfd.readouterr().err
-    assert "batches of 20 go through in 8 parts from now on" in err
-
-
-def _as_small(model):
-    small = Small()
-    small.load_state_dict(model.state_dict())
-    return small
-
-
-def test_a_device_too_small_for_two_images_is_said():
+    assert "batches of 20 go through in 8 parts from now on" in capfd.readouterr().err
     with pytest.raises(UserError, match="not enough memory on cpu for 2 images at once"):
         gradients(Cramped(most=1), 8)
 

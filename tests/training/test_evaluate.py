@@ -1,0 +1,93 @@
+"""Passes that measure against scikit-learn and one image at a time."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix
+from torch import nn
+
+from petface.data.loading import Samples
+from petface.training.evaluate import evaluate
+from tests import naive
+from tests.training.small import HEADS, SIZE, same, samples_of, state_of
+
+NOBODY = samples_of([], np.array([], int), np.array([], int))
+
+
+def test_an_evaluation_counts_as_scikit_learn_does_one_image_at_a_time(
+    job, samples, paths, readable
+):
+    before = state_of(job)
+    seen = evaluate(job, samples, "all")
+    assert same(before, state_of(job)) and seen.answers == {}
+    model, loss_sum = job.network.model, 0.0
+    answers = {i: naive.logits_of_all(model, paths[i], SIZE) for i in readable}
+    for number, head in enumerate(HEADS):
+        known = [i for i in readable if samples.labels[head][i] >= 0]
+        true = [samples.labels[head][i] for i in known]
+        predicted = [int(answers[i][number].argmax()) for i in known]
+        expected = confusion_matrix(true, predicted, labels=range(job.num_classes[head]))
+        assert np.array_equal(seen.confusions[head], expected)
+        assert seen.accuracy(head) == np.trace(expected) / expected.sum()
+        for part in np.array_split(np.arange(30), 4):
+            rows = [i for i in part.tolist() if i in answers]
+            target = torch.from_numpy(samples.labels[head][rows])
+            logits = torch.stack([answers[i][number] for i in rows])
+            loss = nn.functional.cross_entropy(logits, target, ignore_index=-1)
+            loss_sum += loss.item() * len(rows)
+    assert (seen.num_images, seen.num_unreadable) == (len(readable), 30 - len(readable))
+    assert seen.num_non_finite == 0
+    assert seen.loss == pytest.approx(loss_sum / len(readable), rel=1e-4)
+
+
+def test_answers_are_kept_on_request_as_they_are_for_one_image_at_a_time(
+    job, samples, paths, readable
+):
+    """The part is in no order of the catalog; a head that is not finite is kept like the other."""
+    order = np.random.default_rng(3).permutation(30)
+    part = samples_of(order, *(samples.labels[head][order] for head in HEADS))
+    places = [i for i in order.tolist() if i in readable]
+    with torch.no_grad():
+        job.network.model.two.bias[0] = math.nan
+    seen = evaluate(job, part, "all", keep_answers=True)
+    assert seen.num_non_finite == seen.num_images == len(places)
+    assert not any(matrix.any() for matrix in seen.confusions.values())
+    assert math.isnan(seen.accuracy("one"))
+    single = [naive.logits_of_all(job.network.model, paths[i], SIZE) for i in places]
+    folders = [str(paths[i].parent) for i in places]
+    for number, (head, answers) in enumerate(seen.answers.items()):
+        expected = torch.stack([logits[number] for logits in single]).numpy()
+        np.testing.assert_allclose(answers.logits, expected, rtol=1e-4, atol=1e-5)
+        assert answers.logits.dtype == np.float32
+        assert answers.labels.tolist() == [samples.labels[head][i] for i in places]
+        pairs = set(zip(answers.records.tolist(), folders, strict=True))
+        assert len(pairs) == len(set(folders)) == len(set(answers.records.tolist()))
+    none = evaluate(job, NOBODY, "none", keep_answers=True).answers
+    assert none["one"].logits.shape == (0, 3) and none["two"].labels.shape == (0,)
+
+
+@pytest.mark.parametrize(("num", "most"), [(17, 2), (9, 1), (30, 2)])  # 3 batches, 2 and 4
+def test_processes_with_one_batch_less_ask_once_more_whether_to_stop(
+    job, samples, num, most, monkeypatch
+):
+    """All must ask equally often, or one waits for ever."""
+    labels = {head: label[:num] for head, label in samples.labels.items()}
+    some = Samples(samples.images[:num], labels, samples.is_tail[:num])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        asked = []
+        stop = lambda asked=asked: asked.append(1) or len(asked) == most  # noqa: E731
+        assert evaluate(job, some, "val", stop=stop) is None and len(asked) == most
+
+
+def test_a_loss_over_no_known_label_is_no_loss(job, samples, unknown):
+    """0 would be the best validation loss ever, after the first epoch."""
+    assert math.isnan(evaluate(job, unknown, "all").loss)
+    assert math.isnan(evaluate(job, NOBODY, "none").loss)
+    some = Samples(
+        unknown.images, {**unknown.labels, "two": samples.labels["two"]}, unknown.is_tail
+    )
+    assert evaluate(job, some, "all").loss > 0
