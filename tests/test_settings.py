@@ -24,9 +24,11 @@ from petface.settings import (
     PositiveFloat,
     Range,
     Seed,
+    Settings,
     read_settings,
 )
-from petface.settings.value_types import accept, parse, to_toml
+from petface.settings.constants import gather
+from petface.settings.value_types import accept, to_toml
 
 SCRIPT = '''"""Train something small.
 
@@ -71,9 +73,9 @@ DECLARED: int
 _numbers = itertools.count()
 
 
-def load(folder: Path, source: str = SCRIPT) -> ModuleType:
-    """Import `source` as the module of a script `train.py` in `folder`."""
-    path = folder / "train.py"
+def load(source: str = SCRIPT) -> ModuleType:
+    """Import `source` as the module of a script `train.py` in the working folder."""
+    path = Path.cwd() / "train.py"
     path.write_text(source, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(f"settings_script_{next(_numbers)}", path)
     assert spec and spec.loader
@@ -82,23 +84,32 @@ def load(folder: Path, source: str = SCRIPT) -> ModuleType:
     return module
 
 
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+@pytest.fixture(autouse=True)
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    return load(tmp_path)
 
 
-def preset(folder: Path, text: str, name: str = "a.toml") -> str:
-    (folder / name).write_text(text, encoding="utf-8")
+@pytest.fixture
+def module() -> ModuleType:
+    return load()
+
+
+def preset(text: str, name: str = "a.toml") -> str:
+    Path(name).write_text(text, encoding="utf-8")
     return name
 
 
 def refused(module: ModuleType, *argv: str, **more: Any) -> str:
     with pytest.raises(SettingsError) as caught:
         read_settings(module, argv, **more)
-    assert caught.value.exit_code == 2
-    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def origins(settings: Settings) -> dict[str, str]:
+    """Read where each value was set last from the lines of `provenance`."""
+    words = [line.split() for line in settings.provenance().split("\n")]
+    return {line[0]: line[line.index("from") + 1] for line in words if "from" in line}
 
 
 # --- What is a setting ---
@@ -106,29 +117,28 @@ def refused(module: ModuleType, *argv: str, **more: Any) -> str:
 
 def test_only_annotated_public_upper_case_constants_are_settings(module: ModuleType) -> None:
     settings = read_settings(module, [])
-    assert settings.as_dict() == {
-        "IMAGES_ROOT": "data/images",
-        "SPECIES": "all",
-        "SPLIT_FRACTIONS": (0.8, 0.1, 0.1),
-        "BATCH_SIZE": 256,
-        "LR": 1e-3,
-        "PHASE_LR": (1e-3, 3e-4),
-        "TAIL_MODE": "head_exclusion",
-        "HEAD_CLASSES": ("cat", "dog"),
-        "USE_AMP": True,
-        "MAX_STEPS": None,
-        "NOTE": None,
-        "LABEL_SMOOTHING": 0.0,
-        "WARMUP_STEPS": 0,
-        "SEED": 0,
-    }
-    assert list(settings.as_dict())[:2] == ["IMAGES_ROOT", "SPECIES"]  # the order of the file
+    assert list(settings.as_dict().items()) == [  # in the order of the file
+        ("IMAGES_ROOT", "data/images"),
+        ("SPECIES", "all"),
+        ("SPLIT_FRACTIONS", (0.8, 0.1, 0.1)),
+        ("BATCH_SIZE", 256),
+        ("LR", 1e-3),
+        ("PHASE_LR", (1e-3, 3e-4)),
+        ("TAIL_MODE", "head_exclusion"),
+        ("HEAD_CLASSES", ("cat", "dog")),
+        ("USE_AMP", True),
+        ("MAX_STEPS", None),
+        ("NOTE", None),
+        ("LABEL_SMOOTHING", 0.0),
+        ("WARMUP_STEPS", 0),
+        ("SEED", 0),
+    ]
     assert type(settings.LABEL_SMOOTHING) is float  # written as 0
 
 
-def test_annotations_kept_as_text_are_resolved(tmp_path: Path) -> None:
+def test_annotations_kept_as_text_are_resolved() -> None:
     later = "from __future__ import annotations\n" + SCRIPT.replace("SEED: Seed", 'SEED: "Seed"')
-    module = load(tmp_path, later + "\nBAD_FOR_OTHERS: 'NoSuchType'\n")  # no value: no setting
+    module = load(later + "\nBAD_FOR_OTHERS: 'NoSuchType'\n")  # no value: no setting
     assert read_settings(module, ["--seed", "5"]).SEED == 5
     assert "--seed" in refused(module, "--seed", "-1")
 
@@ -137,86 +147,55 @@ def test_module_is_never_written_to(module: ModuleType) -> None:
     before = dict(vars(module))
     settings = read_settings(module, ["--lr", "0.5", "--head-classes", "pig"])
     settings.as_dict()["LR"] = 7.0
-    assert settings.LR == 0.5
-    assert dict(vars(module)) == before
+    assert settings.LR == 0.5 and dict(vars(module)) == before
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("LR: PositiveFloat = -1.0", ["train.py:5: LR must be a number > 0, not -1.0"]),
-        ("LR: float = float('nan')", ["train.py:5", "nan"]),
-        ("N: int = 1.0", ["train.py:5", "a whole number"]),
-        ("MODE: Literal['a', 'b'] = 'c'", ["train.py:5", "one of a, b", "'c'"]),
-        ("CLASSES: dict = {}", ["train.py:5", "CLASSES", "no type for a setting"]),
-        ("CLASSES: tuple[list[int], ...] = ()", ["train.py:5", "no type for a setting"]),
-        ("LR: 'Flaot' = 1.0", ["train.py:5", "LR", "Flaot"]),
+        ("LR: PositiveFloat = -1.0", ["LR must be a number > 0, not -1.0"]),
+        ("LR: float = float('nan')", ["nan"]),
+        ("N: int = 1.0", ["a whole number"]),
+        ("MODE: Literal['a', 'b'] = 'c'", ["one of a, b", "'c'"]),
+        ("CLASSES: tuple[list[int], ...] = ()", ["CLASSES", "no type for a setting"]),
+        ("LR: 'Flaot' = 1.0", ["LR", "Flaot"]),
     ],
 )
-def test_bad_line_in_the_script_names_file_and_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, words: list[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_bad_line_in_the_script_names_file_and_line(line: str, words: list[str]) -> None:
     head = "from typing import Literal\nfrom petface.settings import PositiveFloat\n\nOK: int = 1\n"
-    message = refused(load(tmp_path, head + line + "\n"), "--ok", "2")
-    assert all(word in message for word in words), message
+    message = refused(load(head + line + "\n"), "--ok", "2")
+    assert message.startswith("train.py:5: ") and all(word in message for word in words), message
 
 
 # --- What each type accepts ---
 
-ACCEPTED: list[tuple[Any, Any, Any]] = [
-    (float, 3, 3.0),
-    (bool, False, False),
-    (NonNegative, 0, 0),
-    (PositiveFloat, 1e-300, 1e-300),
-    (Fraction, 1, 1.0),
-    (Seed, 2**32 - 1, 2**32 - 1),
-    (Annotated[int, Range(2, 4)], 4, 4),
-    (Annotated[float, Range(high=0, open_high=True)], -1, -1.0),
-    (tuple[float, ...], [1, 2.5], (1.0, 2.5)),
-    (tuple[int, str], [1, "a"], (1, "a")),
-    (tuple[tuple[int, ...], ...], [[1], []], ((1,), ())),
-    (str | tuple[str, ...], ["a"], ("a",)),
-    (int | None, "none", None),
-    (str | None, "None", None),
-    (str | None, "nonesuch", "nonesuch"),
-    (Literal["a", 1], 1, 1),
-]
-REFUSED: list[tuple[Any, Any]] = [
-    (float, True),
-    (float, "1"),
-    (float, float("nan")),
-    (float, 10**400),
-    (int, True),
-    (int, 1.0),
-    (bool, 1),
-    (str, 1),
-    (str, "\udcff"),
-    (Positive, 0),
-    (NonNegative, -1),
-    (PositiveFloat, 0.0),
-    (NonNegativeFloat, -1e-9),
-    (Fraction, 1.0000001),
-    (Seed, 2**32),
-    (Annotated[int, Range(2, 4)], 5),
-    (Annotated[float, Range(high=0, open_high=True)], 0),
-    (tuple[float, ...], 1.0),
-    (tuple[Fraction, ...], [0.5, 2.0]),
-    (tuple[int, str], [1]),
-    (str | tuple[str, ...], [1]),
-    (Literal["a", 1], True),
-]
+UP_TO_0 = Annotated[float, Range(high=0, open_high=True)]
+TWO_TO_4 = Annotated[int, Range(2, 4)]
 
 
-@pytest.mark.parametrize(("hint", "value", "expected"), ACCEPTED)
+@pytest.mark.parametrize(
+    ("hint", "value", "expected"),
+    [
+        (float, 3, 3.0),
+        (bool, False, False),
+        (NonNegative, 0, 0),
+        (PositiveFloat, 1e-300, 1e-300),
+        (Fraction, 1, 1.0),
+        (Seed, 2**32 - 1, 2**32 - 1),
+        (TWO_TO_4, 4, 4),
+        (UP_TO_0, -1, -1.0),
+        (tuple[float, ...], [1, 2.5], (1.0, 2.5)),
+        (tuple[int, str], [1, "a"], (1, "a")),
+        (tuple[tuple[int, ...], ...], [[1], []], ((1,), ())),
+        (str | tuple[str, ...], ["a"], ("a",)),
+        (int | None, "none", None),
+        (str | None, "None", None),
+        (str | None, "nonesuch", "nonesuch"),
+        (Literal["a", 1], 1, 1),
+    ],
+)
 def test_accepted_values(hint: Any, value: Any, expected: Any) -> None:
     assert repr(accept(value, hint)) == repr(expected)  # repr tells 1 from 1.0 and True
-
-
-@pytest.mark.parametrize(("hint", "value"), REFUSED)
-def test_refused_values(hint: Any, value: Any) -> None:
-    with pytest.raises(ValueError):
-        accept(value, hint)
 
 
 @pytest.mark.parametrize(
@@ -237,39 +216,67 @@ def test_refused_values(hint: Any, value: Any) -> None:
     ],
 )
 def test_text_of_a_flag(hint: Any, text: str, expected: Any) -> None:
-    assert repr(parse(text, hint)) == repr(expected)
+    assert repr(accept(text, hint, is_flag=True)) == repr(expected)
 
 
 @pytest.mark.parametrize(
-    ("hint", "text"),
+    ("hint", "value", "is_flag"),
     [
-        (float, "1,5"),
-        (int, "1e3"),
-        (Positive | None, "0"),
-        (tuple[int, int], "1"),
-        (tuple[int, ...], "1,b"),
+        (float, True, False),
+        (float, "1", False),
+        (float, float("nan"), False),
+        (float, 10**400, False),
+        (int, True, False),
+        (int, 1.0, False),
+        (bool, 1, False),
+        (str, 1, False),
+        (str, "\udcff", False),
+        (Positive, 0, False),
+        (NonNegative, -1, False),
+        (PositiveFloat, 0.0, False),
+        (NonNegativeFloat, -1e-9, False),
+        (Fraction, 1.0000001, False),
+        (Seed, 2**32, False),
+        (TWO_TO_4, 5, False),
+        (UP_TO_0, 0, False),
+        (tuple[float, ...], 1.0, False),
+        (tuple[Fraction, ...], [0.5, 2.0], False),
+        (tuple[int, str], [1], False),
+        (str | tuple[str, ...], [1], False),
+        (Literal["a", 1], True, False),
+        (Literal["a", 1], "1", False),
+        (float, "1,5", True),
+        (float, "inf", True),
+        (int, "1e3", True),
+        (Positive | None, "0", True),
+        (tuple[int, int], "1", True),
+        (tuple[int, ...], "1,b", True),
     ],
 )
-def test_refused_text_of_a_flag(hint: Any, text: str) -> None:
+def test_refused_values(hint: Any, value: Any, is_flag: bool) -> None:
     with pytest.raises(ValueError):
-        parse(text, hint)
+        accept(value, hint, is_flag=is_flag)
 
 
 # --- Presets ---
 
 
-def test_presets_then_flags_wherever_they_stand(module: ModuleType, tmp_path: Path) -> None:
-    one = preset(tmp_path, "# demo\nLR = 1\n\nBATCH_SIZE = 64\n", "one.toml")
-    two = preset(tmp_path, 'BATCH_SIZE = 32\nHEAD_CLASSES = ["pig"]\nUSE_AMP = false\n', "two.toml")
-    settings = read_settings(module, ["--use-amp", "--config", one, f"--config={two}"])
+def test_presets_then_flags_wherever_they_stand(module: ModuleType) -> None:
+    one = preset("# demo\nLR = 1\n\nBATCH_SIZE = 64\n", "one.toml")
+    two = preset('BATCH_SIZE = 32\nHEAD_CLASSES = ["pig"]\nUSE_AMP = true\n', "two.toml")
+    settings = read_settings(module, ["--no-use-amp", "--config", one, f"--config={two}"])
     assert (settings.LR, settings.BATCH_SIZE, settings.HEAD_CLASSES) == (1.0, 32, ("pig",))
-    assert settings.USE_AMP is True
-    origins = [settings.origin(n) for n in ("LR", "BATCH_SIZE", "HEAD_CLASSES", "USE_AMP", "SEED")]
-    assert origins == ["one.toml:2", "two.toml:1", "two.toml:2", "--use-amp", "file"]
+    assert settings.USE_AMP is False
+    assert origins(settings) == {
+        "LR": "one.toml:2",
+        "BATCH_SIZE": "two.toml:1",
+        "HEAD_CLASSES": "two.toml:2",
+        "USE_AMP": "--no-use-amp",
+    }
     assert read_settings(module, ["--config", two, "--config", one]).BATCH_SIZE == 64
 
 
-def test_lines_of_keys_are_exact(module: ModuleType, tmp_path: Path) -> None:
+def test_lines_of_keys_are_exact(module: ModuleType) -> None:
     text = (
         'NOTE = """\nLR = 7\nSEED = 8\n"""\n'  # looks like keys, is text
         "HEAD_CLASSES = [\n"
@@ -279,12 +286,10 @@ def test_lines_of_keys_are_exact(module: ModuleType, tmp_path: Path) -> None:
         '"LR" = 0.5\n'
         "  SEED=3 # SEED = 4\n"
     )
-    settings = read_settings(module, ["--config", preset(tmp_path, text)])
+    settings = read_settings(module, ["--config", preset(text)])
     assert (settings.NOTE, settings.LR, settings.SEED) == ("LR = 7\nSEED = 8\n", 0.5, 3)
-    assert settings.origin("NOTE") == "a.toml:1"
-    assert settings.origin("HEAD_CLASSES") == "a.toml:5"
-    assert settings.origin("LR") == "a.toml:10"
-    assert settings.origin("SEED") == "a.toml:11"
+    lines = {"NOTE": 1, "HEAD_CLASSES": 5, "LR": 10, "SEED": 11}
+    assert origins(settings) == {name: f"a.toml:{line}" for name, line in lines.items()}
 
 
 @pytest.mark.parametrize(
@@ -297,35 +302,31 @@ def test_lines_of_keys_are_exact(module: ModuleType, tmp_path: Path) -> None:
         ("SPLIT_FRACTIONS = [0.9, 0.1]", ["a.toml:1: SPLIT_FRACTIONS must be a list of 3"]),
         ("TAIL_MODE = 'quantil'", ["a.toml:1", "head_exclusion, quantile, none"]),
         ("SEED = 1\n[Recipe]\nLR = 1", ["a.toml:2: [Recipe] is a table"]),
-        ("LR.x = 1", ["a.toml:1: [LR] is a table"]),
-        ("LR = 1\nLR = 2", ["a.toml:2: not valid TOML"]),
-        ("SEED = 1\nLR = \nBATCH_SIZE = 1", ["a.toml:2: not valid TOML"]),
+        ("LR = 1\nLR = 2", ["a.toml: not valid TOML", "overwrite"]),
+        ("SEED = 1\nLR = \nBATCH_SIZE = 1", ["a.toml: not valid TOML", "line 2"]),
     ],
 )
-def test_bad_preset_names_file_and_line(
-    module: ModuleType, tmp_path: Path, text: str, words: list[str]
-) -> None:
-    message = refused(module, "--config", preset(tmp_path, text))
+def test_bad_preset_names_file_and_line(module: ModuleType, text: str, words: list[str]) -> None:
+    message = refused(module, "--config", preset(text))
     assert all(word in message for word in words), message
 
 
-def test_encoding_of_presets(module: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "dos.toml").write_bytes(b"\xef\xbb\xbfSEED = 1\r\nNOTE = 'a'\r\n")
+def test_encoding_of_presets(module: ModuleType) -> None:
+    Path("dos.toml").write_bytes(b"\xef\xbb\xbfSEED = 1\r\nNOTE = 'a'\r\n")
     settings = read_settings(module, ["--config", "dos.toml"])
-    assert (settings.NOTE, settings.origin("NOTE")) == ("a", "dos.toml:2")
-    (tmp_path / "latin.toml").write_bytes("SEED = 1\nNOTE = 'café'\n".encode("latin-1"))
-    assert refused(module, "--config", "latin.toml").startswith("latin.toml:2: not UTF-8")
+    assert (settings.NOTE, origins(settings)["NOTE"]) == ("a", "dos.toml:2")
+    Path("latin.toml").write_bytes("SEED = 1\nNOTE = 'café'\n".encode("latin-1"))
+    assert "latin.toml: not valid TOML: 'utf-8'" in refused(module, "--config", "latin.toml")
 
 
-def test_missing_preset_names_its_neighbours(module: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "configs").mkdir()
+def test_missing_preset_names_its_neighbours(module: ModuleType) -> None:
+    Path("configs").mkdir()
     assert "no .toml file" in refused(module, "--config", "configs/demo.toml")
-    preset(tmp_path, "", "configs/demo.toml")
-    preset(tmp_path, "", "configs/reference.toml")
+    preset("", "configs/demo.toml")
+    preset("", "configs/reference.toml")
     assert refused(module, "--config", "configs/dem.toml").endswith("nearest: demo.toml")
     listed = refused(module, "--config", "configs/xyz.toml")
     assert "configs/xyz.toml" in listed and listed.endswith("demo.toml, reference.toml")
-    assert "no folder confgs" in refused(module, "--config", "confgs/demo.toml")
     assert "--config configs: " in refused(module, "--config", "configs")
 
 
@@ -340,6 +341,7 @@ def test_missing_preset_names_its_neighbours(module: ModuleType, tmp_path: Path)
         (["--use-amp"], "USE_AMP", True),
         (["--no-use-amp"], "USE_AMP", False),
         (["--use-amp=False"], "USE_AMP", False),
+        (["--use-amp", "false"], "USE_AMP", False),
         (["--no-use-amp", "--use-amp", "--lr", "1"], "USE_AMP", True),
         (["--species", "cat", "dog", "--lr", "1"], "SPECIES", ("cat", "dog")),
         (["--species", "cat"], "SPECIES", "cat"),
@@ -351,66 +353,58 @@ def test_missing_preset_names_its_neighbours(module: ModuleType, tmp_path: Path)
     ],
 )
 def test_flags(module: ModuleType, argv: list[str], name: str, value: Any) -> None:
-    settings = read_settings(module, argv)
-    assert repr(getattr(settings, name)) == repr(value)
-    flags = [word.split("=")[0] for word in argv]
-    assert (
-        settings.origin(name)
-        == [f for f in flags if f.endswith(name.lower().replace("_", "-"))][-1]
-    )
+    assert repr(getattr(read_settings(module, argv), name)) == repr(value)
 
 
 @pytest.mark.parametrize(
-    ("argv", "words"),
+    ("argv", "message"),
     [
-        (["--batchsize", "3"], ["unknown flag --batchsize; nearest: --batch-size"]),
-        (["--batch", "3"], ["unknown flag --batch"]),  # no abbreviations
-        (["--no-use-apm"], ["nearest: --no-use-amp"]),
-        (["--no-lr"], ["unknown flag --no-lr"]),
-        (["--xyzzy"], ["unknown flag --xyzzy", "--help"]),
-        (["-b", "3"], ["unknown flag -b"]),
-        (["--lr", "fast"], ["--lr must be a number > 0, not 'fast'"]),
-        (["--lr", "-1e-3"], ["--lr must be a number > 0, not '-1e-3'"]),
-        (["--lr", "1", "2"], ["unexpected '2'"]),
-        (["--lr"], ["--lr needs a value"]),
-        (["--lr", "--seed", "1"], ["--lr needs a value"]),
-        (["--config"], ["--config needs a value"]),
-        (["--use-amp", "yes"], ["--use-amp must be true or false, not 'yes'"]),
-        (["--no-use-amp=true"], ["--no-use-amp takes no value"]),
-        (["--split-fractions", "1", "0"], ["--split-fractions must be a list of 3"]),
-        (["--note", "\udcff"], ["--note must be text"]),
-        (["--", "photos"], ["unexpected 'photos'"]),
+        (["--batchsize", "3"], "unknown flag --batchsize; nearest: --batch-size"),
+        (["--batch", "3"], "unknown flag --batch"),  # no abbreviations
+        (["--no-use-apm"], "nearest: --no-use-amp"),
+        (["--no-lr"], "unknown flag --no-lr"),
+        (["--xyzzy"], "unknown flag --xyzzy; see --help"),
+        (["-b", "3"], "unknown flag -b"),
+        (["--lr", "-1e-3"], "--lr must be a number > 0, not '-1e-3'"),
+        (["--lr", "1", "2"], "unexpected '2'"),
+        (["--lr"], "--lr needs a value"),
+        (["--lr", "--seed", "1"], "--lr needs a value"),
+        (["--config"], "--config needs a value"),
+        (["--use-amp=yes"], "--use-amp must be true or false, not 'yes'"),
+        (["--no-use-amp=true"], "--no-use-amp takes no value"),
+        (["--split-fractions", "1", "0"], "--split-fractions must be a list of 3"),
+        (["--note", "\udcff"], "--note must be text"),
+        (["--", "photos"], "unexpected 'photos'"),
     ],
 )
-def test_bad_flags(module: ModuleType, argv: list[str], words: list[str]) -> None:
-    message = refused(module, *argv)
-    assert all(word in message for word in words), message
+def test_bad_flags(module: ModuleType, argv: list[str], message: str) -> None:
+    assert message in refused(module, *argv)
 
 
-def test_switches_are_no_settings(module: ModuleType, tmp_path: Path) -> None:
+def test_switches_are_no_settings(module: ModuleType) -> None:
     switches = {"force": "overwrite a finished run", "dry_run": "stop before the first step"}
     settings = read_settings(module, ["--dry-run", "--lr", "1"], switches=switches)
     assert settings.switches == {"dry_run"}
     assert read_settings(module, [], switches=switches).switches == frozenset()
-    assert "dry_run" not in settings.as_dict()
-    settings.write(tmp_path / "settings.toml")
-    assert "force" not in (tmp_path / "settings.toml").read_text()
+    assert "dry_run" not in settings.as_dict() and "force" not in settings.as_toml()
     assert "takes no value" in refused(module, "--force=yes", switches=switches)
     assert "nearest: --force" in refused(module, "--forse", switches=switches)
     with pytest.raises(AssertionError):
         read_settings(module, [], switches={"lr": "shares its flag with LR"})
 
 
-def test_positional_words(module: ModuleType) -> None:
-    positional = ("photos", "photos to name")
-    argv = ["a.png", "--lr", "1", "b.png", "--use-amp", "c.png", "--", "--d.png"]
-    settings = read_settings(module, argv, positional=positional)
-    assert settings.positional == ("a.png", "b.png", "c.png", "--d.png")
-    assert (settings.LR, settings.USE_AMP) == (1.0, True)
-    argv = ["--species", "cat", "dog", "--", "a.png", "--use-amp"]
-    settings = read_settings(module, argv, positional=positional)
-    assert (settings.SPECIES, settings.positional) == (("cat", "dog"), ("a.png", "--use-amp"))
-    assert read_settings(module, [], positional=positional).positional == ()
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("a.png --lr 1 b.png --use-amp c.png -- --d.png", ("a.png", "b.png", "c.png", "--d.png")),
+        ("--species cat dog -- a.png --use-amp", ("a.png", "--use-amp")),
+        ("--lr 1", ()),
+    ],
+)
+def test_positional_words(module: ModuleType, argv: str, words: tuple[str, ...]) -> None:
+    settings = read_settings(module, argv.split(), positional=("photos", "photos to name"))
+    assert settings.positional == words
+    assert settings.USE_AMP and (settings.LR == 1.0 or settings.SPECIES == ("cat", "dog"))
 
 
 def test_help_shows_everything(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -427,21 +421,15 @@ def test_help_shows_everything(module: ModuleType, capsys: pytest.CaptureFixture
         "usage: python train.py [--config PRESET.toml ...] [--flag value ...] [photos ...]",
         "Train something small.",
         "Data:",
-        "Recipe:",
-        '  --images-root  text; in the file: "data/images"',
         "      Where the photos lie. One folder per class.",
-        '      one species, several, or "all"',
-        "  --lr  a number > 0; in the file: 0.001",
-        "      images per step",
         "      never minority",
         '  --tail-mode  one of head_exclusion, quantile, none; in the file: "head_exclusion"',
         "  --use-amp, --no-use-amp  true or false; in the file: true",
         "  --label-smoothing  a number >= 0 and < 1; in the file: 0.0",
-        "  --force",
         "      overwrite",
     ):
         assert line in text.split("\n"), line
-    assert "--config PRESET.toml" in text and "noqa" not in text
+    assert "noqa" not in text
     heads = [line.split()[0].strip(",") for line in text.split("\n") if line.startswith("  --")]
     flags = ["--" + n.lower().replace("_", "-") for n in read_settings(module, []).as_dict()]
     assert heads == [*flags, "--force", "--config"]
@@ -456,19 +444,15 @@ def test_settings_object(module: ModuleType) -> None:
         settings.LR = 1.0
     with pytest.raises(AttributeError, match="no constant LRR; nearest: LR"):
         _ = settings.LRR
-    with pytest.raises(AttributeError, match="nearest: BATCH_SIZE"):
-        settings.origin("BATCH_SIZES")
     assert settings == read_settings(module, ["--lr", "5e-1", "--seed", "0"])
     assert settings != read_settings(module, ["--lr", "0.4"])
-    assert "LR=0.5, " in repr(settings) and "HEAD_CLASSES=('cat', 'dog')" in repr(settings)
     assert copy.deepcopy(settings) == settings == pickle.loads(pickle.dumps(settings))
 
 
-def test_provenance(module: ModuleType, tmp_path: Path) -> None:
-    assert read_settings(module, []).provenance() == "all constants as in train.py"
-    same = preset(tmp_path, "LR = 0.001\n")  # set, but to what the file says
+def test_provenance(module: ModuleType) -> None:
+    same = preset("LR = 0.001\n")  # set, but to what the file says
     assert read_settings(module, ["--config", same]).provenance() == "all constants as in train.py"
-    one = preset(tmp_path, "SEED = 1\nBATCH_SIZE = 64\nNOTE = 'a\"b'\n")
+    one = preset("SEED = 1\nBATCH_SIZE = 64\nNOTE = 'a\"b'\n")
     settings = read_settings(module, ["--config", one, "--lr", "0.5"])
     assert settings.provenance().split("\n") == [
         "BATCH_SIZE = 64      from a.toml:2 (train.py: 256)",
@@ -481,44 +465,38 @@ def test_provenance(module: ModuleType, tmp_path: Path) -> None:
 # --- The round trip ---
 
 
-def test_written_settings_are_a_complete_preset(module: ModuleType, tmp_path: Path) -> None:
+def test_written_settings_are_a_complete_preset(module: ModuleType) -> None:
     settings = read_settings(module, ["--species", "cat,", "--lr", "1e-05", "--max-steps", "3"])
-    settings.write(tmp_path / "run" / "settings.toml")
-    text = (tmp_path / "run" / "settings.toml").read_text(encoding="utf-8")
-    written = tomllib.loads(text)
-    assert set(settings.as_dict()) - set(written) == {"NOTE"}
+    text = settings.as_toml()
+    assert set(settings.as_dict()) - set(tomllib.loads(text)) == {"NOTE"}
     assert '# NOTE = "none"' in text.split("\n")
     assert 'SPECIES = ["cat"]  # one species, several, or "all"' in text.split("\n")
     assert text.index("# --- Data ---") < text.index("SPECIES") < text.index("# --- Recipe ---")
-    again = read_settings(module, ["--config", "run/settings.toml"])
-    assert again == settings
-    assert again.provenance().count("\n") == 2  # the three that differ, and no others
-    again.write(tmp_path / "again.toml")
-    assert (tmp_path / "again.toml").read_text(encoding="utf-8") == text
+    again = read_settings(module, ["--config", preset(text)])
+    assert again == settings and again.as_toml() == text
+    assert set(origins(again)) == {"SPECIES", "LR", "MAX_STEPS"}  # those that differ, no others
 
 
-AWKWARD = [
-    "quotes \" and '",
-    "back\\slash\\n",
-    "line\nbreak\r\n\ttab",
-    "\x00\x01\x1f\x7f\x80\x9f",
-    "é ü 猫 🐱 \u202e right to left \u2028 \ufeff\u00a0",
-    "# no comment = []",
-    '"""',
-    "",
-    "none",
-]
-
-
-@pytest.mark.parametrize("text", AWKWARD)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "quotes \" and '",
+        "back\\slash\\n",
+        "line\nbreak\r\n\ttab",
+        "\x00\x01\x1f\x7f\x80\x9f",
+        "é ü 猫 🐱 \u202e right to left \u2028 \ufeff\u00a0",
+        "# no comment = []",
+        '"""',
+        "",
+        "none",
+    ],
+)
 def test_awkward_text_survives(module: ModuleType, text: str) -> None:
     module.IMAGES_ROOT, module.HEAD_CLASSES = text, (text, "x")
     settings = read_settings(module, [])
-    settings.write("settings.toml")
-    written = tomllib.loads(Path("settings.toml").read_bytes().decode("utf-8"))
-    assert written["IMAGES_ROOT"] == text and written["HEAD_CLASSES"] == [text, "x"]
+    written = preset(settings.as_toml())
     module.IMAGES_ROOT, module.HEAD_CLASSES = "other", ()
-    assert read_settings(module, ["--config", "settings.toml"]) == settings
+    assert read_settings(module, ["--config", written]) == settings
 
 
 def test_random_values_survive() -> None:
@@ -533,24 +511,17 @@ def test_random_values_survive() -> None:
         assert repr(accept(tomllib.loads(f"x = {to_toml(value)}")["x"], hint)) == repr(value)
 
 
-def test_none_over_another_default_survives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    module = load(tmp_path, "STEPS: int | None = 5  # how many\nNAME: str | None = 'a'\n")
+def test_none_over_another_default_survives() -> None:
+    module = load("STEPS: int | None = 5  # how many\nNAME: str | None = 'a'\n")
     settings = read_settings(module, ["--steps", "none", "--name", "none"])
     assert (settings.STEPS, settings.NAME) == (None, None)
-    settings.write("settings.toml")
-    assert read_settings(module, ["--config", "settings.toml"]) == settings
+    assert read_settings(module, ["--config", preset(settings.as_toml())]) == settings
 
 
-def test_comments_cannot_break_the_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_comments_cannot_break_the_toml() -> None:
     source = "# --- A\x7f ---\nSEED: int = 1  # bell \x07 \x7f, a\ttab and 猫\n"
-    settings = read_settings(load(tmp_path, source), [])
-    settings.write("settings.toml")
-    assert tomllib.loads(Path("settings.toml").read_text(encoding="utf-8")) == {"SEED": 1}
-    assert "猫" in Path("settings.toml").read_text(encoding="utf-8")
+    text = read_settings(load(source), []).as_toml()
+    assert tomllib.loads(text) == {"SEED": 1} and "猫" in text
 
 
 @pytest.mark.parametrize(
@@ -568,8 +539,6 @@ def test_comments_cannot_break_the_toml(tmp_path: Path, monkeypatch: pytest.Monk
         ("N: int = 1  # first\nN: int = 2  # second", "second", ""),
     ],
 )
-def test_comments_and_groups(tmp_path: Path, lines: str, comment: str, group: str) -> None:
-    from petface.settings.constants import gather
-
-    constant = gather(load(tmp_path, lines + "\n"))[-1]
-    assert (constant.name, constant.comment.strip(), constant.group) == ("N", comment, group)
+def test_comments_and_groups(lines: str, comment: str, group: str) -> None:
+    constant = gather(load(lines + "\n"))[-1]
+    assert (constant.name, constant.comment, constant.group) == ("N", comment, group)

@@ -7,17 +7,16 @@ script's module.
 
 from __future__ import annotations
 
-import re
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from petface.errors import SettingsError
-from petface.files import atomic_write
 from petface.settings.command_line import print_help, split_command_line
 from petface.settings.constants import Constant, checked, gather, nearest, script_name
 from petface.settings.value_types import (
@@ -30,7 +29,6 @@ from petface.settings.value_types import (
     Seed,
     accept,
     describe,
-    parse,
     to_toml,
 )
 
@@ -47,16 +45,16 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Settings:
     """The constants of a script as this run uses them; two are equal when all their values are."""
 
     _values: dict[str, Any]
-    _origins: dict[str, str] = field(compare=False)
-    _constants: tuple[Constant, ...] = field(compare=False)
-    _script: str = field(compare=False)
-    switches: frozenset[str] = field(compare=False)
-    positional: tuple[str, ...] = field(compare=False)
+    _origins: dict[str, str] = field(compare=False, repr=False)
+    _constants: tuple[Constant, ...] = field(compare=False, repr=False)
+    _script: str = field(compare=False, repr=False)
+    switches: frozenset[str] = field(compare=False, repr=False)
+    positional: tuple[str, ...] = field(compare=False, repr=False)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # also asked while a copy is being made, before there are values
@@ -67,17 +65,9 @@ class Settings:
             )
         return self._values[name]
 
-    def __repr__(self) -> str:
-        return f"Settings({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
-
     def as_dict(self) -> dict[str, Any]:
         """Copy the values, in the order of the script."""
         return dict(self._values)
-
-    def origin(self, name: str) -> str:
-        """Return where a value was set last: `file`, `configs/demo.toml:3` or `--lr`."""
-        getattr(self, name)  # an unknown name fails with the nearest one
-        return self._origins.get(name, "file")
 
     def provenance(self) -> str:
         """List what differs from the script's file and where it came from, in aligned lines."""
@@ -92,11 +82,6 @@ class Settings:
             for c in changed
         )
 
-    def write(self, path: str | Path) -> None:
-        """Write `as_toml` into a file, whole or not at all."""
-        with atomic_write(path, "w") as handle:
-            handle.write(self.as_toml())
-
     def as_toml(self) -> str:
         """Format every constant with its comment as TOML; as a preset it gives the same values.
 
@@ -104,15 +89,13 @@ class Settings:
         """
         script = _one_line(self._script)
         lines = [f"# All constants of a run of {script}; also a preset for it (--config)."]
-        group = ""
-        for c in self._constants:
-            if c.group != group:
-                group = c.group
-                lines += ["", f"# --- {_one_line(group)} ---"]
-            value = self._values[c.name]
-            mark = "# " if value is None and c.default is None else ""
-            comment = f"  # {_one_line(c.comment)}" if c.comment else ""
-            lines.append(f"{mark}{c.name} = {to_toml(value)}{comment}")
+        for group, members in groupby(self._constants, key=lambda c: c.group):
+            lines += ["", f"# --- {_one_line(group)} ---"] if group else []
+            for c in members:
+                value = self._values[c.name]
+                mark = "# " if value is None and c.default is None else ""
+                comment = f"  # {_one_line(c.comment)}" if c.comment else ""
+                lines.append(f"{mark}{c.name} = {to_toml(value)}{comment}")
         return "\n".join(lines) + "\n"
 
 
@@ -148,7 +131,7 @@ def read_settings(
             origins[name] = place
     for name, (flag, text) in line.texts.items():
         try:
-            values[name] = accept(parse(text, hints[name]), hints[name])
+            values[name] = accept(text, hints[name], is_flag=True)
         except ValueError:
             raise SettingsError(f"{flag} must be {describe(hints[name])}, not {text!r}") from None
         origins[name] = flag
@@ -158,29 +141,25 @@ def read_settings(
 def _read_preset(path: str) -> dict[str, tuple[str, Any]]:
     """Read a TOML file as key -> (`file:line`, value)."""
     try:
-        data = Path(path).read_bytes()
-        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+        text = Path(path).read_text(encoding="utf-8-sig")
         table = tomllib.loads(text)
     except FileNotFoundError:
-        raise SettingsError(
-            f"--config {path}: there is no such preset{_presets_near(path)}"
-        ) from None
+        folder = Path(path).parent
+        names = sorted(file.name for file in folder.glob("*.toml"))
+        others = f"; {folder} has: {', '.join(names[:10]) or 'no .toml file'}"
+        near = nearest(Path(path).name, names) or others
+        raise SettingsError(f"--config {path}: there is no such preset{near}") from None
     except OSError as error:
         raise SettingsError(f"--config {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise SettingsError(f"{path}:{line}: not UTF-8; save the preset as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        found = re.search(r"at line (\d+)", str(error))
-        line = int(found[1]) if found else max(1, len(text.splitlines()))
-        raise SettingsError(f"{path}:{line}: not valid TOML: {error}") from None
-    lines = _lines_of_keys(text)
+    except ValueError as error:  # neither UTF-8 nor TOML; both say where
+        raise SettingsError(f"{path}: not valid TOML: {error}") from None
+    places = {key: f"{path}:{line}" for key, line in _lines_of_keys(text).items()}
     for key, value in table.items():
         if isinstance(value, dict):
             raise SettingsError(
-                f"{path}:{lines[key]}: [{key}] is a table; a preset has only NAME = value lines"
+                f"{places[key]}: [{key}] is a table; a preset has only NAME = value lines"
             )
-    return {key: (f"{path}:{lines[key]}", value) for key, value in table.items()}
+    return {key: (places[key], value) for key, value in table.items()}
 
 
 def _lines_of_keys(text: str) -> dict[str, int]:
@@ -202,15 +181,3 @@ def _lines_of_keys(text: str) -> dict[str, int]:
 def _one_line(text: str) -> str:
     """Replace what a TOML comment may not hold: control characters, halves of surrogate pairs."""
     return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _presets_near(path: str) -> str:
-    """Return the preset files in the same folder, the likely ones first if there are any."""
-    folder = Path(path).parent
-    if not folder.is_dir():
-        return f"; there is no folder {folder} either"
-    names = sorted(file.name for file in folder.glob("*.toml"))
-    near = nearest(Path(path).name, names)
-    return near or (
-        f"; {folder} has: {', '.join(names[:10])}" if names else f"; {folder} has no .toml file"
-    )

@@ -7,11 +7,11 @@ errors differently from one Python to the next.
 from __future__ import annotations
 
 import inspect
-import sys
 import textwrap
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from types import ModuleType
 
 from petface.errors import SettingsError
@@ -62,7 +62,8 @@ def split_command_line(
         elif flag in by_flag:
             constant = by_flag[flag]
             if not equals and constant.hint is bool:
-                text = rest.popleft() if _truth_follows(rest, takes_words) else "true"
+                follows = rest and rest[0].lower() in ("true", "false")
+                text = rest.popleft() if follows else "true"
             elif not equals:
                 text = ",".join(_values(flag, rest, several=is_list(constant.hint)))
             line.texts[constant.name] = flag, text
@@ -96,38 +97,29 @@ def print_help(
     ]
     lines += ["", inspect.cleandoc(module.__doc__)] if module.__doc__ else []
     if positional:
-        lines += [
-            "",
-            *_item(f"{positional[0]} ...", f"{positional[1]}; a list before them ends with --"),
-        ]
-    group = None
-    for constant in constants:
-        if constant.group != group:
-            group = constant.group
-            lines += ["", f"{group or 'Constants'}:"]
-        no = f", {flag_of('no_' + constant.name)}" if constant.hint is bool else ""
-        default = to_toml(constant.default)
-        head = f"{constant.flag}{no}  {describe(constant.hint)}; in the file: {default}"
-        lines += _item(head, constant.comment)
-    lines += ["", "Switches:"]
-    for name, text in switches.items():
-        lines += _item(flag_of(name), text)
-    lines += _item(
-        "--config PRESET.toml", "lay a preset over the constants; repeatable, later wins, flags win"
+        what = f"{positional[1]}; a list before them ends with --"
+        lines += ["", *_item(f"{positional[0]} ...", what)]
+    for group, members in groupby(constants, key=lambda constant: constant.group):
+        lines += ["", f"{group or 'Constants'}:"]
+        for constant in members:
+            no = f", {flag_of('no_' + constant.name)}" if constant.hint is bool else ""
+            default = f"{describe(constant.hint)}; in the file: {to_toml(constant.default)}"
+            lines += _item(f"{constant.flag}{no}  {default}", constant.comment)
+    others = {flag_of(name): text for name, text in switches.items()}
+    others["--config PRESET.toml"] = (
+        "lay a preset over the constants; repeatable, later wins, flags win"
     )
-    lines += _item("-h, --help", "show this and end")
-    lines += [
-        "",
-        "A list is written --flag a b or --flag a,b. A preset has lines like BATCH_SIZE = 64.",
-    ]
-    sys.stdout.write("\n".join(lines) + "\n")
+    others["-h, --help"] = "show this and end"
+    lines += ["", "Switches:"]
+    for head, text in others.items():
+        lines += _item(head, text)
+    lines += ["", "A list is written --flag a b or --flag a,b. A preset has lines like LR = 0.01."]
+    print("\n".join(lines))
 
 
 def _item(head: str, text: str) -> list[str]:
-    return [
-        f"  {head}",
-        *textwrap.wrap(text, 96, initial_indent=" " * 6, subsequent_indent=" " * 6),
-    ]
+    indent = " " * 6
+    return [f"  {head}", *textwrap.wrap(text, 96, initial_indent=indent, subsequent_indent=indent)]
 
 
 def _values(flag: str, rest: deque[str], *, several: bool = False) -> list[str]:
@@ -138,10 +130,3 @@ def _values(flag: str, rest: deque[str], *, several: bool = False) -> list[str]:
     if not taken:
         raise SettingsError(f'{flag} needs a value (an empty one is "")')
     return taken
-
-
-def _truth_follows(rest: deque[str], takes_words: bool) -> bool:
-    """Check whether the next word is meant as the value of a true-or-false flag."""
-    if not rest or rest[0].startswith("-"):
-        return False
-    return not takes_words or rest[0].lower() in ("true", "false")

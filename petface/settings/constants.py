@@ -61,15 +61,15 @@ def gather(module: ModuleType) -> tuple[Constant, ...]:
     comments = _Comments(source)
     constants: dict[str, Constant] = {}
     for node in ast.parse(source).body:
-        if not (
-            isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value
-        ):
-            continue
-        name, annotation = node.target.id, ast.unparse(node.annotation)
-        if name.startswith("_") or not name.isupper() or _FINAL.match(annotation):
+        match node:
+            case ast.AnnAssign(target=ast.Name(name), annotation=annotation, value=ast.expr()):
+                text = ast.unparse(annotation)
+            case _:
+                continue
+        if name.startswith("_") or not name.isupper() or _FINAL.match(text):
             continue
         place = f"{script}:{node.lineno}"
-        hint = _hint(module, name, annotation, place)
+        hint = _hint(module, name, text, place)
         value = checked(getattr(module, name), hint, f"{place}: {name}")
         constants[name] = Constant(name, hint, value, *comments.of(node))
     return tuple(constants.values())
@@ -92,9 +92,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def _hint(module: ModuleType, name: str, annotation: str, place: str) -> Any:
     """Resolve one annotation in the names of `module`, whether or not Python kept it as text."""
-    alone = ModuleType(
-        module.__name__
-    )  # so that another annotation of the script cannot get in the way
+    alone = ModuleType(name)  # so that another annotation of the script cannot get in the way
     alone.__annotations__ = {name: annotation}
     try:
         hint = get_type_hints(alone, vars(module), include_extras=True)[name]
@@ -105,28 +103,30 @@ def _hint(module: ModuleType, name: str, annotation: str, place: str) -> Any:
 
 
 class _Comments:
-    """The comments of a source by line number: beside code, alone, headings of groups."""
+    """The comments of a source by line number: beside code, alone, titles of groups."""
 
     def __init__(self, source: str) -> None:
-        lines = source.split("\n")
-        self.alone: dict[int, str] = {}
         self.beside: dict[int, str] = {}
+        self.alone: dict[int, str] = {}
+        self.titles: dict[int, str] = {}
         for token in tokenize.generate_tokens(io.StringIO(source).readline):
-            if token.type == tokenize.COMMENT:
-                row, column = token.start
-                (self.beside if lines[row - 1][:column].strip() else self.alone)[row] = token.string
-        matches = {row: _HEADING.fullmatch(text) for row, text in self.alone.items()}
-        self.headings = {row: match[2] or "" for row, match in matches.items() if match}
+            if token.type != tokenize.COMMENT:
+                continue
+            row, text = token.start[0], _LINTER_NOTE.sub("", token.string)
+            if token.line.lstrip() != token.line[token.start[1] :]:
+                self.beside[row] = text.lstrip("#").strip()
+            elif heading := _HEADING.fullmatch(text):
+                self.titles[row] = heading[2] or ""
+            else:
+                self.alone[row] = text.lstrip("#").strip()
 
     def of(self, node: ast.AnnAssign) -> tuple[str, str]:
         """Return the comment beside a constant, else the lines directly above it; and its group."""
-        row = node.lineno
-        while row - 1 in self.alone and row - 1 not in self.headings:
-            row -= 1
-        beside = self.beside.get(node.lineno) or self.beside.get(node.end_lineno or node.lineno)
-        parts = [beside] if beside else [self.alone[number] for number in range(row, node.lineno)]
-        comment = " ".join(_LINTER_NOTE.sub("", part).lstrip("#").strip() for part in parts)
-        titles = [
-            title for number, title in self.headings.items() if title and number < node.lineno
-        ]
-        return comment, titles[-1] if titles else ""
+        first, last = node.lineno, node.end_lineno or node.lineno
+        comment = self.beside.get(first) or self.beside.get(last)
+        if not comment:
+            while first - 1 in self.alone:
+                first -= 1
+            comment = " ".join(self.alone[row] for row in range(first, node.lineno)).strip()
+        above = [title for row, title in self.titles.items() if title and row < node.lineno]
+        return comment, above[-1] if above else ""

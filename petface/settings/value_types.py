@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-_LEAVES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_LEAVES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    NoneType: "none",
+}
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,7 @@ def describe(hint: Any) -> str:
     """Describe what `hint` accepts; raises TypeError for a type that settings do not know."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        bounds = " and ".join(str(bound) for bound in args[1:] if isinstance(bound, Range))
-        return f"{describe(args[0])} {bounds}".strip()
+        return " ".join([describe(args[0]), *(str(b) for b in args[1:] if isinstance(b, Range))])
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin in (Union, UnionType):
@@ -57,65 +63,68 @@ def describe(hint: Any) -> str:
         return f"a list, each {describe(args[0])}"
     if origin is tuple:
         return f"a list of {len(args)}: {', '.join(map(describe, args))}"
-    if hint is NoneType:
-        return "none"
-    if hint in _LEAVES:
-        return _LEAVES[hint]
-    raise TypeError(
-        f"{hint!r} is no type for a setting: bool, int, float, str, Literal, tuple or a union"
-    )
+    if hint not in _LEAVES:
+        known = "bool, int, float, str, Literal, tuple or a union"
+        raise TypeError(f"{hint!r} is no type for a setting: {known}")
+    return _LEAVES[hint]
 
 
-def accept(value: Any, hint: Any) -> Any:
-    """Return `value` as `hint` wants it (int to float, list to tuple), or raise ValueError."""
+def accept(value: Any, hint: Any, *, is_flag: bool = False) -> Any:
+    """Return `value` as `hint` wants it (int to float, list to tuple), or raise ValueError.
+
+    With `is_flag` it is the text of a flag: numbers are read from it, and lists split at commas.
+    """
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        value = accept(value, args[0])
+        value = accept(value, args[0], is_flag=is_flag)
         return _only_if(
             all(value in bound for bound in args[1:] if isinstance(bound, Range)), value
         )
     if origin is Literal:
-        return _only_if(
-            any(value == choice and type(value) is type(choice) for choice in args), value
-        )
+        for choice in args:
+            if (is_flag or type(value) is type(choice)) and value in (choice, str(choice)):
+                return choice
+        raise ValueError(value)
     if origin in (Union, UnionType):
-        return _first(
-            lambda option: accept(value, option), sorted(args, key=lambda o: o is not NoneType)
-        )
+        for option in sorted(args, key=lambda option: _turn(option, value)):
+            with suppress(ValueError):
+                return accept(value, option, is_flag=is_flag)
+        raise ValueError(value)
     if origin is tuple:
+        if is_flag:
+            value = [part.strip() for part in value.split(",") if part.strip()]
         _only_if(isinstance(value, (list, tuple)), value)
         items = args[:1] * len(value) if args[-1] is ... else args
-        return tuple(accept(item, hint) for item, hint in zip(value, items, strict=True))
+        pairs = zip(value, items, strict=True)
+        return tuple(accept(item, of_item, is_flag=is_flag) for item, of_item in pairs)
+    return _leaf(value, hint, is_flag)
+
+
+def _leaf(value: Any, hint: type, is_flag: bool) -> Any:
     if hint is NoneType:
         return _only_if(value is None or isinstance(value, str) and value.lower() == "none", None)
-    if hint is float and type(value) is int:
+    if hint is bool and is_flag:
+        return _only_if(value.lower() in ("true", "false"), value.lower() == "true")
+    if is_flag or hint is float and type(value) is int:
         try:
-            value = float(value)
+            value = hint(value)
         except OverflowError:
             raise ValueError(value) from None
-    if hint is str and isinstance(value, str):
+    _only_if(type(value) is hint, value)
+    if hint is float:
+        _only_if(math.isfinite(value), value)
+    if hint is str:
         value.encode()  # a file name that is not UTF-8 could not be written to settings.toml
-    return _only_if(type(value) is hint and (hint is not float or math.isfinite(value)), value)
+    return value
 
 
-def parse(text: str, hint: Any) -> Any:
-    """Read the text of a flag as `hint`, a list split at commas, or raise ValueError."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return accept(parse(text, args[0]), hint)
-    if origin is Literal:
-        return _first(lambda choice: _only_if(str(choice) == text, choice), args)
-    if origin in (Union, UnionType):
-        return _first(
-            lambda option: parse(text, option), sorted(args, key=lambda o: _eagerness(o, text))
-        )
-    if origin is tuple:
-        parts = [part.strip() for part in text.split(",") if part.strip()]
-        items = args[:1] * len(parts) if args[-1] is ... else args
-        return tuple(parse(part, item) for part, item in zip(parts, items, strict=True))
-    if hint is bool:
-        return _only_if(text.lower() in ("true", "false"), text.lower() == "true")
-    return accept(text if hint in (str, NoneType) else hint(text), hint)
+def _turn(option: Any, value: Any) -> int:
+    """Order the options of a union: None, a list where a comma is, numbers, text, a list."""
+    if option is NoneType:
+        return 0
+    if is_list(option):
+        return 1 if isinstance(value, str) and "," in value else 4
+    return 3 if option is str else 2
 
 
 def is_list(hint: Any) -> bool:
@@ -133,23 +142,6 @@ def to_toml(value: Any) -> str:
     if isinstance(value, str):  # JSON escapes what TOML wants escaped, save DEL
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def _eagerness(option: Any, text: str) -> int:
-    """Order the options of a union: a list first where a comma is, text after numbers, none."""
-    if is_list(option):
-        return 0 if "," in text else 3
-    return 2 if option is str else 1
-
-
-def _first(attempt: Any, options: Any) -> Any:
-    """Return the first attempt that does not raise ValueError."""
-    for option in options:
-        try:
-            return attempt(option)
-        except ValueError:
-            continue
-    raise ValueError
 
 
 def _only_if(fits: bool, value: Any) -> Any:
