@@ -1,9 +1,9 @@
 """Confidence that can be believed: fitted on the validation split, measured on the test split.
 
 Logits are (N, K), labels (N,) class indices with -1 unknown, records (N,) the animal of each photo,
-probabilities (N, K) with rows that sum to 1. Rows of an unknown label and rows that are not finite
-are left out. Confidence is the probability of the answer, the most probable class; NaN means "not
-defined".
+probabilities (N, K) with rows that sum to 1. `calibrate_heads` leaves out rows of an unknown label
+and rows that are not finite; what it calls takes known rows alone. Confidence is the probability of
+the answer, the most probable class; NaN means "not defined".
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,9 @@ from petface.metrics import wilson_interval
 from petface.taxonomy import UNKNOWN
 
 Floats = npt.NDArray[np.float64]
-Answers = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]  # logits, labels, records
+Labels = npt.NDArray[np.int64]
+Truths = npt.NDArray[np.bool_]
+Answers = tuple[np.ndarray, np.ndarray, np.ndarray]  # logits, labels, records
 
 # With fewer known rows the fit does more harm to the log loss of a network that needs none than
 # good to one that is mildly off: simulated, true temperatures 1 to 2, 2 and 13 classes.
@@ -30,16 +32,6 @@ TEMPERATURE_RANGE = (0.05, 20.0)
 _MAX_BINS, _PHOTOS_PER_BIN = 15, 20
 _MIN_ANSWERED = 10
 _BISECTIONS = 36  # halvings of the log range: 1e-10 of it
-
-
-class ReliabilityBins(NamedTuple):
-    """A reliability diagram: arrays (B,) over the bins that hold a row, in rising order."""
-
-    confidence: Floats  # mean in the bin
-    accuracy: Floats
-    num: npt.NDArray[np.int64]
-    low: Floats  # 95 % Wilson interval of the accuracy
-    high: Floats
 
 
 @dataclass(frozen=True)
@@ -58,126 +50,7 @@ class HeadCalibration:
         return self.threshold is not None and probability >= self.threshold - 1e-6
 
 
-def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> Floats:
-    """Return softmax(logits / temperature), (N, K) float64."""
-    p = np.exp(shifted(np.asarray(logits, np.float64)) / temperature)
-    return p / p.sum(axis=1, keepdims=True)
-
-
-def nll(logits: npt.ArrayLike, labels: npt.ArrayLike, temperature: float = 1.0) -> float:
-    """Average -log softmax(logits / temperature)[label], in nats; NaN without a known row."""
-    z, y, _ = usable_rows(logits, labels)
-    if not len(y):
-        return math.nan
-    z = shifted(z) / temperature
-    return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(y)), y]).mean())
-
-
-def brier(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Average the squared distance to the one-hot label, summed over classes: 0 to 2; NaN if empty.
-
-    Source: Brier 1950, Monthly Weather Review 78(1), equation 2.
-    """
-    p, y, _ = usable_rows(probabilities, labels)
-    if not len(y):
-        return math.nan
-    of_true = p[np.arange(len(y)), y]
-    return float(((p**2).sum(axis=1) - 2.0 * of_true + 1.0).mean())
-
-
-def reliability_bins(
-    confidence: npt.ArrayLike, correct: npt.ArrayLike, num_bins: int = 15
-) -> ReliabilityBins:
-    """Group answers, confidence (N,) and correct (N,) bool, into bins of equal mass.
-
-    Equal confidences share a bin, so that the order of the rows does not matter; bins left empty
-    by that are dropped.
-    """
-    c, right = answers(confidence, correct)
-    assert num_bins > 0, num_bins
-    rank = np.searchsorted(np.sort(c), c)  # of the first of equals
-    where = rank * num_bins // max(len(c), 1)
-    num = np.bincount(where, minlength=num_bins)
-    held = num > 0
-    mean = np.bincount(where, c, num_bins)[held] / num[held]
-    accuracy = np.bincount(where, right, num_bins)[held] / num[held]
-    low, high = wilson_interval(accuracy, num[held], NormalDist().inv_cdf(0.975))
-    return ReliabilityBins(mean, accuracy, num[held], low, high)
-
-
-def expected_calibration_error(
-    confidence: npt.ArrayLike, correct: npt.ArrayLike, num_bins: int = 15
-) -> float:
-    """Average |accuracy - confidence| over bins of equal mass, weighted by count; NaN if empty.
-
-    Chance alone gives about 0.3 sqrt(num_bins / N): never compare parts of different size. Source:
-    Guo et al. 2017, equation 3, with the bins of Nguyen & O'Connor 2015, arXiv 1508.05154.
-    """
-    bins = reliability_bins(confidence, correct, num_bins)
-    total = bins.num.sum()
-    gap = np.abs(bins.accuracy - bins.confidence)
-    return float((bins.num * gap).sum() / total) if total else math.nan
-
-
-def coverage_curve(
-    confidence: npt.ArrayLike, correct: npt.ArrayLike
-) -> tuple[Floats, Floats, Floats]:
-    """Return thresholds (S,) falling, and coverage and accuracy (S,) of answering from each on.
-
-    Equal confidences are one step, because no threshold can tell them apart.
-    """
-    c, right = answers(confidence, correct)
-    order = np.argsort(-c, kind="stable")
-    c, num_right = c[order], np.cumsum(right[order])
-    last = np.flatnonzero(np.append(c[1:] != c[:-1], len(c) > 0))
-    num = last + 1
-    return c[last], num / max(len(c), 1), num_right[last] / num
-
-
-def reliability_rows(confidence: npt.ArrayLike, correct: npt.ArrayLike) -> list[list[float]]:
-    """Return [mean confidence, accuracy, photos, low, high] of each bin, as a JSON file holds it.
-
-    Small splits get fewer bins: an interval as high as the whole diagram says nothing.
-    """
-    num = len(np.asarray(correct))
-    bins = reliability_bins(confidence, correct, min(_MAX_BINS, 1 + num // _PHOTOS_PER_BIN))
-    return _rounded(bins.confidence, bins.accuracy, bins.num, bins.low, bins.high)
-
-
-def coverage_rows(
-    confidence: npt.ArrayLike, correct: npt.ArrayLike, num_steps: int
-) -> list[list[float]]:
-    """Return [coverage, accuracy, threshold] of `num_steps` steps at most, as a JSON file holds it.
-
-    The accuracy of fewer than ten answers jumps up and down and is left out.
-    """
-    thresholds, coverage, accuracy = coverage_curve(confidence, correct)
-    num = len(np.asarray(correct))
-    steps = np.flatnonzero(coverage * num >= min(_MIN_ANSWERED, num))
-    shown = steps[np.linspace(0, len(steps) - 1, min(len(steps), num_steps)).astype(int)]
-    return _rounded(coverage[shown], accuracy[shown], thresholds[shown])
-
-
-def usable_rows(
-    logits: npt.ArrayLike, labels: npt.ArrayLike
-) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Return the rows that are finite and have a label, their labels, and which of all they are."""
-    z, y = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
-    assert z.ndim == 2 and z.shape[1] > 0 and y.shape == z.shape[:1], (z.shape, y.shape)
-    kept = (y != UNKNOWN) & np.isfinite(z).all(axis=1)
-    z, y = z[kept], y[kept]
-    assert ((y >= 0) & (y < z.shape[1])).all(), f"a label is outside 0..{z.shape[1] - 1}"
-    return z, y, kept
-
-
-def answers(
-    confidence: npt.ArrayLike, correct: npt.ArrayLike
-) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Check confidence (N,) and correct (N,) and return them as arrays."""
-    c, right = np.asarray(confidence, np.float64), np.asarray(correct, np.bool_)
-    assert c.ndim == 1 and c.shape == right.shape, (c.shape, right.shape)
-    assert np.isfinite(c).all(), "a confidence is not finite"
-    return c, right
+# --- Losses and curves ---
 
 
 def shifted(z: Floats) -> Floats:
@@ -185,31 +58,105 @@ def shifted(z: Floats) -> Floats:
     return z - z.max(axis=1, keepdims=True)
 
 
-class Threshold(NamedTuple):
-    """Confidence from which answers are given, and what that gave on the data it was fitted on.
+def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
+    """Return softmax(logits / temperature), (N, K)."""
+    p = np.exp(shifted(logits) / temperature)
+    return p / p.sum(axis=1, keepdims=True)
 
-    "Never answers" is (inf, 0.0, NaN); "always" has threshold 0.
+
+def nll(logits: Floats, labels: Labels, temperature: float = 1.0) -> float:
+    """Average -log softmax(logits / temperature)[label], in nats."""
+    z = shifted(logits) / temperature
+    return _mean(np.log(np.exp(z).sum(axis=1)) - _at(z, labels))
+
+
+def brier(probabilities: Floats, labels: Labels) -> float:
+    """Average the squared distance to the one-hot label, summed over classes: 0 to 2.
+
+    Source: Brier 1950, Monthly Weather Review 78(1), equation 2.
     """
-
-    threshold: float
-    coverage: float
-    accuracy: float
+    return _mean((probabilities**2).sum(axis=1) - 2.0 * _at(probabilities, labels) + 1.0)
 
 
-def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+def reliability_bins(
+    confidence: np.ndarray, correct: Truths, num_bins: int = _MAX_BINS
+) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
+    """Group answers into bins of equal mass: mean confidence, accuracy and number of each (B,).
+
+    Equal confidences share a bin, so that the order of the rows does not matter; bins left empty
+    by that are dropped.
+    """
+    rank = np.searchsorted(np.sort(confidence), confidence)  # of the first of equals
+    where = rank * num_bins // max(len(confidence), 1)
+    num = np.bincount(where, minlength=num_bins)
+    held = num > 0
+    sums = (np.bincount(where, column, num_bins) for column in (confidence, correct))
+    mean, accuracy = (total[held] / num[held] for total in sums)
+    return mean, accuracy, num[held]
+
+
+def expected_calibration_error(
+    confidence: np.ndarray, correct: Truths, num_bins: int = _MAX_BINS
+) -> float:
+    """Average |accuracy - confidence| over bins of equal mass, weighted by count.
+
+    Chance alone gives about 0.3 sqrt(num_bins / N): never compare parts of different size. Source:
+    Guo et al. 2017, equation 3, with the bins of Nguyen & O'Connor 2015, arXiv 1508.05154.
+    """
+    mean, accuracy, num = reliability_bins(confidence, correct, num_bins)
+    return float((num * np.abs(accuracy - mean)).sum() / num.sum()) if len(num) else math.nan
+
+
+def coverage_curve(confidence: np.ndarray, correct: Truths) -> tuple[Floats, Floats, Floats]:
+    """Return thresholds (S,) falling, and coverage and accuracy (S,) of answering from each on.
+
+    Equal confidences are one step, because no threshold can tell them apart.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    c, num_right = np.asarray(confidence, np.float64)[order], np.cumsum(correct[order])
+    last = np.flatnonzero(np.append(c[1:] != c[:-1], len(c) > 0))
+    return c[last], (last + 1) / max(len(c), 1), num_right[last] / (last + 1)
+
+
+def reliability_rows(confidence: np.ndarray, correct: Truths) -> list[list[float]]:
+    """Return [mean confidence, accuracy, photos, low, high] of each bin, as a JSON file holds it.
+
+    Low and high are a 95 % Wilson interval. Small splits get fewer bins: an interval as high as the
+    whole diagram says nothing.
+    """
+    num_bins = min(_MAX_BINS, 1 + len(correct) // _PHOTOS_PER_BIN)
+    mean, accuracy, num = reliability_bins(confidence, correct, num_bins)
+    low, high = wilson_interval(accuracy, num, NormalDist().inv_cdf(0.975))
+    return _rows(mean, accuracy, num, low, high)
+
+
+def coverage_rows(confidence: np.ndarray, correct: Truths, num_steps: int) -> list[list[float]]:
+    """Return [coverage, accuracy, threshold] of `num_steps` steps at most, as a JSON file holds it.
+
+    The accuracy of fewer than ten answers jumps up and down and is left out.
+    """
+    thresholds, coverage, accuracy = coverage_curve(confidence, correct)
+    num = len(correct)
+    steps = np.flatnonzero(coverage * num >= min(_MIN_ANSWERED, num))
+    shown = steps[np.linspace(0, len(steps) - 1, min(len(steps), num_steps)).astype(int)]
+    return _rows(coverage[shown], accuracy[shown], thresholds[shown])
+
+
+# --- Fitting ---
+
+
+def fit_temperature(logits: Floats, labels: Labels) -> float:
     """Return the T in [0.05, 20] with the least `nll(logits, labels, T)`.
 
     The loss is convex in 1 / T, so the sign of its derivative is bisected in log T. 1.0 where the
-    labels cannot tell: fewer than `MIN_ROWS_FOR_TEMPERATURE` known rows, a single class among them,
-    or not one wrong answer, where the optimum would be certainty. Source: Guo et al. 2017, arXiv
+    labels cannot tell: fewer than `MIN_ROWS_FOR_TEMPERATURE` rows, a single class among them, or
+    not one wrong answer, where the optimum would be certainty. Source: Guo et al. 2017, arXiv
     1706.04599, section 4.2.
     """
-    z, y, _ = usable_rows(logits, labels)
-    if len(y) < MIN_ROWS_FOR_TEMPERATURE or len(np.unique(y)) < 2:
-        return 1.0
-    z = shifted(z)
-    of_true = z[np.arange(len(y)), y]
-    if (of_true == 0.0).all():
+    z = shifted(logits)
+    of_true = _at(z, labels)
+    too_few = len(labels) < MIN_ROWS_FOR_TEMPERATURE
+    if too_few or len(np.unique(labels)) < 2 or (of_true == 0.0).all():
         return 1.0
 
     def is_too_sharp(log_t: float) -> bool:
@@ -228,52 +175,53 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
 
 def threshold_for_accuracy(
-    confidence: npt.ArrayLike,
-    correct: npt.ArrayLike,
-    wanted_accuracy: float,
-    records: npt.ArrayLike | None = None,
-) -> Threshold:
-    """Return the lowest threshold whose answers are right often enough, with a margin for chance.
+    confidence: Floats, correct: Truths, wanted_accuracy: float, records: np.ndarray
+) -> tuple[float | None, float]:
+    """Return the lowest threshold whose answers are right often enough, and its coverage.
 
-    The one-sided 95 % lower bound of the accuracy (Wilson), not the accuracy itself, must reach
-    `wanted_accuracy`; so at 0.9 at least 25 answers are needed. Simulated on unseen data,
-    the wanted accuracy was missed in 3 to 7 of 100 fits (50 to 60 with the plain accuracy).
+    (None, 0.0) where none is; 0 where all are. The one-sided 95 % lower bound of the accuracy
+    (Wilson), not the accuracy itself, must reach `wanted_accuracy`; so at 0.9 at least 25 answers
+    are needed. Simulated on unseen data, the wanted accuracy was missed in 3 to 7 of 100 fits (50
+    to 60 with the plain accuracy).
 
-    `records` (N,) names the animal of each photo. The photos of one animal are right or wrong
-    together and count for less than their number: it is divided by Kish's design effect, the
-    cluster variance of the share right over the binomial one. Without it, four photos an animal
-    that correlate by 0.6 miss in 10 of 100 fits; with it, in 5 at most.
+    The photos of one animal are right or wrong together and count for less than their number: it is
+    divided by Kish's design effect, the cluster variance of the share right over the binomial one.
+    Without it, four photos an animal that correlate by 0.6 miss in 10 of 100 fits; with it, in 5 at
+    most.
     """
-    assert 0.0 <= wanted_accuracy <= 1.0, wanted_accuracy
-    c, right = answers(confidence, correct)
-    thresholds, coverage, accuracy = coverage_curve(c, right)
-    num = coverage * len(c) / _design_effect(right, records)
+    thresholds, coverage, accuracy = coverage_curve(confidence, correct)
+    num = coverage * len(correct) / _design_effect(correct, records)
     low, _ = wilson_interval(accuracy, num, NormalDist().inv_cdf(0.95))
     good = np.flatnonzero(low >= wanted_accuracy)
     if not len(good):
-        return Threshold(math.inf, 0.0, math.nan)
+        return None, 0.0
     thresholds[-1] = 0.0  # who answers all of these also answers a photo below all of them
-    return Threshold(*(float(column[good[-1]]) for column in (thresholds, coverage, accuracy)))
+    return float(thresholds[good[-1]]), float(coverage[good[-1]])
 
 
-def conformal_quantile(
-    probabilities: npt.ArrayLike, labels: npt.ArrayLike, alpha: float
-) -> float | None:
+def _design_effect(correct: Truths, records: np.ndarray) -> float:
+    """Return how many photos count as one independent photo, 1 or more."""
+    group = np.unique(records, return_inverse=True)[1]
+    gap = correct - _mean(correct)
+    if not gap.any():  # no spread to learn from: photos of an animal count as one
+        return float((np.bincount(group) ** 2).sum() / max(len(correct), 1))
+    return max(1.0, float((np.bincount(group, gap) ** 2).sum() / (gap**2).sum()))
+
+
+def conformal_quantile(probabilities: Floats, labels: Labels, alpha: float) -> float | None:
     """Return the q for `conformal_set` whose sets hold the truth with probability >= 1 - alpha.
 
     The ceil((n + 1)(1 - alpha))-th smallest score 1 - p(true class); None where n is smaller than
     1 / alpha - 1, too few for any promise. The promise is an average over photos, not one for each
     class. Source: Sadinle et al. 2019, arXiv 1609.00451 (LAC), with Vovk's finite-sample rank.
     """
-    assert 0.0 < alpha < 1.0, alpha
-    p, y, _ = usable_rows(probabilities, labels)
-    rank = math.ceil((len(y) + 1) * (1.0 - alpha) - 1e-9)  # 0.9 * 10 must not become 10
-    if rank > len(y):
+    rank = math.ceil((len(labels) + 1) * (1.0 - alpha) - 1e-9)  # 0.9 * 10 must not become 10
+    if rank > len(labels):
         return None
-    return float(np.sort(1.0 - p[np.arange(len(y)), y])[rank - 1])
+    return float(np.sort(1.0 - _at(probabilities, labels))[rank - 1])
 
 
-def conformal_set(probabilities: npt.ArrayLike, q: float) -> npt.NDArray[np.bool_]:
+def conformal_set(probabilities: npt.ArrayLike, q: float) -> Truths:
     """Mark the classes that may be true, (N, K) bool: those with 1 - p <= q, and the answer itself.
 
     Without the answer, sets of a network that is right more often than 1 - alpha would be empty.
@@ -284,69 +232,7 @@ def conformal_set(probabilities: npt.ArrayLike, q: float) -> npt.NDArray[np.bool
     return chosen
 
 
-def calibrate_head(
-    val_logits: npt.ArrayLike,
-    val_labels: npt.ArrayLike,
-    *,
-    wanted_accuracy: float = 0.9,
-    alpha: float = 0.1,
-    records: npt.ArrayLike | None = None,
-) -> dict[str, Any]:
-    """Fit one head on the validation part; plain numbers for the checkpoint.
-
-    `threshold` is None where no threshold is sure to reach `wanted_accuracy` (`coverage` 0), and
-    `conformal_quantile` where the part is too small. Both hold for probabilities at `temperature`.
-    `records` (N,) as in `threshold_for_accuracy`.
-    """
-    z, y, kept = usable_rows(val_logits, val_labels)
-    temperature = fit_temperature(z, y)
-    p = softmax(z, temperature)
-    groups = None if records is None else np.asarray(records)[kept]
-    found = threshold_for_accuracy(
-        p.max(axis=1), p.argmax(axis=1) == y, wanted_accuracy, records=groups
-    )
-    return {
-        "temperature": temperature,
-        "threshold": found.threshold if math.isfinite(found.threshold) else None,
-        "wanted_accuracy": wanted_accuracy,
-        "coverage": found.coverage,
-        "num": len(y),
-        "conformal_quantile": conformal_quantile(p, y, alpha),
-        "conformal_alpha": alpha,
-    }
-
-
-def describe_calibration(
-    head: str,
-    test_logits: npt.ArrayLike,
-    test_labels: npt.ArrayLike,
-    calibration: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Measure a head's calibration on data it was not fitted on; None where there is nothing.
-
-    `before` and `raw_reliability` are at temperature 1. `coverage` and `accuracy` belong to the
-    answers at the threshold, `conformal_coverage` and `conformal_mean_size` to the sets.
-    """
-    z, y, _ = usable_rows(test_logits, test_labels)
-    figures: dict[str, Any] = {"head": head, "num": len(y)}
-    reliability: dict[str, list[list[float]]] = {}
-    for name, temperature in (("before", 1.0), ("after", calibration["temperature"])):
-        p = softmax(z, temperature)
-        confidence, correct = p.max(axis=1), p.argmax(axis=1) == y
-        figures[f"ece_{name}"] = expected_calibration_error(confidence, correct)
-        figures[f"nll_{name}"] = nll(z, y, temperature)
-        figures[f"brier_{name}"] = brier(p, y)
-        reliability[name] = reliability_rows(confidence, correct)
-    threshold, q = calibration["threshold"], calibration["conformal_quantile"]
-    answered = confidence >= (math.inf if threshold is None else threshold)
-    sets = conformal_set(p, math.nan if q is None else q)
-    figures["coverage"] = _mean(answered)
-    figures["accuracy"] = _mean(correct[answered])
-    figures["conformal_coverage"] = None if q is None else _mean(sets[np.arange(len(y)), y])
-    figures["conformal_mean_size"] = None if q is None else _mean(sets.sum(axis=1))
-    figures["reliability"], figures["raw_reliability"] = reliability["after"], reliability["before"]
-    figures["curve"] = coverage_rows(confidence, correct, 100)
-    return {k: None if v != v else v for k, v in figures.items()}
+# --- A head: fitted on one split, measured on another ---
 
 
 def calibrate_heads(
@@ -356,16 +242,72 @@ def calibrate_heads(
 
     What was measured repeats what was fitted, so that it alone makes a report.
     """
-    fitted, measured = {}, {}
-    for head, (logits, labels, records) in val.items():
-        fitted[head] = calibrate_head(
-            logits, labels, wanted_accuracy=wanted_accuracy, records=records
-        )
-        measured[head] = {
-            **describe_calibration(head, *test[head][:2], fitted[head]),
-            "fitted": fitted[head],
-        }
+    fitted = {head: calibrate_head(*rows, wanted_accuracy) for head, rows in val.items()}
+    measured = {
+        head: {"head": head, **measure_head(*test[head][:2], own), "fitted": own}
+        for head, own in fitted.items()
+    }
     return fitted, measured
+
+
+def calibrate_head(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    records: np.ndarray,
+    wanted_accuracy: float = 0.9,
+    alpha: float = 0.1,
+) -> dict[str, Any]:
+    """Fit one head; plain numbers for the checkpoint.
+
+    `threshold` is None where no threshold is sure to reach `wanted_accuracy` (`coverage` 0), and
+    `conformal_quantile` where the part is too small. Both hold for probabilities at `temperature`.
+    """
+    z, y, kept = _known_rows(logits, labels)
+    temperature = fit_temperature(z, y)
+    p = softmax(z, temperature)
+    confidence, correct = p.max(axis=1), p.argmax(axis=1) == y
+    threshold, coverage = threshold_for_accuracy(
+        confidence, correct, wanted_accuracy, records[kept]
+    )
+    return {
+        "temperature": temperature,
+        "threshold": threshold,
+        "wanted_accuracy": wanted_accuracy,
+        "coverage": coverage,
+        "num": len(y),
+        "conformal_quantile": conformal_quantile(p, y, alpha),
+        "conformal_alpha": alpha,
+    }
+
+
+def measure_head(
+    logits: np.ndarray, labels: np.ndarray, fitted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Measure what was fitted on data that it was not fitted on; None where there is nothing.
+
+    `before` and `raw_reliability` are at temperature 1. `coverage` and `accuracy` belong to the
+    answers at the threshold, `conformal_coverage` and `conformal_mean_size` to the sets.
+    """
+    z, y, _ = _known_rows(logits, labels)
+    figures: dict[str, Any] = {"num": len(y)}
+    reliability = {}
+    for name, temperature in (("before", 1.0), ("after", fitted["temperature"])):
+        p = softmax(z, temperature)
+        confidence, correct = p.max(axis=1), p.argmax(axis=1) == y
+        figures[f"ece_{name}"] = expected_calibration_error(confidence, correct)
+        figures[f"nll_{name}"] = nll(z, y, temperature)
+        figures[f"brier_{name}"] = brier(p, y)
+        reliability[name] = reliability_rows(confidence, correct)
+    threshold, q = fitted["threshold"], fitted["conformal_quantile"]
+    answered = confidence >= (math.inf if threshold is None else threshold)
+    sets = conformal_set(p, math.nan if q is None else q)
+    figures["coverage"] = _mean(answered)
+    figures["accuracy"] = _mean(correct[answered])
+    figures["conformal_coverage"] = None if q is None else _mean(_at(sets, y))
+    figures["conformal_mean_size"] = None if q is None else _mean(sets.sum(axis=1))
+    figures["reliability"], figures["raw_reliability"] = reliability["after"], reliability["before"]
+    figures["curve"] = coverage_rows(confidence, correct, 100)
+    return {k: None if v != v else v for k, v in figures.items()}
 
 
 def headline_figures(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -378,18 +320,19 @@ def headline_figures(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, flo
     }
 
 
-def _design_effect(right: npt.NDArray[np.bool_], records: npt.ArrayLike | None) -> float:
-    """Return how many photos count as one independent photo, 1 or more."""
-    if records is None or not len(right):
-        return 1.0
-    _, group = np.unique(np.asarray(records), return_inverse=True)
-    gap = right - right.mean()
-    if not gap.any():  # no spread to learn from: photos of an animal count as one
-        return float((np.bincount(group) ** 2).sum() / len(right))
-    return max(1.0, float((np.bincount(group, gap) ** 2).sum() / (gap**2).sum()))
+def _known_rows(logits: np.ndarray, labels: np.ndarray) -> tuple[Floats, Labels, Truths]:
+    """Return the rows that are finite and have a label, their labels, and which of all they are."""
+    z, y = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
+    kept = (y != UNKNOWN) & np.isfinite(z).all(axis=1)
+    return z[kept], y[kept], kept
 
 
-def _rounded(*columns: np.ndarray) -> list[list[float]]:
+def _at(values: np.ndarray, labels: Labels) -> np.ndarray:
+    """Return the value of each row's label, (N,)."""
+    return values[np.arange(len(labels)), labels]
+
+
+def _rows(*columns: np.ndarray) -> list[list[float]]:
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return [[round(value, 6) for value in row] for row in rows]
 
