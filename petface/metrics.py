@@ -1,10 +1,9 @@
-"""Figures from predictions: counts first, the rest from the counts; NaN means "not defined"."""
+"""Metrics from predictions: counts first, the rest from the counts; NaN means "not defined"."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,17 +13,13 @@ import numpy.typing as npt
 from petface import files
 from petface.taxonomy import UNKNOWN
 
-_CELLS_PER_CHUNK = 4_000_000  # bootstrap counts held at once: 32 MB of int64
 
-
-@dataclass(frozen=True, eq=False)
-class PrecisionRecallF1:
-    """Per-class arrays (K,) and their macro averages; see `precision_recall_f1`."""
+class ClassScores(NamedTuple):
+    """Per-class arrays (K,) and their macro averages; see `class_scores`."""
 
     precision: np.ndarray
     recall: np.ndarray
     f1: np.ndarray
-    support: np.ndarray  # int64, rows whose true class this is
     macro_precision: float
     macro_recall: float
     macro_f1: float
@@ -40,48 +35,42 @@ class Confusion(NamedTuple):
 
 
 def confusion_matrix(
-    true: npt.ArrayLike, predicted: npt.ArrayLike, num_classes: int
+    true: np.ndarray, predicted: np.ndarray, num_classes: int
 ) -> npt.NDArray[np.int64]:
-    """Count (true, predicted) pairs: int64 (K, K), rows are true classes.
+    """Count (true, predicted) pairs of class indices (N,): int64 (K, K), rows are true classes.
 
-    true (N,) and predicted (N,) are class indices. Rows with true = -1 are left out whatever was
-    predicted there; anywhere else both must lie in 0..K-1 (asserted).
+    Rows with true = -1 are left out whatever was predicted there; anywhere else both must lie in
+    0..K-1 (asserted).
     """
-    true_index, predicted_index = np.asarray(true, np.int64), np.asarray(predicted, np.int64)
-    assert true_index.ndim == 1, true_index.shape
-    assert true_index.shape == predicted_index.shape, (true_index.shape, predicted_index.shape)
-    known = true_index != UNKNOWN
-    true_index, predicted_index = true_index[known], predicted_index[known]
-    for name, index in (("true", true_index), ("predicted", predicted_index)):
-        inside = (index >= 0) & (index < num_classes)
-        assert inside.all(), f"{name} class {index[~inside][0]} is outside 0..{num_classes - 1}"
-    pairs = np.bincount(true_index * num_classes + predicted_index, minlength=num_classes**2)
-    return pairs.reshape(num_classes, num_classes).astype(np.int64)
+    known = true != UNKNOWN
+    pairs = np.stack([true[known], predicted[known]]).astype(np.int64)
+    assert ((pairs >= 0) & (pairs < num_classes)).all(), f"a class is outside 0..{num_classes - 1}"
+    counts = np.bincount(pairs[0] * num_classes + pairs[1], minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
 
 
 def accuracy(cm: np.ndarray) -> float:
     """Return the share of the diagonal; NaN for an empty matrix."""
-    total = cm.sum()
-    return float(np.trace(cm) / total) if total else float("nan")
+    return float(np.trace(cm) / cm.sum()) if cm.any() else float("nan")
 
 
 def recall_per_class(cm: np.ndarray) -> npt.NDArray[np.float64]:
-    """Return each class's recall (K,) float64; NaN where the class has no support."""
+    """Return each class's recall (K,); NaN where the class has no support."""
     return _ratio(np.diag(cm), cm.sum(axis=1), empty=np.nan)
 
 
 def balanced_accuracy(cm: np.ndarray) -> float:
     """Average the recall over the classes that have support; NaN where none has."""
-    supported = cm.sum(axis=1) > 0
-    return float(recall_per_class(cm)[supported].mean()) if supported.any() else float("nan")
+    recall = recall_per_class(cm)
+    return float(recall[~np.isnan(recall)].mean()) if cm.any() else float("nan")
 
 
-def precision_recall_f1(cm: np.ndarray) -> PrecisionRecallF1:
+def precision_recall_f1(cm: np.ndarray) -> ClassScores:
     """Compute precision, recall and F1 of each class of a confusion matrix; see `class_scores`."""
     return class_scores(np.diag(cm), cm.sum(axis=1), cm.sum(axis=0))
 
 
-def class_scores(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> PrecisionRecallF1:
+def class_scores(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> ClassScores:
     """Compute precision, recall and F1 of each class, and their unweighted means.
 
     All (K,): rows answered rightly, rows whose true class this is, rows answered so. 0 / 0 is 0.
@@ -94,10 +83,9 @@ def class_scores(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -
     recall = _ratio(hits, support, empty=0.0)
     f1 = _ratio(2 * hits, support + predicted, empty=0.0)
     occurs = (support + predicted) > 0
-    macro = [
-        float(v[occurs].mean()) if occurs.any() else float("nan") for v in (precision, recall, f1)
-    ]
-    return PrecisionRecallF1(precision, recall, f1, support.astype(np.int64), *macro)
+    columns = (precision, recall, f1)
+    macro = [float(v[occurs].mean()) if occurs.any() else float("nan") for v in columns]
+    return ClassScores(*columns, *macro)
 
 
 def cohen_kappa(
@@ -124,17 +112,15 @@ def cohen_kappa(
     return (float(hits.sum()) / num - by_chance) / (1.0 - by_chance)
 
 
-def majority_baseline(train_counts: npt.ArrayLike, test_counts: npt.ArrayLike) -> float:
+def majority_baseline(train_counts: np.ndarray, test_counts: np.ndarray) -> float:
     """Return the accuracy on the test part of always answering the most frequent training class.
 
-    Both (K,) counts per class. The first of equally frequent classes is taken. NaN where the
-    training part or the test part has no known label.
+    Both (K,) counts per class; the first of equally frequent classes is taken. NaN where a part has
+    no known label.
     """
-    train, test = np.asarray(train_counts), np.asarray(test_counts)
-    assert train.ndim == 1 and train.shape == test.shape, (train.shape, test.shape)
-    if not train.sum() or not test.sum():
+    if not np.any(train_counts) or not np.any(test_counts):
         return float("nan")
-    return float(test[train.argmax()] / test.sum())
+    return float(test_counts[np.argmax(train_counts)] / np.sum(test_counts))
 
 
 def cluster_bootstrap_interval(
@@ -142,11 +128,10 @@ def cluster_bootstrap_interval(
     num_per_record: npt.ArrayLike,
     classes: npt.ArrayLike | None = None,
     *,
-    confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Return a percentile interval of sum(correct) / sum(num) when whole records are resampled.
+    """Return a 95 % interval of sum(correct) / sum(num) from resampling whole records.
 
     Both (R,) whole numbers, images right and images evaluated of each record. The photos of one
     animal are right or wrong together, so an interval over images would be too narrow. Of two
@@ -158,43 +143,24 @@ def cluster_bootstrap_interval(
     bootstrap sees no spread to learn from. Source: Davison & Hinkley 1997, Bootstrap Methods and
     their Application, sections 3.8 and 5.3.1.
     """
-    correct, num = np.asarray(num_correct_per_record), np.asarray(num_per_record)
-    group = np.zeros(len(num), np.int64) if classes is None else np.asarray(classes, np.int64)
-    assert correct.ndim == 1 and correct.shape == num.shape == group.shape, (
-        correct.shape,
-        num.shape,
-    )
-    assert 0.0 < confidence < 1.0 and resamples > 0, (confidence, resamples)
-    kept = num > 0
-    correct, num, group = correct[kept].astype(np.int64), num[kept].astype(np.int64), group[kept]
-    if not len(num):
+    correct, num = (np.asarray(v, np.int64) for v in (num_correct_per_record, num_per_record))
+    group = np.zeros_like(num) if classes is None else np.asarray(classes, np.int64)
+    records = np.stack([group, correct, num], axis=1)[num > 0]
+    if not len(records):
         return float("nan"), float("nan")
-    assert (np.abs(correct) <= num).all() and (group >= 0).all(), "more right than evaluated"
+    assert (np.abs(correct) <= num).all(), "more right than evaluated"
     # Records with equal (class, correct, num) are interchangeable, so drawing how often each kind
     # comes is the same resampling as drawing record by record, at a thousandth of the cost.
-    base = int(num.max()) + 1
-    kinds, frequency = np.unique(
-        (group * 2 * base + correct + base) * base + num, return_counts=True
-    )
-    rest, kind_num = np.divmod(kinds, base)
-    kind_group, kind_correct = np.divmod(rest, 2 * base)
-    kind_correct -= base
-    first = np.flatnonzero(np.append(True, kind_group[1:] != kind_group[:-1]))
+    kinds, frequency = np.unique(records, axis=0, return_counts=True)
+    first_of_class = np.unique(kinds[:, 0], return_index=True)[1]
     generator = np.random.default_rng(seed)
-    rows = max(1, _CELLS_PER_CHUNK // len(kinds))
-    found = []
-    for start in range(0, resamples, rows):
-        size = min(rows, resamples - start)
-        drawn = generator.multinomial(len(num), frequency / len(num), size=size)  # (size, kinds)
-        hits, nums = (
-            np.add.reduceat(drawn * of_kind, first, axis=1) for of_kind in (kind_correct, kind_num)
-        )
-        held = nums > 0
-        shares = np.divide(hits, nums, out=np.zeros(hits.shape), where=held)
-        found.append(shares.sum(axis=1) / held.sum(axis=1))
-    outside = (1.0 - confidence) / 2.0
+    shares = np.empty(resamples)
+    for place in range(resamples):
+        drawn = generator.multinomial(len(records), frequency / len(records))
+        hits, nums = np.add.reduceat(drawn[:, None] * kinds[:, 1:], first_of_class).T
+        shares[place] = (hits[nums > 0] / nums[nums > 0]).mean()
     # "weibull" is the book's rule: the (resamples + 1) * p-th ordered value
-    low, high = np.quantile(np.concatenate(found), (outside, 1.0 - outside), method="weibull")
+    low, high = np.quantile(shares, (0.025, 0.975), method="weibull")
     return float(low), float(high)
 
 
@@ -209,9 +175,9 @@ def wilson_interval(share: Any, num: Any, z: float) -> tuple[Any, Any]:
 
 
 def cluster_wilson_interval(
-    num_correct_per_record: npt.ArrayLike, num_per_record: npt.ArrayLike, *, z: float = 1.959964
+    num_correct_per_record: npt.ArrayLike, num_per_record: npt.ArrayLike
 ) -> tuple[float, float]:
-    """Return Wilson's interval of sum(correct) / sum(num) for the number of photos that count.
+    """Return Wilson's 95 % interval of sum(correct) / sum(num) for the photos that count.
 
     Arguments and empty records as in `cluster_bootstrap_interval`, with which it agrees from some
     hundred records on. Below, the bootstrap is too narrow: simulated with 20 records of 1 to 8
@@ -221,9 +187,7 @@ def cluster_wilson_interval(
     as sum(num)^2 / sum(num^2) records. Source: Dean & Pagano 2015, Journal of Survey Statistics and
     Methodology 3(4); Kish 1965, Survey Sampling, section 8.2.
     """
-    correct = np.asarray(num_correct_per_record, np.float64)
-    num = np.asarray(num_per_record, np.float64)
-    assert correct.ndim == 1 and correct.shape == num.shape, (correct.shape, num.shape)
+    correct, num = (np.asarray(v, np.float64) for v in (num_correct_per_record, num_per_record))
     correct, num = correct[num > 0], num[num > 0]
     if not len(num):
         return float("nan"), float("nan")
@@ -233,27 +197,18 @@ def cluster_wilson_interval(
     if spread > 0.0:
         variance = len(num) / (len(num) - 1) * spread / total**2
         counting = min(total, share * (1.0 - share) / variance)
-    low, high = wilson_interval(share, counting, z)
+    low, high = wilson_interval(share, counting, 1.959964)
     return max(0.0, min(float(low), share)), min(1.0, max(float(high), share))
 
 
 def top_confusions(cm: np.ndarray, class_names: Sequence[str], k: int) -> list[Confusion]:
     """List the `k` most frequent mistakes or fewer, most frequent first, ties in class order."""
-    assert cm.shape == (len(class_names), len(class_names)), (cm.shape, len(class_names))
-    assert k >= 0, k
-    mistakes = cm.copy()
-    np.fill_diagonal(mistakes, 0)
+    mistakes = cm - np.diag(np.diag(cm))
+    cells = np.argsort(-mistakes, axis=None, kind="stable")[: min(k, np.count_nonzero(mistakes))]
     support = cm.sum(axis=1)
-    cells = np.flatnonzero(mistakes)
-    cells = cells[np.argsort(-mistakes.flat[cells], kind="stable")][:k]
     return [
-        Confusion(
-            class_names[row],
-            class_names[column],
-            int(cm[row, column]),
-            float(cm[row, column] / support[row]),
-        )
-        for row, column in zip(*np.unravel_index(cells, cm.shape), strict=True)
+        Confusion(class_names[t], class_names[p], int(cm[t, p]), float(cm[t, p] / support[t]))
+        for t, p in zip(*np.unravel_index(cells, cm.shape), strict=True)
     ]
 
 
