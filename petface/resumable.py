@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,11 +23,10 @@ _Item = TypeVar("_Item")
 class ResumableTable:
     """Rows go into `<path>.unfinished`, which becomes `path` at the end.
 
-    A CSV with a `header`, or JSON lines without one.
-    `identity` (JSON values) says what the rows depend on; it is kept beside the table, and an
-    unfinished table is continued only where it is the same. A finished one is refused unless
-    `force`, which starts over. Use: enter, `batches_kept`, `write` for each further batch,
-    `finish`.
+    A CSV with a `header`, or JSON lines without one. `identity` (JSON values) says what the rows
+    depend on; it is kept beside the table, and an unfinished table is continued only where it is
+    the same. A finished one is refused unless `force`, which starts over.
+    Use: enter, `batches_kept`, `write` for each further batch, `finish`.
     """
 
     def __init__(
@@ -48,8 +46,7 @@ class ResumableTable:
 
     def __enter__(self) -> ResumableTable:
         if self.path.exists() and not self._force:
-            with suppress(OSError):  # its maker may have been killed before this was done
-                self._identity_path.unlink(missing_ok=True)
+            self._identity_path.unlink(missing_ok=True)  # its maker was killed before this was done
             raise UserError(f"{self.path} is a finished table; use --force or another folder")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +55,7 @@ class ResumableTable:
             raise files.write_error(self.unfinished, error) from error
         try:
             holder = files.take(self._handle)
-            if not holder and not self._is_still_unfinished():
+            if not holder and not self._has_its_name():
                 holder = "another process"
             if holder:
                 raise UserError(f"{self.unfinished} is being written by {holder}")
@@ -68,10 +65,8 @@ class ResumableTable:
             raise
         return self
 
-    def _is_still_unfinished(self) -> bool:
-        """Return whether the locked file still has its name: its holder may have finished it since
-        it was opened here.
-        """
+    def _has_its_name(self) -> bool:
+        """Check that nobody finished the table between its opening and its locking here."""
         try:
             return os.path.samestat(os.fstat(self._handle.fileno()), self.unfinished.stat())
         except FileNotFoundError:
@@ -92,9 +87,7 @@ class ResumableTable:
         self._handle.close()
 
     def batches_kept(self, batch_sizes: Sequence[int], max_rows: int | None = None) -> int:
-        """Cut the table back to whole batches, `max_rows` at most; give how many of `batch_sizes`
-        it holds.
-        """
+        """Cut the table back to whole batches, `max_rows` at most, and return how many it holds."""
         is_csv = self._header is not None
         ends = [] if is_csv else [0]  # byte offset after the header and after each whole row
         offset, in_quotes = 0, False  # in CSV a line break inside quotes does not end a row
@@ -104,21 +97,19 @@ class ResumableTable:
                 in_quotes ^= is_csv and line.count(b'"') % 2 == 1
                 if not in_quotes and line.endswith(b"\n"):
                     ends.append(offset)
-        num_batches, num_rows = 0, 0
-        for size in batch_sizes:
-            if num_rows + size > min(len(ends) - 1, len(ends) if max_rows is None else max_rows):
-                break
-            num_batches, num_rows = num_batches + 1, num_rows + size
-        self._handle.truncate(ends[num_rows] if ends else 0)
-        if not ends:
+        if not ends:  # not even a header
+            self._handle.truncate(0)
             self.write_lines(self._header or "")
+            return 0
+        num_rows = min(len(ends) - 1, len(ends) if max_rows is None else max_rows)
+        totals = np.cumsum([0, *batch_sizes])
+        num_batches = int(np.searchsorted(totals, num_rows, side="right")) - 1
+        self._handle.truncate(ends[totals[num_batches]])
         return num_batches
 
     def write(self, rows: Sequence[Sequence[object]]) -> None:
         """Append whole rows in one write; text cells go through `files.safe_cell`."""
-        self.write_lines(
-            "".join(files.csv_line([files.safe_cell(cell) for cell in row]) for row in rows)
-        )
+        self.write_lines("".join(files.csv_line(map(files.safe_cell, row)) for row in rows))
 
     def write_lines(self, text: str) -> None:
         """Append whole rows that are laid out already, in one write.
@@ -154,8 +145,8 @@ class ResumableTable:
 class ResumableRecords:
     """`num` records of one size go into `<path>.unfinished`, which becomes the .npy file `path`.
 
-    Stands beside a `ResumableTable`, under its lock: write here first, finish here first. Use:
-    `num_kept`, `begin`, `write` for each further batch, `finish`.
+    Stands beside a `ResumableTable`, under its lock: write here first, finish here first.
+    Use: `num_kept`, `begin`, `write` for each further batch, `finish`.
     """
 
     def __init__(self, path: Path, dtype: np.dtype, num: int) -> None:
@@ -211,27 +202,19 @@ def write_behind(
     What it raises is raised here; nothing is written after that. Where `items` raises, what came
     before is written first. At most `waiting` items lie between the two.
     """
-    between: queue.Queue[tuple[_Item] | None] = queue.Queue(waiting)
-    failures: list[BaseException] = []
 
-    def work() -> None:
-        while (held := between.get()) is not None:
-            if failures:
-                continue  # emptied, so that nobody waits for a place
-            try:
-                write(*held)
-            except BaseException as error:  # handed over and raised where it can be seen
-                failures.append(error)
+    def write_after(previous: Future[None] | None, item: _Item) -> None:
+        if previous is not None:
+            previous.result()  # done by now; what it raised is raised by all that follow
+        write(item)
 
-    thread = threading.Thread(target=work, name="write rows")
-    thread.start()
-    try:
+    last: Future[None] | None = None
+    between: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="write rows") as writer:
         for item in items:
-            if failures:
-                break
-            between.put((item,))
-    finally:
-        between.put(None)
-        thread.join()
-    if failures:
-        raise failures[0]
+            last = writer.submit(write_after, last, item)
+            between.append(last)
+            if len(between) > waiting:
+                between.popleft().result()
+        if last is not None:
+            last.result()
