@@ -11,8 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Final
+
+TORCH_FLOOR: Final = (2, 11)  # what requirements.txt names as the lowest
+_FIRST_WORD_S = 2.0
+_WAY_OUT = "install the tested pair with: python -m pip install -r requirements.txt"
 
 
 class UserError(ValueError):
@@ -22,28 +26,6 @@ class UserError(ValueError):
     """
 
     exit_code = 1
-
-
-def install_line(extra: str) -> str:
-    """Return the command that installs an extra of pyproject.toml."""
-    return f'python -m pip install ".[{extra}]"'
-
-
-def optional_room(name: str) -> ModuleType | None:
-    """Import the leaf `petface.<name>` where it is needed; None where its folder was deleted.
-
-    What stands above a leaf works without it, so it loads it late and by this name alone.
-    """
-    full = f"petface.{name}"
-    try:
-        return importlib.import_module(full)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{full}.".startswith(f"{error.name}."):
-            raise  # something that the leaf itself needs
-        return None
-
-
-_FIRST_WORD_S = 2.0
 
 
 class SettingsError(UserError):
@@ -72,37 +54,39 @@ def run_script(main: Callable[[], object]) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-TORCH_FLOOR: Final = (2, 11)  # what requirements.txt names as the lowest
+def install_line(extra: str) -> str:
+    """Return the command that installs an extra of pyproject.toml."""
+    return f'python -m pip install ".[{extra}]"'
 
 
-class InstallError(ImportError):
-    """A package that is too old or does not load; ends a script as a `UserError` does."""
+def optional_room(name: str) -> ModuleType | None:
+    """Import the leaf `petface.<name>` where it is needed; None where its folder was deleted.
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        sys.excepthook = _in_one_line
+    What stands above a leaf works without it, so it loads it late and by this name alone.
+    """
+    full = f"petface.{name}"
+    try:
+        return importlib.import_module(full)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{full}.".startswith(f"{error.name}."):
+            raise  # something that the leaf itself needs
+        return None
 
 
 def check_torch() -> None:
-    """Raise `InstallError` for a torch below the floor; where there is none, its import says so."""
-    try:
-        found = metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        return
+    """End the process in one line where torch is below the floor."""
+    found = _version("torch")  # where there is none, its import says so
     numbers = re.match(r"(\d+)\.(\d+)", found)
     if numbers and tuple(map(int, numbers.groups())) < TORCH_FLOOR:
         wanted = ".".join(map(str, TORCH_FLOOR))
-        raise InstallError(f"torch {found} is too old, {wanted} is the lowest; {_WAY_OUT}")
+        sys.exit(f"error: torch {found} is too old, {wanted} is the lowest; {_WAY_OUT}")
 
 
-def does_not_load(package: str, error: Exception) -> InstallError:
-    """Return an error with the versions of a package that does not load, and of torch."""
+def does_not_load(package: str, error: Exception) -> SystemExit:
+    """Return what ends the process in one line, with the versions of a package and of torch."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     versions = " with ".join(f"{name} {_version(name)}" for name in (package, "torch"))
-    return InstallError(f"{versions} does not load ({reason}); {_WAY_OUT}")
-
-
-_WAY_OUT = "install the tested pair with: python -m pip install -r requirements.txt"
+    return SystemExit(f"error: {versions} does not load ({reason}); {_WAY_OUT}")
 
 
 def _version(name: str) -> str:
@@ -110,12 +94,3 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "(not installed)"
-
-
-def _in_one_line(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    if isinstance(error, InstallError):
-        print(f"error: {error}", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)

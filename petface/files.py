@@ -22,6 +22,8 @@ from petface.errors import UserError
 
 TEMPORARY_SUFFIX = ".partial-write"
 _held: weakref.WeakSet[FileIO] = weakref.WeakSet()
+# A loader worker would keep what its parent holds, and outlives a killed parent by some seconds.
+os.register_at_fork(after_in_child=lambda: list(map(FileIO.close, list(_held))))
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -34,23 +36,16 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """
     path = Path(path)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    text = (
-        {}
-        if "b" in mode
-        else {
-            "encoding": "utf-8",
-            "newline": "",
-            "errors": "backslashreplace",  # file names that are no UTF-8
-        }
-    )
+    as_text = {"encoding": "utf-8", "newline": "", "errors": "backslashreplace"}  # odd file names
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open(mode, **text) as handle:  # type: ignore[call-overload]
+        with temporary.open(mode, **({} if "b" in mode else as_text)) as handle:  # type: ignore
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-        _flush_folder(path.parent)
+        with suppress(OSError), _opened(path.parent) as folder:
+            os.fsync(folder)  # the rename itself, where the system allows it
     except BaseException as error:
         with suppress(OSError):  # what went wrong first is what counts
             temporary.unlink()
@@ -88,8 +83,7 @@ def turn_in(folder: str | Path, *, wait: bool = True) -> Iterator[None]:
     The folder may be renamed meanwhile. Without `wait`, `UserError` says who is in there. Where a
     folder cannot be locked, as on some network file systems, nobody waits and nobody is refused.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with _opened(folder) as descriptor:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -100,6 +94,13 @@ def turn_in(folder: str | Path, *, wait: bool = True) -> Iterator[None]:
         except OSError:
             pass
         yield
+
+
+@contextmanager
+def _opened(folder: str | Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -157,12 +158,9 @@ def plain_cell(cell: str) -> str:
 
 
 def sha256_of_file(path: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in blocks of 1 MiB."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file's bytes in hex."""
     with Path(path).open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def archive_damage(path: str | Path) -> str:
@@ -181,31 +179,6 @@ def archive_damage(path: str | Path) -> str:
             seen.add(record.filename)
         damaged = archive.testzip()
     return "" if damaged is None else f"checksum of {damaged} is wrong"
-
-
-def _let_go() -> None:
-    """Close what the parent holds: a loader worker would keep it, and outlives a killed parent by
-    some seconds.
-    """
-    for handle in list(_held):
-        handle.close()
-
-
-os.register_at_fork(after_in_child=_let_go)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Flush the rename itself to disk, where the system allows opening a folder."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def cluster_bootstrap_interval(
     for place in range(resamples):
         drawn = generator.multinomial(len(records), frequency / len(records))
         hits, nums = np.add.reduceat(drawn[:, None] * kinds[:, 1:], first_of_class).T
-        shares[place] = (hits[nums > 0] / nums[nums > 0]).mean()
+        shares[place] = (hits / np.maximum(nums, 1)).sum() / (nums > 0).sum()
     # "weibull" is the book's rule: the (resamples + 1) * p-th ordered value
     low, high = np.quantile(shares, (0.025, 0.975), method="weibull")
     return float(low), float(high)
