@@ -159,8 +159,9 @@ def cluster_bootstrap_interval(
         drawn = generator.multinomial(len(records), frequency / len(records))
         hits, nums = np.add.reduceat(drawn[:, None] * kinds[:, 1:], first_of_class).T
         shares[place] = (hits / np.maximum(nums, 1)).sum() / (nums > 0).sum()
+    outside = (1.0 - 0.95) / 2.0
     # "weibull" is the book's rule: the (resamples + 1) * p-th ordered value
-    low, high = np.quantile(shares, (0.025, 0.975), method="weibull")
+    low, high = np.quantile(shares, (outside, 1.0 - outside), method="weibull")
     return float(low), float(high)
 
 
