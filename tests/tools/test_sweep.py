@@ -117,7 +117,8 @@ def test_what_is_finished_is_left_alone_and_what_failed_is_named(tmp_path, monke
         trained.append(run.variant)
         if run.variant == "seed2" and len(trained) < 3:
             return 1
-        run.settings.write(run.folder / "settings.toml")
+        run.folder.mkdir(parents=True)
+        (run.folder / "settings.toml").write_text(run.settings.as_toml())
         final = {"val_accuracy": 0.5, "test_accuracy": 0.25, "train_minutes": 1.0}
         files.write_json(run.folder / "final.json", final)
         return 0
