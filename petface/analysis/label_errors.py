@@ -8,7 +8,7 @@ as errors by thresholds per class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
@@ -26,8 +25,6 @@ from petface.data.images import normalise, to_float
 from petface.data.loading import OK, FileImages, even_slices, read_ahead
 from petface.data.sample import shuffled_by_class
 from petface.data.splits import SPLITS
-from petface.errors import UserError
-from petface.evaluation.details import Evaluation, class_numbers
 from petface.models.architecture import forward_with_maps
 from petface.models.network import Network
 from petface.taxonomy import UNKNOWN
@@ -49,10 +46,6 @@ class Head:
     records: slice  # where they stand in the catalog
 
 
-# (head, labels to believe (R,)) -> (R, K) probabilities
-Predict = Callable[[Head, np.ndarray], Floats]
-
-
 def heads_of(dataset: Dataset, species: str, features: Sequence[str]) -> list[Head]:
     """Return the wanted attributes of a species that have two known classes."""
     dataset.image_labels(species)  # refuses an unknown species
@@ -60,8 +53,7 @@ def heads_of(dataset: Dataset, species: str, features: Sequence[str]) -> list[He
     if table is None:
         return []
     number = dataset.catalog.classes.index(species)
-    ends = np.searchsorted(dataset.catalog.record_class, [number, number + 1]).tolist()
-    records = slice(*ends)
+    records = slice(*np.searchsorted(dataset.catalog.record_class, [number, number + 1]).tolist())
     labels = table.align(dataset.catalog.record_names[records])
     return [
         Head(species, feature, table.vocabularies[feature], own.astype(np.int64), records)
@@ -70,51 +62,32 @@ def heads_of(dataset: Dataset, species: str, features: Sequence[str]) -> list[He
     ]
 
 
-def pooled_maps(network: Network, body: Any, pixels: Tensor, grid: int) -> Tensor:
-    """(B, S, S, 3) uint8 -> (B, D) float32 on the CPU: the maps of layer1 to layer3, each averaged
-    over grid x grid cells, because it matters where in a face something is.
-
-    `body` is a classifier or a body, on the network's device.
-    """
-    rule = network.preprocessing
-    x = to_float(pixels.permute(0, 3, 1, 2).to(network.device))
-    x = normalise(x, rule.mean, rule.std)
-    with torch.inference_mode(), network.precision.autocast(network.device):
-        _, maps = forward_with_maps(body, x)
-    pooled = [adaptive_avg_pool2d(m.float(), grid).flatten(1) for m in maps[:NUM_STAGES]]
-    return torch.cat(pooled, dim=1).cpu()
-
-
 def features_of_photos(
     network: Network, body: Any, dataset: Dataset, places: np.ndarray, *, grid: int,
     batch_size: int, num_workers: int, title: str = "features",
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Return `pooled_maps` of the readable images at `places` (n,) of the catalog.
+    """Compute the features of the images at `places` (n,) of the catalog.
 
-    (m, D) float32, and which of the n were readable, (n,) bool.
+    (m, D) float32 of those that are readable, and which of the n are, (n,) bool. They are the maps
+    of layer1 to layer3, each averaged over grid x grid cells, because it matters where in a face
+    something is. `body` is the classifier, on the network's device.
     """
     body.eval()
-    source, slices = (
-        FileImages(dataset.catalog, network.preprocessing),
-        even_slices(places, batch_size),
-    )
+    rule, source = network.preprocessing, FileImages(dataset.catalog, network.preprocessing)
     num_features = grid * grid * sum(body.architecture.map_channels[:NUM_STAGES])
     rows, readable = [np.empty((0, num_features), np.float32)], [np.empty(0, bool)]
     with tqdm(total=len(places), desc=title, unit="img", leave=False, mininterval=0.5) as bar:
-        for item in read_ahead(source, slices, num_workers):
+        for item in read_ahead(source, even_slices(places, batch_size), num_workers):
             readable.append(item.status == OK)
-            if len(item.arrays[0]):
-                rows.append(pooled_maps(network, body, item.arrays[0], grid).numpy())
             bar.update(len(item.status))
+            if not len(item.arrays[0]):
+                continue
+            x = to_float(item.arrays[0].permute(0, 3, 1, 2).to(network.device))
+            with torch.inference_mode(), network.precision.autocast(network.device):
+                _, maps = forward_with_maps(body, normalise(x, rule.mean, rule.std))
+            pooled = [adaptive_avg_pool2d(m.float(), grid).flatten(1) for m in maps[:NUM_STAGES]]
+            rows.append(torch.cat(pooled, dim=1).cpu().numpy())
     return np.concatenate(rows), np.concatenate(readable)
-
-
-def record_folds(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
-    """Deal records out to folds, each class as evenly as it allows: (R,) labels -> (R,) folds."""
-    order, _ = shuffled_by_class(labels, seed)
-    folds = np.empty(len(labels), np.int64)
-    folds[order] = np.arange(len(labels)) % num_folds
-    return folds
 
 
 def predict_out_of_sample(
@@ -131,12 +104,13 @@ def predict_out_of_sample(
 
     `features` (M, D) of the photos of record `photo_record` (M,); the regression's C is
     `inverse_strength`, for features scaled to unit variance. Only records with a label count; a
-    record without a photo is NaN.
+    record without a photo is NaN. Folds hold each class as evenly as it allows.
     """
     scaled = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6)
     of_record = np.full(len(labels), -1, np.int64)
     known = np.flatnonzero(labels != UNKNOWN)
-    of_record[known] = record_folds(labels[known], num_folds, seed)
+    order, _ = shuffled_by_class(labels[known], seed)
+    of_record[known[order]] = np.arange(len(known)) % num_folds
     fold, truth = of_record[photo_record], labels[photo_record]
     probabilities = np.full((len(features), num_classes), np.nan)
     for number in range(num_folds):
@@ -154,36 +128,6 @@ def predict_out_of_sample(
     return fuse_photos(probabilities, photo_record, len(labels))
 
 
-def evaluated_probabilities(evaluation: Evaluation, dataset: Dataset) -> Predict:
-    """Return what predicts by a finished evaluation, whatever the labels: by its specialists.
-
-    Records of the training part are NaN: a specialist has learnt their labels, wrong ones too. An
-    evaluation keeps five probabilities; what they leave is shared by the other classes.
-    """
-    if evaluation.models["dataset"] != dataset.fingerprint():
-        raise UserError(f"{evaluation.folder} was made of other images, labels or splits")
-    rows = evaluation.rows
-
-    def predict(head: Head, _labels: np.ndarray) -> Floats:
-        details = evaluation.details[head.feature]
-        is_asked = (rows["species"] == head.species) & (rows["split"] != "train")
-        chosen = np.flatnonzero(is_asked & (details["top"][:, 0] >= 0))
-        names = dataset.catalog.record_names[head.records]
-        record = np.searchsorted(names, rows["record"].iloc[chosen].astype(str).to_numpy())
-        of_class = class_numbers(evaluation.class_names(head.feature, head.species), head.names)
-        top, p = details["top"][chosen], details["top_prob"][chosen].astype(float)
-        p[top < 0] = 0.0
-        rest = np.maximum(1 - p.sum(axis=1), 0) / max(len(head.names) - top.shape[1], 1)
-        probabilities = np.repeat(rest[:, None], len(head.names), axis=1)
-        for column in range(top.shape[1]):
-            classes = np.where(top[:, column] >= 0, np.append(of_class, -1)[top[:, column]], -1)
-            known = np.flatnonzero(classes >= 0)
-            probabilities[known, classes[known]] = p[known, column]
-        return fuse_photos(probabilities, record, len(names))
-
-    return predict
-
-
 def fuse_photos(probabilities: Floats, photo_record: np.ndarray, num_records: int) -> Floats:
     """Fuse the photos' probabilities (M, K) by their mean logarithm: (R, K), rows sum to 1.
 
@@ -196,63 +140,43 @@ def fuse_photos(probabilities: Floats, photo_record: np.ndarray, num_records: in
     return fused / fused.sum(axis=1, keepdims=True)
 
 
-def class_thresholds(probabilities: Floats, labels: np.ndarray) -> Floats:
-    """Return each class's mean self-confidence, (K,); infinite for a class without a record.
+def rank_suspects(probabilities: Floats, labels: np.ndarray, min_records: int) -> pd.DataFrame:
+    """Rank the records with a prediction, the least self-confident label first.
 
-    Source: Northcutt et al. 2021, equation 2.
+    Records of classes with fewer than `min_records` are not judged: too little is left to learn
+    from when one of them is held out. Columns: `record`, the place among the R; `given`;
+    `suggested`, the most probable other class; `p_label`, the self-confidence; `p_suggested`;
+    `margin`, their difference, negative where the other class is more probable; `confident`. Ties
+    go by the margin, then by the record. At least two classes are needed.
+
+    A label is confidently wrong where the most probable of the classes that reach their threshold,
+    the mean self-confidence of their records, is another one. Source: Northcutt et al. 2021,
+    equations 1 and 2.
     """
     num_classes = probabilities.shape[1]
-    own = probabilities[np.arange(len(labels)), labels]
-    num = np.bincount(labels, minlength=num_classes)
-    total = np.bincount(labels, own, num_classes)
-    return np.divide(total, num, out=np.full(num_classes, np.inf), where=num > 0)
-
-
-def confident_classes(probabilities: Floats, labels: np.ndarray) -> np.ndarray:
-    """Return the class that each record is counted under, (R,), -1 under none.
-
-    The most probable of the classes whose threshold its probability reaches: where it differs from
-    the given label, the label is estimated to be wrong. Source: Northcutt et al. 2021, equation 1.
-    """
-    reached = probabilities >= class_thresholds(probabilities, labels)
-    best = np.where(reached, probabilities, -1.0).argmax(axis=1)
-    return np.where(reached.any(axis=1), best, -1)
-
-
-def judged_records(labels: np.ndarray, num_classes: int, least: int) -> npt.NDArray[np.bool_]:
-    """Mark the records of known classes with at least `least` records: (R,) bool.
-
-    Of a rarer class too little is left to learn from when one of its records is held out.
-    """
     counts = np.bincount(labels[labels != UNKNOWN], minlength=num_classes)
-    return np.where(labels == UNKNOWN, 0, counts[labels]) >= least
-
-
-def rank_suspects(probabilities: Floats, labels: np.ndarray, judged: np.ndarray) -> pd.DataFrame:
-    """Rank the `judged` (R,) bool records with a prediction, the least self-confident label first.
-
-    Columns: `record`, the place among the R; `suggested`, the most probable other class; `p_given`,
-    the self-confidence; `p_suggested`; `margin`, their difference, negative where the other class
-    is more probable; `is_confident`, off the diagonal of the confident joint. Ties go by the
-    margin, then by the record. At least two classes are needed.
-    """
-    record = np.flatnonzero(judged & np.isfinite(probabilities).all(axis=1))
-    p, given = probabilities[record], labels[record]
-    rows = np.arange(len(record))
+    is_judged = (labels != UNKNOWN) & (counts[labels] >= min_records)
+    record = np.flatnonzero(is_judged & np.isfinite(probabilities).all(axis=1))
+    p, given, rows = probabilities[record], labels[record], np.arange(len(record))
+    own, num = p[rows, given], np.bincount(given, minlength=num_classes)
+    sums = np.bincount(given, own, num_classes)
+    threshold = np.divide(sums, num, out=np.full(num_classes, np.inf), where=num > 0)
+    reached = np.where(p >= threshold, p, -1.0)
     others = p.copy()
     others[rows, given] = -1.0
-    suggested, found = others.argmax(axis=1), confident_classes(p, given)
+    suggested = others.argmax(axis=1)
     table = pd.DataFrame(
         {
             "record": record,
+            "given": given,
             "suggested": suggested,
-            "p_given": p[rows, given],
+            "p_label": own,
             "p_suggested": p[rows, suggested],
-            "margin": p[rows, given] - p[rows, suggested],
-            "is_confident": (found >= 0) & (found != given),
+            "margin": own - p[rows, suggested],
+            "confident": (reached.max(axis=1) >= 0) & (reached.argmax(axis=1) != given),
         }
     )
-    return table.sort_values(["p_given", "margin", "record"], ignore_index=True)
+    return table.sort_values(["p_label", "margin", "record"], ignore_index=True)
 
 
 def suspect_rows(dataset: Dataset, head: Head, suspects: pd.DataFrame) -> pd.DataFrame:
@@ -268,12 +192,10 @@ def suspect_rows(dataset: Dataset, head: Head, suspects: pd.DataFrame) -> pd.Dat
             "record": catalog.record_names[places],
             "split": np.array(SPLITS)[dataset.record_split[places]],
             "feature": head.feature,
-            "label": names[head.labels[own["record"]]],
+            "label": names[own["given"]],
             "suggested": names[own["suggested"]],
-            "p_label": own["p_given"],
-            "p_suggested": own["p_suggested"],
-            "margin": own["margin"],
-            "confident": own["is_confident"].astype(int),
+            **{name: own[name] for name in ("p_label", "p_suggested", "margin")},
+            "confident": own["confident"].astype(int),
             "num_photos": np.searchsorted(catalog.record_index, places + 1) - first,
             "image": [path.decode("utf-8", "backslashreplace") for path in paths],
         }
@@ -282,10 +204,9 @@ def suspect_rows(dataset: Dataset, head: Head, suspects: pd.DataFrame) -> pd.Dat
 
 def summarise_suspects(head: Head, suspects: pd.DataFrame) -> dict[str, Any]:
     """Count the suspects of a head, and tell whether its judge knows more than the class counts."""
-    counts, num = np.bincount(head.labels[suspects["record"]], minlength=1), len(suspects)
-    is_suspect = suspects["margin"] < 0
+    num, is_suspect = len(suspects), suspects["margin"] < 0
     agreement = float((~is_suspect).mean()) if num else None
-    majority = float(counts.max() / num) if num else None
+    majority = float(suspects["given"].value_counts().max() / num) if num else None
     return {
         "species": head.species,
         "feature": head.feature,
@@ -295,5 +216,5 @@ def summarise_suspects(head: Head, suspects: pd.DataFrame) -> dict[str, Any]:
         "majority_share": majority,
         "can_judge": agreement is not None and majority is not None and agreement > majority,
         "num_suspects": int(is_suspect.sum()),
-        "num_confident": int((suspects["is_confident"] & is_suspect).sum()),
+        "num_confident": int((suspects["confident"] & is_suspect).sum()),
     }

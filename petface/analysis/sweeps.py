@@ -45,64 +45,49 @@ class SweepRun:
 def write_sweep(folder: Path, runs: Sequence[SweepRun]) -> str:
     """Write runs.csv, summary.csv and, with matplotlib, accuracy_time.png into `folder`.
 
-    Return the comparison as text, the best preset of each species first.
+    Return the comparison as text, the best preset of each species first: by the validation figure,
+    the balanced one where there is one.
     """
-    table = pd.DataFrame(
-        [
-            {"preset": run.preset, "variant": run.variant, "species": run.species,
-             "train_minutes": float(run.final["train_minutes"]), **run.figures}
-            for run in runs
-        ]
-    )  # fmt: skip
+    rows = [
+        {"preset": run.preset, "variant": run.variant, "species": run.species,
+         "train_minutes": float(run.final["train_minutes"]), **run.figures}
+        for run in runs
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
     keys = list(table.columns[4:])
     groups = table.groupby(["preset", "species"], sort=False)
     summary = groups.agg(runs=("variant", "size"), train_minutes=("train_minutes", "mean"))
     for key in keys:
-        summary[f"{key}_mean"] = groups[key].mean()
+        mean = summary[f"{key}_mean"] = groups[key].mean()
         # of a sample; one run has no spread
-        summary[f"{key}_std"] = groups[key].std().fillna(0.0).where(summary[f"{key}_mean"].notna())
-    for name, rows in (("runs.csv", table), ("summary.csv", summary.reset_index())):
-        cells = [[_cell(*cell) for cell in row.items()] for _, row in rows.iterrows()]
-        files.write_csv(folder / name, rows.columns.tolist(), cells)
-    watched = watched_figure(keys)
-    _draw(folder / "accuracy_time.png", table, watched.replace("val_", "test_"))
-    return _text(summary.reset_index(), keys, watched)
-
-
-def _cell(column: Any, value: Any) -> object:
-    if not isinstance(value, float):
-        return value
-    return "" if math.isnan(value) else f"{value:.{2 if column == 'train_minutes' else 4}f}"
-
-
-def watched_figure(keys: Sequence[str]) -> str:
-    """Return the validation figure that presets are chosen by: balanced where there is one."""
+        summary[f"{key}_std"] = groups[key].std().fillna(0.0).where(mean.notna())
+    summary = summary.reset_index()
+    for name, found in (("runs.csv", table), ("summary.csv", summary)):
+        cells = found.copy()
+        for column in found.select_dtypes("float"):
+            digits = "{:.2f}" if column == "train_minutes" else "{:.4f}"
+            cells[column] = found[column].map(digits.format).where(found[column].notna(), "")
+        files.write_csv(folder / name, list(cells), cells.itertuples(index=False))
     own = [key for key in keys if key.startswith("val_")]
-    return next((key for key in own if key.endswith("balanced_accuracy")), [*own, ""][0])
+    watched = next((key for key in own if key.endswith("balanced_accuracy")), [*own, ""][0])
+    _draw(folder / "accuracy_time.png", table, watched.replace("val_", "test_"))
+    return _text(summary, keys, watched)
 
 
 def _text(summary: pd.DataFrame, keys: Sequence[str], watched: str) -> str:
     way = "nothing to choose by"
     if watched:
-        score = summary[f"{watched}_mean"] - summary[f"{watched}_std"]
-        order = summary.assign(score=-score.fillna(-math.inf)).sort_values(["species", "score"])
-        summary = summary.loc[order.index]
+        summary["score"] = summary[f"{watched}_std"] - summary[f"{watched}_mean"]
+        summary = summary.sort_values(["species", "score"])  # NaN, nothing known, stands last
         best = summary.drop_duplicates("species")[["preset", "species"]].itertuples(index=False)
-        chosen = ", ".join(f"{preset}{f' for {name}' if name else ''}" for preset, name in best)
+        chosen = ", ".join(f"{preset} for {name}" if name else str(preset) for preset, name in best)
         way = f"best by {watched.replace('_', ' ')}: {chosen}"
-    rows = [["preset", "species", "runs", "minutes", *(key.replace("_", " ") for key in keys)]]
-    for _, s in summary.iterrows():
-        figures = ((s[f"{key}_mean"] * 100, s[f"{key}_std"] * 100) for key in keys)
-        cells = ["-" if math.isnan(mean) else f"{mean:.1f} ± {std:.1f}" for mean, std in figures]
-        rows.append(
-            [s["preset"], s["species"] or "-", str(s["runs"]), f"{s['train_minutes']:.1f}", *cells]
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([*lines, "", f"{way}. {RULE}"])
+    shown = summary[["preset", "species", "runs"]].assign(minutes=summary["train_minutes"].round(1))
+    for key in keys:
+        own = summary[[f"{key}_mean", f"{key}_std"]] * 100
+        cells = ["-" if math.isnan(m) else f"{m:.1f} ± {s:.1f}" for m, s in own.to_numpy().tolist()]
+        shown[key.replace("_", " ")] = cells
+    return f"{shown.set_index('preset').rename_axis(None).to_string()}\n\n{way}. {RULE}"
 
 
 def _draw(path: Path, table: pd.DataFrame, figure_name: str) -> None:

@@ -98,6 +98,4 @@ def test_what_cannot_be_judged_is_refused(finder, flags, tmp_path) -> None:
         finder("--species", "cats")
     with pytest.raises(UserError, match="nothing to judge"):
         finder("--features", "color1")
-    with pytest.raises(UserError, match="holds no petface_eval_per_image"):
-        finder("--evaluation", str(tmp_path))
     assert Path(flags[3], "cat.csv").exists() and not (tmp_path / "out").exists()
