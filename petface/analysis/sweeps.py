@@ -67,7 +67,7 @@ def write_sweep(folder: Path, runs: Sequence[SweepRun]) -> str:
         for column in found.select_dtypes("float"):
             digits = "{:.2f}" if column == "train_minutes" else "{:.4f}"
             cells[column] = found[column].map(digits.format).where(found[column].notna(), "")
-        files.write_csv(folder / name, list(cells), cells.itertuples(index=False))
+        files.write_csv(folder / name, cells.columns.tolist(), cells.itertuples(index=False))
     own = [key for key in keys if key.startswith("val_")]
     watched = next((key for key in own if key.endswith("balanced_accuracy")), [*own, ""][0])
     _draw(folder / "accuracy_time.png", table, watched.replace("val_", "test_"))
