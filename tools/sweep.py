@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from petface.analysis.sweeps import SweepRun, write_sweep
-from petface.data.folds import fold_files
+from petface.data.dataset import fold_files
 from petface.data.images import Preprocessing
 from petface.data.pack import image_source
 from petface.data.sources.petface import scan

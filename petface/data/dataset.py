@@ -15,6 +15,7 @@ from petface.data.catalog import Catalog
 from petface.data.sources.petface import EXPECTED_TREE, Scan, scan, unknown_species
 from petface.data.splits import (
     FRACTIONS,
+    make_folds,
     make_splits,
     read_official,
     read_side_file,
@@ -128,6 +129,31 @@ def load_dataset(
     notes[:0] = _scan_notes(found)
     notes += [*split_notes, *_match_notes(dataset), *_class_notes(dataset)]
     return dataset
+
+
+def fold_files(
+    images_root: str | Path,
+    annotations_root: str | Path,
+    folder: Path,
+    *,
+    num_folds: int,
+    seed: int,
+    splits_file: str | Path = "",
+) -> list[Path]:
+    """Write one split file per fold of the whole tree into `folder`, unless it is there already.
+
+    `make_folds` says what they hold; `splits_file` is the dataset's own split, see `load_dataset`.
+    """
+    paths = [
+        folder / f"fold{number}_of_{num_folds}_seed{seed}.csv" for number in range(1, num_folds + 1)
+    ]
+    dataset = load_dataset(images_root, annotations_root, splits_file=splits_file)
+    names, records = species_of_records(dataset.catalog), dataset.catalog.record_names
+    strata = strata_of_records(dataset.catalog, dataset.annotations)
+    splits = make_folds(names, records, strata, num_folds=num_folds, seed=seed)
+    for path, record_split in zip(paths, splits, strict=True):
+        write_splits(path, names, records, record_split, seed=seed)
+    return paths
 
 
 def _read_annotations(

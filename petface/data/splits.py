@@ -72,6 +72,29 @@ def make_splits(
     return result
 
 
+def make_folds(
+    species: np.ndarray, records: np.ndarray, strata: np.ndarray, *, num_folds: int, seed: int
+) -> list[np.ndarray]:
+    """Return one split per fold, each (R,) int8: every record is in the test part of exactly one.
+
+    Inside each species the strata are dealt out in turn, so a class is spread over the folds as
+    evenly as it can be. Of the rest of a fold a tenth of all records is its validation part.
+    """
+    if not 2 <= num_folds <= len(records):
+        raise UserError(f"FOLDS must be from 2 to the {len(records)} records, not {num_folds}")
+    fold_of = np.empty(len(records), np.int64)
+    fold_of[draw_order(species, records, strata, seed=seed)] = np.arange(len(records)) % num_folds
+    val_frac = FRACTIONS[VAL] * num_folds / (num_folds - 1)
+    fractions = (1 - val_frac, val_frac, 0.0)
+    found = np.full((num_folds, len(records)), TEST, np.int8)
+    for fold, result in enumerate(found):
+        rest = np.flatnonzero(fold_of != fold)
+        result[rest] = make_splits(
+            species[rest], records[rest], strata[rest], seed=seed, fractions=fractions
+        )
+    return list(found)
+
+
 def draw_order(
     species: np.ndarray, records: np.ndarray, strata: np.ndarray, *, seed: int
 ) -> np.ndarray:

@@ -10,13 +10,13 @@ import numpy as np
 import pandas
 import pytest
 
-from petface.data.dataset import load_dataset
-from petface.data.folds import fold_files, make_folds
+from petface.data.dataset import fold_files, load_dataset
 from petface.data.splits import (
     SPLITS,
     TEST,
     TRAIN,
     VAL,
+    make_folds,
     make_splits,
     read_official,
     read_splits,

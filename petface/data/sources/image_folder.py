@@ -58,7 +58,6 @@ class _Reader:
     def __init__(self, found: Found) -> None:
         self.found = found
         self.loose_photos = 0  # where a class folder belongs
-        self.folders_of: dict[tuple[str, str], list[str]] = defaultdict(list)  # part, class
         self.parts_of: dict[tuple[str, str], set[str]] = defaultdict(set)  # class, record folder
 
     def leave_out(self, path: bytes, reason: str) -> None:
@@ -76,7 +75,6 @@ class _Reader:
             except UserError as error:
                 self.leave_out(entry.path, str(error))
                 continue
-            self.folders_of[part, name].append(os.fsdecode(entry.path))
             self.read_photos(entry.path, name, part, record="")
 
     def read_photos(self, folder: bytes, species: str, part: str, record: str) -> None:
@@ -98,21 +96,10 @@ class _Reader:
             self.parts_of[species, record].add(part)
 
     def add_notes(self) -> None:
-        """Note what concerns more than one folder."""
-        notes, by_folded = self.found.notes, defaultdict[str, set[str]](set)
-        for (_, name), folders in self.folders_of.items():
-            by_folded[name.casefold()].add(name)
-            if len(folders) > 1:
-                listed = " and ".join(repr(os.path.relpath(f, self.found.source)) for f in folders)
-                notes.append(f"{listed} are spellings of one name: one class")
-        for names in by_folded.values():
-            if len(names) > 1:
-                listed = ", ".join(sorted(names))
-                notes.append(f"classes that differ only in case stay different classes: {listed}")
-        shared = [key for key, parts in self.parts_of.items() if len(parts) > 1]
-        if shared:
+        """Note record folders that stand in more than one part."""
+        if shared := [key for key, parts in self.parts_of.items() if len(parts) > 1]:
             species, record = min(shared)
-            notes.append(
+            self.found.notes.append(
                 f"{len(shared)} record folders have their name in more than one part, such as "
                 f"{species}/{record}: they are taken for different animals. If they are the same, "
                 "the test photos are not of unseen animals"

@@ -25,10 +25,9 @@ EXPECTED = (
 def read_inat_json(source: str | Path, train: str | Path, val: str | Path | None = None) -> Found:
     """List the photos that one or two JSON files name; the class is the folder of the photo.
 
-    Where `annotations` and `categories` are there and fit the folders one to one, the class has
-    the category's name instead. With `val` the entries have parts. Each photo is a record. Raises
-    `UserError` for a file that is not such JSON, a path that leads out of `source`, and a photo
-    that both files name.
+    Where `annotations` and `categories` give all photos of a folder one category, its name is the
+    class instead. With `val` the entries have parts. Each photo is a record. Raises `UserError` for
+    a file that is not such JSON, a path that leads out of `source`, and a photo in both files.
     """
     root = Path(os.path.abspath(source))
     if not root.is_dir():
@@ -50,15 +49,15 @@ def read_inat_json(source: str | Path, train: str | Path, val: str | Path | None
         _add_categories(content, categories)
     if num_repeated:
         found.notes.append(f"{num_repeated} photos are listed twice, and used once")
-    classes = _classes_of_folders({_folder(name) for name in part_of}, categories, found)
-    for name, part in tqdm(
-        sorted(part_of.items()), desc="find", unit="img", mininterval=0.5, leave=False, disable=None
-    ):
-        species = classes[_folder(name)]
+    bar = tqdm(sorted(part_of.items()), desc="find", unit="img", leave=False, disable=None)
+    for name, part in bar:
         place = os.path.join(root, name)  # noqa: PTH118 (hot)
-        if isinstance(species, UserError):
-            found.leave_out(name, str(species))
-        elif os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
+        try:
+            species = _class_of(os.path.dirname(name), categories)  # noqa: PTH120 (hot)
+        except UserError as error:
+            found.leave_out(name, str(error))
+            continue
+        if os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
             found.leave_out(name, "not an image suffix")
         elif not os.path.isfile(place):
             found.leave_out(name, "in the JSON, and no such photo")
@@ -69,44 +68,22 @@ def read_inat_json(source: str | Path, train: str | Path, val: str | Path | None
     return found
 
 
-def _folder(name: str) -> str:
-    return name.rpartition("/")[0]
-
-
 def _add_categories(content: Mapping[str, Any], categories: dict[str, set[str]]) -> None:
     """Read `annotations` and `categories`; what does not fit is as if it were not there."""
     with suppress(KeyError, TypeError, AttributeError):
         name_of = {row["id"]: str(row["name"]) for row in content["categories"]}
-        folders = {row["id"]: _folder(row["file_name"]) for row in content["images"]}
+        folders = {row["id"]: row["file_name"].rpartition("/")[0] for row in content["images"]}
         for row in content["annotations"]:
             categories[folders[row["image_id"]]].add(name_of[row["category_id"]])
 
 
-def _classes_of_folders(
-    folders: set[str], categories: Mapping[str, set[str]], found: Found
-) -> dict[str, str | UserError]:
-    """Return the class of each folder, or why it cannot be one."""
-    last = {folder: folder.rpartition("/")[2] for folder in sorted(folders)}
-    named = {folder: min(names) for folder, names in categories.items() if len(names) == 1}
-    if fits := len(set(named.values())) == len(folders):
-        wanted = named
-    else:
-        wanted = last
-        if num_merged := len(folders) - len(set(last.values())):
-            found.notes.append(f"{num_merged} folders have the name of another one: one class")
-    if categories and not fits:
-        found.notes.append(
-            "categories and folders are not one to one: folder names are used for all classes"
-        )
-    classes: dict[str, str | UserError] = {}
-    for folder in last:
-        try:
-            classes[folder] = class_name(last[folder])
-        except UserError as error:
-            classes[folder] = error
+def _class_of(folder: str, categories: Mapping[str, set[str]]) -> str:
+    """Return the class of a folder's photos; `UserError` where its name cannot be one."""
+    names = categories.get(folder, ())
+    if len(names) == 1:
         with suppress(UserError):  # a category that cannot be a folder leaves the folder's name
-            classes[folder] = class_name(wanted[folder])
-    return classes
+            return class_name(*names)
+    return class_name(folder.rpartition("/")[2])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,8 +13,7 @@ import re
 import shutil
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,20 +23,14 @@ from tqdm import tqdm
 from petface import files
 from petface.data.catalog import string_array
 from petface.data.sources.petface import check_species_name, scan
-from petface.data.splits import SPLITS, make_splits, side_file, write_splits
+from petface.data.splits import SPLITS, make_splits, write_splits
 from petface.errors import UserError
 from petface.taxonomy import canonical_record, is_unknown
 
 MARKER = "prepared.json"
 CUT_FRAC = 0.1  # of the train part, for each part that the source lacks
 _MAX_CLASS_BYTES, _MAX_NAME_BYTES = 200, 80  # a file system takes 255
-_UNSAFE = re.compile(r"[^\w-]+")
-_CONTROL, _SURROGATE = re.compile(r"[\x00-\x1f\x7f]"), re.compile(r"[\ud800-\udfff]")
 _NAMES_SHOWN = 40
-_NO_LINKS = {
-    errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV,
-    errno.EMLINK, errno.EINVAL,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,9 +78,9 @@ def class_name(text: str) -> str:
     Raises `UserError` with the reason for what cannot be the name of a class and of a folder.
     """
     name = unicodedata.normalize("NFC", text).strip()
-    if _CONTROL.search(name):
+    if re.search(r"[\x00-\x1f\x7f]", name):
         raise UserError("a class name with a control character")
-    if _SURROGATE.search(name):
+    if re.search(r"[\ud800-\udfff]", name):
         raise UserError("a class name that is not UTF-8")
     if is_unknown(name):
         raise UserError("a class name that means not known; rename it to use it")
@@ -105,7 +98,7 @@ def safe_name(text: str) -> str:
 
     A record of this name is canonical and is never taken for an unknown label.
     """
-    name = _UNSAFE.sub("_", unicodedata.normalize("NFC", text)).strip("_-")
+    name = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", text)).strip("_-")
     name = name.encode("utf-8")[:_MAX_NAME_BYTES].decode("utf-8", "ignore")
     name = canonical_record(name)
     return f"{name}_photo".lstrip("_") if is_unknown(name) else name
@@ -119,17 +112,14 @@ class UniqueNames:
 
     def take(self, wanted: str) -> str:
         """Return `wanted`, or the first of `wanted_2`, `wanted_3` ... that is free."""
-        name, number = wanted, self._next.get(_folded(wanted), 1)
-        while _folded(name) in self._next:
+        name, folded = wanted, unicodedata.normalize("NFC", wanted.casefold())
+        key, number = folded, self._next.get(folded, 1)
+        while key in self._next:
             number += 1
-            name = f"{wanted}_{number}"
-        self._next[_folded(wanted)] = number
-        self._next.setdefault(_folded(name), 1)
+            name, key = f"{wanted}_{number}", f"{folded}_{number}"
+        self._next[folded] = number
+        self._next.setdefault(key, 1)
         return name
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name.casefold())
 
 
 def prepare(
@@ -153,23 +143,35 @@ def prepare(
     settle_parts(found, checkpoint_classes=checkpoint_classes, val_as=val_as)
     found.entries = name_photos(found.entries)
     cut_parts(found, seed)
-    with unfinished(out) as folder:
-        _place_photos(found, folder, link)
-        _write_annotations(folder / "annotations", found.entries)
-        if all(entry.part for entry in found.entries):
-            _write_split(folder / "splits.csv", found, seed)
-        rows = ((e.species, e.record, e.image, e.part, e.path) for e in found.entries)
-        header = ("species", "record", "image", "part", "source")
-        files.write_csv(folder / "sources.csv", header, rows)
-        files.write_csv(folder / "left_out.csv", ("what", "reason"), found.left_out)
-        num_seen = len(scan(folder / "images").catalog)
-        if num_seen != len(found.entries):
-            raise UserError(
-                f"{folder} holds {num_seen} photos where {len(found.entries)} were placed: was the "
-                "source changed meanwhile? give the command again"
-            )
-        facts = {"source": str(found.source), "photos": num_seen, "notes": found.notes}
-        files.write_json(folder / MARKER, {"kind": found.kind, "finished": True, **facts})
+    folder = out.with_name(f"{out.name}.unfinished-{os.getpid()}")  # a kill leaves it behind
+    try:
+        folder.mkdir(parents=True)
+        _write_tree(found, folder, link, seed)
+        folder.rename(out)
+    except OSError as error:
+        raise files.write_error(error.filename or out, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_tree(found: Found, folder: Path, link: str, seed: int) -> None:
+    """Write photos, annotations, split and lists of the named entries into `folder`."""
+    _place_photos(found, folder, link)
+    _write_annotations(folder / "annotations", found.entries)
+    if all(entry.part for entry in found.entries):
+        _write_split(folder / "splits.csv", found, seed)
+    rows = ((e.species, e.record, e.image, e.part, e.path) for e in found.entries)
+    header = ("species", "record", "image", "part", "source")
+    files.write_csv(folder / "sources.csv", header, rows)
+    files.write_csv(folder / "left_out.csv", ("what", "reason"), found.left_out)
+    num_seen = len(scan(folder / "images").catalog)
+    if num_seen != len(found.entries):
+        raise UserError(
+            f"{folder} holds {num_seen} photos where {len(found.entries)} were placed: was the "
+            "source changed meanwhile? give the command again"
+        )
+    facts = {"source": str(found.source), "photos": num_seen, "notes": found.notes}
+    files.write_json(folder / MARKER, {"kind": found.kind, "finished": True, **facts})
 
 
 def check_out(out: Path, source: Path) -> None:
@@ -195,25 +197,28 @@ def settle_parts(found: Found, *, checkpoint_classes: Sequence[str] | None, val_
     if "val" in found.parts and "test" not in found.parts and val_as == "test":
         _rename_part(found, "val", "test")
         found.notes.append("no test part: the val part is kept for the end, as the test part")
+    known, what = set(checkpoint_classes or ()), "known to the checkpoint"
     if checkpoint_classes is not None:
         if not found.parts:
             _rename_part(found, "", "test")
             found.notes.append("no parts, and a checkpoint: every photo goes into the test part")
         # The checkpoint's own spelling, where only Unicode's form differs.
-        spelling = {unicodedata.normalize("NFC", name): name for name in checkpoint_classes}
+        spelling = {unicodedata.normalize("NFC", name): name for name in known}
         found.entries = [
             replace(e, species=spelling.get(e.species, e.species)) for e in found.entries
         ]
     trained = {entry.species for entry in found.entries if entry.part == "train"}
-    known = trained if checkpoint_classes is None else set(checkpoint_classes)
+    of_train = trained, "in the train part"
+    if checkpoint_classes is None:
+        known, what = of_train
     if not known:  # neither a train part nor a checkpoint: any class may be tested
         return
-    by_train, by_checkpoint = "in the train part", "known to the checkpoint"
-    _leave_out(found, "test", known, by_train if checkpoint_classes is None else by_checkpoint)
-    _leave_out(found, "val", trained or known, by_train if trained else by_checkpoint)
+    _leave_out(found, "test", known, what)
+    _leave_out(found, "val", *(of_train if trained else (known, what)))
     if checkpoint_classes is not None and (absent := sorted(known - set(found.classes))):
-        num = len(absent)
-        found.notes.append(f"{num} classes of the checkpoint have no photo: {_some(absent)}")
+        found.notes.append(
+            f"{len(absent)} classes of the checkpoint have no photo: {_some(absent)}"
+        )
     if not found.entries:
         raise UserError(
             f"no photo is left of {found.source}: the known classes are {_some(sorted(known))}"
@@ -291,36 +296,6 @@ def cut_parts(found: Found, seed: int) -> None:
         found.notes.append(f"no {part} part: cut from train, {CUT_FRAC:.0%} of each class")
 
 
-@contextmanager
-def unfinished(out: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `out` that takes its name at the end.
-
-    Where it comes to no end, the next start empties it. `UserError` where another process is
-    writing it, or where it is somebody else's.
-    """
-    folder = out.with_name(f"{out.name}.unfinished")
-    marker = folder / MARKER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise files.write_error(out, error) from error
-    with files.turn_in(folder, wait=False):
-        left = sorted(folder.iterdir(), key=lambda path: path.name.startswith(MARKER))
-        if left and not left[-1].name.startswith(MARKER):
-            raise UserError(f"{folder} is in the way, and not of this tool: move it away")
-        try:
-            for path in left:  # the marker last, so that a kill leaves it
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            files.write_json(marker, {"finished": False})
-            yield folder
-            folder.rename(out)
-        except OSError as error:
-            raise files.write_error(error.filename or out, error) from error
-        except UserError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-
-
 def _place_photos(found: Found, folder: Path, link: str) -> None:
     """Link or copy every photo into `folder/images`; a note says where links are not possible."""
     for name in found.classes:
@@ -335,35 +310,31 @@ def _place_photos(found: Found, folder: Path, link: str) -> None:
     for entry in bar:
         place = folder / "images" / entry.species / entry.record / entry.image
         place.parent.mkdir(exist_ok=True)  # records differ in more than case, see `UniqueNames`
-        if link != "copy":
-            try:
-                _link(entry.path, place, link)
-                continue
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                found.notes.append(
-                    f"{link} links are not possible in {folder.parent} ({error.strerror}): photos "
-                    "are copied instead"
-                )
-                link = "copy"
-        _copy(entry.path, place)
+        try:
+            _place(entry.path, place, link)
+        except OSError as error:
+            if link == "copy" or error.errno == errno.ENOSPC:
+                raise
+            found.notes.append(
+                f"{link} links are not possible in {folder.parent} ({error.strerror}): photos are "
+                "copied instead"
+            )
+            link = "copy"
+            _place(entry.path, place, link)
 
 
-def _link(source: str, place: Path, link: str) -> None:
+def _place(source: str, place: Path, link: str) -> None:
     if link == "symbolic":
         place.symlink_to(source)
-    else:  # to the file itself, where the source is a link
+    elif link == "hard":  # to the file itself, where the source is a link
         os.link(os.path.realpath(source), place)
-
-
-def _copy(source: str, place: Path) -> None:
-    try:
-        shutil.copyfile(source, place)
-    except OSError as error:
-        if error.filename != source:
+    else:
+        try:
+            shutil.copyfile(source, place)
+        except OSError as error:
+            if error.filename == source:
+                raise UserError(f"cannot read {source}: {error.strerror}") from error
             raise
-        raise UserError(f"cannot read {source}: {error.strerror}") from error
 
 
 def _write_annotations(folder: Path, entries: Sequence[Entry]) -> None:
@@ -383,9 +354,8 @@ def _write_split(path: Path, found: Found, seed: int) -> None:
     part_of = {(entry.species, entry.record): entry.part for entry in found.entries}
     codes = np.array([SPLITS.index(part) for part in part_of.values()], dtype=np.int8)
     shares = np.bincount(codes, minlength=len(SPLITS)) / len(codes)
-    aside = path.parent / "split"  # `write_splits` waits for its folder, and this one is taken
     write_splits(
-        aside / path.name,
+        path,
         string_array([species for species, _ in part_of]),
         string_array([record for _, record in part_of]),
         codes,
@@ -393,6 +363,3 @@ def _write_split(path: Path, found: Found, seed: int) -> None:
         fractions=[round(share, 4) for share in shares.tolist()],
         origin=f"{found.kind} in {found.source}",
     )
-    for written in (side_file(aside / path.name), aside / path.name):
-        written.rename(path.with_name(written.name))
-    aside.rmdir()

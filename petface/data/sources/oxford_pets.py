@@ -6,11 +6,11 @@ O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar: Cats and Dogs, CVPR 2012.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 
-from petface.data.catalog import line_error
+import pandas
+
 from petface.data.sources.layout import Entry, Found
 from petface.data.sources.petface import not_an_image, sorted_entries
 from petface.errors import UserError
@@ -22,7 +22,7 @@ DOWNLOADED = "oxford-iiit-pet"  # the folder that torchvision makes
 SPECIES = {"1": "cat", "2": "dog"}
 STAGES = ("one", "two")
 _LISTS = {"trainval.txt": "train", "test.txt": "test"}
-_ROW = re.compile(r"([^\s./\\\0][^\s/\\\0]*_\d+)\s+(\d+)\s+(\d+)\s+\d+")
+_AGAIN = f"fetch the list again from {HOME}"
 
 
 def read_oxford_pets(source: str | Path, stages: str) -> Found:
@@ -30,46 +30,33 @@ def read_oxford_pets(source: str | Path, stages: str) -> Found:
 
     With `stages` "one" the 37 breeds are the classes of stage 1; with "two" they are cat and dog,
     and the breed is an attribute. Each photo is a record. Raises `UserError` where the folder is
-    not the data set, and with file and line for a list that makes no sense.
+    not the data set, and for a list that makes no sense.
     """
     assert stages in STAGES, stages
     root = _find(Path(os.path.abspath(source)))
     found = Found("oxford_pets", root)
     photos = _photos_in(root / "images", found)
-    seen: dict[str, str] = {}  # image -> file and line
-    kinds: dict[str, tuple[str, str]] = {}  # breed -> class id and species
-    for file_name, part in _LISTS.items():
-        path, num_before = root / "annotations" / file_name, len(seen)
-        for line, image, class_id, species in _rows(path):
-            breed = image.rpartition("_")[0]
-            if image in seen:
-                what = f"{image} is listed already, in {seen[image]}; remove one of the two"
-                raise line_error(path, line, what)
-            kind = kinds.setdefault(breed, (class_id, species))
-            if kind != (class_id, species):
-                what = (
-                    f"{image} has class {class_id} and species {species}, other photos of its "
-                    f"breed have {kind[0]} and {kind[1]}; fetch the list again from {HOME}"
-                )
-                raise line_error(path, line, what)
-            seen[image] = f"{file_name} line {line}"
-            photo = photos.pop(image, None)
-            if photo is None:
-                found.leave_out(f"{image}.jpg", f"in {file_name}, and no such photo")
-            elif stages == "one":
-                found.entries.append(Entry(breed, image, photo, photo, part))
-            else:
-                found.entries.append(Entry(species, image, photo, photo, part, breed))
-        num_listed = len(seen) - num_before
-        if num_listed != PUBLISHED[file_name]:
-            published = f"the published list has {PUBLISHED[file_name]:,}"
-            found.notes.append(f"{file_name} lists {num_listed:,} photos; {published}")
+    rows = [(*row, name) for name in _LISTS for row in _read_list(root / "annotations" / name)]
+    repeated = [image for image, num in Counter(row[0] for row in rows).items() if num > 1]
+    if repeated:
+        raise UserError(f"{root / 'annotations'} lists {repeated[0]} twice; {_AGAIN}")
+    for image, species, file_name in rows:
+        photo, breed = photos.pop(image, None), image.rpartition("_")[0]
+        if photo is None:
+            found.leave_out(f"{image}.jpg", f"in {file_name}, and no such photo")
+        elif stages == "one":
+            found.entries.append(Entry(breed, image, photo, photo, _LISTS[file_name]))
+        else:
+            found.entries.append(Entry(species, image, photo, photo, _LISTS[file_name], breed))
     for photo in photos.values():
         found.leave_out(os.path.relpath(photo, root), "a photo in no official list")
+    num_listed = Counter(row[-1] for row in rows)
     for file_name, part in _LISTS.items():
+        if num_listed[file_name] != PUBLISHED[file_name]:
+            published = f"the published list has {PUBLISHED[file_name]:,}"
+            found.notes.append(f"{file_name} lists {num_listed[file_name]:,} photos; {published}")
         if part not in found.parts:
-            what = f"{root / 'images'} holds no photo of {file_name}"
-            raise UserError(f"{what}\n{_by_hand(root)}")
+            raise UserError(f"{root / 'images'} holds no photo of {file_name}\n{_by_hand(root)}")
     return found
 
 
@@ -124,23 +111,18 @@ def _photos_in(folder: Path, found: Found) -> dict[str, str]:
     return photos
 
 
-def _rows(path: Path) -> Iterator[tuple[int, str, str, str]]:
-    """Yield line, image, class id and species of each `<image> <class id> <species> <breed id>`."""
+def _read_list(path: Path) -> list[tuple[str, str]]:
+    """Read image and species of each row `<image> <class id> <species> <breed id>`."""
+    columns = ["image", "class_id", "species", "breed_id"]
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        table = pandas.read_csv(path, sep=r"\s+", comment="#", names=columns, dtype=str)
     except OSError as error:
         root = path.parent.parent
         raise UserError(f"cannot read {path}: {error.strerror}\n{_by_hand(root)}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text; fetch it again from {HOME}") from error
-    for line, row in enumerate(text.splitlines(), start=1):
-        if not row.strip() or row.lstrip().startswith("#"):
-            continue
-        cells = _ROW.fullmatch(row.strip())
-        if not cells:
-            what = f"{row!r} is not '<breed>_<number> <class id> <species> <breed id>'"
-            raise line_error(path, line, what)
-        image, class_id, species = cells.groups()
-        if species not in SPECIES:
-            raise line_error(path, line, f"species {species!r} is neither 1 (cat) nor 2 (dog)")
-        yield line, image, class_id, SPECIES[species]
+    except ValueError as error:  # not UTF-8, rows of other lengths
+        raise UserError(f"{path}: {str(error).strip()}; {_AGAIN}") from error
+    odd = ~table["image"].str.contains("_", na=False) | ~table["species"].isin(list(SPECIES))
+    if odd.any():
+        row = " ".join(map(str, table[odd].iloc[0]))
+        raise UserError(f"{path}: {row!r} is no photo of a cat (1) or a dog (2); {_AGAIN}")
+    return list(zip(table["image"], table["species"].map(SPECIES), strict=True))

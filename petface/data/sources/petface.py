@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ EXPECTED_TREE = """the expected tree is
       split/<species>/...                      only for the official splits"""
 MAX_STRAYS_LISTED = 10_000
 _NO_IMAGE = "holds no image at the expected depth"
+_ROOT_NAMES = ("images", "PetFace/images", "PetFace")
 _NESTED = "a folder inside a record folder"
 _SUFFIXES = frozenset(suffix.encode("ascii") for suffix in IMAGE_SUFFIXES)
 _ENTRIES_LOOKED_AT = 1000  # while guessing which folder was meant
@@ -64,9 +64,10 @@ def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
     scanner = _Scanner(root)
     found = scanner.species_folders()
     chosen = found if species is None else sorted(set(species))
-    for name in chosen:
-        if name not in found:
-            _raise_unknown_species(name, found, root)
+    if unknown := [name for name in chosen if name not in found]:
+        if not _holds_images(root, depth=3) and _other_root(root) is not None:
+            raise _wrong_root(root, _NO_IMAGE)
+        raise unknown_species(unknown[0], found, f" in {root}")
     # A bar only for a person at a terminal, and only if it takes a while.
     bar = tqdm(desc="scan", unit=" records", delay=2.0, mininterval=1, leave=False, disable=None)
     with bar:
@@ -74,11 +75,11 @@ def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
             scanner.read_species(name, bar)
     result = scanner.result
     result.catalog = scanner.builder.build()
-    if species is not None and result.empty_species and _has_shape(root):
+    if species is not None and result.empty_species and _holds_images(root, depth=3):
         raise UserError(f"species {result.empty_species[0]!r} in {root} has no image")
     num_images = len(result.catalog)
-    mostly_nested = result.stray_counts[_NESTED] > num_images
-    if num_images == 0 or (mostly_nested and any(map(_has_shape, _roots_below(root)))):
+    is_nested = result.stray_counts[_NESTED] > num_images
+    if num_images == 0 or (is_nested and any(_holds_images(root / n, 3) for n in _ROOT_NAMES)):
         raise _wrong_root(root, _NO_IMAGE)
     return result
 
@@ -145,8 +146,7 @@ class _Scanner:
         try:
             entries = sorted_entries(os.path.join(self.root, folder))
         except UserError as error:
-            reason = str(error).rpartition(": ")[2]
-            self.stray(folder, f"record folder cannot be read: {reason}")
+            self.stray(folder, f"record folder: {error}")
             return images
         for entry in entries:
             if why := not_an_image(entry):
@@ -195,13 +195,6 @@ def not_a_folder(entry: os.DirEntry[bytes]) -> str | None:
         return f"cannot be followed: {error.strerror}"
 
 
-def _raise_unknown_species(name: str, found: list[str], root: Path) -> NoReturn:
-    """Raise with the nearest species, or with the right folder where this holds no images."""
-    if not _has_shape(root) and _other_root(root) is not None:
-        raise _wrong_root(root, _NO_IMAGE)
-    raise unknown_species(name, found, f" in {root}")
-
-
 def unknown_species(name: str, known: Sequence[str], where: str = "") -> UserError:
     """Return the error for a species that is not there, with the nearest one."""
     near = difflib.get_close_matches(name, known, n=1)
@@ -218,23 +211,13 @@ def _wrong_root(root: Path, what: str) -> UserError:
 
 def _other_root(root: Path) -> Path | None:
     """Find a folder one or two levels up or down that has the expected shape."""
-    up = [root.parent, root.parent.parent]
-    beside = [folder / name for folder in up for name in ("images", "PetFace/images", "PetFace")]
-    candidates = [*_roots_below(root), *beside]
+    bases = (root, root.parent, root.parent.parent)
+    candidates = [base / name for base in bases for name in _ROOT_NAMES]
     if not root.exists() or _holds_images(root, depth=2):  # such as images/cat
         candidates.append(root.parent)
     if _holds_images(root, depth=1):  # such as images/cat/000000
         candidates.append(root.parent.parent)
-    return next((folder for folder in candidates if folder != root and _has_shape(folder)), None)
-
-
-def _roots_below(root: Path) -> list[Path]:
-    return [root / "images", root / "PetFace" / "images", root / "PetFace"]
-
-
-def _has_shape(root: Path) -> bool:
-    """Check whether <species>/<record>/<image> is found below a folder."""
-    return _holds_images(root, depth=3)
+    return next((c for c in candidates if c != root and _holds_images(c, depth=3)), None)
 
 
 def _holds_images(root: Path, depth: int) -> bool:

@@ -6,7 +6,6 @@ import csv
 import errno
 import json
 import os
-import shutil
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -278,7 +277,7 @@ def test_where_links_are_not_possible_photos_are_copied_and_it_is_said(
     def fail(*_, **__):
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(layout, "_link", fail)
+    monkeypatch.setattr(Path, "symlink_to", fail)
     found = read_image_folder(source)
     prepare(found, tmp_path / "out")
     assert len(found.notes) == 1 and "photos are copied instead" in found.notes[0]
@@ -299,47 +298,33 @@ def test_a_folder_that_exists_is_refused_and_left_alone(source, tmp_path):
     out = tmp_path / "out"
     prepare(read_image_folder(source), out)
     tree(tmp_path / "other", "mine.txt")
-    mine = tree(tmp_path / "new.unfinished", "mine.txt")
-    before = [files_of(folder) for folder in (out, tmp_path / "other", mine)]
+    before = [files_of(folder) for folder in (out, tmp_path / "other")]
     for path, words in {
         out: "holds a prepared tree already: .* another --out",
         tmp_path / "other": "exists already",
         source / "deep/out": "lies in the source",
-        tmp_path / "new": "is in the way, and not of this tool",
     }.items():
         with pytest.raises(UserError, match=words):
             prepare(read_image_folder(source), path)
-    assert [files_of(folder) for folder in (out, tmp_path / "other", mine)] == before
+    assert [files_of(folder) for folder in (out, tmp_path / "other")] == before
     (tmp_path / "empty").mkdir()
     prepare(read_image_folder(source), tmp_path / "empty")
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
-def test_what_an_interruption_left_is_begun_anew(source, tmp_path, monkeypatch, kind):
+def test_an_interruption_leaves_nothing_behind(source, tmp_path, monkeypatch, kind):
     def stop(photo, place, _):
         if Path(photo).name == "2.png":
             raise kind
         os.symlink(photo, place)
 
     with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, UserError)) as error:
-        patch.setattr(layout, "_link", stop)
+        patch.setattr(layout, "_place", stop)
         prepare(read_image_folder(source), tmp_path / "out")
     assert not isinstance(kind, OSError) or "bytes free" in str(error.value)
-    assert not (tmp_path / "out").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
     prepare(read_image_folder(source), tmp_path / "out")
     assert len(loaded(tmp_path / "out").catalog) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
-
-
-def test_two_at_once_are_refused(source, tmp_path):
-    with (
-        layout.unfinished(tmp_path / "out"),
-        pytest.raises(UserError, match="in use by"),
-        layout.unfinished(tmp_path / "out"),
-    ):
-        pass
-    shutil.rmtree(tmp_path / "out")
-    prepare(read_image_folder(source), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -38,23 +38,20 @@ def test_one_stage_has_breeds_as_classes_and_keeps_the_official_lists(tmp_path):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ("Abyssinian_900 1 1", ["'Abyssinian_900 1 1' is not '<breed>_<number>"]),
-        ("Abyssinian 1 1 1", ["is not '<breed>_<number>"]),
-        ("../secret_1 1 1 1", ["is not '<breed>_<number>"]),
-        (".hidden_1 1 1 1", ["is not '<breed>_<number>"]),
-        ("Abyssinian_900 1 one 1", ["is not '<breed>_<number>"]),
-        ("Abyssinian_900 1 3 1", ["species '3' is neither 1 (cat) nor 2 (dog)"]),
-        ("Abyssinian_900 1 2 1", ["class 1 and species dog", "have 1 and cat"]),
-        ("Abyssinian_2 1 1 1", ["Abyssinian_2 is listed already, in trainval.txt line 3"]),
+        ("Abyssinian_900 1", "'Abyssinian_900 1 nan nan' is no photo of"),
+        ("Abyssinian 1 1 1", "is no photo of"),
+        ("Abyssinian_900 1 3 1", "is no photo of"),
+        ("Abyssinian_2 1 1 1", "lists Abyssinian_2 twice"),
+        ("Abyssinian_900 1 1 1 1", "fields"),
+        ("\udcff", "utf-8"),
     ],
 )
 def test_a_line_that_makes_no_sense_is_named(tmp_path, row, words):
     root = oxford(tmp_path / "pets")
-    with (root / "annotations/test.txt").open("a") as handle:
-        handle.write(row + "\n")
-    with pytest.raises(UserError) as error:
+    with (root / "annotations/test.txt").open("ab") as handle:
+        handle.write(row.encode("utf-8", "surrogateescape") + b"\n")
+    with pytest.raises(UserError, match=f"pets/annotations.*{words}.*fetch the list again"):
         read_oxford_pets(root, "one")
-    assert all(word in str(error.value) for word in [*words, "test.txt, line 15"])
 
 
 def test_a_folder_that_is_not_the_data_set_says_what_to_fetch(tmp_path):
@@ -91,10 +88,9 @@ def test_the_download_lands_where_it_is_read(tmp_path, torchvision):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [OSError, RuntimeError, EOFError, ImportError])
-def test_without_a_network_it_says_what_to_do_by_hand(tmp_path, torchvision, kind):
+def test_without_a_network_it_says_what_to_do_by_hand(tmp_path, torchvision):
     def fail(*_, **__):
-        raise kind("no route to host\nsecond line")
+        raise RuntimeError("no route to host\nsecond line")
 
     torchvision.OxfordIIITPet = fail
     with pytest.raises(UserError) as error:
