@@ -21,6 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import pandas
+
 from petface.data.sources.image_folder import read_image_folder
 from petface.data.sources.inat_json import read_inat_json
 from petface.data.sources.layout import Found, check_out, prepare, safe_name
@@ -30,6 +33,7 @@ from petface.errors import SettingsError, run_script
 from petface.settings import Seed, Settings, read_settings
 
 KINDS = "image_folder", "oxford_pets", "inat_json"
+OXFORD_PRESETS = {"one": "oxford_pets", "two": "oxford_pets_two"}  # in configs/, by STAGES
 
 # ---- What is read ----
 SOURCE: str = ""  # folder of the photos; "" = data/oxford for oxford_pets, else it must be given
@@ -59,24 +63,17 @@ def read(kind: str, source: str, s: Settings) -> Found:
 
 def describe(found: Found, rows_shown: int = 40, samples_shown: int = 3) -> str:
     """Return a table of the photos per class and part, the notes, and what was left out."""
-    counts = Counter((entry.species, entry.part) for entry in found.entries)
-    parts, classes = SPLITS if found.parts else ("",), found.classes
-    rows = [("class", [part or "photos" for part in parts])]
-    rows += [(name, [f"{counts[name, p]:,}" for p in parts]) for name in classes[:rows_shown]]
-    if len(classes) > rows_shown:
-        rows.append((f"... {len(classes) - rows_shown} more, see sources.csv", []))
-    totals = [f"{sum(counts[name, part] for name in classes):,}" for part in parts]
-    rows.append((f"all {len(classes)} classes", totals))
-    lines = [f"{name[:40]:40s}" + "".join(f"{cell:>9s}" for cell in cells) for name, cells in rows]
-    for part in parts:
-        if empty := [name for name in classes if not counts[name, part]]:
-            shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-            lines.append(f"{len(empty)} classes have no photo in {part}: {shown}")
+    photos = [(entry.species, entry.part or "photos") for entry in found.entries]
+    counts = pandas.crosstab(*map(np.array, zip(*photos, strict=True)), colnames=["class"])
+    counts = counts.reindex(columns=list(SPLITS) if found.parts else ["photos"], fill_value=0)
+    shown, more = counts.head(rows_shown).copy(), len(counts) - rows_shown
+    shown.loc[f"all {len(counts)} classes"] = counts.sum()
+    lines = [shown.map("{:,}".format).rename_axis(index=None).to_string()]
+    lines += [f"... {more} more, see sources.csv"] * (more > 0)
     lines += found.notes
     for reason, num in sorted(Counter(reason for _, reason in found.left_out).items()):
         examples = [what for what, why in found.left_out if why == reason][:samples_shown]
-        more = ", ..." if num > samples_shown else ""
-        lines.append(f"left out, {reason}: {num:,} ({', '.join(examples)}{more})")
+        lines.append(f"left out, {reason}: {num:,}, such as {', '.join(examples)}")
     return "\n".join(lines)
 
 
@@ -86,13 +83,13 @@ def next_commands(kind: str, out: str, found: Found, s: Settings) -> list[list[s
     trainers = ["train_resnet_minority_aug_dynamic.py", "stage2_resnet_multi.py"]
     tree = ["--images-root", f"{out}/images", "--annotations-root", f"{out}/annotations"]
     if kind == "oxford_pets":
-        name = "oxford_pets" if s.STAGES == "one" else "oxford_pets_two"
-        tree = tree if s.OUT else []
         scripts = {"stage1": trainers[:1], "stage2": trainers[1:], "eval": evaluate}
+        if s.STAGES == "one":
+            del scripts["stage2"]
+        preset = f"{OXFORD_PRESETS[s.STAGES]}.toml"
         return [
-            [*words, "--config", f"configs/{folder}/{name}.toml", *tree]
+            [*words, "--config", f"configs/{folder}/{preset}", *(tree if s.OUT else [])]
             for folder, words in scripts.items()
-            if folder != "stage2" or s.STAGES == "two"
         ]
     run = safe_name(Path(out).name)
     checkpoint = ["--stage1-checkpoint", s.CHECKPOINT or f"runs/{run}/best.pt"]
@@ -113,9 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for flag, value in {"--source": source, "--train": s.TRAIN or kind != "inat_json"}.items():
         if not value:
             raise SettingsError(f"{flag} is missing; see --help")
-    name = f"{safe_name(Path(source).resolve().name)}_petface"
-    if kind == "oxford_pets":
-        name = "oxford_pets" if s.STAGES == "one" else "oxford_pets_two"  # as in configs/
+    own_name = f"{safe_name(Path(source).resolve().name)}_petface"
+    name = OXFORD_PRESETS[s.STAGES] if kind == "oxford_pets" else own_name
     out, classes = str(Path(s.OUT or f"data/{name}")), None
     sys.stdout.reconfigure(errors="backslashreplace")  # file names that are no UTF-8
     check_out(Path(out).absolute(), Path(source).absolute())  # before anything is downloaded

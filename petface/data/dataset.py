@@ -233,7 +233,7 @@ def _provenance_notes(path: Path, seed: int, fractions: Sequence[float]) -> list
     made = read_side_file(path)
     if made.get("origin"):
         return [f"the split in {path} is that of {made['origin']}"]
-    if made["seed"] == seed and list(made["fractions"]) == list(fractions):
+    if (made["seed"], made["fractions"]) == (seed, list(fractions)):
         return []
     how = f"seed {made['seed']} and fractions {made['fractions']}"
     return [f"the split in {path} was made with {how} and stays as it is"]

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -58,8 +58,8 @@ class Batch:
     labels: dict[str, Tensor]  # each (B,) int64, on the device
     is_tail: Tensor  # (B,) bool, on the CPU
     failures: list[tuple[int, str]] = field(default_factory=list)  # (catalog place, message)
-    totals: dict[str, Tensor] = field(default_factory=dict)  # known weight per head, if it is a
-    # part of a larger batch: of the whole
+    # Known weight per head of the whole batch, where this is a part of it.
+    totals: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,25 +116,27 @@ def read_ahead(
 
     `num_workers` 0 decodes in one thread of this process, more in that many worker processes. What
     need not be decoded is always read in one thread. A worker dies where memory runs out, where
-    /dev/shm is too small for what it hands over, or when someone kills it: half as many workers
-    then go on at the first item that is missing; where another one dies, a thread does; later calls
-    begin with as few. The items stay the same. What `source.read` raises is raised here.
+    /dev/shm is too small for what it hands over, or when someone kills it: half as many then go on
+    at the first item that is missing, at last a thread; later calls begin with as few. The items
+    stay the same. What `source.read` raises is raised here.
     """
     global _num_deaths
     num_done = 0
-    while source.decodes and (num := _num_left(num_workers)) > 0:
+    while source.decodes and (num := num_workers >> _num_deaths) > 0:
         try:
             for item in _from_processes(_Slices(source, slices[num_done:]), num):
                 num_done += 1
                 yield item
             return
         except (RuntimeError, OSError, EOFError) as error:
-            _end_loader_of(error)
+            for part in (error, error.__cause__, error.__context__):
+                if part is not None:  # its frames hold the loader, and so the other workers
+                    traceback.clear_frames(part.__traceback__)
             if str(error).startswith(_OF_WORK) and not _NO_ROOM.search(str(error)):
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         _num_deaths += 1
-        left = _num_left(num_workers)
+        left = num_workers >> _num_deaths
         how = f"{left} go on" if left else "a thread of this process goes on"
         print(
             f"a loading process failed ({reason.removeprefix('RuntimeError: ')}); {how}, slower, "
@@ -145,18 +147,13 @@ def read_ahead(
     yield from in_thread((source.read(part) for part in slices[num_done:]), _DEPTH)
 
 
-def _num_left(num_workers: int) -> int:
-    """Return how many of the wanted workers may be started: all, then half, then none."""
-    return (num_workers, num_workers // 2, 0)[min(_num_deaths, 2)]
-
-
 def _from_processes(slices: _Slices, num_workers: int) -> Iterator[Decoded]:
     loader = DataLoader(
         slices,
         batch_size=None,
         num_workers=min(num_workers, len(slices)),
         prefetch_factor=_DEPTH if len(slices) else None,
-        collate_fn=_as_is,
+        collate_fn=_Slices.as_is,
         worker_init_fn=_leave_signals_to_parent,
     )
     if threading.current_thread() is not threading.main_thread():
@@ -168,13 +165,6 @@ def _from_processes(slices: _Slices, num_workers: int) -> Iterator[Decoded]:
     items = iter(loader)
     signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
     yield from items
-
-
-def _end_loader_of(error: BaseException) -> None:
-    """End the loader that raised `error` and its other workers: it lives on in the traceback."""
-    for part in (error, error.__cause__, error.__context__):
-        if part is not None:
-            traceback.clear_frames(part.__traceback__)
 
 
 class _Slices(Dataset):
@@ -196,9 +186,9 @@ class _Slices(Dataset):
             tensor.share_memory_()
         return item
 
-
-def _as_is(item: Any) -> Any:
-    return item
+    @staticmethod
+    def as_is(item: Decoded) -> Decoded:
+        return item
 
 
 def _leave_signals_to_parent(_number: int) -> None:

@@ -99,7 +99,6 @@ class PackedImages:
             if (rule.size_px, rule.resize) != held:
                 self._refuse(f"holds {held} px and rule, not {(rule.size_px, rule.resize)}")
         self._is_checked = np.zeros(len(catalog), bool)
-        self._messages: dict[int, str] = {}
         sample = np.linspace(0, len(catalog) - 1, min(SAMPLE, len(catalog))).astype(np.int64)
         self._refuse_changed(sample)
 
@@ -116,11 +115,10 @@ class PackedImages:
             self._refuse("its list of images is damaged")
         data_at = head_length(os.pread(descriptor, _ALIGN, 0))
         head, index = os.pread(descriptor, data_at, 0), os.pread(descriptor, length, index_at)
-        if hashlib.sha256(head + index).digest() != digest:
-            self._refuse("its list of images is damaged")
-        entries = np.frombuffer(index, ENTRY)
+        entries = np.frombuffer(index, ENTRY, len(index) // ENTRY.itemsize)
         lengths = entries["length"].astype(np.int64)
-        if data_at + int(lengths.sum()) != index_at:
+        is_same = hashlib.sha256(head + index).digest() == digest
+        if not is_same or data_at + int(lengths.sum()) != index_at:
             self._refuse("its list of images is damaged")
         text = head[len(MAGIC) + _LENGTH.size :].rstrip(b"\0")
         return json.loads(text), entries, data_at + np.cumsum(lengths) - lengths
@@ -167,21 +165,19 @@ class PackedImages:
         """Read the pixels of an image, compared with their checksum once."""
         num_read = os.preadv(self._file.fileno(), [out], int(self._begins[index]))
         is_whole = num_read == len(out) == self._entries["length"][index]
-        if not is_whole or not self._is_checked[index]:
-            if not is_whole or zlib.crc32(out) != self._entries["crc32"][index]:
-                self._refuse(f"the copy of {self.catalog.path(index)} is damaged")
-            self._is_checked[index] = True
+        is_checked = self._is_checked[index] or zlib.crc32(out) == self._entries["crc32"][index]
+        if not is_whole or not is_checked:
+            self._refuse(f"the copy of {self.catalog.path(index)} is damaged")
+        self._is_checked[index] = True
 
     def _why(self, index: int) -> str:
         """Return why an image cannot be read, in the words of the decoder."""
-        if index not in self._messages:
-            path = self.catalog.path(index)
-            self._messages[index] = f"{path}: could not be read when the pack was made"
-            try:
-                images.decode(path)
-            except ImageError as error:
-                self._messages[index] = str(error)
-        return self._messages[index]
+        path = self.catalog.path(index)
+        try:
+            images.decode(path)
+        except ImageError as error:
+            return str(error)
+        return f"{path}: could not be read when the pack was made"
 
     def check(self) -> None:
         """Compare every checksum and the stamp of every file; `UserError` at the first damage."""
@@ -213,7 +209,11 @@ def make_pack(
     with _unfinished(path) as (data, index):
         kept = _keep(data, index, header, catalog)
         left = np.arange(kept, len(catalog))
-        _check_space(path, len(left), len(left) * bytes_per_image)
+        needed, free = len(left) * bytes_per_image, shutil.disk_usage(path.parent).free
+        text = f"{path}: {len(left):,} images to pack, {needed / 1e9:.2f} GB; {free / 1e9:.2f} GB "
+        if needed > free:
+            raise UserError(f"{text}are free; take another disk")
+        print(f"{text}are free", flush=True)
         slices = even_slices(left, IMAGES_PER_SLICE)
         decoded = read_ahead(FileImages(catalog, rule), slices, num_workers)
         with tqdm(total=len(catalog), desc="pack", unit="img", mininterval=0.5) as bar:
@@ -227,7 +227,14 @@ def make_pack(
                 _append(path, data, pixels.tobytes())
                 _append(path, index, rows.tobytes())
                 bar.update(len(part))
-        _finish(path, data, index, head_bytes(header))
+        index.seek(0)
+        entries = index.read()
+        digest = hashlib.sha256(head_bytes(header) + entries).digest()
+        tail = TAIL.pack(os.fstat(data.fileno()).st_size, digest, MAGIC)
+        _append(path, data, entries + tail)
+        os.fsync(data.fileno())
+        os.replace(str(data.name), path)
+        Path(str(index.name)).unlink()
 
 
 @contextmanager
@@ -275,15 +282,6 @@ def _keep(data: FileIO, index: FileIO, header: dict[str, Any], catalog: Catalog)
     return kept
 
 
-def _check_space(path: Path, num: int, num_bytes: int) -> None:
-    """Print how much the pack will take and how much is free; `UserError` if that is too little."""
-    free = shutil.disk_usage(path.parent).free
-    text = f"{path}: {num:,} images to pack, {num_bytes / 1e9:.2f} GB; {free / 1e9:.2f} GB are free"
-    if num_bytes > free:
-        raise UserError(f"{text}; take another disk")
-    print(text, flush=True)
-
-
 def _append(path: Path, handle: FileIO, content: bytes) -> None:
     left = memoryview(content)
     try:
@@ -291,18 +289,6 @@ def _append(path: Path, handle: FileIO, content: bytes) -> None:
             left = left[handle.write(left) :]
     except OSError as error:
         raise files.write_error(path, error) from error
-
-
-def _finish(path: Path, data: FileIO, index: FileIO, head: bytes) -> None:
-    index.seek(0)
-    entries = index.read()
-    tail = TAIL.pack(
-        os.fstat(data.fileno()).st_size, hashlib.sha256(head + entries).digest(), MAGIC
-    )
-    _append(path, data, entries + tail)
-    os.fsync(data.fileno())
-    os.replace(str(data.name), path)
-    Path(str(index.name)).unlink()
 
 
 def class_digests(catalog: Catalog) -> list[tuple[str, int, str]]:
@@ -328,10 +314,9 @@ def head_bytes(header: dict[str, Any]) -> bytes:
 
 def head_length(begin: bytes) -> int:
     """Return the length of the header from the first bytes of a pack; 0 where they are none."""
-    end = len(MAGIC) + _LENGTH.size
-    if not begin.startswith(MAGIC) or len(begin) < end:
+    if not begin.startswith(MAGIC) or len(begin) < len(MAGIC) + _LENGTH.size:
         return 0
-    (length,) = _LENGTH.unpack(begin[len(MAGIC) : end])
+    (length,) = _LENGTH.unpack_from(begin, len(MAGIC))
     return int(length) if length < 1 << 30 else 0
 
 
@@ -349,7 +334,5 @@ def _stamps(catalog: Catalog, places: np.ndarray) -> np.ndarray:
 
 def _has_changed(catalog: Catalog, places: np.ndarray, entries: np.ndarray) -> np.ndarray:
     """Compare the files at `places` (n,) with their stamps in `entries` (n,): (n,) bool."""
-    now = _stamps(catalog, places)
-    return (now["file_bytes"] != entries["file_bytes"]) | (
-        now["file_mtime_ns"] != entries["file_mtime_ns"]
-    )
+    columns = ["file_bytes", "file_mtime_ns"]
+    return _stamps(catalog, places)[columns] != entries[columns]

@@ -47,8 +47,8 @@ def sample_places(dataset: Dataset, part: str, species: str | None, num: int) ->
         stratum = dataset.catalog.class_index
     else:
         places, labels = dataset.image_labels(species)
-        first = next((f for f in PRIMARY_ATTR_PRIORITY if f in labels), None)
-        stratum = labels[first] if first else np.zeros(len(places))
+        first = [labels[feature] for feature in PRIMARY_ATTR_PRIORITY if feature in labels]
+        stratum = first[0] if first else np.zeros(len(places))
     inside = dataset.image_split[places] == SPLITS.index(part)
     places, stratum = places[inside], stratum[inside]
     return places[sample_evenly(stratum, num)]
