@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -187,7 +187,7 @@ class _Slices(Dataset):
         return item
 
     @staticmethod
-    def as_is(item: Decoded) -> Decoded:
+    def as_is(item: Any) -> Any:
         return item
 
 
