@@ -25,6 +25,9 @@ from petface.models import layouts, multi_head
 from petface.models.architecture import Architecture, build_classifier
 
 FORMAT = 1
+_COPY_AGAIN = "copy the file again, or use last.pt of the same run"
+# How torch words that a file asks for code; its other refusals mean that the bytes make no sense.
+_REFUSAL = re.compile(r"GLOBAL [\w.]+|TorchScript|Trying to call reduce|Can only (create|build)")
 
 
 class CheckpointError(UserError):
@@ -127,11 +130,6 @@ def load(path: str | Path) -> dict[str, Any]:
     return content
 
 
-_COPY_AGAIN = "copy the file again, or use last.pt of the same run"
-# How torch words that a file asks for code; its other refusals mean that the bytes make no sense.
-_REFUSAL = re.compile(r"GLOBAL [\w.]+|TorchScript|Trying to call reduce|Can only (create|build)")
-
-
 def read_stage1(path: str | Path) -> Stage1Checkpoint:
     """Read a species classifier: `"model"`, `"class_to_index"` and what else is there."""
     content = load(path)
@@ -168,20 +166,18 @@ def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
         found = read(weights_in(path, content), content)
     except ValueError as error:
         raise CheckpointError(path, str(error)) from error
-    allowed = taxonomy.features_of(species)
-    own_names = {taxonomy.FEATURE_ALIASES.get(head, head): head for head in found.heads}
-    known = (head for head in taxonomy.FEATURES if head in own_names and head in allowed)
-    sizes: dict[str, int] = {
-        head: size for head in known if (size := found.size_of(own_names[head]))
-    }
+    allowed, aliases = taxonomy.features_of(species), taxonomy.FEATURE_ALIASES
+    stored = {aliases.get(head, head): names for head, names in found.vocabularies.items()}
+    own_names = {aliases.get(head, head): head for head in found.heads}
+    heads = [head for head in taxonomy.FEATURES if head in own_names and head in allowed]
+    sizes: dict[str, int] = {h: n for h in heads if (n := found.size_of(own_names[h]))}
     if not sizes:
         raise CheckpointError(path, f"has no head for {species} (heads: {sorted(found.heads)})")
-    vocabularies, sources = {}, {}
-    stored = {taxonomy.FEATURE_ALIASES.get(h, h): v for h, v in found.vocabularies.items()}
     if content.get("format", 0) >= 1 and not stored.keys() >= sizes.keys():
         raise CheckpointError(
             path, f'"head_vocabs" lacks {sorted(sizes.keys() - stored.keys())}', _COPY_AGAIN
         )
+    vocabularies, sources = {}, {}
     for head, size in sizes.items():
         vocabularies[head], sources[head] = _vocabulary(path, species, head, size, stored)
     kind = multi_head.ChinchillaMultiHeadResNet18 if stored else multi_head.GenericMultiHeadResNet18

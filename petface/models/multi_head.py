@@ -51,23 +51,18 @@ class GenericMultiHeadResNet18(_MultiHeadModel):
     """What a legacy checkpoint (flat `head_*` weights, no vocabulary) becomes."""
 
 
-def unfreeze(model: Any, stages: tuple[str, ...]) -> list[nn.Parameter]:
-    """Make the heads and the named stages of every body trainable and everything else not; return
-    the former.
+def unfreeze(model: Any, stages: tuple[str, ...]) -> None:
+    """Make the heads and the named stages of every body trainable and everything else not.
 
     `model` is a specialist or what `architecture.build_classifier` gives. `stages` holds names of
     `backbones.STAGE_NAMES`, or "all" for whole bodies.
     """
-    trainable = []
     for name, parameter in model.named_parameters():
         name = name.removeprefix("body.")
         stage = "heads"
         if not name.startswith(HEAD_PREFIXES):
             stage = stage_of(model.architecture.backbone, name)
         parameter.requires_grad_(stage == "heads" or stage in stages or "all" in stages)
-        if parameter.requires_grad:
-            trainable.append(parameter)
-    return trainable
 
 
 def train_mode(model: nn.Module, freeze_batchnorm: bool = False) -> None:

@@ -133,19 +133,18 @@ class Network:
 
     def _in_pieces(self, batch: Tensor, predict: Callable[[Tensor], Outputs]) -> Outputs:
         """Call `predict` with as many of (B, 3, H, W) as the device takes; join the results."""
-        most = max(1, min(len(batch), self.max_rows or len(batch)))
-        pieces = batch.tensor_split(max(1, -(-len(batch) // most)))
-        try:
-            parts = [predict(piece.to(self.device)) for piece in pieces]
-        except torch.OutOfMemoryError:
-            if most == 1:
-                raise
+        while True:
+            most = max(1, min(len(batch), self.max_rows or len(batch)))
+            pieces = batch.tensor_split(max(1, -(-len(batch) // most)))
+            try:
+                parts = [predict(piece.to(self.device)) for piece in pieces]
+                return tuple(torch.cat(output) for output in zip(*parts, strict=True))
+            except torch.OutOfMemoryError:
+                if most == 1:
+                    raise
             self.max_rows = (most + 1) // 2
-        else:
-            return tuple(torch.cat(output) for output in zip(*parts, strict=True))
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return self._in_pieces(batch, predict)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def probabilities(self, outputs: Outputs) -> Outputs:
         """Return what `tempered` returns at the network's temperatures."""

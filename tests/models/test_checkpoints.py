@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from inference_engine import Stage1Model, Stage2Model
+from petface.calibration import HeadCalibration
 from petface.data.images import Preprocessing
 from petface.models import checkpoints, multi_head
 from petface.models.architecture import Architecture, build_classifier
@@ -131,21 +132,14 @@ def test_vocabularies_of_the_checkpoint_come_first(file: Path) -> None:
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize(
-    ("species", "sizes", "sources"),
-    [
-        ("chimp", {"breed": 5, "gender": 3}, {"breed": "index", "gender": "index"}),
-        ("dog", {"breed": 4, "gender": 2}, {"breed": "index", "gender": "gender"}),
-        ("cat", {"color1": 2, "gender": 1}, {"color1": "index", "gender": "index"}),
-    ],
+    ("species", "head", "size"), [("chimp", "breed", 5), ("dog", "breed", 4), ("cat", "gender", 1)]
 )
-def test_fall_back_vocabularies_only_where_they_fit(
-    file: Path, species: str, sizes: dict[str, int], sources: dict[str, str]
+def test_built_in_vocabularies_only_where_they_fit(
+    file: Path, species: str, head: str, size: int
 ) -> None:
-    found = read(file, species, sizes)
-    assert found.sources == sources
-    for head, source in sources.items():
-        if source == "index":
-            assert found.heads[head] == tuple(str(k) for k in range(sizes[head]))
+    found = read(file, species, {head: size})
+    assert found.sources == {head: "index"}
+    assert found.heads == {head: tuple(str(k) for k in range(size))}
 
 
 @pytest.mark.usefixtures("no_network")
@@ -163,9 +157,12 @@ def test_heads_are_renamed_filtered_and_ordered(file: Path) -> None:
 
 @pytest.mark.usefixtures("no_network")
 def test_calibration_goes_by_the_names_of_the_heads(file: Path) -> None:
-    sizes, entry = {"attr2": 3, "gender": 2}, {"temperature": 2, "threshold": 0.75, "num": 9}
-    found = read(file, "chinchilla", sizes, calibration={"attr2": entry})
-    assert found.calibration == {"color2": checkpoints.HeadCalibration(2, 0.75, None)}
+    sizes, entry = {"attr2": 3, "gender": 2}, {"threshold": 0.75, "num": 9}
+    for temperature in (2, 0.5):
+        table = {"attr2": {**entry, "temperature": temperature}}
+        found = read(file, "chinchilla", sizes, calibration=table)
+        assert found.calibration == {"color2": HeadCalibration(temperature, 0.75, None)}
+        assert found.temperatures == (temperature, 1.0)
     assert read(file, "chinchilla", sizes).calibration == {}
 
 
@@ -214,54 +211,41 @@ def answered(model: torch.nn.Module) -> tuple[torch.Tensor, ...]:
     return (out,) if isinstance(out, torch.Tensor) else out
 
 
+@pytest.mark.parametrize("kind", ["species", "specialist"])
 @pytest.mark.parametrize("architecture", BUILT, ids=str)
-def test_a_species_network_of_any_architecture_comes_back(
-    architecture: Architecture, file: Path
+def test_a_network_of_any_architecture_comes_back(
+    architecture: Architecture, kind: str, file: Path
 ) -> None:
+    """From the checkpoint bit for bit; ready to predict, with BatchNorm folded, nearly so."""
     torch.manual_seed(0)
-    model = build_classifier(architecture, 3)
-    content = {
+    content: dict[str, Any] = {
         **architecture.stored(),
-        "model": model.state_dict(),
-        "class_to_index": {"cat": 0, "dog": 1, "yak": 2},
         "preprocessing": Preprocessing(32).to_dict(),
     }
     assert ("architecture" in content) == (not architecture.is_plain)
-    checkpoints.save(file, content)
-    found = checkpoints.read_stage1(file)
-    assert found.architecture == architecture
-    (expected,), (logits,) = answered(model), answered(found.model)
-    assert torch.equal(logits, expected)
-    one = Stage1Model(file, "cpu")  # BatchNorm folded
-    torch.testing.assert_close(
-        one.network.answer_pixels(photos())[0], expected, rtol=1e-4, atol=1e-4
-    )
-    prediction = one.predict(photos()[0].numpy())
-    assert prediction.label == ("cat", "dog", "yak")[int(expected[0].argmax())]
-
-
-@pytest.mark.parametrize("architecture", BUILT[1:], ids=str)
-def test_a_specialist_of_any_architecture_comes_back(
-    architecture: Architecture, file: Path
-) -> None:
-    torch.manual_seed(0)
-    sizes = {"color1": 3, "gender": 2}
-    model = multi_head._MultiHeadModel({"gender": 2, "color1": 3}, architecture)
-    content = {
-        **architecture.stored(),
-        "species": "chinchilla",
-        "model": model.state_dict(),
-        "head_vocabs": {"gender": ["female", "male"], "color1": list("abc")},
-        "preprocessing": Preprocessing(32).to_dict(),
-    }
-    checkpoints.save(file, content)
-    found = checkpoints.read_stage2(file, "chinchilla")
-    assert found.model.architecture == architecture
-    assert found.model.head_sizes == sizes and set(found.sources.values()) == {"checkpoint"}
-    expected = dict(zip(model.head_names, answered(model), strict=True))
-    for head, logits in zip(found.model.head_names, answered(found.model), strict=True):
-        assert torch.equal(logits, expected[head])
-    two = Stage2Model.load_for_species("chinchilla", file, "cpu")
-    for head, logits in zip(two.heads, two.network.answer_pixels(photos()), strict=True):
-        torch.testing.assert_close(logits, expected[head], rtol=1e-4, atol=1e-4)
-    assert set(two.predict(photos()[0].numpy())) == set(sizes)
+    if kind == "species":
+        model = build_classifier(architecture, 3)
+        content |= {"class_to_index": {"cat": 0, "dog": 1, "yak": 2}}
+    else:
+        model = multi_head._MultiHeadModel({"gender": 2, "color1": 3}, architecture)
+        vocabularies = {"gender": ["female", "male"], "color1": list("abc")}
+        content |= {"species": "chinchilla", "head_vocabs": vocabularies}
+    checkpoints.save(file, {**content, "model": model.state_dict()})
+    expected = answered(model)
+    if kind == "species":
+        found = checkpoints.read_stage1(file)
+        ready: Any = Stage1Model(file, "cpu")
+        label = ready.predict(photos()[0].numpy()).label
+        assert label == ("cat", "dog", "yak")[int(expected[0][0].argmax())]
+    else:
+        found = checkpoints.read_stage2(file, "chinchilla")
+        ready = Stage2Model.load_for_species("chinchilla", file, "cpu")
+        expected = expected[::-1]  # in the order of the features: colour, gender
+        assert found.model.head_sizes == {"color1": 3, "gender": 2}
+        assert set(found.sources.values()) == {"checkpoint"}
+        assert set(ready.predict(photos()[0].numpy())) == {"color1", "gender"}
+    assert found.architecture == found.model.architecture == architecture
+    pixels = ready.network.answer_pixels(photos())
+    for one, other, wanted in zip(answered(found.model), pixels, expected, strict=True):
+        assert torch.equal(one, wanted)
+        torch.testing.assert_close(other, wanted, rtol=1e-4, atol=1e-4)

@@ -66,7 +66,7 @@ def test_a_file_of_several_bodies_fills_as_many(tmp_path: Path) -> None:
             initialise_body(build_body(Architecture(SMALL, bodies=num)), SMALL, str(stage1), "auto")
 
 
-def test_untrained_bodies_differ_and_a_list_may_mix(tmp_path: Path) -> None:
+def test_untrained_bodies_differ_and_a_list_has_one_source_for_each(tmp_path: Path) -> None:
     stage1, _ = written(tmp_path, Architecture(SMALL))
     network = build_body(TWO)
     before = [body.features[0][0].weight.clone() for body in bodies_of(network)]
@@ -77,14 +77,10 @@ def test_untrained_bodies_differ_and_a_list_may_mix(tmp_path: Path) -> None:
     assert told == "random + file best.pt"
     first, second = bodies_of(network)
     assert torch.equal(first.features[0][0].weight, before[0]) and is_of(second, stage1)
-
-
-@pytest.mark.parametrize("weights", [(), ("none",), ("none", "none", "torchvision")])
-def test_a_list_of_another_length_is_refused(weights: tuple[str, ...]) -> None:
-    words = f"WEIGHTS is a list of {len(weights)}, but BODIES is 2"
-    for policy in ("auto", "none"):
-        with pytest.raises(SettingsError, match=words):
-            initialise_body(build_body(TWO), SMALL, weights, policy)
+    for wrong in ((), ("none",), ("none", "none", "torchvision")):
+        for policy in ("auto", "none"):
+            with pytest.raises(SettingsError, match=f"a list of {len(wrong)}, but BODIES is 2"):
+                initialise_body(network, SMALL, wrong, policy)
 
 
 @pytest.mark.parametrize("name", backbones.BACKBONES)
@@ -123,31 +119,26 @@ def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoilt",
+    ("attention", "name", "tensor"),
     [
-        {"features.3.block.0.1.running_var": None},
-        {"layer9.weight": torch.zeros(1)},
-        {"features.0.0.weight": torch.zeros(64, 1, 7, 7)},
+        ("none", "features.3.block.0.1.running_var", None),
+        ("none", "layer9.weight", torch.zeros(1)),
+        ("none", "features.0.0.weight", torch.zeros(64, 1, 7, 7)),
+        ("se", "features.13.fc1.weight", torch.zeros(1)),
     ],
-    ids=["missing", "unknown", "another shape"],
+    ids=["missing", "unknown", "another shape", "attention that the network has not"],
 )
 def test_weights_that_do_not_fit_are_refused(
-    tmp_path: Path, spoilt: dict[str, torch.Tensor | None]
+    tmp_path: Path, attention: str, name: str, tensor: torch.Tensor | None
 ) -> None:
-    stage1, _ = written(tmp_path, Architecture(SMALL))
-    content = checkpoints.load(stage1)
-    state = {**content["model"], **spoilt}
-    content["model"] = {key: value for key, value in state.items() if value is not None}
-    checkpoints.save(stage1, content)
-    (name,) = spoilt
-    with pytest.raises(CheckpointError, match=f"does not fit a mobilenet_v3_small.*{name}"):
-        initialise_body(build_body(Architecture(SMALL)), SMALL, str(stage1), "auto")
-
-
-def test_attention_that_the_network_does_not_have_is_refused(tmp_path: Path) -> None:
-    stage1, _ = written(tmp_path, Architecture(SMALL, attention="se"))
-    body = build_body(Architecture(SMALL, attention="se"))
-    initialise_body(body, SMALL, str(stage1), "auto")
-    assert is_of(body, stage1)
-    with pytest.raises(CheckpointError, match=r"does not fit a mobilenet_v3_small.*features\.13"):
-        initialise_body(build_body(Architecture(SMALL)), SMALL, str(stage1), "auto")
+    path, _ = written(tmp_path, Architecture(SMALL, attention))
+    own = build_body(Architecture(SMALL, attention))
+    initialise_body(own, SMALL, str(path), "auto")
+    assert is_of(own, path)
+    content = checkpoints.load(path)
+    content["model"].pop(name, None)
+    if tensor is not None:
+        content["model"][name] = tensor
+    checkpoints.save(path, content)
+    with pytest.raises(CheckpointError, match=rf"does not fit a mobilenet_v3_small.*{name[:11]}"):
+        initialise_body(build_body(Architecture(SMALL)), SMALL, str(path), "auto")

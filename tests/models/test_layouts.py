@@ -24,7 +24,6 @@ def vocabularies(**content: Any) -> dict[str, tuple[str, ...]]:
         ["b", "a, c"],
         ("b", "a, c"),
         {"a, c": 1, "b": 0},
-        {0: "b", 1: "a, c"},
         {"1": "a, c", "0": "b"},
         {"classes": ["b", "a, c"], "num_classes": 2},
         {"class_names": ["b", "a, c"]},

@@ -12,7 +12,7 @@ from petface.data.images import Preprocessing
 from petface.models.architecture import PLAIN, Architecture, build_classifier
 from petface.models.backbones import BACKBONES
 from petface.models.multi_head import ChinchillaMultiHeadResNet18
-from petface.models.network import Network, fold_batchnorm
+from petface.models.network import Network, fold_batchnorm, tempered
 
 RULE = Preprocessing(32, "stretch", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 WHOLE = {"attention": "se", "hidden": 6, "dropout": 0.4, "bodies": 2}
@@ -117,15 +117,28 @@ class Cramped(nn.Module):
 
 @pytest.mark.parametrize("most", [1, 2, 5, 9, 64])
 def test_a_batch_that_does_not_fit_is_halved_with_equal_answers(most: int) -> None:
-    roomy = Network(Cramped(99), RULE, torch.device("cpu"), Network.build(
-        nn.Identity(), RULE, "cpu", "fp32").precision)  # fmt: skip
-    tight = Network(Cramped(most), RULE, roomy.device, roomy.precision)
+    roomy = Network.build(Cramped(99), RULE, "cpu", "fp32")
+    tight = Network.build(Cramped(most), RULE, "cpu", "fp32")
     batch = pixels(41)
     (wanted,), (found,) = roomy.answer_pixels(batch), tight.answer_pixels(batch)
     assert torch.equal(found, wanted)
     num_tries = len(tight.model.sizes)
     assert torch.equal(tight.answer_pixels(batch)[0], wanted)
     assert max(tight.model.sizes[num_tries:]) <= most, "the size that fitted is remembered"
-    nothing_fits = Network(Cramped(0), RULE, roomy.device, roomy.precision)
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        nothing_fits.answer_pixels(batch)
+        Network.build(Cramped(0), RULE, "cpu", "fp32").answer_pixels(batch)
+
+
+def test_a_cpu_takes_as_many_pixels_at_once_as_eight_photos_of_224_px() -> None:
+    for size_px, most in ((224, 8), (112, 32), (300, 4), (4000, 1)):
+        network = Network.for_inference(Odd().eval(), Preprocessing(size_px), "cpu", "fp32")
+        assert network.max_rows == most
+
+
+def test_a_temperature_divides_the_logits_and_a_photo_without_finite_ones_has_no_answer() -> None:
+    logits = torch.tensor([[1.0, 2.0, 4.0], [0.0, torch.inf, 1.0], [3.0, 0.0, 0.0]])
+    (plain,), (cool,) = tempered((logits,), ()), tempered((logits,), (2.0,))
+    assert torch.isnan(plain[1]).all() and torch.isnan(cool[1]).all()
+    for row in (0, 2):
+        torch.testing.assert_close(plain[row], logits[row].exp() / logits[row].exp().sum())
+        torch.testing.assert_close(cool[row], (logits[row] / 2).softmax(0))
