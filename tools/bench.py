@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -82,16 +83,8 @@ class Tree:
     """A folder of made-up photos of one size, read as the trainers read it."""
 
     folder: Path
-    size_px: int
     catalog: Catalog
-
-    @property
-    def rule(self) -> Preprocessing:
-        return Preprocessing(self.size_px)
-
-    @property
-    def paths(self) -> list[Path]:
-        return [Path(self.catalog.path(i)) for i in range(len(self.catalog))]
+    rule: Preprocessing
 
     def samples(self, places: np.ndarray) -> Samples:
         """Return the images at `places` with their species."""
@@ -129,7 +122,7 @@ def make_photos(folder: Path, num: int, size_px: int) -> Tree:
         pixels = np.stack([grey + 0.4 * plane for plane in own], axis=2)
         pixels = 128 + 55 * (pixels - pixels.mean()) / pixels.std()
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place_of(folder, number))
-    return Tree(folder, size_px, scan(folder / "images").catalog)
+    return Tree(folder, scan(folder / "images").catalog, Preprocessing(size_px))
 
 
 # ---- The yardstick: what one writes with torchvision when speed is no subject ----
@@ -158,9 +151,10 @@ def plain_script(tree: Tree, device: torch.device, batch_size: int) -> Run:
     torch.manual_seed(0)
     model = build_classifier(PLAIN, len(SPECIES)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    images = tree.folder / "images"
     train, val = (
         DataLoader(
-            Subset(ImageFolder(tree.folder / "images", v2_chain(regime, tree.size_px)), places),
+            Subset(ImageFolder(images, v2_chain(regime, tree.rule.size_px)), places),
             batch_size,
             shuffle=regime is BASE,
             num_workers=num_cores(),
@@ -205,12 +199,19 @@ def epochs(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
         yield Part(f"epochs, {size_px} px", contenders, *list(contenders)[-2:])
 
 
-def our_epoch(tree: Tree, source: ImageReader, device: torch.device, batch_size: int) -> Run:
-    """Train and validate with the trainers' own functions on all cores."""
+def network_and_optimizer(tree: Tree, device: torch.device) -> tuple[Network, torch.optim.AdamW]:
+    """Build what the trainers train by default."""
     torch.manual_seed(0)
     model = build_classifier(PLAIN, len(SPECIES))
+    network = Network.build(model, tree.rule, str(device), "auto")
+    return network, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+
+def our_epoch(tree: Tree, source: ImageReader, device: torch.device, batch_size: int) -> Run:
+    """Train and validate with the trainers' own functions on all cores."""
+    network, optimizer = network_and_optimizer(tree, device)
     job = evaluate.Job(
-        network=Network.build(model, tree.rule, str(device), "auto"),
+        network=network,
         num_classes={"species": len(SPECIES)},
         loss=lambda out, b: losses.masked_focal_loss(out[0], b.labels["species"], 0.0),
         source=source,
@@ -218,9 +219,7 @@ def our_epoch(tree: Tree, source: ImageReader, device: torch.device, batch_size:
         num_workers=worker_count(-1),
         failures=FailureLog(RunFolder(tree.folder), tree.catalog, len(tree.catalog), 0.0),
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    stopping = EarlyStopping(0, mode="max")
-    progress = epoch.Progress(optimizer, job.network.grad_scaler(), stopping)
+    progress = epoch.Progress(optimizer, network.grad_scaler(), EarlyStopping(0, mode="max"))
     train, val = (tree.samples(places) for places in tree.train_and_val())
 
     def run() -> int:
@@ -240,12 +239,9 @@ def bare_steps(tree: Tree, device: torch.device, batch_size: int) -> Run:
     samples = tree.samples(np.arange(batch_size))
     label = torch.from_numpy(samples.labels["species"]).to(device)
     is_tail, generator = torch.from_numpy(samples.is_tail), torch.Generator()
-    torch.manual_seed(0)
-    model = build_classifier(PLAIN, len(SPECIES))
-    network = Network.build(model, tree.rule, str(device), "auto")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    network, optimizer = network_and_optimizer(tree, device)
     scaler = network.grad_scaler()
-    model.train()
+    network.model.train()
 
     def run() -> int:
         for _ in range(len(tree.catalog) // batch_size):
@@ -267,47 +263,41 @@ def evaluation(folder: Path, device: torch.device, quick: bool) -> Iterator[Part
     """`evaluate_full_dataset`, whole, beside a loop over single photos with both networks."""
     tree = make_photos(folder, 48 if quick else 384, 224)
     annotations = folder / "annotations"
-    annotations.mkdir()
-    rows = [f"{n:06d},B{n % 20},{'FM'[n % 2]}" for n in range(len(tree.catalog))]
+    rows = [(f"{n:06d}", f"B{n % 20}", "FM"[n % 2]) for n in range(len(tree.catalog))]
     for species in SPECIES:
-        text = "\n".join(["Name,Breed,Gender", *rows])
-        (annotations / f"{species}.csv").write_text(text, encoding="utf-8")
-    first, heads = write_networks(tree)
+        files.write_csv(annotations / f"{species}.csv", ("Name", "Breed", "Gender"), rows)
+    first, heads = (network.to(device) for network in write_networks(tree))
 
-    def whole(pack: str, precision: str) -> Run:
-        def run() -> int:
-            with redirect_stdout(None):
-                inference_engine.evaluate_full_dataset(
-                    folder / "images",
-                    annotations,
-                    stage1_checkpoint=folder / "best.pt",
-                    stage2_folder=folder / "stage2",
-                    out_dir=folder / "evaluation",
-                    device=str(device),
-                    precision=precision,
-                    pack=pack,
-                    interval_resamples=0,
-                    force=True,
-                )
-            return len(tree.catalog)
+    def whole(pack: str, precision: str) -> int:
+        with redirect_stdout(None):
+            inference_engine.evaluate_full_dataset(
+                folder / "images",
+                annotations,
+                stage1_checkpoint=folder / "best.pt",
+                stage2_folder=folder / "stage2",
+                out_dir=folder / "evaluation",
+                device=str(device),
+                precision=precision,
+                pack=pack,
+                interval_resamples=0,
+                force=True,
+            )
+        return len(tree.catalog)
 
-        return run
-
-    chain = v2_chain(NONE, 224)
+    photos = ImageFolder(folder / "images", v2_chain(NONE, 224))
 
     def loop() -> int:
         with torch.no_grad():
-            for path in tree.paths:
-                with Image.open(path) as photo:
-                    x = chain(photo.convert("RGB"))[None].to(device)
+            for pixels, _ in photos:
+                x = pixels[None].to(device)
                 first(x).softmax(1).max(1)
                 [head.softmax(1).max(1) for head in heads(x)]
         return len(tree.catalog)
 
     contenders = {
-        "PNG files, fp32": whole("", "fp32"),
-        "PNG files": whole("", "auto"),
-        "pack": whole("auto", "auto"),
+        "PNG files, fp32": partial(whole, "", "fp32"),
+        "PNG files": partial(whole, "", "auto"),
+        "pack": partial(whole, "auto", "auto"),
         "loop over single photos": loop,
     }
     tree.pack()  # made beforehand
@@ -319,16 +309,16 @@ def write_networks(tree: Tree) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     first = build_classifier(PLAIN, len(SPECIES)).eval()
     first.fc.bias.data[0] += 1000.0
-    heads = ChinchillaMultiHeadResNet18({"breed": 20, "gender": 2}).eval()
-    rule = {"preprocessing": tree.rule.to_dict()}
-    classes = {name: index for index, name in enumerate(SPECIES)}
-    stage1 = {"model": first.state_dict(), "class_to_index": classes, **rule}
-    checkpoints.save(tree.folder / "best.pt", stage1)
     names = {"breed": [f"B{n}" for n in range(20)], "gender": ["F", "M"]}
-    place = tree.folder / "stage2" / SPECIES[0] / f"{SPECIES[0]}_best.pt"
-    place.parent.mkdir(parents=True)
-    content = {"model": heads.state_dict(), "species": SPECIES[0], "head_vocabs": names, **rule}
-    checkpoints.save(place, content)
+    heads = ChinchillaMultiHeadResNet18({head: len(found) for head, found in names.items()}).eval()
+    labels = {"class_to_index": {name: index for index, name in enumerate(SPECIES)}}
+    own = {"species": SPECIES[0], "head_vocabs": names}
+    for path, model, about in (
+        (tree.folder / "best.pt", first, labels),
+        (tree.folder / "stage2" / SPECIES[0] / f"{SPECIES[0]}_best.pt", heads, own),
+    ):
+        rule = {"preprocessing": tree.rule.to_dict()}
+        checkpoints.save(path, {"model": model.state_dict(), **about, **rule})
     return first, heads
 
 
@@ -341,11 +331,14 @@ def startup(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
     ours = "import sys; from petface.data.sources.petface import scan; scan(sys.argv[1])"
     theirs = "import sys, torchvision; torchvision.datasets.ImageFolder(sys.argv[1])"
 
-    def listing(code: str) -> Run:
-        command = [sys.executable, "-c", code, str(folder / "images")]
-        return lambda: num * (subprocess.run(command, check=True).returncode == 0)
+    def listing(code: str) -> int:
+        subprocess.run([sys.executable, "-c", code, str(folder / "images")], check=True)
+        return num
 
-    contenders = {"ours": listing(ours), "torchvision ImageFolder": listing(theirs)}
+    contenders = {
+        "ours": partial(listing, ours),
+        "torchvision ImageFolder": partial(listing, theirs),
+    }
     yield Part(f"start-up, {num:,} images", contenders, "", "torchvision ImageFolder")
 
 
@@ -369,30 +362,26 @@ def measure(part: Part, rounds: int, device: torch.device) -> dict[str, list[flo
     return rates
 
 
-def ratio(rates: dict[str, list[float]], name: str, other: str) -> float | None:
-    """Return the median of the rounds' ratios of one contender to another; None without one."""
+def ratio(rates: dict[str, list[float]], name: str, other: str) -> str:
+    """Format the median of the rounds' ratios of one contender to another; "" without one."""
     if other not in rates:
-        return None
-    return statistics.median(a / b for a, b in zip(rates[name], rates[other], strict=True))
+        return ""
+    ratios = [a / b for a, b in zip(rates[name], rates[other], strict=True)]
+    return f"{statistics.median(ratios):.3f}"
 
 
 def show(part: Part, rates: dict[str, list[float]], device: torch.device) -> list[list[object]]:
     """Print a part's table and return the rows of the CSV."""
     print(f"\n{part.name}")
-    print(f"  {'':40s} {'img/s':>10s} {'of limit':>9s} {'yardstick':>10s}")
+    print(f"  {'':40s} {'img/s':>10s} {'of limit':>9s} {'yardstick x':>12s}")
     rows: list[list[object]] = []
+    machine = num_cores(), device.type, str(choose_precision("auto", device))
     for name, found in rates.items():
         share, times = ratio(rates, name, part.limit), ratio(rates, name, part.yardstick)
-        speeds = statistics.median(found), min(found), max(found)
-        left = "" if share is None else f"{share:.0%}"
-        right = "" if times is None else f"x {times:.2f}"
-        print(f"  {name:40s} {speeds[0]:10,.1f} {left:>9s} {right:>10s}", flush=True)
-        rows.append(
-            [part.name, name, *(f"{speed:.1f}" for speed in speeds)]
-            + [part.limit, "" if share is None else f"{share:.3f}"]
-            + [part.yardstick, "" if times is None else f"{times:.3f}"]
-            + [len(found), num_cores(), device.type, str(choose_precision("auto", device))]
-        )
+        speeds = [statistics.median(found), min(found), max(found)]
+        print(f"  {name:40s} {speeds[0]:10,.1f} {share:>9s} {times:>12s}", flush=True)
+        row = [part.name, name, *(f"{speed:.1f}" for speed in speeds)]
+        rows.append([*row, part.limit, share, part.yardstick, times, len(found), *machine])
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -11,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from petface.errors import SettingsError, UserError
+from petface.errors import UserError
 from petface.models import checkpoints
 from tests import reference_networks as reference
+from tests.naive import rows_of
 from tools import find_label_errors
 
 NUM, WRONG = 60, (7, 23)  # records of each species; whose label is not what the photos show
@@ -67,8 +67,7 @@ def test_wrong_labels_come_first_and_no_annotation_changes(finder, flags, tmp_pa
     before = annotations.read_bytes()
     out = finder()
     assert annotations.read_bytes() == before
-    with (tmp_path / "out/label_errors.csv").open(encoding="utf-8", newline="") as handle:
-        rows = list(csv.DictReader(handle))
+    rows = rows_of(tmp_path / "out/label_errors.csv")
     assert {row["record"] for row in rows[:2]} == {f"{n:06d}" for n in WRONG}
     names = ["'=Left, very", "Middle", "Right"]  # the formula is neutralised
     for row in rows[:2]:
@@ -89,13 +88,16 @@ def test_wrong_labels_come_first_and_no_annotation_changes(finder, flags, tmp_pa
     assert f"cat breed: {NUM - 2} of {NUM - 1} labelled records judged" in out
 
 
-def test_what_cannot_be_judged_is_refused(finder, flags, tmp_path) -> None:
-    with pytest.raises(SettingsError, match="no 'bread'"):
-        finder("--features", "bread")
-    with pytest.raises(SettingsError, match="FOLDS must be 2"):
-        finder("--folds", "1")
-    with pytest.raises(UserError, match="no species 'cats'"):
-        finder("--species", "cats")
-    with pytest.raises(UserError, match="nothing to judge"):
-        finder("--features", "color1")
-    assert Path(flags[3], "cat.csv").exists() and not (tmp_path / "out").exists()
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--features", "bread"], "no 'bread'"),
+        (["--folds", "1"], "FOLDS must be 2"),
+        (["--species", "cats"], "no species 'cats'"),
+        (["--features", "color1"], "nothing to judge"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(finder, tmp_path, arguments, message) -> None:
+    with pytest.raises(UserError, match=message):
+        finder(*arguments)
+    assert not (tmp_path / "out").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections import Counter
@@ -13,6 +12,7 @@ from PIL import Image
 
 from petface.errors import SettingsError, UserError
 from petface.taxonomy import SPECIES, SPECIES_CONFIG, canonical_record, is_unknown
+from tests.naive import rows_of
 from tools import make_demo_data
 from tools.demo_animals import BREEDS
 from tools.make_demo_data import annotation_rows, columns_of, main, plan, record_counts
@@ -29,8 +29,12 @@ def hash_of_tree(root: Path) -> str:
     return digest.hexdigest()
 
 
+def num_planned() -> int:
+    return sum(record.num_photos for records in plan(60, 3).values() for record in records)
+
+
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "tree"
     main([*SMALL, "--out", str(out), "--workers", "1"])
     return out
@@ -38,13 +42,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[dict[str, str]]]:
-    """Rows of the default demo, written by csv and read back by csv, without drawing a photo."""
-    tree = plan(900, 0)
+    """Rows of the default demo, without drawing a photo."""
     return {
         species: [
             dict(zip(columns_of(species), row, strict=True)) for row in annotation_rows(records)
         ]
-        for species, records in tree.items()
+        for species, records in plan(900, 0).items()
     }
 
 
@@ -52,29 +55,28 @@ def known(rows: list[dict[str, str]], column: str) -> list[str]:
     return [row[column] for row in rows if not is_unknown(row[column])]
 
 
-def test_same_tree_from_one_and_from_two_workers(demo: Path, tmp_path: Path) -> None:
+def test_same_tree_from_one_and_from_two_workers_and_another_from_another_seed(demo, tmp_path):
     main([*SMALL, "--out", str(tmp_path / "again"), "--workers", "2"])
     assert hash_of_tree(tmp_path / "again") == hash_of_tree(demo)
-
-
-def test_another_seed_draws_other_photos_and_labels() -> None:
     assert plan(60, 3) == plan(60, 3) != plan(60, 4)
 
 
-def test_columns_are_those_of_petface(demo: Path) -> None:
-    expected = {
-        "cat": "Name,Gender,Breed,Color1,Color2",
-        "dog": "Name,Gender,Breed",
-        "ferret": "Name,Gender,Color1,Color2",
-        "javasparrow": "Name,Gender,Color,Color1,Color2",
-    }
-    for species, header in expected.items():
-        text = (demo / "annotations" / f"{species}.csv").read_text(encoding="utf-8")
-        assert text.splitlines()[0] == header
+@pytest.mark.parametrize(
+    ("species", "header"),
+    [
+        ("cat", "Name,Gender,Breed,Color1,Color2"),
+        ("dog", "Name,Gender,Breed"),
+        ("ferret", "Name,Gender,Color1,Color2"),
+        ("javasparrow", "Name,Gender,Color,Color1,Color2"),
+    ],
+)
+def test_columns_are_those_of_petface(demo, species, header):
+    text = (demo / "annotations" / f"{species}.csv").read_text(encoding="utf-8")
+    assert text.splitlines()[0] == header
 
 
 @pytest.mark.parametrize("records", [60, 100, 900, 20_000, 257_484])
-def test_shares(records: int) -> None:
+def test_shares(records):
     counts = record_counts(records)
     assert sum(counts.values()) == records
     assert tuple(counts) == SPECIES
@@ -82,81 +84,66 @@ def test_shares(records: int) -> None:
     assert sorted(counts, key=lambda name: -counts[name])[:2] == ["cat", "dog"]
 
 
-def test_label_traps(rows: dict[str, list[dict[str, str]]]) -> None:
-    dogs = set(known(rows["dog"], "Breed"))
-    assert {
-        "Bulldog, Olde English Playground Bulldog mix",
-        "Pitbull/X  Mixed Breed",
-        "American pitbull terrier (APBT)",
-        "German Shepherd",
-        "Alsatian",
-    } <= dogs
-    assert "Abbysinian" in known(rows["cat"], "Breed")
-    assert "P. t. verus" in known(rows["chimp"], "Breed")
-    assert "Unknown Longhair" in known(rows["guineapig"], "Breed")
-    for species, spelling in (
-        ("cat", "BlackandWhite"),
-        ("rabbit", "BlackandWhite"),
-        ("guineapig", "Black and White"),
-        ("pig", "Black and White"),
-    ):
-        assert spelling in known(rows[species], "Color1")
-    breeds = Counter(known(rows["dog"], "Breed"))
-    assert 0.35 < breeds["Mixed Breed"] / breeds.total() < 0.6
+@pytest.mark.parametrize(
+    ("species", "column", "labels"),
+    [
+        (
+            "dog",
+            "Breed",
+            ["Bulldog, Olde English Playground Bulldog mix", "Pitbull/X  Mixed Breed"],
+        ),
+        ("dog", "Breed", ["American pitbull terrier (APBT)", "German Shepherd", "Alsatian"]),
+        ("cat", "Breed", ["Abbysinian"]),
+        ("chimp", "Breed", ["P. t. verus"]),
+        ("guineapig", "Breed", ["Unknown Longhair"]),
+        ("cat", "Color1", ["BlackandWhite"]),
+        ("rabbit", "Color1", ["BlackandWhite"]),
+        ("guineapig", "Color1", ["Black and White"]),
+        ("pig", "Color1", ["Black and White"]),
+    ],
+)
+def test_label_traps(rows, species, column, labels):
+    assert set(labels) <= set(known(rows[species], column))
 
 
-def test_unknown_fractions_and_tokens(rows: dict[str, list[dict[str, str]]]) -> None:
+def test_unknown_fractions_and_tokens(rows):
     for species, expected in SPECIES_CONFIG.items():
         if species not in ("cat", "dog"):  # their odd rows move the count
             unknown = len(rows[species]) - len(known(rows[species], "Gender"))
             assert unknown == round(expected.gender_unknown_frac * len(rows[species]))
-    tokens = {
-        cell
-        for table in rows.values()
-        for row in table
-        for column, cell in row.items()
-        if column != "Name" and is_unknown(cell)
-    }
+    cells = {cell for table in rows.values() for row in table for cell in list(row.values())[1:]}
+    tokens = {cell for cell in cells if is_unknown(cell)}
     assert {token.lower() for token in tokens} == {"", "unknown", "unk", "na", "n/a", "nan"}
     assert {"unknown", "Unknown", "nan", "NaN"} <= tokens
-    for species in ("ferret", "hedgehog"):
-        assert known(rows[species], "Color2") == []
-    share = len(known(rows["cat"], "Breed")) / len(rows["cat"])
-    assert 0.93 < share < 0.97
+    assert known(rows["ferret"], "Color2") == known(rows["hedgehog"], "Color2") == []
+    assert 0.93 < len(known(rows["cat"], "Breed")) / len(rows["cat"]) < 0.97
+    breeds = Counter(known(rows["dog"], "Breed"))
+    assert 0.35 < breeds["Mixed Breed"] / breeds.total() < 0.6
 
 
-def test_odd_names_and_duplicates(rows: dict[str, list[dict[str, str]]]) -> None:
-    cats, dogs = rows["cat"], rows["dog"]
-    assert {"7", "11.0"} < {row["Name"] for row in cats}
-    assert "7.0" in {row["Name"] for row in dogs}
-    for table, same in ((cats, True), (dogs, False)):
-        names = Counter(canonical_record(row["Name"]) for row in table)
+def test_odd_names_and_duplicates(rows):
+    assert {"7", "11.0"} < {row["Name"] for row in rows["cat"]}
+    assert "7.0" in {row["Name"] for row in rows["dog"]}
+    for species, is_same in (("cat", True), ("dog", False)):
+        names = Counter(canonical_record(row["Name"]) for row in rows[species])
         (twice,) = [name for name, number in names.items() if number == 2]
-        first, second = [row for row in table if canonical_record(row["Name"]) == twice]
-        assert (first == second) is same
-    assert {first["Gender"], second["Gender"]} == {"Female", "Male"}
+        pair = [row for row in rows[species] if canonical_record(row["Name"]) == twice]
+        assert (pair[0] == pair[1]) is is_same
+    assert {row["Gender"] for row in pair} == {"Female", "Male"}
 
 
-def test_folder_without_row_and_row_without_folder(demo: Path) -> None:
-    def both(species: str) -> tuple[set[str], set[str]]:
-        path = demo / "annotations" / f"{species}.csv"
-        with path.open(encoding="utf-8", newline="") as file:
-            names = {canonical_record(row["Name"]) for row in csv.DictReader(file)}
+def test_folder_without_row_and_row_without_folder(demo):
+    for species, num_rows, num_folders in (("cat", 1, 0), ("dog", 0, 1)):
+        table = rows_of(demo / "annotations" / f"{species}.csv")
+        names = {canonical_record(row["Name"]) for row in table}
         folders = {path.parent.name for path in (demo / "images" / species).glob("*/*.png")}
-        return names, folders
-
-    cat_rows, cat_folders = both("cat")
-    dog_rows, dog_folders = both("dog")
-    assert len(cat_rows - cat_folders) == 1
-    assert cat_folders <= cat_rows
-    assert len(dog_folders - dog_rows) == 1
-    assert dog_rows <= dog_folders
+        assert (len(names - folders), len(folders - names)) == (num_rows, num_folders)
 
 
-def test_odd_files(demo: Path) -> None:
-    images = demo / "images"
+def kinds_of(photos: list[Path]) -> Counter[str]:
+    """What each photo is when it is read; all have the right size."""
     kinds: Counter[str] = Counter()
-    for path in images.glob("*/*/[0-9][0-9].png"):
+    for path in photos:
         try:
             with Image.open(path) as photo:
                 photo.load()
@@ -164,10 +151,14 @@ def test_odd_files(demo: Path) -> None:
                 assert photo.size == (32, 32)
         except OSError:
             kinds["empty" if path.stat().st_size == 0 else "broken"] += 1
-    ordinary = kinds.pop("PNG RGB")
-    assert kinds == {"PNG I;16": 1, "PNG RGBA": 1, "JPEG RGB": 1, "empty": 1, "broken": 1}
-    planned = sum(r.num_photos for records in plan(60, 3).values() for r in records)
-    assert ordinary == planned - 5
+    return kinds
+
+
+def test_odd_files(demo):
+    images = demo / "images"
+    kinds = kinds_of(list(images.glob("*/*/[0-9][0-9].png")))
+    odd = {"PNG I;16": 1, "PNG RGBA": 1, "JPEG RGB": 1, "empty": 1, "broken": 1}
+    assert kinds == {**odd, "PNG RGB": num_planned() - 5}
     strange = {path.name for path in images.rglob("*") if path.is_file() and path.suffix != ".png"}
     assert strange == {".DS_Store", "Thumbs.db", "notes.txt"}
     assert len(list(images.rglob("._00.png"))) == 1
@@ -175,45 +166,35 @@ def test_odd_files(demo: Path) -> None:
     assert [p for p in images.glob("*/*") if p.is_dir() and not any(p.iterdir())]
 
 
-def test_without_odd_files_every_file_is_a_plain_photo(tmp_path: Path) -> None:
+def test_without_odd_files_every_file_is_a_plain_photo(tmp_path):
     main([*SMALL, "--out", str(tmp_path / "plain"), "--workers", "1", "--no-odd-files"])
     files = [path for path in (tmp_path / "plain/images").rglob("*") if path.is_file()]
-    assert len(files) == sum(r.num_photos for records in plan(60, 3).values() for r in records)
-    for path in files:
-        with Image.open(path) as photo:
-            photo.load()
-            assert (photo.format, photo.mode, photo.size) == ("PNG", "RGB", (32, 32))
+    assert kinds_of(files) == {"PNG RGB": num_planned()}
 
 
-def test_second_call_draws_nothing_and_a_contact_sheet(
-    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = hash_of_tree(demo)
-    sheet = tmp_path / "sheet.png"
+def test_second_call_draws_nothing_and_a_contact_sheet(demo, tmp_path, capsys):
+    before, sheet = hash_of_tree(demo), tmp_path / "sheet.png"
     main([*SMALL, "--out", str(demo), "--contact-sheet", str(sheet)])
     printed = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
     assert list(printed) == ["folder", "records", "photos", "seconds"]
-    assert printed["folder"].endswith("(already there)")
-    assert printed["records"] == "60"
+    assert printed["folder"].endswith("(already there)") and printed["records"] == "60"
     assert hash_of_tree(demo) == before
     with Image.open(sheet) as picture:
         assert picture.width > 13 * 96
 
 
-def test_other_arguments_and_foreign_folders_are_refused(demo: Path, tmp_path: Path) -> None:
+def test_other_arguments_and_foreign_folders_are_refused(demo, tmp_path):
     with pytest.raises(UserError, match="--force"):
         main(["--records", "61", "--size", "32", "--out", str(demo)])
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="demo.json"):
+    with pytest.raises(UserError, match=r"demo\.json"):
         main([*SMALL, "--out", str(tmp_path), "--force"])
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(SettingsError, match="--records must be a whole number >= 60"):
         main(["--records", "5", "--out", str(tmp_path / "new")])
 
 
-def test_an_interrupted_drawing_is_drawn_anew(
-    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_drawing_is_drawn_anew(demo, tmp_path, monkeypatch):
     out = tmp_path / "tree"
 
     def stop(*_: object) -> None:
@@ -234,11 +215,9 @@ def test_an_interrupted_drawing_is_drawn_anew(
 
 
 def test_labels_without_mistakes_on_demand():
-    wrong = {
-        share: sum(
-            record.look[0] not in ("", record.cells[1]) and record.cells[1] in BREEDS["cat"]
-            for record in plan(900, 0, share)["cat"]
-        )
-        for share in (0.0, 0.05, 1.0)
-    }
-    assert wrong[0.0] == 0 < wrong[0.05] < 0.1 * 409 < wrong[1.0], wrong
+    def num_wrong(share: float) -> int:
+        cats = plan(900, 0, share)["cat"]
+        labelled = [(cat.look[0], cat.cells[1]) for cat in cats if cat.cells[1] in BREEDS["cat"]]
+        return sum(look not in ("", label) for look, label in labelled)
+
+    assert num_wrong(0.0) == 0 < num_wrong(0.05) < 0.1 * 409 < num_wrong(1.0)

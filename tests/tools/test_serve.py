@@ -102,18 +102,13 @@ def photos(tree) -> dict[str, bytes]:
         image.save(stream, kind, **options)
         return stream.getvalue()
 
-    whole = (tree.images / "cat/000000/00.png").read_bytes()
-    image = Image.open(io.BytesIO(whole))
-    sideways = Image.Exif()
+    names = {"png": "cat", "chimp": "chimp", "yak": "yak"}
+    found = {key: (tree.images / n / "000000/00.png").read_bytes() for key, n in names.items()}
+    image, sideways = Image.open(io.BytesIO(found["png"])), Image.Exif()
     sideways[0x0112] = 6
     deep = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
-    return {
-        "png": whole,
-        "jpeg": encoded(image, "JPEG", exif=sideways, quality=95),
-        "16 bit": encoded(deep, "PNG"),
-        "chimp": (tree.images / "chimp/000000/00.png").read_bytes(),
-        "yak": (tree.images / "yak/000000/00.png").read_bytes(),
-    }
+    jpeg = encoded(image, "JPEG", exif=sideways, quality=95)
+    return {"jpeg": jpeg, "16 bit": encoded(deep, "PNG"), **found}
 
 
 def test_the_answer_is_that_of_the_library_to_the_last_digit(server, engine, photos):
@@ -178,16 +173,11 @@ def refused(monkeypatch, *flags: object) -> str:
     return str(caught.value)
 
 
-def test_a_missing_checkpoint_is_told(monkeypatch, tmp_path):
-    flags = "--stage1-checkpoint", tmp_path / "none.pt", "--port", 0
-    assert "none.pt" in refused(monkeypatch, *flags)
-
-
-def test_limits_that_let_nothing_in_are_refused(monkeypatch):
-    assert "MAX_UPLOADS_MB" in refused(monkeypatch, "--max-uploads-mb", 1, "--max-body-mb", 2)
-
-
-def test_a_port_in_use_is_told(monkeypatch, server):
+def test_what_cannot_be_served_is_told(monkeypatch, server, tmp_path):
+    missing = ["--stage1-checkpoint", tmp_path / "none.pt", "--port", 0]
+    assert "none.pt" in refused(monkeypatch, *missing)
+    nothing_fits = ["--max-uploads-mb", 1, "--max-body-mb", 2]
+    assert "MAX_UPLOADS_MB" in refused(monkeypatch, *nothing_fits)
     assert f"port {server.port} of 127.0.0.1: " in refused(monkeypatch, "--port", server.port)
 
 

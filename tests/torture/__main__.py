@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from petface.errors import run_script
 from petface.settings import Positive, PositiveFloat, Seed, Settings, read_settings
@@ -67,7 +67,7 @@ def main() -> int:
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(dir=s.FOLDER or None, prefix="torture-") as folder:
         shop = Workshop(Path(folder), s.RECORDS, s.IMAGE_SIZE_PX, s.EPOCHS, tuple(s.SPECIES))
-        for name in s.ONLY or _PARTS:
+        for name in s.ONLY or PARTS:
             for outcome in _rows_of(name, s, shop):
                 print(table([outcome]), flush=True)
                 outcomes.append(outcome)
@@ -79,43 +79,39 @@ def main() -> int:
 
 
 def _rows_of(name: str, s: Settings, shop: Workshop) -> Rows:
-    """Give the rows of a part; where the part itself breaks, that is a row too."""
+    """Yield the rows of a part; where the part itself breaks, that is a row too."""
     try:
-        yield from _PARTS[name](s, shop)
+        yield from PARTS[name](s, shop)
     except (Exception, SystemExit) as error:  # the other parts must still be done
         traceback.print_exc()
-        yield Outcome(name, "the part itself", {}, [f"{type(error).__name__}: {error}"])
+        yield Outcome(name, "the part itself", failures=[f"{type(error).__name__}: {error}"])
 
 
-def _each(torture: Callable[..., Outcome], known: tuple[str, ...], s: Settings, *more: Any) -> Rows:
+def _each(s: Settings, known: tuple[str, ...], torture: Callable[[str], Outcome]) -> Rows:
     """Torture the programs of a part that are wanted."""
-    for program in known:
-        if program in s.PROGRAMS or not s.PROGRAMS:
-            yield torture(*more[:1], program, *more[1:])
+    return (torture(program) for program in known if program in (s.PROGRAMS or known))
 
 
-def _resume(s: Settings, shop: Workshop) -> Rows:
-    for num_processes in programs.NUM_PROCESSES:
-        more = shop, num_processes, s.NUM_STOPS, s.SEED
-        yield from _each(programs.torture_resume, programs.STOPPED, s, *more)
-
-
-_PARTS: dict[str, Callable[[Any, Workshop], Rows]] = {
-    "images": lambda s, _: iter([torture_images(s.NUM_IMAGES, s.SEED)]),
-    "csv": lambda s, shop: iter([torture_csv(s.NUM_CSV, s.SEED, shop.scratch("csv"))]),
-    "checkpoints": lambda s, shop: iter(
-        [torture_checkpoints(s.NUM_CHECKPOINTS, s.SEED, shop.scratch("checkpoints"))]
-    ),
-    "packs": lambda s, shop: iter([torture_packs(s.NUM_PACKS, s.SEED, shop.scratch("packs"))]),
+PARTS = {
+    "images": lambda s, _: [torture_images(s.NUM_IMAGES, s.SEED)],
+    "csv": lambda s, shop: [torture_csv(s.NUM_CSV, s.SEED, shop.scratch("csv"))],
+    "checkpoints": lambda s, shop: [
+        torture_checkpoints(s.NUM_CHECKPOINTS, s.SEED, shop.scratch("checkpoints"))
+    ],
+    "packs": lambda s, shop: [torture_packs(s.NUM_PACKS, s.SEED, shop.scratch("packs"))],
     "kills": lambda s, shop: _each(
-        programs.torture_kills, programs.KILLED, s, shop, s.NUM_KILLS, s.SEED
+        s, programs.KILLED, lambda name: programs.torture_kills(shop, name, s.NUM_KILLS, s.SEED)
     ),
-    "disk": lambda s, shop: _each(programs.torture_disk, programs.FILLED, s, shop),
+    "disk": lambda s, shop: _each(
+        s, programs.FILLED, lambda name: programs.torture_disk(shop, name)
+    ),
     "two_processes": lambda s, shop: _each(
-        programs.torture_two_processes, programs.RIVALS, s, shop
+        s, programs.RIVALS, lambda name: programs.torture_two_processes(shop, name)
     ),
-    "resume": _resume,
-    "soak": lambda s, shop: iter(torture_soak(shop, s.SOAK_SECONDS)),
+    "resume": lambda s, shop: _each(
+        s, programs.STOPPED, lambda name: programs.torture_resume(shop, name, s.NUM_STOPS, s.SEED)
+    ),
+    "soak": lambda s, shop: torture_soak(shop, s.SOAK_SECONDS),
 }
 
 

@@ -9,15 +9,13 @@ import csv
 import io
 import random
 import re
-import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from petface.data.annotations import SpeciesAnnotations, read_species
-from petface.errors import UserError
-from tests.torture.outcome import DAMAGES, Outcome
+from tests.torture.fuzz import Fuzzer, damaged, fuzz, judge_reading
+from tests.torture.outcome import Outcome
 
 SPECIES = "cat"
 FEATURES = ("gender", "breed", "color1", "color2")  # of a cat, without what it has no column for
@@ -38,51 +36,39 @@ class RefusedError(Exception):
 
 def torture_csv(num_files: int, seed: int, place: Path, read: Reader = read_species) -> Outcome:
     """Read mutated annotation files with `read` and with a second reader."""
-    begun, outcome = time.monotonic(), Outcome("csv", "mutated annotations")
-    results: Counter[str] = Counter()
     path = place / f"{SPECIES}.csv"
-    for number in range(num_files):
-        draw = random.Random(f"{seed} {number}")
-        whole = _draw_file(draw)
-        mutation = _MUTATIONS[number % len(_MUTATIONS)]
-        data = mutation(whole, draw)
-        path.write_bytes(data)
-        result, why = _judge(path, data, read)
-        results[result] += 1
-        if why:
-            name = mutation.__name__.strip("_")
-            outcome.failures.append(f"file {number} of seed {seed} ({name}): {why}")
-    outcome.counts = {"read": results["read"], "refused": results["refused"]}
-    outcome.counts |= {"shifted": results["shifted"], "other": results["wrong"]}
-    outcome.seconds = time.monotonic() - begun
-    return outcome
+
+    def judge(data: bytes) -> tuple[str, str]:
+        try:
+            expected: Labels | str = second_reader(data)
+        except RefusedError as refusal:
+            expected = str(refusal)
+        return judge_reading(
+            path,
+            data,
+            lambda path: _labels_of(read(path, SPECIES)),
+            lambda message: _wrong_message(message, path, expected),
+            lambda found: _difference(found, expected),
+        )
+
+    fuzzer = Fuzzer(_draw_mutated, judge)
+    return fuzz(Outcome("csv", "mutated annotations"), fuzzer, num_files, seed)
 
 
-def _judge(path: Path, data: bytes, read: Reader) -> tuple[str, str]:
-    """Name what came of a file ("read", "refused", "shifted", "wrong"), and what is wrong."""
-    try:
-        expected: Labels | str = second_reader(data)
-    except RefusedError as refusal:
-        expected = str(refusal)
-    try:
-        found = _labels_of(read(path, SPECIES))
-    except UserError as error:
-        message = str(error)
-        names_place = str(path) in message and ("line " in message or "is empty" in message)
-        if not names_place or "\n" in message:
-            return "wrong", f"a message without file and line: {message!r}"
-        if not isinstance(expected, str):
-            return "wrong", f"refused without need: {message}"
-        return "refused", ""
-    except Exception as error:
-        return "wrong", f"{type(error).__name__}: {error}"
+def _wrong_message(message: str, path: Path, expected: Labels | str) -> str:
+    if not isinstance(expected, str):
+        return f"refused without need: {message}"
+    names_place = str(path) in message and ("line " in message or "is empty" in message)
+    is_good = names_place and "\n" not in message
+    return "" if is_good else f"a message without file and line: {message!r}"
+
+
+def _difference(found: Labels, expected: Labels | str) -> str:
     if isinstance(expected, str):
-        return "shifted", f"read, but {expected}"
-    if found != expected:
-        apart = [name for name in found.keys() | expected if found.get(name) != expected.get(name)]
-        example = sorted(apart)[0]
-        return "shifted", f"{example}: {found.get(example)} instead of {expected.get(example)}"
-    return "read", ""
+        return f"read, but {expected}"
+    names = sorted(found.keys() | expected)
+    apart = [name for name in names if found.get(name) != expected.get(name)]
+    return "".join(f"{n}: {found.get(n)} instead of {expected.get(n)}" for n in apart[:1])
 
 
 def _labels_of(table: SpeciesAnnotations) -> Labels:
@@ -149,6 +135,11 @@ def _known(feature: str, cell: str) -> str:
     return _GENDERS.get(label.lower(), "") if feature == "gender" else label
 
 
+def _draw_mutated(number: int, draw: random.Random) -> tuple[str, bytes]:
+    mutation = _MUTATIONS[number % len(_MUTATIONS)]
+    return mutation.__name__.strip("_"), mutation(_draw_file(draw), draw)
+
+
 def _draw_file(draw: random.Random) -> bytes:
     """Draw a file as people write them: some with quotes, some without, some names twice."""
     breeds = _BREEDS if draw.random() < 0.6 else [name for name in _BREEDS if '"' not in name]
@@ -164,10 +155,6 @@ def _draw_file(draw: random.Random) -> bytes:
         ]
         rows += [",".join(cells)] * (2 if draw.random() < 0.1 else 1)
     return ("\n".join(rows) + "\n").encode()
-
-
-def _damaged(data: bytes, draw: random.Random) -> bytes:
-    return draw.choice(DAMAGES)(data, 0, len(data), draw)
 
 
 def _byte_replaced(data: bytes, draw: random.Random) -> bytes:
@@ -249,6 +236,6 @@ def _second_header(data: bytes, draw: random.Random) -> bytes:
 
 
 _MUTATIONS: tuple[Any, ...] = (
-    _damaged, _damaged, _byte_replaced, _byte_replaced, _cut_line, _quote, _quote, _delimiter,
+    damaged, damaged, _byte_replaced, _byte_replaced, _cut_line, _quote, _quote, _delimiter,
     _encoding, _columns, _ragged, _line_ends, _second_header,
 )  # fmt: skip

@@ -14,7 +14,7 @@ import subprocess
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,8 @@ import torch
 
 from petface.models import checkpoints
 from tests.sameness import differences
-from tests.torture.outcome import (
-    DAMAGES,
-    Outcome,
-    begin_peak,
-    flipped_bit,
-    peak_bytes,
-    read_damaged,
-)
+from tests.torture.fuzz import Fuzzer, damaged, flipped_bit, fuzz, judge_reading
+from tests.torture.outcome import Outcome, begin_peak, peak_bytes
 
 _CONTENT = {
     "model": {
@@ -49,38 +43,39 @@ Loader = Callable[[Path], dict[str, Any]]
 def torture_checkpoints(
     num_files: int, seed: int, place: Path, load: Loader = checkpoints.load
 ) -> Outcome:
-    """Read damaged checkpoints with `load`."""
-    outcome = Outcome("checkpoints", "damaged checkpoints", {"executed": 0})
+    """Read damaged and hostile checkpoints with `load`."""
     path, trace = place / "cat_best.pt", place / "executed"
     checkpoints.save(path, _CONTENT)
     whole, expected = path.read_bytes(), {"format": checkpoints.FORMAT, **_CONTENT}
     warnings.simplefilter("ignore")  # zipfile and torch comment on what is done here
     hostile = _hostile(trace)
 
-    def damaged() -> Iterator[tuple[str, bytes]]:
-        for number in range(num_files):
-            draw = random.Random(f"{seed} {number}")
-            damage = _DAMAGES[number % len(_DAMAGES)]
-            kind, data = damage.__name__.strip("_"), b""
-            if number % 4 == 3:
-                kind, data = hostile[number // 4 % len(hostile)]
-            before = begin_peak()
-            yield kind, data or damage(whole, draw)
-            if (taken := peak_bytes() - before) > _MEMORY_BYTES:
-                outcome.failures.append(f"file {number} ({kind}): took {taken / 1e6:.0f} MB")
-            if trace.exists():
-                trace.unlink()
-                outcome.counts["executed"] += 1  # type: ignore[operator]
-                outcome.failures.append(f"file {number} ({kind}): what it holds was executed")
+    def draw_file(number: int, draw: random.Random) -> tuple[str, bytes]:
+        if number % 4 == 3:
+            return hostile[number // 4 % len(hostile)]
+        damage = _DAMAGES[number % len(_DAMAGES)]
+        return damage.__name__.strip("_"), damage(whole, draw)
+
+    def wrong_message(message: str) -> str:
+        is_good = message.startswith(f"{path}: ") and "\n" not in message
+        return "" if is_good else f"message {message!r}"
 
     def difference(found: dict[str, Any]) -> str:
         return "".join(f"read, but {where} differs" for where in differences(expected, found)[:1])
 
-    def is_refusal(message: str) -> bool:
-        return message.startswith(f"{path}: ") and "\n" not in message
+    def judge(data: bytes) -> tuple[str, str]:
+        before = begin_peak()
+        result, fault = judge_reading(path, data, load, wrong_message, difference)
+        if (taken := peak_bytes() - before) > _MEMORY_BYTES:
+            return "wrong", f"took {taken / 1e6:.0f} MB"
+        if trace.exists():
+            trace.unlink()
+            return "executed", "what it holds was executed"
+        return result, fault
 
-    with outcome.timed():
-        read_damaged(outcome, path, damaged(), load, is_refusal, difference)
+    outcome = fuzz(
+        Outcome("checkpoints", "damaged checkpoints"), Fuzzer(draw_file, judge), num_files, seed
+    )
     path.unlink()
     return outcome
 
@@ -111,25 +106,25 @@ def _hostile(trace: Path) -> list[tuple[str, bytes]]:
     }
     found = []
     for name, entry in planted.items():
-        for zipped in (True, False):
-            stream = io.BytesIO()
+        for layout in ("new", "old"):
             content = {**_CONTENT, "optimizer": entry}
-            torch.save(content, stream, _use_new_zipfile_serialization=zipped)
-            found.append(
-                (f"planted {name}, {'new' if zipped else 'old'} layout", stream.getvalue())
-            )
+            found.append((f"planted {name}, {layout} layout", _saved(content, layout == "new")))
         if not isinstance(entry, torch.nn.Module):
             for protocol in (0, 2, 4):
                 data = pickle.dumps({"model": entry}, protocol=protocol)
                 found.append((f"planted {name}, pickle {protocol}", data))
-    stream = io.BytesIO()
-    torch.save(_CONTENT, stream)
+    whole = _saved(_CONTENT)
     for name, program in _programs(make).items():
-        data = _with_record(stream.getvalue(), "data.pkl", program)
-        found.append((f"pickle program: {name}", data))
-    zeros = _with_record(stream.getvalue(), "data/0", bytes(400_000_000), zipfile.ZIP_DEFLATED)
+        found.append((f"pickle program: {name}", _with_record(whole, "data.pkl", program)))
+    zeros = _with_record(whole, "data/0", bytes(400_000_000), zipfile.ZIP_DEFLATED)
     found.append(("400 MB packed into a few bytes", zeros))
     return found
+
+
+def _saved(content: dict[str, Any], zipped: bool = True) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream, _use_new_zipfile_serialization=zipped)
+    return stream.getvalue()
 
 
 def _programs(command: str) -> dict[str, bytes]:
@@ -180,21 +175,19 @@ def _regions(data: bytes) -> list[tuple[int, int]]:
     return [*parts, (directory, len(data) - 22), (len(data) - 22, len(data))]
 
 
-def _anywhere(damage: Callable[..., bytes]) -> Callable[[bytes, random.Random], bytes]:
+def _largest(data: bytes) -> tuple[int, int]:
+    return max(_regions(data), key=lambda part: part[1] - part[0])
+
+
+def _any_region(data: bytes, draw: random.Random) -> bytes:
     """Damage any region alike, however small it is."""
-
-    def damaged(data: bytes, draw: random.Random) -> bytes:
-        begin, end = draw.choice([part for part in _regions(data) if part[1] > part[0]])
-        return damage(data, begin, end, draw)
-
-    damaged.__name__ = damage.__name__
-    return damaged
+    begin, end = draw.choice([part for part in _regions(data) if part[1] > part[0]])
+    return damaged(data, draw, begin, end)
 
 
 def _flipped_weight(data: bytes, draw: random.Random) -> bytes:
     """Flip a bit in the largest record."""
-    begin, end = max(_regions(data), key=lambda part: part[1] - part[0])
-    return flipped_bit(data, begin, end, draw)
+    return flipped_bit(data, draw.randrange(*_largest(data)), draw)
 
 
 def _bytes_around(data: bytes, draw: random.Random) -> bytes:
@@ -239,7 +232,7 @@ def _checksum_too(data: bytes, draw: random.Random) -> bytes:
     """Flip a bit of a record and mend the checksum beside it, but not the directory's."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         info = max(archive.infolist(), key=lambda one: one.compress_size)
-    begin, end = max(_regions(data), key=lambda part: part[1] - part[0])
+    begin, end = _largest(data)
     changed = bytearray(data)
     changed[draw.randrange(begin, end)] ^= 1
     struct.pack_into("<I", changed, info.header_offset + 14, zlib.crc32(changed[begin:end]))
@@ -252,6 +245,6 @@ def _something_else(data: bytes, draw: random.Random) -> bytes:
 
 
 _DAMAGES = (
-    *map(_anywhere, DAMAGES), _flipped_weight, _bytes_around, _directory_entry, _directory_entry,
+    *[_any_region] * 5, _flipped_weight, _bytes_around, _directory_entry, _directory_entry,
     _records_mixed, _checksum_too, _something_else,
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from petface.data.catalog import Catalog
 from petface.data.images import Preprocessing
 from petface.data.pack import ENTRY, MAGIC, TAIL, PackedImages, head_length, make_pack
 from petface.data.sources.petface import scan
-from tests.torture.outcome import DAMAGES, Outcome, read_damaged
+from tests.torture.fuzz import Fuzzer, damaged, fuzz, judge_reading
+from tests.torture.outcome import Outcome
 
 _RULE = Preprocessing(16)
 _NUM_PHOTOS = 24  # the last of each class cannot be read
@@ -24,35 +25,32 @@ def torture_packs(
     num_files: int, seed: int, place: Path, open_pack: Opener = PackedImages
 ) -> Outcome:
     """Open damaged packs with `open_pack` and read all of their images."""
-    outcome = Outcome("packs", "damaged packs")
     catalog, path = _draw_tree(place / "pack_photos"), place / "pack.bin"
     make_pack(path, catalog, _RULE)
-    whole, expected = path.read_bytes(), _read(open_pack(path, catalog, _RULE))
+
+    def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+        decoded = open_pack(path, catalog, _RULE).read(np.arange(len(catalog)))
+        return decoded.arrays[0].numpy(), decoded.status
+
+    whole, expected = path.read_bytes(), read(path)
     regions = list(_regions(whole).items())
 
-    def damaged() -> Iterator[tuple[str, bytes]]:
-        for number in range(num_files):
-            draw = random.Random(f"{seed} {number}")
-            name, (begin, end) = regions[number % len(regions)]
-            damage = draw.choice(DAMAGES)
-            yield f"{name}, {damage.__name__}", damage(whole, begin, end, draw)
+    def draw_file(number: int, draw: random.Random) -> tuple[str, bytes]:
+        name, (begin, end) = regions[number % len(regions)]
+        return name, damaged(whole, draw, begin, end)
 
     def difference(found: tuple[np.ndarray, np.ndarray]) -> str:
         same = all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
         return "" if same else "read with other pixels"
 
-    def is_refusal(message: str) -> bool:
-        return message.startswith(f"pack {path}: ") and "tools.pack_images" in message
+    def wrong_message(message: str) -> str:
+        is_good = message.startswith(f"pack {path}: ") and "tools.pack_images" in message
+        return "" if is_good else f"message {message!r}"
 
-    with outcome.timed():
-        read = lambda path: _read(open_pack(path, catalog, _RULE))  # noqa: E731
-        read_damaged(outcome, path, damaged(), read, is_refusal, difference)
-    return outcome
-
-
-def _read(pack: PackedImages) -> tuple[np.ndarray, np.ndarray]:
-    decoded = pack.read(np.arange(len(pack.catalog)))
-    return decoded.arrays[0].numpy(), decoded.status
+    fuzzer = Fuzzer(
+        draw_file, lambda data: judge_reading(path, data, read, wrong_message, difference)
+    )
+    return fuzz(Outcome("packs", "damaged packs"), fuzzer, num_files, seed)
 
 
 def _draw_tree(images: Path) -> Catalog:

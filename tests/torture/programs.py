@@ -7,7 +7,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,11 @@ from tests.sameness import broken_files, num_being_written, run_differences, sta
 from tests.torture.fixtures import PAGE, Command, Space, Workshop, small_space
 from tests.torture.outcome import Outcome
 
-Comparison = Callable[[Path, Path], list[str]]
 
-
-def _lost_and_left(
-    straight: Path, folder: Path, compare: Comparison = run_differences
-) -> list[str]:
+def _lost_and_left(straight: Path, folder: Path) -> list[str]:
     """List what differs from the undisturbed run, and the files that it does not have."""
     left = [f"{name} is left over" for name in stale_files(straight, folder)]
-    return compare(straight, folder) + left
+    return run_differences(straight, folder) + left
 
 
 # ---- Kills ----
@@ -75,60 +71,53 @@ def torture_kills(workshop: Workshop, program: str, num_kills: int, seed: int) -
     workshop.straight("stage1")  # makes the split
     straight, splits = workshop.straight(program), workshop.data / "splits.csv"
     outcome, draw = Outcome("kills", program), random.Random(f"{seed} {program}")
-    made_splits, num_done, num_runs, num_writing = splits.read_bytes(), 0, 0, 0
+    made_splits, outcome.counts["kills"] = splits.read_bytes(), 0
     with outcome.timed():
-        while num_done < num_kills:
-            num_runs += 1
+        while outcome.counts["kills"] < num_kills:
+            outcome.counts["runs"] += 1
             folder = workshop.fresh("killed", program)
             if program == "stage1":  # the split is made by whoever comes first
                 splits.unlink()
                 splits.with_suffix(".json").unlink()
             before = {path.name for path in workshop.data.iterdir()}
             command = workshop.command(program, folder)
-            for wrong in _killed_run(command, workshop, draw, num_kills - num_done, program):
-                num_done += 1
-                num_writing += num_being_written([folder, workshop.data]) > 0
-                wrong += broken_files(folder)
-                outcome.failures += [f"after kill {num_done}: {text}" for text in wrong]
+            while _is_killed(command, workshop, draw, outcome, num_kills):
+                outcome.counts["while writing"] += num_being_written([folder, workshop.data]) > 0
+                wrong = broken_files(folder)
+                place = f"after kill {outcome.counts['kills']}"
+                outcome.failures += [f"{place}: {text}" for text in wrong]
             lost = _lost_and_left(straight, folder)
             if splits.read_bytes() != made_splits:
                 lost.append("splits.csv differs")
             now = {path.name for path in workshop.data.iterdir()}
             lost += sorted(now - before - {"splits.csv", "splits.json"})
-            outcome.failures += [f"run {num_runs}: {text}" for text in lost]
-    outcome.counts = {"kills": num_done, "while writing": num_writing, "runs": num_runs}
+            outcome.failures += [f"run {outcome.counts['runs']}: {text}" for text in lost]
     return outcome
 
 
-def _killed_run(
-    command: Command, workshop: Workshop, draw: random.Random, max_kills: int, program: str
-) -> Iterator[list[str]]:
-    """Start a command until it ends, killed `max_kills` times at most.
-
-    Yields after each kill what went wrong until then.
-    """
-    num_kills = 0
-    while True:
-        way = draw.choice(["any", "start", "writing"])
-        hook = SlowDisk() if way == "writing" else None
-        running = workshop.start(command, hook)
-        if num_kills < max_kills:
-            if way == "writing":
-                _wait_for_write(running, [command.folder, workshop.data], draw)
-            else:
-                share = draw.uniform(0, 1 if way == "any" else _START_SHARE)
-                until = time.monotonic() + workshop.seconds[program] * share
-                while time.monotonic() < until and not running.is_over():
-                    time.sleep(0.005)
-            running.kill()
-        done = running.wait()
-        if done.code == 0 or any(text in done.message for text in _ENDED):
-            return
-        if done.code != -9:
-            yield [f"the command does not resume: {done.last_words()}"]
-            return
-        num_kills += 1
-        yield []
+def _is_killed(
+    command: Command, workshop: Workshop, draw: random.Random, outcome: Outcome, max_kills: int
+) -> bool:
+    """Start a command and kill it, if that many kills are not done; return whether it was."""
+    way = draw.choice(["any", "start", "writing"])
+    running = workshop.start(command, SlowDisk() if way == "writing" else None)
+    if outcome.counts["kills"] < max_kills:
+        if way == "writing":
+            _wait_for_write(running, [command.folder, workshop.data], draw)
+        else:
+            share = draw.uniform(0, 1 if way == "any" else _START_SHARE)
+            until = time.monotonic() + workshop.seconds[outcome.what] * share
+            while time.monotonic() < until and not running.is_over():
+                time.sleep(0.005)
+        running.kill()
+    done = running.wait()
+    if done.code == -9:
+        outcome.counts["kills"] += 1
+        return True
+    if done.code != 0 and not any(text in done.message for text in _ENDED):
+        outcome.counts["kills"] += 1  # so that it ends
+        outcome.failures.append(f"the command does not resume: {done.last_words()}")
+    return False
 
 
 def _wait_for_write(running: scripts.Running, folders: list[Path], draw: random.Random) -> None:
@@ -160,6 +149,7 @@ FILLED = ("stage1", "stage2", "pack", "evaluate", "predict", "splits", "report")
 _FASTER = 4  # times as much more, where the same write fails again
 _MAX_STARTS = 200
 _FREE = ("bytes free", "GB are free")
+_MADE_BY = {"splits": "stage1", "report": "evaluate"}
 
 
 def torture_disk(workshop: Workshop, program: str) -> Outcome:
@@ -167,18 +157,21 @@ def torture_disk(workshop: Workshop, program: str) -> Outcome:
 
     The disk grows a little after each failure, so that the same command gets to its next write.
     """
-    outcome, straight = Outcome("disk", program), _straight_of_disk(workshop, program)
-    places, num_starts = set(), 0
+    straight = workshop.straight(_MADE_BY.get(program, program))
+    if program == "splits":
+        straight = workshop.data / "splits.csv"
+    outcome, places = Outcome("disk", program), set()
     with outcome.timed(), small_space(workshop.place / "full") as space:
         command = _prepare(workshop, program, space)
+        outcome.counts["by"] = "tmpfs" if space.is_mounted else "file size limit"
         step, last = PAGE, ""
-        while num_starts < _MAX_STARTS:
-            num_starts += 1
+        for number in range(1, _MAX_STARTS):
+            outcome.counts["starts"] = number
             done = workshop.run(command, space.hook)
             if done.code == 0:
                 break
             path, wrong = judge_full_disk(done, space.folder)
-            outcome.failures += [f"start {num_starts}: {text}" for text in wrong]
+            outcome.failures += [f"start {number}: {text}" for text in wrong]
             if wrong and not path:
                 break
             places.add(path)
@@ -186,18 +179,10 @@ def torture_disk(workshop: Workshop, program: str) -> Outcome:
             last = path
             space.grow(step)
         else:
-            outcome.failures.append(f"it does not end in {num_starts} starts")
+            outcome.failures.append(f"it does not end in {_MAX_STARTS} starts")
         outcome.failures += _compare_after_disk(straight, command.folder, workshop, space)
-        limited = "tmpfs" if space.is_mounted else "file size limit"
-    outcome.counts = {"starts": num_starts, "places": len(places), "by": limited}
+    outcome.counts["places"] = len(places)
     return outcome
-
-
-def _straight_of_disk(workshop: Workshop, program: str) -> Path:
-    if program == "splits":
-        workshop.straight("stage1")
-        return workshop.data / "splits.csv"
-    return workshop.straight("evaluate" if program == "report" else program)
 
 
 def _prepare(workshop: Workshop, program: str, space: Space) -> Command:
@@ -294,29 +279,19 @@ def torture_two_processes(workshop: Workshop, program: str) -> Outcome:
 
 # ---- Stops ----
 
-STOPPED = ("stage1", "stage2")
-NUM_PROCESSES = (1, 2)
+STOPPED = ("stage1 x 1", "stage2 x 1", "stage1 x 2", "stage2 x 2")  # processes
 PACKS = ((), ("--pack", "auto"))
 _MANY_BATCHES = ["--batch-size", 16]  # more steps to be stopped at
 
 
-def torture_resume(
-    workshop: Workshop,
-    program: str,
-    num_processes: int,
-    num_stops: int,
-    seed: int,
-    packs: Sequence[Sequence[str]] = PACKS,
-    compare: Comparison = run_differences,
-) -> Outcome:
-    """Stop a training at random steps, with each of the flags `packs`; it must not change a bit.
-
-    The undisturbed run has the first of the flags.
-    """
+def torture_resume(workshop: Workshop, what: str, num_stops: int, seed: int) -> Outcome:
+    """Stop a training at random steps, with each of the flags `PACKS`; it must not change a bit."""
     workshop.straight("stage1")
-    outcome = Outcome("resume", f"{program} x {num_processes}")
-    draw, num_stopped = random.Random(f"{seed} {program} {num_processes}"), 0
+    program, _, number = what.partition(" x ")
+    outcome, num_processes = Outcome("resume", what), int(number)
+    draw = random.Random(f"{seed} {what}")
     one = ["--species", workshop.species[0]] if program == "stage2" else []
+    nothing: list[scripts.Hook | None] = [None] * num_processes
 
     def run(name: str, pack: Sequence[str], hooks: list[scripts.Hook | None]) -> Any:
         folder = workshop.scratch("resume") / f"{program}_{num_processes}_{name}{len(pack)}"
@@ -326,27 +301,26 @@ def torture_resume(
         return folder, scripts.run_together(command.script, flags, streams, hooks)
 
     with outcome.timed():
-        nothing: list[scripts.Hook | None] = [None] * num_processes
-        straights = [run("straight", pack, nothing)[0] for pack in packs]
-        for packed in straights[1:]:
-            outcome.failures += [f"with a pack: {text}" for text in compare(straights[0], packed)]
-        num_steps = _num_steps(straights[0])
-        for pack in packs:
+        straight, *packed = [run("straight", pack, nothing)[0] for pack in PACKS]
+        for other in packed:
+            outcome.failures += [f"with a pack: {t}" for t in run_differences(straight, other)]
+        outcome.counts["steps"] = num_steps = _num_steps(straight)
+        for pack in PACKS:
             chosen = sorted(draw.sample(range(1, num_steps), min(num_stops, num_steps - 1)))
             for before, step in zip([0, *chosen], chosen, strict=False):
-                number = draw.choice([signal.SIGTERM, signal.SIGINT])
+                signal_number = draw.choice([signal.SIGTERM, signal.SIGINT])
                 hooks = nothing[:]  # to ask one of the processes is enough to stop all
-                hooks[draw.randrange(num_processes)] = scripts.SignalAtStep(step - before, number)
+                stop = scripts.SignalAtStep(step - before, signal_number)
+                hooks[draw.randrange(num_processes)] = stop
                 _, done = run("resumed", pack, hooks)
-                if [ended.code for ended in done] != [128 + number] * num_processes:
+                if [ended.code for ended in done] != [128 + signal_number] * num_processes:
                     outcome.failures.append(f"not stopped at {step}: {done[0].last_words()}")
                     break
-                num_stopped += 1
+                outcome.counts["stops"] += 1
             folder, done = run("resumed", pack, nothing)
             if any(ended.code for ended in done):
                 outcome.failures.append(f"it does not resume: {done[0].last_words()}")
-            outcome.failures += _lost_and_left(straights[0], folder, compare)
-    outcome.counts = {"steps": num_steps, "stops": num_stopped}
+            outcome.failures += _lost_and_left(straight, folder)
     return outcome
 
 

@@ -16,13 +16,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
 
 from tests import scripts
+from tests.tools.test_serve import served
 from tests.torture.fixtures import Workshop
 from tests.torture.outcome import Outcome
 
@@ -44,48 +45,51 @@ class Sample(NamedTuple):
 
 def torture_soak(workshop: Workshop, seconds: float) -> list[Outcome]:
     """Watch a process that evaluates and one that serves, at the same time."""
-    begun = time.monotonic()
-    evaluating, serving = Outcome("soak", "evaluation"), Outcome("soak", "server")
-    models = [workshop.straight("stage1") / "best.pt", workshop.straight("stage2")]
-    folder = workshop.scratch("soak")
-    with contextlib.ExitStack() as stack:
-        evaluator = stack.enter_context(
-            _started(_evaluator(workshop, folder), folder / "evaluator")
-        )
-        flags = ["--stage1-checkpoint", models[0], "--stage2-folder", models[1]]
-        command = ["tools.serve", "--port", 0, "--device", "cpu", *flags]
-        server = stack.enter_context(_started(command, folder / "server"))
-        url = _wait_for(folder / "server.out", "ready: ").split()[1].rstrip("/")
-        load = Load(url, sorted(workshop.data.glob("images/*/*/*.png")))
-        stack.enter_context(load)
-        _wait_for(folder / "evaluator.out", "evaluations: 1")
-        watched = {evaluator.pid: [], server.pid: []}  # type: dict[int, list[Sample]]
-        start = time.monotonic()
-        for number in range(NUM_SAMPLES):
-            time.sleep(max(0.0, start + seconds * (number + 1) / NUM_SAMPLES - time.monotonic()))
-            for pid, samples in watched.items():
-                if (taken := sample(pid, time.monotonic() - start)) is not None:
-                    samples.append(taken)
-        for outcome, process in ((evaluating, evaluator), (serving, server)):
-            outcome.counts, outcome.failures = judge(watched[process.pid])
-            if process.poll() is not None:
-                outcome.failures.append(f"it ended with code {process.returncode}")
-    done = (folder / "evaluator.out").read_text().count("evaluations: ")
-    evaluating.counts = {"evaluations": done, **evaluating.counts}
-    serving.counts = {"photos": load.num_answered, **serving.counts}
+    begun, folder = time.monotonic(), workshop.scratch("soak")
+    stage1, stage2 = workshop.straight("stage1") / "best.pt", workshop.straight("stage2")
+    what = {
+        "images_root": str(workshop.data / "images"),
+        "annotations_root": str(workshop.data / "annotations"),
+        "stage1_checkpoint": str(stage1),
+        "stage2_folder": str(stage2),
+        "out_dir": str(folder / "out"),
+    }
+    flags = ["--stage1-checkpoint", stage1, "--stage2-folder", stage2]
+    with served(folder, *flags) as server, evaluating(what) as evaluator:
+        with Load(server.url, sorted(workshop.data.glob("images/*/*/*.png"))) as load:
+            evaluator.stdout.readline()  # after the first evaluation
+            outcomes = watch({"evaluation": evaluator, "server": server.process}, seconds)
+        evaluator.kill()
+        num_evaluations = 1 + len(evaluator.stdout.readlines())
+    outcomes[0].counts |= {"evaluations": num_evaluations}
+    outcomes[1].counts |= {"photos": load.num_answered}
     if load.failures:
-        serving.failures.append(f"{len(load.failures)} answers went wrong: {load.failures[0]}")
-    evaluating.seconds = serving.seconds = time.monotonic() - begun
-    return [evaluating, serving]
+        outcomes[1].failures.append(f"{len(load.failures)} went wrong: {load.failures[0]}")
+    for outcome in outcomes:
+        outcome.seconds = time.monotonic() - begun
+    return outcomes
 
 
-def sample(pid: int, seconds: float) -> Sample | None:
-    """Read memory and open handles of a process; None where it is gone."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        handles = len(os.listdir(f"/proc/{pid}/fd"))
-    except OSError:
-        return None
+def watch(processes: dict[str, subprocess.Popen[str]], seconds: float) -> list[Outcome]:
+    """Take samples of processes, and judge them."""
+    taken: dict[str, list[Sample]] = {name: [] for name in processes}
+    start = time.monotonic()
+    for number in range(NUM_SAMPLES):
+        time.sleep(max(0.0, start + seconds * (number + 1) / NUM_SAMPLES - time.monotonic()))
+        for name, process in processes.items():
+            with contextlib.suppress(OSError):  # it is gone
+                taken[name].append(sample(process.pid, time.monotonic() - start))
+    outcomes = [Outcome("soak", name, *judge(samples)) for name, samples in taken.items()]
+    for outcome, process in zip(outcomes, processes.values(), strict=True):
+        if process.poll() is not None:
+            outcome.failures.append(f"it ended with code {process.returncode}")
+    return outcomes
+
+
+def sample(pid: int, seconds: float) -> Sample:
+    """Read memory and open handles of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    handles = len(os.listdir(f"/proc/{pid}/fd"))
     return Sample(seconds, pages * os.sysconf("SC_PAGE_SIZE"), handles)
 
 
@@ -148,42 +152,17 @@ class Load:
 
 
 @contextlib.contextmanager
-def _started(command: Sequence[object], streams: Path):  # type: ignore[no-untyped-def]
-    """Start `python -m command`; end it when left."""
-    with streams.with_suffix(".out").open("w") as out, streams.with_suffix(".err").open("w") as err:
-        process = subprocess.Popen(
-            [sys.executable, "-u", "-m", *map(str, command)],
-            cwd=scripts.REPOSITORY, env={**os.environ, **scripts.ENVIRONMENT},
-            stdout=out, stderr=err,
-        )  # fmt: skip
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _wait_for(path: Path, text: str) -> str:
-    """Wait until a line of a stream begins with `text`; give the line."""
-    until = time.monotonic() + scripts.PATIENCE_S
-    while time.monotonic() < until:
-        for line in path.read_text().splitlines():
-            if line.startswith(text):
-                return line
-        time.sleep(0.1)
-    words = path.with_suffix(".err").read_text()[-500:]
-    raise TimeoutError(f"{path.name} does not say {text!r}: {words}")
-
-
-def _evaluator(workshop: Workshop, folder: Path) -> list[object]:
-    what = {
-        "images_root": str(workshop.data / "images"),
-        "annotations_root": str(workshop.data / "annotations"),
-        "stage1_checkpoint": str(workshop.straight("stage1") / "best.pt"),
-        "stage2_folder": str(workshop.straight("stage2")),
-        "out_dir": str(folder / "out"),
-    }
-    return ["tests.torture.soak", json.dumps(what)]
+def evaluating(flags: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """Start a process that evaluates again and again, and says so; end it when left."""
+    command = [sys.executable, "-u", "-m", "tests.torture.soak", json.dumps(flags)]
+    environment = {**os.environ, **scripts.ENVIRONMENT}
+    with subprocess.Popen(
+        command, cwd=scripts.REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def evaluate_on(evaluate: Callable[..., object], flags: dict[str, str]) -> None:
