@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -27,23 +27,11 @@ from petface.inference.two_stage import TwoStageInference
 from petface.models.network import NonFiniteError
 from petface.serving.batcher import Batcher
 from petface.serving.metrics import CLIENT_GONE, Metrics, Observed
-from petface.serving.requests import (
-    Budget,
-    Limits,
-    RefusedError,
-    busy,
-    read_photos,
-    while_there,
-)
+from petface.serving.requests import Budget, Limits, RefusedError, busy, read_photos, while_there
 
 PAGE: Final = Path(__file__).parent / "page"
 Topk = Annotated[int, Query(ge=1, le=10, description="classes per answer")]
 Name = Annotated[str | None, Query(max_length=200)]
-_OTHERS: Final = (
-    (NonFiniteError, 409, "non_finite"),
-    (UserError, 404, "unknown"),
-    (ClientDisconnect, CLIENT_GONE, "gone"),
-)
 
 
 class Service:
@@ -66,17 +54,17 @@ class Service:
         self.uploads = Budget(limits.max_uploads_mb * 1e6, "uploads")
         self.metrics.uploads.set_function(lambda: self.uploads.used)
         self._decoders = ThreadPoolExecutor(num_decoders, "decoder")
-        self._batcher = Batcher(self._predict, limits.max_batch, num_workers=num_workers)
+        self.batcher = Batcher(self._predict, limits.max_batch, num_workers=num_workers)
 
     def close(self) -> None:
         """End the threads."""
-        self._batcher.close()
+        self.batcher.close()
         self._decoders.shutdown(wait=False)
 
     async def answer(
-        self, request: Request, field: str, most: int, job: Callable[[list[bytes]], Any]
+        self, request: Request, field: str, most: int, work: Callable[[list[bytes]], Awaitable[Any]]
     ) -> Any:
-        """Return the answer to 1 to `most` photos; `job` makes an item for the batcher of them.
+        """Return what `work` makes of 1 to `most` photos, or refuse the request.
 
         A full queue refuses with 503 before the body is read.
         """
@@ -85,8 +73,7 @@ class Service:
         with self.uploads.holding() as take_bytes, self.photos.holding() as take_photos:
             contents = await read_photos(request, field, most, self.limits, take_bytes)
             take_photos(len(contents))
-            work = self._batcher.answer(job(contents))
-            return await while_there(request, work, self.limits.answer_timeout_s)
+            return await while_there(request, work(contents), self.limits.answer_timeout_s)
 
     def prepare(self, content: bytes) -> Photo | ImageError:
         """Decode a photo; what is none gives its error."""
@@ -154,13 +141,15 @@ def make_app(service: Service, hosts: Collection[str] = ()) -> Observed:
 
 
 def _add_photo_routes(app: FastAPI, service: Service) -> None:
-    most = service.limits.max_photos
+    most, call = service.limits.max_photos, service.batcher.call
     post = partial(app.post, dependencies=[Depends(_same_origin)])
 
     @post("/predict", openapi_extra=_form("photo"))
     async def predict(request: Request, topk: Topk = 3) -> JSONResponse:
         """Answer one photo."""
-        answer = await service.answer(request, "photo", 1, lambda photos: (photos[0], topk))
+        answer = await service.answer(
+            request, "photo", 1, lambda photos: service.batcher.answer((photos[0], topk))
+        )
         service.metrics.photos.labels(answer["status"]).inc()
         return JSONResponse(answer)
 
@@ -168,7 +157,7 @@ def _add_photo_routes(app: FastAPI, service: Service) -> None:
     async def predict_animal(request: Request, topk: Topk = 3) -> JSONResponse:
         """Answer photos of one animal, each and together; what is no photo is left out."""
         answer = await service.answer(
-            request, "photos", most, lambda photos: partial(service.fuse, photos, topk)
+            request, "photos", most, lambda photos: call(service.fuse, photos, topk)
         )
         for photo in answer["photos"]:
             service.metrics.photos.labels(photo["status"]).inc()
@@ -183,7 +172,7 @@ def _add_photo_routes(app: FastAPI, service: Service) -> None:
             raise RefusedError(409, "not_explained", "exported models cannot be explained")
         wanted = {"species": species, "head": head, "label": label}
         png = await service.answer(
-            request, "photo", 1, lambda photos: partial(service.explain, photos[0], wanted)
+            request, "photo", 1, lambda photos: call(service.explain, photos[0], wanted)
         )
         return Response(png, media_type="image/png")
 
@@ -238,24 +227,22 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
 async def _refuse(_: Request, error: Exception) -> JSONResponse:
     """Format every failure alike: status and message."""
-    refused = _refusal(error)
-    content = {"status": refused.status, "message": refused.detail}
-    return JSONResponse(content, refused.status_code, refused.headers)
-
-
-def _refusal(error: Exception) -> RefusedError:
-    """Return what an error is to the client."""
-    if isinstance(error, RefusedError):
-        return error
-    if isinstance(error, HTTPException):  # of the framework
-        status = "not_found" if error.status_code == 404 else "refused"
-        return RefusedError(error.status_code, status, error.detail, error.headers)
-    if isinstance(error, RequestValidationError):
-        found = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
-        return RefusedError(422, "invalid", "; ".join(found))
-    if isinstance(error, ImageError):
-        return RefusedError(413 if error.reason == "too_large" else 400, error.reason, str(error))
-    for kind, code, status in _OTHERS:
-        if isinstance(error, kind):
-            return RefusedError(code, status, str(error))
-    return RefusedError(500, "failed", "the server failed; its log says why")
+    code, status, message = 500, "failed", "the server failed; its log says why"
+    match error:
+        case HTTPException():  # ours has a status; the framework's has not
+            code, message = error.status_code, error.detail
+            status = getattr(error, "status", "not_found" if code == 404 else "refused")
+        case RequestValidationError():
+            found = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
+            code, status, message = 422, "invalid", "; ".join(found)
+        case ImageError():
+            code = 413 if error.reason == "too_large" else 400
+            status, message = error.reason, str(error)
+        case NonFiniteError():
+            code, status, message = 409, "non_finite", str(error)
+        case UserError():
+            code, status, message = 404, "unknown", str(error)
+        case ClientDisconnect():
+            code, status = CLIENT_GONE, "gone"
+    headers = getattr(error, "headers", None)
+    return JSONResponse({"status": status, "message": message}, code, headers)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
+
+Answer = TypeVar("Answer")
 
 
 class Batcher:
@@ -18,7 +20,7 @@ class Batcher:
 
     `compute` returns an answer per item in their order; an exception in its place is raised to the
     client who sent the item. If `compute` raises, each item is tried alone, so that a poisonous one
-    fails nobody else. An item that is a function is called by itself.
+    fails nobody else.
     """
 
     def __init__(
@@ -28,7 +30,7 @@ class Batcher:
         *,
         num_workers: int = 1,
     ) -> None:
-        self._compute, self.max_batch = compute, max_batch
+        self._compute, self._max_batch = compute, max_batch
         self._pool = ThreadPoolExecutor(num_workers, "worker")
         self._num_free = num_workers
         self._queue: dict[asyncio.Future[Any], Any] = {}  # items by who waits for them
@@ -48,29 +50,23 @@ class Batcher:
         finally:
             self._queue.pop(future, None)
 
+    def call(self, function: Callable[..., Answer], *arguments: Any) -> asyncio.Future[Answer]:
+        """Call a function in a worker, by itself; cancelled, it is forgotten."""
+        return asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
     def _start(self) -> None:
         """Hand batches to workers while there are both."""
         while self._num_free and self._queue:
             self._num_free -= 1
-            task = asyncio.ensure_future(self._run(self._next_batch()))
+            taken = [*self._queue][: self._max_batch]
+            batch = {future: self._queue.pop(future) for future in taken}
+            task = asyncio.ensure_future(self._run(batch))
             self._running.add(task)  # the loop itself would let it be collected
             task.add_done_callback(self._running.discard)
 
-    def _next_batch(self) -> dict[asyncio.Future[Any], Any]:
-        batch: dict[asyncio.Future[Any], Any] = {}
-        for future, item in self._queue.items():
-            has_function = callable(item) or any(map(callable, batch.values()))
-            if len(batch) == self.max_batch or (batch and has_function):
-                break
-            batch[future] = item
-        for future in batch:
-            del self._queue[future]
-        return batch
-
     async def _run(self, batch: dict[asyncio.Future[Any], Any]) -> None:
         """Compute a batch in a worker and send each answer on its way."""
-        loop = asyncio.get_running_loop()
-        answers = await loop.run_in_executor(self._pool, self._answers, [*batch.values()])
+        answers = await self.call(self._answers, [*batch.values()])
         self._num_free += 1
         self._start()
         for future, answer in zip(batch, answers, strict=True):
@@ -83,7 +79,7 @@ class Batcher:
 
     def _answers(self, items: Sequence[Any]) -> list[Any]:
         try:
-            answers = [items[0]()] if callable(items[0]) else list(self._compute(items))
+            answers = list(self._compute(items))
             assert len(answers) == len(items), "an answer for each item"
             return answers
         except Exception as error:

@@ -57,10 +57,8 @@ class Observed:
             if scope["type"] == "http":
                 # never the raw path: a stranger would write into logs and metrics
                 route = getattr(scope.get("route"), "path", "other")
-                seconds, num_bytes = (
-                    time.perf_counter() - start_s,
-                    scope["state"].get("bytes_in", 0),
-                )
+                seconds = time.perf_counter() - start_s
+                num_bytes = scope["state"].get("bytes_in", 0)
                 self._metrics.requests.labels(route, str(status)).inc()
                 self._metrics.seconds.labels(route).observe(seconds)
                 _LOG.info("%s %d %d bytes %.1f ms", route, status, num_bytes, seconds * 1000)

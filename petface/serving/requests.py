@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -74,10 +75,17 @@ class Budget:
 
 
 class _Form(MultiPartParser):
-    """Starlette's parser, which keeps files in memory alone and notices a form that is cut off."""
+    """Starlette's parser: all parts are files, in memory alone; a form that is cut off shows."""
 
     spool_max_size = 0  # of a SpooledTemporaryFile: never roll over to disk
     is_whole = False
+
+    def on_headers_finished(self) -> None:
+        part = self._current_part
+        _, options = parse_options_header(part.content_disposition)
+        if options and b"filename" not in options:  # many programs send photos without one
+            part.content_disposition = (part.content_disposition or b"") + b"; filename=photo"
+        super().on_headers_finished()
 
     def on_end(self) -> None:
         self.is_whole = True
@@ -95,7 +103,7 @@ async def read_photos(
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data" or request.headers.get("content-encoding"):
         raise RefusedError(415, "unsupported", "send a form: content-type multipart/form-data")
-    wanted = f"send 1 to {most} photos as files of the field {field!r} and nothing else"
+    wanted = f"send 1 to {most} photos in the field {field!r} and nothing else"
     body = _limited(request, limits.max_body_mb, take)
     form = _Form(request.headers, body, max_files=most, max_fields=0)
     try:

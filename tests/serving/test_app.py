@@ -69,6 +69,14 @@ def test_each_of_a_batch_gets_as_many_classes_as_it_wants(server, engine):
     assert 2 in engine.batches
 
 
+@pytest.mark.parametrize("path, field", [("/predict", "photo"), ("/predict_animal", "photos")])
+@pytest.mark.parametrize("named", [b'; filename=""', b"", b"; x=y"], ids=["empty", "none", "other"])
+def test_photos_need_no_file_name(server, path, field, named):
+    body = form(RED, field=field).replace(b'; filename="kept-secret.png"', named)
+    answer = server.send(post(path, body)).json()
+    assert answer.get("animal", answer)["species"]["label"] == "red"
+
+
 def test_photos_of_an_animal_keep_their_places(server):
     body = form(RED, b"no photo", BLUE, field="photos")
     answer = server.send(post("/predict_animal", body)).json()
@@ -118,7 +126,7 @@ MANY_HEADERS = b"--B\r\n" + b"a: b\r\n" * 1000 + b"\r\nx\r\n--B--\r\n"
         ("/predict", form(RED, RED), 422, "invalid"),
         ("/predict", form(RED, field="photos"), 422, "invalid"),
         ("/predict", form(RED).replace(b"name=", b"x="), 400, "unreadable"),
-        ("/predict", form(RED).replace(b"filename=", b"x="), 422, "invalid"),
+        ("/predict", form(RED).replace(b'name="photo"', b'name="words"'), 422, "invalid"),
         ("/predict?topk=0", form(RED), 422, "invalid"),
         ("/predict?topk=11", form(RED), 422, "invalid"),
         ("/predict_animal?topk=nan", form(RED, field="photos"), 422, "invalid"),

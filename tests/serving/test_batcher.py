@@ -54,12 +54,6 @@ def test_what_waits_is_computed_together_in_the_order_of_arrival():
     assert batches == [[0], [1, 2, 3, 4], [5, 6]]
 
 
-def test_a_function_is_called_by_itself():
-    found, batches, _ = answers_to([0, 1, lambda: "alone", 2, 3])
-    assert found == [0, 2, "alone", 4, 6]
-    assert batches == [[0], [1], [2, 3]]
-
-
 def test_poison_fails_itself_alone():
     found, batches, _ = answers_to([0, 1, 13, 3])
     assert [found[0], found[1], found[3]] == [0, 2, 6]
