@@ -70,19 +70,15 @@ def start(device: str) -> None:
     everything small by gloo. Raises `UserError` for an environment that torchrun did not make.
     """
     global _on_devices
-    found = [name for name in _NAMES[:3] if name in os.environ]
-    if not found or (found == ["LOCAL_RANK"]):
+    if (rank(), world_size()) == (0, 1):
         return
-    missing = [name for name in _NAMES if name not in os.environ]
-    if missing and _number("WORLD_SIZE", 2) > 1:
+    if missing := [name for name in _NAMES if name not in os.environ]:
         raise UserError(
-            f"{', '.join(found)} set without {', '.join(missing)}: start with torchrun, or unset "
-            "them to train alone"
+            f"RANK or WORLD_SIZE is set without {', '.join(missing)}: start with torchrun, or "
+            "unset them to train alone"
         )
     if not 0 <= rank() < world_size():
         raise UserError(f"RANK {rank()} is not below WORLD_SIZE {world_size()}: use torchrun")
-    if world_size() == 1:
-        return
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
         _choose_gpu(device)
@@ -112,12 +108,11 @@ def part_ways(tasks: Sequence[T]) -> list[T]:
     global _is_parted
     if world_size() == 1:
         return list(tasks)
-    mine = list(tasks[rank() :: world_size()])
+    mine, mark = list(tasks[rank() :: world_size()]), f"[{rank()}] "
     barrier()
-    place = rank()
     stop()
     _is_parted = True
-    sys.stdout = cast(TextIO, _Marked(f"[{place}] "))
+    sys.stdout = cast(TextIO, _Marked(mark))
     return mine
 
 

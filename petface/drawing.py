@@ -9,27 +9,18 @@ from typing import Any
 from petface import files
 from petface.errors import install_line
 
-INSTALL_LINE = install_line("report")
-
 
 def figure_maker(path: Path) -> Callable[..., Any] | None:
-    """Return what makes a figure from the arguments of matplotlib's `Figure`, without a window.
+    """Return matplotlib's `Figure`, which needs no window.
 
     None, with a line that names `path` and says how to install it, where matplotlib is missing.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        print(f"{path.name} is not drawn: matplotlib is missing ({INSTALL_LINE})")
+        print(f"{path.name} is not drawn: matplotlib is missing ({install_line('report')})")
         return None
-
-    def make(**options: Any) -> Any:
-        figure = Figure(**options)
-        FigureCanvasAgg(figure)
-        return figure
-
-    return make
+    return Figure
 
 
 def tidy(axes: Any, **grid: Any) -> None:

@@ -7,54 +7,33 @@ Vocabularies are built from the CSV on disk; the lists here serve old checkpoint
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
-FEATURES: Final = (
-    "breed",
-    "color",
-    "color1",
-    "color2",
-    "gender",
-)  # the order of heads and CSV columns
-PRIMARY_ATTR_PRIORITY: Final = ("breed", "color", "color1", "color2", "gender")
+FEATURES: Final = ("breed", "color", "color1", "color2", "gender")  # order of heads and columns
+PRIMARY_ATTR_PRIORITY: Final = FEATURES  # the first with a known label is what a sampler balances
 FEATURE_ALIASES: Final = {"attr2": "color2"}  # head names of old checkpoints -> names used here
 UNKNOWN: Final = -1  # the class index of an unknown label, everywhere
-UNKNOWN_TOKENS: Final = frozenset(
-    {"", "unknown", "unk", "na", "n/a", "nan"}
-)  # compared whole, lower-cased
+UNKNOWN_TOKENS: Final = frozenset({"", "unknown", "unk", "na", "n/a", "nan"})  # lower-cased cells
 GENDER_MAP: Final = {"female": "female", "f": "female", "male": "male", "m": "male"}
 GENDER_VOCABULARY: Final = ("female", "male")
 
 
-@dataclass(frozen=True)
-class SpeciesConfig:
-    """One species of PetFace: number of records and the attribute columns that hold valid
-    values.
-    """
-
-    records: int
-    features: tuple[str, ...]
-    gender_unknown_frac: float
-
-
-SPECIES_CONFIG: Final = {
-    "cat": SpeciesConfig(164_100, ("breed", "color1", "color2", "gender"), 0.03),
-    "chimp": SpeciesConfig(637, ("breed", "gender"), 0.46),
-    "chinchilla": SpeciesConfig(1_139, ("color1", "color2", "gender"), 0.12),
-    "degus": SpeciesConfig(1_110, ("color1", "color2", "gender"), 0.19),
-    "dog": SpeciesConfig(71_613, ("breed", "gender"), 0.03),
-    "ferret": SpeciesConfig(986, ("color1", "gender"), 0.09),
-    "guineapig": SpeciesConfig(1_313, ("breed", "color1", "color2", "gender"), 0.14),
-    "hamster": SpeciesConfig(1_869, ("breed", "color1", "color2", "gender"), 0.31),
-    "hedgehog": SpeciesConfig(708, ("color1", "gender"), 0.22),
-    "javasparrow": SpeciesConfig(1_220, ("color", "color1", "color2", "gender"), 0.94),
-    "parakeet": SpeciesConfig(4_727, ("breed", "color1", "color2", "gender"), 0.98),
-    "pig": SpeciesConfig(1_597, ("breed", "color1", "color2", "gender"), 0.0),
-    "rabbit": SpeciesConfig(6_465, ("breed", "color1", "color2", "gender"), 0.16),
+# The attribute columns of each species that hold valid values.
+SPECIES_FEATURES: Final[dict[str, tuple[str, ...]]] = {
+    "cat": ("breed", "color1", "color2", "gender"),
+    "chimp": ("breed", "gender"),
+    "chinchilla": ("color1", "color2", "gender"),
+    "degus": ("color1", "color2", "gender"),
+    "dog": ("breed", "gender"),
+    "ferret": ("color1", "gender"),
+    "guineapig": ("breed", "color1", "color2", "gender"),
+    "hamster": ("breed", "color1", "color2", "gender"),
+    "hedgehog": ("color1", "gender"),
+    "javasparrow": ("color", "color1", "color2", "gender"),
+    "parakeet": ("breed", "color1", "color2", "gender"),
+    "pig": ("breed", "color1", "color2", "gender"),
+    "rabbit": ("breed", "color1", "color2", "gender"),
 }
-SPECIES: Final = tuple(SPECIES_CONFIG)
-SPECIES_FEATURES: Final = {name: config.features for name, config in SPECIES_CONFIG.items()}
 
 # Used only for heads whose checkpoint carries no vocabulary and whose size fits. Only lists that
 # are public fact stand here: a guessed list would print wrong labels. Gender has its own fall-back.
@@ -68,9 +47,7 @@ _WHOLE_NUMBER = re.compile(r"\+?\d+(\.0*)?", re.ASCII)
 
 
 def features_of(species: str, columns: tuple[str, ...] = FEATURES) -> tuple[str, ...]:
-    """Return the heads of `species` in head order: its own in PetFace, every known column
-    elsewhere.
-    """
+    """Return the heads of a species in head order: its own in PetFace, every column elsewhere."""
     wanted = SPECIES_FEATURES.get(species, FEATURES)
     return tuple(feature for feature in FEATURES if feature in wanted and feature in columns)
 

@@ -14,7 +14,7 @@ from petface.training.runs import StopRequest
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -39,16 +39,12 @@ def place(monkeypatch, rank, world_size):
 @pytest.mark.parametrize(
     ("set_names", "message"),
     [
-        ({"RANK": "0"}, "RANK set without WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"RANK": "1"}, "set without WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
         ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "set without RANK"),
-        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK='one' is no number|set without"),
-        ({"RANK": "x", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
-         "RANK='x' is no number"),
+        ({"RANK": "x", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, "RANK='x' is no number"),
     ],
-)  # fmt: skip
+)
 def test_half_an_environment_is_refused_in_one_line(monkeypatch, set_names, message):
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
     for name, value in set_names.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):

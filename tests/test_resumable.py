@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from petface.errors import UserError
 from petface.resumable import ResumableRecords, ResumableTable, write_behind
 
 HEADER = ("image", "label", "correct")
-RECORD = np.dtype([("number", "<i2"), ("pair", "<f4", (2,))])
 IDENTITY = {"stage1": "abc", "batch_size": 2, "specialists": {"cat": None}}
 BATCHES = [
     [["a.png", "Bulldog, Olde mix", 1], ["b.png", 'two\nlines "x"\n', 0]],
@@ -67,67 +67,65 @@ def test_straight(path: Path) -> None:
 
 def test_killed_after_any_byte(path: Path) -> None:
     go_on(path)
-    whole = path.read_bytes()
-    ends = [len(whole)]
-    for batch in reversed(BATCHES):
-        table = ResumableTable(path.with_name("part.csv"), HEADER, IDENTITY, force=True)
-        with table:
+    whole, sizes = path.read_bytes(), []
+    for batch in BATCHES:
+        with ResumableTable(path.with_name("part.csv"), HEADER, IDENTITY, force=True) as table:
             table.write(batch)
-        ends.insert(0, ends[0] - table.unfinished.stat().st_size)
+        sizes.append(table.unfinished.stat().st_size)
+    ends = np.cumsum(sizes) + len(whole) - sum(sizes)
     for place in range(len(whole) + 1):
         path.unlink(missing_ok=True)
         with ResumableTable(path, HEADER, IDENTITY) as table:
             pass
         table.unfinished.write_bytes(whole[:place])
-        kept = go_on(path)
+        assert go_on(path) == (ends <= place).sum(), place
         assert path.read_bytes() == whole, place
-        assert kept == max(sum(end <= place for end in ends) - 1, 0), place
 
 
-def test_a_finished_table_is_refused(path: Path) -> None:
+def test_a_finished_table_is_replaced_by_force_alone_and_at_the_end(path: Path) -> None:
     go_on(path)
     before = path.read_bytes()
     with pytest.raises(UserError, match=r"rows\.csv is a finished table; use --force"):
         go_on(path)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
-    assert go_on(path, force=True) == 0
-    assert path.read_bytes() == before
-
-
-def test_with_force_the_old_table_stands_until_the_new_one_is_whole(path: Path) -> None:
-    go_on(path)
-    before = path.read_bytes()
     with ResumableTable(path, HEADER, {"other": 1}, force=True) as table:
         table.batches_kept([2])
         table.write([["x", "y", 1]])
     assert path.read_bytes() == before
+    assert go_on(path, force=True) == 0
+    assert path.read_bytes() == before
 
 
-def test_another_identity_is_refused(path: Path, unfinished: Path) -> None:
+def test_another_identity_is_refused_and_none_begins_anew(path: Path, unfinished: Path) -> None:
     before = unfinished.read_bytes()
     with pytest.raises(UserError, match=r"begun with other checkpoints.*--force"):
         go_on(path, {**IDENTITY, "stage1": "abd"})
     assert unfinished.read_bytes() == before
-    assert go_on(path) == 2
-
-
-def test_rows_of_unknown_identity_are_not_continued(path: Path, unfinished: Path) -> None:
+    with ResumableTable(path, HEADER, IDENTITY) as table:
+        assert table.batches_kept([2, 1, 3]) == 2
     path.with_name("rows_identity.json").unlink()
     assert unfinished.exists() and go_on(path) == 0
 
 
-def test_rows_beyond_the_plan_are_cut(path: Path, unfinished: Path) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "max_rows", "kept", "rows"),
+    [([2], None, 1, 2), ([2, 1, 3], 2, 1, 2), ([2, 1, 3], 0, 0, 0), ([4], None, 0, 0)],
+)
+def test_rows_beyond_the_plan_are_cut(
+    path: Path, unfinished: Path, sizes: list[int], max_rows: int | None, kept: int, rows: int
+) -> None:
     with ResumableTable(path, HEADER, IDENTITY) as table:
-        assert table.batches_kept([2]) == 1
-    assert unfinished.read_bytes().count(b".png") == 2
+        assert table.batches_kept(sizes, max_rows) == kept
+    assert unfinished.read_bytes().count(b".png") == rows
 
 
-def test_header_only(path: Path) -> None:
-    with ResumableTable(path, HEADER, IDENTITY) as table:
+@pytest.mark.parametrize(("header", "content"), [(HEADER, b"image,label,correct\n"), (None, b"")])
+def test_a_table_without_a_row(path: Path, header: Any, content: bytes) -> None:
+    with ResumableTable(path, header, IDENTITY) as table:
         assert table.batches_kept([]) == 0
         assert table.batches_kept([2, 1]) == 0  # again: nothing is written twice
         table.finish()
-    assert path.read_bytes() == b"image,label,correct\n"
+    assert path.read_bytes() == content
 
 
 def test_a_second_writer_is_refused(path: Path, unfinished: Path) -> None:
@@ -165,14 +163,14 @@ def test_a_table_finished_in_the_meantime_is_left_alone(
 
 
 class NearlyFull(FileIO):
-    """A file on a disk with room for a few bytes."""
+    """A file on a disk with room for some bytes, which takes three at once."""
 
     room = 10
 
     def write(self, data: Any) -> int:
         if not self.room:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written = super().write(bytes(data)[: self.room])
+        written = super().write(bytes(data)[: min(3, self.room)])
         self.room -= written
         return written
 
@@ -185,19 +183,13 @@ def test_a_full_disk_leaves_whole_rows(path: Path, unfinished: Path) -> None:
         table._handle = NearlyFull(unfinished, "a+")
         with pytest.raises(UserError, match=r"rows\.csv\.unfinished: No space left.*bytes free"):
             table.write(BATCHES[2])
-    assert unfinished.read_bytes() == before
-    assert go_on(path) == 2
-
-
-def test_short_writes_are_continued(path: Path) -> None:
-    with ResumableTable(path, HEADER, IDENTITY) as table:
-        table.batches_kept([2])
-        table._handle.close()
-        table._handle = NearlyFull(table.unfinished, "a+")
-        table._handle.write = lambda data: FileIO.write(table._handle, bytes(data)[:3])
-        table.write(BATCHES[0])
+        assert unfinished.read_bytes() == before
+        table._handle.room = 1000
+        table.write(BATCHES[2])  # in many short writes
         table.finish()
-    assert b'"Bulldog, Olde mix",1\n' in path.read_bytes()
+    whole = path.read_bytes()
+    go_on(path, force=True)
+    assert path.read_bytes() == whole
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -206,27 +198,49 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         go_on(tmp_path / "file" / "rows.csv")
 
 
-def test_records_survive_stops(tmp_path: Path) -> None:
-    path, wanted = tmp_path / "x.npy", np.zeros(10, RECORD)
-    wanted["number"], wanted["pair"][:, 1] = np.arange(10), 7
-    new = lambda: ResumableRecords(path, RECORD, 10)  # noqa: E731
-    assert new().num_kept() == 0
-    first = new()
-    first.begin(0)
-    first.write(0, wanted[:4])
-    first.write(4, wanted[4:7])
-    with first.unfinished.open("ab") as handle:
-        handle.write(b"torn")
-    second = new()
-    assert second.num_kept() == 7
-    second.begin(4)  # the table beside it kept fewer
-    assert new().num_kept() == 4
-    second.write(4, wanted[4:])
-    second.finish()
-    assert np.array_equal(np.load(path), wanted) and not second.unfinished.exists()
-    assert new().num_kept() == 10, "stopped between this rename and the table's"
-    assert new().unfinished.exists() and not path.exists()
-    assert ResumableRecords(path, RECORD, 11).num_kept() == 0, "another number of images"
+# --- Records beside a table ---
+
+RECORD = np.dtype([("number", "<i2"), ("pair", "<f4", (2,))])
+RECORDS = np.array([(1, (0.5, 7)), (2, (0.25, 7)), (3, (0.125, 7))], RECORD)
+
+
+@pytest.mark.parametrize("slices", [[3], [1, 2], [1, 1, 1], []])
+@pytest.mark.parametrize("kill_after", [0, 1, 2])
+def test_records_are_one_npy_file_however_they_were_cut(
+    tmp_path: Path, slices: list[int], kill_after: int
+) -> None:
+    """One slice too has its header; what was half written is cut off."""
+    path, place = tmp_path / "answers.npy", 0
+    whole = RECORDS[: sum(slices)]
+    table = ResumableRecords(path, RECORD, len(whole))
+    assert table.num_kept() == 0
+    table.begin(0)
+    for number, size in enumerate(slices):
+        if number == kill_after:
+            with table.unfinished.open("ab") as handle:
+                handle.write(b"abc")
+            table = ResumableRecords(path, RECORD, len(whole))
+            assert table.num_kept() == place
+            table.begin(place)
+        table.write(place, whole[place : place + size])
+        place += size
+    table.finish()
+    assert np.array_equal(np.load(path), whole) and list(tmp_path.iterdir()) == [path]
+    assert ResumableRecords(path, RECORD, 9).num_kept() == 0  # of another plan
+
+
+def test_records_go_back_to_what_the_table_kept(tmp_path: Path) -> None:
+    new = lambda: ResumableRecords(tmp_path / "x.npy", RECORD, 3)  # noqa: E731
+    new().write(0, RECORDS)
+    new().begin(1)
+    assert new().num_kept() == 1
+    new().write(1, RECORDS[1:])
+    new().finish()
+    assert new().num_kept() == 3, "stopped between this rename and the table's"
+    assert new().unfinished.exists() and not new().path.exists()
+
+
+# --- Writing behind ---
 
 
 def test_items_are_written_in_order_by_another_thread() -> None:
@@ -234,15 +248,12 @@ def test_items_are_written_in_order_by_another_thread() -> None:
     main = threading.main_thread()
     write_behind(range(50), lambda n: written.append((n, threading.current_thread() is main)))
     assert written == [(n, False) for n in range(50)]
+    write_behind([], written.append)
 
 
 def test_what_the_writer_raises_surfaces_and_nothing_is_written_after_it() -> None:
-    written, made = [], []
-
-    def make():
-        for n in range(10_000):
-            made.append(n)
-            yield n
+    written: list[int] = []
+    made: list[int] = []
 
     def write(n: int) -> None:
         if n == 5:
@@ -250,15 +261,15 @@ def test_what_the_writer_raises_surfaces_and_nothing_is_written_after_it() -> No
         written.append(n)
 
     with pytest.raises(OSError, match="disk full"):
-        write_behind(make(), write, waiting=2)
+        write_behind((made.append(n) or n for n in range(10_000)), write, waiting=2)
     assert written == [0, 1, 2, 3, 4] and len(made) < 10_000
     assert not [t for t in threading.enumerate() if t.name.startswith("write rows")]
 
 
 def test_where_the_maker_raises_what_came_before_is_written() -> None:
-    written = []
+    written: list[int] = []
 
-    def make():
+    def make() -> Iterator[int]:
         yield from range(3)
         raise RuntimeError("device lost")
 
@@ -268,43 +279,13 @@ def test_where_the_maker_raises_what_came_before_is_written() -> None:
 
 
 def test_no_more_than_a_few_items_wait() -> None:
-    most, made, written = [0], [0], [0]
+    waiting: list[int] = []
+    made, written = iter(range(100)), []
 
-    def make():
+    def make() -> Iterator[int]:
         for n in range(30):
-            made[0] += 1
-            most[0] = max(most[0], made[0] - written[0])
+            waiting.append(next(made) + 1 - len(written))
             yield n
 
-    def write(_: int) -> None:
-        time.sleep(0.002)
-        written[0] += 1
-
-    write_behind(make(), write, waiting=2)
-    assert written[0] == 30 and most[0] <= 2 + 2  # one being written, one just made
-
-
-RECORDS = np.array([(1, 0.5), (2, 0.25), (3, 0.125)], [("label", "<i4"), ("p", "<f4")])
-
-
-@pytest.mark.parametrize("slices", [[3], [1, 2], [1, 1, 1], []])
-@pytest.mark.parametrize("kill_after", [0, 1, 2])
-def test_records_are_one_npy_file_however_they_were_cut(tmp_path, slices, kill_after):
-    """One slice too has its header; what was half written is cut off."""
-    path, place = tmp_path / "answers.npy", 0
-    whole = RECORDS[: sum(slices)]
-    table = ResumableRecords(path, RECORDS.dtype, len(whole))
-    assert table.num_kept() == 0
-    table.begin(0)
-    for number, size in enumerate(slices):
-        if number == kill_after:
-            with table.unfinished.open("ab") as handle:
-                handle.write(b"abc")
-            table = ResumableRecords(path, RECORDS.dtype, len(whole))
-            assert table.num_kept() == place
-            table.begin(place)
-        table.write(place, whole[place : place + size])
-        place += size
-    table.finish()
-    assert np.load(path).tolist() == whole.tolist() and list(tmp_path.iterdir()) == [path]
-    assert ResumableRecords(path, RECORDS.dtype, 9).num_kept() == 0  # of another plan
+    write_behind(make(), lambda n: (time.sleep(0.002), written.append(n)), waiting=2)
+    assert len(written) == 30 and max(waiting) <= 2 + 2  # one being written, one just made

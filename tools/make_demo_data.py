@@ -29,8 +29,15 @@ from tqdm import tqdm
 from petface.errors import UserError, run_script
 from petface.files import write_csv, write_error, write_json
 from petface.settings import Fraction, NonNegative, Range, Seed, read_settings
-from petface.taxonomy import SPECIES, SPECIES_CONFIG
-from tools.demo_animals import BREEDS, COLOURS, long_tailed, record_counts
+from petface.taxonomy import SPECIES_FEATURES
+from tools.demo_animals import (
+    BREEDS,
+    COLOURS,
+    SPECIES,
+    UNKNOWN_GENDER_FRAC,
+    long_tailed,
+    record_counts,
+)
 from tools.demo_faces import draw_contact_sheet, draw_individual, draw_photo
 
 # ---- What is drawn ----
@@ -73,7 +80,7 @@ class Record:
 
 def columns_of(species: str) -> tuple[str, ...]:
     """Return the header of a species' annotation file."""
-    features = SPECIES_CONFIG[species].features + ("color2",) * (species in NO_VALID_COLOR2)
+    features = SPECIES_FEATURES[species] + ("color2",) * (species in NO_VALID_COLOR2)
     return ("Name", "Gender", *(title for key, title in TITLES.items() if key in features))
 
 
@@ -111,7 +118,7 @@ def draw_cells(
     count = len(patterns)
     cells = {}
     for title, values in labels.items():
-        frac = SPECIES_CONFIG[species].gender_unknown_frac if title == "Gender" else UNKNOWN_FRAC
+        frac = UNKNOWN_GENDER_FRAC[species] if title == "Gender" else UNKNOWN_FRAC
         cells[title] = values.copy()
         cells[title][rng.permutation(count)[: round(frac * count)]] = ""
     short = rng.random(count) < 0.03

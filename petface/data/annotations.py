@@ -15,7 +15,7 @@ from petface.taxonomy import (
     FEATURES,
     GENDER_MAP,
     GENDER_VOCABULARY,
-    SPECIES_CONFIG,
+    SPECIES_FEATURES,
     UNKNOWN,
     canonical_record,
     features_of,
@@ -256,7 +256,7 @@ def _header_notes(
     """Note which heads lack a column and which columns are of no use."""
     notes = []
     missing = [feature for feature in features_of(species) if feature not in features]
-    if missing and species in SPECIES_CONFIG:  # other species have the columns that they have
+    if missing and species in SPECIES_FEATURES:  # other species have the columns that they have
         titles = ", ".join(feature.capitalize() for feature in missing)
         heads = ", ".join(missing)
         notes.append(f"{species}: no column {titles} in {path}, so there is NO {heads} head")
