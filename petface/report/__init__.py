@@ -11,15 +11,15 @@ from pathlib import Path
 from petface.errors import install_line
 
 
-def write_report(folder: Path, *, with_photos: bool = False, images_root: str = "") -> list[Path]:
-    """Write the pages and pictures of a run or an evaluation; the first is report.html.
+def write_report(folder: Path, *, with_photos: bool = False, images_root: str = "") -> Path:
+    """Write report.html of a run or an evaluation, and the pictures of a run.
 
     A folder that is both is reported as the evaluation. Photos: see `write_evaluation_report`.
     """
     from petface.report import evaluation_page, folders, run_page
 
     if not folders.is_evaluation(folder):
-        return [run_page.write_run_report(folder)]
+        return run_page.write_run_report(folder)
     return evaluation_page.write_evaluation_report(
         folder, with_photos=with_photos, images_root=images_root
     )
@@ -35,7 +35,7 @@ def write_reports(
     failures: list[str] = []
     for folder in dict.fromkeys(folder for root in roots for folder in find_folders(root)):
         try:
-            written += write_report(folder, with_photos=with_photos, images_root=images_root)
+            written.append(write_report(folder, with_photos=with_photos, images_root=images_root))
         except Exception as error:  # one strange folder must not keep the others from theirs
             failures.append(f"{folder}: no report, {_reason(error)}")
     return written, failures
@@ -47,7 +47,7 @@ def report_line(folder: Path) -> str:
     Never raises: what was trained or measured is finished by then.
     """
     try:
-        return f"report: {write_report(Path(folder))[0]}"
+        return f"report: {write_report(Path(folder))}"
     except Exception as error:
         return f"report: not written, {_reason(error)}"
 

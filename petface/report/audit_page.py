@@ -35,17 +35,16 @@ def audit_page(audit: Audit, dataset: Dataset, title: str, *, with_photos: bool)
     listed = listed.sort_values(["testable", "records"], kind="stable")
     untestable = int((~classes["testable"]).sum())
     looked = f"{summary['looked_at']:,} of {summary['photos']:,} photos looked at"
-    notes = (
-        f"{leaks:,} pairs of equal photos lie in different parts of the split." if leaks else "",
-        "Some hashes are so common that not all their pairs were compared."
-        if summary["duplicates"]["crowded"]
-        else "",
-    )
+    notes = []
+    if leaks:
+        notes.append(f"{leaks:,} pairs of equal photos lie in different parts of the split.")
+    if summary["duplicates"]["crowded"]:
+        notes.append("Some hashes are so common that not all their pairs were compared.")
     page = Page(
         title,
         "Data audit",
         f"{looked}; sizes, brightness and duplicates speak of these.",
-        [note for note in notes if note],
+        notes,
         _photos(audit, dataset, Path(title), with_photos=with_photos),
         [
             Metric("photos", f"{summary['photos']:,}", [f"{summary['records']:,} animals"]),
@@ -81,22 +80,23 @@ def _photos(
     if not with_photos and not photos.are_made_up(root):
         return {}
     first = np.unique(dataset.catalog.class_index, return_index=True)[1].tolist()
-    shown = {"": first, **{kind: own[:_MAX_EXAMPLES] for kind, own in audit.examples.items()}}
-    strips: dict[str, list[Any]] = {"species": [], "duplicates": [], "odd": []}
-    for kind, places in shown.items():
-        for path in (path_text(dataset, place) for place in places):
-            lines = [(kind, "wrong")] if kind else []
-            copy = photos.photo(root, path, *lines, (path, "pale"))
-            strips["odd" if kind else "species"].append(copy)
-    for pair in _first(audit.duplicates, _MAX_PAIRS):
-        mark = "wrong" if pair["split_a"] != pair["split_b"] else "pale"
-        for side in "ab":
-            path, line = pair[f"path_{side}"], f"{pair['kind']}, {pair[f'split_{side}']}"
-            strips["duplicates"].append(photos.photo(root, path, (line, mark), (path, "pale")))
+    shown: dict[str, list[tuple[str, str, str]]] = {  # path, words, their mark
+        "One photo of each species": [(path_text(dataset, place), "", "") for place in first],
+        "Duplicates under two records": [
+            (pair[f"path_{side}"], f"{pair['kind']}, {pair[f'split_{side}']}",
+             "pale" if pair["split_a"] == pair["split_b"] else "wrong")
+            for pair in _first(audit.duplicates, _MAX_PAIRS)
+            for side in "ab"
+        ],
+        "Odd photos": [
+            (path_text(dataset, place), kind, "wrong")
+            for kind, places in audit.examples.items()
+            for place in places[:_MAX_EXAMPLES]
+        ],
+    }  # fmt: skip
     return {
-        "One photo of each species": [Strip(strips["species"], "photos")],
-        "Duplicates under two records": [Strip(strips["duplicates"], "photos")],
-        "Odd photos": [Strip(strips["odd"], "photos")],
+        title: [Strip([photos.photo(root, p, (w, m), (p, "pale")) for p, w, m in own], "photos")]
+        for title, own in shown.items()
     }
 
 

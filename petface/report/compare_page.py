@@ -16,7 +16,7 @@ _METHOD = (
     "Intervals: whole records drawn again. p-values: the two answers swapped in whole records, "
     "adjusted for the number of tests by Holm's method; the verdict is at 5 %."
 )
-_COLUMNS = "head num num_records accuracy_a accuracy_b change change_interval p_holm verdict"
+_COLUMNS = "head num num_records accuracy_a accuracy_b change interval_95 p_holm verdict"
 
 
 def comparison_page(comparisons: Sequence[dict[str, Any]]) -> str:
@@ -67,7 +67,6 @@ def _tests(comparison: dict[str, Any], split: str, letter: str) -> list[dict[str
                 [test["head"], *[_VIEWS[test["view"]]] * (test["head"] != "species")]
             ),
             "change": test["difference"],
-            "change_interval": test["interval_95"],
             "verdict": test["verdict"].replace("B ", f"{letter} "),
         }
         for test in rows(comparison["figures"], split + ".{head}.{view}")

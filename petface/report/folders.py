@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import os
@@ -10,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeGuard
@@ -18,7 +17,6 @@ from typing import Any, Final, TypeGuard
 import numpy as np
 import pandas as pd
 
-import petface
 from petface.evaluation.details import HEADS, MODELS, PER_IMAGE, SUMMARY
 from petface.files import plain_cell, take
 from petface.metrics import read_confusion, wilson_interval
@@ -31,61 +29,19 @@ MAX_ROWS: Final = 200  # of a CSV file in a page; the file holds all
 
 @dataclass
 class Run:
-    """A run folder as it was found; `problems` says what could not be read.
-
-    `history` is metrics.csv as numbers; `final` is empty where the run is not finished.
-    """
+    """A run folder as it was found; what is missing or broken is empty."""
 
     folder: Path
-    problems: list[str] = field(default_factory=list)
-    final: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    settings_text: str = ""
-    environment: dict[str, Any] = field(default_factory=dict)
-    history: pd.DataFrame = field(default_factory=pd.DataFrame)
-
-    @property
-    def script(self) -> str:
-        """Return the file name of the script that made the run, "" where it is not known."""
-        found = re.match(r"# All constants of a run of (\S+\.py);", self.settings_text)
-        return found[1] if found else ""
-
-    @property
-    def stage(self) -> int:
-        """Return 1 (species), 2 (attributes of one species) or 0 where nothing tells."""
-        if self.script:
-            return 2 if self.script.startswith("stage2") else 1
-        columns = {*self.final, *self.history}
-        if columns & {"test_accuracy", "val_accuracy_frac"}:
-            return 1
-        return 2 if any(f"_{feature}_" in name for feature in FEATURES for name in columns) else 0
-
-    @property
-    def name(self) -> str:
-        """Return the run's name; that of a specialist ends with its species."""
-        name = str(self.settings.get("RUN_NAME") or self.folder.name)
-        is_inside = self.stage == 2 and Path(name).name != self.folder.name
-        return f"{name}/{self.folder.name}" if is_inside else name
-
-    @property
-    def state(self) -> str:
-        """Return finished, running (its lock is held) or stopped, with the epochs done."""
-        if self.final:
-            return "finished"
-        holder = ""
-        with suppress(OSError), (self.folder / LOCK).open("rb", buffering=0) as handle:
-            holder = take(handle)
-        return f"{'running' if holder else 'stopped'}, {len(self.history)} epochs"
-
-    @property
-    def time(self) -> str:
-        """Return the training time so far, in the unit that reads best."""
-        minutes = self.final.get("train_minutes")
-        if not is_number(minutes):
-            minutes = self.history.get("train_s", pd.Series([0.0])).sum() / 60
-        if minutes < 2:
-            return f"{minutes * 60:.0f} s" if minutes else ""
-        return f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    problems: list[str]  # what could not be read
+    final: dict[str, Any]  # empty where the run is not finished
+    settings: dict[str, Any]
+    settings_text: str
+    environment: dict[str, Any]
+    history: pd.DataFrame  # metrics.csv as numbers
+    script: str  # file name of what made the run, "" where it is not known
+    stage: int  # 1 (species), 2 (attributes of one species) or 0 where nothing tells
+    state: str  # finished, or running (its lock is held) or stopped with the epochs done
+    time: str  # of the training so far
 
     @property
     def device(self) -> str:
@@ -116,19 +72,41 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Read a run folder; whatever cannot be read is noted and left out."""
-    run = Run(folder)
-    run.final = read_json(folder / FINAL, run.problems)
-    run.environment = read_json(folder / "environment.json", run.problems)
+    problems: list[str] = []
+    final = read_json(folder / FINAL, problems)
+    environment = read_json(folder / "environment.json", problems)
+    text, settings = "", {}
     try:
-        run.settings_text = (folder / SETTINGS).read_text(encoding="utf-8")
-        run.settings = tomllib.loads(run.settings_text)
+        text = (folder / SETTINGS).read_text(encoding="utf-8")
+        settings = tomllib.loads(text)
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
-        run.problems.append(f"{SETTINGS} cannot be read: {error}")
-    history = pd.DataFrame(read_csv(folder / METRICS, run.problems), dtype=object)
-    run.history = history.apply(pd.to_numeric, errors="coerce")
-    return run
+        problems.append(f"{SETTINGS} cannot be read: {error}")
+    cells = pd.DataFrame(read_csv(folder / METRICS, problems), dtype=object)
+    history = cells.apply(pd.to_numeric, errors="coerce")
+    made_by = re.match(r"# All constants of a run of (\S+\.py);", text)
+    script = made_by[1] if made_by else ""
+    columns = {*final, *history}
+    if script.startswith("stage2") or any(
+        f"_{feature}_" in name for feature in FEATURES for name in columns
+    ):
+        stage = 2
+    else:
+        stage = int(bool(script) or not columns.isdisjoint(["test_accuracy", "val_accuracy_frac"]))
+    holder = ""
+    with suppress(OSError), (folder / LOCK).open("rb", buffering=0) as handle:
+        holder = "" if final else take(handle)
+    state = f"{'running' if holder else 'stopped'}, {len(history)} epochs"
+    seconds = history["train_s"].sum() if "train_s" in history else 0.0
+    if is_number(final.get("train_minutes")):
+        seconds = final["train_minutes"] * 60
+    long = f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    time = long if seconds >= 120 else f"{seconds:.0f} s" if seconds else ""
+    return Run(
+        folder, problems, final, settings, text, environment, history, script, stage,
+        "finished" if final else state, time,
+    )  # fmt: skip
 
 
 def is_evaluation(folder: Path) -> bool:
@@ -153,9 +131,9 @@ def read_evaluation_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any],
 
 def test_heads(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the test metrics per head: where it was asked, and `end_to_end.*`."""
-    by_animal = {row["head"]: row for row in rows(summary, "per_record.test.{head}")}
+    fused = {row["head"]: row for row in rows(summary, "per_record.test.{head}")}
     return [
-        {**row, "per_record.accuracy": by_animal.get(row["head"], {}).get("accuracy_fused")}
+        {**row, "per_record.accuracy": fused.get(row["head"], {}).get("accuracy_fused")}
         for row in rows(summary, "figures.test.{head}")
         if row.get("num") or row.get("end_to_end.num")
     ]
@@ -165,24 +143,10 @@ def headlines(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what a user of the system meets per head: an attribute's metric is end to end."""
     found = []
     for row in test_heads(summary):
-        end = "" if row["head"] == "species" else "end_to_end."
-        own = {key: row.get(end + key) for key in ("num", "accuracy", "interval_95")}
-        found.append(
-            {"head": row["head"], "majority_baseline": row.get("majority_baseline"), **own}
-        )
-    return [row for row in found if is_number(row["accuracy"])]
-
-
-def defaults_of(script: str) -> dict[str, Any]:
-    """Read the constants of a script as they stand in its file now; the script is not run."""
-    path = Path(petface.__file__).resolve().parents[1] / Path(script).name
-    found: dict[str, Any] = {}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else ():
-        if isinstance(node, ast.AnnAssign) and node.value:
-            with suppress(ValueError):
-                value = ast.literal_eval(node.value)
-                found[ast.unparse(node.target)] = [*value] if isinstance(value, tuple) else value
-    return found
+        if row["head"] != "species":
+            row |= {key: row.get(f"end_to_end.{key}") for key in ("num", "accuracy", "interval_95")}
+        found.append(row)
+    return [row for row in found if is_number(row.get("accuracy"))]
 
 
 def found_at(folder: Path, path: str) -> Path | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -14,14 +14,14 @@ from markupsafe import Markup
 
 from petface import files
 from petface.evaluation.figures import interval, percent, points
-from petface.report.folders import flat, is_number, number
+from petface.report import folders as read
+from petface.report.folders import is_number, number
 
 MIN_PHOTOS: Final = 30  # of fewer photos an accuracy says little
 _NAMES = {
     "num": "photos",
     "num_records": "animals",
     "interval_95": "95 % interval",
-    "change_interval": "95 % interval, points",
     "accuracy_a": "A",
     "accuracy_b": "other",
     "p_holm": "p, adjusted",
@@ -113,19 +113,33 @@ def render_markdown(template: str, **values: Any) -> str:
 def table(rows: Iterable[Mapping[str, Any]], columns: str = "") -> Table:
     """Format flat dictionaries, a column per key or only `columns`; empty columns are left out.
 
-    A name decides the format: shares in %, changes in points, intervals, else numbers and texts.
+    A name decides the format: shares in %, a `change` and its interval in points, intervals, else
+    numbers and texts.
     """
     rows = list(rows)
-    shown = {name: [row.get(name) for row in rows] for name in columns.split() or (rows or [{}])[0]}
-    cells = {name: [_cell(name, value) for value in own] for name, own in shown.items()}
-    kept = [name for name, own in cells.items() if any(own)]
-    headings = [(_heading(name), not any(isinstance(v, str) for v in shown[name])) for name in kept]
-    return Table(headings, list(zip(*(cells[name] for name in kept), strict=True)))
+    names = columns.split() or [*(rows or [{}])[0]]
+    headings, cells = [], []
+    for name in names:
+        values, (form, unit) = [row.get(name) for row in rows], _format_of(name, names)
+        shown = [form(value) for value in values]
+        if any(shown):
+            heading = _NAMES.get(name, re.sub("[._]", " ", name.removesuffix("_frac")))
+            headings.append((heading + unit, not any(isinstance(v, str) for v in values)))
+            cells.append(shown)
+    return Table(headings, list(zip(*cells, strict=True)))
+
+
+def tables(tree: Any, *each: tuple[str, str, str, str]) -> dict[str, Sequence[Table | str]]:
+    """Format a section per (title, path as `read.rows` takes it, columns, words above)."""
+    return {
+        title: [words, table(read.rows(tree, path), columns)]
+        for title, path, columns, words in each
+    }
 
 
 def leaves(tree: Mapping[str, Any]) -> Table:
     """Format nested dictionaries as two columns: their joined keys, and the values."""
-    found = flat(dict(tree)).items()
+    found = read.flat(dict(tree)).items()
     return table({"what": re.sub("[._]", " ", key), "value": value} for key, value in found)
 
 
@@ -157,23 +171,25 @@ def markdown_text(value: object) -> str:
     return re.sub(r"^(\d*)([-+=.)])(?=\s|$|[-+=])", r"\1\\\2", shown)
 
 
-def _heading(name: str) -> str:
+def _format_of(name: str, names: Sequence[str]) -> tuple[Callable[[Any], str], str]:
+    """Return what formats a column, and the unit for its heading."""
     own = name.rpartition(".")[2]
-    unit = ", %" if _SHARES.search(own) else ", points" if own == "change" else ""
-    return _NAMES.get(name, re.sub("[._]", " ", name.removesuffix("_frac"))) + unit
-
-
-def _cell(name: str, value: Any) -> object:
-    own = name.rpartition(".")[2]
+    if "interval" in own and "change" in names:
+        return partial(interval, form=points), ", points"
     if "interval" in own:
-        return interval(value, points if own == "change_interval" else percent)
-    if own == "change" or _SHARES.search(own):
-        return points(value) if own == "change" else percent(value)
+        return interval, ""
+    if own == "change":
+        return points, ", points"
+    return (percent, ", %") if _SHARES.search(own) else (_text, "")
+
+
+def _text(value: Any) -> str:
+    """Format anything but a share; a text that is markup stays markup."""
     if isinstance(value, bool):
         return "yes" if value else ""
     if value is None or isinstance(value, int | float):
         return number(value)
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return value if isinstance(value, str) else " ".join(map(str, value))
 
 
 @cache

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from PIL import Image
 from petface.data import images
 from petface.evaluation.details import HEADS, PER_IMAGE
 from petface.files import plain_cell
-from petface.report.folders import found_at
+from petface.report.folders import found_at, read_json
 from petface.report.page import Photo, Strip
 
 PHOTO_PX: Final = 144
@@ -33,34 +33,23 @@ def photo_root(folder: Path, images_root: str, *, with_photos: bool) -> Path | N
 
 def are_made_up(images_root: Path) -> bool:
     """Return whether photos are those of tools.make_demo_data, which anyone may see."""
-    try:
-        made = json.loads((images_root.parent / "demo.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(made, dict) and made.get("tool") == "tools.make_demo_data"
+    return read_json(images_root.parent / "demo.json", []).get("tool") == "tools.make_demo_data"
 
 
 def photo(images_root: Path, name: str, *lines: tuple[str, str]) -> Photo:
     """Make a small JPEG copy; a name that leads out of the folder is not opened."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name:
-        return Photo("", name, lines)
-    try:
-        pixels = images.resize(images.decode(images_root / path), PHOTO_PX, "letterbox")
-    except images.ImageError:  # gone or changed since
-        return Photo("", name, lines)
-    return Photo(_jpeg(Image.fromarray(np.ascontiguousarray(pixels))), name, lines)
+    path, source = PurePosixPath(name), ""
+    if not path.is_absolute() and ".." not in path.parts and "\0" not in name:
+        with suppress(images.ImageError):  # gone or changed since
+            pixels = images.resize(images.decode(images_root / path), PHOTO_PX, "letterbox")
+            source = _jpeg(Image.fromarray(np.ascontiguousarray(pixels)))
+    return Photo(source, name, lines)
 
 
 def picture(path: Path) -> Markup:
-    """Embed a PNG that an analysis drew; nothing where it cannot be read."""
-    try:
-        with Image.open(path, formats=("PNG",)) as opened:
-            shown = opened.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return Markup()
-    shown.thumbnail((1400, 5600))
-    return Markup('<img class=picture src="{}" alt="{}">').format(_jpeg(shown), path.stem)
+    """Embed a PNG that an analysis drew."""
+    with Image.open(path) as opened:
+        return Markup('<img class=picture src="{}" alt="">').format(_jpeg(opened.convert("RGB")))
 
 
 def read_test_rows(folder: Path) -> pd.DataFrame:
@@ -81,8 +70,8 @@ def prediction_sheet(rows: pd.DataFrame, images_root: Path, seed: int = 0) -> St
 def worst_mistakes(rows: pd.DataFrame, images_root: Path, heads: Sequence[str]) -> Strip:
     """Show the wrong answers that the networks were surest of, one of each animal."""
     wrong = pd.concat([rows[rows[f"{head}_correct"] == "0"].assign(head=head) for head in heads])
-    sure = [float(row[f"{row['head']}_prob"]) for row in wrong.to_dict("records")]
-    wrong = wrong.assign(sure=sure).sort_values("sure", ascending=False, kind="stable")
+    wrong["sure"] = [float(row[f"{row['head']}_prob"]) for row in wrong.to_dict("records")]
+    wrong = wrong.sort_values("sure", ascending=False, kind="stable")
     shown = wrong.drop_duplicates(["species", "record"]).head(NUM_MISTAKES).to_dict("records")
     return Strip([_answered(images_root, row, (row["head"],)) for row in shown], "photos")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+import petface
 from petface import metrics
 from petface.report import charts
 from petface.report import folders as read
@@ -39,7 +42,7 @@ def write_run_report(folder: Path) -> Path:
 
 def run_page(run: read.Run) -> Page:
     """Build the page: metrics, curves, confusion matrices, one table; the rest is folded."""
-    heads = run.heads()
+    heads, folder = run.heads(), run.folder.resolve()
     unreadable, conflicts = (
         read.read_csv(run.folder / name, run.problems, read.MAX_ROWS)
         for name in ("errors.csv", "label_conflicts.csv")
@@ -51,7 +54,7 @@ def run_page(run: read.Run) -> Page:
     hidden = run.history.filter(regex="balanced|^num_|images_per_s")  # metrics.csv has all
     epochs: Any = run.history.drop(columns=hidden.columns).to_dict("records")
     return Page(
-        run.name,
+        "/".join(folder.parts[-2:]),
         _KINDS[run.stage],
         " · ".join(filter(None, about)),
         [*run.problems, *_notes(run)],
@@ -97,9 +100,9 @@ def _work(run: read.Run) -> Metric:
 def _species(matrices: dict[str, Any]) -> list[dict[str, Any]]:
     names, counts = matrices.get("species", ([], np.zeros((0, 0), int)))
     scores = metrics.precision_recall_f1(counts)
-    columns = {"num": counts.sum(axis=1), "recall": scores.recall, "precision": scores.precision}
-    found: Any = pd.DataFrame({"species": names, **columns, "f1": scores.f1}).to_dict("records")
-    return sorted(found, key=lambda row: -row["num"])
+    columns = {key: getattr(scores, key) for key in ("recall", "precision", "f1")}
+    found = pd.DataFrame({"species": names, "num": counts.sum(axis=1), **columns})
+    return found.sort_values("num", ascending=False, kind="stable").to_dict("records")  # type: ignore[return-value]
 
 
 def _confusions(matrices: dict[str, Any]) -> list[dict[str, Any]]:
@@ -121,12 +124,16 @@ def _confidence(run: read.Run) -> list[list[charts.Panel]]:
 
 
 def _settings(run: read.Run) -> list[Any]:
-    defaults = read.defaults_of(run.script)
-    rows = [
-        {"setting": name, "this run": str(value), "default": str(defaults[name])}
-        for name, value in run.settings.items()
-        if name in defaults and value != defaults[name]
-    ]
+    """Show what differs from the constants as they stand in the script's file now; then all."""
+    path = Path(petface.__file__).resolve().parents[1] / run.script
+    rows = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else ():
+        with suppress(AttributeError, TypeError, ValueError):  # no constant of a literal
+            name, default = node.target.id, ast.literal_eval(node.value)  # type: ignore[attr-defined]
+            default = [*default] if isinstance(default, tuple) else default
+            if run.settings.get(name, default) != default:
+                now = {"this run": str(run.settings[name]), "default": str(default)}
+                rows.append({"setting": name, **now})
     lines = "\n".join(map(visible, run.settings_text.splitlines()))
     whole = Markup("<pre>{}</pre>").format(lines) if lines else ""
     words = f"What differs from the constants of {run.script} as they stand now, then all of them."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 import subprocess
 import sys
@@ -15,106 +16,105 @@ from PIL import Image
 from petface import report
 from petface.report import folders
 from petface.report.compare_page import comparison_page
-from petface.report.evaluation_page import write_evaluation_report
 from petface.report.index_page import write_index
-from petface.report.run_page import write_run_report
 from tests.report.made_folders import HOSTILE, make_comparison, make_evaluation, make_run
 from tests.report.page_checks import check_page
 
 
-def read(path: Path | None):
-    assert path is not None
+def read(path: Path):
+    """The checked page: what was read in it, its text on one line, and its source."""
     page = path.read_text(encoding="utf-8")
-    return check_page(page), page
+    found = check_page(page)
+    return found, " ".join(" ".join(found.texts).split()), page
 
 
-def row_of(found, *cells: str) -> list[str]:
-    return next(row for row in found.rows if row[: len(cells)] == list(cells))
+def rows_of(found) -> list[str]:
+    return [" | ".join(row) for row in found.rows]
 
 
 def test_a_run_of_stage_2_shows_its_numbers(tmp_path):
-    found, page = read(write_run_report(make_run(tmp_path / "cat")))
-    text = " ".join(" ".join(found.texts).split())
-    assert "Stage 2: attributes demo/cat stage2_resnet_multi.py · started 2026-11-24" in text
-    assert "breed 65.4 % 95 %: 38.0 - 85.4 (by photo) majority baseline 12.3 %" in text
-    assert "12 photos, too few to rely on" in text and "1.5 min" not in text and "90 s" in text
-    assert row_of(found, "breed") == ["breed", "12", "65.4", "38.0 - 85.4", "12.3", "43.2"]
-    assert row_of(found, "breed", "Tabby") == ["breed", "Tabby", "Siamese", "1", "25.0"]
-    assert row_of(found, "SEED") == ["SEED", "7", "42"]  # 64 is the default of BATCH_SIZE
-    assert not [row for row in found.rows if row[0] == "BATCH_SIZE"]
-    assert row_of(found, "2", "3")[2:6] == ["1.25", "1.5", "62.5", "0.0001"]
-    assert row_of(found, "cat")[1] == "a.png: <b>cut</b>"
-    assert "2 steps were skipped" in text and "200 images/s" in text
+    found, text, page = read(report.write_report(make_run(tmp_path / "demo" / "cat")))
+    for words in (
+        "Stage 2: attributes demo/cat stage2_resnet_multi.py · started 2026-11-24 11:22 · finished",
+        "breed 65.4 % 95 %: 38.0 - 85.4 (by photo) majority baseline 12.3 %",
+        "12 photos, too few to rely on training time 90 s 3 epochs 200 images/s",
+        "2 steps were skipped",
+    ):
+        assert words in text
+    rows = rows_of(found)
+    for row in (
+        "breed | 12 | 65.4 | 38.0 - 85.4 | 12.3 | 43.2",
+        "breed | Tabby | Siamese | 1 | 25.0",
+        "breed | 12 | 1.25 | 0.777 | 0.2468 | 0.1357 | 50.0 | 91.9",
+        "SEED | 7 | 42",
+        "2 | 3 | 1.25 | 1.5 | 62.5 | 0.0001 | 30",
+        "cat | a.png: <b>cut</b>",
+    ):
+        assert row in rows
+    assert not [row for row in rows if row.startswith("BATCH_SIZE")]  # 64 is the default
     assert page.index("65.4") < page.index("<svg") < page.index("<details>")
     assert page.count("<svg") == 3 + 1 + 2  # curves, confusion matrix, confidence
     for name in ("curves.png", "confidence.png"):
-        with Image.open(tmp_path / "cat" / name) as drawn:
+        with Image.open(tmp_path / "demo" / "cat" / name) as drawn:
             assert drawn.format == "PNG" and drawn.width > 500
 
 
-def test_a_run_of_stage_1_calls_itself_stage_1(tmp_path, stage1_run):
+@pytest.mark.parametrize("script", [True, False], ids=["script is named", "by its files alone"])
+def test_a_run_of_stage_1_calls_itself_stage_1(tmp_path, stage1_run, script):
     folder = shutil.copytree(stage1_run.folder, tmp_path / "run")
     run = folders.read_run(folder)
     assert run.settings["PHASE_STAGES"]  # as stage 2 has: it tells nothing
-    for text in (run.settings_text, ""):  # with the script's name, and by its files alone
-        (folder / "settings.toml").write_text(text)
-        found, page = read(write_run_report(folder))
-        assert "Stage 1: species" in found.texts and "Stage 2" not in page
-        names, counts = run.heads()[0]["matrix"]
-        recall = counts[0, 0] / counts[0].sum() * 100
-        assert row_of(found, names[0])[:3] == [names[0], f"{counts[0].sum()}", f"{recall:.1f}"]
-    assert (folder / "curves.png").is_file()
+    if not script:
+        (folder / "settings.toml").write_text("")
+    found, text, page = read(report.write_report(folder))
+    assert "Stage 1: species" in text and "Stage 2" not in page
+    names, counts = run.heads()[0]["matrix"]
+    recall = counts[0, 0] / counts[0].sum() * 100
+    assert any(row.startswith(f"{names[0]} | {counts[0].sum()} | {recall:.1f}")
+               for row in rows_of(found))  # fmt: skip
 
 
 def test_unfinished_broken_and_empty_folders_have_a_page(tmp_path):
     run = make_run(tmp_path / "run", finished=False)
-    assert "Not finished (stopped, 3 epochs)" in read(write_run_report(run))[1]
+    assert "Not finished (stopped, 3 epochs)" in read(report.write_report(run))[1]
     (run / "final.json").write_text("[" * 100_000)
     (run / "settings.toml").write_text("= broken")
     (run / "metrics.csv").write_bytes(b"\xff\xfe")
     (run / "errors.csv").write_bytes(b"\xff")
-    problems = read(write_run_report(run))[1]
+    problems = read(report.write_report(run))[1]
     for name in ("final.json", "settings.toml", "metrics.csv", "errors.csv"):
         assert f"{name} cannot be read" in problems
-    for content in (None, "[1]", '{"num_images": NaN, "test": {"species": []}, "figures": 3}'):
-        folder = tmp_path / f"evaluation {content and len(content)}"
+    for number, content in enumerate(("[1]", '{"test": {"species": []}, "figures": 3}', "{}")):
+        folder = tmp_path / f"evaluation {number}"
         folder.mkdir()
-        if content:
-            (folder / "petface_eval_summary.json").write_text(content)
-        read(write_evaluation_report(folder)[0])
-        assert not (folder / "errors.html").exists()
+        (folder / "petface_eval_summary.json").write_text(content)
+        assert "Not finished" in read(report.write_report(folder))[1] or number == 1
 
 
 def test_an_evaluation_shows_its_numbers(tmp_path):
-    folder = make_evaluation(tmp_path / "evaluation")
-    found, page = read(write_evaluation_report(folder)[0])
-    text = " ".join(" ".join(found.texts).split())
+    found, text, page = read(report.write_report(make_evaluation(tmp_path / "evaluation")))
     assert "species 91.9 % 95 %: 86.9 - 96.9 majority baseline 22.2 % 120 photos" in text
     assert "breed 57.6 % 95 %: 50.0 - 65.0 majority baseline 22.2 % 110 photos" in text
-    cells = ["breed", "100", "61.6", "56.6 - 66.6", "22.2", "50.1", "57.6", "73.7"]
-    assert row_of(found, "breed", "100", "61.6")[:8] == cells
-    assert row_of(found, "breed", "train (seen in training)")[2:5] == ["100", "50", "61.6"]
-    assert row_of(found, "breed", "all")[2:6] == ["100", "0.6789", "48.5", "92.9"]
-    assert row_of(found, "breed", "cat", "Tabby")[3:] == ["Siamese", "17", "46.5"]
-    assert row_of(found, "breed", "2")[2:] == ["30", "65.0", "84.8"]
-    assert row_of(found, "cat", "44") == ["cat", "44", "9.1"]
-    assert "7.1" in row_of(found, "breed", "49.1") and "35.4" in row_of(found, "breed", "49.1")
+    rows = rows_of(found)
+    for row in (
+        "breed | 100 | 61.6 | 56.6 - 66.6 | 22.2 | 50.1 | 57.6 | 73.7",
+        "breed | train | 100 | 50 | 61.6 | 56.6 - 66.6 | 22.2 | 50.1",
+        "species | dog | 60 | 30 | 82.8 | 77.8 - 87.8 | 22.2 | 50.1",
+        "breed | all | 100 | 0.6789 | 48.5 | 92.9 | 90.0 | 91.2",
+        "breed | cat | Tabby | Siamese | 17 | 46.5",
+        "breed | 2 | 30 | 65.0 | 84.8",
+        "cat | 44 | 9.1",
+        "breed | 49.1 | 93.2 | 97.2 | 0.3141 | 0.031 | 7.1 | 35.4 | 83.8",
+        "unreadable | 4",
+        # the error analysis beside it
+        "breed | cat/000000/00.png | Tabby | Siamese | 93.9 | 1.0 | 3",
+        "breed | shift: left 5 % | 50.0 | -11.6 | -20.0 to -5.0 | 70.0",
+        "breed | brightness | Tabby | 20 | 52.5 | 40.0 - 60.0 | yes",
+        "cat | 7 | breed | Tabby | Siamese | 0.0107 | 0.8484 | cat/7/0.png",
+        "breed | 25.3",
+    ):
+        assert row in rows
     assert "<img" not in page
-
-
-def test_an_error_analysis_is_a_page_of_its_own(tmp_path):
-    folder = make_evaluation(tmp_path / "evaluation")
-    assert report.write_report(folder) == [folder / "report.html", folder / "errors.html"]
-    assert "./errors.html" in read(folder / "report.html")[0].links
-    found, _ = read(folder / "errors.html")
-    image = "cat/000000/00.png"
-    cells = ["breed", image, "Tabby", "Siamese", "93.9", "1.0", "3"]
-    assert row_of(found, "breed", image) == cells
-    assert row_of(found, "breed", "shift: left 5 %")[2:4] == ["50.0", "-11.6"]
-    cells = ["breed", "brightness", "Tabby", "20", "52.5", "40.0 - 60.0", "yes"]
-    assert row_of(found, "breed", "brightness", "Tabby") == cells
-    assert row_of(found, "cat", "7") and "-11.6 points: left 5 %" in found.texts
-    assert not [link for link in found.links if link.startswith("data:image/jpeg")]  # unasked
 
 
 @pytest.mark.parametrize("how", ["made up", "asked for", "neither", "gone"])
@@ -124,59 +124,56 @@ def test_photos_stand_first_where_they_may(tmp_path, how):
         (tmp_path / "demo.json").write_text('{"tool": "tools.make_demo_data"}')
     if how == "gone":
         shutil.rmtree(tmp_path / "images")
-    report.write_report(folder, with_photos=how in ("asked for", "gone"))
-    page = read(folder / "report.html")[1]
+    with_photos = how in ("asked for", "gone")
+    _, text, page = read(report.write_report(folder, with_photos=with_photos))
+    assert ("No photos are shown" in page) == (how == "gone")
     if how in ("neither", "gone"):
         assert "<img" not in page
-        assert ("No photos are shown" in page) == (how == "gone")
         return
-    assert page.count("<img") == 4 + 1  # all that were answered of the test part, and the mistake
+    # all that were answered of the test split, the mistake, and a Grad-CAM picture
+    assert page.count("<img") == 4 + 1 + 1
     assert "Siamese 90 %, is Tabby" in page and "secret" not in page
     assert page.index("<img") < page.index("91.9 %") < page.index("<svg") < page.index("<table")
-    assert page.count("cannot be read</i>") == 1  # a name that leads out of the folder
-    assert read(folder / "errors.html")[1].count("<img") > 2
-
-
-def hostile_pages(root: Path) -> list[Path]:
-    make_run(root / "run", names=HOSTILE)
-    make_evaluation(root / "evaluation", HOSTILE)
-    written = [path for name in ("run", "evaluation") for path in report.write_report(root / name)]
-    (root / "compare.html").write_text(
-        comparison_page([make_comparison(HOSTILE)]), encoding="utf-8"
-    )
-    return [*written, root / "compare.html", write_index(root)]
+    # a name that leads out of the folder, and the two likely wrong labels
+    assert page.count("cannot be read</i>") == 1 + 2
 
 
 def test_hostile_names_stay_text(tmp_path):
-    for path in hostile_pages(tmp_path):
-        found, page = read(path)
+    pages = [
+        report.write_report(make_evaluation(tmp_path / "evaluation", HOSTILE)),
+        report.write_report(make_run(tmp_path / "run", names=HOSTILE)),
+        tmp_path / "compare.html",
+        write_index(tmp_path),
+    ]
+    pages[2].write_text(comparison_page([make_comparison(HOSTILE)]), encoding="utf-8")
+    for path in pages:
+        _, _, page = read(path)
         assert "<script>alert" not in page and "\u202e" not in page and "://" not in page
-    texts = " ".join(read(tmp_path / "evaluation" / "report.html")[0].texts)
-    for shown in ("<script>alert(1)</script>", "=cmd|' /C calc'!A0", r"\u202eevil\u202c",
-                  r"two\nlines", 'quote"s & <b>', r"$x^2$ $\frac{1}{0}$", "\U0001f63a cat",
-                  "&amp;"):  # fmt: skip
-        assert shown in texts
+    texts = " ".join(read(pages[0])[0].texts)
+    for name in HOSTILE:
+        assert name.replace("\u202e", r"\u202e").replace("\u202c", r"\u202c").replace(
+            "\n", r"\n") in texts  # fmt: skip
 
 
 def test_the_index_groups_marks_and_links(tmp_path):
     make_run(tmp_path / "old" / "cat")
     better = make_run(tmp_path / "new" / "cat", accuracy=0.75)
-    make_run(tmp_path / "new" / "dog <b> #1? %41", finished=False)
+    running = make_run(tmp_path / "new" / "dog <b> #1? %41", finished=False)
     (make_run(tmp_path / "broken") / "final.json").write_text("{")
     make_run(tmp_path / ".hidden" / "run")
     make_evaluation(tmp_path / "evaluation")
     (tmp_path / "loop").symlink_to(tmp_path)
-    for folder in folders.find_folders(tmp_path):
-        report.write_report(folder)
-    with (better.parent / "dog <b> #1? %41" / "run.lock").open("wb") as lock:
+    assert len(report.write_reports([tmp_path])[0]) == 5
+    with (running / "run.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found, page = read(write_index(tmp_path))
+        found, text, page = read(write_index(tmp_path))
     links = [tmp_path / unquote(link) for link in found.links]
-    assert len(links) == 5 and all(path.is_file() for path in links)
+    assert len(links) == 5 and better / "report.html" in links
+    assert all(path.is_file() for path in links)
     assert page.index("Evaluations") < page.index("Stage 2: attributes")
-    text = " ".join(" ".join(found.texts).split())
     assert "evaluations 1 training runs 4 running 1 stopped or damaged 1" in text
     rows = {row[0]: " | ".join(row) for row in found.rows}
+    assert list(rows)[2:] == ["new/dog <b> #1? %41", "broken", "new/cat", "old/cat"]
     assert "breed\xa075.0\xa0★\xa0best" in rows["new/cat"] and "best" not in rows["old/cat"]
     assert "38.0 - 85.4 | 12.3" in rows["old/cat"] and "finished" in rows["old/cat"]
     assert "● running, 3 epochs" in rows["new/dog <b> #1? %41"]
@@ -213,3 +210,9 @@ def test_without_an_extra_a_line_says_what_to_install(tmp_path, missing):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.count("\n") == 1 and 'pip install ".[report]"' in done.stdout
     assert missing in done.stdout and not (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_summary_of_an_earlier_version_says_so(tmp_path):
+    folder = make_evaluation(tmp_path / "evaluation")
+    (folder / "petface_eval_summary.json").write_text(json.dumps({"num_images": 3}))
+    assert "Made by an earlier version" in read(report.write_report(folder))[1]
