@@ -199,8 +199,6 @@ def _others() -> Iterator[None]:
     """Report that another process has gone, where working together fails."""
     try:
         yield
-    except UserError:
-        raise
     except RuntimeError as error:
         raise UserError(
             f"process {_number('RANK', 0)} of {_number('WORLD_SIZE', 1)} lost the others: one has "

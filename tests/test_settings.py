@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import itertools
 import pickle
-import random
 import tomllib
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -28,7 +27,7 @@ from petface.settings import (
     read_settings,
 )
 from petface.settings.constants import gather
-from petface.settings.value_types import accept, to_toml
+from petface.settings.value_types import accept
 
 SCRIPT = '''"""Train something small.
 
@@ -189,7 +188,6 @@ TWO_TO_4 = Annotated[int, Range(2, 4)]
         (tuple[tuple[int, ...], ...], [[1], []], ((1,), ())),
         (str | tuple[str, ...], ["a"], ("a",)),
         (int | None, "none", None),
-        (str | None, "None", None),
         (str | None, "nonesuch", "nonesuch"),
         (Literal["a", 1], 1, 1),
     ],
@@ -228,18 +226,15 @@ def test_text_of_a_flag(hint: Any, text: str, expected: Any) -> None:
         (float, 10**400, False),
         (int, True, False),
         (int, 1.0, False),
-        (bool, 1, False),
         (str, 1, False),
         (str, "\udcff", False),
         (Positive, 0, False),
-        (NonNegative, -1, False),
         (PositiveFloat, 0.0, False),
         (NonNegativeFloat, -1e-9, False),
         (Fraction, 1.0000001, False),
         (Seed, 2**32, False),
         (TWO_TO_4, 5, False),
         (UP_TO_0, 0, False),
-        (tuple[float, ...], 1.0, False),
         (tuple[Fraction, ...], [0.5, 2.0], False),
         (tuple[int, str], [1], False),
         (str | tuple[str, ...], [1], False),
@@ -298,9 +293,7 @@ def test_lines_of_keys_are_exact(module: ModuleType) -> None:
         ("\n\nBATCHSIZE = 3", ["a.toml:3: ", "BATCHSIZE", "nearest: BATCH_SIZE"]),
         ("XYZZY = 3", ["a.toml:1: ", "train.py has no constant XYZZY", "--help"]),
         ("SEED = 1\nLR = 'fast'", ["a.toml:2: LR must be a number > 0, not 'fast'"]),
-        ("USE_AMP = 1", ["a.toml:1: USE_AMP must be true or false, not 1"]),
         ("SPLIT_FRACTIONS = [0.9, 0.1]", ["a.toml:1: SPLIT_FRACTIONS must be a list of 3"]),
-        ("TAIL_MODE = 'quantil'", ["a.toml:1", "head_exclusion, quantile, none"]),
         ("SEED = 1\n[Recipe]\nLR = 1", ["a.toml:2: [Recipe] is a table"]),
         ("LR = 1\nLR = 2", ["a.toml: not valid TOML", "overwrite"]),
         ("SEED = 1\nLR = \nBATCH_SIZE = 1", ["a.toml: not valid TOML", "line 2"]),
@@ -345,10 +338,7 @@ def test_missing_preset_names_its_neighbours(module: ModuleType) -> None:
         (["--no-use-amp", "--use-amp", "--lr", "1"], "USE_AMP", True),
         (["--species", "cat", "dog", "--lr", "1"], "SPECIES", ("cat", "dog")),
         (["--species", "cat"], "SPECIES", "cat"),
-        (["--head-classes", ""], "HEAD_CLASSES", ()),
         (["--phase-lr", "-1e-3", "-2"], "PHASE_LR", (-1e-3, -2.0)),
-        (["--max-steps", "none"], "MAX_STEPS", None),
-        (["--tail-mode", "none"], "TAIL_MODE", "none"),
         (["--note=a=b --lr"], "NOTE", "a=b --lr"),
     ],
 )
@@ -361,9 +351,7 @@ def test_flags(module: ModuleType, argv: list[str], name: str, value: Any) -> No
     [
         (["--batchsize", "3"], "unknown flag --batchsize; nearest: --batch-size"),
         (["--batch", "3"], "unknown flag --batch"),  # no abbreviations
-        (["--no-use-apm"], "nearest: --no-use-amp"),
         (["--no-lr"], "unknown flag --no-lr"),
-        (["--xyzzy"], "unknown flag --xyzzy; see --help"),
         (["-b", "3"], "unknown flag -b"),
         (["--lr", "-1e-3"], "--lr must be a number > 0, not '-1e-3'"),
         (["--lr", "1", "2"], "unexpected '2'"),
@@ -372,7 +360,6 @@ def test_flags(module: ModuleType, argv: list[str], name: str, value: Any) -> No
         (["--config"], "--config needs a value"),
         (["--use-amp=yes"], "--use-amp must be true or false, not 'yes'"),
         (["--no-use-amp=true"], "--no-use-amp takes no value"),
-        (["--split-fractions", "1", "0"], "--split-fractions must be a list of 3"),
         (["--note", "\udcff"], "--note must be text"),
         (["--", "photos"], "unexpected 'photos'"),
     ],
@@ -477,38 +464,29 @@ def test_written_settings_are_a_complete_preset(module: ModuleType) -> None:
     assert set(origins(again)) == {"SPECIES", "LR", "MAX_STEPS"}  # those that differ, no others
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "quotes \" and '",
-        "back\\slash\\n",
-        "line\nbreak\r\n\ttab",
-        "\x00\x01\x1f\x7f\x80\x9f",
-        "é ü 猫 🐱 \u202e right to left \u2028 \ufeff\u00a0",
-        "# no comment = []",
-        '"""',
-        "",
-        "none",
-    ],
+AWKWARD = (
+    "quotes \" and '",
+    "back\\slash\\n",
+    "line\nbreak\r\n\ttab",
+    "\x00\x01\x1f\x7f\x80\x9f",
+    "é ü 猫 🐱 \u202e right to left \u2028 \ufeff\u00a0",
+    "# no comment = []",
+    '"""',
+    "",
+    "none",
 )
-def test_awkward_text_survives(module: ModuleType, text: str) -> None:
-    module.IMAGES_ROOT, module.HEAD_CLASSES = text, (text, "x")
+NUMBERS = (0.1 + 0.2, -5e-324, 1.7976931348623157e308, -0.0, 1e16, 1e-5, 3.0)
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_awkward_values_survive(module: ModuleType, text: str) -> None:
+    values = {"IMAGES_ROOT": text, "HEAD_CLASSES": AWKWARD, "PHASE_LR": NUMBERS, "MAX_STEPS": 2**70}
+    vars(module).update(values)
     settings = read_settings(module, [])
     written = preset(settings.as_toml())
-    module.IMAGES_ROOT, module.HEAD_CLASSES = "other", ()
-    assert read_settings(module, ["--config", written]) == settings
-
-
-def test_random_values_survive() -> None:
-    draw = random.Random(0)
-    for _ in range(300):
-        number = draw.choice([1, -1]) * draw.random() * 10.0 ** draw.randint(-320, 300)
-        codes = [
-            draw.choice([draw.randrange(0xD800), draw.randrange(0xE000, 0x110000)]) for _ in "12345"
-        ]
-        value = (number, float(draw.randint(-5, 5)), "".join(map(chr, codes)), draw.getrandbits(70))
-        hint = tuple[float, float, str, int]
-        assert repr(accept(tomllib.loads(f"x = {to_toml(value)}")["x"], hint)) == repr(value)
+    vars(module).update(IMAGES_ROOT="other", HEAD_CLASSES=(), PHASE_LR=(), MAX_STEPS=1)
+    again = read_settings(module, ["--config", written])
+    assert again == settings and repr(again.PHASE_LR) == repr(NUMBERS)
 
 
 def test_none_over_another_default_survives() -> None:
