@@ -181,9 +181,6 @@ def plain_script(tree: Tree, device: torch.device, batch_size: int) -> Run:
     return run
 
 
-# ---- Training ----
-
-
 def epochs(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
     """Whole epochs of stage 1 with validation on a sixth of the photos."""
     for size_px, num in ((224, 192), (64, 1536)):
@@ -256,9 +253,6 @@ def bare_steps(tree: Tree, device: torch.device, batch_size: int) -> Run:
     return run
 
 
-# ---- Evaluation and start-up ----
-
-
 def evaluation(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
     """`evaluate_full_dataset`, whole, beside a loop over single photos with both networks."""
     tree = make_photos(folder, 48 if quick else 384, 224)
@@ -311,14 +305,12 @@ def write_networks(tree: Tree) -> tuple[nn.Module, nn.Module]:
     first.fc.bias.data[0] += 1000.0
     names = {"breed": [f"B{n}" for n in range(20)], "gender": ["F", "M"]}
     heads = ChinchillaMultiHeadResNet18({head: len(found) for head, found in names.items()}).eval()
-    labels = {"class_to_index": {name: index for index, name in enumerate(SPECIES)}}
-    own = {"species": SPECIES[0], "head_vocabs": names}
-    for path, model, about in (
-        (tree.folder / "best.pt", first, labels),
-        (tree.folder / "stage2" / SPECIES[0] / f"{SPECIES[0]}_best.pt", heads, own),
-    ):
-        rule = {"preprocessing": tree.rule.to_dict()}
-        checkpoints.save(path, {"model": model.state_dict(), **about, **rule})
+    rule, species = {"preprocessing": tree.rule.to_dict()}, SPECIES[0]
+    classes = {name: index for index, name in enumerate(SPECIES)}
+    stage1 = {"model": first.state_dict(), "class_to_index": classes, **rule}
+    stage2 = {"model": heads.state_dict(), "species": species, "head_vocabs": names, **rule}
+    checkpoints.save(tree.folder / "best.pt", stage1)
+    checkpoints.save(tree.folder / "stage2" / species / f"{species}_best.pt", stage2)
     return first, heads
 
 
@@ -341,8 +333,6 @@ def startup(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
     }
     yield Part(f"start-up, {num:,} images", contenders, "", "torchvision ImageFolder")
 
-
-# ---- Measuring ----
 
 PARTS = {"epochs": epochs, "evaluation": evaluation, "startup": startup}
 
@@ -393,16 +383,15 @@ def main() -> None:
     hardware, rounds = hardware_name(device), s.ROUNDS or (2 if is_quick else 5)
     out = s.OUT or ("" if is_quick or s.ONLY else f"results/bench_{hardware}.csv")
     print(f"{hardware}, torch {torch.__version__}, {num_cores()} cores, {rounds} rounds")
-    start, table = time.perf_counter(), []
+    start, rows = time.perf_counter(), []
     with tempfile.TemporaryDirectory(dir=s.FOLDER or None) as folder:
         for name in s.ONLY or PARTS:
             for part in PARTS[name](Path(folder) / name, device, is_quick):
-                table += show(part, measure(part, rounds, device), device)
+                rows += show(part, measure(part, rounds, device), device)
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) / 2**30
-        print(f"\nGPU memory of this process at most: {peak:.2f} GiB")
+        print(f"\nGPU memory at most: {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB")
     if out:
-        files.write_csv(out, HEADER, table)
+        files.write_csv(out, HEADER, rows)
         print(f"\nwritten: {out}")
     print(f"minutes: {(time.perf_counter() - start) / 60:.1f}")
 

@@ -13,7 +13,6 @@ of one seed: repeat it with tools.sweep before you believe it.
 
 from __future__ import annotations
 
-import csv
 import math
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from petface import files
 from petface.errors import SettingsError, UserError, install_line, run_script
@@ -155,15 +156,13 @@ def run_trial(trial: optuna.Trial, command: list[str], folder: Path, figure: str
 
 def _values(folder: Path, figure: str) -> list[float]:
     """Read a column of metrics.csv as far as it is written."""
-    path = next(iter([*folder.glob("metrics.csv"), *folder.glob("*/metrics.csv")]), None)
-    if path is None:
-        return []
-    with path.open(encoding="utf-8", newline="") as handle:
-        rows = list(csv.DictReader(handle))
-    if rows and figure not in rows[0]:
-        names = ", ".join(name for name in rows[0] if name.endswith("_frac"))
-        raise UserError(f"FIGURE {figure!r} is no column of {path}; there are: {names}")
-    return [float(row[figure]) for row in rows]
+    for path in [*folder.glob("metrics.csv"), *folder.glob("*/metrics.csv")]:
+        table = pd.read_csv(path)
+        if figure not in table:
+            names = ", ".join(name for name in table if str(name).endswith("_frac"))
+            raise UserError(f"FIGURE {figure!r} is no column of {path}; there are: {names}")
+        return table[figure].tolist()
+    return []
 
 
 def _figure_of(s: Settings) -> str:

@@ -89,7 +89,8 @@ def _rows_of(name: str, s: Settings, shop: Workshop) -> Rows:
 
 def _each(s: Settings, known: tuple[str, ...], torture: Callable[[str], Outcome]) -> Rows:
     """Torture the programs of a part that are wanted."""
-    return (torture(program) for program in known if program in (s.PROGRAMS or known))
+    wanted = [name for name in known if not s.PROGRAMS or name.split()[0] in s.PROGRAMS]
+    return map(torture, wanted)
 
 
 PARTS = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,10 +45,8 @@ class Workshop:
         data = self.place / "data"
         if not (data / "demo.json").exists():
             flags = ["--out", data, "--records", self.records, "--size", self.size_px]
-            command = [sys.executable, "-m", "tools.make_demo_data", *flags, "--workers", 1]
-            subprocess.run(
-                [*map(str, command)], check=True, cwd=scripts.REPOSITORY, capture_output=True
-            )
+            drawn = scripts.run_fresh("tools/make_demo_data.py", [*flags, "--workers", 1])
+            assert drawn.code == 0, drawn.last_words()
         return data
 
     def scratch(self, name: str) -> Path:
@@ -79,16 +76,14 @@ class Workshop:
         tree = ["--images-root", data / "images", "--annotations-root", data / "annotations"]
         runs = ["--runs-root", folder.parent, "--run-name", folder.name]
         size = ["--image-size-px", self.size_px]
+        common = [*tree, *runs, *size, *_STEADY, *_LENIENT]
         if program == "stage1":
-            preset = ["--config", scripts.REPOSITORY / "configs/stage1/demo.toml"]
-            flags = [*preset, *tree, *runs, *size, *_STEADY, *_LENIENT, "--epochs", self.epochs]
+            flags = [*_preset("stage1"), *common, "--epochs", self.epochs]
             return Command(scripts.STAGE1, flags, folder)
         if program == "stage2":
-            preset = ["--config", scripts.REPOSITORY / "configs/stage2/demo.toml"]
             weights = ["--weights", self.straight("stage1") / "best.pt"]
             phases = ["--phase-epochs", self.epochs, 1, "--species", *self.species]
-            flags = [*preset, *tree, *runs, *size, *_STEADY, *_LENIENT, *weights, *phases]
-            return Command(scripts.STAGE2, flags, folder)
+            return Command(scripts.STAGE2, [*_preset("stage2"), *common, *weights, *phases], folder)
         if program == "pack":
             flags = [*tree[:2], *size, "--out", folder / "pack.bin", "--num-workers", 0]
             return Command(scripts.PACK, flags, folder)
@@ -97,8 +92,7 @@ class Workshop:
         if program == "predict":
             flags = ["predict", data / "images", *models, *_STEADY, "--out", folder / "answers.csv"]
             return Command(scripts.INFERENCE, flags, folder)
-        preset = ["--config", scripts.REPOSITORY / "configs/eval/demo.toml"]
-        flags = ["evaluate", *preset, *tree, *models, *_STEADY, "--interval-resamples", 50]
+        flags = ["evaluate", *_preset("eval"), *tree, *models, *_STEADY, "--interval-resamples", 50]
         return Command(scripts.INFERENCE, [*flags, "--out-dir", folder], folder)
 
     def straight(self, program: str) -> Path:
@@ -114,6 +108,10 @@ class Workshop:
                 raise UserError(f"the undisturbed {program} failed, {done.last_words()}")
             self.seconds[program] = time.monotonic() - begun
         return folder
+
+
+def _preset(name: str) -> list[object]:
+    return ["--config", scripts.REPOSITORY / "configs" / name / "demo.toml"]
 
 
 @dataclass

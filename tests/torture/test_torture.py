@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from petface.data.annotations import SpeciesAnnotations, read_species
 from petface.data.pack import PackedImages
 from petface.errors import UserError
 from petface.models import checkpoints
+from petface.settings import read_settings
 from tests import scripts
 from tests.sameness import broken_files, num_being_written, run_differences, stale_files
 from tests.torture import __main__ as torture
@@ -128,27 +128,17 @@ def test_a_pack_that_is_read_without_its_checksums_is_noticed(tmp_path):
 # what is compared
 
 
-@pytest.fixture
-def run(tmp_path) -> Path:
-    folder = tmp_path / "straight"
-    checkpoints.save(folder / "best.pt", {"model": {"w": torch.ones(3)}, "seconds": 1.0})
-    files.write_csv(folder / "metrics.csv", ("epoch", "train_s"), [(1, 2.0)])
-    files.write_json(folder / "final.json", {"train_minutes": 1.0, "checkpoint": str(folder)})
+def made_run(folder: Path, seconds: float) -> Path:
+    weights = {"model": {"w": torch.ones(3)}, "seconds": seconds}
+    checkpoints.save(folder / "best.pt", weights)
+    files.write_csv(folder / "metrics.csv", ("epoch", "train_s"), [(1, seconds)])
+    files.write_json(folder / "final.json", {"train_minutes": seconds, "checkpoint": str(folder)})
     (folder / "errors.csv").write_text("species,message\n")
     return folder
 
 
-def copy_of(run: Path, name: str = "other") -> Path:
-    other = run.with_name(name)
-    shutil.copytree(run, other)
-    files.write_csv(other / "metrics.csv", ("epoch", "train_s"), [(1, 3.0)])
-    files.write_json(other / "final.json", {"train_minutes": 9.0, "checkpoint": str(other)})
-    checkpoints.save(other / "best.pt", {"model": {"w": torch.ones(3)}, "seconds": 2.0})
-    return other
-
-
-def test_durations_and_names_do_not_count_but_every_bit_does(run):
-    other = copy_of(run)
+def test_durations_and_names_do_not_count_but_every_bit_does(tmp_path):
+    run, other = made_run(tmp_path / "straight", 1.0), made_run(tmp_path / "other", 9.0)
     assert run_differences(run, other) == [] and stale_files(run, other) == []
     w = torch.tensor([1.0, 1.0, 1.0 + 2**-23])
     checkpoints.save(other / "best.pt", {"model": {"w": w}, "seconds": 2.0})
@@ -162,7 +152,8 @@ def test_durations_and_names_do_not_count_but_every_bit_does(run):
     assert num_being_written([other]) == 1
 
 
-def test_files_that_are_not_whole_are_noticed(run):
+def test_files_that_are_not_whole_are_noticed(tmp_path):
+    run = made_run(tmp_path, 1.0)
     assert broken_files(run) == []
     for name in ("best.pt", "metrics.csv", "final.json"):
         path = run / name
@@ -266,6 +257,9 @@ def test_the_command_prints_a_table_and_tells_a_failure_by_its_code(monkeypatch,
     assert torture.main() == 0
     printed = capsys.readouterr().out
     assert "rows: 2\nfailed: 0" in printed and "mutated annotations" in printed
+    asked = read_settings(torture, ["--programs", "stage1", "pack"])
+    each = torture._each(asked, (*programs.STOPPED, *programs.RIVALS), str.upper)
+    assert list(each) == ["STAGE1 X 1", "STAGE1 X 2", "STAGE1", "PACK"]
 
     def broken(*_: Any) -> Any:
         raise RuntimeError("the tool itself")
