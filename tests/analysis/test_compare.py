@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from petface import files
@@ -21,89 +20,16 @@ from petface.analysis.compare import (
 )
 from petface.analysis.paired import holm, read_pair, sign_flip_p_value
 from petface.errors import UserError
-from petface.evaluation.details import (
-    DETAILS,
-    DETAILS_FILE,
-    HEADS,
-    MODELS,
-    PER_IMAGE,
-    PER_IMAGE_COLUMNS,
-    empty_details,
-)
+from petface.evaluation.details import DETAILS_FILE, MODELS
 from petface.metrics import cluster_bootstrap_interval
-
-Row = dict[str, str]
-LABELS = {"breed": ["=Mix", "Manx", "<b>Rex</b>", "NA"], "gender": ["female", "male"]}
-HEADS_OF = {"cat": ("breed", "gender"), "dog": ("breed",), "'emu": ()}
-SPECIES = list(HEADS_OF)
-
-
-def make_images(seed: int = 0, num_records: int = 90) -> list[Row]:
-    """Images with their truth: 1 to 5 a record, some labels unknown, some unreadable."""
-    draw, rows = np.random.default_rng(seed), []
-    for number in range(num_records):
-        species = SPECIES[number % 7 // 3]
-        truth = {f"{h}_true": str(draw.choice([*names, ""])) for h, names in LABELS.items()}
-        row = dict.fromkeys(PER_IMAGE_COLUMNS, "") | truth | {"species": species}
-        row |= {"record": f"{number:06d}", "split": ("test", "val", "test", "train")[number % 4]}
-        for photo in range(draw.integers(1, 6)):
-            status = "unreadable" if draw.random() < 0.03 else "ok"
-            image = f"{species}/{number:06d}/=ü,\n{photo}.png"
-            rows.append(row | {"image": image, "status": status})
-    return rows
-
-
-def make_evaluation(
-    folder: Path, images: list[Row], skill: float, seed: int, data: str = "d1",
-    heads_of: dict[str, tuple[str, ...]] = HEADS_OF,
-) -> Path:  # fmt: skip
-    """Answer the images, right with about this chance; the truth of a photo is hard or easy."""
-    draw, luck = np.random.default_rng(seed), np.random.default_rng(99)
-    details = np.zeros(len(images), DETAILS)
-    for head in HEADS:
-        details[head] = empty_details(len(images))
-    rows = []
-    for image in images:
-        row, ease = dict(image), luck.random()
-        answer = lambda truth, names, ease=ease: (  # noqa: E731
-            truth if truth and draw.random() < (skill + ease) / 2 else str(draw.choice(names))
-        )
-        if row["status"] == "ok":
-            named = answer(row["species"], SPECIES)
-            cells = {"species": (row["species"], named)}
-            if named == row["species"]:
-                cells |= {
-                    head: (row[f"{head}_true"], answer(row[f"{head}_true"], LABELS[head]))
-                    for head in heads_of[named]
-                }
-            for head, (true, predicted) in cells.items():
-                row |= {f"{head}_pred": predicted, f"{head}_prob": f"{draw.random():.6f}"}
-                row[f"{head}_correct"] = str(int(true == predicted)) if true else ""
-        rows.append(row)
-    files.write_csv(folder / PER_IMAGE, PER_IMAGE_COLUMNS, [row.values() for row in rows])
-    np.save(folder / DETAILS_FILE, details)
-    model = lambda name, heads: {  # noqa: E731
-        "path": f"{folder}/{name}.pt", "sha256": f"{skill}{name}", "calibration": {},
-        "heads": heads,
-    }  # fmt: skip
-    models = {
-        "stage1": model("stage1", {"species": SPECIES}),
-        "specialists": {
-            name: model(name, {head: LABELS[head] for head in heads})
-            for name, heads in heads_of.items()
-            if heads
-        },
-        "dataset": data,
-        "precision": "fp32",
-        "device": "cpu",
-    }
-    files.write_json(folder / MODELS, models)
-    return folder
-
-
-def read(folder: Path) -> list[Row]:
-    with (folder / PER_IMAGE).open(newline="", encoding="utf-8") as handle:
-        return [{k: files.plain_cell(v) for k, v in r.items()} for r in csv.DictReader(handle)]
+from tests.analysis.evaluations import (
+    HEADS_OF,
+    LABELS,
+    Row,
+    make_evaluation,
+    make_images,
+    read_cells,
+)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +49,7 @@ def found(pair: tuple[Path, Path]) -> tuple[dict[str, Any], list[list[object]]]:
 
 def counted(pair: tuple[Path, Path], part: str, head: str, view: str) -> Iterator[tuple[Row, Row]]:
     """Go through the photos that a figure counts."""
-    for a, b in zip(map(dict, read(pair[0])), map(dict, read(pair[1])), strict=True):
+    for a, b in zip(read_cells(pair[0]), read_cells(pair[1]), strict=True):
         if a["split"] != part:
             continue
         if head == "species" or view == "end_to_end":
@@ -175,13 +101,18 @@ def test_adjusted_for_the_tests_of_the_part(found) -> None:
         for test in tests:
             better = "B better" if test["difference"] > 0 else "A better"
             assert test["verdict"] == (better if test["p_holm"] < 0.05 else "no difference shown")
-    assert found[0]["figures"]["test"]["species"]["conditional"]["verdict"] == "B better"
+    species = found[0]["figures"]["test"]["species"]["conditional"]
+    assert species["verdict"] == "B better"
+    text = describe_comparison(found[0])
+    shown = next(line for line in text.splitlines() if line.startswith("species"))
+    assert f"{species['accuracy_a'] * 100:.1f}" in shown and "B better" in shown
+    json.dumps(found[0], allow_nan=False)
 
 
 def test_every_changed_answer_is_a_row(found, pair, tmp_path: Path) -> None:
     expected = []
     for head in ("species", *LABELS):
-        for a, b in zip(read(pair[0]), read(pair[1]), strict=True):
+        for a, b in zip(read_cells(pair[0]), read_cells(pair[1]), strict=True):
             one, other = a[f"{head}_pred"], b[f"{head}_pred"]
             if not one or not other or one == other:
                 continue
@@ -217,7 +148,7 @@ def test_only_common_images_are_compared_and_said(tmp_path: Path) -> None:
     assert comparison["images"]["test"] == sum(row["split"] == "test" for row in both)
     assert comparison["images"]["no_part"] == len(common) - len(both) > 0
     truth = {row["image"]: row for row in images}
-    theirs = {row["image"]: row for row in read(b)}
+    theirs = {row["image"]: row for row in read_cells(b)}
     for row in rows.to_numpy().tolist():
         head = row[4]
         assert theirs[row[0]][f"{head}_pred"] == row[8]
@@ -225,25 +156,18 @@ def test_only_common_images_are_compared_and_said(tmp_path: Path) -> None:
                           else truth[row[0]][f"{head}_true"])  # fmt: skip
 
 
-def test_labels_that_changed_count_as_unknown(tmp_path: Path) -> None:
-    images = make_images(num_records=40)
-    a = make_evaluation(tmp_path / "a", images, 0.5, 1)
-    renamed = [r | {"gender_true": "male"} if r["gender_true"] == "female" else r for r in images]
-    b = make_evaluation(tmp_path / "b", renamed, 0.7, 2, data="d2")
-    comparison, rows = compare_evaluations(read_pair(a, b), resamples=50)
-    num = sum(r["gender_true"] == "female" for r in images)
-    assert f"gender: {num} images have another label in A than in B" in " ".join(
-        comparison["notes"]
-    )
-    assert set(rows.loc[rows["head"] == "gender", "truth"]) == {"", "male"}
-
-
-def test_a_specialist_that_one_side_lacks_is_named(tmp_path: Path) -> None:
+def test_labels_that_changed_and_a_specialist_that_one_side_lacks_are_named(tmp_path: Path) -> None:
     images = make_images(num_records=60)
     a = make_evaluation(tmp_path / "a", images, 0.5, 1)
-    b = make_evaluation(tmp_path / "b", images, 0.7, 2, heads_of=HEADS_OF | {"dog": ()})
-    comparison, _ = compare_evaluations(read_pair(a, b), resamples=50)
-    assert "breed: only A has a specialist with this head for dog" in " ".join(comparison["notes"])
+    renamed = [r | {"gender_true": "male"} if r["gender_true"] == "female" else r for r in images]
+    lacking = HEADS_OF | {"dog": ()}
+    b = make_evaluation(tmp_path / "b", renamed, 0.7, 2, data="d2", heads_of=lacking)
+    comparison, rows = compare_evaluations(read_pair(a, b), resamples=50)
+    notes = " ".join(comparison["notes"])
+    num = sum(r["gender_true"] == "female" for r in images)
+    assert f"gender: {num} images have another label in A than in B" in notes
+    assert set(rows.loc[rows["head"] == "gender", "truth"]) == {"", "male"}
+    assert "breed: only A has a specialist with this head for dog" in notes
     cats = [r for r in images if r["species"] == "cat" and r["split"] == "test"]
     known = sum(r["breed_true"] != "" and r["status"] == "ok" for r in cats)
     assert comparison["figures"]["test"]["breed"]["end_to_end"]["num"] == known
@@ -265,16 +189,6 @@ def test_equal_evaluations_differ_in_nothing_and_may_have_no_test_photo(tmp_path
     assert comparison["figures"] == {"test": {}, "val": {}}
     assert "no photo that both answered" in describe_comparison(comparison)
     json.dumps(comparison, allow_nan=False)
-
-
-def test_the_text_holds_each_test(found) -> None:
-    comparison = found[0]
-    json.dumps(comparison, allow_nan=False)
-    lines = describe_comparison(comparison).splitlines()
-    shown = next(line for line in lines if line.startswith("breed, end to end"))
-    figure = comparison["figures"]["test"]["breed"]["end_to_end"]
-    for value in (figure["accuracy_a"], figure["accuracy_b"]):
-        assert f"{value * 100:.1f}" in shown
 
 
 def test_an_interval_on_few_differences_is_marked() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from petface.errors import UserError
-from tests.analysis.test_compare import make_evaluation, make_images
+from tests.analysis.evaluations import make_evaluation, make_images
 from tests.naive import rows_of
 from tests.report.page_checks import check_page
 from tools import compare
