@@ -56,10 +56,9 @@ def main() -> None:
     num = 0 if "all" in settings.switches else settings.SAMPLE
     places = sample_evenly(species, num or len(species), settings.SAMPLE_SEED)
     start = time.perf_counter()
-    workers = worker_count(settings.WORKERS)
-    photos = look_at(dataset.catalog, places, workers)
+    photos = look_at(dataset.catalog, places, worker_count(settings.WORKERS))
     looked_s = time.perf_counter() - start
-    audit = make_audit(dataset, found, photos, workers)
+    audit = make_audit(dataset, found, photos)
     write_audit(out, audit)
     title = str(Path(settings.IMAGES_ROOT))
     page = audit_page(audit, dataset, title, with_photos=settings.WITH_PHOTOS)

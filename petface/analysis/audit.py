@@ -7,6 +7,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ import pandas as pd
 
 from petface import files
 from petface.analysis import duplicates
-from petface.analysis.photos import Photos, thumbnails
+from petface.analysis.photos import Photos
 from petface.data import images
 from petface.data.dataset import Dataset
 from petface.data.loading import OK, STATUS_NAMES, TOO_LARGE, UNREADABLE, even_slices
 from petface.data.sample import sample_evenly
 from petface.data.sources.petface import Scan
 from petface.data.splits import SPLITS
+from petface.devices import num_cores
 
 MIN_RECORDS = 10  # a class with fewer is rare
 BRIGHTNESS_BINS = 16
@@ -45,7 +47,7 @@ class Audit:
     examples: dict[str, list[int]]  # kind of odd photo -> places in the catalog
 
 
-def make_audit(dataset: Dataset, scan: Scan, photos: Photos, workers: int = 0) -> Audit:
+def make_audit(dataset: Dataset, scan: Scan, photos: Photos) -> Audit:
     """Return what the tree, the labels and the photos show."""
     catalog, odd = dataset.catalog, _odd_photos(photos.seen)
     found = [*_unreadable(dataset, photos), *_tree_issues(scan), *_label_issues(dataset)]
@@ -53,7 +55,7 @@ def make_audit(dataset: Dataset, scan: Scan, photos: Photos, workers: int = 0) -
         for row, detail in details.items():
             found.append((kind, path_text(dataset, photos.places[row]), detail))
     issues = pd.DataFrame(found, columns=["kind", "path_or_record", "detail"])
-    pairs, search = find_duplicates(dataset, photos, workers)
+    pairs, search = find_duplicates(dataset, photos)
     classes = count_classes(dataset)
     summary = {
         "photos": len(catalog),
@@ -93,9 +95,7 @@ def _text(path: bytes) -> str:
 # ---- Duplicates ----
 
 
-def find_duplicates(
-    dataset: Dataset, photos: Photos, workers: int
-) -> tuple[pd.DataFrame, dict[str, int]]:
+def find_duplicates(dataset: Dataset, photos: Photos) -> tuple[pd.DataFrame, dict[str, int]]:
     """List pairs of different records, those across splits first, and how thorough the search was.
 
     `difference` is that of the thumbnails. Photos of next to one colour, whose hash is noise, are
@@ -109,7 +109,7 @@ def find_duplicates(
     shown = first[seen["contrast"][usable[first]] >= duplicates.MIN_CONTRAST]
     near = duplicates.near_pairs(seen["hash"][usable[shown]], records[shown])
     rows = usable[shown[near.pairs]]
-    difference = _differences(dataset, photos.places[rows], workers)
+    difference = _differences(dataset, photos.places[rows])
     alike = difference <= duplicates.MAX_DIFFERENCE
     places = photos.places[np.concatenate((exact, rows[alike]))]
     paths = [[path_text(dataset, place) for place in side] for side in places.T]
@@ -131,18 +131,25 @@ def find_duplicates(
     return pairs.drop(columns="inside"), found
 
 
-def _differences(dataset: Dataset, pairs: np.ndarray, workers: int) -> np.ndarray:
-    """Compare the thumbnails of pairs (P, 2) of places: (P,), infinite where one is gone by now.
+def _differences(dataset: Dataset, pairs: np.ndarray) -> np.ndarray:
+    """Compare the thumbnails of pairs (P, 2) of places: (P,), NaN where one is gone by now.
 
     The photos are decoded once more: thumbnails of all photos would fill the memory.
     """
+
+    def look(place: int) -> np.ndarray:
+        try:
+            return duplicates.thumbnail(images.decode(dataset.catalog.path(place)))
+        except images.ImageError:
+            return np.full((duplicates.THUMBNAIL_PX, duplicates.THUMBNAIL_PX), np.nan)
+
     result = np.empty(len(pairs))
-    for part in even_slices(np.arange(len(pairs)), _PAIRS_AT_ONCE):
-        places, rows = np.unique(pairs[part], return_inverse=True)
-        small, is_readable = thumbnails(dataset.catalog, places, workers)
-        first, second = rows.reshape(-1, 2).T
-        difference = duplicates.thumbnail_difference(small[first], small[second])
-        result[part] = np.where(is_readable[first] & is_readable[second], difference, np.inf)
+    with ThreadPoolExecutor(num_cores()) as pool:  # decoding does not hold Python's lock
+        for part in even_slices(np.arange(len(pairs)), _PAIRS_AT_ONCE):
+            places, rows = np.unique(pairs[part], return_inverse=True)
+            small = np.stack(list(pool.map(look, places.tolist())))
+            first, second = small[rows.reshape(-1, 2).T]
+            result[part] = duplicates.thumbnail_difference(first, second)
     return result
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -35,7 +33,6 @@ SEEN: Final = np.dtype(
         ("short_side", "f4"),
     ]
 )
-THUMBNAIL: Final = np.dtype([("grey", "u1", (duplicates.THUMBNAIL_PX, duplicates.THUMBNAIL_PX))])
 STATISTICS: Final = {  # what may make a photo hard: name -> unit
     "brightness": "mean grey level, 0-255",
     "sharpness": "variance of the Laplacian",
@@ -60,16 +57,16 @@ def look_at(
 
     `workers` processes; 0 = a thread of this one. Sharpness takes as long as decoding does.
     """
-    look = partial(_describe, with_sharpness=with_sharpness)
-    seen, status, failures = _scan(catalog, places, workers, SEEN, look)
-    seen["status"] = status
-    return Photos(places, seen, failures)
-
-
-def thumbnails(catalog: Catalog, places: np.ndarray, workers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Decode the photos at `places` (M,) to grey (M, 32, 32) uint8, and (M,) whether each could."""
-    found, status, _ = _scan(catalog, places, workers, THUMBNAIL, _thumbnail)
-    return found["grey"], status == OK
+    seen, failures = [np.empty(0, SEEN)], list[str]()
+    tasks = even_slices(places, _PHOTOS_PER_TASK)
+    with tqdm(total=len(places), desc="photos", unit=" img", mininterval=1, disable=None) as bar:
+        for item in read_ahead(_Looked(catalog, with_sharpness), tasks, workers):
+            own = item.arrays[0].numpy().view(SEEN)[:, 0].copy()
+            own["status"] = item.status
+            seen.append(own)
+            failures += [why for _, why in item.failures]
+            bar.update(len(own))
+    return Photos(places, np.concatenate(seen), failures)
 
 
 def worker_count(wanted: int) -> int:
@@ -79,21 +76,20 @@ def worker_count(wanted: int) -> int:
 
 @dataclass(eq=False)
 class _Looked:
-    """Photos as `read_ahead` reads them: not their pixels but what `look` keeps of them."""
+    """Photos as `read_ahead` reads them: not their pixels but what is kept of them."""
 
     catalog: Catalog
-    dtype: np.dtype[Any]
-    look: Callable[[str, np.ndarray], tuple[Any, ...]]
+    with_sharpness: bool
     decodes = True
 
     def read(self, indices: np.ndarray) -> Decoded:
-        """Look at the photos at `indices` (n,): (n, bytes of `dtype`) uint8, zeros of bad ones."""
-        found, status = np.zeros(len(indices), self.dtype), np.zeros(len(indices), np.uint8)
+        """Look at the photos at `indices` (n,): (n, bytes of `SEEN`) uint8, zeros of bad ones."""
+        found, status = np.zeros(len(indices), SEEN), np.zeros(len(indices), np.uint8)
         failures = []
         for row, place in enumerate(indices.tolist()):
             path = self.catalog.path(place)
             try:
-                found[row] = self.look(path, images.decode(path))
+                found[row] = self._look(path)
             except (ImageError, OSError) as error:  # OSError: removed or locked a moment ago
                 status[row] = STATUS_NAMES.index(getattr(error, "reason", "unreadable"))
                 shown = os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -101,36 +97,15 @@ class _Looked:
         kept = torch.from_numpy(found.view(np.uint8).reshape(len(found), -1))
         return Decoded((kept,), status, failures)
 
-
-def _scan(
-    catalog: Catalog, places: np.ndarray, workers: int, dtype: np.dtype[Any],
-    look: Callable[[str, np.ndarray], tuple[Any, ...]],
-) -> tuple[np.ndarray, np.ndarray, list[str]]:  # fmt: skip
-    """Decode photos, a few dozen a task: (M,) of `dtype`, status (M,), why some cannot be read."""
-    found, status = [np.empty(0, dtype)], [np.empty(0, np.uint8)]
-    failures, source = [], _Looked(catalog, dtype, look)
-    tasks = even_slices(places, _PHOTOS_PER_TASK)
-    with tqdm(total=len(places), desc="photos", unit=" img", mininterval=1, disable=None) as bar:
-        for item in read_ahead(source, tasks, workers):
-            found.append(item.arrays[0].numpy().view(dtype)[:, 0].copy())
-            status.append(item.status)
-            failures += [why for _, why in item.failures]
-            bar.update(len(item.status))
-    return np.concatenate(found), np.concatenate(status), failures
-
-
-def _describe(path: str, pixels: np.ndarray, with_sharpness: bool) -> tuple[Any, ...]:
-    """Return the fields of `SEEN`; the status is OK."""
-    with Image.open(path) as image:  # decode has refused unknown formats and huge sizes
-        header = image.width, image.height, image.mode
-    grey = duplicates.thumbnail(pixels)
-    hashes = duplicates.pixel_digest(pixels), duplicates.perceptual_hashes(grey[None])[0]
-    sharp = sharpness(pixels) if with_sharpness else 0.0
-    return OK, *header, *hashes, grey.mean(), grey.std(), sharp, min(pixels.shape[:2])
-
-
-def _thumbnail(_path: str, pixels: np.ndarray) -> tuple[np.ndarray]:
-    return (duplicates.thumbnail(pixels),)
+    def _look(self, path: str) -> tuple[Any, ...]:
+        """Return the fields of `SEEN`; the status is OK."""
+        pixels = images.decode(path)
+        with Image.open(path) as image:  # decode has refused unknown formats and huge sizes
+            header = image.width, image.height, image.mode
+        grey = duplicates.thumbnail(pixels)
+        hashes = duplicates.pixel_digest(pixels), duplicates.perceptual_hashes(grey[None])[0]
+        sharp = sharpness(pixels) if self.with_sharpness else 0.0
+        return OK, *header, *hashes, grey.mean(), grey.std(), sharp, min(pixels.shape[:2])
 
 
 def sharpness(pixels: np.ndarray) -> float:

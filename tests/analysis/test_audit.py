@@ -151,7 +151,7 @@ def test_no_thumbnail_is_kept_and_a_photo_that_is_gone_by_the_end_is_in_no_near_
     copy = root / "images/dog/000000/01.jpg"
     content = copy.read_bytes()
     copy.unlink()
-    pairs, search = find_duplicates(dataset, photos, 2)
+    pairs, search = find_duplicates(dataset, photos)
     copy.write_bytes(content)
     assert search["candidates"] == 1 and pairs["kind"].tolist() == ["exact"]
 
