@@ -50,10 +50,7 @@ class Audit:
 def make_audit(dataset: Dataset, scan: Scan, photos: Photos) -> Audit:
     """Return what the tree, the labels and the photos show."""
     catalog, odd = dataset.catalog, _odd_photos(photos.seen)
-    found = [*_unreadable(dataset, photos), *_tree_issues(scan), *_label_issues(dataset)]
-    for kind, details in odd.items():
-        for row, detail in details.items():
-            found.append((kind, path_text(dataset, photos.places[row]), detail))
+    found = list(_issues(dataset, scan, photos, odd))
     issues = pd.DataFrame(found, columns=["kind", "path_or_record", "detail"])
     pairs, search = find_duplicates(dataset, photos)
     classes = count_classes(dataset)
@@ -65,7 +62,7 @@ def make_audit(dataset: Dataset, scan: Scan, photos: Photos) -> Audit:
         **_photo_summary(photos.seen),
         "strays": dict(sorted(scan.stray_counts.items())),
         "issues": issues["kind"].value_counts().sort_index().to_dict(),
-        "duplicates": {**_count_pairs(pairs), **search},
+        "duplicates": search,
         "per_species": _species_summary(dataset, photos),
         "photos_per_record": _photos_per_record(dataset),
         "heads": _head_summary(dataset, classes),
@@ -96,7 +93,8 @@ def _text(path: bytes) -> str:
 
 
 def find_duplicates(dataset: Dataset, photos: Photos) -> tuple[pd.DataFrame, dict[str, int]]:
-    """List pairs of different records, those across splits first, and how thorough the search was.
+    """List pairs of different records, those across splits first; count them, and how thorough the
+    search was.
 
     `difference` is that of the thumbnails. Photos of next to one colour, whose hash is noise, are
     left out of the search for near ones.
@@ -125,10 +123,14 @@ def find_duplicates(dataset: Dataset, photos: Photos) -> tuple[pd.DataFrame, dic
             "difference": np.append(zeros, difference[alike]).round(3),
         }
     )
+    across, counts = is_across_splits(pairs), dict[str, int]()
+    for kind in ("exact", "near"):
+        counts[kind] = int((pairs["kind"] == kind).sum())
+        counts[f"{kind}_across_splits"] = int((across & (pairs["kind"] == kind)).sum())
+    counts |= {"candidates": len(rows), "radius_bits": near.radius, "crowded": near.crowded}
     order = ["inside", "kind", "difference", "path_a", "path_b"]
-    pairs = pairs.assign(inside=~is_across_splits(pairs)).sort_values(order, ignore_index=True)
-    found = {"candidates": len(rows), "radius_bits": near.radius, "crowded": near.crowded}
-    return pairs.drop(columns="inside"), found
+    pairs = pairs.assign(inside=~across).sort_values(order, ignore_index=True)
+    return pairs.drop(columns="inside"), counts
 
 
 def _differences(dataset: Dataset, pairs: np.ndarray) -> np.ndarray:
@@ -158,26 +160,16 @@ def is_across_splits(pairs: pd.DataFrame) -> pd.Series:
     return pairs["split_a"] != pairs["split_b"]
 
 
-def _count_pairs(pairs: pd.DataFrame) -> dict[str, int]:
-    counts, across = pairs["kind"].value_counts(), pairs.loc[is_across_splits(pairs), "kind"]
-    return {
-        name: int(of_kind.get(kind, 0))
-        for kind in ("exact", "near")
-        for name, of_kind in ((kind, counts), (f"{kind}_across_splits", across.value_counts()))
-    }
+# ---- Issues ----
 
 
-# ---- Issues: (kind, path or record, detail) ----
-
-
-def _unreadable(dataset: Dataset, photos: Photos) -> Iterator[tuple[str, str, str]]:
-    rows = np.flatnonzero(photos.seen["status"] != OK).tolist()
-    for row, why in zip(rows, photos.failures, strict=True):
-        kind = STATUS_NAMES[photos.seen["status"][row]]
-        yield kind, path_text(dataset, photos.places[row]), why
-
-
-def _tree_issues(scan: Scan) -> Iterator[tuple[str, str, str]]:
+def _issues(
+    dataset: Dataset, scan: Scan, photos: Photos, odd: dict[str, dict[int, str]]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (kind, path or record, detail) of what is to be looked at."""
+    status = photos.seen["status"]
+    for row, why in zip(np.flatnonzero(status != OK).tolist(), photos.failures, strict=True):
+        yield STATUS_NAMES[status[row]], path_text(dataset, photos.places[row]), why
     for path, reason in scan.strays:
         yield "stray", _text(path), reason
     if more := scan.num_strays - len(scan.strays):
@@ -186,9 +178,6 @@ def _tree_issues(scan: Scan) -> Iterator[tuple[str, str, str]]:
         yield "empty_species", name, "a species folder without an image"
     for folder in scan.empty_records:
         yield "empty_record", _text(folder), "a record folder without an image"
-
-
-def _label_issues(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
     for species in dataset.catalog.classes:
         if species not in dataset.annotations:
             yield "no_annotation_file", species, "trains in stage 1, has no specialist"
@@ -202,6 +191,9 @@ def _label_issues(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
             values, lines = " | ".join(conflict.values), ", ".join(map(str, conflict.lines))
             told = f"{conflict.feature}: {values} (lines {lines})"
             yield "label_conflict", f"{species}/{conflict.record}", told
+    for kind, details in odd.items():
+        for row, detail in details.items():
+            yield kind, path_text(dataset, photos.places[row]), detail
 
 
 def _odd_photos(seen: np.ndarray) -> dict[str, dict[int, str]]:
