@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 
@@ -57,23 +58,20 @@ def test_caveats_are_found_in_the_numbers(tmp_path):
     assert "- species: only 99 test photos" in model and "species is not shown" not in model
 
 
-def test_an_audit_is_counted_and_the_checkpoint_must_be_the_evaluated_one(tmp_path):
+@pytest.mark.parametrize("is_known", [False, True], ids=["another file", "the evaluated one"])
+def test_an_audit_is_counted_and_the_checkpoint_must_be_the_evaluated_one(tmp_path, is_known):
     folder = make_evaluation(tmp_path / "e")
     run = make_run(tmp_path / "run")
     (run / "best.pt").write_bytes(b"weights")
     models = json.loads((folder / "petface_eval_models.json").read_text())
-    sha256 = "9a6b2a9f3d7d0f5a"
-    for known in (False, True):
-        if known:
-            import hashlib
-
-            sha256 = hashlib.sha256(b"weights").hexdigest()
-        models["stage1"] |= {"path": str(run / "best.pt"), "sha256": sha256}
-        (folder / "petface_eval_models.json").write_text(json.dumps(models))
-        (tmp_path / "audit.json").write_text(json.dumps(AUDIT))
-        model, data = cards(folder, audit=str(tmp_path), out=tmp_path)
-        assert ("another file" in model) != known
-        assert (f"| {sha256} |" in model and "| 90 s |" in model and "| 64 |" in model) == known
+    sha256 = hashlib.sha256(b"weights" if is_known else b"others").hexdigest()
+    models["stage1"] |= {"path": str(run / "best.pt"), "sha256": sha256}
+    (folder / "petface_eval_models.json").write_text(json.dumps(models))
+    (tmp_path / "audit.json").write_text(json.dumps(AUDIT))
+    model, data = cards(folder, audit=str(tmp_path), out=tmp_path)
+    assert ("another file" in model) != is_known
+    for cell in (sha256, "90 s", "64"):
+        assert (f"| {cell} |" in model) == is_known
     assert "| cat | 5 | 8 | 3 | 1 | 1 |" in data and "| cat | breed | 6 | 4 | 20.0 |" in data
     assert "- Duplicates, exact across splits: 2" in data and "- label conflict: 4" in data
 
