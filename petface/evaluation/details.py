@@ -87,22 +87,19 @@ def read_evaluation(folder: str | Path, per_image: Path | None = None) -> Evalua
     `per_image` is the table while it has not its final name yet.
     """
     folder = Path(folder)
-    per_image = per_image or folder / PER_IMAGE
-    for name, path in (
-        (PER_IMAGE, per_image),
-        (DETAILS_FILE, folder / DETAILS_FILE),
-        (MODELS, folder / MODELS),
-    ):
+    paths = {name: folder / name for name in (PER_IMAGE, DETAILS_FILE, MODELS)}
+    paths[PER_IMAGE] = per_image or paths[PER_IMAGE]
+    for name, path in paths.items():
         if not path.is_file():
             raise UserError(
                 f"{folder} holds no {name}; run: python inference_engine.py evaluate "
                 f"--out-dir {folder} (--force where an earlier version made the evaluation)"
             )
-    rows = read_rows(per_image)
-    details = np.load(folder / DETAILS_FILE, mmap_mode="r", allow_pickle=False)
+    rows = read_rows(paths[PER_IMAGE])
+    details = np.load(paths[DETAILS_FILE], mmap_mode="r", allow_pickle=False)
     if details.dtype != DETAILS or len(details) != len(rows):
-        raise UserError(f"{folder / DETAILS_FILE} does not belong to the table beside it")
-    models = json.loads((folder / MODELS).read_text(encoding="utf-8"))
+        raise UserError(f"{paths[DETAILS_FILE]} does not belong to the table beside it")
+    models = json.loads(paths[MODELS].read_text(encoding="utf-8"))
     return Evaluation(folder, rows, details, models)
 
 

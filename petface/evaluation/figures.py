@@ -1,17 +1,19 @@
-"""The metrics of one head over some photos, the same of animals, and how they are written."""
+"""The metrics of one head: over photos, over animals, its mistakes, and how they are written."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from petface import metrics
 from petface.calibration import expected_calibration_error
-from petface.evaluation.heads import HeadAnswers, Truths, Whole, best_share, share
+from petface.evaluation.details import TOP
+from petface.evaluation.heads import HeadAnswers, Truths, Whole, share
 from petface.taxonomy import UNKNOWN
 
 # From here on the bootstrap holds what it promises; with fewer it is too narrow.
@@ -21,6 +23,10 @@ _OF_SEVERAL_CLASSES = (
     *("balanced_accuracy", "macro_precision", "macro_recall", "macro_f1", "kappa"),
     "majority_baseline",
 )
+CONFUSIONS = "confusion"  # the folder of the matrices, of these splits
+WRITTEN = ("test", "all")
+NUM_LISTED = 20
+MIN_PHOTOS = 5  # of a class that can be called hard
 _VOTES = 2.0**40  # probabilities are summed as whole numbers: no sum depends on the order of rows
 
 
@@ -42,7 +48,7 @@ def figures(answers: HeadAnswers, resamples: int) -> dict[str, Any]:
     `interval_95` is a 95 % interval over animals; without `resamples` there is none.
     """
     own = answers.predicted()
-    (top3, num_top3), (top5, num_top5) = best_share(own, 3), best_share(own, 5)
+    (top3, num_top3), (top5, num_top5) = _best_share(own, 3), _best_share(own, 5)
     commonest = answers.commonest[answers.group]
     found: dict[str, Any] = {
         **_accuracy(own, own.is_right, resamples),
@@ -50,7 +56,7 @@ def figures(answers: HeadAnswers, resamples: int) -> dict[str, Any]:
         "num_top3": num_top3,
         "top5": top5,
         "num_top5": num_top5,
-        "rescued_by_top5": best_share(own.where(~own.is_right), 5)[0],
+        "rescued_by_top5": _best_share(own.where(~own.is_right), 5)[0],
         "num_not_a_class": int((own.details["rank"] > own.num_classes[own.group]).sum()),
         "num_classes": int(own.num_classes[np.unique(own.group)].sum()),
         **_class_averages(own),
@@ -79,6 +85,16 @@ def figures_by_species(answers: HeadAnswers, resamples: int) -> dict[str, dict[s
             entry["recall"], entry["precision"] = entry["accuracy"], float(scores.precision[k])
             entry["f1"] = float(scores.f1[k])
     return found
+
+
+def _best_share(answers: HeadAnswers, k: int) -> tuple[float | None, int]:
+    """Return the share of predictions with the truth among the `k` best, and their number.
+
+    Of networks with more than `k` classes alone: among no more, the truth cannot be missed.
+    """
+    assert k <= TOP, k
+    counted = answers.is_predicted & (answers.num_classes[answers.group] > k)
+    return share(answers.details["rank"][counted] <= k), int(counted.sum())
 
 
 def class_counts(own: HeadAnswers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -136,6 +152,77 @@ def _accuracy(answers: HeadAnswers, is_right: Truths, resamples: int) -> dict[st
 def _known(value: float) -> float | None:
     """Return None for NaN, which JSON does not know."""
     return None if math.isnan(value) else float(value)
+
+
+# ---- What is taken for what ----
+
+
+def matrices(answers: HeadAnswers) -> Iterator[tuple[str, list[str], np.ndarray]]:
+    """Count a head's answers: per species its name, the class names (K,), and counts (K, K).
+
+    One matrix with the name "" for the head "species". A label that the network has no class for
+    has a row, and a column without a count. Species without a photo are left out.
+    """
+    predicted = answers.predicted()
+    groups = {"": predicted} if answers.head == "species" else predicted.per_species()
+    for species, own in groups.items():
+        if len(own):
+            first = int(own.first_class[own.group[0]])
+            names = [label for name, label in own.classes if species in ("", name)]
+            counts = metrics.confusion_matrix(own.true - first, own.top[:, 0] - first, len(names))
+            yield species, names, counts
+
+
+def top_confusions(answers: HeadAnswers) -> list[dict[str, Any]]:
+    """List the most frequent mistakes of a head, most frequent first, ties in class order."""
+    found: list[dict[str, Any]] = [
+        {
+            "species": species or mistake.true,
+            "true": mistake.true,
+            "predicted": mistake.predicted,
+            "num": mistake.num,
+            "share_of_true": mistake.frac_of_true,
+        }
+        for species, names, counts in matrices(answers)
+        for mistake in metrics.top_confusions(counts, names, NUM_LISTED)
+    ]
+    return sorted(found, key=lambda entry: -entry["num"])[:NUM_LISTED]
+
+
+def hardest_classes(answers: HeadAnswers) -> list[dict[str, Any]]:
+    """List the classes of `MIN_PHOTOS` or more with the lowest recall, then the lowest F1."""
+    counts = class_counts(answers.predicted())
+    scores = metrics.class_scores(*counts)
+    tested = np.flatnonzero(counts[1] >= MIN_PHOTOS)
+    order = np.lexsort((scores.f1[tested], scores.recall[tested]))
+    return [
+        {
+            "species": answers.classes[k][0],
+            "label": answers.classes[k][1],
+            "num": int(counts[1][k]),
+            "recall": float(scores.recall[k]),
+            "f1": float(scores.f1[k]),
+        }
+        for k in tested[order][:NUM_LISTED].tolist()
+    ]
+
+
+def write_confusions(heads: Mapping[str, HeadAnswers], folder: Path) -> None:
+    """Write `<split>_<head>[_<species>].csv` for the test split and all images.
+
+    Files of an earlier evaluation that are not written again are removed, and the pictures that
+    versions before this one drew.
+    """
+    kept = set()
+    for split in WRITTEN:
+        for head, answers in heads.items():
+            for species, names, counts in matrices(answers.of_split(split)):
+                path = folder / f"{'_'.join(filter(None, (split, head, species)))}.csv"
+                metrics.write_confusion(path, counts, names)
+                kept.add(path.name)
+    for path in [path for split in WRITTEN for path in folder.glob(f"{split}_*.*")]:
+        if path.suffix in (".csv", ".png") and path.name not in kept:
+            path.unlink()
 
 
 # ---- Several photos of one animal answered as one ----

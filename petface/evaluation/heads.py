@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from petface.data.splits import SPLITS
-from petface.evaluation.details import HEADS, TOP, Evaluation, class_numbers
+from petface.evaluation.details import HEADS, Evaluation, class_numbers
 from petface.taxonomy import UNKNOWN
 
 Whole = npt.NDArray[np.int64]
@@ -152,16 +152,6 @@ def _read_head(evaluation: Evaluation, head: str, split: Whole, record: Whole) -
         is_species_right=species_right[kept] == 1.0,
         details=evaluation.details[head][kept],
     )
-
-
-def best_share(answers: HeadAnswers, k: int) -> tuple[float | None, int]:
-    """Return the share of predictions with the truth among the `k` best, and their number.
-
-    Of networks with more than `k` classes alone: among no more, the truth cannot be missed.
-    """
-    assert k <= TOP, k
-    counted = answers.is_predicted & (answers.num_classes[answers.group] > k)
-    return share(answers.details["rank"][counted] <= k), int(counted.sum())
 
 
 def share(values: np.ndarray) -> float | None:

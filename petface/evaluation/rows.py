@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -39,24 +39,28 @@ class Predicted(NamedTuple):
 
 
 class SpeciesRows:
-    """Builds the rows of one species' images."""
+    """Builds the rows of one species' images, by columns, each text made safe once."""
 
     def __init__(
         self, dataset: Dataset, species: str, stage1: Stage, specialist: Stage | None
     ) -> None:
-        names = dict(stage1.names) | dict(specialist.names if specialist else {})
-        self._lines = SpeciesLines(dataset, species, names)
-        (self.species_number,) = class_numbers([species], stage1.names["species"]).tolist()
-        self._stage1, self._specialist = stage1, specialist
+        self._dataset, self._stage1, self._specialist = dataset, stage1, specialist
+        names = {**stage1.names, **(specialist.names if specialist else {})}
+        (self.species_number,) = class_numbers([species], names["species"]).tolist()
         images, labels = dataset.image_labels(species)
         self._first = int(images[0])
-        self._true = {}
-        for head in specialist.names if specialist else ():
-            if head in labels:  # each label's number in the specialist's names; the last is unknown
-                vocabulary = [*dataset.annotations[species].vocabularies[head], ""]
-                self._true[head] = class_numbers(vocabulary, names[head])[labels[head]]
-            else:
-                self._true[head] = np.full(len(images), UNKNOWN)
+        records = dataset.catalog.record_index[images[[0, -1]]]
+        self._first_record = int(records[0])
+        self._records = _cells(dataset.catalog.record_names[records[0] : records[1] + 1].tolist())
+        # the last of each is "": no answer, no label
+        self._answers = {head: _cells([*names.get(head, ()), ""]) for head in HEADS}
+        self._true = {"species": np.full(len(images), self.species_number)}  # class numbers
+        self._labels = {"species": np.repeat(_cells([species]), len(images))}  # their texts
+        for head in FEATURES:
+            number = labels.get(head, np.full(len(images), UNKNOWN))
+            listed = dataset.annotations[species].vocabularies[head] if head in labels else ()
+            self._true[head] = class_numbers([*listed, ""], names.get(head, ()))[number]
+            self._labels[head] = _cells([*listed, ""])[number]
 
     def build(self, predicted: Predicted) -> tuple[str, np.ndarray]:
         """Build the lines of a slice of n images, and their details, (n,) of `DETAILS`."""
@@ -65,68 +69,40 @@ class SpeciesRows:
         for head in HEADS:
             details[head] = empty_details(len(status))
         readable = np.flatnonzero(status == OK)  # places in the slice
-        true = np.full(len(readable), self.species_number)
-        (temperature,) = self._stage1.network.temperatures or (1.0,)
-        found = describe_answers(predicted.species, true, temperature)
-        details["species"][readable] = found
-        status[readable[found["top"][:, 0] < 0]] = _NON_FINITE
         right = readable[predicted.is_right]
+        answered: list[tuple[Stage, np.ndarray, tuple[np.ndarray, ...]]] = [
+            (self._stage1, readable, (predicted.species,))
+        ]
         if self._specialist is None:
             status[right] = _NO_SPECIALIST
         elif len(right):
-            heads = list(self._specialist.names)
-            temperatures = self._specialist.network.temperatures or (1.0,) * len(heads)
-            of_photo = predicted.places[right] - self._first
-            for head, logits, t in zip(heads, predicted.heads, temperatures, strict=True):
-                found = describe_answers(logits, self._true[head][of_photo], t)
-                details[head][right] = found
-                status[right[found["top"][:, 0] < 0]] = _NON_FINITE
-        return self._lines.lay_out(predicted.places, status, details), details
-
-
-class SpeciesLines:
-    """Formats the lines of one species' images in the order of `PER_IMAGE_COLUMNS`.
-
-    `names` maps each head to its class names: "species", and the heads of the specialist. Answers
-    and probabilities come from `DETAILS`, labels from the dataset. By columns, each text made safe
-    once.
-    """
-
-    def __init__(self, dataset: Dataset, species: str, names: Mapping[str, Sequence[str]]) -> None:
-        catalog = self._catalog = dataset.catalog
-        images, self._labels = dataset.image_labels(species)
-        self._first = int(images[0])
-        records = catalog.record_index[images]
-        self._first_record = int(records[0])
-        record_names = catalog.record_names[self._first_record : int(records[-1]) + 1].tolist()
-        self._records = _cells(record_names)
-        self._splits = dataset.record_split
-        # the last of each is "": no answer, no label
-        self._answers = {head: _cells([*names.get(head, ()), ""]) for head in HEADS}
-        self._truth = {"species": _cells([species])}
-        for feature in FEATURES:
-            known = feature in self._labels
-            listed = dataset.annotations[species].vocabularies[feature] if known else ()
-            self._truth[feature] = _cells([*listed, ""])
+            answered.append((self._specialist, right, predicted.heads))
+        for stage, rows, logits in answered:
+            of_species = predicted.places[rows] - self._first
+            temperatures = stage.network.temperatures or (1.0,) * len(stage.names)
+            for head, z, t in zip(stage.names, logits, temperatures, strict=True):
+                found = describe_answers(z, self._true[head][of_species], t)
+                details[head][rows] = found
+                status[rows[found["top"][:, 0] < 0]] = _NON_FINITE
+        return self.lay_out(predicted.places, status, details), details
 
     def lay_out(self, places: np.ndarray, status: np.ndarray, details: np.ndarray) -> str:
         """Format the lines of images, `places` (n,) in the catalog, each with its LF.
 
-        `status` (n,) numbers `STATUSES`; `details` (n,) of `DETAILS`.
+        In the order of `PER_IMAGE_COLUMNS`. `status` (n,) numbers `STATUSES`; `details` (n,) of
+        `DETAILS`.
         """
-        records = self._catalog.record_index[places]
-        paths = map(self._catalog.relative_path, places.tolist())
+        catalog, of_species = self._dataset.catalog, places - self._first
+        records = catalog.record_index[places]
         columns: list[Iterable[str]] = [
-            _cells(map(os.fsdecode, paths)),
-            np.repeat(self._truth["species"], len(places)),
+            _cells(os.fsdecode(catalog.relative_path(place)) for place in places.tolist()),
+            self._labels["species"][of_species],
             self._records[records - self._first_record],
-            np.array(SPLITS, object)[self._splits[records]],
+            np.array(SPLITS, object)[self._dataset.record_split[records]],
             np.array(STATUSES, object)[status],
         ]
         for head in HEADS:
-            labels = self._labels.get(head)
-            number = np.full(len(places), -1) if labels is None else labels[places - self._first]
-            true = self._truth[head][number]
+            true = self._labels[head][of_species]
             if head != "species":
                 columns.append(true)
             best = details[head]["top"][:, 0]

@@ -23,7 +23,6 @@ from petface.data.dataset import Dataset, load_dataset
 from petface.data.images import Preprocessing
 from petface.data.loading import Decoded, even_slices, read_ahead, worker_count
 from petface.data.pack import image_source
-from petface.evaluation.confusions import CONFUSIONS, write_confusions
 from petface.evaluation.details import (
     DETAILS,
     DETAILS_FILE,
@@ -33,6 +32,7 @@ from petface.evaluation.details import (
     SUMMARY,
     read_evaluation,
 )
+from petface.evaluation.figures import CONFUSIONS, write_confusions
 from petface.evaluation.heads import read_heads
 from petface.evaluation.rows import Predicted, SpeciesRows
 from petface.evaluation.summary import summarise
@@ -49,7 +49,7 @@ from petface.resumable import ResumableRecords, ResumableTable, write_behind
 
 Models = dict[str, Any]  # JSON values: the models, the data and the arithmetic of an evaluation
 Rows = tuple[str, np.ndarray]  # the lines of a slice of n images, and (n,) of `DETAILS`
-LoadStage = Callable[[str | None], Stage | None]  # stage 1 for None, else a specialist if any
+LoadStage = Callable[[str], Stage | None]  # the specialist of a species, if there is one
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,11 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
     if not distributed.is_main():
         distributed.barrier()  # until the first has kept models and the table, and has not refused
 
-    def load(species: str | None) -> Stage | None:
-        model = models["specialists"].get(species) if species else models["stage1"]
+    def load(species: str) -> Stage | None:
+        model = models["specialists"].get(species)
         return load_stage(model["path"], species, how) if model else None
 
-    stage1 = load(None)
-    assert stage1 is not None
+    stage1 = load_stage(models["stage1"]["path"], None, how)
     plan = own_slices(plan_slices(dataset.catalog.class_index, options.batch_size))
     num_own = len(dataset.catalog) if distributed.is_main() else sum(map(len, plan))
     records = ResumableRecords(own_path(out / DETAILS_FILE), DETAILS, num_own)
@@ -321,7 +320,3 @@ def remove_parts(*paths: Path) -> None:
     for path in paths:
         for part in path.parent.glob(f"{path.stem}_rank*of*"):
             part.unlink(missing_ok=True)
-
-
-def _unfinished(path: Path, rank: int) -> Path:
-    return Path(f"{own_path(path, rank)}.unfinished")

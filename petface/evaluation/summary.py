@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from petface.data.splits import SPLITS
-from petface.evaluation.confusions import hardest_classes, top_confusions
 from petface.evaluation.details import Evaluation
 from petface.evaluation.figures import (
     count,
@@ -16,11 +15,13 @@ from petface.evaluation.figures import (
     figures,
     figures_by_species,
     fuse,
+    hardest_classes,
     interval,
     percent,
+    top_confusions,
 )
 from petface.evaluation.heads import HeadAnswers, read_heads, share
-from petface.evaluation.reliability_figures import describe_reliability
+from petface.evaluation.reliability import describe_reliability
 from petface.taxonomy import FEATURES
 
 _WITH_INTERVALS = ("val", "test")  # those of photos that were trained on would promise too much
@@ -34,7 +35,7 @@ def summarise(
     Counts over all images and the same tree per split, and, under `test`, what a held-out claim
     needs, all from the table alone. Then with the details: `figures` and `per_species` (see
     `figures.figures`), `per_record` (`figures.describe_fusion`), `consistency`, and of the test
-    split `confidence` (`reliability_figures.describe_reliability`), `top_confusions` and
+    split `confidence` (`reliability.describe_reliability`), `top_confusions` and
     `hardest_classes`. `resamples` of the bootstrap over animals; 0 = no intervals. `heads` as
     `read_heads` returns them, where they are there already.
     """
@@ -111,41 +112,34 @@ def _held_out(
     `majority_baseline`, the score of always giving the commonest training label of that species;
     and `balanced_accuracy`, the mean recall over the true classes.
     """
-    result: dict[str, Any] = {
-        "species": {**_claim(found["species"]), **_beside(test["species"], found["species"])},
-        "features": {},
-        "per_species": {},
-    }
-    for feature in FEATURES:
-        if feature not in found:
-            continue
-        result["features"][feature] = _attribute(test[feature], found[feature])
-        for name, own in test[feature].per_species().items():
-            entry = _attribute(own, per_species[name][feature])
-            result["per_species"].setdefault(name, {})[feature] = entry
-    return result
 
+    def claim(figure: dict[str, Any]) -> dict[str, Any]:
+        found = {key: figure[key] for key in ("num", "correct", "accuracy")}
+        if "bootstrap_95" in figure:
+            found |= {"interval_95": figure["bootstrap_95"], "num_records": figure["num_records"]}
+        return found
 
-def _attribute(answers: HeadAnswers, figure: dict[str, Any]) -> dict[str, Any]:
+    def described(answers: HeadAnswers, figure: dict[str, Any]) -> dict[str, Any]:
+        claims = claim(figure)
+        if answers.head != "species":
+            claims = {"conditional": claims, "end_to_end": claim(figure["end_to_end"])}
+        return {
+            **claims,
+            "per_record": count(fuse(answers).is_right),
+            "balanced_accuracy": figure["balanced_accuracy"],
+            "majority_baseline": figure["majority_baseline"],
+        }
+
+    of_species: dict[str, Any] = {}
+    features = {f: test[f] for f in FEATURES if f in found}
+    for feature, answers in features.items():
+        for name, own in answers.per_species().items():
+            entry = described(own, per_species[name][feature])
+            of_species.setdefault(name, {})[feature] = entry
     return {
-        "conditional": _claim(figure),
-        "end_to_end": _claim(figure["end_to_end"]),
-        **_beside(answers, figure),
-    }
-
-
-def _claim(figure: dict[str, Any]) -> dict[str, Any]:
-    claim = {key: figure[key] for key in ("num", "correct", "accuracy")}
-    if "bootstrap_95" in figure:
-        claim |= {"interval_95": figure["bootstrap_95"], "num_records": figure["num_records"]}
-    return claim
-
-
-def _beside(answers: HeadAnswers, figure: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "per_record": count(fuse(answers).is_right),
-        "balanced_accuracy": figure["balanced_accuracy"],
-        "majority_baseline": figure["majority_baseline"],
+        "species": described(test["species"], found["species"]),
+        "features": {f: described(answers, found[f]) for f, answers in features.items()},
+        "per_species": of_species,
     }
 
 

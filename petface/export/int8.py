@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -29,23 +27,28 @@ def quantise(network: ModelProto, pixels: Tensor) -> ModelProto:
     """
     tools = import_module("onnxruntime.quantization")
     shapes = import_module("onnxruntime.quantization.shape_inference")
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        whole, ready, small = (Path(folder, f"{name}.onnx") for name in ("whole", "ready", "small"))
-        onnx.save(network, whole)
-        shapes.quant_pre_process(whole, ready)
-        tools.quantize_static(
-            ready,
-            small,
-            _Reader(pixels),
-            op_types_to_quantize=list(_QUANTISED),
-            per_channel=True,
-            # 7 bits for weights: processors without VNNI add two products in 16 bits, which would
-            # overflow with 8.
-            reduce_range=True,
-            activation_type=tools.QuantType.QUInt8,
-            weight_type=tools.QuantType.QInt8,
-        )
-        return onnx.load(small)
+    log_level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the quantiser logs about steps that are taken here
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            whole, ready, small = (Path(folder, f"{n}.onnx") for n in ("whole", "ready", "small"))
+            onnx.save(network, whole)
+            shapes.quant_pre_process(whole, ready)
+            tools.quantize_static(
+                ready,
+                small,
+                _Reader(pixels),
+                op_types_to_quantize=list(_QUANTISED),
+                per_channel=True,
+                # 7 bits for weights: processors without VNNI add two products in 16 bits, which
+                # would overflow with 8.
+                reduce_range=True,
+                activation_type=tools.QuantType.QUInt8,
+                weight_type=tools.QuantType.QInt8,
+            )
+            return onnx.load(small)
+    finally:
+        logging.disable(log_level)
 
 
 class _Reader:
@@ -57,14 +60,3 @@ class _Reader:
     def get_next(self) -> dict[str, np.ndarray] | None:
         part = next(self._parts, None)
         return None if part is None else {INPUT: as_image(part)}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what the quantiser logs about steps that are taken here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

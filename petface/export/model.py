@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,15 +25,13 @@ from petface.export.int8 import quantise
 from petface.export.parity import Photos, accuracies, differences, read_photos
 from petface.files import sha256_of_file
 from petface.inference import onnx_models
-from petface.inference.onnx_models import INPUT, OnnxNetwork, open_session
+from petface.inference.onnx_models import INPUT, OnnxNetwork
 from petface.models import checkpoints
 from petface.models.checkpoints import Checkpoint
 from petface.models.network import Network, Outputs
 
 OPSET = 18  # the lowest that torch's exporter writes by itself
-IR_VERSION = (
-    8  # the lowest that holds it: older runtimes refuse a newer one, whatever it is used for
-)
+IR_VERSION = 8  # the lowest that holds it: older runtimes refuse a newer one
 _PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript")
 _RESIZING = {
     "stretch": "both sides to S px, whatever their ratio",
@@ -73,19 +71,24 @@ def export_model(
         checkpoint = checkpoints.read_stage1(path)
     else:
         checkpoint = checkpoints.read_stage2(path, species)
-    split, most = "val", options.num_parity
-    photos = read_photos(dataset, options.pack, species, checkpoint, split, most)
-    if not len(photos):
-        split = "train"
-        photos = read_photos(dataset, options.pack, species, checkpoint, split, most)
-    if not len(photos):
+    for split in ("val", "train"):
+        photos = read_photos(dataset, options.pack, species, checkpoint, split, options.num_parity)
+        if len(photos):
+            break
+    else:
         raise UserError(f"{path}: the dataset has no photo to measure it on")
     rule, heads = checkpoint.preprocessing, list(checkpoint.heads)
     torch_network = Network.for_inference(checkpoint.model, rule, "cpu", "fp32")  # folds BatchNorm
     exact = torch_network.answer_pixels(photos.pixels)
     graph = network_graph(checkpoint.model, rule, heads)
     found = differences(_opened(graph, checkpoint).answer_pixels(photos.pixels), exact, heads)
-    _refuse_beyond(options.max_logit_difference, found, path)
+    for head, figures in found.items():
+        largest = figures["max_logit_difference"]
+        if not largest <= options.max_logit_difference:  # NaN is refused, too
+            raise UserError(
+                f"{path}: logits of head {head} differ by {largest:.3g} from torch's, more than "
+                f"MAX_LOGIT_DIFFERENCE = {options.max_logit_difference:g}; nothing was exported"
+            )
     measured: dict[str, Any] = {
         "parity": {"num_photos": len(photos), "heads": found, "part": split}
     }
@@ -114,8 +117,7 @@ def export_model(
 
 
 def _opened(graph: ModelProto, checkpoint: Checkpoint) -> OnnxNetwork:
-    session = open_session(graph.SerializeToString())
-    return OnnxNetwork(session, list(checkpoint.heads), checkpoint.preprocessing)
+    return OnnxNetwork(graph.SerializeToString(), checkpoint)
 
 
 class _Normalised(nn.Module):
@@ -154,16 +156,6 @@ def network_graph(model: nn.Module, rule: Preprocessing, heads: Sequence[str]) -
     for entries in (graph.graph.value_info, graph.graph.metadata_props, graph.metadata_props):
         del entries[:]
     return graph
-
-
-def _refuse_beyond(most: float, found: Mapping[str, Any], path: str | Path) -> None:
-    for head, figures in found.items():
-        largest = figures["max_logit_difference"]
-        if not largest <= most:  # NaN is refused, too
-            raise UserError(
-                f"{path}: logits of head {head} differ by {largest:.3g} from torch's, more than "
-                f"MAX_LOGIT_DIFFERENCE = {most:g}; nothing was exported"
-            )
 
 
 def _judge(

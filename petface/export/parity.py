@@ -14,6 +14,7 @@ from petface.data.dataset import Dataset
 from petface.data.loading import OK, even_slices
 from petface.data.pack import image_source
 from petface.data.sample import sample_places
+from petface.evaluation.details import class_numbers
 from petface.models.checkpoints import Described
 from petface.models.network import Outputs
 from petface.taxonomy import UNKNOWN
@@ -57,25 +58,19 @@ def _labels(
 ) -> dict[str, Tensor]:
     """Number the classes of each head as the model does, whatever the dataset's order is."""
     if species is None:
-        names, numbers = dataset.catalog.classes, dataset.catalog.class_index[places]
-        return {"species": _renumbered(numbers, names, heads["species"])}
-    of_species, columns = dataset.image_labels(species)
-    rows = np.searchsorted(of_species, places)
+        numbers = {"species": dataset.catalog.class_index[places]}
+        names = {"species": dataset.catalog.classes}
+    else:
+        of_species, columns = dataset.image_labels(species)
+        rows = np.searchsorted(of_species, places)
+        numbers = {head: column[rows] for head, column in columns.items()}
+        names = {head: dataset.annotations[species].vocabularies[head] for head in columns}
     found = {}
     for head, wanted in heads.items():
-        own: Sequence[str] = ()
-        numbers = np.full(len(places), UNKNOWN)
-        if head in columns:
-            own = dataset.annotations[species].vocabularies[head]
-            numbers = columns[head][rows]
-        found[head] = _renumbered(numbers, own, wanted)
+        number = numbers.get(head, np.full(len(places), UNKNOWN))
+        place = class_numbers([*names.get(head, ()), ""], wanted)  # -1, unknown, finds the last
+        found[head] = torch.from_numpy(np.maximum(place, UNKNOWN)[number])
     return found
-
-
-def _renumbered(numbers: np.ndarray, own: Sequence[str], wanted: Sequence[str]) -> Tensor:
-    place = {name: number for number, name in enumerate(wanted)}
-    table = np.array([*(place.get(name, UNKNOWN) for name in own), UNKNOWN])  # -1 finds the last
-    return torch.from_numpy(table[numbers].astype(np.int64))
 
 
 def differences(one: Outputs, other: Outputs, heads: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -31,23 +31,14 @@ MIN_CELLS: Final = 4  # along a side: fewer show no places at all
 _HEAT = np.array([(30, 30, 160), (0, 190, 220), (250, 220, 40), (220, 20, 20)], np.float32)
 
 
-def gradcam(
-    network: Network, pixels: np.ndarray, head: int, class_index: int, layer: str = LAST
-) -> Map:
-    """Compute what speaks for a class: (H, W, 3) uint8 of the network's size -> (H, W) in 0..1.
-
-    `head` is the place of the head among the outputs (0 for the species). The highest value is 1;
-    all are 0 where nothing speaks for the class. Of several bodies, k runs over all their maps.
-    """
-    return gradcams(network, torch.from_numpy(pixels)[None], head, np.array([class_index]), layer)[
-        0
-    ]
-
-
 def gradcams(
     network: Network, pixels: Tensor, head: int, classes: np.ndarray, layer: str = LAST
 ) -> Map:
-    """Compute `gradcam` for (B, H, W, 3) uint8 and a class for each, (B,): (B, H, W) float32."""
+    """Compute what speaks for a class of each photo, (B,): (B, H, W, 3) uint8 -> (B, H, W) in 0..1.
+
+    `head` is the place of the head among the outputs (0 for the species). The highest value of a
+    photo is 1; all are 0 where nothing speaks for the class. Of several bodies, all maps count.
+    """
     size = pixels.shape[1:3]
     maps: list[Tensor] = []  # of each body
     caller = threading.get_ident()
@@ -121,17 +112,12 @@ def finest_useful_layer(network: Network) -> tuple[str, int]:
     return layer, cells[layer]
 
 
-def heat(cam: npt.ArrayLike) -> np.ndarray:
-    """Colour (H, W) in 0..1 from blue over cyan and yellow to red: (H, W, 3) uint8."""
-    steps = np.linspace(0, 1, len(_HEAT))
-    channels = [np.interp(np.asarray(cam), steps, _HEAT[:, c]) for c in range(3)]
-    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
-
-
 def overlay(photo: np.ndarray, cam: Map) -> np.ndarray:
     """Draw a map over its photo, (H, W, 3) uint8: the stronger a place, the denser its colour."""
     density = (0.65 * np.sqrt(cam))[:, :, None]
-    return np.rint(photo * (1 - density) + heat(cam) * density).astype(np.uint8)
+    steps = np.linspace(0, 1, len(_HEAT))  # from blue over cyan and yellow to red
+    heat = np.stack([np.interp(cam, steps, channel) for channel in _HEAT.T], axis=-1)
+    return np.rint(photo * (1 - density) + np.rint(heat) * density).astype(np.uint8)
 
 
 def overlay_png(
@@ -143,7 +129,8 @@ def overlay_png(
     if class_index is None:
         class_index = int(network.answer(pixels)[head].argmax())
     layer, _ = finest_useful_layer(network)
-    picture = overlay(pixels, gradcam(network, pixels, head, class_index, layer))
+    batch = torch.from_numpy(pixels)[None]
+    (cam,) = gradcams(network, batch, head, np.array([class_index]), layer)
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="PNG")
+    Image.fromarray(overlay(pixels, cam)).save(stream, format="PNG")
     return stream.getvalue()

@@ -93,7 +93,9 @@ def load_stage(path: str | Path, species: str | None, options: ComputeOptions) -
     content = _read(file, species)
     network: Answerer
     if isinstance(content, exported.Exported):
-        network = exported.load(content, options.device)
+        network = exported.OnnxNetwork(
+            content.content, content, options.device, str(content.path), content.precision
+        )
     else:
         network = Network.for_inference(
             content.model,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
@@ -177,21 +177,24 @@ def check_model(path: Path, content: bytes, card: Mapping[str, Any]) -> None:
 
 
 class OnnxNetwork:
-    """An exported model ready to predict, with the interface of `network.Answerer`; see `load`."""
+    """A model ready to predict, with the interface of `network.Answerer`.
+
+    On the GPU where one is wanted and can be had. `name` stands in errors.
+    """
 
     def __init__(
         self,
-        session: Any,
-        heads: Sequence[str],
-        preprocessing: Preprocessing,
-        temperatures: tuple[float, ...] = (),
+        model: bytes,
+        described: Described,
+        device: str = "cpu",
+        name: str = "model",
         precision: str = "fp32",
     ) -> None:
-        self.preprocessing, self.temperatures = preprocessing, temperatures
+        self.preprocessing, self.temperatures = described.preprocessing, described.temperatures
         self.precision = precision
-        self._session, self._heads = session, list(heads)
-        on_cpu = session.get_providers()[0] == "CPUExecutionProvider"
-        self._rows = max(1, _CPU_PIXELS // preprocessing.size_px**2) if on_cpu else None
+        self._session, self._heads = _open_session(model, device, name), list(described.heads)
+        on_cpu = self._session.get_providers()[0] == "CPUExecutionProvider"
+        self._rows = max(1, _CPU_PIXELS // self.preprocessing.size_px**2) if on_cpu else None
 
     def answer_pixels(self, pixels: Tensor) -> Outputs:
         """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
@@ -208,19 +211,7 @@ def as_image(pixels: Tensor) -> np.ndarray:
     return to_float(pixels.permute(0, 3, 1, 2)).contiguous().numpy()
 
 
-def load(exported: Exported, device: str = "cpu") -> OnnxNetwork:
-    """Make a checked model ready to predict, on the GPU where one is wanted and can be had."""
-    return OnnxNetwork(
-        open_session(exported.content, device, str(exported.path)),
-        list(exported.heads),
-        exported.preprocessing,
-        exported.temperatures,
-        exported.precision,
-    )
-
-
-def open_session(model: bytes, device: str = "cpu", name: str = "model") -> Any:
-    """Open a model for `OnnxNetwork`, or to measure one that is not written yet."""
+def _open_session(model: bytes, device: str, name: str) -> Any:
     ort = _import("onnxruntime")
     ort.disable_telemetry_events()
     options = ort.SessionOptions()

@@ -117,7 +117,8 @@ def predict_files(
             if is_csv:
                 table.write([_cells(answer) for answer in batch])
             else:
-                table.write_lines("".join(map(_json_line, batch)))
+                lines = (json.dumps(a, ensure_ascii=False, allow_nan=False) for a in batch)
+                table.write_lines("".join(f"{line}\n" for line in lines))
             counts.update(answer["status"] for answer in batch)
             bar.set_postfix_str(f"ok {counts['ok'] / counts.total():.1%}", refresh=False)
             bar.update(len(batch))
@@ -137,23 +138,15 @@ def _answer(
 ) -> list[dict[str, Any]]:
     """Predict a decoded slice of photos, in the order of their names."""
     arrays = [array.numpy() for array in item.arrays]
-    good = [
-        Photo(None, {rule: array[n] for rule, array in zip(rules, arrays, strict=True)})
-        for n in range(len(arrays[0]))
+    good = [Photo(None, dict(zip(rules, made, strict=True))) for made in zip(*arrays, strict=True)]
+    answers, messages = iter(engine.answer(good, topk)), iter(item.failures)
+    found = [
+        next(answers)
+        if status == OK
+        else refusal(ImageError(next(messages)[1], STATUS_NAMES[status]))
+        for status in item.status.tolist()
     ]
-    answers = iter(engine.answer(good, topk))
-    messages = iter(message for _, message in item.failures)
-    return [
-        {
-            **(
-                next(answers)
-                if status == OK
-                else refusal(ImageError(next(messages), STATUS_NAMES[status]))
-            ),
-            "image": name,
-        }
-        for name, status in zip(names, item.status.tolist(), strict=True)
-    ]
+    return [{**answer, "image": name} for answer, name in zip(found, names, strict=True)]
 
 
 def _cells(answer: dict[str, Any]) -> list[object]:
@@ -168,15 +161,8 @@ def _cells(answer: dict[str, Any]) -> list[object]:
 def _head_cells(entry: dict[str, Any] | None) -> list[object]:
     if entry is None:
         return ["", "", ""]
-    return [entry["label"], f"{entry['topk'][0][1]:.6f}", _truth(entry["sure"])]
-
-
-def _truth(value: bool | None) -> str:
-    return "" if value is None else str(int(value))
-
-
-def _json_line(answer: dict[str, Any]) -> str:
-    return json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n"
+    sure = "" if entry["sure"] is None else str(int(entry["sure"]))
+    return [entry["label"], f"{entry['topk'][0][1]:.6f}", sure]
 
 
 def _count_statuses(table: Path, is_csv: bool) -> Counter[str]:

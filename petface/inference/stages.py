@@ -15,8 +15,7 @@ from petface.calibration import conformal_set
 from petface.data import images
 from petface.data.images import ImageSource, Preprocessing
 from petface.inference.loading import ComputeOptions, Stage, load_stage
-from petface.models.checkpoints import HeadCalibration
-from petface.models.network import NOT_FINITE, NonFiniteError, tempered
+from petface.models.network import NOT_FINITE, Answerer, NonFiniteError, tempered
 
 UNSURE = "unsure"
 
@@ -95,21 +94,18 @@ class Stage1Model:
 
     def predict(self, image: ImageSource, topk: int = 5) -> Stage1Prediction:
         """Predict the species of a path, bytes, PIL image or array, with at most `topk` classes."""
-        probabilities = self.probabilities([Photo(images.decode(image))])
-        if bool(torch.isnan(probabilities).any()):
-            raise NonFiniteError(NOT_FINITE)
-        return self.describe(probabilities[0], topk)
+        (species,) = _probabilities_of(self.network, image)
+        return self.describe(species, topk)
 
     def probabilities(self, photos: Sequence[Photo]) -> Tensor:
         """Return (B, K) probabilities, NaN where not finite."""
-        outputs = self.network.answer_pixels(_stack(photos, self.network.preprocessing))
-        return tempered(outputs, self.network.temperatures)[0]
+        return _probabilities(self.network, photos)[0]
 
     def describe(self, probabilities: Tensor, topk: int) -> Stage1Prediction:
         """Put (K,) probabilities into words."""
         best = _best(probabilities, self.classes, topk)
-        is_sure = _is_sure(self.stage.calibration.get("species"), best)
-        return Stage1Prediction(best[0][0], best, is_sure)
+        fitted = self.stage.calibration.get("species")
+        return Stage1Prediction(best[0][0], best, fitted.is_sure(best[0][1]) if fitted else None)
 
 
 class Stage2Model:
@@ -140,15 +136,11 @@ class Stage2Model:
 
     def predict(self, image: ImageSource, topk_per_head: int = 3) -> dict[str, HeadPrediction]:
         """Predict every head for a path, bytes, PIL image or array."""
-        heads = self.probabilities([Photo(images.decode(image))])
-        if any(bool(torch.isnan(head).any()) for head in heads):
-            raise NonFiniteError(NOT_FINITE)
-        return self.describe([head[0] for head in heads], topk_per_head)
+        return self.describe(_probabilities_of(self.network, image), topk_per_head)
 
     def probabilities(self, photos: Sequence[Photo]) -> tuple[Tensor, ...]:
         """Return (B, K) probabilities per head, NaN where not finite."""
-        outputs = self.network.answer_pixels(_stack(photos, self.network.preprocessing))
-        return tempered(outputs, self.network.temperatures)
+        return _probabilities(self.network, photos)
 
     def describe(self, probabilities: Sequence[Tensor], topk: int) -> dict[str, HeadPrediction]:
         """Put (K,) probabilities per head into words."""
@@ -156,31 +148,27 @@ class Stage2Model:
         for head, p in zip(self.heads, probabilities, strict=True):
             names, fitted = self.vocabularies[head], self.stage.calibration.get(head)
             best = _best(p, names, topk)
-            predictions[head] = HeadPrediction(
-                best[0][0],
-                best,
-                self.vocabulary_sources[head],
-                _is_sure(fitted, best),
-                _may_be(p, names, fitted) if head == "breed" else None,
-            )
+            may_be = None
+            if head == "breed" and fitted and fitted.conformal_quantile is not None:
+                (chosen,) = conformal_set(p[None].numpy(), fitted.conformal_quantile)
+                may_be = [names[k] for k in p.argsort(descending=True).tolist() if chosen[k]]
+            sure = fitted.is_sure(best[0][1]) if fitted else None
+            source = self.vocabulary_sources[head]
+            predictions[head] = HeadPrediction(best[0][0], best, source, sure, may_be)
         return predictions
 
 
-def _stack(photos: Sequence[Photo], rule: Preprocessing) -> Tensor:
-    return torch.from_numpy(np.stack([photo.at(rule) for photo in photos]))
+def _probabilities(network: Answerer, photos: Sequence[Photo]) -> tuple[Tensor, ...]:
+    pixels = np.stack([photo.at(network.preprocessing) for photo in photos])
+    return tempered(network.answer_pixels(torch.from_numpy(pixels)), network.temperatures)
 
 
-def _is_sure(fitted: HeadCalibration | None, best: list[tuple[str, float]]) -> bool | None:
-    return None if fitted is None else fitted.is_sure(best[0][1])
-
-
-def _may_be(
-    probabilities: Tensor, names: tuple[str, ...], fitted: HeadCalibration | None
-) -> list[str] | None:
-    if fitted is None or fitted.conformal_quantile is None:
-        return None
-    chosen = conformal_set(probabilities[None].numpy(), fitted.conformal_quantile)[0]
-    return [names[k] for k in probabilities.argsort(descending=True).tolist() if chosen[k]]
+def _probabilities_of(network: Answerer, image: ImageSource) -> list[Tensor]:
+    """Return (K,) per head for one image; `NonFiniteError` where not finite."""
+    heads = [head[0] for head in _probabilities(network, [Photo(images.decode(image))])]
+    if any(bool(torch.isnan(head).any()) for head in heads):
+        raise NonFiniteError(NOT_FINITE)
+    return heads
 
 
 def _best(probabilities: Tensor, names: tuple[str, ...], topk: int) -> list[tuple[str, float]]:

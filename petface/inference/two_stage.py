@@ -91,16 +91,11 @@ class TwoStageInference:
         if not photos:
             return []
         probabilities = self.stage1.probabilities(photos) if stage1 is None else stage1
-        answers: list[dict[str, Any]] = []
+        answers = [self._species_answer(row, topk) for row in probabilities]
         of_species: dict[str, list[int]] = {}
-        for place, row in enumerate(probabilities):
-            answers.append({"image": None, "status": "ok", "species": None, "attributes": {}})
-            if bool(torch.isnan(row).any()):
-                answers[-1] |= {"status": "non_finite", "message": NOT_FINITE}
-                continue
-            species = self.stage1.describe(row, topk)
-            answers[-1]["species"] = lay_out(species)
-            of_species.setdefault(species.label, []).append(place)
+        for place, answer in enumerate(answers):
+            if answer["species"] is not None:
+                of_species.setdefault(answer["species"]["label"], []).append(place)
         for name, places in of_species.items():
             specialist = self.specialist(name)
             if specialist is None:
@@ -112,6 +107,12 @@ class TwoStageInference:
                 answers[place] |= _attributes(specialist, [head[number] for head in heads], topk)
         return answers
 
+    def _species_answer(self, probabilities: Tensor, topk: int) -> dict[str, Any]:
+        """Return the answer to (K,) of stage 1, still without attributes."""
+        if bool(torch.isnan(probabilities).any()):
+            return _no_answer("non_finite", NOT_FINITE)
+        return {**_no_answer("ok"), "species": lay_out(self.stage1.describe(probabilities, topk))}
+
     def fuse(
         self, photos: Sequence[Photo], topk: int = 3, stage1: Tensor | None = None
     ) -> dict[str, Any]:
@@ -120,15 +121,14 @@ class TwoStageInference:
         Laid out as `infer` does, with `num_photos` that had a finite answer. `sure` was
         fitted on single photos.
         """
-        fused: dict[str, Any] = {"status": "ok", "species": None, "attributes": {}}
         probabilities = self.stage1.probabilities(photos) if stage1 is None else stage1
         finite = [n for n, row in enumerate(probabilities) if not bool(torch.isnan(row).any())]
+        fused = self._species_answer(probabilities[finite].mean(dim=0), topk)  # of none it is NaN
+        del fused["image"]
         fused["num_photos"] = len(finite)
         if not finite:
-            return {**fused, "status": "non_finite", "message": NOT_FINITE}
-        species = self.stage1.describe(probabilities[finite].mean(dim=0), topk)
-        fused["species"] = lay_out(species)
-        specialist = self.specialist(species.label)
+            return fused
+        specialist = self.specialist(fused["species"]["label"])
         if specialist is None:
             return {**fused, "status": "no_specialist"}
         heads = specialist.probabilities([photos[n] for n in finite])
@@ -218,17 +218,16 @@ class TwoStageInference:
     def describe(self) -> dict[str, Any]:
         """Describe the models, ready for JSON; loads all of them. Folders are left out."""
         loaded = self.load_all()
-        stage1 = _without_folder(describe_model(self.stage1.path, None))
-        specialists = {
-            species: _without_folder(describe_model(model.path, species))
-            for species, model in loaded.items()
-        }
+
+        def described(path: Path, species: str | None) -> dict[str, Any]:
+            return {**describe_model(path, species), "path": path.name}
+
         return {
             "engine": TORCH if self.can_explain else ONNX,
             "precision": str(getattr(self.stage1.network, "precision", "")),
             "can_explain": self.can_explain,
-            "stage1": stage1,
-            "specialists": specialists,
+            "stage1": described(self.stage1.path, None),
+            "specialists": {name: described(model.path, name) for name, model in loaded.items()},
             "no_specialist": [name for name in self.stage1.classes if name not in loaded],
         }
 
@@ -250,13 +249,12 @@ def readable(answer: dict[str, Any]) -> str:
 
 def refusal(error: ImageError) -> dict[str, Any]:
     """Return the answer where there is no photo."""
-    return {
-        "image": None,
-        "status": error.reason,
-        "species": None,
-        "attributes": {},
-        "message": str(error),
-    }
+    return _no_answer(error.reason, str(error))
+
+
+def _no_answer(status: str, message: str = "") -> dict[str, Any]:
+    answer: dict[str, Any] = {"image": None, "status": status, "species": None, "attributes": {}}
+    return {**answer, "message": message} if message else answer
 
 
 def _attributes(
@@ -273,7 +271,3 @@ def _known(what: str, name: str, names: Collection[str]) -> None:
     if name not in names:
         shown = ", ".join(list(names)[:20])
         raise UserError(f"unknown {what} {name!r}; known: {shown}")
-
-
-def _without_folder(model: dict[str, Any]) -> dict[str, Any]:
-    return {**model, "path": Path(model["path"]).name}

@@ -39,7 +39,8 @@ class AveragedViews:
 
     def answer_pixels(self, pixels: Tensor) -> Outputs:
         """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
-        return _mean([self.network.answer_pixels(view) for view in views_of(pixels, self.views)])
+        answers = [self.network.answer_pixels(view) for view in views_of(pixels, self.views)]
+        return tuple(torch.stack(heads).mean(dim=0) for heads in zip(*answers, strict=True))
 
 
 def views_of(pixels: Tensor, views: Views) -> list[Tensor]:
@@ -62,7 +63,3 @@ def _enlarged(pixels: Tensor, height: int, width: int) -> Tensor:
     x = pixels.permute(0, 3, 1, 2).float()
     x = functional.interpolate(x, (height, width), mode="bilinear", align_corners=False)
     return x.round().to(torch.uint8).permute(0, 2, 3, 1)
-
-
-def _mean(answers: list[Outputs]) -> Outputs:
-    return tuple(torch.stack(heads).mean(dim=0) for heads in zip(*answers, strict=True))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from petface import files
 from petface.errors import UserError
 from petface.evaluation.details import (
     DETAILS,
@@ -17,11 +18,11 @@ from petface.evaluation.details import (
     MODELS,
     NOT_A_CLASS,
     PER_IMAGE,
-    PER_IMAGE_COLUMNS,
     class_numbers,
     describe_answers,
     read_evaluation,
 )
+from tests.evaluation.made_evaluation import CLASSES, SPECIES, Photo, fitted
 
 
 @pytest.mark.parametrize("num_classes", [2, 5, 8])
@@ -73,38 +74,36 @@ def test_labels_become_numbers() -> None:
     assert found.tolist() == [1, -1, 0, NOT_A_CLASS]
 
 
-def make_evaluation(folder: Path, num: int = 3) -> None:
-    row = dict.fromkeys(PER_IMAGE_COLUMNS, "") | {"species": "cat", "record": "000007"}
-    rows = [row | {"image": f"cat/000007/=é\n{n}.png"} for n in range(num)]
-    files.write_csv(folder / PER_IMAGE, PER_IMAGE_COLUMNS, [r.values() for r in rows])
-    np.save(folder / DETAILS_FILE, np.zeros(num, DETAILS))
-    heads = {"breed": ["Persian", "Manx"]}
-    models = {
-        "stage1": {"heads": {"species": ["cat", "dog"]}, "calibration": {}},
-        "specialists": {"cat": {"heads": heads, "calibration": {"breed": {"temperature": 1.5}}}},
-    }
-    files.write_json(folder / MODELS, models)
+def test_an_evaluation_is_read_back(folder: Path, photos: list[Photo]) -> None:
+    found = read_evaluation(folder)
+    assert len(found.rows) == len(found.details) == len(photos)
+    assert found.details.dtype.names == HEADS
+    assert list(found.rows["record"]) == [photo["record"] for photo in photos]  # 000007, not 7
+    assert found.class_names("species", "dog") == SPECIES
+    assert found.class_names("breed", "dog") == CLASSES["dog"]["breed"]
+    assert found.class_names("breed", "'ibex") == found.class_names("gender", "dog") == []
+    assert found.fitted("breed", "cat") == fitted("breed", "cat")
+    assert found.fitted("color2", "ünicorn") == found.fitted("breed", "'ibex") == {}
 
 
-def test_an_evaluation_is_read_back(tmp_path: Path) -> None:
-    make_evaluation(tmp_path)
-    found = read_evaluation(tmp_path)
-    assert len(found.rows) == len(found.details) == 3 and found.details.dtype.names == HEADS
-    assert found.class_names("species", "dog") == ["cat", "dog"]
-    assert found.class_names("breed", "cat") == ["Persian", "Manx"]
-    assert found.class_names("breed", "dog") == found.class_names("gender", "cat") == []
-    assert found.fitted("breed", "cat") == {"temperature": 1.5}
-    assert found.fitted("species", "cat") == found.fitted("breed", "dog") == {}
-    assert found.image_names(np.array([2, 0])) == ["cat/000007/=é\n2.png", "cat/000007/=é\n0.png"]
+def test_images_are_named_as_they_are_called_not_as_their_cells_are(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    rows = pd.read_csv(folder / PER_IMAGE, dtype=str, keep_default_na=False)
+    rows["image"] = [f"'=é\n{n}.png" for n in range(len(rows))]
+    rows.to_csv(tmp_path / PER_IMAGE, index=False)
+    found = read_evaluation(tmp_path).image_names(np.array([2, 0]))
+    assert found == ["=é\n2.png", "=é\n0.png"]
 
 
-def test_missing_or_foreign_files_are_named(tmp_path: Path) -> None:
+def test_missing_or_foreign_files_are_named(folder: Path, tmp_path: Path) -> None:
     for name in (PER_IMAGE, DETAILS_FILE, MODELS):
-        make_evaluation(tmp_path)
+        shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
         (tmp_path / name).unlink()
         with pytest.raises(UserError, match=rf"holds no {name}; run: .*evaluate"):
             read_evaluation(tmp_path)
-    make_evaluation(tmp_path)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     np.save(tmp_path / DETAILS_FILE, np.zeros(4, DETAILS))
     with pytest.raises(UserError, match="does not belong to the table"):
         read_evaluation(tmp_path)

@@ -13,9 +13,10 @@ from PIL import Image
 from petface.data.dataset import load_dataset
 from petface.data.splits import SPLITS
 from petface.evaluation.details import DETAILS, HEADS, PER_IMAGE_COLUMNS, empty_details
-from petface.evaluation.rows import STATUSES, SpeciesLines
+from petface.evaluation.rows import STATUSES, SpeciesRows
 from petface.evaluation.run import plan_slices
 from petface.files import csv_line, safe_cell
+from petface.inference.loading import Stage
 
 CSV = """Name,Breed,Color1,Gender
 000000,"=SUM(A1), or so",White,Female
@@ -67,7 +68,7 @@ def cell_by_cell(dataset, names, part, status, details) -> str:
 
 
 @pytest.mark.parametrize("heads", [(), ("breed", "gender"), ("breed", "color2", "gender")])
-def test_lines_equal_rows_built_cell_by_cell(dataset, heads) -> None:
+def test_lines_equal_rows_built_cell_by_cell(dataset, heads, tmp_path) -> None:
     names = {"species": ("dog, odd", "cat")} | dict.fromkeys(
         heads, ("Manx", "NA", "=SUM(A1), or so", "Female", "Male")
     )
@@ -81,7 +82,11 @@ def test_lines_equal_rows_built_cell_by_cell(dataset, heads) -> None:
             p = np.where(details[head]["top"][:, 0] < 0, np.nan, draw.random(len(part)))
             details[head]["top_prob"][:, 0] = p
     status = draw.integers(0, len(STATUSES), len(part))
-    lines = SpeciesLines(dataset, "cat", names)
+    stage1, specialist = (
+        Stage(tmp_path, None, None, {head: names[head] for head in own}, {}, {})
+        for own in (["species"], heads)
+    )
+    lines = SpeciesRows(dataset, "cat", stage1, specialist if heads else None)
     for cut in (part, part[:1], part[3:9], part[-1:]):
         which = cut - part[0]
         found = lines.lay_out(cut, status[which], details[which])

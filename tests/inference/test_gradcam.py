@@ -94,6 +94,10 @@ def photos(num, side, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (num, side, side, 3), dtype=np.uint8)
 
 
+def gradcam_of(network, photo, head, wanted):
+    return gradcam.gradcams(network, torch.from_numpy(photo)[None], head, np.array([wanted]))[0]
+
+
 def compare(network, layer, side, num_classes, head=0):
     pixels = photos(3, side)
     classes = np.array([0, num_classes - 1, 0])
@@ -102,7 +106,7 @@ def compare(network, layer, side, num_classes, head=0):
     for photo, wanted, cam in zip(pixels, classes, found, strict=True):
         expected = reference(network, layer, photo, head, int(wanted))
         np.testing.assert_allclose(cam, expected, atol=2e-4)
-        one = gradcam.gradcam(network, photo, head, int(wanted))
+        one = gradcam_of(network, photo, head, int(wanted))
         np.testing.assert_allclose(one, expected, atol=2e-4)
     assert found.max() == pytest.approx(1.0) and found.std() > 0
 
@@ -154,10 +158,10 @@ def test_each_head_of_a_specialist_has_its_own_map():
 def test_maps_follow_what_the_network_sees():
     network = network_of(Corner(), 16)
     photo = np.full((16, 16, 3), 200, np.uint8)
-    cam = gradcam.gradcam(network, photo, 0, 0)
+    cam = gradcam_of(network, photo, 0, 0)
     assert cam[:5, :5].min() == pytest.approx(1.0)
     assert not cam[8:].any() and not cam[:, 8:].any()
-    assert not gradcam.gradcam(network, photo, 0, 1).any()  # nothing speaks for darkness
+    assert not gradcam_of(network, photo, 0, 1).any()  # nothing speaks for darkness
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -187,9 +191,9 @@ def test_it_leaves_the_network_as_it_was_and_works_in_inference_mode():
     network = network_of(model, 16)
     photo = photos(1, 16)[0]
     before = network.answer(photo)[0]
-    first = gradcam.gradcam(network, photo, 0, 1)
+    first = gradcam_of(network, photo, 0, 1)
     with torch.inference_mode():
-        second = gradcam.gradcam(network, photo, 0, 1)
+        second = gradcam_of(network, photo, 0, 1)
     np.testing.assert_array_equal(first, second)
     assert torch.equal(before, network.answer(photo)[0])
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -53,12 +53,6 @@ def test_logits_are_the_mean_over_the_views(views):
     assert (found - network.answer_pixels(PIXELS)[0]).abs().max() > 1e-4
 
 
-def test_a_mirrored_photo_gets_the_same_answer_with_flip():
-    network = AveragedViews(network_of(), "flip")
-    (one,), (other,) = network.answer_pixels(PIXELS), network.answer_pixels(PIXELS.flip(2))
-    torch.testing.assert_close(one, other)
-
-
 def test_what_is_around_the_network_is_the_networks():
     network = AveragedViews(network_of(), "flip")
     assert network.temperatures == (2.0,) and network.preprocessing == Preprocessing(32)
