@@ -163,16 +163,14 @@ def _judge(
 ) -> dict[str, Any]:
     """Compare int8 with float32; it is "kept" where every head agrees often enough, or by force."""
     found = differences(answered, exact, list(photos.labels))
-    equal = {head: figures["equal"] for head, figures in found.items()}
+    equal = {head: one["equal"] for head, one in found.items()}
     agrees = may_judge and min(equal.values()) >= options.int8_agreement
     return {
         "kept": agrees or options.force_int8,
         "forced": options.force_int8 and not agrees,
         "wanted_agreement": options.int8_agreement,
         "agreement": equal,
-        "max_logit_difference": {
-            h: figures["max_logit_difference"] for h, figures in found.items()
-        },
+        "max_logit_difference": {h: one["max_logit_difference"] for h, one in found.items()},
         "num_photos": len(photos),
         "accuracy": {
             "fp32": accuracies(exact, photos.labels),

@@ -53,18 +53,14 @@ class TwoStageInference:
     def specialist(self, species: str) -> Stage2Model | None:
         """Return the specialist of `species`, None where there is none."""
         if species not in self._specialists:
-            path = find_specialist(species, self.stage2_folder)
-            self._specialists[species] = None
-            if path is not None:
-                self._specialists[species] = Stage2Model.load_for_species(
-                    species, path, options=self.options
-                )
+            path, load = find_specialist(species, self.stage2_folder), Stage2Model.load_for_species
+            model = load(species, path, options=self.options) if path else None
+            self._specialists[species] = model
         return self._specialists[species]
 
     def load_all(self) -> dict[str, Stage2Model]:
         """Load every specialist there is now, as a server does, so that photos can be small."""
-        found = {species: self.specialist(species) for species in self.stage1.classes}
-        loaded = {species: model for species, model in found.items() if model is not None}
+        loaded = {name: found for name in self.stage1.classes if (found := self.specialist(name))}
         networks = [self.stage1.network, *(model.network for model in loaded.values())]
         self.rules = [network.preprocessing for network in networks]
         return loaded
@@ -98,11 +94,8 @@ class TwoStageInference:
                 of_species.setdefault(answer["species"]["label"], []).append(place)
         for name, places in of_species.items():
             specialist = self.specialist(name)
-            if specialist is None:
-                for place in places:
-                    answers[place]["status"] = "no_specialist"
-                continue
-            heads = specialist.probabilities([photos[place] for place in places])
+            own = [photos[place] for place in places]
+            heads = specialist.probabilities(own) if specialist else ()
             for number, place in enumerate(places):
                 answers[place] |= _attributes(specialist, [head[number] for head in heads], topk)
         return answers
@@ -129,9 +122,7 @@ class TwoStageInference:
         if not finite:
             return fused
         specialist = self.specialist(fused["species"]["label"])
-        if specialist is None:
-            return {**fused, "status": "no_specialist"}
-        heads = specialist.probabilities([photos[n] for n in finite])
+        heads = specialist.probabilities([photos[n] for n in finite]) if specialist else ()
         return fused | _attributes(specialist, [head.nanmean(dim=0) for head in heads], topk)
 
     def infer(self, image_path: ImageSource, topk: int = 3) -> dict[str, Any]:
@@ -258,9 +249,11 @@ def _no_answer(status: str, message: str = "") -> dict[str, Any]:
 
 
 def _attributes(
-    specialist: Stage2Model, probabilities: Sequence[Tensor], topk: int
+    specialist: Stage2Model | None, probabilities: Sequence[Tensor], topk: int
 ) -> dict[str, Any]:
     """Return the entries of an answer that its specialist changes."""
+    if specialist is None:
+        return {"status": "no_specialist"}
     if any(bool(torch.isnan(head).any()) for head in probabilities):
         return {"status": "non_finite", "message": NOT_FINITE}
     heads = specialist.describe(probabilities, topk)
