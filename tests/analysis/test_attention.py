@@ -9,7 +9,7 @@ from PIL import Image
 from petface.analysis import attention
 from petface.data.catalog import listed_files
 from petface.inference import gradcam
-from tests.inference.test_gradcam import Tiny, network_of, photos
+from tests.inference.test_gradcam import Tiny, gradcam_of, network_of, photos
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +44,14 @@ def test_maps_of_readable_photos_and_the_share_of_their_border(network, catalog,
     assert found.layers == {(layer, cells)}
     rings = []
     for k in (0, 4, 5):
-        cam = gradcam.gradcam(network, photos(6, 16)[k], 0, classes.index(labels[k]), layer)
+        cam = gradcam_of(network, photos(6, 16)[k], 0, classes.index(labels[k]), layer)
         rings += [1 - cam[2:-2, 2:-2].sum() / cam.sum()] if cam.any() else []
     summary = found.summary()
     assert summary["num"] == 3 and summary["border_energy_frac"] == pytest.approx(np.mean(rings))
     assert summary["border_area_frac"] == pytest.approx(1 - 12 * 12 / 256)
     assert set(found.pictures) == {1, 2}
     photo = photos(6, 16)[1]
-    answer, truth = (gradcam.gradcam(network, photo, 0, number, layer) for number in (2, 1))
+    answer, truth = (gradcam_of(network, photo, 0, number, layer) for number in (2, 1))
     expected = [photo, gradcam.overlay(photo, answer), gradcam.overlay(photo, truth)]
     for picture, wanted in zip(found.pictures[1], expected, strict=True):
         np.testing.assert_allclose(picture, wanted, atol=1)

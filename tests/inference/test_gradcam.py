@@ -94,8 +94,9 @@ def photos(num, side, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (num, side, side, 3), dtype=np.uint8)
 
 
-def gradcam_of(network, photo, head, wanted):
-    return gradcam.gradcams(network, torch.from_numpy(photo)[None], head, np.array([wanted]))[0]
+def gradcam_of(network, photo, head, wanted, layer=gradcam.LAST):
+    batch = torch.from_numpy(photo)[None]
+    return gradcam.gradcams(network, batch, head, np.array([wanted]), layer)[0]
 
 
 def compare(network, layer, side, num_classes, head=0):
