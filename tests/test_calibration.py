@@ -14,6 +14,7 @@ import sklearn.metrics
 
 from petface.calibration import (
     MIN_ROWS_FOR_TEMPERATURE,
+    HeadCalibration,
     brier,
     calibrate_head,
     calibrate_heads,
@@ -273,6 +274,14 @@ def test_conformal_sets_hold_the_truth_as_often_as_promised() -> None:
 
 
 # --- A head ---
+
+
+@pytest.mark.parametrize(
+    ("threshold", "probability", "expected"),
+    [(0.8, np.float32(0.8), True), (0.8, 0.79, False), (0.0, 0.1, True), (None, 1.0, False)],
+)
+def test_an_answer_is_sure_from_the_threshold_on(threshold, probability, expected) -> None:
+    assert HeadCalibration(1.0, threshold, None).is_sure(probability) == expected
 
 
 def test_a_head_is_fitted_on_one_part_and_measured_on_another() -> None:

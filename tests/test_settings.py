@@ -358,6 +358,7 @@ def test_flags(module: ModuleType, argv: list[str], name: str, value: Any) -> No
         (["--lr"], "--lr needs a value"),
         (["--lr", "--seed", "1"], "--lr needs a value"),
         (["--config"], "--config needs a value"),
+        (["--config", "a.toml", "word"], "unexpected 'word'"),
         (["--use-amp=yes"], "--use-amp must be true or false, not 'yes'"),
         (["--no-use-amp=true"], "--no-use-amp takes no value"),
         (["--note", "\udcff"], "--note must be text"),
