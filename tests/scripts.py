@@ -56,6 +56,11 @@ class Result:
     out: str
     err: str
 
+    def checked(self) -> Result:
+        """Return it, after checking that it ended well."""
+        assert self.code == 0, self.err
+        return self
+
     def figures(self) -> dict[str, str]:
         """Read the `key: value` block that ends the output."""
         block = {}

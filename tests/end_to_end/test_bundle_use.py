@@ -19,8 +19,7 @@ def bundle(tree, model_flags, module_folder) -> Path:
     """What `python -m tools.export` makes of the trained tiny networks."""
     out = module_folder / "bundle"
     flags = [*tree.flags, *model_flags[:4], "--out", out]
-    done = scripts.run_fresh("tools/export.py", flags)
-    assert done.code == 0, done.err
+    done = scripts.run_fresh("tools/export.py", flags).checked()
     assert "no specialist in" in done.out and "yak" in done.out
     listed = json.loads((out / "bundle.json").read_text())
     models = ["stage1", *(f"stage2/{name}" for name in listed["specialists"])]
@@ -74,8 +73,7 @@ def test_the_evaluation_of_a_bundle_is_that_of_its_checkpoints(
 ):
     flags = [*evaluation_flags, "--precision", "auto", "--stage1-checkpoint", bundle]
     flags += ["--out-dir", tmp_path / "evaluation"]
-    done = script("inference_engine.py", flags)
-    assert done.code == 0, done.err
+    done = script("inference_engine.py", flags).checked()
     folders = evaluation_run.folder, tmp_path / "evaluation"
     tables = [naive.rows_of(folder / "petface_eval_per_image.csv") for folder in folders]
     for one, other in zip(*tables, strict=True):

@@ -219,16 +219,9 @@ def evaluate(script, evaluation_flags):
     )
 
 
-def test_a_second_run_into_another_folder_writes_the_same_bytes(out, evaluate, tmp_path):
-    done = evaluate(tmp_path / "second")
-    assert done.code == 0, done.err
-    assert_same(out, tmp_path / "second")
-
-
 @pytest.mark.slow  # two processes per species are started and ended
 def test_worker_processes_write_the_same_bytes(out, evaluate, tmp_path):
-    done = evaluate(tmp_path / "helped", None, "--num-workers", 2)
-    assert done.code == 0, done.err
+    evaluate(tmp_path / "helped", None, "--num-workers", 2).checked()
     assert_same(out, tmp_path / "helped")
 
 
@@ -253,8 +246,7 @@ def test_kills_at_any_row_change_no_byte(out, evaluate, tmp_path):
         "each run went on where the last ended"
     )
     assert sizes[-1] == (out / FILES[0]).stat().st_size
-    done = evaluate(target)
-    assert done.code == 0, done.err
+    done = evaluate(target).checked()
     assert_same(out, target)
 
 
@@ -273,8 +265,7 @@ def test_a_finished_evaluation_is_not_overwritten_without_force(out, evaluate, t
     refused = evaluate(tmp_path / "done")
     assert refused.code == 1 and "finished table" in refused.err and "--force" in refused.err
     assert_same(out, tmp_path / "done")
-    forced = evaluate(tmp_path / "done", None, "--force")
-    assert forced.code == 0, forced.err
+    evaluate(tmp_path / "done", None, "--force").checked()
     assert_same(out, tmp_path / "done")
 
 
@@ -287,8 +278,7 @@ def test_a_photo_that_breaks_in_between_changes_its_own_row_alone(
     (broken.images / victim).write_bytes(b"<html>not found</html>")
     flags = [f for f in evaluation_flags if f not in (tree.images, tree.annotations)]
     flags = [f for f in flags if f not in ("--images-root", "--annotations-root")]
-    done = script(scripts.INFERENCE, [*flags, *broken.flags, "--out-dir", tmp_path / "out"])
-    assert done.code == 0, done.err
+    script(scripts.INFERENCE, [*flags, *broken.flags, "--out-dir", tmp_path / "out"]).checked()
     for before, now in zip(rows, naive.rows_of(tmp_path / "out" / FILES[0]), strict=True):
         if now["image"] == victim:
             assert now["status"] == "unreadable" and now["species_pred"] == ""

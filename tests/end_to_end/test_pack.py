@@ -22,11 +22,9 @@ def pack(tree, tmp_path_factory):
         PACK_TOOL, flags, folder, scripts.KillBeforeCall("petface.data.pack", "_append", 3)
     )
     assert killed.code == -9 and not path.exists()
-    done = scripts.run_forked(PACK_TOOL, flags, folder)
-    assert done.code == 0, done.err
+    done = scripts.run_forked(PACK_TOOL, flags, folder).checked()
     assert done.figures()["unreadable"] == "3"
-    checked = scripts.run_forked(PACK_TOOL, [*flags, "--check"], folder)
-    assert checked.code == 0, checked.err
+    scripts.run_forked(PACK_TOOL, [*flags, "--check"], folder).checked()
     again = scripts.run_forked(PACK_TOOL, flags, folder)
     assert again.code == 1 and "there already" in again.err
     assert sorted(p.name for p in folder.iterdir()) == ["stderr.txt", "stdout.txt", "tiny.bin"]
@@ -35,15 +33,13 @@ def pack(tree, tmp_path_factory):
 
 def test_stage_1_learns_the_same(tree, stage1_run, pack, script, tmp_path):
     flags = [*tree.flags, *TINY_STAGE1, "--runs-root", tmp_path, "--run-name", "packed"]
-    done = script(scripts.STAGE1, [*flags, "--pack", pack])
-    assert done.code == 0, done.err
+    script(scripts.STAGE1, [*flags, "--pack", pack]).checked()
     assert_same(stage1_run.folder, tmp_path / "packed")
 
 
 def test_a_specialist_learns_the_same(stage2_run, stage2_flags, pack, script, tmp_path):
     flags = [*stage2_flags, "--runs-root", tmp_path, "--run-name", "packed", "--species", "cat"]
-    done = script(scripts.STAGE2, [*flags, "--pack", pack])
-    assert done.code == 0, done.err
+    script(scripts.STAGE2, [*flags, "--pack", pack]).checked()
     assert_same(stage2_run.folder / "cat", tmp_path / "packed" / "cat")
 
 
@@ -51,6 +47,5 @@ def test_the_evaluation_writes_the_same_bytes(
     evaluation_run, evaluation_flags, pack, script, tmp_path
 ):
     out = tmp_path / "packed"
-    done = script(scripts.INFERENCE, [*evaluation_flags, "--out-dir", out, "--pack", pack])
-    assert done.code == 0, done.err
+    script(scripts.INFERENCE, [*evaluation_flags, "--out-dir", out, "--pack", pack]).checked()
     assert_same(evaluation_run.folder, out)

@@ -29,8 +29,7 @@ def tables(tree, model_flags, tmp_path_factory) -> tuple[Path, Path]:
     for path in paths:
         done = scripts.run_fresh(
             scripts.INFERENCE, ["predict", tree.images, *model_flags, "--out", path, "--topk", 2]
-        )
-        assert done.code == 0, done.err
+        ).checked()
     assert done.figures()["unreadable"] == "2" and done.figures()["too_large"] == "1"
     return paths
 
@@ -95,8 +94,7 @@ def test_a_killed_table_goes_on_and_is_the_same(tree, model_flags, script, tmp_p
     assert not killed.exists()
     other = script("inference_engine.py", [*arguments, killed, "--topk", 1], SMALL_SLICES)
     assert other.code == 1 and "begun with other checkpoints, data or settings" in other.err
-    done = script("inference_engine.py", [*arguments, killed], SMALL_SLICES)
-    assert done.code == 0, done.err
+    done = script("inference_engine.py", [*arguments, killed], SMALL_SLICES).checked()
     assert killed.read_bytes() == straight.read_bytes()
     assert done.figures()["unreadable"] == "2"  # over the whole table, not the second start's part
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("killed")) == [

@@ -200,6 +200,5 @@ def test_an_evaluation_by_several_processes_is_that_of_one(
     assert_same(evaluation_run.folder, tmp_path / "broken")
 
     assert run("alone", kills) == [-9, -9]
-    last = script(scripts.INFERENCE, [*evaluation_flags, "--out-dir", tmp_path / "alone"])
-    assert last.code == 0, last.err
+    script(scripts.INFERENCE, [*evaluation_flags, "--out-dir", tmp_path / "alone"]).checked()
     assert_same(evaluation_run.folder, tmp_path / "alone")

@@ -65,8 +65,7 @@ def test_stage_1_stopped_and_killed_six_times_equals_the_straight_run(stage1, st
     assert "calibration" in torch.load(folder / "best.pt", weights_only=True)
     assert not (folder / "final.json").exists()
 
-    done = stage1()
-    assert done.code == 0, done.err
+    done = stage1().checked()
     assert_same(stage1_run.folder, folder)
     assert done.figures()["test_accuracy"] == stage1_run.result.figures()["test_accuracy"]
 
@@ -77,8 +76,7 @@ def test_phases_of_stage_1_stopped_and_killed_equal_the_straight_run(script, tre
     flags = [*tree.flags, *TINY_STAGE1, "--phase-stages", "heads", "layer4", "--epochs", 2]
     flags += ["--lr", 1e-2, 1e-3, "--patience", 0, "--ema-decay", 0.9, "--schedule", "constant"]
     flags += ["--select-by", "loss"]
-    straight = script(scripts.STAGE1, [*flags, "--runs-root", tmp_path, "--run-name", "straight"])
-    assert straight.code == 0, straight.err
+    script(scripts.STAGE1, [*flags, "--runs-root", tmp_path, "--run-name", "straight"]).checked()
     rows = rows_of(tmp_path / "straight/metrics.csv")
     assert [(row["phase"], row["learning_rate"]) for row in rows] == [
         ("1", "0.01"), ("1", "0.01"), ("2", "0.001"), ("2", "0.001"),
@@ -122,8 +120,7 @@ def test_stage_2_stopped_and_killed_equals_the_straight_run(
     done = stage2(scripts.SignalAtStep(2, signal.SIGTERM))
     assert done.code == 143 and "resuming at epoch 3, step 0 (phase 2 of 2)" in done.out
 
-    done = stage2()
-    assert done.code == 0, done.err
+    done = stage2().checked()
     assert_same(stage2_run.folder / "cat", folder)
 
 
@@ -136,8 +133,7 @@ def test_all_specialists_go_on_after_a_kill_in_the_second(
     assert script(scripts.STAGE2, flags, hook).code == -9
     assert (broken / "cat/final.json").exists() and not (broken / "chimp/final.json").exists()
     cat = (broken / "cat/cat_best.pt").stat().st_mtime_ns
-    done = script(scripts.STAGE2, flags)
-    assert done.code == 0, done.err
+    done = script(scripts.STAGE2, flags).checked()
     assert "cat: finished before, left alone" in done.out
     assert (broken / "cat/cat_best.pt").stat().st_mtime_ns == cat
     for species in ("cat", "chimp", "dog"):

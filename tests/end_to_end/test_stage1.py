@@ -37,16 +37,19 @@ def history(stage1_run):
     return pandas.read_csv(stage1_run.folder / "metrics.csv")
 
 
-def answers(checkpoint, tree, part):
-    """(true, predicted) class of every readable photo of a part, one by one."""
+def logits_of(checkpoint, tree, part):
+    """True class and logits of every readable photo of a part, one by one."""
     model, split = naive.species_network(checkpoint), naive.splits(tree.root)
-    pairs = []
     for name in naive.photos(tree.images):
         species, record, _ = name.split("/")
         if split[species, record] == part and name not in (TRUNCATED, BOMB, EMPTY):
-            logits = naive.logits(model, naive.pixels(tree.images / name, 32))
-            pairs.append((CLASSES.index(species), int(logits.argmax())))
-    return np.array(pairs)
+            pixels = naive.pixels(tree.images / name, 32)
+            yield CLASSES.index(species), naive.logits(model, pixels)
+
+
+def answers(checkpoint, tree, part):
+    """(true, predicted) class of every readable photo of a part."""
+    return np.array([(true, int(row.argmax())) for true, row in logits_of(checkpoint, tree, part)])
 
 
 def recalls(pairs):
@@ -110,16 +113,12 @@ def test_the_confusion_table_is_that_of_one_photo_at_a_time(best, stage1_run, tr
 
 
 def confidences(checkpoint, tree, part):
-    """(confidence, right) of every readable photo of a part, one by one."""
-    model, split = naive.species_network(checkpoint), naive.splits(tree.root)
+    """(confidence, right) of every readable photo of a part."""
     temperature = checkpoint["calibration"]["species"]["temperature"]
     found = []
-    for name in naive.photos(tree.images):
-        species, record, _ = name.split("/")
-        if split[species, record] == part and name not in (TRUNCATED, BOMB, EMPTY):
-            logits = naive.logits(model, naive.pixels(tree.images / name, 32)) / temperature
-            p, k = logits.softmax(0).max(0)
-            found.append((float(p), int(k) == CLASSES.index(species)))
+    for true, logits in logits_of(checkpoint, tree, part):
+        p, k = (logits / temperature).softmax(0).max(0)
+        found.append((float(p), int(k) == true))
     return found
 
 

@@ -138,53 +138,33 @@ def test_wrong_content(file: Path, content: Any, words: list[str]) -> None:
     refused(file, *words)
 
 
-@pytest.mark.parametrize("rule", [None, {"size_px": 0}, {"size_px": 32, "resize": "crop"}])
-def test_nonsensical_preprocessing(file: Path, rule: Any) -> None:
-    state = reference.classifier(2, 0)
-    torch.save({"model": state, "class_to_index": {"a": 0, "b": 1}, "preprocessing": rule}, file)
-    with pytest.raises(CheckpointError, match=r"cat_best\.pt: preprocessing: "):
-        checkpoints.read_stage1(file)
+RULES = [None, {"size_px": 0}, {"size_px": 32, "resize": "crop"}]
+CALIBRATIONS = [
+    5, {}, {"temperature": None}, {"temperature": 0.0}, {"temperature": -1.0},
+    {"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": "2"},
+    {"temperature": True}, {"temperature": 10**400}, {"temperature": torch.ones(())},
+    {"temperature": 1.0, "threshold": float("nan")}, {"temperature": 1.0, "threshold": "0.5"},
+    {"temperature": 1.0, "conformal_quantile": float("-inf")},
+]  # fmt: skip
+CLASSES = [
+    None, {}, ["cat", "dog"], {"cat": 1, "dog": 2}, {"cat": 0, "dog": 0}, {"cat": "0"},
+    {"cat": 0, "dog": None}, {"cat": False, "dog": True}, {"cat": 0, "dog": 1.0},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "entry",
-    [
-        5, {}, {"temperature": None}, {"temperature": 0.0}, {"temperature": -1.0},
-        {"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": "2"},
-        {"temperature": True}, {"temperature": 10**400}, {"temperature": torch.ones(())},
-        {"temperature": 1.0, "threshold": float("nan")},
-        {"temperature": 1.0, "threshold": "0.5"},
-        {"temperature": 1.0, "conformal_quantile": float("-inf")},
-    ],
-    ids=lambda entry: str(entry)[:40],
-)  # fmt: skip
-def test_nonsensical_calibration(file: Path, entry: Any) -> None:
-    content = {"model": reference.classifier(2, 0), "class_to_index": {"a": 0, "b": 1}}
-    torch.save({**content, "calibration": {"species": entry}}, file)
-    with pytest.raises(CheckpointError, match=r"cat_best\.pt: \"calibration\" of species makes"):
-        checkpoints.read_stage1(file)
-    torch.save({**content, "calibration": [entry]}, file)
-    with pytest.raises(CheckpointError, match=r"\"calibration\" is a list"):
-        checkpoints.read_stage1(file)
-
-
-@pytest.mark.parametrize(
-    "table",
-    [
-        None, {}, ["cat", "dog"], {"cat": 1, "dog": 2}, {"cat": 0, "dog": 0}, {"cat": "0"},
-        {"cat": 0, "dog": None}, {"cat": False, "dog": True}, {"cat": 0, "dog": 1.0},
-    ],
-    ids=repr,
-)  # fmt: skip
-def test_stage1_without_its_classes(file: Path, table: Any) -> None:
-    torch.save({"model": {"fc.weight": torch.ones(2, 512)}, "class_to_index": table}, file)
-    with pytest.raises(CheckpointError, match=r"cat_best\.pt: \"class_to_index\".*best\.pt"):
-        checkpoints.read_stage1(file)
-
-
-def test_stage1_with_another_number_of_classes(file: Path) -> None:
-    torch.save({"model": reference.classifier(3, 0), "class_to_index": {"a": 0, "b": 1}}, file)
-    with pytest.raises(CheckpointError, match="do not fit the network"):
+    ("change", "message"),
+    [({"preprocessing": rule}, "preprocessing: ") for rule in RULES]
+    + [({"calibration": {"species": e}}, '"calibration" of species makes') for e in CALIBRATIONS]
+    + [({"calibration": [5]}, '"calibration" is a list')]
+    + [({"class_to_index": table}, r'"class_to_index".*best\.pt') for table in CLASSES]
+    + [({"class_to_index": {"a": 0, "b": 1, "c": 2}}, ".*do not fit the network")],
+    ids=lambda value: str(value)[:40],
+)
+def test_nonsense_in_stage1(file: Path, change: dict[str, Any], message: str) -> None:
+    whole = {"model": reference.classifier(2, 0), "class_to_index": {"a": 0, "b": 1}}
+    torch.save({**whole, **change}, file)
+    with pytest.raises(CheckpointError, match=rf"cat_best\.pt: {message}"):
         checkpoints.read_stage1(file)
 
 

@@ -27,8 +27,7 @@ def refused(done, *words):
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *TOOLS])
 def test_a_misspelt_flag_is_named_with_the_nearest(script, name):
-    shown = script(name, [*NEEDED.get(name, []), "--help"])
-    assert shown.code == 0, shown.err
+    shown = script(name, [*NEEDED.get(name, []), "--help"]).checked()
     flag = max(re.findall(r"^  (--[a-z0-9-]+)", shown.out, re.M), key=len)
     misspelt = flag[:5] + flag[6:]
     refused(script(name, [*NEEDED.get(name, []), misspelt, "5"]), misspelt, flag)

@@ -126,8 +126,7 @@ def test_an_evaluation_that_was_killed_while_it_replaced_another_is_not_taken_fo
     hook = scripts.KillBeforeCall("petface.files", "write_csv")
     assert script(scripts.INFERENCE, [*flags, "--force"], hook).code == -9
     assert not (out / "petface_eval_per_image.csv").exists()
-    done = script(scripts.INFERENCE, flags)
-    assert done.code == 0, done.err
+    script(scripts.INFERENCE, flags).checked()
     assert_same(evaluation_run.folder, out)
 
 

@@ -46,8 +46,7 @@ def runs(tree, stage1_run, stage2_flags, evaluation_flags, module_folder):
         (scripts.INFERENCE, [*ask, "--out-dir", folder / "evaluation"]),
         (scripts.INFERENCE, ["predict", odd.images / "cat", *models, "--out", folder / "a.csv"]),
     ]:
-        done = scripts.run_forked(name, arguments, folder)
-        assert done.code == 0, done.err
+        scripts.run_forked(name, arguments, folder).checked()
     flags = [*odd.flags, *TINY_STAGE1, "--runs-root", folder, "--run-name", "stage1"]
     hook = scripts.SignalAtStep(1, signal.SIGTERM)
     assert scripts.run_forked(scripts.STAGE1, flags, folder, hook).code == 143

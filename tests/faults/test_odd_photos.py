@@ -64,8 +64,7 @@ def test_each_kind_is_answered_as_the_plain_photo_that_its_rule_makes(
         Image.new("RGB", (32, 32), (200, 60, 40)).save(tmp_path / "plain" / f"{name}.png.png")
     out = tmp_path / "answers.csv"
     places = tmp_path / "odd", tmp_path / "plain"
-    done = script(scripts.INFERENCE, ["predict", *places, *model_flags, "--out", out])
-    assert done.code == 0, done.err
+    script(scripts.INFERENCE, ["predict", *places, *model_flags, "--out", out]).checked()
     rows = rows_of(out)
     odd = sorted(path.name for path in (tmp_path / "odd").iterdir())
     assert len(rows) == 2 * len(odd) == 22
@@ -95,8 +94,7 @@ def test_a_name_that_is_not_utf8_has_its_row_in_an_evaluation(
     name = os.fsdecode(b"caf\xe9.png")
     (odd.images / first).rename((odd.images / first).with_name(name))
     flags = [str(f).replace(str(tree.root), str(odd.root)) for f in evaluation_flags]
-    done = script(scripts.INFERENCE, [*flags, "--out-dir", tmp_path / "out"])
-    assert done.code == 0, done.err
+    script(scripts.INFERENCE, [*flags, "--out-dir", tmp_path / "out"]).checked()
     before = rows_of(evaluation_run.folder / "petface_eval_per_image.csv")
     assert evaluation_run.result.code == 0 and len(before) > 1
     rows = naive.rows_of(tmp_path / "out/petface_eval_per_image.csv")

@@ -11,6 +11,7 @@ import torch
 
 from tests import naive, scripts
 from tests.conftest import TINY_STAGE1
+from tests.faults.test_checkpoints import Planted
 from tests.scripts import assert_refused
 
 
@@ -116,15 +117,13 @@ def test_answers_that_are_not_finite_are_rows_without_a_class(script, models, tr
     torch.save(content, stage1)
     folder = tree.images / "cat/000000"
     out = tmp_path / "a.csv"
-    done = script(scripts.INFERENCE, ["predict", folder, *flags, "--out", out])
-    assert done.code == 0, done.err
+    done = script(scripts.INFERENCE, ["predict", folder, *flags, "--out", out]).checked()
     num = len(list(folder.iterdir()))
     assert done.figures()["non_finite"] == str(num)
     rows = out.read_text(encoding="utf-8").splitlines()[1:]
     assert len(rows) == num and all(",non_finite,the network's answer" in row for row in rows)
     evaluate = ["evaluate", *tree.flags, *flags, "--out-dir", tmp_path / "out"]
-    done = script(scripts.INFERENCE, [*evaluate, "--interval-resamples", 0])
-    assert done.code == 0, done.err
+    done = script(scripts.INFERENCE, [*evaluate, "--interval-resamples", 0]).checked()
     text = (tmp_path / "out/petface_eval_per_image.csv").read_text(encoding="utf-8")
     assert text.count(",non_finite,,,,") == len(naive.photos(tree.images)) - 3
     assert '"non_finite": 126' in (tmp_path / "out/petface_eval_summary.json").read_text()
@@ -186,19 +185,8 @@ def test_a_second_process_on_a_table_or_a_pack_is_told_who_has_it(
 def test_planted_code_is_not_run_by_the_script(script, models, tree, tmp_path):
     (stage1, _), flags = models
     trace = tmp_path / "trace"
-    torch.save({"model": Planted(str(trace))}, stage1)
+    torch.save({"model": Planted(trace)}, stage1)
     photo = tree.images / naive.photos(tree.images)[0]
-    scripts.assert_refused(
-        script(scripts.INFERENCE, [photo, *flags]), stage1, "holds pickled objects", "mkdir"
-    )
+    done = script(scripts.INFERENCE, [photo, *flags])
+    assert_refused(done, stage1, "holds pickled objects", "mkdir")
     assert not trace.exists()
-
-
-class Planted:
-    """What makes a folder while it is unpickled."""
-
-    def __init__(self, trace):
-        self.trace = trace
-
-    def __reduce__(self):
-        return os.mkdir, (self.trace,)

@@ -40,8 +40,7 @@ def test_losses_that_stay_nan_stop_the_run_and_best_stays_whole(stage1, tmp_path
 
 
 def test_single_steps_that_are_not_finite_are_skipped_and_counted(stage1, tmp_path):
-    done = stage1("--epochs", 1, hook=scripts.NanLoss("masked_focal_loss", 3, 5))
-    assert done.code == 0, done.err
+    stage1("--epochs", 1, hook=scripts.NanLoss("masked_focal_loss", 3, 5)).checked()
     row = pandas.read_csv(tmp_path / "run/metrics.csv").iloc[0]
     assert row["num_skipped_steps"] == 3 and row["train_loss"] > 0
     last = torch.load(tmp_path / "run/last.pt", weights_only=True)

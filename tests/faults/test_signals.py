@@ -44,8 +44,7 @@ def test_passes_that_measure_are_left_too_and_the_run_equals_the_straight_one(
     assert done.code == 130 and "the same command resumes there" in done.err
     assert "Traceback" not in done.err and not (folder / "final.json").exists()
 
-    done = stage1()
-    assert done.code == 0, done.err
+    done = stage1().checked()
     assert_same(stage1_run.folder, folder)
 
 
@@ -58,8 +57,7 @@ def test_the_passes_of_a_specialist_are_left_too(script, stage2_flags, stage2_ru
     done = stage2(scripts.SignalAtStep(3 + 1, signal.SIGTERM, **BATCH))
     assert done.code == 143 and "stopped in the last passes" in done.out
     assert not (folder / "final.json").exists()
-    done = stage2()
-    assert done.code == 0, done.err
+    done = stage2().checked()
     assert_same(stage2_run.folder / "chimp", folder)
 
 
@@ -103,6 +101,5 @@ def test_a_stopped_evaluation_goes_on(
     assert evaluate(scripts.SignalAtStep(1, number, **rows)).code == code
     done = evaluate(scripts.SignalAtStep(3, number, module="petface.files", function="write_csv"))
     assert done.code == code and "Traceback" not in done.err, done.err
-    done = evaluate()
-    assert done.code == 0, done.err
+    done = evaluate().checked()
     assert_same(evaluation_run.folder, tmp_path / "out")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import pytest
+
 from petface.serving.batcher import Batcher
 from tests.serving.made_server import PATIENCE_S
 
@@ -54,17 +56,16 @@ def test_what_waits_is_computed_together_in_the_order_of_arrival():
     assert batches == [[0], [1, 2, 3, 4], [5, 6]]
 
 
-def test_poison_fails_itself_alone():
-    found, batches, _ = answers_to([0, 1, 13, 3])
+@pytest.mark.parametrize(
+    "bad, kind, tries",
+    [(13, RuntimeError, [[1], [13], [3]]), (7, ValueError, [])],
+    ids=["raised", "in the place of an answer"],
+)
+def test_an_error_fails_its_own_client_alone(bad, kind, tries):
+    found, batches, _ = answers_to([0, 1, bad, 3])
     assert [found[0], found[1], found[3]] == [0, 2, 6]
-    assert isinstance(found[2], RuntimeError)
-    assert batches == [[0], [1, 13, 3], [1], [13], [3]]
-
-
-def test_an_error_in_the_place_of_an_answer_costs_the_others_nothing():
-    found, batches, _ = answers_to([0, 1, 7])
-    assert found[1] == 2 and isinstance(found[2], ValueError)
-    assert batches == [[0], [1, 7]]
+    assert isinstance(found[2], kind)
+    assert batches == [[0], [1, bad, 3], *tries]
 
 
 def test_whoever_goes_is_forgotten_at_once():
@@ -79,3 +80,22 @@ def test_several_workers_share_what_waits():
     found, batches, _ = answers_to([1, 2, 3], num_workers=2)
     assert found == [2, 4, 6]
     assert sorted(batches) == [[1], [2], [3]]
+
+
+def test_a_function_is_called_by_itself_unless_its_client_goes():
+    recorder, made = Recorder(), []
+
+    async def run():
+        batcher = Batcher(recorder, 4)
+        recorder.gate.clear()
+        first = asyncio.ensure_future(batcher.answer(1))
+        await asyncio.sleep(0.05)
+        gone, stays = batcher.call(made.append, 0), batcher.call(made.append, 1)
+        gone.cancel()
+        await asyncio.sleep(0.05)
+        recorder.gate.set()
+        await asyncio.gather(first, stays)
+        batcher.close()
+
+    asyncio.run(run())
+    assert made == [1] and recorder.batches == [[1]]
