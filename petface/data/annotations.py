@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,13 +94,14 @@ def read_species(
 
     records = string_array(list(numbers))
     order = np.argsort(records, kind="stable")
-    rows_seen = _Rows(list(numbers), np.asarray(record_of_row), np.asarray(line_of_row))
-    labels, vocabularies, conflicts = {}, {}, []
+    row_record, row_line = np.asarray(record_of_row), np.asarray(line_of_row)
+    labels, vocabularies = {}, {}
+    conflicts: list[Conflict] = []
     for feature in features:
-        codes, found = _merge_rows(rows_seen, codebooks[feature])
+        codes, clash = _merge_rows(row_record, len(numbers), codebooks[feature])
+        conflicts += _conflicts(list(numbers), row_record, row_line, clash, codebooks[feature])
         codes, vocabularies[feature] = _number_sorted(codes, codebooks[feature])
         labels[feature] = codes[order]
-        conflicts += found
     conflicts.sort(key=lambda conflict: (conflict.record, FEATURES.index(conflict.feature)))
     notes += _label_notes(species, vocabularies, codebooks, conflicts)
     if not numbers:
@@ -126,9 +127,8 @@ def read_aliases(path: str | Path) -> dict[str, dict[str, dict[str, str]]]:
         species, feature, label, target = (cell.strip() for cell in row)
         if feature not in FEATURES or feature == "gender":
             choices = ", ".join(FEATURES[:-1])
-            raise line_error(
-                path, line, f"feature {feature!r} cannot have aliases; one of {choices}"
-            )
+            what = f"feature {feature!r} cannot have aliases; one of {choices}"
+            raise line_error(path, line, what)
         if is_unknown(label) or is_unknown(target):
             raise line_error(path, line, "an unknown token cannot be or have an alias")
         if (species, feature, label) in lines:
@@ -146,26 +146,11 @@ def read_aliases(path: str | Path) -> dict[str, dict[str, dict[str, str]]]:
 def write_conflicts(path: str | Path, annotations: Iterable[SpeciesAnnotations]) -> None:
     """Write label_conflicts.csv: one row per record and feature whose rows disagree."""
     rows = (
-        (
-            table.species,
-            conflict.record,
-            conflict.feature,
-            " | ".join(conflict.values),
-            " ".join(map(str, conflict.lines)),
-        )
+        (table.species, c.record, c.feature, " | ".join(c.values), " ".join(map(str, c.lines)))
         for table in annotations
-        for conflict in table.conflicts
+        for c in table.conflicts
     )
     write_csv(path, ("species", "record", "feature", "values", "lines"), rows)
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Which record each row of the file is about, and on which line it begins."""
-
-    names: list[str]
-    record: np.ndarray  # (rows,) into names
-    line: np.ndarray  # (rows,)
 
 
 class _Codebook(dict[str, int]):
@@ -175,7 +160,7 @@ class _Codebook(dict[str, int]):
         self, feature: str, aliases: Mapping[str, str], gender_map: Mapping[str, str]
     ) -> None:
         super().__init__()
-        self.feature = feature
+        self.feature, self.is_gender = feature, feature == "gender"
         self.aliases, self.gender_map = aliases, gender_map
         self.names: dict[str, int] = {}  # known label -> code
         self.strange: list[str] = []  # gender values that mean nothing known
@@ -187,39 +172,47 @@ class _Codebook(dict[str, int]):
         self.seen.add(label)
         if is_unknown(label):
             code = UNKNOWN
-        elif self.feature == "gender" and label.lower() not in self.gender_map:
+        elif self.is_gender and label.lower() not in self.gender_map:
             self.strange.append(label)
             code = _STRANGE
         else:
-            gender = self.feature == "gender"
-            label = self.gender_map[label.lower()] if gender else self.aliases.get(label, label)
-            code = self.names.setdefault(label, len(self.names))
+            renamed = self.gender_map[label.lower()] if self.is_gender else self.aliases.get(label)
+            code = self.names.setdefault(renamed or label, len(self.names))
         self[cell] = code
         return code
 
 
-def _merge_rows(rows: _Rows, codebook: _Codebook) -> tuple[np.ndarray, list[Conflict]]:
-    """Reduce rows to records: known wins over unknown, different known values are a conflict."""
+def _merge_rows(
+    row_record: np.ndarray, num_records: int, codebook: _Codebook
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reduce rows to records: known wins over unknown, different known values are unknown.
+
+    Return the (R,) codes, and the numbers of the records whose rows differ.
+    """
     codes = np.asarray(codebook.row_codes)
-    merged = np.full(len(rows.names), UNKNOWN, dtype=np.int32)
+    merged = np.full(num_records, UNKNOWN, dtype=np.int32)
     known = codes >= 0
-    merged[rows.record[known]] = codes[known]
-    clash = np.unique(rows.record[known & (codes != merged[rows.record])])
+    merged[row_record[known]] = codes[known]
+    clash = np.unique(row_record[known & (codes != merged[row_record])])
     merged[clash] = UNKNOWN
-    involved: dict[int, list[int]] = {}
-    for row in np.flatnonzero(known & np.isin(rows.record, clash)).tolist():
-        involved.setdefault(int(rows.record[row]), []).append(row)
-    texts = list(codebook.names)
-    conflicts = [
-        Conflict(
-            record=rows.names[record],
-            feature=codebook.feature,
-            values=tuple(texts[codes[row]] for row in its_rows),
-            lines=tuple(int(rows.line[row]) for row in its_rows),
-        )
-        for record, its_rows in involved.items()
-    ]
-    return merged, conflicts
+    return merged, clash
+
+
+def _conflicts(
+    names: list[str],
+    row_record: np.ndarray,
+    row_line: np.ndarray,
+    clash: np.ndarray,
+    codebook: _Codebook,
+) -> Iterator[Conflict]:
+    """List the known values of each record of `clash`, with the lines where their rows begin."""
+    codes, texts = np.asarray(codebook.row_codes), list(codebook.names)
+    rows = np.flatnonzero((codes >= 0) & np.isin(row_record, clash))
+    rows = rows[np.argsort(row_record[rows], kind="stable")]
+    for own in np.split(rows, np.flatnonzero(np.diff(row_record[rows])) + 1) if len(rows) else ():
+        values = tuple(texts[code] for code in codes[own])
+        lines = tuple(row_line[own].tolist())
+        yield Conflict(names[row_record[own[0]]], codebook.feature, values, lines)
 
 
 def _number_sorted(codes: np.ndarray, codebook: _Codebook) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -240,9 +233,8 @@ def _find_columns(path: str | Path, header: list[str]) -> dict[str, int]:
     for position, cell in enumerate(header):
         name = cell.strip().lower()
         if name and name in columns:
-            raise line_error(
-                path, 1, f"column {cell.strip()!r} stands twice in the header {header}"
-            )
+            what = f"column {cell.strip()!r} stands twice in the header {header}"
+            raise line_error(path, 1, what)
         columns[name] = position
     if "name" not in columns:
         hint = "; cells must be separated by commas" if len(header) == 1 else ""
@@ -257,9 +249,8 @@ def _header_notes(
     notes = []
     missing = [feature for feature in features_of(species) if feature not in features]
     if missing and species in SPECIES_FEATURES:  # other species have the columns that they have
-        titles = ", ".join(feature.capitalize() for feature in missing)
         heads = ", ".join(missing)
-        notes.append(f"{species}: no column {titles} in {path}, so there is NO {heads} head")
+        notes.append(f"{species}: no column {heads.title()} in {path}, so there is NO {heads} head")
     extra = [cell for cell in header if cell.strip().lower() not in ("name", *features)]
     if extra:
         notes.append(f"{species}: columns ignored in {path}: {', '.join(map(repr, extra))}")

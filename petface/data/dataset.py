@@ -97,10 +97,9 @@ def load_dataset(
 ) -> Dataset:
     """Scan the images, read the labels, and read the split or make it once.
 
-    `splits_file` is by default `splits.csv` beside `images_root`. Where it is absent it is made
-    from the whole tree, also when `species` restricts what is loaded, so that it serves every later
-    call; where it is a folder, it holds the official lists. `seed` and `fractions` count only for
-    making. Raises `UserError` for anything in the data that the user has to mend.
+    `splits_file` is by default `splits.csv` beside `images_root`; a folder holds official lists.
+    Where it is absent it is made with `seed` and `fractions` from the whole tree, also when
+    `species` restricts what is loaded. Raises `UserError` for what the user has to mend.
     """
     found = scan(images_root, species)
     annotations, notes = _read_annotations(
@@ -109,8 +108,8 @@ def load_dataset(
     catalog = found.catalog
     path = Path(splits_file) if splits_file else Path(images_root).absolute().parent / "splits.csv"
     if path.is_dir():
-        names = species_of_records(catalog)
-        record_split, split_notes = read_official(path, names, catalog.record_names)
+        species_of = species_of_records(catalog)
+        record_split, split_notes = read_official(path, species_of, catalog.record_names)
     else:
         with distributed.main_first():
             if not path.exists():
@@ -121,13 +120,16 @@ def load_dataset(
                 if species is not None:
                     whole = scan(images_root).catalog
                     tables, _ = _read_annotations(annotations_root, whole, aliases_file, gender_map)
-                _make_splits_file(path, whole, tables, seed, fractions)
+                names, records = species_of_records(whole), whole.record_names
+                strata = strata_of_records(whole, tables)
+                split = make_splits(names, records, strata, seed=seed, fractions=fractions)
+                write_splits(path, names, records, split, seed=seed, fractions=fractions)
         record_split = read_splits(path, species_of_records(catalog), catalog.record_names)
         split_notes = _provenance_notes(path, seed, fractions)
     assert len(record_split) == catalog.num_records, "every record is in exactly one split"
     dataset = Dataset(catalog, annotations, record_split, notes)
     notes[:0] = _scan_notes(found)
-    notes += [*split_notes, *_match_notes(dataset), *_class_notes(dataset)]
+    notes += [*split_notes, *_label_notes(dataset)]
     return dataset
 
 
@@ -183,19 +185,6 @@ def _read_annotations(
     return annotations, notes
 
 
-def _make_splits_file(
-    path: Path,
-    catalog: Catalog,
-    annotations: dict[str, SpeciesAnnotations],
-    seed: int,
-    fractions: Sequence[float],
-) -> None:
-    """Draw and write the split of the whole tree, stratified by each species' primary attribute."""
-    names, strata = species_of_records(catalog), strata_of_records(catalog, annotations)
-    record_split = make_splits(names, catalog.record_names, strata, seed=seed, fractions=fractions)
-    write_splits(path, names, catalog.record_names, record_split, seed=seed, fractions=fractions)
-
-
 def strata_of_records(catalog: Catalog, annotations: dict[str, SpeciesAnnotations]) -> np.ndarray:
     """Return the class of each record's primary attribute, -1 where there is none: (R,) int32."""
     strata = np.full(catalog.num_records, UNKNOWN, dtype=np.int32)
@@ -239,30 +228,24 @@ def _provenance_notes(path: Path, seed: int, fractions: Sequence[float]) -> list
     return [f"the split in {path} was made with {how} and stays as it is"]
 
 
-def _match_notes(dataset: Dataset) -> list[str]:
-    notes = []
-    for name in dataset.annotations:
+def _label_notes(dataset: Dataset) -> list[str]:
+    """Note records and rows without each other, and classes with too few records to be tested."""
+    notes, few_notes = [], []
+    for name, table in dataset.annotations.items():
         no_row, no_record = dataset.unmatched(name)
         if no_row:
             notes.append(f"{name}: {len(no_row)} records have no row: all their labels are unknown")
         if no_record:
             notes.append(f"{name}: {len(no_record)} rows have no record with an image: not used")
-    return notes
-
-
-def _class_notes(dataset: Dataset) -> list[str]:
-    """Count the classes of each primary attribute that have too few records to be tested."""
-    notes = []
-    strata = strata_of_records(dataset.catalog, dataset.annotations)
-    for name, table in dataset.annotations.items():
-        if feature := primary_attribute(table):
-            own = dataset.catalog.record_class == dataset.catalog.classes.index(name)
-            if few := untestable_classes(strata[own], table.vocabularies[feature]):
-                shown = ", ".join(repr(label) for label, _ in few[:3])
-                shown += ", ..." if len(few) > 3 else ""
-                what = f"{len(few)} of {len(table.vocabularies[feature])} {feature} classes"
-                notes.append(f"{name}: {what} have too few records to be tested: {shown}")
-    return notes
+        if not (feature := primary_attribute(table)):
+            continue
+        own = _records_of(dataset.catalog, dataset.catalog.classes.index(name))
+        vocabulary = table.vocabularies[feature]
+        if few := untestable_classes(table.align(own)[feature], vocabulary):
+            shown = ", ".join(repr(label) for label, _ in few[:3]) + ", ..." * (len(few) > 3)
+            what = f"{len(few)} of {len(vocabulary)} {feature} classes"
+            few_notes.append(f"{name}: {what} have too few records to be tested: {shown}")
+    return notes + few_notes
 
 
 def _records_of(catalog: Catalog, class_number: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -186,9 +186,8 @@ def read_side_file(path: str | Path) -> dict[str, Any]:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{side}, which belongs to {path}, cannot be read. {_way_out(path)}"
-        ) from error
+        what = f"{side}, which belongs to {path}, cannot be read"
+        raise UserError(f"{what}. {_way_out(path)}") from error
     if sha256_of_file(path) != expected:
         raise UserError(f"{path} was edited since it was made: its hash differs. {_way_out(path)}")
     return facts
@@ -214,10 +213,9 @@ def read_splits(path: str | Path, species: np.ndarray, records: np.ndarray) -> n
     names, ids = np.asarray(species).tolist(), np.asarray(records).tolist()
     changes = []
     for name, now in _group(zip(names, ids, strict=True)).items():
-        new = sorted(set(now) - set(in_file.get(name, {})))
-        gone = sorted(set(in_file.get(name, {})) - set(now))
-        changes += [f"{name}: {_some(new)} new"] * bool(new)
-        changes += [f"{name}: {_some(gone)} gone"] * bool(gone)
+        before = in_file.get(name, {})
+        for what, change in (("new", now - before.keys()), ("gone", before.keys() - now)):
+            changes += [f"{name}: {_some(sorted(change))} {what}"] * bool(change)
     if changes:
         listed = "; ".join(changes)
         raise UserError(f"the data changed since {path} was made ({listed}). {_way_out(path)}")
@@ -247,9 +245,8 @@ def read_official(
                 if first_side != side:
                     what = f"record {record} is in {SPLITS[side]} and, by {first_where}, in "
                     raise line_error(path, line, f"{what}{SPLITS[first_side]}")
-        rows = np.flatnonzero(np.asarray(species) == name).tolist()
         unlisted = 0
-        for row in rows:
+        for row in np.flatnonzero(np.asarray(species) == name).tolist():
             result[row], where = sides.pop(str(records[row]), (TRAIN, ""))
             unlisted += not where
         if unlisted:
@@ -265,8 +262,7 @@ def _official_records(path: Path, species: str) -> Iterator[tuple[int, str]]:
     for line, cells in _rows(path, header):
         parts = PurePosixPath(cells[0].strip()).parts
         if len(parts) < 3 or parts[-3] != species:
-            what = f"{cells[0]!r} is not {species}/<record>/<image>"
-            raise line_error(path, line, what)
+            raise line_error(path, line, f"{cells[0]!r} is not {species}/<record>/<image>")
         yield line, canonical_record(parts[-2])
 
 
@@ -307,15 +303,15 @@ def _check_fractions(fractions: Sequence[float]) -> None:
         )
 
 
-def _group(rows: Any) -> dict[str, list[str]]:
+def _group(rows: Iterable[tuple[str, ...]]) -> dict[str, set[str]]:
     """Collect the second column by the first."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, set[str]] = {}
     for name, record, *_ in rows:
-        groups.setdefault(name, []).append(record)
+        groups.setdefault(name, set()).add(record)
     return groups
 
 
-def _hash_of(records: list[str]) -> str:
+def _hash_of(records: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(records)).encode("utf-8")).hexdigest()
 
 
