@@ -78,14 +78,13 @@ class ImageError(UserError):
 class Preprocessing:
     """How an image becomes network input; stored in checkpoints, obeyed by everything downstream.
 
-    `resize` is "stretch" (both sides to `size_px`), "center_crop" (short side to `size_px`, centre
-    kept) or "letterbox" (long side to `size_px`, black borders). `mean` and `std` are per channel
-    on the scale 0..1; None leaves the values in [0, 1]. Nonsense raises `UserError`.
+    "stretch" takes both sides to `size_px`, "center_crop" the short side, and keeps the centre,
+    "letterbox" the long side, with black borders. Nonsense raises `UserError`.
     """
 
     size_px: int = 224
     resize: str = "stretch"
-    mean: tuple[float, ...] | None = None
+    mean: tuple[float, ...] | None = None  # per channel on the scale 0..1; None = none
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:

@@ -168,11 +168,7 @@ def _from_processes(slices: _Slices, num_workers: int) -> Iterator[Decoded]:
 
 
 class _Slices(Dataset):
-    """What a DataLoader reads: item k is the decoded slice k.
-
-    Its tensors are put into shared memory here, where no room for them is an error that can be
-    seen; the queue to the parent would drop the item, and the parent would wait for it for ever.
-    """
+    """What a DataLoader reads: item k is the decoded slice k."""
 
     def __init__(self, source: ImageReader, slices: Sequence[np.ndarray]) -> None:
         self.source, self.slices = source, slices
@@ -182,6 +178,8 @@ class _Slices(Dataset):
 
     def __getitem__(self, place: int) -> Decoded:
         item = self.source.read(self.slices[place])
+        # Here no room is an error that can be seen. The queue to the parent would drop the item,
+        # and the parent would wait for it for ever.
         for tensor in item.arrays:
             tensor.share_memory_()
         return item
@@ -192,12 +190,9 @@ class _Slices(Dataset):
 
 
 def _leave_signals_to_parent(_number: int) -> None:
-    """Ignore Ctrl-C, which reaches every process of a terminal: the parent ends its step first.
-
-    SIGTERM ends a worker; a forked one would otherwise note it as its parent does, and live on.
-    """
+    """Ignore Ctrl-C, which reaches every process of a terminal: the parent ends its step first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked one would only note it and live on
 
 
 def in_thread(items: Generator[Item, None, None], depth: int) -> Iterator[Item]:
@@ -294,8 +289,7 @@ def even_slices(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
 def own_share(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Cut (n,) into the batches of all processes together; return this one's share of each.
 
-    A common batch holds `batch_size` images for every process. Shares of a batch are neighbours,
-    differ by one image at most, and together are the batch; one may be empty.
+    A common batch holds `batch_size` images for every process; a share may be empty.
     """
     rank, world_size = distributed.rank(), distributed.world_size()
     whole = even_slices(order, batch_size * world_size)
@@ -315,9 +309,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def worker_count(wanted: int) -> int:
-    """Resolve -1: none on small machines, where a thread does as well, else one per core up to
-    16; processes of one machine share its cores.
-    """
+    """Resolve -1: none up to 4 cores, where a thread does as well, else one per core up to 16."""
     if wanted >= 0:
         return wanted
     cores = num_cores() // distributed.local_world_size()

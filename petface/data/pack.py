@@ -59,9 +59,8 @@ def image_source(
 ) -> FileImages | PackedImages:
     """Return what reads the images of `catalog` for `rules`.
 
-    `pack` is "" for the files themselves, "auto" for the pack beside the images folder, made now
-    where there is none, or a pack's path. Of several processes the first makes it; they must call
-    `together` then.
+    `pack` is "" for the files, "auto" for the pack beside the images folder, made now where there
+    is none, or a path. Of several processes the first makes it; they must call `together` then.
     """
     if not pack:
         return FileImages(catalog, *rules)
@@ -78,7 +77,7 @@ class PackedImages:
     """Images read from a pack, in place of `FileImages`.
 
     Raises `UserError` where the file is damaged, was made of other images or by another rule. The
-    checksum of an image is compared when it is first read; `check` compares everything at once.
+    checksum of an image is compared when it is first read.
     """
 
     decodes = False
@@ -194,9 +193,8 @@ def make_pack(
 ) -> None:
     """Decode every image of `catalog` into a pack; an interrupted start is resumed.
 
-    Images that cannot be read keep their status. Raises `UserError` where the disk is too small,
-    before it is filled, and where another process makes the same pack. The file has its final name
-    only when it is whole.
+    Raises `UserError` where the disk is too small, before it is filled, and where another process
+    makes the same pack. The file has its final name only when it is whole.
     """
     path = Path(path)
     header = {
@@ -304,9 +302,7 @@ def class_digests(catalog: Catalog) -> list[tuple[str, int, str]]:
 
 
 def head_bytes(header: dict[str, Any]) -> bytes:
-    """Return the header: `MAGIC`, its whole length as 8 bytes, JSON, zeros up to a multiple of
-    4096.
-    """
+    """Return the header: `MAGIC`, its length as 8 bytes, JSON, zeros up to a multiple of 4096."""
     text = json.dumps(header, sort_keys=True).encode()
     length = -(-(len(MAGIC) + _LENGTH.size + len(text)) // _ALIGN) * _ALIGN
     return (MAGIC + _LENGTH.pack(length) + text).ljust(length, b"\0")

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as TF
 from petface.data import images
 from petface.data.images import ImageError, Preprocessing, decode, resize
 from petface.errors import UserError
+from tests.torture.outcome import DAMAGES
 
 WIDTH, HEIGHT = 19, 13
 
@@ -342,22 +343,12 @@ def test_what_is_not_plain_is_left_to_pillow(fast, monkeypatch):
 
 
 def damaged(number: int) -> bytes:
-    """Flip bits or cut; in every other photo the checksums are right nevertheless."""
+    """Damage a photo; in every other one the checksums are right nevertheless."""
     draw = random.Random(number)
-    data = bytearray(encoded(photo(seed=number % 7)))
-    for _ in range(draw.choice([1, 1, 1, 3])):
-        place = draw.choice([range(len(data)), range(45), range(len(data) - 40, len(data))])
-        data[draw.choice(place)] ^= 1 << draw.randrange(8)
-    if draw.random() < 0.2:
-        del data[draw.randrange(len(data)) :]
-    at = len(HEAD)
-    while number % 2 and at + 12 <= len(data):
-        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
-        if end + 4 > len(data):
-            break
-        data[end : end + 4] = zlib.crc32(bytes(data[at + 4 : end])).to_bytes(4, "big")
-        at = end + 4
-    return bytes(data)
+    whole = encoded(photo(seed=number % 7))
+    begin, end = draw.choice([(0, len(whole)), (0, 45), (len(whole) - 40, len(whole))])
+    data = draw.choice(DAMAGES)(whole, begin, end, draw)
+    return joined(chunks(data)) if number % 2 else data
 
 
 def outcome(data: bytes) -> np.ndarray | str:

@@ -194,13 +194,6 @@ def decoding_threads():
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_items_keep_the_order(num_workers):
-    for num in (0, 1, 6):
-        found = values(read_ahead(Squares(), slices(num), num_workers))
-        assert found == [place * place for place in range(num)]
-
-
-@pytest.mark.parametrize("num_workers", [0, 1, 2])
 def test_what_goes_wrong_in_the_reader_is_raised_and_not_tried_again(num_workers, capfd):
     reader = read_ahead(Squares(fail_at=2), slices(5), num_workers)
     assert values([next(reader), next(reader)]) == [0, 1]

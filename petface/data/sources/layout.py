@@ -134,9 +134,8 @@ def prepare(
     """Write the tree of a source at `out`; `found` then holds what is in it, with every note.
 
     `link` is "symbolic", "hard" or "copy"; where links are not possible the photos are copied.
-    `settle_parts` and `cut_parts` say what becomes of the parts; without parts the split is made
-    when the tree is first loaded. Raises `UserError` where nothing is left, and where `out` exists,
-    lies in the source, or cannot be written.
+    Without parts the split is made when the tree is first loaded. Raises `UserError` where nothing
+    is left, and where `out` exists, lies in the source, or cannot be written.
     """
     out = Path(os.path.abspath(out))
     check_out(out, found.source)
@@ -188,10 +187,10 @@ def check_out(out: Path, source: Path) -> None:
 def settle_parts(found: Found, *, checkpoint_classes: Sequence[str] | None, val_as: str) -> None:
     """Decide which entries stay and what their part is; what is left out is listed in `found`.
 
-    A val part without a test part becomes the test part if `val_as` is "test". Given the classes of
-    a stage 1 checkpoint, classes it does not know leave the test part, and everything where there
-    is no train part; entries without a part are for testing then. Otherwise classes without a
-    training photo leave val and test. Raises `UserError` where nothing is left.
+    A val part without a test part becomes the test part if `val_as` is "test". Classes that a given
+    checkpoint does not know leave the test part, and everything where there is no train part.
+    Without one, classes that have no training photo leave val and test. Raises `UserError` where
+    nothing is left.
     """
     assert val_as in ("val", "test"), val_as
     if "val" in found.parts and "test" not in found.parts and val_as == "test":
