@@ -277,7 +277,7 @@ def test_a_consumer_that_leaves_early_takes_the_reader_with_it(catalog, all_samp
         assert not decoding_threads() and not multiprocessing.active_children()
 
 
-def test_a_thread_closes_what_it_reads():
+def test_a_thread_that_is_left_early_closes_what_it_reads():
     closed = threading.Event()
 
     def items():
@@ -286,8 +286,6 @@ def test_a_thread_closes_what_it_reads():
         finally:
             closed.set()
 
-    assert list(module.in_thread(items(), 2)) == list(range(1, 1000)) and closed.is_set()
-    closed.clear()
     reader = module.in_thread(items(), 2)
     assert [next(reader), next(reader)] == [1, 2] and not closed.is_set()
     reader.close()

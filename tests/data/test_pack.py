@@ -153,16 +153,12 @@ def test_another_tree_rule_or_changed_photo_is_refused(tree, catalog, path) -> N
         PackedImages(path, scan(tree).catalog, RULE)
 
 
-def test_a_compressed_pack_of_an_older_version_is_refused(catalog, path, monkeypatch) -> None:
-    read_index = PackedImages._read_index
-
-    def compressed(pack):
-        header, *rest = read_index(pack)
-        return {**header, "compression": "zlib"}, *rest
-
-    monkeypatch.setattr(PackedImages, "_read_index", compressed)
+def test_a_compressed_pack_of_an_older_version_is_refused(tree, catalog, monkeypatch) -> None:
+    head_bytes = module.head_bytes
+    monkeypatch.setattr(module, "head_bytes", lambda h: head_bytes({**h, "compression": "zlib"}))
+    make_pack(pack_path(tree, RULE), catalog, RULE)
     with pytest.raises(UserError, match="compressed.*make it again"):
-        PackedImages(path, catalog, RULE)
+        PackedImages(pack_path(tree, RULE), catalog, RULE)
 
 
 def test_a_pack_that_shrinks_while_it_is_read_is_an_error(catalog, path) -> None:

@@ -146,7 +146,8 @@ class _Scanner:
         try:
             entries = sorted_entries(os.path.join(self.root, folder))
         except UserError as error:
-            self.stray(folder, f"record folder: {error}")
+            reason = str(error).rpartition(": ")[2]
+            self.stray(folder, f"record folder cannot be read: {reason}")
             return images
         for entry in entries:
             if why := not_an_image(entry):
