@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,11 +26,12 @@ def photo(path: Path, colour: Sequence[int] = (200, 80, 40), side: int = 24) -> 
     return path
 
 
-def tree(root: Path, *paths: str) -> Path:
-    """Make one-byte files; good enough where no photo is decoded."""
+def tree(root: Path, *paths: str | bytes) -> Path:
+    """Make one-byte files, good enough where no photo is decoded; a name need not be UTF-8."""
     for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(b".")
+        full = root / os.fsdecode(path)
+        full.parent.mkdir(parents=True, exist_ok=True)
+        full.write_bytes(b".")
     return root
 
 

@@ -10,13 +10,7 @@ from petface.data import images
 from petface.data.sources import petface as source
 from petface.data.sources.petface import scan
 from petface.errors import UserError
-
-
-def make(root, *paths):
-    for path in paths:
-        full = os.path.join(os.fsencode(root), os.fsencode(path))
-        os.makedirs(os.path.dirname(full), exist_ok=True)
-        Path(os.fsdecode(full)).write_bytes(b".")
+from tests.data.sources.made_sources import tree
 
 
 def paths_of(result):
@@ -46,8 +40,8 @@ def test_a_random_tree_equals_a_naive_walk(tmp_path, seed):
             "sub",
         ]
         name = draw.choice(["0.png", "1.PNG", "2.jpeg", "Thumbs.db", "._0.png", "a.txt", "png"])
-        make(tmp_path, "/".join([*folders[: depth - 1], name]))
-    make(tmp_path, "cat/000001/0.png")
+        tree(tmp_path, "/".join([*folders[: depth - 1], name]))
+    tree(tmp_path, "cat/000001/0.png")
     result = scan(tmp_path)
     expected = naive_scan(tmp_path)
     assert paths_of(result) == [path for _, _, path in expected]
@@ -56,8 +50,8 @@ def test_a_random_tree_equals_a_naive_walk(tmp_path, seed):
 
 
 def test_what_is_not_an_image_is_a_stray_with_a_reason(tmp_path, monkeypatch):
-    make(tmp_path, "cat/000000/00.png", "cat/000000/.DS_Store", "cat/000001/note.txt", "cat/a.png")
-    make(tmp_path, "cat/000000/deep/01.png", b"\xff/000000/00.png")
+    tree(tmp_path, "cat/000000/00.png", "cat/000000/.DS_Store", "cat/000001/note.txt", "cat/a.png")
+    tree(tmp_path, "cat/000000/deep/01.png", b"\xff/000000/00.png")
     (tmp_path / "dog").mkdir()
     (tmp_path / "cat/000002").mkdir()
     os.mkfifo(tmp_path / "cat/000000/fifo.png")
@@ -86,9 +80,9 @@ def test_what_is_not_an_image_is_a_stray_with_a_reason(tmp_path, monkeypatch):
 
 
 def test_folders_of_one_record_are_one_record_and_links_are_followed(tmp_path):
-    make(tmp_path / "tree", "cat/7/0.png", "cat/000007/1.png", "cat/7.0/2.png", "cat/000008/0.png")
-    make(tmp_path / "tree", b"cat/\xe9/\xff.png")
-    make(tmp_path / "elsewhere", "dogs/000000/0.png", "record/0.png")
+    tree(tmp_path / "tree", "cat/7/0.png", "cat/000007/1.png", "cat/7.0/2.png", "cat/000008/0.png")
+    tree(tmp_path / "tree", b"cat/\xe9/\xff.png")
+    tree(tmp_path / "elsewhere", "dogs/000000/0.png", "record/0.png")
     (tmp_path / "tree/dog").symlink_to(tmp_path / "elsewhere/dogs")
     (tmp_path / "tree/cat/000001").symlink_to(tmp_path / "elsewhere/record")
     result = scan(tmp_path / "tree")
@@ -101,7 +95,7 @@ def test_folders_of_one_record_are_one_record_and_links_are_followed(tmp_path):
 
 
 def test_species_restricts_the_scan(tmp_path):
-    make(tmp_path, "cat/0/0.png", "dog/0/0.png", "hen/0/0.png")
+    tree(tmp_path, "cat/0/0.png", "dog/0/0.png", "hen/0/0.png")
     assert scan(tmp_path, ["hen", "cat"]).catalog.classes == ("cat", "hen")
     with pytest.raises(UserError, match="did you mean 'cat'.*cat, dog, hen"):
         scan(tmp_path, ["catt"])
@@ -126,7 +120,7 @@ TREE = ("PetFace/images/cat/000000/00.png", "PetFace/annotations/cat.csv")
     ],
 )
 def test_the_wrong_level_is_answered_with_the_right_folder(tmp_path, paths, given, meant, species):
-    make(tmp_path, *paths)
+    tree(tmp_path, *paths)
     with pytest.raises(UserError) as caught:
         scan(tmp_path / given, species)
     assert f"use this folder instead: {tmp_path / meant}\n" in str(caught.value)
@@ -134,7 +128,7 @@ def test_the_wrong_level_is_answered_with_the_right_folder(tmp_path, paths, give
 
 
 def test_a_few_images_do_not_hide_the_wrong_level(tmp_path):
-    make(tmp_path, "images/cat/0/0.png", "images/dog/0/0.png", "images/cat/lost.png")
+    tree(tmp_path, "images/cat/0/0.png", "images/dog/0/0.png", "images/cat/lost.png")
     with pytest.raises(UserError, match=f"use this folder instead: {tmp_path / 'images'}\n"):
         scan(tmp_path)
 
@@ -143,6 +137,6 @@ def test_a_tree_with_nothing_shows_the_expected_tree(tmp_path):
     with pytest.raises(UserError, match="expected tree") as caught:
         scan(tmp_path)
     assert "use this folder" not in str(caught.value)
-    make(tmp_path, "a_file")
+    tree(tmp_path, "a_file")
     with pytest.raises(UserError, match="is not a folder"):
         scan(tmp_path / "a_file")
