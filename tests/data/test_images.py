@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as TF
 from petface.data import images
 from petface.data.images import ImageError, Preprocessing, decode, resize
 from petface.errors import UserError
-from tests.torture.outcome import DAMAGES
+from tests.torture import fuzz
 
 WIDTH, HEIGHT = 19, 13
 
@@ -347,7 +347,7 @@ def damaged(number: int) -> bytes:
     draw = random.Random(number)
     whole = encoded(photo(seed=number % 7))
     begin, end = draw.choice([(0, len(whole)), (0, 45), (len(whole) - 40, len(whole))])
-    data = draw.choice(DAMAGES)(whole, begin, end, draw)
+    data = fuzz.damaged(whole, draw, begin, end)
     return joined(chunks(data)) if number % 2 else data
 
 
