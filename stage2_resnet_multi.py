@@ -51,7 +51,11 @@ from petface.training.epoch import Progress, train_epoch
 from petface.training.evaluate import Job, evaluate
 from petface.training.phases import Optimization, Phase, Training, make_phases
 from petface.training.schedule import LrKind
-from petface.training.specialist import head_figures, write_specialist_report
+from petface.training.specialist import (
+    head_figures,
+    watched_loss,
+    write_specialist_report,
+)
 
 # ---- Data: what changes the meaning of the figures ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
@@ -87,9 +91,9 @@ FREEZE_BATCHNORM: bool = False  # True for weights whose BatchNorm was folded aw
 PHASE_STAGES: tuple[str, ...] = ("layer4", "layer4+layer3")  # besides the heads; or all, heads
 PHASE_LR: tuple[PositiveFloat, ...] = (1e-3, 3e-4)  # AdamW, made anew in each phase
 BODY_LR_FACTOR: NonNegativeFloat = 1.0  # the body's rate is PHASE_LR times this
-PHASE_EPOCHS: tuple[Positive, ...] = (50, 50)  # at most
+PHASE_EPOCHS: tuple[Positive, ...] = (30, 20)  # at most
 PHASE_PATIENCE: tuple[NonNegative, ...] = (7, 5)  # epochs without a better validation loss; 0 = off
-BATCH_SIZE: Positive = 64  # of each process under torchrun
+BATCH_SIZE: Positive = 128  # of each process under torchrun
 WEIGHT_DECAY: NonNegativeFloat = 1e-4
 SCHEDULE: LrKind = "constant"  # over each phase: cosine, restarts, linear, step, plateau
 PLATEAU_PATIENCE: NonNegative = 3  # plateau: a tenth after as many epochs without a better one
@@ -103,12 +107,15 @@ FOCAL_GAMMA_COLOR: NonNegativeFloat = 2.0  # of all heads but gender, where ther
 FOCAL_GAMMA_IMBAL: NonNegativeFloat = 2.5  # of the breed head, where it stands alone
 LABEL_SMOOTHING: Fraction = 0.0  # 0 = off
 LOGIT_ADJUSTMENT: NonNegativeFloat = 0.0  # by the shares of the classes; 1 = balanced softmax
-CLASS_WEIGHTS: Literal["inverse", "none"] = "inverse"  # in the losses: of train-part frequency
+CLASS_WEIGHTS: Literal["inverse", "none"] = "inverse"  # in the losses, by training frequency
+CLASS_WEIGHT_ALPHA: NonNegativeFloat = 0.7  # inverse: (largest / count) ^ this, clipped
+GENDER_WEIGHT_ALPHA: NonNegativeFloat = 1.0  # the same of the gender head
+WEIGHT_CLIP: tuple[PositiveFloat, PositiveFloat] = (0.2, 8.0)  # of losses and sampler
 SAMPLER: Literal["weighted", "shuffle"] = "weighted"  # on the first head with classes, not gender
-SAMPLER_ALPHA: NonNegativeFloat = 1.0  # 1 = classes equally often, 0 = as they come
+SAMPLER_ALPHA: NonNegativeFloat = 0.7  # (largest / count) ^ this; 1 = equally often, unclipped
 TAIL_QUANTILE: Fraction = 0.5  # minority = classes of that head up to this quantile; 0 = smallest
-BASE_AUGMENT: augment.Strength = "mild"  # none, mild, strong, crop (strong with a random crop)
-TAIL_AUGMENT: augment.Strength = "strong"  # for minority classes
+BASE_AUGMENT: augment.Strength = "reference"  # none, mild, strong, crop (strong, a part enlarged)
+TAIL_AUGMENT: augment.Strength = "reference"  # for minority classes; reference: a bit stronger
 MIX: MixKind = "none"  # pairs of images: mixup, cutmix, both (one of them by lot)
 MIX_PROBABILITY: Fraction = 0.5  # share of the batches that are mixed
 MIX_ADAPTS: bool = False  # True: up to MIX_PROBABILITY, more while the validation loss rises
@@ -206,7 +213,7 @@ def train_specialist(
     job = make_job(s, dataset, model, parts, run)
     distributed.copy_from_main(model)
     draw = make_draw(s, parts["train"], sampler_head)
-    regimes = augment.REGIMES[s.BASE_AUGMENT], augment.REGIMES[s.TAIL_AUGMENT]
+    regimes = augment.regimes_of(s.BASE_AUGMENT, s.TAIL_AUGMENT)
     description = {
         "kind": "stage2",
         "species": species,
@@ -296,7 +303,7 @@ def make_draw(s: Settings, samples: Samples, head: str | None) -> Callable[[int]
     """Return the order of an epoch: weighted on `head`, shuffled where it cannot carry weights."""
     if s.SAMPLER == "shuffle" or head is None or not (samples.labels[head] >= 0).any():
         return lambda epoch: sampling.shuffled(len(samples), s.SEED, epoch)
-    weights = sampling.balanced_weights(samples.labels[head], s.SAMPLER_ALPHA)
+    weights = sampling.balanced_weights(samples.labels[head], s.SAMPLER_ALPHA, s.WEIGHT_CLIP)
     classes = np.where(samples.labels[head] >= 0, samples.labels[head], len(weights) - 1)
     return sampling.ClassWeightedSampler(classes, weights, seed=s.SEED).draw
 
@@ -312,6 +319,9 @@ def make_job(
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
     network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
     train_labels = parts["train"].labels
+    weight_alphas = dict.fromkeys(model.head_sizes, s.CLASS_WEIGHT_ALPHA)
+    if "gender" in weight_alphas:
+        weight_alphas["gender"] = s.GENDER_WEIGHT_ALPHA
     class_weights, loss = recipe.heads_loss(
         {
             head: np.bincount(train_labels[head][train_labels[head] >= 0], minlength=size)
@@ -323,7 +333,8 @@ def make_job(
             without_color=s.FOCAL_GAMMA_IMBAL,
         ),
         network.device,
-        weighted=s.CLASS_WEIGHTS == "inverse",
+        weight_alphas=weight_alphas if s.CLASS_WEIGHTS == "inverse" else None,
+        weight_clip=s.WEIGHT_CLIP,
         label_smoothing=s.LABEL_SMOOTHING,
         logit_adjustment=s.LOGIT_ADJUSTMENT,
     )
@@ -341,12 +352,6 @@ def make_job(
             run, dataset.catalog, sum(map(len, parts.values())), s.MAX_BAD_FRACTION
         ),
     )
-
-
-def watched_loss(row: dict[str, Any]) -> float:
-    """Return what stops a phase: a species may be too small for a known label in validation."""
-    loss: float = row["val_loss"] if np.isfinite(row["val_loss"]) else row["train_loss"]
-    return loss
 
 
 def finish(
@@ -381,9 +386,7 @@ def finish(
     }
     for head in vocabularies:
         known = parts["train"].labels[head], parts["test"].labels[head]
-        figures[f"val_{head}_accuracy"] = seen["val"].accuracy(head)
-        figures[f"val_{head}_balanced_accuracy"] = seen["val"].balanced_accuracy(head)
-        figures |= head_figures(head, test[head], *known)
+        figures |= head_figures(head, seen["val"].confusions[head], test[head], *known)
     figures |= headline_figures(measured)
     figures["checkpoint"] = str(run.best)
     write_specialist_report(run.path, vocabularies, {"test": test, "all": every}, s.TOP_SUPPORT)

@@ -5,9 +5,9 @@
     torchrun --nproc-per-node 8 train_resnet_minority_aug_dynamic.py               # eight GPUs
 
 Out comes runs/<RUN_NAME>/: best.pt and last.pt, metrics.csv and curves.png (one row per epoch),
-confidence.png, errors.csv, settings.toml (itself a preset), environment.json and final.json. The
-test part is looked at once, at the end. Expected: see the head of each preset; PetFace itself has
-not been trained here.
+classes.csv (recall and sampling weight per class and epoch), confidence.png, errors.csv,
+settings.toml (itself a preset), environment.json and final.json. The test part is looked at once,
+at the end. Expected: see the head of each preset; PetFace itself has not been trained here.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ WEIGHTS: str | tuple[str, ...] = "none"  # none, torchvision, a file; or a list:
 PRETRAINED: Literal["auto", "require", "none"] = "auto"  # when torchvision's weights cannot be had
 FREEZE_BATCHNORM: bool = False  # True for weights whose BatchNorm was folded away, and tiny data
 PHASE_STAGES: tuple[str, ...] = ("all",)  # besides the head: all, heads (alone), layer4+layer3
-EPOCHS: Positive | tuple[Positive, ...] = 50  # at most; a list has one for each phase
-BATCH_SIZE: Positive = 64  # of each process under torchrun
+EPOCHS: Positive | tuple[Positive, ...] = 30  # at most; a list has one for each phase
+BATCH_SIZE: Positive = 128  # of each process under torchrun
 LR: PositiveFloat | tuple[PositiveFloat, ...] = 1e-3  # AdamW, made anew in each phase
 BODY_LR_FACTOR: NonNegativeFloat = 1.0  # the body's rate is LR times this
 WEIGHT_DECAY: NonNegativeFloat = 1e-4
@@ -98,18 +98,21 @@ WANTED_ACCURACY: Fraction = 0.9  # of the answers that count as sure; 0 = all do
 
 # ---- Minority classes: who they are and how often they are shown ----
 SAMPLER: Literal["weighted", "shuffle"] = "weighted"  # shuffle: every image once an epoch
-TAIL_MODE: Literal["head_exclusion", "quantile", "cumulative", "none"] = "head_exclusion"
+TAIL_MODE: sampling.TailMode = "head_exclusion"  # quantile, absolute, cumulative, none
 HEAD_CLASSES: tuple[str, ...] = ("cat", "dog")  # never minority under head_exclusion
-HEAD_EXCLUSION_MAX: NonNegative = 30_000  # images; minority = others with at most this many
-TAIL_QUANTILE: Fraction = 0.5  # quantile: minority = classes up to this quantile of the counts
+HEAD_EXCLUSION_MAX: NonNegative = 80_000  # images; minority = others with at most this many
+TAIL_QUANTILE: Fraction = 0.85  # quantile: minority = classes up to this quantile of the counts
+TAIL_MAX: NonNegative = 2_500  # absolute: minority = classes with at most this many images
 TAIL_SHARE: Fraction = 0.2  # cumulative: the smallest classes that hold this share of all images
-ALPHA: NonNegativeFloat = 0.5  # base weight = (median / count) ^ ALPHA; 0 = all equal
+ALPHA: NonNegativeFloat = 1.0  # base weight = (median / count) ^ ALPHA; 0 = all equal
 MIN_WEIGHT_PER_CLASS: PositiveFloat = 1.0  # lower clip; below 1 big classes are shown less often
-MAX_UPWEIGHT_PER_CLASS: PositiveFloat = 10.0  # upper clip
-PERF_ALPHA: NonNegativeFloat = 0.5  # strength of the difficulty adaptation; 0 = off
+MAX_UPWEIGHT_PER_CLASS: PositiveFloat = 3.0  # upper clip
+PERF_ALPHA: NonNegativeFloat = 1.0  # strength of the difficulty adaptation; 0 = off
+MIN_MEDIAN_DIFFICULTY: Fraction = 0.05  # the least that a difficulty is divided by
+MIN_RECALL_SUPPORT: NonNegative = 20  # images that a recall needs to count, else factor 1
 RECALL_SPLIT: Literal["val", "train"] = "val"  # whose recall per class tells the difficulty
-BASE_AUGMENT: augment.Strength = "mild"  # none, mild, strong, crop (strong with a random crop)
-TAIL_AUGMENT: augment.Strength = "strong"  # for minority classes
+BASE_AUGMENT: augment.Strength = "reference"  # none, mild, strong, crop (strong, a part enlarged)
+TAIL_AUGMENT: augment.Strength = "reference"  # for minority classes; reference: a bit stronger
 MIX: MixKind = "none"  # pairs of images: mixup, cutmix, both (one of them by lot)
 MIX_PROBABILITY: Fraction = 0.5  # share of the batches that are mixed
 MIX_ADAPTS: bool = False  # True: up to MIX_PROBABILITY, more while the validation loss rises
@@ -167,7 +170,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
     pretrained = initialise_body(model, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
     job, draw = make_job(s, dataset, model, parts, sampler, run), make_draw(s, sampler)
     distributed.copy_from_main(model)
-    regimes = augment.REGIMES[s.BASE_AUGMENT], augment.REGIMES[s.TAIL_AUGMENT]
+    regimes = augment.regimes_of(s.BASE_AUGMENT, s.TAIL_AUGMENT)
     description = {
         "kind": "stage1",
         "class_to_index": {name: index for index, name in enumerate(classes)},
@@ -191,11 +194,13 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
         description,
         watched=lambda row: row[watched],
         mode="min" if s.SELECT_BY == "loss" else "max",
-        more=lambda: {"sampler_weights": sampler.weights.tolist()},
+        more=lambda: {"sampler_weights": sampler.weights.tolist(), "class_history": class_history},
     )
     mixing = Mixing(s.MIX, s.MIX_PROBABILITY, s.MIX_ALPHA, s.MIX_ADAPTS)
+    class_history: sampling.ClassHistory = []
     if last := training.resume():
         sampler.set_weights(last["sampler_weights"])
+        class_history += last.get("class_history", [])
     print(f"training on {job.network}{distributed.describe(s.BATCH_SIZE)}")
     print(f"first weights: {pretrained}")
     print(f"images: {', '.join(f'{name} {len(part):,}' for name, part in parts.items())}")
@@ -220,6 +225,9 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
         if not val or not seen:
             training.save_last()
             return stop.leave(f"in epoch {epoch + 1}")
+        shown = sampler.weights.tolist() if s.SAMPLER == "weighted" else [1.0] * len(classes)
+        recall = metrics.recall_per_class(seen.confusions["species"]).tolist()
+        class_history.append((epoch + 1, recall, shown))
         if adapts:
             weights = adapted_weights(s, base_weights, seen)
             sampler.set_weights(distributed.broadcast_object(weights))
@@ -227,6 +235,8 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
         row, is_best = training.end_epoch(
             val, {"val_accuracy_frac": accuracy, "val_balanced_accuracy_frac": balanced}
         )
+        if distributed.is_main():
+            sampling.write_class_history(run.path / "classes.csv", classes, class_history)
         print(
             f"epoch {epoch + 1:3d}  loss {row['train_loss']:.3f}  val accuracy {accuracy:.3f}  "
             f"balanced {balanced:.3f}  {row['train_images_per_s']:.0f} img/s{'  best' * is_best}"
@@ -246,6 +256,7 @@ def split_into_samples(s: Settings, dataset: Dataset) -> dict[str, Samples]:
         head_classes=s.HEAD_CLASSES,
         head_exclusion_max=s.HEAD_EXCLUSION_MAX,
         tail_quantile=s.TAIL_QUANTILE,
+        tail_max=s.TAIL_MAX,
         tail_share=s.TAIL_SHARE,
     )
     return sampling.samples_by_split(
@@ -276,10 +287,14 @@ def make_draw(s: Settings, sampler: sampling.ClassWeightedSampler) -> Callable[[
 
 def adapted_weights(s: Settings, base: np.ndarray, seen: Evaluation) -> np.ndarray:
     """Return (K,) sampling weights after an epoch: difficult classes are shown more often."""
+    confusion = seen.confusions["species"]
     return sampling.difficulty_weights(
         base,
-        metrics.recall_per_class(seen.confusions["species"]),
+        metrics.recall_per_class(confusion),
+        confusion.sum(axis=1),
         perf_alpha=s.PERF_ALPHA,
+        min_median=s.MIN_MEDIAN_DIFFICULTY,
+        min_support=s.MIN_RECALL_SUPPORT,
         floor=s.MIN_WEIGHT_PER_CLASS,
         cap=s.MAX_UPWEIGHT_PER_CLASS,
     )

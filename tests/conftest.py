@@ -128,7 +128,7 @@ TINY = ["--image-size-px", 32, "--precision", "fp32", "--device", "cpu", "--batc
 # With everything on that has a state of its own, so that each resume and kill meets it.
 TINY_STATEFUL = ["--ema-decay", 0.9, "--mix", "both", "--mix-adapts", "--clip-norm", 5]
 TINY_STAGE1 = [*TINY, "--epochs", 3, "--schedule", "cosine", "--warmup-frac", 0.1,
-               "--head-exclusion-max", 30, *TINY_STATEFUL]  # fmt: skip
+               "--head-exclusion-max", 30, "--min-recall-support", 3, *TINY_STATEFUL]  # fmt: skip
 TINY_STAGE2 = [*TINY, "--phase-epochs", 2, 1, "--normalize", "none", "--schedule", "linear",
                *TINY_STATEFUL]  # fmt: skip
 

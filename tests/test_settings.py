@@ -114,6 +114,33 @@ def origins(settings: Settings) -> dict[str, str]:
 # --- What is a setting ---
 
 
+@pytest.mark.parametrize(
+    ("line", "flag", "found"),
+    [
+        ("LR = 1e-3  # rate", "0.5", 0.5),
+        ("LR = 3", "4", 4),
+        ("LR = 3", "0.5", 0.5),
+        ("LR = True", "false", False),
+        ('LR = "a"', "b", "b"),
+        ("LR = (1e-3, 3)", "1,0.5", (1, 0.5)),
+        ('LR = ["a", "b"]', "c", ("c",)),
+    ],
+)
+def test_a_constant_that_lost_its_annotation_is_a_setting_where_it_is_read(line, flag, found):
+    module = load(f"OTHER = 1\n{line}\n\ndef main(s):\n    return s.LR\n")
+    assert list(read_settings(module, []).as_dict()) == ["LR"]
+    settings = read_settings(module, ["--lr", flag])
+    assert (settings.LR, type(settings.LR)) == (found, type(found))
+    again = preset(settings.as_toml())
+    assert read_settings(module, ["--config", again]) == settings
+
+
+def test_one_whose_type_cannot_be_told_is_refused_by_its_line():
+    for value in ("None", "()", "{}", "[(1, 2)]"):
+        module = load(f"\nLR = {value}\n\ndef main(s):\n    return s.LR\n")
+        assert refused(module) == "train.py:2: LR needs its type; write LR: <type> = ..."
+
+
 def test_only_annotated_public_upper_case_constants_are_settings(module: ModuleType) -> None:
     settings = read_settings(module, [])
     assert list(settings.as_dict().items()) == [  # in the order of the file

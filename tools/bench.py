@@ -48,7 +48,7 @@ from petface.models.multi_head import ChinchillaMultiHeadResNet18
 from petface.models.network import Network
 from petface.settings import NonNegative, read_settings
 from petface.training import epoch, evaluate, losses
-from petface.training.augment import BASE, NONE, TAIL, AugmentRegime, augment, draw_parameters
+from petface.training.augment import MILD, NONE, STRONG, AugmentRegime, augment, draw_parameters
 from petface.training.runs import FailureLog, RunFolder
 from petface.training.schedule import EarlyStopping
 from tools.hardware import hardware_name
@@ -156,12 +156,12 @@ def plain_script(tree: Tree, device: torch.device, batch_size: int) -> Run:
         DataLoader(
             Subset(ImageFolder(images, v2_chain(regime, tree.rule.size_px)), places),
             batch_size,
-            shuffle=regime is BASE,
+            shuffle=regime is MILD,
             num_workers=num_cores(),
             persistent_workers=True,
             pin_memory=device.type == "cuda",
         )
-        for places, regime in zip(tree.train_and_val(), (BASE, NONE), strict=True)
+        for places, regime in zip(tree.train_and_val(), (MILD, NONE), strict=True)
     )
 
     def run() -> int:
@@ -222,7 +222,7 @@ def our_epoch(tree: Tree, source: ImageReader, device: torch.device, batch_size:
     def run() -> int:
         progress.epoch = progress.epoch.next_epoch()
         order = np.random.default_rng(progress.epoch.epoch).permutation(len(train))
-        epoch.train_epoch(job, progress, train, order, (BASE, TAIL), seed=0, rate=lambda _: 1e-4)
+        epoch.train_epoch(job, progress, train, order, (MILD, STRONG), seed=0, rate=lambda _: 1e-4)
         evaluate.evaluate(job, val, "validate")
         return len(tree.catalog)
 
@@ -242,7 +242,7 @@ def bare_steps(tree: Tree, device: torch.device, batch_size: int) -> Run:
 
     def run() -> int:
         for _ in range(len(tree.catalog) // batch_size):
-            x = augment(pixels, draw_parameters(is_tail, BASE, TAIL, generator))
+            x = augment(pixels, draw_parameters(is_tail, MILD, STRONG, generator))
             loss = nn.functional.cross_entropy(network(x)[0].float(), label)
             optimizer.zero_grad()
             scaler.scale(loss).backward()

@@ -166,7 +166,7 @@ def rise(
         progress,
         samples,
         np.resize(order, num_steps * job.batch_size),
-        (augment.REGIMES[s.BASE_AUGMENT], augment.REGIMES[s.TAIL_AUGMENT]),
+        augment.regimes_of(s.BASE_AUGMENT, s.TAIL_AUGMENT),
         seed=s.SEED,
         rate=rate,
         mixing=Mixing(s.MIX, s.MIX_PROBABILITY, s.MIX_ALPHA, s.MIX_ADAPTS).after([]),

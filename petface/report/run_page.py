@@ -70,6 +70,7 @@ def run_page(run: read.Run) -> Page:
         },
         folded={
             "Most frequent confusions": [table(_confusions(matrices))],
+            "Recall and sampling weight per class (classes.csv)": [table(_class_history(run))],
             "Confidence": [_SURE_WORDS, Strip(panels), table(_calibrations(run), _SURE_COLUMNS)],
             "Settings": _settings(run),
             "Photos that could not be read (errors.csv)": [table(unreadable)],
@@ -103,6 +104,20 @@ def _species(matrices: dict[str, Any]) -> list[dict[str, Any]]:
     columns = {key: getattr(scores, key) for key in ("recall", "precision", "f1")}
     found = pd.DataFrame({"species": names, "num": counts.sum(axis=1), **columns})
     return found.sort_values("num", ascending=False, kind="stable").to_dict("records")  # type: ignore[return-value]
+
+
+def _class_history(run: read.Run) -> list[dict[str, Any]]:
+    """List what each class was like in the first and the last epoch; classes.csv has them all."""
+    found = read.read_csv(run.folder / "classes.csv", run.problems)
+    ends = [
+        {r["species"]: r for r in found if r["epoch"] == found[end]["epoch"]} for end in (0, -1)
+    ]
+    keys, names = ("recall", "sampling_weight"), ("first epoch", "last epoch")
+    return [
+        {"species": species}
+        | {f"{k}, {n}": end[species][k] for k in keys for n, end in zip(names, ends, strict=True)}
+        for species in ends[0]
+    ]
 
 
 def _confusions(matrices: dict[str, Any]) -> list[dict[str, Any]]:

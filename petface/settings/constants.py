@@ -1,8 +1,9 @@
 """Read the settings of a script from its module and its source: name, type, value, comment, group.
 
 A setting is an annotated upper-case constant at module level, `LR: PositiveFloat = 1e-3  # step
-size`; a comment line `# --- Data ---` opens a group. Private constants, `Final` ones and those
-without annotation are no settings.
+size`; a comment line `# --- Data ---` opens a group. Private constants and `Final` ones are no
+settings. One that lost its annotation is a setting if the script reads it as an attribute, as in
+`s.LR`; its value then tells the type.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, Union, get_type_hints
 
 from petface.errors import SettingsError
 from petface.settings.value_types import accept, describe
@@ -60,16 +61,20 @@ def gather(module: ModuleType) -> tuple[Constant, ...]:
         source = handle.read()
     comments = _Comments(source)
     constants: dict[str, Constant] = {}
-    for node in ast.parse(source).body:
+    tree = ast.parse(source)
+    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in tree.body:
         match node:
             case ast.AnnAssign(target=ast.Name(name), annotation=annotation, value=ast.expr()):
                 text = ast.unparse(annotation)
+            case ast.Assign(targets=[ast.Name(name)]) if name in read:
+                text = ""
             case _:
                 continue
         if name.startswith("_") or not name.isupper() or _FINAL.match(text):
             continue
         place = f"{script}:{node.lineno}"
-        hint = _hint(module, name, text, place)
+        hint = _hint(module, name, text, place) if text else _hint_of(module, name, place)
         value = checked(getattr(module, name), hint, f"{place}: {name}")
         constants[name] = Constant(name, hint, value, *comments.of(node))
     return tuple(constants.values())
@@ -102,6 +107,19 @@ def _hint(module: ModuleType, name: str, annotation: str, place: str) -> Any:
     return hint
 
 
+def _hint_of(module: ModuleType, name: str, place: str) -> Any:
+    """Return the type of a constant without annotation; a whole number may become any number."""
+    value = getattr(module, name)
+    items = value if isinstance(value, (list, tuple)) else [value]
+    kinds = {
+        kind for item in items for kind in ((int, float) if type(item) is int else [type(item)])
+    }
+    if not kinds or not kinds <= {bool, int, float, str}:
+        raise SettingsError(f"{place}: {name} needs its type; write {name}: <type> = ...")
+    one: Any = Union[tuple(sorted(kinds, key=[bool, int, float, str].index))]  # noqa: UP007
+    return one if items is not value else tuple[one, ...]
+
+
 class _Comments:
     """The comments of a source by line number: beside code, alone, titles of groups."""
 
@@ -120,7 +138,7 @@ class _Comments:
             else:
                 self.alone[row] = text.lstrip("#").strip()
 
-    def of(self, node: ast.AnnAssign) -> tuple[str, str]:
+    def of(self, node: ast.AnnAssign | ast.Assign) -> tuple[str, str]:
         """Return the comment beside a constant, else the lines directly above it; and its group."""
         first, last = node.lineno, node.end_lineno or node.lineno
         comment = self.beside.get(first) or self.beside.get(last)

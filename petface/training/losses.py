@@ -6,8 +6,6 @@ compiles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -72,20 +70,6 @@ def known_weight(targets: Tensor, class_weights: Tensor | None) -> Tensor:
     """Sum the weight of the known targets (B,): what the losses are divided by, float32."""
     known = targets != UNKNOWN
     return _weight_of_target(class_weights, known, torch.where(known, targets, 0)).sum()
-
-
-def inverse_frequency_weights(counts: Tensor | np.ndarray | Sequence[int]) -> Tensor:
-    """Weigh each class by N / (K_present * count); a class without samples gets 0.
-
-    counts (K,) samples per class; returns float32 (K,). The mean weight over the N samples is 1, so
-    the loss keeps its scale. This is scikit-learn's `class_weight="balanced"` over the classes
-    present.
-    """
-    count = torch.as_tensor(counts, dtype=torch.float64)
-    assert count.ndim == 1, count.shape
-    present = count > 0
-    weights = count.sum() / (present.sum() * count.clamp(min=1))
-    return torch.where(present, weights, 0.0).float()
 
 
 def _known_log_probabilities(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from petface.data.loading import Batch
 from petface.models.architecture import HEAD_PREFIXES
 from petface.models.network import Outputs
-from petface.training import losses
+from petface.training import losses, sampling
 
 Loss = Callable[[Outputs, Batch], Tensor]
 
@@ -72,19 +72,21 @@ def heads_loss(
     gammas: Mapping[str, float],
     device: torch.device,
     *,
-    weighted: bool = False,
+    weight_alphas: Mapping[str, float] | None = None,
+    weight_clip: tuple[float, float] = (0.0, float("inf")),
     label_smoothing: float = 0.0,
     logit_adjustment: float = 0.0,
 ) -> tuple[dict[str, Tensor | None], Loss]:
     """Build the loss, summed over the heads, and the weights of each head's classes, None = equal.
 
     `shown[head]` (K,): how often each class comes up, on any scale; heads stand in output order.
-    `gammas[head]` is that of the focal loss, 0 = cross-entropy. `weighted`: classes weigh by their
-    inverse frequency. Unknown labels are masked.
+    `gammas[head]` is that of the focal loss, 0 = cross-entropy. With `weight_alphas` classes weigh
+    by `sampling.class_weights` with the head's alpha. Unknown labels are masked.
     """
     weights: dict[str, Tensor | None] = dict.fromkeys(shown)
-    if weighted:
-        weights = {h: losses.inverse_frequency_weights(n).to(device) for h, n in shown.items()}
+    for head, alpha in (weight_alphas or {}).items():
+        weight = torch.from_numpy(sampling.class_weights(shown[head], alpha, weight_clip))
+        weights[head] = weight.to(device, torch.float32)
     adjustments = {}
     if logit_adjustment:
         adjustments = {

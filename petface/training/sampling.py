@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from pathlib import Path
+from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,11 @@ import numpy.typing as npt
 from petface.data.loading import Samples
 from petface.data.splits import SPLITS
 from petface.errors import UserError
+from petface.files import write_csv
 
-TAIL_MODES: Final = ("none", "head_exclusion", "quantile", "cumulative")
+TailMode = Literal["none", "head_exclusion", "quantile", "absolute", "cumulative"]
+TAIL_MODES: Final = get_args(TailMode)
+ClassHistory = list[tuple[int, list[float], list[float]]]  # per epoch: number, recalls, weights
 _DIFFICULTY_EPSILON = 0.01  # one point of recall; used where the median difficulty is 0
 _DRAW_STREAM, _SHUFFLE_STREAM = 0, 1  # so that one seed gives unrelated draws and shuffles
 
@@ -53,6 +57,16 @@ def class_lines(train: Samples, names: Sequence[str], weights: np.ndarray) -> li
     ]
 
 
+def write_class_history(path: Path, names: Sequence[str], history: ClassHistory) -> None:
+    """Write each epoch's recall and sampling weight per class: the weight that it was drawn by."""
+    rows = (
+        (epoch, name, "" if recall != recall else f"{recall:.4f}", f"{weight:.4f}")
+        for epoch, recalls, weights in history
+        for name, recall, weight in zip(names, recalls, weights, strict=True)
+    )
+    write_csv(path, ("epoch", "species", "recall", "sampling_weight"), rows)
+
+
 def tail_classes(
     counts: npt.ArrayLike,
     class_names: Sequence[str],
@@ -61,6 +75,7 @@ def tail_classes(
     head_classes: Sequence[str] = ("cat", "dog"),
     head_exclusion_max: int,
     tail_quantile: float,
+    tail_max: int,
     tail_share: float,
 ) -> npt.NDArray[np.bool_]:
     """Mark the minority classes: bool (K,) from the images per class (K,).
@@ -69,6 +84,7 @@ def tail_classes(
     - "head_exclusion": every class with at most `head_exclusion_max` images that is not in
       `head_classes`;
     - "quantile": classes whose count is at most the quantile `tail_quantile` of the counts present;
+    - "absolute": classes with at most `tail_max` images;
     - "cumulative": the smallest classes that together hold at most the share `tail_share` of all
       images (of equally small ones the first in class order).
 
@@ -85,6 +101,8 @@ def tail_classes(
         tail = ~np.isin(np.asarray(class_names), list(head_classes)) & (count <= head_exclusion_max)
     elif mode == "quantile":
         tail = _up_to_quantile(count, tail_quantile)
+    elif mode == "absolute":
+        tail = count <= tail_max
     else:
         order = np.argsort(count, kind="stable")
         # a share, not `tail_share * sum`: 29 of 100 is exactly 0.29, but 0.29 * 100 is below 29
@@ -128,24 +146,32 @@ def base_weights(
 
 
 def difficulty_weights(
-    base: npt.ArrayLike, recall: npt.ArrayLike, *, perf_alpha: float, floor: float = 1.0, cap: float
+    base: npt.ArrayLike,
+    recall: npt.ArrayLike,
+    support: npt.ArrayLike,
+    *,
+    perf_alpha: float,
+    min_median: float = 0.0,
+    min_support: int = 0,
+    floor: float = 1.0,
+    cap: float,
 ) -> npt.NDArray[np.float64]:
     """Multiply base weights by (difficulty / median difficulty)^perf_alpha and clip them again.
 
     Returns float64 (K,). Difficulty is 1 - recall (K,), its median is over the classes that have a
-    recall. A NaN recall (the class does not occur in the chosen split) counts as the median, so its
-    factor is 1. Where the median is 0, 0.01 is added to both sides of the division: a class without
-    mistakes keeps factor 1, one with mistakes gets more than 1, and nothing is divided by 0. A base
-    weight of 0 stays 0.
+    recall, and it counts as `min_median` at least. A class whose recall is NaN, or is over fewer
+    than `min_support` of its `support` (K,) images, gets factor 1. Where the divisor is 0, 0.01 is
+    added to both sides of the division: a class without mistakes keeps factor 1, one with mistakes
+    gets more than 1, and nothing is divided by 0. A base weight of 0 stays 0.
     """
     assert 0.0 < floor <= cap and perf_alpha >= 0.0, (floor, cap, perf_alpha)
     base_weight, difficulty = np.asarray(base, np.float64), 1.0 - np.asarray(recall, np.float64)
     assert base_weight.ndim == 1 and base_weight.shape == difficulty.shape, difficulty.shape
-    measured = ~np.isnan(difficulty)
+    measured = ~np.isnan(difficulty) & (np.asarray(support) >= min_support)
     assert ((difficulty[measured] >= 0) & (difficulty[measured] <= 1)).all(), "recall beyond 0..1"
     factor = np.ones(len(difficulty))
     if measured.any():
-        median = np.median(difficulty[measured])
+        median = max(np.median(difficulty[measured]), min_median)
         offset = 0.0 if median > 0 else _DIFFICULTY_EPSILON
         # a denormal median may overflow to infinity; the clip below makes that the cap
         with np.errstate(over="ignore"):
@@ -154,13 +180,27 @@ def difficulty_weights(
     return np.where(base_weight > 0, np.clip(base_weight * factor, floor, cap), 0.0)
 
 
-def balanced_weights(labels: np.ndarray, alpha: float) -> npt.NDArray[np.float64]:
-    """Weigh a sample of each class by count^-alpha: float64 (K + 1,) from labels (N,), -1 unknown.
+def class_weights(
+    counts: npt.ArrayLike, alpha: float, clip: tuple[float, float]
+) -> npt.NDArray[np.float64]:
+    """Weigh each class by (largest count / count)^alpha, clipped: float64 (K,) from counts (K,).
+
+    A class without samples gets 0.
+    """
+    count = np.asarray(counts, np.float64)
+    ratio = count.max(initial=1) / np.maximum(count, 1)
+    return np.where(count > 0, np.clip(ratio**alpha, *clip), 0.0)
+
+
+def balanced_weights(
+    labels: np.ndarray, alpha: float, clip: tuple[float, float]
+) -> npt.NDArray[np.float64]:
+    """Return the `class_weights` of a sample: float64 (K + 1,) from labels (N,), -1 unknown.
 
     The last weight is for the samples with an unknown label: they come as often as in a shuffle.
     """
-    counts = np.bincount(labels[labels >= 0]).astype(np.float64)
-    weights = np.where(counts > 0, np.maximum(counts, 1) ** -alpha, 0.0)
+    counts = np.bincount(labels[labels >= 0])
+    weights = class_weights(counts, alpha, clip)
     return np.append(weights, (weights * counts).sum() / counts.sum())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,18 +37,29 @@ def write_specialist_report(
         handle.write("\n".join(lines))
 
 
-def head_figures(
-    head: str, confusion: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray
-) -> dict[str, float]:
-    """Return what one head reached on the test split, beside its majority baseline.
+def watched_loss(row: Mapping[str, float]) -> float:
+    """Return what stops a phase: a species may be too small for a known label in validation."""
+    return row["val_loss"] if math.isfinite(row["val_loss"]) else row["train_loss"]
 
-    `confusion` (K, K) of the test part; the labels of both parts (N,), -1 unknown.
+
+def head_figures(
+    head: str,
+    val: np.ndarray,
+    confusion: np.ndarray,
+    train_labels: np.ndarray,
+    test_labels: np.ndarray,
+) -> dict[str, float]:
+    """Return what one head reached on validation and test, beside its majority baseline.
+
+    `val` and `confusion` (K, K) of the two; the labels of train and test (N,), -1 unknown.
     """
     counts = [
         np.bincount(labels[labels >= 0], minlength=len(confusion))
         for labels in (train_labels, test_labels)
     ]
     return {
+        f"val_{head}_accuracy": metrics.accuracy(val),
+        f"val_{head}_balanced_accuracy": metrics.balanced_accuracy(val),
         f"test_{head}_known": int(confusion.sum()),
         f"test_{head}_accuracy": metrics.accuracy(confusion),
         f"test_{head}_balanced_accuracy": metrics.balanced_accuracy(confusion),

@@ -68,7 +68,7 @@ def test_the_files_of_a_run_are_there(stage1_run, best):  # noqa: ARG001 best ch
     assert files == {
         "best.pt", "last.pt", "metrics.csv", "settings.toml",
         "environment.json", "errors.csv", "final.json", "confusion_test_species.csv",
-        "label_conflicts.csv", "report.html", "run.lock",
+        "label_conflicts.csv", "report.html", "run.lock", "classes.csv",
     }  # fmt: skip
 
 
@@ -144,21 +144,25 @@ def test_the_calibration_is_that_of_the_validation_part_measured_on_the_test_par
     assert block["test_species_answered_share"] == "0.0000"
 
 
-def test_the_sampler_follows_the_difficulty_of_the_last_epoch(last, tree):
-    """(median / count)^0.5, then (difficulty / median difficulty)^0.5, clipped to 1..10."""
+def test_the_sampler_follows_the_difficulty_of_the_last_epoch(last, tree, stage1_run):
+    """Median / count, then difficulty / median difficulty of 0.05 at least, clipped to 1..3."""
     split = naive.splits(tree.root)
     species = [name.split("/") for name in naive.photos(tree.images)]
     train = [s for s, record, _ in species if split[s, record] == "train"]
     counts = [train.count(name) for name in CLASSES]
-    recall = recalls(answers(average_of(last), tree, "val"))
-    difficulty = [1 - r for r in recall]
-    median = float(np.nanmedian(difficulty))
-    offset = 0.01 if median == 0 else 0.0
+    pairs = answers(average_of(last), tree, "val")
+    recall, support = recalls(pairs), np.bincount(pairs[:, 0], minlength=len(CLASSES))
+    difficulty = np.where(support >= 3, 1 - np.array(recall), np.nan)
+    median = max(float(np.nanmedian(difficulty)), 0.05)
     for k, weight in enumerate(last["sampler_weights"]):
-        base = min(max((np.median(counts) / counts[k]) ** 0.5, 1.0), 10.0)
-        factor = 1.0 if math.isnan(recall[k]) else (difficulty[k] + offset) / (median + offset)
-        assert weight == pytest.approx(min(max(base * factor**0.5, 1.0), 10.0))
+        base = min(max(np.median(counts) / counts[k], 1.0), 3.0)
+        factor = 1.0 if math.isnan(difficulty[k]) else difficulty[k] / median
+        assert weight == pytest.approx(min(max(base * factor, 1.0), 3.0))
     assert len(set(last["sampler_weights"])) > 1
+    table = pandas.read_csv(stage1_run.folder / "classes.csv")
+    assert table["species"].tolist() == list(CLASSES) * 3
+    seen = table[table["epoch"] == 3]["recall"]
+    np.testing.assert_allclose(seen, recall, atol=1e-4)
 
 
 def test_the_learning_rate_is_the_schedule_at_the_last_step(history, final):
@@ -188,7 +192,7 @@ def test_the_settings_are_a_preset_that_gives_the_same_run(stage1_run, tree):
     assert changed == {
         "IMAGES_ROOT", "ANNOTATIONS_ROOT", "RUNS_ROOT", "RUN_NAME", "IMAGE_SIZE_PX", "PRECISION",
         "DEVICE", "BATCH_SIZE", "NUM_WORKERS", "MAX_BAD_FRACTION", "EPOCHS", "SCHEDULE",
-        "WARMUP_FRAC", "HEAD_EXCLUSION_MAX", "EMA_DECAY", "MIX", "MIX_ADAPTS", "CLIP_NORM",
+        "WARMUP_FRAC", "HEAD_EXCLUSION_MAX", "MIN_RECALL_SUPPORT", "EMA_DECAY", "MIX", "MIX_ADAPTS", "CLIP_NORM",
     }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def make_run(
     folder.mkdir(parents=True)
     (folder / "settings.toml").write_text(
         "# All constants of a run of stage2_resnet_multi.py; also a preset for it (--config).\n"
-        f'RUN_NAME = "demo"\nPHASE_STAGES = ["heads"]\nBATCH_SIZE = 64\nLR_OLD = 1\n'
+        f'RUN_NAME = "demo"\nPHASE_STAGES = ["heads"]\nBATCH_SIZE = 128\nLR_OLD = 1\n'
         f"SEED = 7\nIMAGES_ROOT = {json.dumps(names[0])}\n",
         encoding="utf-8",
     )

@@ -51,7 +51,7 @@ def test_a_run_of_stage_2_shows_its_numbers(tmp_path):
         "cat | a.png: <b>cut</b>",
     ):
         assert row in rows
-    assert not [row for row in rows if row.startswith("BATCH_SIZE")]  # 64 is the default
+    assert not [row for row in rows if row.startswith("BATCH_SIZE")]  # 128 is the default
     assert page.index("65.4") < page.index("<svg") < page.index("<details>")
     assert page.count("<svg") == 3 + 1 + 2  # curves, confusion matrix, confidence
     for name in ("curves.png", "confidence.png"):
@@ -69,6 +69,7 @@ def test_a_run_of_stage_1_calls_itself_stage_1(tmp_path, stage1_run, script):
     found, text, page = read(report.write_report(folder))
     assert "Stage 1: species" in text and "Stage 2" not in page
     names, counts = run.heads()[0]["matrix"]
+    assert "weight, last epoch" in text
     recall = counts[0, 0] / counts[0].sum() * 100
     assert any(row.startswith(f"{names[0]} | {counts[0].sum()} | {recall:.1f}")
                for row in rows_of(found))  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from petface.training.augment import BASE, NONE, TAIL, augment, draw_parameters
+from petface.training.augment import MILD, NONE, STRONG, augment, draw_parameters
 from tests.naive import rows_of
 from tools import bench
 from tools.hardware import hardware_name
@@ -63,7 +63,7 @@ def test_contenders_take_turns_and_ratios_are_of_the_same_round(monkeypatch, cap
     assert " 0.500\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("regime", [NONE, BASE, TAIL])
+@pytest.mark.parametrize("regime", [NONE, MILD, STRONG])
 def test_the_yardstick_augments_as_strongly_as_we_do(regime):
     picture = Image.fromarray(np.full((64, 64, 3), 255, np.uint8))
     torch.manual_seed(0)

@@ -40,8 +40,9 @@ class Small(nn.Module):
 
 
 def make_job(images, folder, model, batch_size=8, gamma=0.0, weighted=False):
+    alphas = dict.fromkeys(HEADS, 1.0) if weighted else None
     catalog, rule = scan(images).catalog, Preprocessing(SIZE)
-    class_weights, loss = heads_loss(SHOWN, dict.fromkeys(HEADS, gamma), CPU, weighted=weighted)
+    class_weights, loss = heads_loss(SHOWN, dict.fromkeys(HEADS, gamma), CPU, weight_alphas=alphas)
     return Job(
         network=Network(model, rule, CPU, Precision(None)),
         num_classes={"one": 3, "two": 2},

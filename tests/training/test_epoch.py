@@ -13,7 +13,7 @@ from petface.data.images import to_float
 from petface.errors import UserError
 from petface.models import checkpoints
 from petface.training import epoch
-from petface.training.augment import REGIMES, draw_parameters
+from petface.training.augment import draw_parameters, regimes_of
 from petface.training.augment.mixing import Mixing, mix_batch
 from petface.training.epoch import EpochState, train_epoch
 from petface.training.evaluate import evaluate
@@ -21,8 +21,8 @@ from petface.training.recipe import WeightAverage
 from tests import naive
 from tests.training.small import HEADS, SIZE, progress_of, same, state_of, train
 
-NONE = REGIMES["none"], REGIMES["none"]
-STRONG = REGIMES["mild"], REGIMES["strong"]
+NONE = regimes_of("none", "none")
+STRONG = regimes_of("mild", "strong")
 ALL = np.arange(30)  # in batches of 8: four steps
 
 

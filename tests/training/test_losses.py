@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from petface.training.losses import inverse_frequency_weights, logit_adjustment, masked_focal_loss
+from petface.training.losses import logit_adjustment, masked_focal_loss
 
 every_loss = pytest.mark.parametrize(
     "options",
@@ -158,11 +158,3 @@ def test_half_precision_is_computed_in_float32_and_no_value_is_read_from_python(
 def test_targets_below_minus_one_are_refused() -> None:
     with pytest.raises((IndexError, RuntimeError)):
         masked_focal_loss(torch.zeros(1, 3), torch.tensor([-2]), 0.0)
-
-
-def test_inverse_frequency_weights_by_hand() -> None:
-    weights = inverse_frequency_weights([6, 0, 3, 1])  # 10 / (3 * count)
-    assert weights.dtype == torch.float32
-    torch.testing.assert_close(weights, torch.tensor([10 / 18, 0.0, 10 / 9, 10 / 3]))
-    for counts in ([], [0, 0]):
-        assert inverse_frequency_weights(counts).tolist() == [0.0] * len(counts)

@@ -12,6 +12,7 @@ from petface.models.architecture import Architecture, build_classifier
 from petface.models.multi_head import _MultiHeadModel, unfreeze
 from petface.training import losses
 from petface.training.recipe import focal_gammas, heads_loss, make_optimizer
+from petface.training.sampling import class_weights
 
 CPU = torch.device("cpu")
 
@@ -76,11 +77,14 @@ def test_a_specialists_loss_has_the_weights_gammas_and_adjustments_of_its_heads(
     labels = {head: draw.integers(-1, size, 12) for head, size in sizes.items()}
     shown = {head: np.bincount(labels[head] + 1)[1:] for head in heads}
     outputs = tuple(torch.randn(12, size) for size in sizes.values())
-    options = {"weighted": True, "label_smoothing": 0.1, "logit_adjustment": 1.0}
-    weights, loss = heads_loss(shown, found, CPU, **options)
+    options = {"label_smoothing": 0.1, "logit_adjustment": 1.0}
+    alphas, clip = dict.fromkeys(heads, 0.7) | {"gender": 1.0}, (0.2, 8.0)
+    alphas = {head: alphas[head] for head in heads}
+    weights, loss = heads_loss(shown, found, CPU, weight_alphas=alphas, weight_clip=clip, **options)
     wanted = torch.zeros(())
     for head, gamma, logits in zip(heads, gammas, outputs, strict=True):
-        torch.testing.assert_close(weights[head], losses.inverse_frequency_weights(shown[head]))
+        expected = class_weights(shown[head], 1.0 if head == "gender" else 0.7, clip)
+        torch.testing.assert_close(weights[head], torch.from_numpy(expected).float())
         wanted = wanted + losses.masked_focal_loss(
             logits + losses.logit_adjustment(shown[head], 1.0),
             torch.from_numpy(labels[head]),

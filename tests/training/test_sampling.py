@@ -14,11 +14,13 @@ from petface.training.sampling import (
     ClassWeightedSampler,
     balanced_weights,
     base_weights,
+    class_weights,
     difficulty_weights,
     samples_by_split,
     shuffled,
     tail_classes,
     tail_samples,
+    write_class_history,
 )
 
 NAMES = ("cat", "chimp", "dog", "pig", "rabbit")
@@ -27,7 +29,8 @@ NAMES = ("cat", "chimp", "dog", "pig", "rabbit")
 def tail(
     counts: list[int], mode: str, maximum: int = 0, quantile: float = 0.0, share: float = 0.0
 ) -> list[str]:
-    options = {"head_exclusion_max": maximum, "tail_quantile": quantile, "tail_share": share}
+    options = {"head_exclusion_max": maximum, "tail_max": maximum}
+    options |= {"tail_quantile": quantile, "tail_share": share}
     marked = tail_classes(counts, NAMES, mode, **options)  # type: ignore[arg-type]
     assert marked.dtype == bool and marked.shape == (5,)
     return [name for name, flag in zip(NAMES, marked, strict=True) if flag]
@@ -41,6 +44,8 @@ def tail(
         ("head_exclusion", {"maximum": 10**6}, ["chimp", "rabbit"]),
         ("quantile", {"quantile": 0.0}, ["chimp"]),  # of 10 20 20 50, without the 0
         ("quantile", {"quantile": 0.5}, ["chimp", "dog", "rabbit"]),
+        ("absolute", {"maximum": 19}, ["chimp"]),
+        ("absolute", {"maximum": 50}, ["cat", "chimp", "dog", "rabbit"]),
         ("cumulative", {"share": 0.09}, []),
         ("cumulative", {"share": 0.10}, ["chimp"]),
         ("cumulative", {"share": 0.30}, ["chimp", "dog"]),
@@ -55,7 +60,7 @@ def test_tail_modes_by_hand(mode: str, value: dict, marked: list[str]) -> None:
 
 def test_a_share_is_not_lost_to_rounding_and_an_unknown_mode_names_the_choices() -> None:
     assert tail([71, 29, 0, 0, 0], "cumulative", share=0.29) == ["chimp"]  # 0.29 * 100 < 29
-    with pytest.raises(UserError, match="'tail'.*none, head_exclusion, quantile, cumulative"):
+    with pytest.raises(UserError, match="'tail'.*none, .*, absolute, cumulative"):
         tail([0] * 5, "tail")
 
 
@@ -74,22 +79,27 @@ def test_weights_of_four_classes_by_hand() -> None:
     base = base_weights([1000, 100, 64, 16], alpha=0.5, cap=2.0)
     np.testing.assert_allclose(base, [1.0, 1.0, math.sqrt(1.28125), 2.0])  # sqrt(5.125) = 2.26
     # difficulties 0.1 0.3 0.5 0.9: median 0.4; factors 0.25 0.75 1.25 2.25
-    updated = difficulty_weights(base, [0.9, 0.7, 0.5, 0.1], perf_alpha=1.0, cap=3.0)
+    updated = difficulty_weights(base, [0.9, 0.7, 0.5, 0.1], 99, perf_alpha=1.0, cap=3.0)
     np.testing.assert_allclose(updated, [1.0, 1.0, math.sqrt(1.28125) * 1.25, 3.0])
     # a power of 0.5 and a lower floor let the easy class sink
-    sunk = difficulty_weights(base, [0.9, 0.7, 0.5, 0.1], perf_alpha=0.5, floor=0.1, cap=9.0)
+    sunk = difficulty_weights(base, [0.9, 0.7, 0.5, 0.1], 99, perf_alpha=0.5, floor=0.1, cap=9.0)
     np.testing.assert_allclose(sunk, [0.5, math.sqrt(0.75), math.sqrt(1.28125 * 1.25), 2.0 * 1.5])
 
 
 def test_absent_classes_weigh_nothing_and_those_without_recall_what_they_weighed() -> None:
     base = base_weights([0, 8, 2, 0, 4], alpha=1.0, floor=0.1, cap=10.0)
     np.testing.assert_allclose(base, [0.0, 0.5, 2.0, 0.0, 1.0])
-    kept = difficulty_weights([2, 3, 4], [math.nan, 0.2, 0.6], perf_alpha=1.0, floor=0.1, cap=99.0)
+    kept = difficulty_weights(
+        [2, 3, 4], [math.nan, 0.2, 0.6], 99, perf_alpha=1.0, floor=0.1, cap=99.0
+    )
     np.testing.assert_allclose(kept, [2.0, 3.0 * 0.8 / 0.6, 4.0 * 0.4 / 0.6])
-    nothing_known = difficulty_weights([2, 3, 4], [math.nan] * 3, perf_alpha=1.0, cap=99.0)
+    nothing_known = difficulty_weights([2, 3, 4], [math.nan] * 3, 99, perf_alpha=1.0, cap=99.0)
     np.testing.assert_allclose(nothing_known, [2.0, 3.0, 4.0])
     recall = [math.nan, 0.5, 0.5, math.nan, 0.5]
-    assert difficulty_weights(base, recall, perf_alpha=1.0, cap=10.0)[[0, 3]].tolist() == [0.0, 0.0]
+    assert difficulty_weights(base, recall, 99, perf_alpha=1.0, cap=10.0)[[0, 3]].tolist() == [
+        0.0,
+        0.0,
+    ]
     assert base_weights([0, 0], alpha=1.0, cap=2.0).tolist() == [0.0, 0.0]
     assert base_weights([], alpha=1.0, cap=2.0).shape == (0,)
 
@@ -97,13 +107,15 @@ def test_absent_classes_weigh_nothing_and_those_without_recall_what_they_weighed
 def test_median_difficulty_of_zero_neither_explodes_nor_is_nan() -> None:
     base = np.array([2.0, 3.0, 4.0])
     with np.errstate(all="raise"):
-        perfect = difficulty_weights(base, [1.0, 1.0, 1.0], perf_alpha=2.0, cap=99.0)
-        mostly = difficulty_weights(base, [1.0, 1.0, 0.97], perf_alpha=1.0, cap=99.0)
-        capped = difficulty_weights(base, [1.0, 1.0, 0.0], perf_alpha=3.0, cap=5.0)
+        perfect = difficulty_weights(base, [1.0, 1.0, 1.0], 99, perf_alpha=2.0, cap=99.0)
+        mostly = difficulty_weights(base, [1.0, 1.0, 0.97], 99, perf_alpha=1.0, cap=99.0)
+        capped = difficulty_weights(base, [1.0, 1.0, 0.0], 99, perf_alpha=3.0, cap=5.0)
     np.testing.assert_allclose(perfect, base)
     np.testing.assert_allclose(mostly, [2.0, 3.0, 16.0])  # (0.03 + 0.01) / 0.01 = 4
     np.testing.assert_allclose(capped, [2.0, 3.0, 5.0])
-    tiny = difficulty_weights([2.0] * 3, [1.0, np.nextafter(1.0, 0), 0.0], perf_alpha=50.0, cap=5.0)
+    tiny = difficulty_weights(
+        [2.0] * 3, [1.0, np.nextafter(1.0, 0), 0.0], 99, perf_alpha=50.0, cap=5.0
+    )
     assert tiny.tolist() == [1.0, 2.0, 5.0]
 
 
@@ -234,7 +246,40 @@ def test_tail_samples_are_those_of_the_small_training_classes():
 
 def test_balanced_weights_show_classes_equally_and_unknown_ones_as_in_a_shuffle():
     labels = np.array([0] * 8 + [1] * 2 + [-1] * 10)
-    share = balanced_weights(labels, 1.0) * np.array([8, 2, 10])
+    clip = (0.2, 8.0)
+    share = balanced_weights(labels, 1.0, clip) * np.array([8, 2, 10])
     assert np.allclose(share / share.sum(), [0.25, 0.25, 0.5])
-    share = balanced_weights(labels, 0.0) * np.array([8, 2, 10])
+    share = balanced_weights(labels, 0.0, clip) * np.array([8, 2, 10])
     assert np.allclose(share / share.sum(), [0.4, 0.1, 0.5])
+
+
+def test_class_weights_by_hand_and_their_clip():
+    weights = class_weights([800, 0, 100, 50, 1], 1.0, (0.2, 8.0))
+    assert weights.tolist() == [1.0, 0.0, 8.0, 8.0, 8.0]
+    np.testing.assert_allclose(class_weights([70, 10], 0.7, (0.2, 8.0)), [1.0, 7**0.7])
+    assert class_weights([], 0.7, (0.2, 8.0)).shape == (0,)
+
+
+def test_easy_and_rarely_seen_classes_do_not_move_the_weights_of_the_reference():
+    base, options = [1.0, 2.0, 3.0], {"perf_alpha": 1.0, "min_median": 0.05, "cap": 3.0}
+    recall = [0.998, 0.9, 0.99]  # difficulties of 0.002, 0.1 and 0.01: their median counts as 0.05
+    found = difficulty_weights(base, recall, [500, 500, 500], **options)
+    np.testing.assert_allclose(found, [1.0, 3.0, 1.0])  # 0.04, 4.0 and 0.6, clipped to 1..3
+    # 19 images say nothing about a class: it keeps its weight, whatever they showed
+    for seen in (0.0, 1.0):
+        few = difficulty_weights(
+            [1, 2, 2], [0.5, 0.5, seen], [20, 20, 19], min_support=20, **options
+        )
+        np.testing.assert_allclose(few, [1.0, 2.0, 2.0])
+
+
+def test_the_history_of_the_classes_is_a_row_per_epoch_and_class(tmp_path):
+    history = [(1, [0.5, math.nan], [1.0, 3.0]), (2, [1.0, 0.25], [1.5, 2.0])]
+    write_class_history(tmp_path / "classes.csv", ("cat", "pig"), history)
+    assert (tmp_path / "classes.csv").read_text().splitlines() == [
+        "epoch,species,recall,sampling_weight",
+        "1,cat,0.5000,1.0000",
+        "1,pig,,3.0000",
+        "2,cat,1.0000,1.5000",
+        "2,pig,0.2500,2.0000",
+    ]

@@ -54,7 +54,9 @@ def test_what_a_head_reached_stands_beside_its_majority_baseline() -> None:
         np.array([1, 1, 0, -1]),
         np.array([0, 1, 1]),
     )
-    assert head_figures("breed", confusion, train, test) == {
+    assert head_figures("breed", confusion[::-1], confusion, train, test) == {
+        "val_breed_accuracy": 0.5,
+        "val_breed_balanced_accuracy": 0.625,
         "test_breed_known": 6,
         "test_breed_accuracy": 0.5,
         "test_breed_balanced_accuracy": 0.375,

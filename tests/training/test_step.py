@@ -17,7 +17,7 @@ from petface.devices import Precision
 from petface.errors import UserError
 from petface.models.network import Network
 from petface.training import losses
-from petface.training.augment import REGIMES
+from petface.training.augment import regimes_of
 from petface.training.evaluate import evaluate
 from petface.training.recipe import heads_loss
 from petface.training.step import backward, share_of
@@ -34,7 +34,7 @@ from tests.training.small import (
     train,
 )
 
-STRONG = REGIMES["mild"], REGIMES["strong"]
+STRONG = regimes_of("mild", "strong")
 
 
 def job_of(images, folder, batch_size):
@@ -183,7 +183,7 @@ class Cramped(Small):
 def gradients(model, num):
     batch, x = batch_of(num)
     network = Network(model, Preprocessing(SIZE), CPU, Precision(None))
-    class_weights, loss = heads_loss(SHOWN, dict.fromkeys(HEADS, 2.0), CPU, weighted=True)
+    class_weights, loss = heads_loss(SHOWN, dict.fromkeys(HEADS, 2.0), CPU, weight_alphas={})
     job = SimpleNamespace(network=network, loss=loss, class_weights=class_weights)
     value, parts = backward(job, batch, x, None, network.grad_scaler(), 1)
     return float(value), parts, [p.grad for p in model.parameters()]

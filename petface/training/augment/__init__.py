@@ -3,23 +3,27 @@
 from petface.training.augment.exact import augment
 from petface.training.augment.regimes import (
     BASE,
+    MILD,
     NONE,
-    REGIMES,
+    STRONG,
     TAIL,
     AugmentParameters,
     AugmentRegime,
     Strength,
     draw_parameters,
+    regimes_of,
 )
 
 __all__ = [
     "BASE",
+    "MILD",
     "NONE",
-    "REGIMES",
+    "STRONG",
     "TAIL",
     "AugmentParameters",
     "AugmentRegime",
     "Strength",
     "augment",
     "draw_parameters",
+    "regimes_of",
 ]

@@ -121,12 +121,14 @@ def make_table(p: AugmentParameters, height: int, width: int) -> Tensor:
     x, y = p.translate_x_frac.double() * width, p.translate_y_frac.double() * height
     left, top, right, bottom = p.crop_box_frac.double().unbind(1)
     # A crop enlarges its box to the whole: what moves afterwards moves in pixels of the output.
+    lean = torch.tan(torch.deg2rad(p.shear_deg.double()))
+    a, b = cosine - sine * lean, sine + cosine * lean
     zoom_x, zoom_y = right - left, bottom - top
     across, down = (left + right - 1) / 2 * width, (top + bottom - 1) / 2 * height
     affine = (
-        zoom_x * cosine,
-        zoom_x * sine,
-        zoom_x * (-cosine * x - sine * y) + across,
+        zoom_x * a,
+        zoom_x * b,
+        zoom_x * (-a * x - b * y) + across,
         zoom_y * -sine,
         zoom_y * cosine,
         zoom_y * (sine * x - cosine * y) + down,

@@ -19,6 +19,7 @@ class AugmentRegime:
     translate_frac: float = 0.0  # shift drawn from -f..f of the width and of the height
     scale_min: float = 1.0  # zoom drawn from scale_min..scale_max; 1 is off
     scale_max: float = 1.0
+    shear_deg: float = 0.0  # columns lean by an angle drawn from -shear_deg..shear_deg
     brightness: float = 0.0  # factor drawn from 1-x..1+x, not below 0; same for the next two
     contrast: float = 0.0
     saturation: float = 0.0
@@ -35,7 +36,30 @@ class AugmentRegime:
 
 
 NONE: Final = AugmentRegime()
+# The reference's two. Its largest erased area is not known: torchvision's stands here.
 BASE: Final = AugmentRegime(
+    flip_p=0.5,
+    rotate_deg=10.0,
+    translate_frac=0.05,
+    shear_deg=5.0,
+    brightness=0.2,
+    contrast=0.2,
+    saturation=0.2,
+    hue=0.05,
+    erase_p=0.25,
+    erase_area_max_frac=0.33,
+)
+TAIL: Final = replace(
+    BASE,
+    rotate_deg=12.0,
+    translate_frac=0.06,
+    shear_deg=7.0,
+    brightness=0.25,
+    contrast=0.25,
+    saturation=0.25,
+    erase_p=0.4,
+)
+MILD: Final = AugmentRegime(
     flip_p=0.5,
     rotate_deg=10.0,
     translate_frac=0.05,
@@ -46,7 +70,7 @@ BASE: Final = AugmentRegime(
     saturation=0.2,
     hue=0.02,
 )
-TAIL: Final = AugmentRegime(
+STRONG: Final = AugmentRegime(
     flip_p=0.5,
     rotate_deg=20.0,
     translate_frac=0.1,
@@ -60,7 +84,7 @@ TAIL: Final = AugmentRegime(
     erase_area_max_frac=0.2,
 )
 CROP: Final = replace(
-    TAIL,
+    STRONG,
     rotate_deg=10.0,
     translate_frac=0.0,
     scale_min=1.0,
@@ -68,8 +92,14 @@ CROP: Final = replace(
     crop_area_min_frac=0.35,
     crop_aspect_max=4 / 3,
 )
-Strength = Literal["none", "mild", "strong", "crop"]  # crop: strong, and a random part enlarged
-REGIMES: Final = {"none": NONE, "mild": BASE, "strong": TAIL, "crop": CROP}
+# reference: BASE, or TAIL for minority classes; crop: strong, and a random part enlarged
+Strength = Literal["reference", "none", "mild", "strong", "crop"]
+_REGIMES: Final = {"none": NONE, "mild": MILD, "strong": STRONG, "crop": CROP}
+
+
+def regimes_of(base: str, tail: str) -> tuple[AugmentRegime, AugmentRegime]:
+    """Return the regimes of all classes and of minority classes by the names of their strengths."""
+    return {**_REGIMES, "reference": BASE}[base], {**_REGIMES, "reference": TAIL}[tail]
 
 
 @dataclass(frozen=True)
@@ -81,6 +111,7 @@ class AugmentParameters:
     translate_x_frac: Tensor  # of the width, to the right
     translate_y_frac: Tensor  # of the height, downwards
     scale: Tensor
+    shear_deg: Tensor  # to the left at the top, as torchvision's
     brightness: Tensor
     contrast: Tensor
     saturation: Tensor
@@ -104,6 +135,9 @@ def draw_parameters(
     is_tail = is_tail.cpu()
     draws = torch.rand((14, len(is_tail)), generator=generator).unbind()
     crop_draws = torch.rand((4, len(is_tail)), generator=generator).unbind()
+    shear_draws = torch.zeros(len(is_tail))
+    if base.shear_deg or tail.shear_deg:  # regimes without it draw what they did before it came
+        shear_draws = torch.rand(len(is_tail), generator=generator)
 
     def choose(name: str) -> Tensor:
         return torch.where(is_tail, float(getattr(tail, name)), float(getattr(base, name)))
@@ -119,6 +153,7 @@ def draw_parameters(
         translate_x_frac=around(0, "translate_frac", draws[2]),
         translate_y_frac=around(0, "translate_frac", draws[3]),
         scale=scale_min + (scale_max - scale_min) * draws[4],
+        shear_deg=around(0, "shear_deg", shear_draws),
         brightness=around(1, "brightness", draws[5]),
         contrast=around(1, "contrast", draws[6]),
         saturation=around(1, "saturation", draws[7]),

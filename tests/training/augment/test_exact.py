@@ -51,8 +51,8 @@ def torchvision_affine(image: torch.Tensor, p: AugmentParameters, i: int) -> tor
     height, width = image.shape[-2:]
     shift = [float(p.translate_x_frac[i]) * width, float(p.translate_y_frac[i]) * height]
     bilinear = InterpolationMode.BILINEAR
-    angle, scale = float(p.angle_deg[i]), float(p.scale[i])
-    return TF.affine(image, angle, shift, scale, [0.0, 0.0], interpolation=bilinear)
+    angle, scale, shear = (float(v[i]) for v in (p.angle_deg, p.scale, p.shear_deg))
+    return TF.affine(image, angle, shift, scale, [shear, 0.0], interpolation=bilinear)
 
 
 COLOURS = {
@@ -84,6 +84,7 @@ def test_affine_equals_torchvision(shape):
         translate_x_frac=spread(num, 0.3, -0.2),
         translate_y_frac=spread(num, -0.1, 0.4),
         scale=spread(num, 0.5, 1.7),
+        shear_deg=spread(num, 35, -40),
     )
     found = augment(images, parameters)
     for i, image in enumerate(images):
@@ -95,7 +96,9 @@ def test_affine_equals_torchvision(shape):
 def test_whole_chain_equals_torchvision_in_the_same_order():
     images = pictures(64)
     is_tail = torch.arange(len(images)) % 2 == 1
-    parameters = draw_parameters(is_tail, BASE, replace(TAIL, erase_p=0.0), generator(3))
+    parameters = draw_parameters(
+        is_tail, replace(BASE, erase_p=0.0), replace(TAIL, erase_p=0.0), generator(3)
+    )
     assert parameters.flip.any() and not parameters.flip.all()
     found = augment(images, parameters)
     for i, image in enumerate(images):
@@ -125,18 +128,20 @@ def test_parameters_of_an_image_do_not_depend_on_the_regimes_of_the_others():
     other = draw_parameters(torch.tensor([True, True, True]), BASE, TAIL, generator(2))
     for field in fields(one):
         assert torch.equal(getattr(one, field.name)[0], getattr(other, field.name)[0]), field.name
-    assert one.angle_deg[1] * 2 == pytest.approx(float(other.angle_deg[1]))  # 10 and 20 degrees
+    assert one.angle_deg[1] * 1.2 == pytest.approx(float(other.angle_deg[1]))  # 10 and 12 degrees
 
 
 def test_drawn_ranges_are_those_of_each_regime():
     is_tail = torch.arange(4000) % 2 == 1
-    p = draw_parameters(is_tail, BASE, TAIL, generator())
-    for regime, rows in ((BASE, ~is_tail), (TAIL, is_tail)):
+    base, tail = (replace(r, scale_min=0.8, scale_max=1.2) for r in (BASE, TAIL))
+    p = draw_parameters(is_tail, base, tail, generator())
+    for regime, rows in ((base, ~is_tail), (tail, is_tail)):
         ranges = {
             "angle_deg": (0, regime.rotate_deg),  # middle, and how far to both sides
             "translate_x_frac": (0, regime.translate_frac),
             "translate_y_frac": (0, regime.translate_frac),
             "scale": (1, regime.scale_max - 1),
+            "shear_deg": (0, regime.shear_deg),
             "brightness": (1, regime.brightness),
             "contrast": (1, regime.contrast),
             "saturation": (1, regime.saturation),
