@@ -192,7 +192,8 @@ def test_the_settings_are_a_preset_that_gives_the_same_run(stage1_run, tree):
     assert changed == {
         "IMAGES_ROOT", "ANNOTATIONS_ROOT", "RUNS_ROOT", "RUN_NAME", "IMAGE_SIZE_PX", "PRECISION",
         "DEVICE", "BATCH_SIZE", "NUM_WORKERS", "MAX_BAD_FRACTION", "EPOCHS", "SCHEDULE",
-        "WARMUP_FRAC", "HEAD_EXCLUSION_MAX", "MIN_RECALL_SUPPORT", "EMA_DECAY", "MIX", "MIX_ADAPTS", "CLIP_NORM",
+        "WARMUP_FRAC", "HEAD_EXCLUSION_MAX", "MIN_RECALL_SUPPORT", "EMA_DECAY",
+        "MIX", "MIX_ADAPTS", "CLIP_NORM",
     }  # fmt: skip
 
 
