@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ from petface.errors import optional_room, run_script
 from petface.models import checkpoints
 from petface.models.architecture import Architecture
 from petface.models.backbones import BackboneName
-from petface.models.first_weights import initialise_body
+from petface.models.first_weights import describe_learnt, initialise_body
 from petface.models.multi_head import _MultiHeadModel
 from petface.models.network import Network
 from petface.settings import (
@@ -141,31 +142,30 @@ SPECIES_CONFIG: Final[dict[str, tuple[str, ...]]] = {
     "pig": ("breed", "color1", "color2", "gender"),
     "rabbit": ("breed", "color1", "color2", "gender"),
 }
-# What a resumed run may set otherwise.
+# What a resumed run may set otherwise, and what where its data is the same.
 MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD", "SPECIES", "SPREAD")
+LIMITS: Final = (
+    *("IMAGES_ROOT", "ANNOTATIONS_ROOT", "SPLITS_FILE", "RUNS_ROOT", "RUN_NAME"),
+    *("PHASE_EPOCHS", "PHASE_PATIENCE", "MAX_BAD_FRACTION"),
+)
 
 
 def main() -> int:
-    s = read_settings(
-        sys.modules[__name__], switches={"force": "replace finished specialists of this run"}
-    )
+    s = read_settings(sys.modules[__name__], switches=runs.SWITCHES)
     distributed.start(s.DEVICE)
     print(s.provenance())
     phases_of(s)  # refused before anything is read
-    dataset = load_dataset(
-        s.IMAGES_ROOT,
-        s.ANNOTATIONS_ROOT,
-        splits_file=s.SPLITS_FILE,
-        seed=s.SPLIT_SEED,
-        gender_map=GENDER_MAP,
-    )
+    split = {"splits_file": s.SPLITS_FILE, "seed": s.SPLIT_SEED}
+    dataset = load_dataset(s.IMAGES_ROOT, s.ANNOTATIONS_ROOT, **split, gender_map=GENDER_MAP)
     print("\n".join(dataset.notes))
     if audit := optional_room("analysis.audit"):
         print(audit.quick_audit_line(dataset, annotations_root=s.ANNOTATIONS_ROOT))
-    force = "force" in s.switches
+    force, extend = (name in s.switches for name in ("force", "extend"))
     chosen, notes = choose_species(dataset, s.SPECIES, s.ANNOTATIONS_ROOT)
-    for note in notes:
-        print(note)
+    print("\n".join(notes), end="\n" * bool(notes))
+    folders = [runs.run_path(s.RUNS_ROOT, f"{s.RUN_NAME}/{species}") for species in chosen]
+    if force:
+        runs.replace_finished(folders)
     mine = chosen
     if s.SPREAD:
         rule = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE)
@@ -174,23 +174,28 @@ def main() -> int:
     with runs.StopRequest() as stop:
         for number, species in enumerate(mine, start=1):
             folder = runs.run_path(s.RUNS_ROOT, f"{s.RUN_NAME}/{species}")
-            if len(chosen) > 1 and (folder / "final.json").exists() and not force:
+            if len(chosen) > 1 and (folder / "final.json").exists() and not extend:
                 late = runs.late_report(folder)
                 print(f"{species}: finished before, left alone ({folder}){late}")
                 continue
             print(f"\n== {species} ({number} of {len(mine)}) =={runs.late_report(folder)}")
+            heads = heads_of(dataset, species)
             with runs.open_run(
                 folder,
                 s.as_toml(),
                 may_change=(*MAY_CHANGE, "BATCH_SIZE"),  # the images of a step must stay
+                limits=LIMITS,
+                describe=partial(describe_learnt, dataset, s.WEIGHTS, s.PRETRAINED, species, heads),
                 global_batch_size=s.BATCH_SIZE * distributed.world_size(),
                 tensorboard=s.TENSORBOARD,
                 force=force,
+                extend=extend,
                 prefix=f"{species}_",
             ) as run:
                 run.write_conflicts([dataset.annotations[species]])
                 if code := train_specialist(s, dataset, species, run, stop):
                     return code
+    runs.end_of_force(folders)
     return 0
 
 
@@ -229,21 +234,11 @@ def train_specialist(
         known = int((parts["train"].labels[head] >= 0).sum())
         print(f"  {head:8s} {len(names):4d} classes, {known:,} training images with a known label")
 
-    training = Training(
-        phases_of(s),
-        Optimization(
-            s.WEIGHT_DECAY,
-            s.BODY_LR_FACTOR,
-            s.SCHEDULE,
-            s.WARMUP_FRAC,
-            s.PLATEAU_PATIENCE,
-            s.EMA_DECAY,
-        ),
-        job,
-        run,
-        description,
-        watched=watched_loss,
+    how = Optimization(
+        *(s.WEIGHT_DECAY, s.BODY_LR_FACTOR, s.SCHEDULE, s.WARMUP_FRAC),
+        *(s.PLATEAU_PATIENCE, s.EMA_DECAY),
     )
+    training = Training(phases_of(s), how, job, run, description, watched=watched_loss)
     mixing = Mixing(s.MIX, s.MIX_PROBABILITY, s.MIX_ALPHA, s.MIX_ADAPTS)
     training.resume()
     while training.has_epoch():

@@ -30,7 +30,7 @@ from petface.errors import UserError, optional_room, run_script
 from petface.models import checkpoints
 from petface.models.architecture import Architecture, build_classifier
 from petface.models.backbones import BackboneName
-from petface.models.first_weights import initialise_body
+from petface.models.first_weights import describe_learnt, initialise_body
 from petface.models.network import Network
 from petface.settings import (
     Fraction,
@@ -119,12 +119,14 @@ MIX_ADAPTS: bool = False  # True: up to MIX_PROBABILITY, more while the validati
 MIX_ALPHA: PositiveFloat = 1.0  # of the Beta distribution of the shares
 
 MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD")  # in a resumed run
+LIMITS: Final = (  # these, too, where its data is the same
+    *("IMAGES_ROOT", "ANNOTATIONS_ROOT", "SPLITS_FILE", "RUNS_ROOT", "RUN_NAME"),
+    *("EPOCHS", "PATIENCE", "MAX_BAD_FRACTION"),
+)
 
 
 def main() -> int:
-    s = read_settings(
-        sys.modules[__name__], switches={"force": "replace the finished run of this name"}
-    )
+    s = read_settings(sys.modules[__name__], switches=runs.SWITCHES)
     distributed.start(s.DEVICE)
     print(s.provenance())
     if s.MIN_WEIGHT_PER_CLASS > s.MAX_UPWEIGHT_PER_CLASS:
@@ -143,9 +145,12 @@ def main() -> int:
             folder,
             s.as_toml(),
             may_change=(*MAY_CHANGE, "BATCH_SIZE"),  # the images of a step must stay
+            limits=LIMITS,
+            describe=lambda: describe_learnt(dataset, s.WEIGHTS, s.PRETRAINED),
             global_batch_size=s.BATCH_SIZE * distributed.world_size(),
             tensorboard=s.TENSORBOARD,
             force="force" in s.switches,
+            extend="extend" in s.switches,
         ) as run,
         runs.StopRequest() as stop,
     ):

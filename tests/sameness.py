@@ -18,7 +18,7 @@ from petface.files import TEMPORARY_SUFFIX
 from petface.models import checkpoints
 from tests.naive import rows_of
 
-_TIMINGS = frozenset({"train_images_per_s", "train_s", "train_minutes", "seconds"})
+_TIMINGS = frozenset({"train_images_per_s", "train_s", "train_minutes", "seconds", "time"})
 _OWN = frozenset({"run.lock", "environment.json", "settings.toml", "report.html"})  # name the run
 _UNFINISHED = ".unfinished"
 

@@ -52,6 +52,18 @@ class Catalog:
         """Return the absolute path of image `i`; undecodable bytes become surrogate escapes."""
         return os.fsdecode(os.path.join(self.root, self.relative_path(i)))  # noqa: PTH118 (hot)
 
+    def stamps(self, places: np.ndarray) -> np.ndarray:
+        """Return bytes and time in ns of the files at `places`: (n, 2) int64; -1, 0 if missing."""
+
+        def stamp(place: int) -> tuple[int, int]:
+            try:
+                found = os.stat(self.path(place))  # noqa: PTH116 (hot)
+            except OSError:
+                return -1, 0
+            return found.st_size, found.st_mtime_ns
+
+        return np.array([*map(stamp, places.tolist())], np.int64).reshape(-1, 2)
+
 
 class CatalogBuilder:
     """Gather records in ascending order, then `build` the table; memory is about that of it."""

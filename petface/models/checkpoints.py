@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from petface import files, taxonomy
 from petface.calibration import HeadCalibration
+from petface.data.fingerprint import Data, read_data
 from petface.data.images import Preprocessing
 from petface.errors import UserError
 from petface.models import layouts, multi_head
@@ -50,6 +51,7 @@ class Described:
     sources: dict[str, str]
     preprocessing: Preprocessing
     calibration: dict[str, HeadCalibration]
+    data: Data | None = field(default=None, kw_only=True)  # what it learnt from, if it says so
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -146,7 +148,8 @@ def read_stage1(path: str | Path) -> Stage1Checkpoint:
     model = _fill(path, build_classifier(architecture, len(classes)), state)
     rule, calibration = _preprocessing(path, content), read_calibration(path, content)
     heads, sources = {"species": classes}, {"species": "checkpoint"}
-    return Stage1Checkpoint(heads, sources, rule, calibration, model, architecture)
+    learnt = fingerprint_in(path, content)
+    return Stage1Checkpoint(heads, sources, rule, calibration, model, architecture, data=learnt)
 
 
 def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
@@ -188,7 +191,10 @@ def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
         state |= {f"heads.{head}.{name}": tensor for name, tensor in tensors.items()}
     _fill(path, model, state)
     rule, calibration = _preprocessing(path, content), read_calibration(path, content)
-    return Stage2Checkpoint(vocabularies, sources, rule, calibration, model, architecture, species)
+    learnt = fingerprint_in(path, content)
+    return Stage2Checkpoint(
+        vocabularies, sources, rule, calibration, model, architecture, species, data=learnt
+    )
 
 
 def _vocabulary(
@@ -270,6 +276,14 @@ def read_calibration(path: str | Path, content: Mapping[str, Any]) -> dict[str, 
         head = str(name)
         found[taxonomy.FEATURE_ALIASES.get(head, head)] = HeadCalibration(*numbers)
     return found
+
+
+def fingerprint_in(path: str | Path, content: Mapping[str, Any]) -> Data | None:
+    """Read what the weights learnt from; None in old and foreign checkpoints."""
+    try:
+        return read_data(content)
+    except ValueError as error:
+        raise CheckpointError(path, str(error), _COPY_AGAIN) from error
 
 
 def first_lines(error: Exception) -> str:

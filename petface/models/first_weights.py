@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import nn
 
+from petface.data.dataset import Dataset
+from petface.data.fingerprint import Data, describe_data
 from petface.errors import SettingsError
 from petface.models import backbones, checkpoints
 from petface.models.architecture import bodies_of, states_of_bodies
@@ -41,6 +45,29 @@ def initialise_body(
     each = [source.replace("{species}", species) for source in each]
     told = [_fill(*pair, name, policy) for pair in zip(groups, each, strict=True)]
     return " + ".join(told)
+
+
+def describe_learnt(
+    dataset: Dataset,
+    weights: str | Sequence[str],
+    policy: str,
+    species: str | None = None,
+    vocabularies: Mapping[str, Sequence[str]] | None = None,
+) -> Data:
+    """Describe what a network learns from, see `describe_data`, and what its first weights did."""
+    data = describe_data(dataset, species, vocabularies)
+    own = np.concatenate([data["records"][part].numpy() for part in ("train", "val")])
+    inherited, unknown = [np.empty(0, np.int64)], list[str]()
+    for source in {weights: 0} if isinstance(weights, str) else dict.fromkeys(weights):
+        if policy == "none" or source in ("none", "torchvision"):
+            continue
+        path = source.replace("{species}", species or "")
+        if found := checkpoints.fingerprint_in(path, checkpoints.load(path)):
+            sets = [*(found["records"][part] for part in ("train", "val")), found["inherited"]]
+            inherited += [t.numpy() for t in sets]
+        unknown += found["unknown"] if found else [f"weights of {Path(path).name}"]
+    more = np.setdiff1d(np.concatenate(inherited), own)
+    return {**data, "inherited": torch.tensor(more), "unknown": unknown}
 
 
 def _fill(bodies: list[nn.Module], weights: str, name: str, policy: str) -> str:

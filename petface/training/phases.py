@@ -12,6 +12,7 @@ from petface.models.backbones import STAGE_NAMES
 from petface.models.multi_head import unfreeze
 from petface.training.epoch import Progress
 from petface.training.evaluate import Evaluation, Job
+from petface.training.provenance import run_entry
 from petface.training.recipe import WeightAverage, make_optimizer
 from petface.training.runs import RunFolder
 from petface.training.schedule import EarlyStopping, LrKind, lr_factor, plateau_factor
@@ -171,7 +172,8 @@ class Training:
         is_best = progress.stopping.update(self._watched(row))
         if is_best:
             weights = progress.measured(self._job).network.model.state_dict()
-            self._run.save(self._run.best, {**self._description, "model": weights, "figures": row})
+            made = {"figures": row, "run": run_entry(self._model, self._job.network.device, row)}
+            self._run.save(self._run.best, {**self._description, "model": weights, **made})
         progress.epoch = state.next_epoch()
         self._run.write_board(row)
         self.save_last()
@@ -181,8 +183,10 @@ class Training:
 
     def save_last(self) -> None:
         """Write last.pt: what an exact resume needs, the weights included."""
+        row = self.progress.history[-1] if self.progress.history else {}
         content = {
             "model": self._model.state_dict(),
+            "run": run_entry(self._model, self._job.network.device, row),
             "phase": self.index,
             **self.progress.state_dict(),
             **self._more(),

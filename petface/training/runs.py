@@ -6,32 +6,36 @@ Also how a run is stopped by a signal, and what it leaves for TensorBoard and fo
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import socket
 import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from io import FileIO
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
+import numpy as np
 
 from petface import distributed, files
 from petface.data.annotations import SpeciesAnnotations, write_conflicts
 from petface.data.catalog import Catalog
+from petface.data.fingerprint import Data, changes, contaminated, notes_on
 from petface.errors import UserError, install_line, optional_room
 from petface.models import checkpoints
+from petface.training.provenance import environment
 
 _WRITTEN = (".pt", ".csv", ".json", ".png", ".txt", ".html", files.TEMPORARY_SUFFIX)
+SWITCHES = {
+    "force": "replace the finished run of this name; after a stop the same command goes on",
+    "extend": "go on from the finished run of this name, with a higher limit of epochs or patience",
+}
+_FORCED = "forced.txt"
 _COPY_S = 5.0  # between two signals that count as one under torchrun
-_PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
 
 
 class RunFolder:
@@ -44,17 +48,18 @@ class RunFolder:
         *,
         global_batch_size: int = 0,
         tensorboard: bool = False,
+        data: Data | None = None,
     ) -> None:
-        self.path = path
+        self.path, self.data = path, data
         self.global_batch_size = global_batch_size  # images of a step over all processes
         self.has_board = tensorboard
         self.last = path / f"{prefix}last.pt"
         self.best = path / f"{prefix}best.pt"
 
     def save(self, path: Path, content: dict[str, Any]) -> None:
-        """Write a checkpoint; when this returns, every process can read it."""
+        """Write a checkpoint with its data; when this returns, every process can read it."""
         if distributed.is_main():
-            checkpoints.save(path, content)
+            checkpoints.save(path, content if self.data is None else {**content, "data": self.data})
         distributed.barrier()
 
     def save_last(self, content: dict[str, Any]) -> None:
@@ -91,9 +96,19 @@ class RunFolder:
 
         A value of the summary that is NaN becomes null: accuracies are, without a known label.
         """
+        summary = {**summary, **self.doubts()}
         known = {k: None if isinstance(v, float) and v != v else v for k, v in summary.items()}
         files.write_json(self.path / "final.json", {**known, **details})
         print(f"{summary_block(summary)}\n{report_line(self.path)}")
+
+    def doubts(self) -> dict[str, str]:
+        """Return what forbids to call the test split unseen, by the name of the doubt."""
+        if self.data is None:
+            return {}
+        test, unknown = self.data["records"]["test"].numpy(), ", ".join(self.data["unknown"])
+        num = int(np.isin(test, self.data["inherited"].numpy()).sum())
+        found = {"contaminated": contaminated(num, len(test))} if num else {}
+        return found | ({"not_known_what_was_learnt_by": unknown} if unknown else {})
 
 
 def run_path(root: str, name: str) -> Path:
@@ -110,20 +125,24 @@ def open_run(
     settings: str,
     *,
     may_change: Collection[str] = (),
+    limits: Collection[str] = (),
+    describe: Callable[[], Data] | None = None,
     global_batch_size: int = 0,
     tensorboard: bool = False,
     force: bool = False,
+    extend: bool = False,
     prefix: str = "",
 ) -> Iterator[RunFolder]:
-    """Hold a run folder: create it, or resume an unfinished run with equal settings.
+    """Hold a run folder: create it, or resume an unfinished run of equal settings and data.
 
     `settings` is the text of its settings.toml; a resumed run may differ in what `may_change`
-    names. `global_batch_size`, the images of a step over all processes, must stay: 0 = not checked.
-    `prefix` comes before the names of its checkpoints, last.pt and best.pt. Of several processes
-    the first one holds the folder for all.
+    names, and in `limits`, places among them, where its data is the same. `describe` returns the
+    fingerprint of the data. `global_batch_size`, the images of a step over all processes, must
+    stay: 0 = not checked. `prefix` comes before the names of last.pt and best.pt. Of several
+    processes the first one holds the folder for all.
 
-    Raises `UserError` where another process holds it, where the run is finished (unless `force`,
-    which deletes the old run's files), or where the unfinished run was started with other settings.
+    Raises `UserError`, before anything is written, where another process holds it, and for a
+    finished run (unless `extend` goes on from it) or other settings or data (`force` deletes both).
     """
     if not distributed.is_main():
         distributed.barrier()
@@ -139,21 +158,57 @@ def open_run(
     run = RunFolder(path, prefix, global_batch_size=global_batch_size, tensorboard=tensorboard)
     with lock:
         _hold(lock, path)
-        if force:
-            for file in path.iterdir():
-                if file.suffix in _WRITTEN:
-                    file.unlink()
-        elif (path / "final.json").exists():
+        is_finished = (path / "final.json").exists()
+        if is_finished and not (force or extend):
             raise UserError(
-                f"{path} holds a finished run; choose another RUN_NAME, or --force to replace it"
+                f"{path} holds a finished run; choose another RUN_NAME, or --force to replace it, "
+                "or --extend with more epochs or patience to go on from it"
             )
-        elif run.last.exists():
-            _refuse_another(run, settings, may_change)
+        run.data = describe() if describe else None
+        if force and is_finished:
+            _clear(path)
+        elif is_finished or run.last.exists():
+            try:
+                _refuse_another(run, settings, may_change, limits)
+            except UserError:
+                if not force:
+                    raise
+                _clear(path)
+        (path / "final.json").unlink(missing_ok=True)
+        for name, told in run.doubts().items():
+            print(f"{name}: {told}; the test split is not unseen by the first weights")
         with files.atomic_write(path / "settings.toml", "w") as handle:
             handle.write(settings)
         files.write_json(path / "environment.json", environment())
         distributed.barrier()
         yield run
+
+
+def replace_finished(folders: Sequence[Path]) -> None:
+    """Delete the finished runs that a --force replaces, once: a note beside them says so."""
+    note, wanted = folders[0].parent / _FORCED, "".join(f"{folder.name}\n" for folder in folders)
+    if not distributed.is_main() or (note.exists() and note.read_text("utf-8") == wanted):
+        return
+    for folder in folders:
+        if (folder / "final.json").exists():
+            with FileIO(folder / "run.lock", "a+") as lock:
+                _hold(lock, folder)
+                _clear(folder)
+    with files.atomic_write(note, "w") as handle:
+        handle.write(wanted)
+
+
+def end_of_force(folders: Sequence[Path]) -> None:
+    """Forget `replace_finished` once all runs are finished."""
+    if all((folder / "final.json").exists() for folder in folders):
+        (folders[0].parent / _FORCED).unlink(missing_ok=True)
+
+
+def _clear(path: Path) -> None:
+    """Delete what a run wrote: first what says that it is finished, then what it resumes from."""
+    written = [file for file in path.iterdir() if file.suffix in _WRITTEN]
+    for file in (path / "final.json", *path.glob("*last.pt"), *written):
+        file.unlink(missing_ok=True)
 
 
 def _hold(lock: FileIO, path: Path) -> None:
@@ -169,11 +224,13 @@ def _hold(lock: FileIO, path: Path) -> None:
         raise files.write_error(path / "run.lock", error) from error
 
 
-def _refuse_another(run: RunFolder, settings: str, may_change: Collection[str]) -> None:
-    """Raise `UserError` where the unfinished run was not started as this one."""
+def _refuse_another(
+    run: RunFolder, settings: str, may_change: Collection[str], limits: Collection[str]
+) -> None:
+    """Raise `UserError` where the run in the folder was not started as this one."""
     unfinished, new = f"{run.path} holds an unfinished run with", "--force for a new run"
-    wanted = run.global_batch_size
-    saved = checkpoints.load(run.last).get("global_batch_size", wanted)
+    wanted, last = run.global_batch_size, checkpoints.load(run.last)
+    saved = last.get("global_batch_size", wanted)
     if wanted and saved != wanted:
         raise UserError(
             f"{unfinished} {saved} images a step; this would take {wanted}, in "
@@ -187,42 +244,28 @@ def _refuse_another(run: RunFolder, settings: str, may_change: Collection[str]) 
             f"{run.path} holds {run.last.name} but no settings.toml that can be read ({error}); "
             f"take another RUN_NAME, or {new}"
         ) from error
-    now = tomllib.loads(settings)
-    changed = [
-        f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
+    begun, now = checkpoints.fingerprint_in(run.last, last), tomllib.loads(settings)
+    changed = {
+        name: f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name) and name not in may_change
-    ]
+    }
+    allowed = [changed.pop(name) for name in limits if begun and name in changed]
     if changed:
         raise UserError(
-            f"{unfinished} other settings ({'; '.join(changed)}); to resume it use --config "
-            f"{run.path / 'settings.toml'}, another RUN_NAME, or {new}"
+            f"{unfinished} other settings ({'; '.join(changed.values())}); to resume it use "
+            f"--config {run.path / 'settings.toml'}, another RUN_NAME, or {new}"
         )
-
-
-def environment() -> dict[str, Any]:
-    """Collect what a run's figures depend on: versions, processor, accelerator, command."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
-        "system": platform.platform(),
-        "processor": _processor(),
-        "num_threads": torch.get_num_threads(),
-        "num_processes": distributed.world_size(),
-        "gpu": gpu,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    return f"{len(names)} x {names[0]}" if names else platform.processor()
+    if not (begun and run.data):
+        return
+    if found := changes(begun, run.data):
+        raise UserError(
+            f"{unfinished} other data: {'; '.join(found)}. Put back what it began with (copies "
+            f"keep their times with cp -a), take another RUN_NAME, or {new}"
+        )
+    for told in (*allowed, *notes_on(begun, run.data)):
+        print(f"resuming with another {told}")
+    run.data |= {"inherited": begun["inherited"], "unknown": begun["unknown"]}
 
 
 class FailureLog:
