@@ -40,8 +40,9 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
         return [d for number, pair in pairs for d in differences(*pair, f"{path}[{number}]")]
     if isinstance(one, torch.Tensor):
         same = one.dtype == other.dtype and one.shape == other.shape
-        bits = same and torch.equal(
-            one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8)
+        bits = same and (  # an empty one has no bytes to look at
+            not one.numel()
+            or torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
         )
         return [] if bits else [path]
     return [] if one == other or (one != one and other != other) else [path]

@@ -230,7 +230,8 @@ def test_first_weights_of_another_split_are_said_and_of_an_unknown_source_too(
 
 def test_a_finished_run_goes_on_with_more_epochs(script, tree, tmp_path):
     """Without a schedule over the epochs, 2 epochs and 1 more are 3 at once."""
-    flags = [*tree.flags, *TINY_STAGE1, "--schedule", "constant", "--runs-root", tmp_path]
+    constant = ["--schedule", "constant", "--warmup-frac", 0]
+    flags = [*tree.flags, *TINY_STAGE1, *constant, "--runs-root", tmp_path]
     run = partial(script, scripts.STAGE1)
     assert run([*flags, "--run-name", "straight"]).code == 0
     assert run([*flags, "--run-name", "more", "--epochs", 2]).code == 0
