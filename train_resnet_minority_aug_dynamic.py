@@ -187,12 +187,12 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
     training = Training(
         phases_of(s),
         Optimization(
-            s.WEIGHT_DECAY,
-            s.BODY_LR_FACTOR,
-            s.SCHEDULE,
-            s.WARMUP_FRAC,
-            s.PLATEAU_PATIENCE,
-            s.EMA_DECAY,
+            weight_decay=s.WEIGHT_DECAY,
+            body_lr_factor=s.BODY_LR_FACTOR,
+            schedule=s.SCHEDULE,
+            warmup_frac=s.WARMUP_FRAC,
+            plateau_patience=s.PLATEAU_PATIENCE,
+            ema_decay=s.EMA_DECAY,
         ),
         job,
         run,

@@ -27,7 +27,7 @@ class Phase:
     """
 
     stages: tuple[str, ...]
-    lr: float
+    lr: float  # LR of stage 1, PHASE_LR of stage 2
     epochs: int
     patience: int
 

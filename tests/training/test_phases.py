@@ -134,7 +134,7 @@ def test_the_rate_follows_the_schedule_over_each_phase(training):
     assert [rate(2), rate(3.5), rate(5)] == pytest.approx([0.1, 0.05, 0.0])
 
 
-def test_the_rate_falls_on_a_plateau(tmp_path):
+def test_the_rate_falls_on_a_plateau(tmp_path, capsys):
     made, _, _ = training_of(
         tmp_path, make_phases(("all",), 0.2, 50, 7), schedule="plateau", plateau_patience=2
     )
@@ -143,6 +143,8 @@ def test_the_rate_falls_on_a_plateau(tmp_path):
         end_epoch(made, accuracy)
         factors.append(made.rate()(len(factors) + 1) / 0.2)
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    assert made.resume() and made.rate()(5) == pytest.approx(0.002)
+    assert capsys.readouterr().out == "resuming at epoch 6, step 0\n"
 
 
 def test_a_run_resumes_and_one_without_phases_is_in_the_first(training, capsys):

@@ -20,7 +20,7 @@ from petface.training import losses
 from petface.training.augment import regimes_of
 from petface.training.evaluate import evaluate
 from petface.training.recipe import heads_loss
-from petface.training.step import backward, share_of
+from petface.training.step import Share, backward, combine, share_of
 from tests import scripts
 from tests.training.small import (
     CPU,
@@ -158,6 +158,19 @@ def test_failures_on_one_process_alone_reach_all(monkeypatch):
         assert (found.first, found.num_own, found.num_images) == (3, 2, 5)
         assert found.failures == failures
     assert sent == [[]]
+
+
+def test_gradients_are_summed_and_statistics_averaged_over_all_images(monkeypatch):
+    """The other process has one image of four, and had the same to tell."""
+    model, loss, first = Small(), torch.tensor(2.0), torch.ones(4, 3, 3, 3)
+    model.body[1].running_mean.fill_(4.0)
+    model.body[0].weight.grad = first.clone()
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "sum_in_place", lambda tensors: [t.mul_(2) for t in tensors])
+    combine(model, list(model.parameters()), loss, Share(0, 3, 4, []))
+    assert loss == 4 and torch.equal(model.body[0].weight.grad, first * 2)
+    assert model.body[1].running_mean.tolist() == [4.0 * 3 / 4 * 2] * 4
+    assert all(p.grad is not None for p in model.parameters())  # 0 where it had no image
 
 
 class Cramped(Small):

@@ -52,7 +52,7 @@ def _augment_part(images: Tensor, flip: Tensor, table: Tensor) -> Tensor:
     rows = table.to(images.device, non_blocking=True)
     moved = (table[:, INVERSE_AFFINE] != torch.tensor(STILL)).any(dim=1)
     x = on_rows(images, rows, flip, lambda chosen, _: chosen.flip(-1))
-    move = partial(_move, has_crop=has_crop(table))
+    move = partial(_move, has_crop=bool(table[:, CROPPED].any()))
     x = on_rows(to_float(x), rows, moved, move)
     if moved.any() or (table[:, BRIGHTNESS] != 1).any():  # moving can round to just above 1
         x.mul_(per_image(rows, BRIGHTNESS)).clamp_(max=1)
@@ -142,11 +142,6 @@ def make_table(p: AugmentParameters, height: int, width: int) -> Tensor:
         is_cropped,
     )
     return torch.stack([column.float() for column in columns], dim=1)
-
-
-def has_crop(table: Tensor) -> bool:
-    """Check in a table on the CPU whether any image is cropped."""
-    return bool(table[:, CROPPED].any())
 
 
 def sampling_grid(rows: Tensor, height: int, width: int, *, has_crop: bool) -> Tensor:
