@@ -4,10 +4,9 @@
     python train_resnet_minority_aug_dynamic.py --config configs/stage1/demo.toml  # made-up data
     torchrun --nproc-per-node 8 train_resnet_minority_aug_dynamic.py               # eight GPUs
 
-Out comes runs/<RUN_NAME>/: best.pt and last.pt, metrics.csv and curves.png (one row per epoch),
-classes.csv (recall and sampling weight per class and epoch), confidence.png, errors.csv,
-settings.toml (itself a preset), environment.json and final.json. The test part is looked at once,
-at the end. Expected: see the head of each preset; PetFace itself has not been trained here.
+Out comes runs/<RUN_NAME>/: best.pt and last.pt, metrics.csv, classes.csv and curves.png, errors.csv,
+confidence.png, settings.toml (itself a preset), environment.json and final.json. The test split is
+looked at once, at the end. Expected: see each preset; PetFace itself has not been trained here.
 """
 
 from __future__ import annotations
@@ -237,9 +236,8 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
             weights = adapted_weights(s, base_weights, seen)
             sampler.set_weights(distributed.broadcast_object(weights))
         accuracy, balanced = val.accuracy("species"), val.balanced_accuracy("species")
-        row, is_best = training.end_epoch(
-            val, {"val_accuracy_frac": accuracy, "val_balanced_accuracy_frac": balanced}
-        )
+        scores = {"val_accuracy_frac": accuracy, "val_balanced_accuracy_frac": balanced}
+        row, is_best = training.end_epoch(val, scores)
         if distributed.is_main():
             sampling.write_class_history(run.path / "classes.csv", classes, class_history)
         print(
