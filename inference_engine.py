@@ -28,7 +28,7 @@ from petface.inference.predict import find_photos, predict_files
 from petface.inference.stages import Stage1Model, Stage2Model
 from petface.inference.two_stage import TwoStageInference, readable
 from petface.inference.views import Views
-from petface.settings import NonNegative, Positive, Seed, read_settings
+from petface.settings import Positive, Seed, read_settings
 from petface.training.runs import late_report, report_line
 
 __all__ = [
@@ -54,7 +54,6 @@ OUT_DIR: str = "runs/evaluation"
 BATCH_SIZE: Positive = 64
 PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
-INTERVAL_RESAMPLES: NonNegative = 1000  # bootstrap over records for the 95 % intervals; 0 = none
 
 # ---- Arithmetic of evaluate and predict; single photos are computed by torch in fp32 ----
 PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # fp32 = exact; see README
@@ -76,7 +75,6 @@ def evaluate_full_dataset(
     batch_size: int = 64,
     num_workers: int = -1,
     pack: str = "",
-    interval_resamples: int = 1000,
     compiled: bool = False,
     tta: Views = "none",
     force: bool = False,
@@ -99,7 +97,6 @@ def evaluate_full_dataset(
         batch_size=batch_size,
         num_workers=num_workers,
         pack=pack,
-        interval_resamples=interval_resamples,
         force=force,
     )
     how = ComputeOptions.choose(device, precision, compiled, tta, stage1=stage1_checkpoint)
@@ -132,7 +129,6 @@ def evaluate(arguments: list[str]) -> int:
         batch_size=s.BATCH_SIZE,
         num_workers=s.NUM_WORKERS,
         pack=s.PACK,
-        interval_resamples=s.INTERVAL_RESAMPLES,
         compiled=s.COMPILE,
         tta=s.TTA,
         force="force" in s.switches,

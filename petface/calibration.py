@@ -11,18 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from petface.metrics import wilson_interval
+from petface.metrics import clopper_pearson
+from petface.sureness import TOO_FEW, Floats, Truths, coverage_curve, threshold_for_accuracy
 from petface.taxonomy import UNKNOWN
 
-Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
-Truths = npt.NDArray[np.bool_]
 Answers = tuple[np.ndarray, np.ndarray, np.ndarray]  # logits, labels, records
 
 # With fewer known rows the fit does more harm to the log loss of a network that needs none than
@@ -43,6 +41,7 @@ class HeadCalibration:
     conformal_quantile: float | None  # for `calibration.conformal_set`; None = no sets
     wanted_accuracy: float = 0.9  # share right for which the threshold was fitted
     conformal_alpha: float = 0.1  # share of sets that may miss the truth
+    reason: str = ""  # why there is no threshold
 
     def is_sure(self, probability: float) -> bool:
         """Check whether an answer of this probability is right as often as was wanted."""
@@ -107,26 +106,28 @@ def expected_calibration_error(
     return float((num * np.abs(accuracy - mean)).sum() / num.sum()) if len(num) else math.nan
 
 
-def coverage_curve(confidence: np.ndarray, correct: Truths) -> tuple[Floats, Floats, Floats]:
-    """Return thresholds (S,) falling, and coverage and accuracy (S,) of answering from each on.
+def null_calibration_error(confidence: np.ndarray, num_bins: int = _MAX_BINS) -> float:
+    """Return about the `expected_calibration_error` of a head of these confidences without a fault.
 
-    Equal confidences are one step, because no threshold can tell them apart.
+    Chance alone: sqrt(2 / pi) deviations of each bin's number of right answers, photos taken for
+    independent.
     """
-    order = np.argsort(-confidence, kind="stable")
-    c, num_right = np.asarray(confidence, np.float64)[order], np.cumsum(correct[order])
-    last = np.flatnonzero(np.append(c[1:] != c[:-1], len(c) > 0))
-    return c[last], (last + 1) / max(len(c), 1), num_right[last] / (last + 1)
+    own = np.asarray(confidence, np.float64)
+    rank = np.searchsorted(np.sort(own), own)
+    variance = np.bincount(rank * num_bins // max(len(own), 1), own * (1.0 - own))
+    return float(np.sqrt(variance * 2.0 / math.pi).sum() / len(own)) if len(own) else math.nan
 
 
 def reliability_rows(confidence: np.ndarray, correct: Truths) -> list[list[float]]:
     """Return [mean confidence, accuracy, photos, low, high] of each bin, as a JSON file holds it.
 
-    Low and high are a 95 % Wilson interval. Small splits get fewer bins: an interval as high as the
-    whole diagram says nothing.
+    Low and high are the exact 95 % interval of that many coin tosses. Small splits get fewer bins:
+    an interval as high as the whole diagram says nothing.
     """
     num_bins = min(_MAX_BINS, 1 + len(correct) // _PHOTOS_PER_BIN)
     mean, accuracy, num = reliability_bins(confidence, correct, num_bins)
-    low, high = wilson_interval(accuracy, num, NormalDist().inv_cdf(0.975))
+    bounds = [clopper_pearson(a * n, n, 0.025) for a, n in zip(accuracy, num, strict=True)]
+    low, high = np.array(bounds, np.float64).reshape(-1, 2).T
     return _rows(mean, accuracy, num, low, high)
 
 
@@ -174,51 +175,28 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
     return math.exp((low + high) / 2)
 
 
-def threshold_for_accuracy(
-    confidence: Floats, correct: Truths, wanted_accuracy: float, records: np.ndarray
-) -> tuple[float | None, float]:
-    """Return the lowest threshold whose answers are right often enough, and its coverage.
-
-    (None, 0.0) where none is; 0 where all are. The one-sided 95 % lower bound of the accuracy
-    (Wilson), not the accuracy itself, must reach `wanted_accuracy`; so at 0.9 at least 25 answers
-    are needed. Simulated on unseen data, the wanted accuracy was missed in 3 to 7 of 100 fits (50
-    to 60 with the plain accuracy).
-
-    The photos of one animal are right or wrong together and count for less than their number: it is
-    divided by Kish's design effect, the cluster variance of the share right over the binomial one.
-    Without it, four photos an animal that correlate by 0.6 miss in 10 of 100 fits; with it, in 5 at
-    most.
-    """
-    thresholds, coverage, accuracy = coverage_curve(confidence, correct)
-    num = coverage * len(correct) / _design_effect(correct, records)
-    low, _ = wilson_interval(accuracy, num, NormalDist().inv_cdf(0.95))
-    good = np.flatnonzero(low >= wanted_accuracy)
-    if not len(good):
-        return None, 0.0
-    thresholds[-1] = 0.0  # who answers all of these also answers a photo below all of them
-    return float(thresholds[good[-1]]), float(coverage[good[-1]])
-
-
-def _design_effect(correct: Truths, records: np.ndarray) -> float:
-    """Return how many photos count as one independent photo, 1 or more."""
-    group = np.unique(records, return_inverse=True)[1]
-    gap = correct - _mean(correct)
-    if not gap.any():  # no spread to learn from: photos of an animal count as one
-        return float((np.bincount(group) ** 2).sum() / max(len(correct), 1))
-    return max(1.0, float((np.bincount(group, gap) ** 2).sum() / (gap**2).sum()))
-
-
-def conformal_quantile(probabilities: Floats, labels: Labels, alpha: float) -> float | None:
+def conformal_quantile(
+    probabilities: Floats, labels: Labels, alpha: float, records: np.ndarray | None = None
+) -> float | None:
     """Return the q for `conformal_set` whose sets hold the truth with probability >= 1 - alpha.
 
-    The ceil((n + 1)(1 - alpha))-th smallest score 1 - p(true class); None where n is smaller than
-    1 / alpha - 1, too few for any promise. The promise is an average over photos, not one for each
-    class. Source: Sadinle et al. 2019, arXiv 1609.00451 (LAC), with Vovk's finite-sample rank.
+    q is the (R + 1)(1 - alpha)-th of R animals' scores 1 - p(true class); photos of an animal share
+    its one vote, without `records` each is its own. None where R is smaller than 1 / alpha - 1, too
+    few for any promise, which is an average over animals, not one for each class. Sources: Sadinle
+    et al. 2019, arXiv 1609.00451 (LAC); Lee, Barber & Willett 2023, arXiv 2306.06342 (animals with
+    several photos).
     """
-    rank = math.ceil((len(labels) + 1) * (1.0 - alpha) - 1e-9)  # 0.9 * 10 must not become 10
-    if rank > len(labels):
+    animals = np.arange(len(labels)) if records is None else records
+    number = np.unique(animals, return_inverse=True)[1]
+    photos = np.bincount(number)
+    rank = (len(photos) + 1) * (1.0 - alpha) - 1e-9
+    if rank > len(photos):
         return None
-    return float(np.sort(1.0 - _at(probabilities, labels))[rank - 1])
+    scores = 1.0 - _at(probabilities, labels)
+    order = np.argsort(scores, kind="stable")
+    votes = np.cumsum(1.0 / photos[number[order]])
+    place = int(np.searchsorted(votes, rank - 1e-9))  # sums of parts: the last may be a hair less
+    return float(scores[order[min(place, len(order) - 1)]])
 
 
 def conformal_set(probabilities: npt.ArrayLike, q: float) -> Truths:
@@ -250,6 +228,20 @@ def calibrate_heads(
     return fitted, measured
 
 
+def rows_to_pool(
+    val: Mapping[str, Answers], fitted: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[list[float]]]:
+    """Return confidence, right and animal of the heads whose animals alone are too few."""
+    found = {}
+    for head, entry in fitted.items():
+        if entry["reason"].startswith(TOO_FEW):
+            z, y, kept = _known_rows(*val[head][:2])
+            p = softmax(z, entry["temperature"])
+            record = val[head][2][kept].astype(np.float64)
+            found[head] = _rows(p.max(axis=1), (p.argmax(axis=1) == y) * 1.0, record)
+    return found
+
+
 def calibrate_head(
     logits: np.ndarray,
     labels: np.ndarray,
@@ -259,23 +251,25 @@ def calibrate_head(
 ) -> dict[str, Any]:
     """Fit one head; plain numbers for the checkpoint.
 
-    `threshold` is None where no threshold is sure to reach `wanted_accuracy` (`coverage` 0), and
-    `conformal_quantile` where the part is too small. Both hold for probabilities at `temperature`.
+    `threshold` is None where no threshold is sure to reach `wanted_accuracy` (`coverage` 0, and
+    `reason` says why), and `conformal_quantile` where the part is too small. Both hold for
+    probabilities at `temperature`.
     """
     z, y, kept = _known_rows(logits, labels)
     temperature = fit_temperature(z, y)
     p = softmax(z, temperature)
     confidence, correct = p.max(axis=1), p.argmax(axis=1) == y
-    threshold, coverage = threshold_for_accuracy(
-        confidence, correct, wanted_accuracy, records[kept]
-    )
+    own = records[kept]
+    threshold, coverage, reason = threshold_for_accuracy(confidence, correct, wanted_accuracy, own)
     return {
         "temperature": temperature,
         "threshold": threshold,
+        "reason": reason,
         "wanted_accuracy": wanted_accuracy,
         "coverage": coverage,
         "num": len(y),
-        "conformal_quantile": conformal_quantile(p, y, alpha),
+        "num_records": len(np.unique(own)),
+        "conformal_quantile": conformal_quantile(p, y, alpha, own),
         "conformal_alpha": alpha,
     }
 
@@ -294,9 +288,10 @@ def measure_head(
     for name, temperature in (("before", 1.0), ("after", fitted["temperature"])):
         p = softmax(z, temperature)
         confidence, correct = p.max(axis=1), p.argmax(axis=1) == y
-        figures[f"ece_{name}"] = expected_calibration_error(confidence, correct)
         figures[f"nll_{name}"] = nll(z, y, temperature)
         figures[f"brier_{name}"] = brier(p, y)
+        figures[f"ece_{name}"] = expected_calibration_error(confidence, correct)
+        figures[f"ece_null_{name}"] = null_calibration_error(confidence)
         reliability[name] = reliability_rows(confidence, correct)
     threshold, q = fitted["threshold"], fitted["conformal_quantile"]
     answered = confidence >= (math.inf if threshold is None else threshold)
@@ -311,8 +306,9 @@ def measure_head(
 
 
 def headline_figures(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return what a run prints of `calibrate_heads`: three metrics per head, NaN if undefined."""
-    names = {"ece_before": "ece_before", "ece_after": "ece_after", "coverage": "answered_share"}
+    """Return what a run prints of `calibrate_heads`: five metrics per head, NaN if undefined."""
+    names = {f"{what}_after": f"{what}_after" for what in ("nll", "brier", "ece", "ece_null")}
+    names |= {"coverage": "answered_share"}
     return {
         f"test_{head}_{shown}": math.nan if figures[name] is None else figures[name]
         for head, figures in measured.items()

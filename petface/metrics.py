@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import betaincinv, stdtrit
 
 from petface import files
 from petface.taxonomy import UNKNOWN
+
+MIN_RECORDS = 10  # animals; with fewer an interval would pretend to know
+_Z = 1.959964  # deviations of a normal interval of 95 %
 
 
 class ClassScores(NamedTuple):
@@ -123,83 +127,110 @@ def majority_baseline(train_counts: np.ndarray, test_counts: np.ndarray) -> floa
     return float(test_counts[np.argmax(train_counts)] / np.sum(test_counts))
 
 
-def cluster_bootstrap_interval(
-    num_correct_per_record: npt.ArrayLike,
-    num_per_record: npt.ArrayLike,
-    classes: npt.ArrayLike | None = None,
+def cluster_interval(
+    value: float,
+    influence: np.ndarray,
+    weight: np.ndarray,
+    record: np.ndarray,
     *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Return a 95 % interval of sum(correct) / sum(num) from resampling whole records.
+    lowest: float = 0.0,
+    num_classes: int = 1,
+) -> list[float] | None:
+    """Return the 95 % interval of a value in lowest..1 whose photos come in animals; the one way.
 
-    Both (R,) whole numbers, images right and images evaluated of each record. The photos of one
-    animal are right or wrong together, so an interval over images would be too narrow. Of two
-    models on the same records, `correct` is the difference of their hits and may be negative.
-    With `classes` (R,), the true class of each record, it is the balanced share: the mean of the
-    classes' shares, over the classes that a resample holds.
-    Records without an evaluated image do not count; without any other, (NaN, NaN). Where every
-    record has the same share (all images right, one record only) the interval has no width: the
-    bootstrap sees no spread to learn from. Source: Davison & Hinkley 1997, Bootstrap Methods and
-    their Application, sections 3.8 and 5.3.1.
+    All (M,), of the photos: `influence`, what each moves the value by, together 0 (the derivative
+    of the value by the photo's weight); `weight`, its part in the value, together 1; `record`, the
+    animal. None below `MIN_RECORDS` animals: too few to tell.
+
+    The photos of one animal are right or wrong together, so they count for less than their number:
+    p (1 - p) / variance over animals, times (z / t)^2 for the animals' degrees of freedom; where
+    nothing varies, an animal counts once. Clopper & Pearson's interval is that of as many coin
+    tosses, a whole number or not. Differences (`lowest` -1) get two animals more, half a one better
+    and half a one worse, because few animals that change tell little of the variance. A mean over
+    `num_classes` needs as many times the animals. Simulated: results/simulated_*.csv. Sources: Korn
+    & Graubard 1998, Survey Methodology 24(2); Agresti & Min 2005, Statistics in Medicine 24(5).
     """
-    correct, num = (np.asarray(v, np.int64) for v in (num_correct_per_record, num_per_record))
-    group = np.zeros_like(num) if classes is None else np.asarray(classes, np.int64)
-    records = np.stack([group, correct, num], axis=1)[num > 0]
-    if not len(records):
-        return float("nan"), float("nan")
-    assert (np.abs(correct) <= num).all(), "more right than evaluated"
-    # Records with equal (class, correct, num) are interchangeable, so drawing how often each kind
-    # comes is the same resampling as drawing record by record, at a thousandth of the cost.
-    kinds, frequency = np.unique(records, axis=0, return_counts=True)
-    first_of_class = np.unique(kinds[:, 0], return_index=True)[1]
-    generator = np.random.default_rng(seed)
-    shares = np.empty(resamples)
-    for place in range(resamples):
-        drawn = generator.multinomial(len(records), frequency / len(records))
-        hits, nums = np.add.reduceat(drawn[:, None] * kinds[:, 1:], first_of_class).T
-        shares[place] = (hits / np.maximum(nums, 1)).sum() / (nums > 0).sum()
-    outside = (1.0 - 0.95) / 2.0
-    # "weibull" is the book's rule: the (resamples + 1) * p-th ordered value
-    low, high = np.quantile(shares, (outside, 1.0 - outside), method="weibull")
-    return float(low), float(high)
+    number = np.unique(record, return_inverse=True)[1]
+    num = int(number.max(initial=-1)) + 1
+    if num < MIN_RECORDS * max(num_classes, 1):
+        return None
+    moved, own = (np.bincount(number, column) for column in (influence, weight))
+    share, span = (value - lowest) / (1.0 - lowest), 1.0 - lowest
+    variance = num / (num - 1) * float((moved**2).sum()) / span**2
+    if lowest < 0.0:
+        variance = (variance + 1.0 / (num * span) ** 2) * (num / (num + 2)) ** 2
+    effective = 1.0 / float((own**2).sum())
+    if variance > 1e-18:
+        effective = share * (1.0 - share) / variance
+        if lowest == 0.0:
+            effective = min(effective, 1.0 / float((weight**2).sum()))
+    effective *= (_Z / float(stdtrit(num - 1, 0.975))) ** 2
+    low, high = clopper_pearson(share * effective, effective, 0.025)
+    return [lowest + span * min(low, share), lowest + span * max(high, share)]
 
 
-def wilson_interval(share: Any, num: Any, z: float) -> tuple[Any, Any]:
-    """Return Wilson's interval of a share of `num`, which may be fractional, `z` deviations wide.
+def clopper_pearson(right: float, num: float, outside: float) -> tuple[float, float]:
+    """Return the exact bounds of a share, `outside` on each side; the counts may be fractions.
 
-    Numbers, or arrays of one shape. Source: Wilson 1927, JASA 22(158).
+    Source: Clopper & Pearson 1934, Biometrika 26(4).
     """
-    middle = share + z * z / (2 * num)
-    half = z * np.sqrt(share * (1 - share) / num + (z / (2 * num)) ** 2)
-    return (middle - half) / (1 + z * z / num), (middle + half) / (1 + z * z / num)
+    wrong = max(num - right, 0.0)
+    low = float(betaincinv(right, wrong + 1.0, outside)) if right > 1e-9 else 0.0
+    high = float(betaincinv(right + 1.0, wrong, 1.0 - outside)) if wrong > 1e-9 else 1.0
+    return low, high
 
 
-def cluster_wilson_interval(
-    num_correct_per_record: npt.ArrayLike, num_per_record: npt.ArrayLike
-) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of sum(correct) / sum(num) for the photos that count.
+def accuracy_interval(is_right: np.ndarray, record: np.ndarray) -> list[float] | None:
+    """Bound the share of right answers (M,); see `cluster_interval`."""
+    right = np.asarray(is_right, np.float64)
+    share, weight = float(right.mean()) if len(right) else 0.0, 1.0 / max(len(right), 1)
+    return cluster_interval(share, (right - share) * weight, np.full(len(right), weight), record)
 
-    Arguments and empty records as in `cluster_bootstrap_interval`, with which it agrees from some
-    hundred records on. Below, the bootstrap is too narrow: simulated with 20 records of 1 to 8
-    photos and 90 % right it covers the truth in 81 to 90 of 100 cases and this one in 91 to 94;
-    with 3 records in 32 to 62 and 95 to 97. The photos count by Kish's design effect: the variance
-    of the share over records against that of as many coin tosses; without any spread over records,
-    as sum(num)^2 / sum(num^2) records. Source: Dean & Pagano 2015, Journal of Survey Statistics and
-    Methodology 3(4); Kish 1965, Survey Sampling, section 8.2.
+
+def gain_interval(gain: np.ndarray, record: np.ndarray) -> list[float] | None:
+    """Bound the mean of gains (M,) in -1..1, of photos or of whole animals; `cluster_interval`."""
+    mean, weight = float(np.mean(gain)) if len(gain) else 0.0, 1.0 / max(len(gain), 1)
+    moved = (np.asarray(gain, np.float64) - mean) * weight
+    return cluster_interval(mean, moved, np.full(len(moved), weight), record, lowest=-1.0)
+
+
+def balanced_accuracy_interval(
+    true: np.ndarray, is_right: np.ndarray, record: np.ndarray
+) -> list[float] | None:
+    """Bound the mean recall of the classes that occur (M,); see `cluster_interval`.
+
+    A class of one animal has no spread of its own: it is taken to miss the mean of all classes by
+    its whole distance (Lumley, R's `survey`, lonely.psu = "adjust").
     """
-    correct, num = (np.asarray(v, np.float64) for v in (num_correct_per_record, num_per_record))
-    correct, num = correct[num > 0], num[num > 0]
-    if not len(num):
-        return float("nan"), float("nan")
-    share, total = correct.sum() / num.sum(), num.sum()
-    counting = total**2 / (num**2).sum()
-    spread = ((correct - share * num) ** 2).sum()
-    if spread > 0.0:
-        variance = len(num) / (len(num) - 1) * spread / total**2
-        counting = min(total, share * (1.0 - share) / variance)
-    low, high = wilson_interval(share, counting, 1.959964)
-    return max(0.0, min(float(low), share)), min(1.0, max(float(high), share))
+    k = np.unique(true, return_inverse=True)[1]
+    support = np.bincount(k)
+    recall = np.bincount(k, is_right) / support
+    value = float(recall.mean()) if len(recall) else 0.0
+    weight = 1.0 / (support * len(support))[k]
+    centre = np.where(_is_lonely(k, record), value, recall)[k]
+    moved = (is_right - centre) * weight
+    return cluster_interval(value, moved, weight, record, num_classes=len(support))
+
+
+def macro_f1_interval(
+    true: np.ndarray, predicted: np.ndarray, record: np.ndarray
+) -> list[float] | None:
+    """Bound the macro F1 of the classes that occur in either (M,), as the balanced accuracy."""
+    both = np.unique(np.concatenate([true, predicted]), return_inverse=True)[1]
+    t, p = both[: len(true)], both[len(true) :]
+    seen = np.bincount(both)
+    f1 = 2.0 * np.bincount(t[t == p], minlength=len(seen)) / seen
+    value = float(f1.mean()) if len(f1) else 0.0
+    centre = np.where(_is_lonely(both, np.tile(record, 2)), value, f1)
+    part = 1.0 / (seen * len(seen))  # of a photo in its class; photos are in two
+    moved = 2.0 * (t == p) * part[t] - centre[t] * part[t] - centre[p] * part[p]
+    return cluster_interval(value, moved, part[t] + part[p], record, num_classes=len(seen))
+
+
+def _is_lonely(k: np.ndarray, record: np.ndarray) -> npt.NDArray[np.bool_]:
+    """Mark the classes (K,) that one animal alone shows; rows (M,)."""
+    pairs = np.unique(np.stack([k, record]), axis=1)
+    return np.bincount(pairs[0].astype(np.int64), minlength=k.max(initial=-1) + 1) == 1
 
 
 def top_confusions(cm: np.ndarray, class_names: Sequence[str], k: int) -> list[Confusion]:

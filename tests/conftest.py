@@ -165,7 +165,7 @@ def model_flags(stage1_run, stage2_run) -> list[object]:
 @pytest.fixture(scope="session")
 def evaluation_flags(tree, model_flags) -> list[object]:
     """The flags of an evaluation, but for the folder that it writes to."""
-    batches = ["--batch-size", 8, "--num-workers", 0, "--interval-resamples", 50]
+    batches = ["--batch-size", 8, "--num-workers", 0]
     return ["evaluate", *tree.flags, *model_flags, *batches]
 
 

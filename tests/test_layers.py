@@ -13,7 +13,7 @@ SCRIPTS = ("train_resnet_minority_aug_dynamic", "stage2_resnet_multi", "inferenc
 LAYERS = (
     (
         *("errors", "files", "settings", "distributed", "taxonomy", "metrics", "calibration"),
-        *("resumable", "devices", "drawing"),
+        *("resumable", "devices", "drawing", "sureness"),
     ),
     ("data",),
     ("models",),

@@ -47,7 +47,6 @@ SAMPLE: NonNegative = 2000  # test photos that are decoded, spread evenly; 0 = a
 PROBE_SAMPLE: NonNegative = 500  # of these, predicted under every probe; 0 = all of them
 CAM_PHOTOS: Positive = 32  # right answers per class whose maps are measured
 EXAMPLES: Positive = 8  # mistakes per head in a picture
-INTERVAL_RESAMPLES: NonNegative = 1000  # bootstrap over records; 0 = no intervals
 SAMPLE_SEED: Seed = 0
 
 # ---- Speed ----
@@ -71,7 +70,7 @@ def main() -> None:
     if not num_readable:
         root = s.IMAGES_ROOT or evaluation.models["images_root"]
         raise UserError(f"no test photo below {root} can be read; set --images-root")
-    slices = errors.make_slices(evaluation, work.rows[work.sample], seen, s.INTERVAL_RESAMPLES)
+    slices = errors.make_slices(evaluation, work.rows[work.sample], seen)
     errors.write_slices(out / "slices.csv", slices)
     figures, maps, num_probed, same_frac = run_networks(evaluation, work, s)
     probes.write_probes(out / "probes.csv", figures)
@@ -139,7 +138,7 @@ def run_networks(
         # each photo holds class numbers of one specialist only, so they may stand side by side
         whole = [np.concatenate(columns, axis=-1) for columns in zip(*kept[head], strict=True)]
         if len(whole[2]):
-            figures[head] = probes.probe_figures(*whole, resamples=s.INTERVAL_RESAMPLES)
+            figures[head] = probes.probe_figures(*whole)
     return figures, maps, readable, same_frac
 
 

@@ -273,7 +273,6 @@ def evaluation(folder: Path, device: torch.device, quick: bool) -> Iterator[Part
                 device=str(device),
                 precision=precision,
                 pack=pack,
-                interval_resamples=0,
                 force=True,
             )
         return len(tree.catalog)

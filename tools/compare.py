@@ -27,9 +27,8 @@ from petface.settings import Positive, Seed, read_settings
 
 # ---- Comparison ----
 OUT: str = "runs/comparison"  # an earlier comparison there is replaced
-RESAMPLES: Positive = 2000  # of the bootstrap over records, for the intervals
 FLIPS: Positive = 100_000  # of the test, where all flips are too many to count
-SEED: Seed = 0  # of both
+SEED: Seed = 0  # of the test
 
 
 def main() -> None:
@@ -51,7 +50,6 @@ def main() -> None:
         suffix = "" if number == 1 else f"_{number}"
         comparison, rows = compare_evaluations(
             read_pair(a, b),
-            resamples=settings.RESAMPLES,
             flips=settings.FLIPS,
             seed=settings.SEED,
         )

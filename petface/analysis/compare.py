@@ -13,15 +13,14 @@ import numpy as np
 import pandas as pd
 
 from petface.analysis.paired import (
-    MIN_RECORDS,
     Pair,
     holm,
-    record_interval,
     sign_flip_p_value,
 )
 from petface.evaluation.details import HEADS, Evaluation
 from petface.evaluation.figures import interval, percent, points
 from petface.files import plain_cell
+from petface.metrics import MIN_RECORDS, gain_interval
 
 PARTS: Final = ("train", "val", "test")
 TESTED_PARTS: Final = ("test", "val")
@@ -39,13 +38,13 @@ _EXPLANATION = (
 
 
 def compare_evaluations(
-    pair: Pair, *, resamples: int = 2000, flips: int = 100_000, seed: int = 0
+    pair: Pair, *, flips: int = 100_000, seed: int = 0
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Return the comparison as a dictionary ready for JSON, and the table of changed answers.
 
-    `resamples` of the bootstrap over records, `flips` of the sign-flip test where it is not exact.
+    `flips` of the sign-flip test where it is not exact.
     """
-    options = {"resamples": resamples, "flips": flips, "seed": seed}
+    options = {"flips": flips, "seed": seed}
     figures: dict[str, dict[str, Any]] = {part: {} for part in TESTED_PARTS}
     notes, changed = list(pair.notes), [pd.DataFrame(columns=list(CHANGED_COLUMNS))]
     for head in HEADS:
@@ -140,8 +139,8 @@ def _predictions(pair: Pair, head: str) -> tuple[pd.DataFrame, list[str]]:
 def _figure(table: pd.DataFrame, options: dict[str, int]) -> dict[str, Any]:
     """Compare the predictions of images whose truth is known; none is a wrong one."""
     records = table.groupby("record", sort=False)["gain"].agg(["size", "sum"])
-    gain, seed = records["sum"], options["seed"]
-    p_value, exact = sign_flip_p_value(gain, flips=options["flips"], seed=seed)
+    gain = records["sum"]
+    p_value, exact = sign_flip_p_value(gain, flips=options["flips"], seed=options["seed"])
     right_a, right_b = table["right_a"], table["right_b"]
     return {
         "num": len(table),
@@ -150,7 +149,7 @@ def _figure(table: pd.DataFrame, options: dict[str, int]) -> dict[str, Any]:
         "accuracy_a": float(right_a.mean()),
         "accuracy_b": float(right_b.mean()),
         "difference": float(table["gain"].mean()),
-        "interval_95": record_interval(gain, records["size"], options["resamples"], seed),
+        "interval_95": gain_interval(table["gain"].to_numpy(), table["record"].to_numpy()),
         "p_value": p_value,
         "p_exact": exact,
         "both_right": int((right_a & right_b).sum()),

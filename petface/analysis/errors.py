@@ -16,11 +16,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from petface import files
-from petface.analysis.paired import record_interval
 from petface.analysis.photos import STATISTICS
 from petface.data.loading import OK
 from petface.evaluation.details import HEADS, Evaluation
-from petface.metrics import cluster_wilson_interval
+from petface.metrics import accuracy_interval
 
 MISTAKE_COLUMNS: Final = (
     "image", "species", "record", "head", "true", "predicted", "probability", "true_probability",
@@ -128,26 +127,22 @@ def tercile_cut(num_of_row: np.ndarray, num_of_class: np.ndarray) -> pd.Categori
 
 
 def bin_figures(
-    correct: np.ndarray, records: np.ndarray, cut: pd.Categorical, resamples: int = 1000
+    correct: np.ndarray, records: np.ndarray, cut: pd.Categorical
 ) -> list[dict[str, Any]]:
     """Return each bin that holds a photo; `stands_out` where its interval leaves out the accuracy
     of all M photos.
 
-    correct (M,) of 1 and 0, records (M,) numbers. The interval is the bootstrap over records; where
-    all records agree it has no width, and Wilson's interval over records stands in.
+    correct (M,) of 1 and 0, records (M,) numbers.
     """
     table = pd.DataFrame({"correct": correct, "record": records, "bin": cut})
     overall, found = float(table["correct"].mean()), []
     for name, own in table.groupby("bin", observed=True):
-        counts = own.groupby("record")["correct"].agg(["sum", "size"])
-        interval = record_interval(counts["sum"], counts["size"], resamples)
-        if interval and interval[0] == interval[1]:
-            interval = list(cluster_wilson_interval(counts["sum"], counts["size"]))
+        interval = accuracy_interval(own["correct"].to_numpy(), own["record"].to_numpy())
         found.append(
             {
                 "bin": str(name),
                 "num": len(own),
-                "num_records": len(counts),
+                "num_records": own["record"].nunique(),
                 "accuracy": float(own["correct"].mean()),
                 "interval_95": interval,
                 "stands_out": interval is not None and not interval[0] <= overall <= interval[1],
@@ -156,9 +151,7 @@ def bin_figures(
     return found
 
 
-def make_slices(
-    evaluation: Evaluation, sample: np.ndarray, seen: np.ndarray, resamples: int = 1000
-) -> dict[str, Any]:
+def make_slices(evaluation: Evaluation, sample: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
     """Cut every head's test answers: {head: {slice: {"unit", "num", "accuracy", "bins"}}}.
 
     `sample` (S,) are rows of the evaluation and `seen` (S,) what `look_at` gave for them; the
@@ -195,7 +188,7 @@ def make_slices(
                 "unit": unit,
                 "num": len(places),
                 "accuracy": float(right.mean()) if len(places) else None,
-                "bins": bin_figures(right, records[places], cut, resamples),
+                "bins": bin_figures(right, records[places], cut),
             }
     return result
 

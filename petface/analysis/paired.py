@@ -1,15 +1,14 @@
 """Two evaluations joined by image, and tests of two models with animals as the unit.
 
-The photos of one animal are right or wrong together, so whole records are resampled and flipped.
-`gain` (R,) is whole: photos of a record that B has right minus those that A has right. Intervals
-of a difference come from `metrics.cluster_bootstrap_interval`, with gains in place of hits.
+The photos of one animal are right or wrong together, so whole records are flipped. `gain` (R,) is
+whole: photos of a record that B has right minus those that A has right. Intervals of a difference
+come from `metrics.gain_interval`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +16,7 @@ import pandas as pd
 
 from petface.errors import UserError
 from petface.evaluation.details import PER_IMAGE, Evaluation, read_evaluation
-from petface.metrics import cluster_bootstrap_interval
 
-MIN_RECORDS: Final = 10  # with fewer an interval would pretend to know; callers give none
 _EXACT_STEPS = 20_000_000  # of the sums of all flips; beyond it they are sampled
 _FLIPS_AT_ONCE = 20_000
 _OTHER_DATA = "A and B were evaluated on different data (images, labels or split)"
@@ -88,18 +85,6 @@ def _with_images(side: Evaluation) -> pd.DataFrame:
     if not names.is_unique:
         raise UserError(f"{path} names an image twice; evaluate again")
     return side.rows.assign(image=names)
-
-
-def record_interval(
-    gain: npt.ArrayLike, num: npt.ArrayLike, resamples: int, seed: int = 0
-) -> list[float] | None:
-    """Bound sum(gain) / sum(num) of records (R,) by the bootstrap over them at 95 %.
-
-    None below `MIN_RECORDS` records, and where no `resamples` are wanted.
-    """
-    if len(np.asarray(num)) < MIN_RECORDS or resamples == 0:
-        return None
-    return list(cluster_bootstrap_interval(gain, num, resamples=resamples, seed=seed))
 
 
 def sign_flip_p_value(

@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from petface import files
-from petface.analysis.paired import record_interval
 from petface.data.catalog import Catalog
 from petface.data.loading import OK, FileImages, even_slices, read_ahead
+from petface.metrics import gain_interval
 from petface.models.network import Network
 
 _COLUMNS: Final = (
@@ -121,7 +121,6 @@ def probe_figures(
     confidence: np.ndarray,
     true: np.ndarray,
     records: np.ndarray,
-    resamples: int = 1000,
 ) -> dict[str, Any]:
     """Describe the answers of one head to M photos: as they are, and under P probes.
 
@@ -132,25 +131,22 @@ def probe_figures(
     probes = all_probes()
     assert len(predicted) == len(confidence) == 1 + len(probes), (len(predicted), len(probes))
     right = predicted == true
-    record = np.unique(records, return_inverse=True)[1]
-    num = np.bincount(record)
     baseline = {
         "num": len(true),
-        "num_records": len(num),
+        "num_records": len(np.unique(records)),
         "accuracy": float(right[0].mean()),
         "confidence": float(np.nanmean(confidence[0])),
     }
     found = []
     for k, probe in enumerate(probes, start=1):
-        gain = np.bincount(record[right[k]], minlength=len(num))
-        gain -= np.bincount(record[right[0]], minlength=len(num))
+        gain = right[k].astype(np.int64) - right[0]
         found.append(
             {
                 "name": probe.name,
                 "group": probe.group,
                 "accuracy": float(right[k].mean()),
                 "change": float(right[k].mean() - right[0].mean()),
-                "interval_95": record_interval(gain, num, resamples),
+                "interval_95": gain_interval(gain, records),
                 "agreement": float((predicted[k] == predicted[0]).mean()),
                 "confidence": float(np.nanmean(confidence[k])),
             }

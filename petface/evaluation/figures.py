@@ -16,8 +16,6 @@ from petface.evaluation.details import TOP
 from petface.evaluation.heads import HeadAnswers, Truths, Whole, share
 from petface.taxonomy import UNKNOWN
 
-# From here on the bootstrap holds what it promises; with fewer it is too narrow.
-MIN_RECORDS_FOR_BOOTSTRAP = 200
 NUM_PHOTOS = {"1": 1, "2": 2, "3": 3, "4-5": 5, "6-9": 9, "10+": math.inf}  # of an animal, at most
 _OF_SEVERAL_CLASSES = (
     *("balanced_accuracy", "macro_precision", "macro_recall", "macro_f1", "kappa"),
@@ -30,7 +28,7 @@ MIN_PHOTOS = 5  # of a class that can be called hard
 _VOTES = 2.0**40  # probabilities are summed as whole numbers: no sum depends on the order of rows
 
 
-def figures(answers: HeadAnswers, resamples: int) -> dict[str, Any]:
+def figures(answers: HeadAnswers, *, intervals: bool) -> dict[str, Any]:
     """Count the metrics of one head over some photos; None where nothing is defined.
 
     Of the photos that it predicted: `num`, `correct`, `accuracy`; `top3`, `top5`, None where no
@@ -45,13 +43,14 @@ def figures(answers: HeadAnswers, resamples: int) -> dict[str, Any]:
     accuracy + lost_in_stage1 + lost_in_stage2 = 1.
 
     `majority_baseline` is the score of always giving the commonest training label of the species.
-    `interval_95` is a 95 % interval over animals; without `resamples` there is none.
+    `interval_95` (`<figure>_interval_95` of averages over classes) is over animals, None where they
+    are too few: see `metrics.cluster_interval`; only with `intervals`.
     """
     own = answers.predicted()
     (top3, num_top3), (top5, num_top5) = _best_share(own, 3), _best_share(own, 5)
     commonest = answers.commonest[answers.group]
     found: dict[str, Any] = {
-        **_accuracy(own, own.is_right, resamples),
+        **_accuracy(own, own.is_right, intervals=intervals),
         "top3": top3,
         "num_top3": num_top3,
         "top5": top5,
@@ -59,24 +58,24 @@ def figures(answers: HeadAnswers, resamples: int) -> dict[str, Any]:
         "rescued_by_top5": _best_share(own.where(~own.is_right), 5)[0],
         "num_not_a_class": int((own.details["rank"] > own.num_classes[own.group]).sum()),
         "num_classes": int(own.num_classes[np.unique(own.group)].sum()),
-        **_class_averages(own),
+        **_class_averages(own, intervals=intervals),
         "majority_baseline": share((answers.true == commonest) & (commonest != UNKNOWN)),
         **_losses(own),
     }
     if answers.head != "species":
-        found["end_to_end"] = _accuracy(answers, answers.is_right, resamples)
+        found["end_to_end"] = _accuracy(answers, answers.is_right, intervals=intervals)
         found["lost_in_stage1"] = share(~answers.is_species_right)
         found["lost_in_stage2"] = share(answers.is_species_right & ~answers.is_right)
     return found
 
 
-def figures_by_species(answers: HeadAnswers, resamples: int) -> dict[str, dict[str, Any]]:
+def figures_by_species(answers: HeadAnswers, *, intervals: bool) -> dict[str, dict[str, Any]]:
     """Count `figures` per true species.
 
     Of the head "species" one species is one class: its `recall` (the accuracy), and the `precision`
     and `f1` among all these photos; what compares classes is None.
     """
-    found = {name: figures(own, resamples) for name, own in answers.per_species().items()}
+    found = {name: figures(own, intervals=intervals) for name, own in answers.per_species().items()}
     if answers.head == "species":
         scores = metrics.class_scores(*class_counts(answers))
         for name, entry in found.items():
@@ -106,10 +105,17 @@ def class_counts(own: HeadAnswers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return hits, support, predicted
 
 
-def _class_averages(own: HeadAnswers) -> dict[str, float | None]:
+def _class_averages(own: HeadAnswers, *, intervals: bool) -> dict[str, Any]:
     hits, support, predicted = class_counts(own)
     scores = metrics.class_scores(hits, support, predicted)
+    bounds: dict[str, Any] = {}
+    if intervals:
+        labels = own.true, own.top[:, 0]
+        balanced = metrics.balanced_accuracy_interval(own.true, own.is_right, own.record)
+        bounds["balanced_accuracy_interval_95"] = balanced
+        bounds["macro_f1_interval_95"] = metrics.macro_f1_interval(*labels, own.record)
     return {
+        **bounds,
         "balanced_accuracy": share(scores.recall[support > 0]),
         "macro_precision": _known(scores.macro_precision),
         "macro_recall": _known(scores.macro_recall),
@@ -131,21 +137,13 @@ def _losses(own: HeadAnswers) -> dict[str, float | None]:
     return found
 
 
-def _accuracy(answers: HeadAnswers, is_right: Truths, resamples: int) -> dict[str, Any]:
+def _accuracy(answers: HeadAnswers, is_right: Truths, *, intervals: bool) -> dict[str, Any]:
     """Count photos into num, correct, accuracy and, where wanted, the interval over animals."""
     found = count(is_right)
-    if not len(answers):
-        return found
-    record = np.unique(answers.record, return_inverse=True)[1]
-    photos = np.bincount(record)
-    right = np.bincount(record[is_right], minlength=len(photos))
-    found["num_records"] = len(photos)
-    if resamples:
-        bootstrap = list(metrics.cluster_bootstrap_interval(right, photos, resamples=resamples))
-        is_enough = len(photos) >= MIN_RECORDS_FOR_BOOTSTRAP
-        small = list(metrics.cluster_wilson_interval(right, photos))
-        found["interval_95"] = bootstrap if is_enough else small
-        found["bootstrap_95"] = bootstrap
+    if len(answers):
+        found["num_records"] = len(np.unique(answers.record))
+        if intervals:
+            found["interval_95"] = metrics.accuracy_interval(is_right, answers.record)
     return found
 
 
@@ -194,12 +192,15 @@ def hardest_classes(answers: HeadAnswers) -> list[dict[str, Any]]:
     counts = class_counts(answers.predicted())
     scores = metrics.class_scores(*counts)
     tested = np.flatnonzero(counts[1] >= MIN_PHOTOS)
+    pairs = np.unique(np.stack([answers.true, answers.record])[:, answers.is_predicted], axis=1)
+    animals = np.bincount(pairs[0], minlength=len(answers.classes))
     order = np.lexsort((scores.f1[tested], scores.recall[tested]))
     return [
         {
             "species": answers.classes[k][0],
             "label": answers.classes[k][1],
             "num": int(counts[1][k]),
+            "num_records": int(animals[k]),
             "recall": float(scores.recall[k]),
             "f1": float(scores.f1[k]),
         }
@@ -232,6 +233,7 @@ def write_confusions(heads: Mapping[str, HeadAnswers], folder: Path) -> None:
 class Fused:
     """R animals, arrays (R,)."""
 
+    record: Whole  # the number of each
     num_photos: Whole
     share_right: np.ndarray  # float64, of its photos
     is_right: Truths  # all its photos together
@@ -258,14 +260,16 @@ def fuse(answers: HeadAnswers) -> Fused:
     by_animal, candidate = np.divmod(voted, num_classes)
     best = np.lexsort((candidate, -sums, by_animal))
     winner = candidate[best[np.unique(by_animal[best], return_index=True)[1]]]
-    return Fused(num_photos, num_right / np.maximum(num_photos, 1), winner == own.true[first])
+    share_right = num_right / np.maximum(num_photos, 1)
+    return Fused(own.record[first], num_photos, share_right, winner == own.true[first])
 
 
 def describe_fusion(fused: Fused) -> dict[str, Any]:
     """Compare photos answered one by one with all of an animal's photos fused.
 
     `accuracy_per_photo` is over photos. `accuracy_one_photo` is over animals, as the fused one is:
-    what one photo drawn from each gives. Their difference is what fusing gains.
+    what one photo drawn from each gives. Their difference is what fusing gains. `interval_95` is
+    that of the fused accuracy, `gain_interval_95` that of the gain, in -1..1.
     """
     groups, low = [], 0.0
     for name, high in NUM_PHOTOS.items():
@@ -274,7 +278,12 @@ def describe_fusion(fused: Fused) -> dict[str, Any]:
             groups.append({"photos": name, **_compare(fused, inside)})
         low = high
     every = _compare(fused, np.ones(len(fused.num_photos), bool))
-    return {"num_records": every.pop("records"), **every, "by_num_photos": groups}
+    bounds = {
+        "interval_95": metrics.accuracy_interval(fused.is_right, fused.record),
+        "gain": share(fused.is_right - fused.share_right),
+        "gain_interval_95": metrics.gain_interval(fused.is_right - fused.share_right, fused.record),
+    }
+    return {"num_records": every.pop("records"), **every, **bounds, "by_num_photos": groups}
 
 
 def count(is_right: Truths) -> dict[str, Any]:

@@ -66,7 +66,6 @@ class EvaluationOptions:
     batch_size: int = 64
     num_workers: int = -1
     pack: str = ""
-    interval_resamples: int = 1000
     force: bool = False
 
 
@@ -121,7 +120,7 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
         summary = {}
         if distributed.is_main():
             take_in_parts(table, records, num_rows)
-            summary = _finish(out, table, records, options.interval_resamples)
+            summary = _finish(out, table, records)
     return distributed.broadcast_object(summary)
 
 
@@ -170,9 +169,7 @@ def _resume(
     return num_done
 
 
-def _finish(
-    out: Path, table: ResumableTable, records: ResumableRecords, resamples: int
-) -> dict[str, Any]:
+def _finish(out: Path, table: ResumableTable, records: ResumableRecords) -> dict[str, Any]:
     """Write what is computed from the rows; the table has its final name last.
 
     A table with that name is refused, so that nothing behind it would be made again.
@@ -180,7 +177,7 @@ def _finish(
     records.finish()
     evaluation = read_evaluation(out, table.unfinished)
     heads = read_heads(evaluation)
-    summary = summarise(evaluation, resamples, heads)
+    summary = summarise(evaluation, heads)
     write_confusions(heads, out / CONFUSIONS)
     files.write_json(out / SUMMARY, summary)
     table.finish()

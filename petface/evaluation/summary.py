@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from petface import metrics
 from petface.data.splits import SPLITS
 from petface.evaluation.details import Evaluation
 from petface.evaluation.figures import (
@@ -28,7 +29,7 @@ _WITH_INTERVALS = ("val", "test")  # those of photos that were trained on would 
 
 
 def summarise(
-    evaluation: Evaluation, resamples: int = 1000, heads: dict[str, HeadAnswers] | None = None
+    evaluation: Evaluation, heads: dict[str, HeadAnswers] | None = None
 ) -> dict[str, Any]:
     """Return the summary of an evaluation as a dictionary ready for JSON.
 
@@ -36,8 +37,7 @@ def summarise(
     needs, all from the table alone. Then with the details: `figures` and `per_species` (see
     `figures.figures`), `per_record` (`figures.describe_fusion`), `consistency`, and of the test
     split `confidence` (`reliability.describe_reliability`), `top_confusions` and
-    `hardest_classes`. `resamples` of the bootstrap over animals; 0 = no intervals. `heads` as
-    `read_heads` returns them, where they are there already.
+    `hardest_classes`. `heads` as `read_heads` returns them, where they are there already.
     """
     rows = evaluation.rows
     heads = read_heads(evaluation) if heads is None else heads
@@ -45,13 +45,13 @@ def summarise(
     per_species: dict[str, Any] = {split: {} for split in found}
     per_record: dict[str, Any] = {split: {} for split in found}
     for split in found:
-        drawn = resamples if split in _WITH_INTERVALS else 0
+        intervals = split in _WITH_INTERVALS
         for head, answers in heads.items():
             own = answers.of_split(split)
             if not len(own) and head != "species":
                 continue
-            found[split][head] = figures(own, drawn)
-            for name, entry in figures_by_species(own, drawn).items():
+            found[split][head] = figures(own, intervals=intervals)
+            for name, entry in figures_by_species(own, intervals=intervals).items():
                 per_species[split].setdefault(name, {})[head] = entry
             per_record[split][head] = describe_fusion(fuse(own))
     test = {head: answers.of_split("test") for head, answers in heads.items()}
@@ -108,25 +108,27 @@ def _held_out(
 
     For the species and for each feature, pooled and per species: `conditional` (stage 2 where
     stage 1 was right) and `end_to_end` (a wrong species counts as a wrong attribute), each with a
-    95 % interval from a bootstrap over animals; `per_record`, all photos of an animal fused;
+    95 % interval over animals; `per_record`, all photos of an animal fused;
     `majority_baseline`, the score of always giving the commonest training label of that species;
     and `balanced_accuracy`, the mean recall over the true classes.
     """
 
     def claim(figure: dict[str, Any]) -> dict[str, Any]:
-        found = {key: figure[key] for key in ("num", "correct", "accuracy")}
-        if "bootstrap_95" in figure:
-            found |= {"interval_95": figure["bootstrap_95"], "num_records": figure["num_records"]}
-        return found
+        keys = ("num", "correct", "accuracy", "interval_95", "num_records")
+        return {key: figure[key] for key in keys if key in figure}
 
     def described(answers: HeadAnswers, figure: dict[str, Any]) -> dict[str, Any]:
-        claims = claim(figure)
+        claims, fused = claim(figure), fuse(answers)
         if answers.head != "species":
             claims = {"conditional": claims, "end_to_end": claim(figure["end_to_end"])}
         return {
             **claims,
-            "per_record": count(fuse(answers).is_right),
+            "per_record": {
+                **count(fused.is_right),
+                "interval_95": metrics.accuracy_interval(fused.is_right, fused.record),
+            },
             "balanced_accuracy": figure["balanced_accuracy"],
+            "balanced_accuracy_interval_95": figure.get("balanced_accuracy_interval_95"),
             "majority_baseline": figure["majority_baseline"],
         }
 
@@ -211,7 +213,7 @@ def describe_summary(summary: dict[str, Any]) -> str:
         name: {
             "images": f"{found[name]['num']:,}",
             "accuracy": percent(found[name]["accuracy"]),
-            "95 % interval": interval(found[name].get("interval_95")),
+            "95 % interval": interval(found[name].get("interval_95")) or "too few",
             "top 5": percent(found[name]["top5"]),
             "end to end": percent(found[name].get("end_to_end", {}).get("accuracy")),
             "per record": percent(entry["per_record"]["accuracy"]),

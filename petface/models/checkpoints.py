@@ -266,7 +266,7 @@ def read_calibration(path: str | Path, content: Mapping[str, Any]) -> dict[str, 
     found = {}
     for name, entry in table.items():
         entry = entry if isinstance(entry, dict) else {}
-        names = [f.name for f in fields(HeadCalibration)]
+        names = [f.name for f in fields(HeadCalibration) if f.name != "reason"]
         numbers: list[Any] = [entry.get(n, getattr(HeadCalibration, n, None)) for n in names]
         are_plain = all(n is None or (type(n) in (int, float) and abs(n) < 1e9) for n in numbers)
         if not are_plain or numbers[0] is None or numbers[0] <= 0:
@@ -274,6 +274,7 @@ def read_calibration(path: str | Path, content: Mapping[str, Any]) -> dict[str, 
                 path, f'"calibration" of {name} makes no sense: {numbers}', _COPY_AGAIN
             )
         head = str(name)
+        numbers.append(str(entry.get("reason", "")))
         found[taxonomy.FEATURE_ALIASES.get(head, head)] = HeadCalibration(*numbers)
     return found
 

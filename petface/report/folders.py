@@ -14,12 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
-import numpy as np
 import pandas as pd
 
 from petface.evaluation.details import HEADS, MODELS, PER_IMAGE, SUMMARY
 from petface.files import plain_cell, take
-from petface.metrics import read_confusion, wilson_interval
+from petface.metrics import clopper_pearson, read_confusion
 from petface.taxonomy import FEATURES
 
 REPORT: Final = "report.html"  # of a run or an evaluation
@@ -64,8 +63,7 @@ class Run:
                 row |= {"head": head, "num": num}
                 row["matrix"] = read_confusion(self.folder / f"confusion_test_{head}.csv")
                 if is_number(num) and num > 0:
-                    limits = wilson_interval(accuracy, num, 1.96)
-                    row["interval_95"] = np.clip(limits, 0, 1).tolist()
+                    row["interval_95"] = list(clopper_pearson(accuracy * num, num, 0.025))
                 found.append(row)
         return found
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from petface import files
@@ -21,7 +22,7 @@ from petface.analysis.compare import (
 from petface.analysis.paired import holm, read_pair, sign_flip_p_value
 from petface.errors import UserError
 from petface.evaluation.details import DETAILS_FILE, MODELS
-from petface.metrics import cluster_bootstrap_interval
+from petface.metrics import gain_interval
 from tests.analysis.evaluations import (
     HEADS_OF,
     LABELS,
@@ -43,7 +44,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def found(pair: tuple[Path, Path]) -> tuple[dict[str, Any], list[list[object]]]:
-    comparison, rows = compare_evaluations(read_pair(*pair), resamples=300)
+    comparison, rows = compare_evaluations(read_pair(*pair))
     return comparison, rows.to_numpy().tolist()
 
 
@@ -68,11 +69,12 @@ def counted(pair: tuple[Path, Path], part: str, head: str, view: str) -> Iterato
     [("species", "conditional"), *((h, v) for h in LABELS for v in ("conditional", "end_to_end"))],
 )
 def test_counts_and_accuracies(found, pair, part: str, head: str, view: str) -> None:
-    counts = Counter()
+    counts, photos = Counter(), []
     records = defaultdict(lambda: [0, 0])
     for a, b in counted(pair, part, head, view):
         right = a[f"{head}_correct"] == "1", b[f"{head}_correct"] == "1"
         counts[right] += 1
+        photos.append((right[1] - right[0], hash((a["species"], a["record"]))))
         records[a["species"], a["record"]][0] += right[1] - right[0]
         records[a["species"], a["record"]][1] += 1
     num = sum(counts.values())
@@ -84,10 +86,11 @@ def test_counts_and_accuracies(found, pair, part: str, head: str, view: str) -> 
     assert figure["accuracy_a"] == (counts[True, True] + counts[True, False]) / num
     assert figure["accuracy_b"] == (counts[True, True] + counts[False, True]) / num
     assert figure["difference"] == pytest.approx(figure["accuracy_b"] - figure["accuracy_a"])
-    gains, nums = zip(*records.values(), strict=True)
+    gains = [gain for gain, _ in records.values()]
     assert figure["p_value"] == sign_flip_p_value(gains)[0]
     assert figure["num_records_changed"] == sum(gain != 0 for gain in gains)
-    assert figure["interval_95"] == list(cluster_bootstrap_interval(gains, nums, resamples=300))
+    expected = gain_interval(*map(np.array, zip(*photos, strict=True)))
+    assert figure["interval_95"] == pytest.approx(expected)
     low, high = figure["interval_95"]
     assert low < figure["difference"] < high and 0 < figure["p_value"] <= figure["p_holm"] <= 1
 
@@ -139,7 +142,7 @@ def test_only_common_images_are_compared_and_said(tmp_path: Path) -> None:
         for row in images[30:]
     ]
     b = make_evaluation(tmp_path / "b", moved[::-1], 0.7, 2, data="d2")
-    comparison, rows = compare_evaluations(read_pair(a, b), resamples=50)
+    comparison, rows = compare_evaluations(read_pair(a, b))
     notes = " ".join(comparison["notes"])
     common = [row for row in images[:-20] if row["image"] in {r["image"] for r in moved}]
     both = [row for row in common if row["split"] != "test" or row["record"] >= "000020"]
@@ -162,7 +165,7 @@ def test_labels_that_changed_and_a_specialist_that_one_side_lacks_are_named(tmp_
     renamed = [r | {"gender_true": "male"} if r["gender_true"] == "female" else r for r in images]
     lacking = HEADS_OF | {"dog": ()}
     b = make_evaluation(tmp_path / "b", renamed, 0.7, 2, data="d2", heads_of=lacking)
-    comparison, rows = compare_evaluations(read_pair(a, b), resamples=50)
+    comparison, rows = compare_evaluations(read_pair(a, b))
     notes = " ".join(comparison["notes"])
     num = sum(r["gender_true"] == "female" for r in images)
     assert f"gender: {num} images have another label in A than in B" in notes
@@ -176,7 +179,7 @@ def test_labels_that_changed_and_a_specialist_that_one_side_lacks_are_named(tmp_
 def test_equal_evaluations_differ_in_nothing_and_may_have_no_test_photo(tmp_path: Path) -> None:
     images = make_images(num_records=40)
     folders = [make_evaluation(tmp_path / name, images, 0.6, 3) for name in "ab"]
-    comparison, rows = compare_evaluations(read_pair(*folders), resamples=50)
+    comparison, rows = compare_evaluations(read_pair(*folders))
     assert rows.empty and list(rows) == list(CHANGED_COLUMNS)
     heads = [views for part in comparison["figures"].values() for views in part.values()]
     assert len(heads) > 3
@@ -185,7 +188,7 @@ def test_equal_evaluations_differ_in_nothing_and_may_have_no_test_photo(tmp_path
         assert test["verdict"] == "no difference shown"
     images = [row | {"split": "train"} for row in images[:9]]
     folders = [make_evaluation(tmp_path / name, images, 0.6, k) for k, name in enumerate("ab")]
-    comparison, _ = compare_evaluations(read_pair(*folders), resamples=50)
+    comparison, _ = compare_evaluations(read_pair(*folders))
     assert comparison["figures"] == {"test": {}, "val": {}}
     assert "no photo that both answered" in describe_comparison(comparison)
     json.dumps(comparison, allow_nan=False)

@@ -11,7 +11,6 @@ from scipy.stats import binomtest
 
 from petface.analysis import paired
 from petface.analysis.paired import holm, sign_flip_p_value
-from petface.metrics import cluster_bootstrap_interval
 
 
 def all_flips(gain: list[int]) -> float:
@@ -47,31 +46,6 @@ def test_drawn_flips_come_near_all_flips(monkeypatch: pytest.MonkeyPatch) -> Non
     assert drawn == pytest.approx(exact, abs=5 * math.sqrt(exact / 50_000))
     assert sign_flip_p_value(gain, flips=50_000) == (drawn, False)  # seeded
     assert sign_flip_p_value([3] * 40, flips=999)[0] == 1 / 1000  # never 0
-
-
-@pytest.mark.parametrize("by_class", [False, True])
-def test_the_interval_of_a_difference_equals_a_loop_over_resamples(by_class: bool) -> None:
-    draw = np.random.default_rng(5)
-    num = draw.integers(1, 6, 40)
-    gain = np.array([draw.integers(-n, n + 1) for n in num])
-    classes = draw.integers(0, 4, 40)
-    found = []
-    for _ in range(4000):
-        sums: dict[int, list[int]] = {}
-        for record in draw.integers(0, 40, 40).tolist():
-            entry = sums.setdefault(int(classes[record]) if by_class else 0, [0, 0])
-            entry[0] += int(gain[record])
-            entry[1] += int(num[record])
-        found.append(np.mean([g / n for g, n in sums.values()]))
-    result = cluster_bootstrap_interval(gain, num, classes if by_class else None, resamples=4000)
-    assert result == pytest.approx(np.quantile(found, (0.025, 0.975)), abs=0.02)
-    assert cluster_bootstrap_interval([0, 0, 0], [3, 1, 2]) == (0.0, 0.0)
-
-
-def test_an_interval_needs_ten_records() -> None:
-    for num, expected in ((9, None), (10, [1.0, 1.0])):
-        assert paired.record_interval([2] * num, [2] * num, 100) == expected
-    assert paired.record_interval([2] * 10, [2] * 10, 0) is None
 
 
 def test_holm_by_hand() -> None:

@@ -140,8 +140,8 @@ def test_the_held_out_figures_agree_with_the_counts_of_the_test_part(summary, ex
     test = [row for row in expected if row["split"] == "test"]
     species = figure(test, "species_correct")
     assert {k: summary["test"]["species"][k] for k in species} == species
-    low, high = summary["test"]["species"]["interval_95"]
-    assert 0 <= low <= species["accuracy"] <= high <= 1
+    assert summary["test"]["species"]["num_records"] < 10
+    assert summary["test"]["species"]["interval_95"] is None
     for head, found in summary["test"]["features"].items():
         assert {k: found["conditional"][k] for k in species} == figure(test, f"{head}_correct")
 

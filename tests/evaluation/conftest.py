@@ -30,4 +30,4 @@ def photos(made: tuple[Path, list[Photo]]) -> list[Photo]:
 
 @pytest.fixture(scope="package")
 def summary(folder: Path) -> dict[str, Any]:
-    return summarise(read_evaluation(folder), resamples=20)
+    return summarise(read_evaluation(folder))

@@ -195,16 +195,19 @@ def test_points_lost_in_each_stage(summary: dict[str, Any], photos: list[Photo])
 
 
 def test_intervals_of_photos_not_trained_on(summary: dict[str, Any], photos: list[Photo]) -> None:
-    records: dict[Any, list[int]] = defaultdict(list)
-    for photo in asked(photos, "test", "breed"):
-        records[photo["species"], photo["record"]].append(int(photo["breed_correct"]))
-    sums, nums = [sum(r) for r in records.values()], [len(r) for r in records.values()]
-    found = summary["figures"]["test"]["breed"]
-    assert found["num_records"] == len(nums) < 200
-    assert found["interval_95"] == list(metrics.cluster_wilson_interval(sums, nums))
-    assert summary["test"]["features"]["breed"]["conditional"]["interval_95"] == list(
-        metrics.cluster_bootstrap_interval(sums, nums, resamples=20)
-    )
+    own = asked(photos, "test", "breed")
+    animals = [f"{photo['species']}/{photo['record']}" for photo in own]
+    right = np.array([photo["breed_correct"] == "1" for photo in own])
+    found, claims = summary["figures"]["test"]["breed"], summary["test"]["features"]["breed"]
+    assert found["num_records"] == len(set(animals)) > 10
+    expected = metrics.accuracy_interval(right, np.array(animals))
+    assert found["interval_95"] == claims["conditional"]["interval_95"] == pytest.approx(expected)
+    assert claims["end_to_end"]["interval_95"] == found["end_to_end"]["interval_95"]
+    fused = summary["per_record"]["test"]["breed"]
+    low, high = fused["gain_interval_95"]
+    assert low <= fused["gain"] <= high
+    assert fused["gain"] == pytest.approx(fused["accuracy_fused"] - fused["accuracy_one_photo"])
+    assert claims["per_record"]["interval_95"] == fused["interval_95"]
     assert "interval_95" in summary["figures"]["val"]["breed"]["end_to_end"]
     for part in ("train", "all"):
         assert "interval_95" not in summary["figures"][part]["breed"]
@@ -346,7 +349,10 @@ def test_mistakes_and_hard_classes(summary: dict[str, Any], photos: list[Photo])
             for key, num in support.items() if num >= 5
         }  # fmt: skip
         assert [entry["recall"] for entry in hard] == pytest.approx(sorted(recall.values())[:20])
+        animals = Counter((s, t) for s, t, _ in {(p["species"], true_of(p, head), p["record"])
+                                                 for p in own})  # fmt: skip
         for entry in hard:
+            assert entry["num_records"] == animals[entry["species"], entry["label"]]
             key = entry["species"], entry["label"]
             assert entry["recall"] == pytest.approx(recall[key]) and entry["num"] == support[key]
             given = sum(

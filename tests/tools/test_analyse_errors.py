@@ -12,7 +12,7 @@ from tests import scripts
 from tests.conftest import BOMB, EMPTY, TRUNCATED
 from tests.naive import rows_of
 
-FLAGS = ("--device", "cpu", "--workers", 0, "--interval-resamples", 50, "--batch-size", 8)
+FLAGS = ("--device", "cpu", "--workers", 0, "--batch-size", 8)
 
 
 def run(scratch, *arguments):

@@ -19,12 +19,12 @@ def test_two_evaluations(tmp_path, monkeypatch, script) -> None:
     images = make_images(num_records=60)
     a = make_evaluation(tmp_path / "a", images, 0.4, 1)
     b = make_evaluation(tmp_path / "b", images, 0.9, 2)
-    out, few = tmp_path / "out", ["--resamples", 50, "--flips", 100]
+    out, few = tmp_path / "out", ["--flips", 100]
     done = script("tools/compare.py", [a, b, "--out", out, *few])
     assert done.code == 0, done.err
     assert sorted(p.name for p in out.iterdir()) == ["changed.csv", "compare.html", "compare.json"]
     comparison = json.loads((out / "compare.json").read_text(encoding="utf-8"))
-    assert comparison["a"]["folder"] == str(a) and comparison["options"]["resamples"] == 50
+    assert comparison["a"]["folder"] == str(a) and comparison["options"]["flips"] == 100
     assert len(rows_of(out / "changed.csv")) > 10
     assert f"page: {out / 'compare.html'}\n" in done.out
     found = check_page((out / "compare.html").read_text(encoding="utf-8"))

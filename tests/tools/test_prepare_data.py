@@ -132,7 +132,6 @@ def test_the_evaluation_compares_names_not_numbers(tmp_path, capsys):
         device="cpu",
         precision="fp32",
         num_workers=0,
-        interval_resamples=0,
     )
     per_species = summary["stage1"]["per_species"]
     assert per_species["cat"] == {"num": 4, "correct": 4, "accuracy": 1.0}

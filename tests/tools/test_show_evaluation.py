@@ -27,7 +27,7 @@ def test_the_table_is_printed_and_answers_are_drawn_in_their_colours(
     table = (tmp_path / PER_IMAGE).read_text(encoding="utf-8")
     (tmp_path / PER_IMAGE).write_text(table.replace("x\n,.png", "x.png"), encoding="utf-8")
     Image.new("RGB", (9, 9), "blue").save(tmp_path / "x.png")
-    summary = summarise(read_evaluation(tmp_path), resamples=0)
+    summary = summarise(read_evaluation(tmp_path))
     files.write_json(tmp_path / SUMMARY, summary)
     show_evaluation.main()
     shown = capsys.readouterr().out

@@ -92,7 +92,7 @@ class Workshop:
         if program == "predict":
             flags = ["predict", data / "images", *models, *_STEADY, "--out", folder / "answers.csv"]
             return Command(scripts.INFERENCE, flags, folder)
-        flags = ["evaluate", *_preset("eval"), *tree, *models, *_STEADY, "--interval-resamples", 50]
+        flags = ["evaluate", *_preset("eval"), *tree, *models, *_STEADY]
         return Command(scripts.INFERENCE, [*flags, "--out-dir", folder], folder)
 
     def straight(self, program: str) -> Path:
