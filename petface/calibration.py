@@ -306,9 +306,9 @@ def measure_head(
 
 
 def headline_figures(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return what a run prints of `calibrate_heads`: five metrics per head, NaN if undefined."""
-    names = {f"{what}_after": f"{what}_after" for what in ("nll", "brier", "ece", "ece_null")}
-    names |= {"coverage": "answered_share"}
+    """Return what a run prints of `calibrate_heads`: six metrics per head, NaN if undefined."""
+    same = ("nll_after", "brier_after", "ece_before", "ece_after", "ece_null_after")
+    names = {**{name: name for name in same}, "coverage": "answered_share"}
     return {
         f"test_{head}_{shown}": math.nan if figures[name] is None else figures[name]
         for head, figures in measured.items()

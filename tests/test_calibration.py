@@ -37,6 +37,7 @@ from petface.calibration import (
 from petface.sureness import pool_thresholds
 from tests import simulations
 
+HEADLINES = ("nll_after", "brier_after", "ece_before", "ece_after", "ece_null_after")
 NOBODY = (np.empty((0, 2), np.float32), np.empty(0, np.int64), np.empty(0, np.int32))
 
 
@@ -412,9 +413,9 @@ def test_heads_are_fitted_on_one_part_and_measured_on_the_other() -> None:
     assert measured["breed"] == {"head": "breed", **own, "fitted": fitted["breed"]}
     json.dumps(measured, allow_nan=False)
     shown = headline_figures(measured)
-    for name in ("nll_after", "brier_after", "ece_after", "ece_null_after"):
+    for name in HEADLINES:
         assert shown.pop(f"test_breed_{name}") == own[name]
     assert shown.pop("test_breed_answered_share") == own["coverage"] > 0.1
-    names = ("nll_after", "brier_after", "ece_after", "ece_null_after", "answered_share")
+    names = (*HEADLINES, "answered_share")
     assert list(shown) == [f"test_gender_{name}" for name in names]
     assert all(math.isnan(value) for value in shown.values())
