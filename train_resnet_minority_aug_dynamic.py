@@ -4,7 +4,7 @@
     python train_resnet_minority_aug_dynamic.py --config configs/stage1/demo.toml  # made-up data
     torchrun --nproc-per-node 8 train_resnet_minority_aug_dynamic.py               # eight GPUs
 
-Out comes runs/<RUN_NAME>/: best.pt and last.pt, metrics.csv, classes.csv and curves.png, errors.csv,
+Out comes runs/<RUN_NAME>/: best.pt, last.pt, metrics.csv, classes.csv and curves.png, errors.csv,
 confidence.png, settings.toml (itself a preset), environment.json and final.json. The test split is
 looked at once, at the end. Expected: see each preset; PetFace itself has not been trained here.
 """
