@@ -140,8 +140,10 @@ def _differences(dataset: Dataset, pairs: np.ndarray) -> np.ndarray:
     """
 
     def look(place: int) -> np.ndarray:
+        path = dataset.catalog.path(place)
         try:
-            return duplicates.thumbnail(images.decode(dataset.catalog.path(place)))
+            with images.room_for(path):
+                return duplicates.thumbnail(images.decode(path))
         except images.ImageError:
             return np.full((duplicates.THUMBNAIL_PX, duplicates.THUMBNAIL_PX), np.nan)
 

@@ -3,7 +3,8 @@
 Rules, the same in training, evaluation and serving:
 
 - Regular files only (a pipe would hang) that hold PNG, JPEG (and MPO), WEBP, GIF, BMP or TIFF.
-- More than `MAX_PIXELS` is refused from the header, before anything is decoded.
+- More than `MAX_PIXELS`, or a side above `MAX_SIDE_PX`, is refused from the header, before anything
+  is decoded.
 - EXIF orientation is applied; a damaged EXIF block counts as none.
 - 16-bit grey is scaled to 8 bit, v / 257 rounded; 32-bit whole numbers are clipped to 16 bit first;
   float grey runs from 0 to 1. Of 16-bit colour Pillow gives the high byte.
@@ -20,12 +21,13 @@ import math
 import os
 import stat
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Condition, Lock
 from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -39,7 +41,9 @@ if TYPE_CHECKING:  # decoding alone needs no torch
 IMAGE_SUFFIXES: Final = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 )
-MAX_PIXELS: Final = 50_000_000  # 150 MB as RGB
+MAX_PIXELS: Final = 50_000_000  # 150 MB as RGB; up to 1 GB on the way there
+SMALL_PIXELS: Final = 1_000_000  # up to here threads decode as many at the same time as they like
+MAX_SIDE_PX: Final = 20_000  # longer than the panoramas of phones; each row costs a decoder time
 RESIZE_RULES: Final = ("stretch", "center_crop", "letterbox")
 
 # Mean and standard deviation per channel on the scale 0..1, by the name that settings use.
@@ -55,6 +59,7 @@ _MAX_FAST_BYTES = 16_000_000  # Pillow reads larger files piece by piece
 _PNG_RGB = b"\x08\x02\0\0\0"  # 8 bit, colour, no interlace; no alpha
 _PNG_CHUNKS = (b"IHDR", b"IDAT", b"IEND")  # others may hold an orientation or transparency
 _EXIF_ORIENTATION = 0x0112
+_TIFF_TILE_WIDTH = 322  # and the length is the next tag
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -113,6 +118,55 @@ class Preprocessing:
                 f"preprocessing: expected the entries {sorted(names)}, found {values!r}"
             )
         return cls(**values)
+
+
+class _Room:
+    """The pixels that threads may hold decoded at the same time; who finds no room waits.
+
+    The next in line keeps its turn: others do not overtake a large photo for ever. What is larger
+    than all the room gets it alone. Small photos are not counted.
+    """
+
+    def __init__(self) -> None:
+        self._turn, self._changed, self._used = Lock(), Condition(), 0
+
+    @contextmanager
+    def take(self, num_pixels: int) -> Iterator[None]:
+        if num_pixels <= SMALL_PIXELS:
+            yield
+            return
+        with self._turn, self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + num_pixels <= MAX_PIXELS)
+            self._used += num_pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= num_pixels
+                self._changed.notify_all()
+
+
+_room = _Room()
+# a lock that another thread holds at the fork would stay held in the child
+os.register_at_fork(after_in_child=lambda: _room.__init__())  # type: ignore[misc]
+
+
+def room_for(source: ImageSource) -> AbstractContextManager[None]:
+    """Wait until there is room to decode a photo and to make it small; leave when it is.
+
+    What the threads of this process hold decoded within this is `MAX_PIXELS` at most.
+    """
+    return _room.take(num_pixels(source))
+
+
+def num_pixels(source: ImageSource) -> int:
+    """Return how many pixels the header of a file or of bytes announces, 0 where there is none."""
+    with suppress(Exception):
+        if isinstance(source, bytes) or Path(source).is_file():  # type: ignore[arg-type]
+            stream: Any = io.BytesIO(source) if isinstance(source, bytes) else source
+            with Image.open(stream, formats=_FORMATS) as image:
+                return math.prod(_size(image))
+    return 0
 
 
 def decode(source: ImageSource, max_pixels: int | None = None) -> np.ndarray:
@@ -201,7 +255,7 @@ def _decode_stream(stream: IO[bytes], num_bytes: int, name: str, max_pixels: int
     if num_bytes == 0:
         raise ImageError(f"{name}: empty (0 bytes)")
     with Image.open(stream, formats=_FORMATS) as image:
-        _check_pixels(*image.size, name, max_pixels)
+        _check_pixels(*_size(image), name, max_pixels)
         if image.format == "PNG":
             resume_at = stream.tell()
             is_plain = _check_png(stream, name)
@@ -267,11 +321,21 @@ def _image_of(array: np.ndarray, name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
+def _size(image: Image.Image) -> tuple[int, int]:
+    """Return the width and height that are decoded: a TIFF's tiles may be larger than the image."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = tags.get(_TIFF_TILE_WIDTH, 0), tags.get(_TIFF_TILE_WIDTH + 1, 0)
+    return max(image.width, width), max(image.height, height)
+
+
 def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{name}: {width}x{height} has no pixels")
     if width * height > max_pixels:
         message = f"{name}: {width}x{height} is more than {max_pixels:,} pixels"
+        raise ImageError(message, "too_large")
+    if max(width, height) > MAX_SIDE_PX:
+        message = f"{name}: {width}x{height} has a side above {MAX_SIDE_PX:,} pixels"
         raise ImageError(message, "too_large")
 
 

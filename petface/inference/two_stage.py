@@ -70,12 +70,13 @@ class TwoStageInference:
 
         `ImageError` for what is not a photo, or has more than `max_pixels`.
         """
-        photo = Photo(images.decode(image, max_pixels))
-        for rule in self.rules:
-            photo.at(rule)
-        if self.rules:
-            photo.source = None
-        return photo
+        with images.room_for(image):
+            photo = Photo(images.decode(image, max_pixels))
+            for rule in self.rules:
+                photo.at(rule)
+            if self.rules:
+                photo.source = None
+            return photo
 
     def answer(
         self, photos: Sequence[Photo], topk: int = 3, stage1: Tensor | None = None

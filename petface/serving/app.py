@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +22,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from petface.data.images import ImageError
+from petface.data import images
+from petface.data.images import SMALL_PIXELS, ImageError
 from petface.errors import UserError
 from petface.inference.stages import Photo
 from petface.inference.two_stage import TwoStageInference
@@ -31,14 +34,14 @@ from petface.serving.requests import Budget, Limits, RefusedError, busy, read_ph
 
 PAGE: Final = Path(__file__).parent / "page"
 Topk = Annotated[int, Query(ge=1, le=10, description="classes per answer")]
-Name = Annotated[str | None, Query(max_length=200)]
+Name = Annotated[str, Query(max_length=200)]
 
 
 class Service:
     """The networks behind the routes: every request with photos goes through `answer`.
 
-    A batch is computed in one of `num_workers` threads, after its photos were decoded in
-    `num_decoders` threads.
+    Photos are decoded in `num_decoders` threads, large ones in as many others, so that small ones
+    need not wait for them. What is decoded is computed in batches, in `num_workers` threads.
     """
 
     def __init__(
@@ -52,59 +55,87 @@ class Service:
         self.engine, self.limits, self.metrics = engine, limits, Metrics()
         self.photos = Budget(limits.max_queue, "photos")
         self.uploads = Budget(limits.max_uploads_mb * 1e6, "uploads")
+        self.pixels = Budget(limits.max_pixels_at_once, "pixels")
         self.metrics.uploads.set_function(lambda: self.uploads.used)
         self._decoders = ThreadPoolExecutor(num_decoders, "decoder")
+        self._large_decoders = ThreadPoolExecutor(num_decoders, "large decoder")
         self.batcher = Batcher(self._predict, limits.max_batch, num_workers=num_workers)
 
     def close(self) -> None:
         """End the threads."""
         self.batcher.close()
-        self._decoders.shutdown(wait=False)
+        for pool in (self._decoders, self._large_decoders):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def answer(
-        self, request: Request, field: str, most: int, work: Callable[[list[bytes]], Awaitable[Any]]
+        self,
+        request: Request,
+        field: str,
+        most: int,
+        work: Callable[[list[Photo | ImageError]], Awaitable[Any]],
     ) -> Any:
         """Return what `work` makes of 1 to `most` photos, or refuse the request.
 
-        A full queue refuses with 503 before the body is read.
+        At least one of them is a photo. A full queue refuses with 503 before the body is read, too
+        many pixels before anything is decoded.
         """
         if self.photos.used >= self.photos.most:
             raise busy("too many photos at once")
-        with self.uploads.holding() as take_bytes, self.photos.holding() as take_photos:
+        with (
+            self.uploads.holding() as take_bytes,
+            self.photos.holding() as take_photos,
+            self.pixels.holding() as take_pixels,
+        ):
             contents = await read_photos(request, field, most, self.limits, take_bytes)
             take_photos(len(contents))
-            return await while_there(request, work(contents), self.limits.answer_timeout_s)
+            sizes = await asyncio.to_thread(lambda: [*map(images.num_pixels, contents)])
+            # what is too large is refused and never decoded
+            take_pixels(sum(size for size in sizes if size <= self.limits.max_pixels))
+            answer = self._answer(contents, sizes, work)
+            return await while_there(request, answer, self.limits.answer_timeout_s)
 
-    def prepare(self, content: bytes) -> Photo | ImageError:
+    async def _answer(
+        self,
+        contents: Sequence[bytes],
+        sizes: Sequence[int],
+        work: Callable[[list[Photo | ImageError]], Awaitable[Any]],
+    ) -> Any:
+        run = asyncio.get_running_loop().run_in_executor
+        decoding = [
+            run(self._large_decoders, self._prepare_large, content)
+            if size > SMALL_PIXELS
+            else run(self._decoders, self._prepare, content)
+            for content, size in zip(contents, sizes, strict=True)
+        ]
+        photos = await asyncio.gather(*decoding)
+        errors = [photo for photo in photos if isinstance(photo, ImageError)]
+        if len(errors) == len(photos):
+            raise errors[0]
+        return await work(photos)
+
+    def _prepare(self, content: bytes) -> Photo | ImageError:
         """Decode a photo; what is none gives its error."""
         try:
             return self.engine.prepare(content, self.limits.max_pixels)
         except ImageError as error:
             return error
 
-    def fuse(self, contents: Sequence[bytes], topk: int) -> dict[str, Any]:
-        """Answer photos of one animal, of which at least one must be a photo."""
-        photos = list(self._decoders.map(self.prepare, contents))
-        errors = [photo for photo in photos if isinstance(photo, ImageError)]
-        if len(errors) == len(photos):
-            raise errors[0]
-        self.metrics.batch_photos.observe(len(photos) - len(errors))
+    def _prepare_large(self, content: bytes) -> Photo | ImageError:
+        """Decode a photo, then return to the system what the C library would keep of it."""
+        photo = self._prepare(content)
+        getattr(ctypes.CDLL(None), "malloc_trim", abs)(0)  # glibc's
+        return photo
+
+    def fuse(self, photos: Sequence[Photo | ImageError], topk: int) -> dict[str, Any]:
+        """Answer photos of one animal."""
+        self.metrics.batch_photos.observe(sum(isinstance(photo, Photo) for photo in photos))
         return self.engine.answer_animal(photos, topk)
 
-    def explain(self, content: bytes, wanted: dict[str, Any]) -> bytes:
-        """Explain one photo as a PNG."""
-        return self.engine.explain(self.engine.prepare(content, self.limits.max_pixels), **wanted)
-
-    def _predict(self, items: Sequence[tuple[bytes, int]]) -> list[dict[str, Any] | ImageError]:
+    def _predict(self, items: Sequence[tuple[Photo, int]]) -> list[dict[str, Any]]:
         """Answer single photos, each with its number of classes, as one batch."""
-        photos = list(self._decoders.map(self.prepare, [content for content, _ in items]))
-        good = [photo for photo in photos if isinstance(photo, Photo)]
-        self.metrics.batch_photos.observe(len(good))
-        answers = iter(self.engine.answer(good, max(topk for _, topk in items)))
-        return [
-            photo if isinstance(photo, ImageError) else shortened(next(answers), topk)
-            for photo, (_, topk) in zip(photos, items, strict=True)
-        ]
+        self.metrics.batch_photos.observe(len(items))
+        answers = self.engine.answer([photo for photo, _ in items], max(topk for _, topk in items))
+        return [shortened(a, topk) for a, (_, topk) in zip(answers, items, strict=True)]
 
 
 def shortened(answer: dict[str, Any], topk: int) -> dict[str, Any]:
@@ -165,15 +196,16 @@ def _add_photo_routes(app: FastAPI, service: Service) -> None:
 
     @post("/explain", response_class=Response, openapi_extra=_form("photo"))
     async def explain(
-        request: Request, species: Name = None, head: Name = "species", label: Name = None
+        request: Request,
+        species: Name | None = None,
+        head: Name = "species",
+        label: Name | None = None,
     ) -> Response:
         """Show which places of a photo raised an answer (Grad-CAM), as a PNG."""
         if not service.engine.can_explain:
             raise RefusedError(409, "not_explained", "exported models cannot be explained")
-        wanted = {"species": species, "head": head, "label": label}
-        png = await service.answer(
-            request, "photo", 1, lambda photos: call(service.explain, photos[0], wanted)
-        )
+        explained = partial(service.engine.explain, species=species, head=head, label=label)
+        png = await service.answer(request, "photo", 1, lambda photos: call(explained, photos[0]))
         return Response(png, media_type="image/png")
 
 

@@ -26,7 +26,8 @@ class Limits:
     max_batch: int = 16  # photos
     max_queue: int = 128  # photos
     max_photos: int = 8  # of one animal
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = MAX_PIXELS  # of one photo
+    max_pixels_at_once: int = 8 * MAX_PIXELS  # of all photos that were taken in
     max_body_mb: float = 20.0  # of 1,000,000 bytes
     max_uploads_mb: float = 256.0  # of all clients together
     max_connections: int = 2048
@@ -64,6 +65,8 @@ class Budget:
 
         def take(number: int) -> None:
             nonlocal own
+            if number > self.most:
+                raise RefusedError(413, "too_large", f"at most {self.most:,} {self._what} at once")
             if self.used + number > self.most:
                 raise busy(f"too many {self._what} at once")
             self.used, own = self.used + number, own + number

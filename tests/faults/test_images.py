@@ -8,8 +8,10 @@ import resource
 import struct
 import sys
 import threading
+import time
 import tracemalloc
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +135,57 @@ def test_size_is_refused_by_the_header_in_every_format_and_before_damage():
         entry = tiff.index(struct.pack("<HHI", tag, 4, 1))
         struct.pack_into("<I", tiff, entry + 8, 9_000)
     assert reason_of(bytes(tiff)) == "too_large"
+
+
+def tiff_of_one_tile(side: int, tile: int) -> bytes:
+    """A small picture as a corner of a large tile, which would be decoded whole."""
+    data = zlib.compress(bytes(tile * tile), 9)
+    tags = {256: side, 257: side, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile,
+            324: 8 + 2 + 12 * 10 + 4, 325: len(data)}  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + data
+
+
+def test_a_long_side_and_a_large_tile_are_refused_as_well():
+    for width, height in ((49_999_999, 1), (1, 49_999_999), (20_001, 2)):
+        assert reason_of(bomb(width, height)) == "too_large"
+    assert decode(np.zeros((1, 20_000, 3), np.uint8)).shape == (1, 20_000, 3)
+    assert decode(tiff_of_one_tile(10, 32)).shape == (10, 10, 3)
+    assert reason_of(tiff_of_one_tile(10, 16_000)) == "too_large"
+    assert reason_of(tiff_of_one_tile(10, 24_000)[:600]) == "too_large"
+
+
+def test_threads_decode_together_no_more_than_there_is_room_for(monkeypatch, tmp_path):
+    """Who finds no room waits; small photos never do, and a child process starts with no debts."""
+    monkeypatch.setattr(images, "SMALL_PIXELS", 99)
+    monkeypatch.setattr(images, "MAX_PIXELS", 1_000)
+    path = tmp_path / "00.png"
+    path.write_bytes(bomb(20, 20))
+    sources = [path, bomb(20, 20), bomb(50, 50)] * 10  # of the first two only two at once
+    held, most, alone, lock = [0], [0], [], threading.Lock()
+
+    def work(source: object) -> None:
+        with images.room_for(source):
+            own = images.num_pixels(source)
+            with lock:
+                held[0] += own
+                most[0] = max(most[0], held[0])
+                alone.append(own <= 1_000 or held[0] == own)
+            time.sleep(0.001)
+            with lock:
+                held[0] -= own
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, sources))
+    assert held[0] == 0 and most[0] == 2_500 and all(alone)
+    with images.room_for(sources[2]):
+        for small in (bomb(9, 9), b"no photo", tmp_path, tmp_path / "none"):
+            with images.room_for(small):
+                pass
+        if (child := os.fork()) == 0:
+            with images.room_for(sources[2]):
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_arrays_and_pil_images_obey_the_same_limit(monkeypatch):
