@@ -22,12 +22,12 @@ import os
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Condition, Lock
+from threading import Lock, Semaphore
 from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -42,7 +42,7 @@ IMAGE_SUFFIXES: Final = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 )
 MAX_PIXELS: Final = 50_000_000  # 150 MB as RGB; up to 1 GB on the way there
-SMALL_PIXELS: Final = 1_000_000  # up to here threads decode as many at the same time as they like
+SMALL_PIXELS: Final = 1_000_000  # fewer are decoded without waiting for room
 MAX_SIDE_PX: Final = 20_000  # longer than the panoramas of phones; each row costs a decoder time
 RESIZE_RULES: Final = ("stretch", "center_crop", "letterbox")
 
@@ -120,43 +120,36 @@ class Preprocessing:
         return cls(**values)
 
 
-class _Room:
-    """The pixels that threads may hold decoded at the same time; who finds no room waits.
-
-    The next in line keeps its turn: others do not overtake a large photo for ever. What is larger
-    than all the room gets it alone. Small photos are not counted.
-    """
-
-    def __init__(self) -> None:
-        self._turn, self._changed, self._used = Lock(), Condition(), 0
-
-    @contextmanager
-    def take(self, num_pixels: int) -> Iterator[None]:
-        if num_pixels <= SMALL_PIXELS:
-            yield
-            return
-        with self._turn, self._changed:
-            self._changed.wait_for(lambda: not self._used or self._used + num_pixels <= MAX_PIXELS)
-            self._used += num_pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._used -= num_pixels
-                self._changed.notify_all()
+_turn: Lock
+_room: Semaphore
 
 
-_room = _Room()
-# a lock that another thread holds at the fork would stay held in the child
-os.register_at_fork(after_in_child=lambda: _room.__init__())  # type: ignore[misc]
+def _make_room() -> None:
+    global _turn, _room
+    _turn, _room = Lock(), Semaphore(MAX_PIXELS // SMALL_PIXELS)
 
 
-def room_for(source: ImageSource) -> AbstractContextManager[None]:
+_make_room()
+os.register_at_fork(after_in_child=_make_room)  # what other threads hold would never be given back
+
+
+@contextmanager
+def room_for(source: ImageSource) -> Iterator[None]:
     """Wait until there is room to decode a photo and to make it small; leave when it is.
 
-    What the threads of this process hold decoded within this is `MAX_PIXELS` at most.
+    What the threads of this process hold decoded within this is `MAX_PIXELS` at most, but for small
+    photos, which never wait.
     """
-    return _room.take(num_pixels(source))
+    num = min(num_pixels(source), MAX_PIXELS) // SMALL_PIXELS
+    if num:
+        with _turn:  # nobody overtakes a large photo that waits
+            for _ in range(num):
+                _room.acquire()
+    try:
+        yield
+    finally:
+        if num:
+            _room.release(num)
 
 
 def num_pixels(source: ImageSource) -> int:
@@ -331,11 +324,9 @@ def _size(image: Image.Image) -> tuple[int, int]:
 def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{name}: {width}x{height} has no pixels")
-    if width * height > max_pixels:
-        message = f"{name}: {width}x{height} is more than {max_pixels:,} pixels"
-        raise ImageError(message, "too_large")
-    if max(width, height) > MAX_SIDE_PX:
-        message = f"{name}: {width}x{height} has a side above {MAX_SIDE_PX:,} pixels"
+    if width * height > max_pixels or max(width, height) > MAX_SIDE_PX:
+        most = f"{max_pixels:,} pixels, or {MAX_SIDE_PX:,} on a side"
+        message = f"{name}: {width}x{height} is more than {most}"
         raise ImageError(message, "too_large")
 
 

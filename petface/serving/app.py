@@ -33,6 +33,7 @@ from petface.serving.metrics import CLIENT_GONE, Metrics, Observed
 from petface.serving.requests import Budget, Limits, RefusedError, busy, read_photos, while_there
 
 PAGE: Final = Path(__file__).parent / "page"
+Work = Callable[[list[Photo | ImageError]], Awaitable[Any]]
 Topk = Annotated[int, Query(ge=1, le=10, description="classes per answer")]
 Name = Annotated[str, Query(max_length=200)]
 
@@ -57,23 +58,16 @@ class Service:
         self.uploads = Budget(limits.max_uploads_mb * 1e6, "uploads")
         self.pixels = Budget(limits.max_pixels_at_once, "pixels")
         self.metrics.uploads.set_function(lambda: self.uploads.used)
-        self._decoders = ThreadPoolExecutor(num_decoders, "decoder")
-        self._large_decoders = ThreadPoolExecutor(num_decoders, "large decoder")
+        self._decoders = [ThreadPoolExecutor(num_decoders) for _ in ("small", "large")]
         self.batcher = Batcher(self._predict, limits.max_batch, num_workers=num_workers)
 
     def close(self) -> None:
         """End the threads."""
         self.batcher.close()
-        for pool in (self._decoders, self._large_decoders):
+        for pool in self._decoders:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def answer(
-        self,
-        request: Request,
-        field: str,
-        most: int,
-        work: Callable[[list[Photo | ImageError]], Awaitable[Any]],
-    ) -> Any:
+    async def answer(self, request: Request, field: str, most: int, work: Work) -> Any:
         """Return what `work` makes of 1 to `most` photos, or refuse the request.
 
         At least one of them is a photo. A full queue refuses with 503 before the body is read, too
@@ -94,18 +88,12 @@ class Service:
             answer = self._answer(contents, sizes, work)
             return await while_there(request, answer, self.limits.answer_timeout_s)
 
-    async def _answer(
-        self,
-        contents: Sequence[bytes],
-        sizes: Sequence[int],
-        work: Callable[[list[Photo | ImageError]], Awaitable[Any]],
-    ) -> Any:
+    async def _answer(self, contents: Sequence[bytes], sizes: Sequence[int], work: Work) -> Any:
         run = asyncio.get_running_loop().run_in_executor
+        are_large = [size > SMALL_PIXELS for size in sizes]
         decoding = [
-            run(self._large_decoders, self._prepare_large, content)
-            if size > SMALL_PIXELS
-            else run(self._decoders, self._prepare, content)
-            for content, size in zip(contents, sizes, strict=True)
+            run(self._decoders[is_large], self._prepare, content, is_large)
+            for content, is_large in zip(contents, are_large, strict=True)
         ]
         photos = await asyncio.gather(*decoding)
         errors = [photo for photo in photos if isinstance(photo, ImageError)]
@@ -113,18 +101,15 @@ class Service:
             raise errors[0]
         return await work(photos)
 
-    def _prepare(self, content: bytes) -> Photo | ImageError:
+    def _prepare(self, content: bytes, is_large: bool) -> Photo | ImageError:
         """Decode a photo; what is none gives its error."""
         try:
             return self.engine.prepare(content, self.limits.max_pixels)
         except ImageError as error:
             return error
-
-    def _prepare_large(self, content: bytes) -> Photo | ImageError:
-        """Decode a photo, then return to the system what the C library would keep of it."""
-        photo = self._prepare(content)
-        getattr(ctypes.CDLL(None), "malloc_trim", abs)(0)  # glibc's
-        return photo
+        finally:
+            if is_large:  # the C library would keep much of its memory
+                getattr(ctypes.CDLL(None), "malloc_trim", abs)(0)
 
     def fuse(self, photos: Sequence[Photo | ImageError], topk: int) -> dict[str, Any]:
         """Answer photos of one animal."""
