@@ -21,6 +21,7 @@ from petface.analysis.photos import Photos
 from petface.data import images
 from petface.data.dataset import Dataset
 from petface.data.loading import OK, STATUS_NAMES, TOO_LARGE, UNREADABLE, even_slices
+from petface.data.room import room_for
 from petface.data.sample import sample_evenly
 from petface.data.sources.petface import Scan
 from petface.data.splits import SPLITS
@@ -142,7 +143,7 @@ def _differences(dataset: Dataset, pairs: np.ndarray) -> np.ndarray:
     def look(place: int) -> np.ndarray:
         path = dataset.catalog.path(place)
         try:
-            with images.room_for(path):
+            with room_for(path):
                 return duplicates.thumbnail(images.decode(path))
         except images.ImageError:
             return np.full((duplicates.THUMBNAIL_PX, duplicates.THUMBNAIL_PX), np.nan)

@@ -21,13 +21,12 @@ import math
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock, Semaphore
 from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -42,7 +41,6 @@ IMAGE_SUFFIXES: Final = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 )
 MAX_PIXELS: Final = 50_000_000  # 150 MB as RGB; up to 1 GB on the way there
-SMALL_PIXELS: Final = 1_000_000  # fewer are decoded without waiting for room
 MAX_SIDE_PX: Final = 20_000  # longer than the panoramas of phones; each row costs a decoder time
 RESIZE_RULES: Final = ("stretch", "center_crop", "letterbox")
 
@@ -118,38 +116,6 @@ class Preprocessing:
                 f"preprocessing: expected the entries {sorted(names)}, found {values!r}"
             )
         return cls(**values)
-
-
-_turn: Lock
-_room: Semaphore
-
-
-def _make_room() -> None:
-    global _turn, _room
-    _turn, _room = Lock(), Semaphore(MAX_PIXELS // SMALL_PIXELS)
-
-
-_make_room()
-os.register_at_fork(after_in_child=_make_room)  # what other threads hold would never be given back
-
-
-@contextmanager
-def room_for(source: ImageSource) -> Iterator[None]:
-    """Wait until there is room to decode a photo and to make it small; leave when it is.
-
-    What the threads of this process hold decoded within this is `MAX_PIXELS` at most, but for small
-    photos, which never wait.
-    """
-    num = min(num_pixels(source), MAX_PIXELS) // SMALL_PIXELS
-    if num:
-        with _turn:  # nobody overtakes a large photo that waits
-            for _ in range(num):
-                _room.acquire()
-    try:
-        yield
-    finally:
-        if num:
-            _room.release(num)
 
 
 def num_pixels(source: ImageSource) -> int:

