@@ -62,7 +62,6 @@ OVER_BUDGET: dict[str, int] = {
     "petface/serving": 1590,
     "tools": 3033,
     "tests": 22700,
-    "stage 1 loads": 8030,
 }
 
 
