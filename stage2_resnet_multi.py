@@ -45,7 +45,7 @@ from petface.settings import (
     Settings,
     read_settings,
 )
-from petface.taxonomy import PRIMARY_ATTR_PRIORITY
+from petface.taxonomy import PRIMARY_ATTR_PRIORITY, SpeciesTable, with_columns
 from petface.training import augment, recipe, runs, sampling
 from petface.training.augment.mixing import Mixing, MixKind
 from petface.training.epoch import Progress, train_epoch
@@ -63,6 +63,8 @@ IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
 ANNOTATIONS_ROOT: str = "data/PetFace/annotations"  # <species>.csv
 SPLITS_FILE: str = ""  # "" = splits.csv beside the images folder; a folder = official split files
 SPLIT_SEED: Seed = 0  # used when splits.csv is made, never after
+ALIASES_FILE: str = ""  # a CSV species,feature,label,alias_of: labels that are one class
+COLUMNS: tuple[str, ...] = ()  # over SPECIES_CONFIG: "cat.breed=Rasse", "cat.file=cats.csv"
 SPECIES: str | tuple[str, ...] = "all"  # one species, several, or "all"
 IMAGE_SIZE_PX: Positive = 224  # both sides
 RESIZE_RULE: Literal["stretch", "center_crop", "letterbox"] = "stretch"
@@ -124,23 +126,25 @@ MIX_ALPHA: PositiveFloat = 1.0  # of the Beta distribution of the shares
 TOP_SUPPORT: NonNegative = 10  # classes listed one by one in eval_summary_stage2.txt
 
 # ---- Species: the heads that are trained on <species>.csv ----
-# A head is a choice among the known labels of the column of its name ("Breed" is breed), gender
-# among what GENDER_MAP makes of a lower-case cell. Species that are not listed get every head.
+# head -> the column of its labels, or (column, classes): other labels are unknown then. gender is
+# what GENDER_MAP makes of a lower-case cell, other heads are a choice among the known labels.
+# "file" names another table than <species>.csv. Species that are not listed get every head. A
+# checkpoint keeps its entry: the evaluation reads labels as the training did.
 GENDER_MAP: Final = {"female": "female", "f": "female", "male": "male", "m": "male"}
-SPECIES_CONFIG: Final[dict[str, tuple[str, ...]]] = {
-    "cat": ("breed", "color1", "color2", "gender"),
-    "chimp": ("breed", "gender"),
-    "chinchilla": ("color1", "color2", "gender"),
-    "degus": ("color1", "color2", "gender"),
-    "dog": ("breed", "gender"),
-    "ferret": ("color1", "gender"),
-    "guineapig": ("breed", "color1", "color2", "gender"),
-    "hamster": ("breed", "color1", "color2", "gender"),
-    "hedgehog": ("color1", "gender"),
-    "javasparrow": ("color", "color1", "color2", "gender"),
-    "parakeet": ("breed", "color1", "color2", "gender"),
-    "pig": ("breed", "color1", "color2", "gender"),
-    "rabbit": ("breed", "color1", "color2", "gender"),
+SPECIES_CONFIG: Final[dict[str, SpeciesTable]] = {
+    "cat": {"breed": "Breed", "color1": "Color1", "color2": "Color2", "gender": "Gender"},
+    "chimp": {"breed": "Breed", "gender": "Gender"},
+    "chinchilla": {"color1": "Color1", "color2": "Color2", "gender": "Gender"},
+    "degus": {"color1": "Color1", "color2": "Color2", "gender": "Gender"},
+    "dog": {"breed": "Breed", "gender": "Gender"},
+    "ferret": {"color1": "Color1", "gender": "Gender"},
+    "guineapig": {"breed": "Breed", "color1": "Color1", "color2": "Color2", "gender": "Gender"},
+    "hamster": {"breed": "Breed", "color1": "Color1", "color2": "Color2", "gender": "Gender"},
+    "hedgehog": {"color1": "Color1", "gender": "Gender"},
+    "javasparrow": {"color": "Color", "color1": "Color1", "color2": "Color2", "gender": "Gender"},
+    "parakeet": {"breed": "Breed", "color1": "Color1", "color2": "Color2", "gender": "Gender"},
+    "pig": {"breed": "Breed", "color1": "Color1", "color2": "Color2", "gender": "Gender"},
+    "rabbit": {"breed": "Breed", "color1": "Color1", "color2": "Color2", "gender": "Gender"},
 }
 # What a resumed run may set otherwise, and what where its data is the same.
 MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD", "SPECIES", "SPREAD")
@@ -155,8 +159,10 @@ def main() -> int:
     distributed.start(s.DEVICE)
     print(s.provenance())
     phases_of(s)  # refused before anything is read
-    split = {"splits_file": s.SPLITS_FILE, "seed": s.SPLIT_SEED}
-    dataset = load_dataset(s.IMAGES_ROOT, s.ANNOTATIONS_ROOT, **split, gender_map=GENDER_MAP)
+    tables = with_columns(SPECIES_CONFIG, s.COLUMNS)
+    read = {"splits_file": s.SPLITS_FILE, "seed": s.SPLIT_SEED, "aliases_file": s.ALIASES_FILE}
+    read |= {"gender_map": GENDER_MAP, "reading_of": lambda name: {"table": tables.get(name)}}
+    dataset = load_dataset(s.IMAGES_ROOT, s.ANNOTATIONS_ROOT, **read)
     print("\n".join(dataset.notes))
     if audit := optional_room("analysis.audit"):
         print(audit.quick_audit_line(dataset, annotations_root=s.ANNOTATIONS_ROOT))
@@ -179,7 +185,7 @@ def main() -> int:
                 print(f"{species}: finished before, left alone ({folder}){late}")
                 continue
             print(f"\n== {species} ({number} of {len(mine)}) =={runs.late_report(folder)}")
-            heads = heads_of(dataset, species)
+            heads = dataset.annotations[species].heads
             with runs.open_run(
                 folder,
                 s.as_toml(),
@@ -208,7 +214,7 @@ def train_specialist(
     s: Settings, dataset: Dataset, species: str, run: runs.RunFolder, stop: runs.StopRequest
 ) -> int:
     """Train one specialist through its phases; then measure the best one on test and on all."""
-    vocabularies = heads_of(dataset, species)
+    vocabularies = dataset.annotations[species].heads
     sampler_head = next((h for h in PRIMARY_ATTR_PRIORITY[:-1] if h in vocabularies), None)
     parts = split_into_samples(s, dataset, species, vocabularies, sampler_head)
     torch.manual_seed(s.SEED)
@@ -226,6 +232,7 @@ def train_specialist(
         **architecture.stored(),
         "preprocessing": job.network.preprocessing.to_dict(),
         "pretrained": pretrained,
+        "labels": dataset.annotations[species].reading,
     }
     print(f"training on {job.network}{distributed.describe(s.BATCH_SIZE)}")
     print(f"first weights: {pretrained}")
@@ -266,13 +273,6 @@ def train_specialist(
             f"{'  best' * is_best}"
         )
     return finish(s, run, job, parts, vocabularies, training.progress, stop)
-
-
-def heads_of(dataset: Dataset, species: str) -> dict[str, tuple[str, ...]]:
-    """Return the classes of each head that is trained, by SPECIES_CONFIG and the known labels."""
-    found = dataset.annotations[species].vocabularies
-    wanted = SPECIES_CONFIG.get(species, tuple(found))
-    return {head: names for head, names in found.items() if names and head in wanted}
 
 
 def split_into_samples(

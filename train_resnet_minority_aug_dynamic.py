@@ -53,6 +53,7 @@ IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
 ANNOTATIONS_ROOT: str = "data/PetFace/annotations"  # <species>.csv
 SPLITS_FILE: str = ""  # "" = splits.csv beside the images folder; a folder = official split files
 SPLIT_SEED: Seed = 0  # used when splits.csv is made, never after
+ALIASES_FILE: str = ""  # a CSV species,feature,label,alias_of, as in stage 2: splits are stratified
 IMAGE_SIZE_PX: Positive = 224  # both sides
 RESIZE_RULE: Literal["stretch", "center_crop", "letterbox"] = "stretch"
 NORMALIZE: Literal["none", "imagenet"] = "none"  # none: RGB in [0, 1]
@@ -131,9 +132,8 @@ def main() -> int:
     if s.MIN_WEIGHT_PER_CLASS > s.MAX_UPWEIGHT_PER_CLASS:
         raise UserError("MIN_WEIGHT_PER_CLASS must not exceed MAX_UPWEIGHT_PER_CLASS")
     phases_of(s)  # refused before anything is read
-    dataset = load_dataset(
-        s.IMAGES_ROOT, s.ANNOTATIONS_ROOT, splits_file=s.SPLITS_FILE, seed=s.SPLIT_SEED
-    )
+    read = {"splits_file": s.SPLITS_FILE, "seed": s.SPLIT_SEED, "aliases_file": s.ALIASES_FILE}
+    dataset = load_dataset(s.IMAGES_ROOT, s.ANNOTATIONS_ROOT, **read)
     print("\n".join(dataset.notes))
     if audit := optional_room("analysis.audit"):
         print(audit.quick_audit_line(dataset, annotations_root=s.ANNOTATIONS_ROOT))

@@ -7,7 +7,10 @@ Vocabularies are built from the CSV on disk; the lists here serve old checkpoint
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from petface.errors import SettingsError
 
 FEATURES: Final = ("breed", "color", "color1", "color2", "gender")  # order of heads and columns
 PRIMARY_ATTR_PRIORITY: Final = FEATURES  # the first with a known label is what a sampler balances
@@ -43,6 +46,9 @@ FALLBACK_VOCABULARIES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
 }
 
+# How the labels of a species are read: head -> its column, or (column, its classes in order: other
+# labels are unknown then); "file" -> the name of its table, where that is not <species>.csv.
+SpeciesTable = Mapping[str, str | Sequence[Any]]
 _WHOLE_NUMBER = re.compile(r"\+?\d+(\.0*)?", re.ASCII)
 
 
@@ -50,6 +56,51 @@ def features_of(species: str, columns: tuple[str, ...] = FEATURES) -> tuple[str,
     """Return the heads of a species in head order: its own in PetFace, every column elsewhere."""
     wanted = SPECIES_FEATURES.get(species, FEATURES)
     return tuple(feature for feature in FEATURES if feature in wanted and feature in columns)
+
+
+def columns_of(species: str, table: SpeciesTable | None) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return the column and the fixed classes, () = all known labels, of each head in head order.
+
+    Without a table a head's column has its name. `SettingsError` for an entry that makes no sense.
+    """
+    if table is None:
+        return {feature: (feature.title(), ()) for feature in features_of(species)}
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for head, entry in table.items():
+        match entry:
+            case str(column) if head in FEATURES:
+                found[head] = (column, ())
+            case (str(column), classes) if head in FEATURES and _are_texts(classes):
+                found[head] = (column, tuple(classes))
+            case str(name) if head == "file" and re.fullmatch(r"[^/\\\0]+\.csv", name):
+                pass
+            case _:
+                raise SettingsError(
+                    f"SPECIES_CONFIG of {species}: {head!r}: {entry!r} is neither a column, or "
+                    f'(column, classes), of {", ".join(FEATURES)} nor the .csv of "file"'
+                )
+    return {feature: found[feature] for feature in FEATURES if feature in found}
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(v, str) for v in values)
+
+
+def with_columns(
+    tables: Mapping[str, SpeciesTable], columns: Sequence[str]
+) -> dict[str, SpeciesTable]:
+    """Lay `columns`, each "species.head=column" or "species.file=name.csv", over the tables."""
+    merged = dict(tables)
+    for entry in columns:
+        match = re.fullmatch(r"([^.=]+)\.([^.=]+)=(.+)", entry)
+        if not match:
+            raise SettingsError(f'COLUMNS has {entry!r}; write "cat.breed=Column of the breed"')
+        species, head, column = (part.strip() for part in match.groups())
+        own = merged.get(species, {f: f.title() for f in features_of(species)})
+        merged[species] = {**own, head: column}
+    for species, table in merged.items():
+        columns_of(species, table)  # refused before anything is read
+    return merged
 
 
 def canonical_record(name: str) -> str:

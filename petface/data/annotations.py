@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,14 +18,15 @@ from petface.taxonomy import (
     GENDER_VOCABULARY,
     SPECIES_FEATURES,
     UNKNOWN,
+    SpeciesTable,
     canonical_record,
-    features_of,
+    columns_of,
     is_unknown,
 )
 
 ALIAS_HEADER = ("species", "feature", "label", "alias_of")
 Aliases = Mapping[str, Mapping[str, str]]  # feature -> raw label -> the label it is merged into
-_STRANGE = UNKNOWN - 1  # codes from here down number gender values that mean nothing known
+_STRANGE = UNKNOWN - 1  # codes from here down number values that are none of the classes
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ class SpeciesAnnotations:
     labels: dict[str, np.ndarray]  # feature -> (R,) int32 into the vocabulary, -1 unknown
     conflicts: list[Conflict]
     notes: list[str]  # lines that the user should read
+    reading: Mapping[str, Any]  # the arguments of `read_species`; a checkpoint keeps them
+
+    @property
+    def heads(self) -> dict[str, tuple[str, ...]]:
+        """Return the classes of each head that can be trained: those with a known label."""
+        return {head: names for head, names in self.vocabularies.items() if names}
 
     def align(self, record_names: np.ndarray) -> dict[str, np.ndarray]:
         """Return the labels in the order of `record_names`, -1 without a row. Each (len,) int32."""
@@ -63,8 +71,11 @@ def read_species(
     species: str,
     aliases: Aliases | None = None,
     gender_map: Mapping[str, str] = GENDER_MAP,
+    table: SpeciesTable | None = None,
 ) -> SpeciesAnnotations:
     """Read the annotation file of one species; `gender_map` names the class of a lower-case cell.
+
+    `table` says which columns the heads have, see `taxonomy.columns_of`.
 
     Equal rows of a record merge; where known values disagree, that feature of that record becomes
     unknown and is listed in `conflicts`. Raises `UserError` with file and line for anything that is
@@ -74,15 +85,17 @@ def read_species(
     rows = strict_rows(path)
     _, header = next(rows)
     columns = _find_columns(path, header)
-    features = features_of(species, tuple(columns))
-    notes = _header_notes(path, species, header, features)
+    heads = {head: (c.strip().lower(), k) for head, (c, k) in columns_of(species, table).items()}
+    features = tuple(head for head, (column, _) in heads.items() if column in columns)
+    used = [heads[feature][0] for feature in features]
+    notes = _header_notes(path, species, header, used, columns_of(species, table))
     aliases = aliases or {}
-    codebooks = {f: _Codebook(f, aliases.get(f, {}), gender_map) for f in features}
+    codebooks = {f: _Codebook(f, aliases.get(f, {}), gender_map, heads[f][1]) for f in features}
 
     numbers: dict[str, int] = {}
     record_of_row, line_of_row = array("q"), array("q")
     name_column = columns["name"]
-    cells_to_codes = [(columns[feature], codebooks[feature]) for feature in features]
+    cells_to_codes = [(columns[c], codebooks[f]) for c, f in zip(used, features, strict=True)]
     for line, cells in rows:
         if not cells[name_column].strip():
             raise line_error(path, line, "the Name cell is empty; every row needs its record")
@@ -106,9 +119,21 @@ def read_species(
     notes += _label_notes(species, vocabularies, codebooks, conflicts)
     if not numbers:
         notes.append(f"{species}: {path} has a header and no row")
+    own_table = None if table is None else dict(table)
+    reading = {"aliases": dict(aliases), "gender_map": dict(gender_map), "table": own_table}
     return SpeciesAnnotations(
-        species, records[order], features, vocabularies, labels, conflicts, notes
+        species, records[order], features, vocabularies, labels, conflicts, notes, reading
     )
+
+
+def stored_reading(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a specialist's labels were read, as its checkpoint keeps it: {} in an old one."""
+    stored = content.get("labels")
+    items = stored.items() if isinstance(stored, dict) else ()
+    found = {key: value for key, value in items if isinstance(value, dict)}
+    if not all(name in GENDER_VOCABULARY for name in found.get("gender_map", {}).values()):
+        del found["gender_map"]
+    return {key: found[key] for key in ("aliases", "gender_map", "table") if key in found}
 
 
 def read_aliases(path: str | Path) -> dict[str, dict[str, dict[str, str]]]:
@@ -157,27 +182,34 @@ class _Codebook(dict[str, int]):
     """From a raw cell to a number: each distinct cell is looked at once, however many rows."""
 
     def __init__(
-        self, feature: str, aliases: Mapping[str, str], gender_map: Mapping[str, str]
+        self,
+        feature: str,
+        aliases: Mapping[str, str],
+        gender_map: Mapping[str, str],
+        classes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.feature, self.is_gender = feature, feature == "gender"
         self.aliases, self.gender_map = aliases, gender_map
+        self.classes = classes  # () = every known label
         self.names: dict[str, int] = {}  # known label -> code
-        self.strange: list[str] = []  # gender values that mean nothing known
+        self.strange: list[str] = []  # values that are none of the classes
         self.seen: set[str] = set()  # raw labels, for aliases that meet nothing
         self.row_codes = array("q")
 
     def __missing__(self, cell: str) -> int:
         label = cell.strip()
         self.seen.add(label)
+        name = self.aliases.get(label, label)
+        if self.is_gender:
+            name = self.gender_map.get(label.lower(), "")
         if is_unknown(label):
             code = UNKNOWN
-        elif self.is_gender and label.lower() not in self.gender_map:
+        elif not name or (self.classes and name not in self.classes):
             self.strange.append(label)
             code = _STRANGE
         else:
-            renamed = self.gender_map[label.lower()] if self.is_gender else self.aliases.get(label)
-            code = self.names.setdefault(renamed or label, len(self.names))
+            code = self.names.setdefault(name, len(self.names))
         self[cell] = code
         return code
 
@@ -222,6 +254,8 @@ def _number_sorted(codes: np.ndarray, codebook: _Codebook) -> tuple[np.ndarray, 
     vocabulary = tuple(sorted(texts[code] for code in used))
     if codebook.feature == "gender" and vocabulary:
         vocabulary = GENDER_VOCABULARY
+    elif codebook.classes and vocabulary:
+        vocabulary = codebook.classes
     place = {label: number for number, label in enumerate(vocabulary)}
     renumber = np.array([place.get(text, UNKNOWN) for text in texts] + [UNKNOWN], dtype=np.int32)
     return renumber[codes], vocabulary  # code -1 reads the last entry
@@ -243,15 +277,20 @@ def _find_columns(path: str | Path, header: list[str]) -> dict[str, int]:
 
 
 def _header_notes(
-    path: str | Path, species: str, header: list[str], features: tuple[str, ...]
+    path: str | Path,
+    species: str,
+    header: list[str],
+    used: Collection[str],
+    heads: Mapping[str, tuple[str, tuple[str, ...]]],
 ) -> list[str]:
     """Note which heads lack a column and which columns are of no use."""
     notes = []
-    missing = [feature for feature in features_of(species) if feature not in features]
-    if missing and species in SPECIES_FEATURES:  # other species have the columns that they have
-        heads = ", ".join(missing)
-        notes.append(f"{species}: no column {heads.title()} in {path}, so there is NO {heads} head")
-    extra = [cell for cell in header if cell.strip().lower() not in ("name", *features)]
+    missing = {head: c for head, (c, _) in heads.items() if c.strip().lower() not in used}
+    is_own = [*heads] == [*FEATURES] and species not in SPECIES_FEATURES
+    if missing and not is_own:  # other species have the columns that they have
+        lost, columns = ", ".join(missing), ", ".join(missing.values())
+        notes.append(f"{species}: no column {columns} in {path}, so there is NO {lost} head")
+    extra = [cell for cell in header if cell.strip().lower() not in ("name", *used)]
     if extra:
         notes.append(f"{species}: columns ignored in {path}: {', '.join(map(repr, extra))}")
     return notes
@@ -273,7 +312,7 @@ def _label_notes(
         if codebook.strange:
             count = int(np.count_nonzero(np.asarray(codebook.row_codes) == _STRANGE))
             shown = ", ".join(map(repr, codebook.strange[:5]))
-            notes.append(f"{species}: {count} gender cells count as unknown, such as {shown}")
+            notes.append(f"{species}: {count} {feature} cells count as unknown, such as {shown}")
         if unused := sorted(set(codebook.aliases) - codebook.seen):
             shown = ", ".join(map(repr, unused[:5]))
             notes.append(f"{species}: {len(unused)} {feature} aliases meet no label: {shown}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from petface.data.splits import (
 from petface.errors import UserError
 from petface.taxonomy import GENDER_MAP, PRIMARY_ATTR_PRIORITY, UNKNOWN
 
+Reading = Callable[[str], Mapping[str, Any]]  # of a species: arguments of `read_species`
 _MISSING_SHOWN = 13  # species without annotations that are named, as many as PetFace has
 
 
@@ -94,17 +96,20 @@ def load_dataset(
     species: Sequence[str] | None = None,
     aliases_file: str | Path = "",
     gender_map: Mapping[str, str] = GENDER_MAP,
+    reading_of: Reading = lambda _: {},
 ) -> Dataset:
     """Scan the images, read the labels, and read the split or make it once.
+
+    `reading_of(species)` are arguments of `read_species` that win over `aliases_file` and
+    `gender_map`; the name of the annotation file may stand in its table.
 
     `splits_file` is by default `splits.csv` beside `images_root`; a folder holds official lists.
     Where it is absent it is made with `seed` and `fractions` from the whole tree, also when
     `species` restricts what is loaded. Raises `UserError` for what the user has to mend.
     """
     found = scan(images_root, species)
-    annotations, notes = _read_annotations(
-        annotations_root, found.catalog, aliases_file, gender_map
-    )
+    how = aliases_file, gender_map, reading_of
+    annotations, notes = _read_annotations(annotations_root, found.catalog, *how)
     catalog = found.catalog
     path = Path(splits_file) if splits_file else Path(images_root).absolute().parent / "splits.csv"
     if path.is_dir():
@@ -119,7 +124,7 @@ def load_dataset(
                 whole, tables = catalog, annotations
                 if species is not None:
                     whole = scan(images_root).catalog
-                    tables, _ = _read_annotations(annotations_root, whole, aliases_file, gender_map)
+                    tables, _ = _read_annotations(annotations_root, whole, *how)
                 names, records = species_of_records(whole), whole.record_names
                 strata = strata_of_records(whole, tables)
                 split = make_splits(names, records, strata, seed=seed, fractions=fractions)
@@ -163,6 +168,7 @@ def _read_annotations(
     catalog: Catalog,
     aliases_file: str | Path,
     gender_map: Mapping[str, str],
+    reading_of: Reading,
 ) -> tuple[dict[str, SpeciesAnnotations], list[str]]:
     """Read the annotation file of every species that has one."""
     root = Path(annotations_root)
@@ -171,9 +177,10 @@ def _read_annotations(
     aliases = read_aliases(aliases_file) if aliases_file else {}
     annotations, notes, missing = {}, [], []
     for name in catalog.classes:
-        path = root / f"{name}.csv"
+        how = {"aliases": aliases.get(name), "gender_map": gender_map, **reading_of(name)}
+        path = root / (how.get("table") or {}).get("file", f"{name}.csv")
         if path.exists():
-            annotations[name] = read_species(path, name, aliases.get(name), gender_map)
+            annotations[name] = read_species(path, name, **how)
             notes += annotations[name].notes
         else:
             missing.append(f"{name}: no {path}, so it trains in stage 1 and has NO specialist")

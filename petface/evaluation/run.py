@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from petface import distributed, files
+from petface.data.annotations import stored_reading
 from petface.data.dataset import Dataset, load_dataset
 from petface.data.images import Preprocessing
 from petface.data.loading import Decoded, even_slices, read_ahead, worker_count
@@ -45,6 +46,7 @@ from petface.inference.loading import (
     find_specialist,
     load_stage,
 )
+from petface.models import checkpoints
 from petface.resumable import ResumableRecords, ResumableTable, write_behind
 
 Models = dict[str, Any]  # JSON values: the models, the data and the arithmetic of an evaluation
@@ -80,6 +82,7 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
         options.annotations_root,
         splits_file=options.splits_file,
         seed=options.split_seed,
+        reading_of=partial(_reading, options),
     )
     print("\n".join(dataset.notes))
     models, out = _describe_models(options, dataset, how), Path(options.out_dir)
@@ -122,6 +125,12 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
             take_in_parts(table, records, num_rows)
             summary = _finish(out, table, records)
     return distributed.broadcast_object(summary)
+
+
+def _reading(options: EvaluationOptions, species: str) -> dict[str, Any]:
+    """Return how the labels of a species are read: as its specialist says that it was trained."""
+    path = find_specialist(species, options.stage2_folder)
+    return stored_reading(checkpoints.load(path)) if path and path.suffix == ".pt" else {}
 
 
 def _describe_models(options: EvaluationOptions, dataset: Dataset, how: ComputeOptions) -> Models:

@@ -169,14 +169,16 @@ def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
         found = read(weights_in(path, content), content)
     except ValueError as error:
         raise CheckpointError(path, str(error)) from error
-    allowed, aliases = taxonomy.features_of(species), taxonomy.FEATURE_ALIASES
+    is_own = content.get("format", 0) >= 1  # trained by SPECIES_CONFIG, which may have any head
+    allowed = taxonomy.FEATURES if is_own else taxonomy.features_of(species)
+    aliases = taxonomy.FEATURE_ALIASES
     stored = {aliases.get(head, head): names for head, names in found.vocabularies.items()}
     own_names = {aliases.get(head, head): head for head in found.heads}
     heads = [head for head in taxonomy.FEATURES if head in own_names and head in allowed]
     sizes: dict[str, int] = {h: n for h in heads if (n := found.size_of(own_names[h]))}
     if not sizes:
         raise CheckpointError(path, f"has no head for {species} (heads: {sorted(found.heads)})")
-    if content.get("format", 0) >= 1 and not stored.keys() >= sizes.keys():
+    if is_own and not stored.keys() >= sizes.keys():
         raise CheckpointError(
             path, f'"head_vocabs" lacks {sorted(sizes.keys() - stored.keys())}', _COPY_AGAIN
         )

@@ -5,8 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from petface.data.annotations import read_aliases, read_species
+from petface.data.annotations import read_aliases, read_species, stored_reading
 from petface.errors import UserError
+from petface.taxonomy import columns_of, with_columns
 
 
 def read(tmp_path, text, species="dog", aliases=None):
@@ -49,6 +50,49 @@ def test_a_plain_file(tmp_path):
     assert got.vocabularies["gender"] == ("female", "male")
     assert all(labels.dtype == np.int32 for labels in got.labels.values())
     assert got.conflicts == [] and got.notes == []
+
+
+def test_a_table_of_other_columns_and_fixed_classes(tmp_path):
+    (tmp_path / "x.csv").write_text("Name,SEX,Race,Notes\n1,weiblich,b,\n2,x,c,\n3,,a,\n")
+    table = {"breed": ("race", ["c", "a", "z"]), "gender": "Sex", "color1": "Farbe"}
+    got = read_species(tmp_path / "x.csv", "cat", None, {"weiblich": "female"}, table)
+    assert got.features == ("breed", "gender") and got.heads["breed"] == ("c", "a", "z")
+    assert table_of(got) == {
+        "000001": {"breed": None, "gender": "female"},
+        "000002": {"breed": "c", "gender": None},
+        "000003": {"breed": "a", "gender": None},
+    }
+    noted = " ".join(got.notes)
+    for words in ("no column Farbe in", "NO color1 head", "ignored", "'Notes'", "1 breed cells"):
+        assert words in noted
+    # what a checkpoint keeps reads the same again
+    again = read_species(tmp_path / "x.csv", "cat", **stored_reading({"labels": got.reading}))
+    assert table_of(again) == table_of(got)
+    odd = {"labels": {"gender_map": {"x": ["?"]}, "table": 3, "aliases": {}}}
+    assert stored_reading(odd) == {"aliases": {}} and stored_reading({}) == {}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [{"race": "Race"}, {"breed": 3}, {"breed": ("Race", "a")}, {"breed": ("Race", [1])}]
+    + [{"file": name} for name in ("../cat.csv", "a/b.csv", "cat.txt", "", 3)],
+)
+def test_a_table_that_makes_no_sense_is_refused(table):
+    with pytest.raises(UserError, match="SPECIES_CONFIG of cat: '"):
+        with_columns({"cat": table}, ())
+
+
+def test_columns_are_laid_over_the_tables():
+    tables = {"cat": {"breed": "Breed"}}
+    got = with_columns(tables, ["cat.gender = Sex", "dog.breed=Race=A", "yak.file=y.csv"])
+    assert got["cat"] == {"breed": "Breed", "gender": "Sex"} and tables == {
+        "cat": {"breed": "Breed"}
+    }
+    assert got["dog"] == {"breed": "Race=A", "gender": "Gender"}
+    assert columns_of("yak", got["yak"]) == columns_of("yak", None)
+    for entry in ("cat.breed", "breed=Race", "=", "cat.=x"):
+        with pytest.raises(UserError, match="COLUMNS has"):
+            with_columns(tables, [entry])
 
 
 @pytest.mark.parametrize("token", ["", " ", "unknown", "Unknown", "UNK", "na", "NA", "n/a", "NaN"])

@@ -12,9 +12,8 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 import stage2_resnet_multi as stage2
 from petface import taxonomy
-from petface.data.dataset import load_dataset
 from tests import naive, scripts
-from tests.conftest import BOMB, EMPTY, TRUNCATED
+from tests.conftest import BOMB, EMPTY, TINY, TRUNCATED
 
 BREEDS = ["Bulldog, Olde mix", "P. t. verus", "Plain"]
 VOCABULARIES = {
@@ -236,13 +235,42 @@ def test_a_species_without_labels_is_refused_by_name(stage2_flags, script, tmp_p
     scripts.assert_refused(done, f"SPECIES {name}: no known label", "cat, chimp, dog, yak")
 
 
-def test_the_table_of_species_is_petfaces_and_says_which_heads_are_trained(tree, monkeypatch):
-    assert stage2.SPECIES_CONFIG == taxonomy.SPECIES_FEATURES
+def test_the_table_of_species_is_petfaces():
+    for species, table in stage2.SPECIES_CONFIG.items():
+        assert table == {head: head.title() for head in taxonomy.SPECIES_FEATURES[species]}
+    assert stage2.SPECIES_CONFIG.keys() == taxonomy.SPECIES_FEATURES.keys()
     assert stage2.GENDER_MAP == taxonomy.GENDER_MAP
-    dataset = load_dataset(tree.images, tree.annotations, gender_map={"male": "female"})
-    known = dataset.annotations["cat"].labels["gender"]
-    assert set(known.tolist()) == {-1, 0}  # "Male" is read as female, "Female" as unknown
-    assert set(stage2.heads_of(dataset, "cat")) == {"breed", "color1", "color2", "gender"}
-    monkeypatch.setattr(stage2, "SPECIES_CONFIG", {"cat": ("color1", "breed", "color")})
-    assert list(stage2.heads_of(dataset, "cat")) == ["breed", "color1"]
-    assert list(stage2.heads_of(dataset, "dog")) == ["breed"]  # not listed: every known head
+
+
+def test_columns_of_another_name_reach_the_checkpoint_and_the_evaluation(
+    tree, stage1_run, script, tmp_path
+):
+    data = tree.copy(tmp_path / "data")
+    (data.annotations / "cat.csv").rename(data.annotations / "katzen.csv")
+    text = (data.annotations / "katzen.csv").read_text(encoding="utf-8")
+    header = text.splitlines()[0]
+    for old, new in (("Breed", "Rasse"), ("Color1", "Farbe")):
+        assert old in header
+        header = header.replace(old, new)
+    (data.annotations / "katzen.csv").write_text("\n".join([header, *text.splitlines()[1:]]))
+    aliases = tmp_path / "aliases.csv"
+    aliases.write_text("species,feature,label,alias_of\ncat,breed,Plain,P. t. verus\n")
+    columns = ["cat.file=katzen.csv", "cat.breed=Rasse", "cat.color1=Farbe"]
+    weights = ["--weights", stage1_run.folder / "best.pt", "--runs-root", tmp_path]
+    flags = [*data.flags, *TINY, "--normalize", "none", *weights, "--species", "cat"]
+    flags += ["--phase-epochs", 1, 1]
+    wrong = script(scripts.STAGE2, [*flags, "--columns", "cat.race=Rasse"])
+    scripts.assert_refused(wrong, "SPECIES_CONFIG of cat: 'race'", code=2)
+    flags += ["--columns", *columns, "--aliases-file", aliases]
+    script(scripts.STAGE2, flags).checked()
+    best = torch.load(tmp_path / "stage2/cat/cat_best.pt", weights_only=True)
+    assert best["head_vocabs"]["breed"] == ["Bulldog, Olde mix", "P. t. verus"]
+    assert list(best["head_vocabs"]) == ["breed", "color1", "color2", "gender"]
+    assert best["labels"]["table"]["breed"] == "Rasse"
+    models = ["--stage1-checkpoint", stage1_run.folder / "best.pt", "--device", "cpu"]
+    models += ["--stage2-folder", tmp_path / "stage2", "--out-dir", tmp_path / "evaluation"]
+    script(scripts.INFERENCE, ["evaluate", *data.flags, *models]).checked()
+    table = pandas.read_csv(tmp_path / "evaluation/petface_eval_per_image.csv")
+    cats = table[table["species"] == "cat"]
+    assert set(cats["breed_true"].dropna()) == {"Bulldog, Olde mix", "P. t. verus"}
+    assert set(cats["color1_true"].dropna()) == {"Black", "White"}
