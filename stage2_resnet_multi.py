@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from petface import distributed
-from petface.calibration import calibrate_heads, headline_figures
+from petface.calibration import calibrate_heads, headline_figures, rows_to_pool
 from petface.data.dataset import Dataset, choose_species, load_dataset
 from petface.data.images import STATISTICS, Preprocessing
 from petface.data.loading import Samples, worker_count
@@ -54,6 +54,7 @@ from petface.training.phases import Optimization, Phase, Training, make_phases
 from petface.training.schedule import LrKind
 from petface.training.specialist import (
     head_figures,
+    pool_species,
     watched_loss,
     write_specialist_report,
 )
@@ -202,6 +203,7 @@ def main() -> int:
                 if code := train_specialist(s, dataset, species, run, stop):
                     return code
     runs.end_of_force(folders)
+    pool_species(runs.run_path(s.RUNS_ROOT, s.RUN_NAME))
     return 0
 
 
@@ -221,7 +223,7 @@ def train_specialist(
     architecture = Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
     model = _MultiHeadModel({h: len(names) for h, names in vocabularies.items()}, architecture)
     pretrained = initialise_body(model.body, s.BACKBONE, s.WEIGHTS, s.PRETRAINED, species)
-    job = make_job(s, dataset, model, parts, run)
+    job = make_job(s, dataset, model, parts, sampler_head, run)
     distributed.copy_from_main(model)
     draw = make_draw(s, parts["train"], sampler_head)
     regimes = augment.regimes_of(s.BASE_AUGMENT, s.TAIL_AUGMENT)
@@ -296,11 +298,16 @@ def split_into_samples(
 
 def make_draw(s: Settings, samples: Samples, head: str | None) -> Callable[[int], np.ndarray]:
     """Return the order of an epoch: weighted on `head`, shuffled where it cannot carry weights."""
-    if s.SAMPLER == "shuffle" or head is None or not (samples.labels[head] >= 0).any():
+    weights, classes = class_weights(s, samples, head)
+    if len(weights) == 1:
         return lambda epoch: sampling.shuffled(len(samples), s.SEED, epoch)
-    weights = sampling.balanced_weights(samples.labels[head], s.SAMPLER_ALPHA, s.WEIGHT_CLIP)
-    classes = np.where(samples.labels[head] >= 0, samples.labels[head], len(weights) - 1)
     return sampling.ClassWeightedSampler(classes, weights, seed=s.SEED).draw
+
+
+def class_weights(s: Settings, samples: Samples, head: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return a draw's weight of each class of `head`, and each sample's class."""
+    head = None if s.SAMPLER == "shuffle" else head
+    return sampling.head_weights(samples, head, s.SAMPLER_ALPHA, s.WEIGHT_CLIP)
 
 
 def make_job(
@@ -308,36 +315,33 @@ def make_job(
     dataset: Dataset,
     model: _MultiHeadModel,
     parts: dict[str, Samples],
+    head: str | None,
     run: runs.RunFolder,
 ) -> Job:
     """Gather what every pass needs; the network goes to the device."""
     preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
     network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
-    train_labels = parts["train"].labels
+    labels, (weights, classes) = parts["train"].labels, class_weights(s, parts["train"], head)
     weight_alphas = dict.fromkeys(model.head_sizes, s.CLASS_WEIGHT_ALPHA)
     if "gender" in weight_alphas:
         weight_alphas["gender"] = s.GENDER_WEIGHT_ALPHA
-    class_weights, loss = recipe.heads_loss(
-        {
-            head: np.bincount(train_labels[head][train_labels[head] >= 0], minlength=size)
-            for head, size in model.head_sizes.items()
-        },
+    of_classes, loss = recipe.heads_loss(
+        sampling.shown_counts(labels, model.head_sizes),
         recipe.focal_gammas(
-            model.head_sizes,
-            with_color=s.FOCAL_GAMMA_COLOR,
-            without_color=s.FOCAL_GAMMA_IMBAL,
+            model.head_sizes, with_color=s.FOCAL_GAMMA_COLOR, without_color=s.FOCAL_GAMMA_IMBAL
         ),
         network.device,
         weight_alphas=weight_alphas if s.CLASS_WEIGHTS == "inverse" else None,
         weight_clip=s.WEIGHT_CLIP,
         label_smoothing=s.LABEL_SMOOTHING,
         logit_adjustment=s.LOGIT_ADJUSTMENT,
+        shown=sampling.shown_counts(labels, model.head_sizes, weights[classes]),
     )
     return Job(
         network=network,
         num_classes=model.head_sizes,
         loss=loss,
-        class_weights=class_weights,
+        class_weights=of_classes,
         source=image_source(dataset.catalog, s.PACK, preprocessing),
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),
@@ -370,7 +374,8 @@ def finish(
     if not distributed.is_main():
         return 0
     fitted, measured = calibrate_heads(seen["val"].answers, seen["test"].answers, s.WANTED_ACCURACY)
-    checkpoints.save(run.best, {**best, "calibration": fitted})
+    pool = rows_to_pool(seen["val"].answers, fitted)
+    checkpoints.save(run.best, {**best, "calibration": fitted, "pool": pool})
     test = seen["test"].confusions
     every = {head: sum(seen[name].confusions[head] for name in SPLITS) for head in vocabularies}
     figures: dict[str, Any] = {

@@ -108,7 +108,7 @@ def specialist_job(
     sizes = {head: len(names) for head, names in heads.items()}
     model = _MultiHeadModel(sizes, _architecture(s))
     initialise_body(model.body, s.BACKBONE, s.WEIGHTS, s.PRETRAINED, species)
-    job = module.make_job(s, dataset, model, parts, run)
+    job = module.make_job(s, dataset, model, parts, first, run)
     unfreeze(model, module.phases_of(s)[0].stages)
     print(f"species: {species}")
     return job, parts["train"], module.make_draw(s, parts["train"], first)(0)

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from petface import distributed, metrics
 from petface.data.loading import Batch, ImageReader, Samples, batches, own_batches
-from petface.models.network import Network
+from petface.models.network import Network, Outputs
 from petface.taxonomy import UNKNOWN
+from petface.training.losses import known_weight
 from petface.training.recipe import Loss
 from petface.training.runs import FailureLog
 
@@ -94,7 +95,7 @@ class _Seen(NamedTuple):
 
     positions: np.ndarray  # (B,) of the readable images in the samples
     predicted: np.ndarray  # (heads, B) class indices, -1 where a logit of any head is not finite
-    loss: float  # summed over the images
+    loss: np.ndarray  # (heads, 2): summed over the known labels, and their weight
     logits: list[np.ndarray]  # (B, K) per head; empty if not kept
     failures: list[tuple[int, str]]  # (catalog place, message)
 
@@ -140,13 +141,31 @@ def evaluate(
 def _answer_batch(job: Job, batch: Batch, keep_answers: bool) -> _Seen:
     if not len(batch.positions):
         nothing = np.empty((len(job.num_classes), 0), np.int64)
-        return _Seen(batch.positions, nothing, 0.0, [], batch.failures)
+        return _Seen(batch.positions, nothing, np.zeros((len(nothing), 2)), [], batch.failures)
     outputs = job.network.logits(batch.images)
     finite = torch.stack([logits.isfinite().all(dim=1) for logits in outputs]).all(dim=0)
     predicted = torch.stack([logits.argmax(dim=1) for logits in outputs]).where(finite, -1)
-    loss = float(job.loss(outputs, batch)) * len(batch.positions)
+    loss = _loss_per_head(job, outputs, batch)
     logits = [logits.cpu().numpy() for logits in outputs] if keep_answers else []
     return _Seen(batch.positions, predicted.cpu().numpy(), loss, logits, batch.failures)
+
+
+def _loss_per_head(job: Job, outputs: Outputs, batch: Batch) -> np.ndarray:
+    """Return the summed loss of each head and what it is divided by, (heads, 2) float64.
+
+    So the mean over a part does not depend on how its known labels fall into batches. A head's sum
+    is what the loss gives where the others are divided by infinity and it by 1.
+    """
+    one, none = (
+        outputs[0].new_ones((), dtype=torch.float32),
+        outputs[0].new_tensor(math.inf).float(),
+    )
+    rows = []
+    for head in job.num_classes:
+        totals = {name: one if name == head else none for name in job.num_classes}
+        weight = known_weight(batch.labels[head], job.class_weights.get(head))
+        rows.append(torch.stack([job.loss(outputs, replace(batch, totals=totals)), weight]))
+    return torch.stack(rows).double().cpu().numpy()
 
 
 def _sum_up(
@@ -161,7 +180,9 @@ def _sum_up(
         true = np.where(row < 0, UNKNOWN, samples.labels[head][positions])
         confusions[head] = metrics.confusion_matrix(true, row, size)
     any_known = any(confusion.any() for confusion in confusions.values())
-    loss = sum(seen.loss for seen in every) / len(positions) if any_known else math.nan
+    sums = sum((seen.loss for seen in every), np.zeros((len(job.num_classes), 2)))
+    means = np.divide(sums[:, 0], sums[:, 1], out=sums[:, 0] * 0.0, where=sums[:, 1] > 0)
+    loss = float(means.sum()) if any_known else math.nan
     failures = [failure for seen in every for failure in seen.failures]
     num_non_finite = int((predicted < 0).any(axis=0).sum())
     return Evaluation(confusions, loss, len(positions), len(failures), num_non_finite), failures

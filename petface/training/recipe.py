@@ -68,7 +68,7 @@ class WeightAverage:
 
 
 def heads_loss(
-    shown: Mapping[str, np.ndarray],
+    counts: Mapping[str, np.ndarray],
     gammas: Mapping[str, float],
     device: torch.device,
     *,
@@ -76,22 +76,24 @@ def heads_loss(
     weight_clip: tuple[float, float] = (0.0, float("inf")),
     label_smoothing: float = 0.0,
     logit_adjustment: float = 0.0,
+    shown: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[dict[str, Tensor | None], Loss]:
     """Build the loss, summed over the heads, and the weights of each head's classes, None = equal.
 
-    `shown[head]` (K,): how often each class comes up, on any scale; heads stand in output order.
+    `counts[head]` (K,): how often each class occurs; heads stand in output order. `shown` is how
+    often the sampler shows it, on any scale, where that differs: logits are adjusted by that.
     `gammas[head]` is that of the focal loss, 0 = cross-entropy. With `weight_alphas` classes weigh
     by `sampling.class_weights` with the head's alpha. Unknown labels are masked.
     """
-    weights: dict[str, Tensor | None] = dict.fromkeys(shown)
+    weights: dict[str, Tensor | None] = dict.fromkeys(counts)
     for head, alpha in (weight_alphas or {}).items():
-        weight = torch.from_numpy(sampling.class_weights(shown[head], alpha, weight_clip))
+        weight = torch.from_numpy(sampling.class_weights(counts[head], alpha, weight_clip))
         weights[head] = weight.to(device, torch.float32)
     adjustments = {}
     if logit_adjustment:
         adjustments = {
-            head: losses.logit_adjustment(counts, logit_adjustment).to(device)
-            for head, counts in shown.items()
+            head: losses.logit_adjustment(number, logit_adjustment).to(device)
+            for head, number in (shown or counts).items()
         }
 
     def loss(outputs: Outputs, batch: Batch) -> Tensor:

@@ -204,6 +204,31 @@ def balanced_weights(
     return np.append(weights, (weights * counts).sum() / counts.sum())
 
 
+def head_weights(
+    samples: Samples, head: str | None, alpha: float, clip: tuple[float, float]
+) -> tuple[np.ndarray, npt.NDArray[np.int64]]:
+    """Return the `balanced_weights` of a head, and each sample's place in them; one class of all
+    without a head or a known label of it.
+    """
+    labels = np.full(len(samples), -1) if head is None else samples.labels[head]
+    if not (labels >= 0).any():
+        return np.ones(1), np.zeros(len(samples), np.int64)
+    weights = balanced_weights(labels, alpha, clip)
+    return weights, np.where(labels >= 0, labels, len(weights) - 1)
+
+
+def shown_counts(
+    labels: Mapping[str, np.ndarray], sizes: Mapping[str, int], weight: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Count each head's classes (K,) in labels (N,), -1 unknown, by how often a sample comes."""
+    found = {}
+    for head, size in sizes.items():
+        known = labels[head] >= 0
+        times = None if weight is None else weight[known]
+        found[head] = np.bincount(labels[head][known], times, minlength=size)
+    return found
+
+
 class ClassWeightedSampler:
     """Draw epochs in which a class comes with P = n_c w_c / sum(n w) and is covered evenly.
 

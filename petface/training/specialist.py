@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from petface import files, metrics
+from petface import distributed, files, metrics
+from petface.models import checkpoints
+from petface.sureness import pool_thresholds
 
 _TITLES = {
     "test": "test part (records that nothing was trained or chosen on)",
@@ -40,6 +42,29 @@ def write_specialist_report(
 def watched_loss(row: Mapping[str, float]) -> float:
     """Return what stops a phase: a species may be too small for a known label in validation."""
     return row["val_loss"] if math.isfinite(row["val_loss"]) else row["train_loss"]
+
+
+def pool_species(folder: Path) -> None:
+    """Give finished specialists of a run the threshold that their animals are too few for alone.
+
+    The same twice changes nothing; a specialist trained later is pooled when it is finished.
+    """
+    every = sorted(folder.glob("*/*_best.pt")) if distributed.is_main() else []
+    paths = {path.parent.name: path for path in every}
+    paths = {name: p for name, p in paths.items() if (p.parent / "final.json").exists()}
+    saved = {name: checkpoints.load(path) for name, path in paths.items()}
+    saved = {name: best for name, best in saved.items() if best.get("pool")}
+    fitted = {name: dict(best["calibration"]) for name, best in saved.items()}
+    for head in sorted({head for best in saved.values() for head in best["pool"]}):
+        own = {name: entries[head] for name, entries in fitted.items() if head in entries}
+        rows = {name: saved[name]["pool"][head] for name in own if head in saved[name]["pool"]}
+        for name, entry in pool_thresholds(own, rows).items():
+            fitted[name][head] = entry
+            shown = f"{entry['threshold']:.3f}, of {len(entry['pooled_over'])} species together"
+            print(f"{name}: {head} is sure from {shown}")
+    for name, entries in fitted.items():
+        if entries != saved[name]["calibration"]:
+            checkpoints.save(paths[name], {**saved[name], "calibration": entries})
 
 
 def head_figures(

@@ -11,7 +11,7 @@ from torch import nn
 from petface.data.loading import Samples
 from petface.training.evaluate import evaluate
 from tests import naive
-from tests.training.small import HEADS, SIZE, same, samples_of, state_of
+from tests.training.small import HEADS, SIZE, Small, make_job, same, samples_of, state_of
 
 NOBODY = samples_of([], np.array([], int), np.array([], int))
 
@@ -19,7 +19,7 @@ NOBODY = samples_of([], np.array([], int), np.array([], int))
 def test_an_evaluation_counts_as_scikit_learn_does_one_image_at_a_time(
     job, samples, paths, readable
 ):
-    model, loss_sum, asked = job.network.model, 0.0, []
+    model, loss, asked = job.network.model, 0.0, []
     answers = [naive.logits_of_all(model, paths[i], SIZE) for i in readable]
     with torch.no_grad():  # so that more than one class is predicted
         for head, logits in zip(HEADS, zip(*answers, strict=True), strict=True):
@@ -36,15 +36,26 @@ def test_an_evaluation_counts_as_scikit_learn_does_one_image_at_a_time(
         assert np.array_equal(seen.confusions[head], expected)
         assert expected[:, 0].any() and expected[:, 1:].any()
         assert seen.accuracy(head) == np.trace(expected) / expected.sum()
-        for part in np.array_split(np.arange(30), 4):
-            rows = [i for i in part.tolist() if i in answers]
-            target = torch.from_numpy(samples.labels[head][rows])
-            logits = torch.stack([answers[i][number] for i in rows])
-            loss = nn.functional.cross_entropy(logits, target, ignore_index=-1)
-            loss_sum += loss.item() * len(rows)
+        logits = torch.stack([answers[i][number] for i in known])
+        loss += float(nn.functional.cross_entropy(logits, torch.tensor(true)))
     assert (seen.num_images, seen.num_unreadable) == (len(readable), 30 - len(readable))
     assert seen.num_non_finite == 0
-    assert seen.loss == pytest.approx(loss_sum / len(readable), rel=1e-4)
+    assert seen.loss == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_loss_does_not_depend_on_how_photos_fall_into_batches(
+    tree, samples, tmp_path, weighted
+):
+    """Few labels are known; the mean is over these, by their weight."""
+    labels = {head: np.where(np.arange(30) % 7 < 2, samples.labels[head], -1) for head in HEADS}
+    few = Samples(samples.images, labels, samples.is_tail)
+    torch.manual_seed(0)
+    model, found = Small(is_plain=True), []
+    for size in (1, 4, 8, 30):
+        job = make_job(tree.images, tmp_path / str(size), model, size, 2.0, weighted)
+        found.append(evaluate(job, few, "all").loss)
+    assert found == pytest.approx([found[-1]] * 4, rel=1e-5) and found[0] > 0
 
 
 def test_answers_are_kept_on_request_as_they_are_for_one_image_at_a_time(

@@ -55,6 +55,10 @@ def test_the_log_shares_of_the_classes_are_added_to_the_logits():
     weights, loss = heads_loss(*head, logit_adjustment=1.0)
     torch.testing.assert_close(loss((logits,), batch), -p.log().mean())
     assert weights == {"species": None}
+    # by how often the sampler shows a class, where that is not how often it occurs
+    even = {"species": np.ones(3)}, {"species": 0.0}, CPU
+    _, as_shown = heads_loss(*even, logit_adjustment=1.0, shown={"species": shown})
+    torch.testing.assert_close(as_shown((logits,), batch), -p.log().mean())
     _, plain = heads_loss(*head, label_smoothing=0.1)
     wanted = F.cross_entropy(logits, torch.from_numpy(labels), label_smoothing=0.1)
     torch.testing.assert_close(plain((logits,), batch), wanted)

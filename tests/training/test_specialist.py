@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
-from petface.training.specialist import head_figures, write_specialist_report
+from petface.models import checkpoints
+from petface.training.specialist import head_figures, pool_species, write_specialist_report
 
 NAMES = {"breed": ("Abbysinian", "Bulldog, Olde mix", "'x", "never seen"), "gender": ("f", "m")}
 
@@ -62,3 +63,36 @@ def test_what_a_head_reached_stands_beside_its_majority_baseline() -> None:
         "test_breed_balanced_accuracy": 0.375,
         "test_breed_majority_baseline": pytest.approx(2 / 3),
     }
+
+
+def test_small_species_of_a_run_get_one_threshold_once_they_are_finished(tmp_path: Path) -> None:
+    entry = {"temperature": 1.0, "threshold": None, "reason": "too few animals (12; 15 needed)",
+             "wanted_accuracy": 0.9, "coverage": 0.0}  # fmt: skip
+    rows = [[0.5 + animal / 100, 1.0, float(animal)] for animal in range(12) for _ in range(3)]
+    for name, pool in {
+        "cat": {"breed": rows},
+        "dog": {"breed": rows},
+        "pig": {},
+        "hen": {"breed": rows},
+    }.items():
+        (tmp_path / name).mkdir()
+        content = {"calibration": {"breed": dict(entry)}, "pool": pool, "model": {}}
+        checkpoints.save(tmp_path / name / f"{name}_best.pt", content)
+        if name != "hen":
+            (tmp_path / name / "final.json").write_text("{}")
+
+    def found() -> dict[str, object]:
+        paths = {path.parent.name: path for path in tmp_path.glob("*/*_best.pt")}
+        return {
+            n: checkpoints.load(p)["calibration"]["breed"]["threshold"] for n, p in paths.items()
+        }
+
+    pool_species(tmp_path)
+    assert found() == {"cat": 0.0, "dog": 0.0, "pig": None, "hen": None}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*_best.pt")}
+    pool_species(tmp_path)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    (tmp_path / "hen" / "final.json").write_text("{}")
+    pool_species(tmp_path)
+    assert found()["hen"] == 0.0
+    pool_species(tmp_path / "nothing")
