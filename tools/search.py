@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 # ---- Search ----
 TRIALS: Positive = 20  # all together, also over several starts
 OUT: str = "runs/search"
-# Column of metrics.csv to be large; "" = SELECT_BY of stage 1 (for loss accuracy), accuracy of
-# stage 2
+# Column of metrics.csv to be large, a loss to be small; "" = what the kept checkpoint is chosen by:
+# SELECT_BY of stage 1, val_loss of stage 2, which compares only trials of the same losses
 FIGURE: str = ""
 SEARCH_SEED: Seed = 0
 WARMUP_EPOCHS: Positive = 3  # before these no trial is given up
@@ -88,7 +88,7 @@ def main() -> int:
         figure = s.FIGURE or _figure_of(trainer.settings(*flags))
         command = [str(ROOT / f"{trainer.script}.py"), *trainer.flags, *flags]
         value = run_trial(trial, command, out / name, figure)
-        print(f"trial {trial.number}: {' '.join(drawn)}: {figure} {value:.4f}", flush=True)
+        print(f"trial {trial.number}: {' '.join(drawn)}: {figure} {abs(value):.4f}", flush=True)
         return value
 
     if num_over < s.TRIALS:
@@ -100,7 +100,7 @@ def main() -> int:
     files.write_csv(out / "trials.csv", ("trial", "state", "value", *best.params), rows)
     (preset,) = (word for word in s.positional if "=" not in word)
     words = " ".join(f"{key}={value}" for key, value in best.params.items())
-    print(f"best: trial {best.number}, {best.value:.4f}")
+    print(f"best: trial {best.number}, {abs(best.value or 0.0):.4f}")
     print(f"repeat it: python -m tools.sweep {preset} {words} --out runs/found")
     return 0
 
@@ -155,20 +155,20 @@ def run_trial(trial: optuna.Trial, command: list[str], folder: Path, figure: str
 
 
 def _values(folder: Path, figure: str) -> list[float]:
-    """Read a column of metrics.csv as far as it is written."""
+    """Read a column of metrics.csv as far as it is written; a loss with its sign turned."""
     for path in [*folder.glob("metrics.csv"), *folder.glob("*/metrics.csv")]:
         table = pd.read_csv(path)
         if figure not in table:
             names = ", ".join(name for name in table if str(name).endswith("_frac"))
             raise UserError(f"FIGURE {figure!r} is no column of {path}; there are: {names}")
-        return table[figure].tolist()
+        return (-table[figure] if figure.endswith("loss") else table[figure]).tolist()
     return []
 
 
 def _figure_of(s: Settings) -> str:
     """Name the column that the trainer itself selects by."""
-    selects = s.as_dict().get("SELECT_BY", "breed_accuracy")  # stage 2 has no such constant
-    return f"val_{'accuracy' if selects == 'loss' else selects}_frac"
+    selects = s.as_dict().get("SELECT_BY", "loss")  # stage 2 has no such constant
+    return "val_loss" if selects == "loss" else f"val_{selects}_frac"
 
 
 def _optuna() -> Any:

@@ -14,8 +14,8 @@ from petface import files
 from petface.drawing import figure_maker, save_png, tidy
 
 RULE: Final = (
-    "Chosen by the validation part alone, by mean - standard deviation over the runs; the test "
-    "part is measured once per run, for the report."
+    "Chosen by the validation part alone, by mean - standard deviation over the runs; all heads "
+    "count. The test part is measured once per run, for the report."
 )
 
 
@@ -45,8 +45,9 @@ class SweepRun:
 def write_sweep(folder: Path, runs: Sequence[SweepRun]) -> str:
     """Write runs.csv, summary.csv and, with matplotlib, accuracy_time.png into `folder`.
 
-    Return the comparison as text, the best preset of each species first: by the validation figure,
-    the balanced one where there is one.
+    Return the comparison as text, the best preset of each species first: by the validation figures
+    of all heads, the balanced ones where there are any. A preset that lacks one that another has is
+    never best; one run alone is taken to vary as much as the least steady other preset.
     """
     rows = [
         {"preset": run.preset, "variant": run.variant, "species": run.species,
@@ -69,24 +70,40 @@ def write_sweep(folder: Path, runs: Sequence[SweepRun]) -> str:
             cells[column] = found[column].map(digits.format).where(found[column].notna(), "")
         files.write_csv(folder / name, cells.columns.tolist(), cells.itertuples(index=False))
     own = [key for key in keys if key.startswith("val_")]
-    watched = next((key for key in own if key.endswith("balanced_accuracy")), [*own, ""][0])
-    _draw(folder / "accuracy_time.png", table, watched.replace("val_", "test_"))
+    watched = [key for key in own if key.endswith("balanced_accuracy")] or own
+    _draw(folder / "accuracy_time.png", table, [*watched, ""][0].replace("val_", "test_"))
+    summary["score"] = math.nan
+    for _, presets in summary.groupby("species"):
+        of_species = table[table["species"] == presets["species"].iloc[0]]
+        heads = [key for key in watched if of_species[key].notna().any()]
+        means = of_species[heads].mean(axis=1, skipna=False)
+        by_preset = means.groupby(of_species["preset"])
+        deviation = by_preset.std()
+        deviation = deviation.fillna(deviation.max()).fillna(0.0)
+        score = by_preset.apply(lambda own: own.mean(skipna=False)) - deviation
+        summary.loc[presets.index, "score"] = presets["preset"].map(score)
     return _text(summary, keys, watched)
 
 
-def _text(summary: pd.DataFrame, keys: Sequence[str], watched: str) -> str:
+def _text(summary: pd.DataFrame, keys: Sequence[str], watched: Sequence[str]) -> str:
     way = "nothing to choose by"
-    if watched:
-        summary["score"] = summary[f"{watched}_std"] - summary[f"{watched}_mean"]
-        summary = summary.sort_values(["species", "score"])  # NaN, nothing known, stands last
-        best = summary.drop_duplicates("species")[["preset", "species"]].itertuples(index=False)
-        chosen = ", ".join(f"{preset} for {name}" if name else str(preset) for preset, name in best)
-        way = f"best by {watched.replace('_', ' ')}: {chosen}"
+    # NaN, a metric not known, stands last
+    summary = summary.sort_values(["species", "score"], ascending=[True, False], kind="stable")
+    best = summary.dropna(subset=["score"]).drop_duplicates("species")
+    if len(best):
+        pairs = best[["preset", "species"]].itertuples(index=False)
+        chosen = ", ".join(
+            f"{preset} for {name}" if name else str(preset) for preset, name in pairs
+        )
+        way = f"best by {', '.join(watched).replace('_', ' ')}: {chosen}"
     shown = summary[["preset", "species", "runs"]].assign(minutes=summary["train_minutes"].round(1))
     for key in keys:
         own = summary[[f"{key}_mean", f"{key}_std"]] * 100
-        cells = ["-" if math.isnan(m) else f"{m:.1f} ± {s:.1f}" for m, s in own.to_numpy().tolist()]
-        shown[key.replace("_", " ")] = cells
+        rows = zip(own.to_numpy().tolist(), summary["runs"], strict=True)
+        shown[key.replace("_", " ")] = [
+            "-" if math.isnan(m) else f"{m:.1f} ± {s:.1f}" if num > 1 else f"{m:.1f}"
+            for (m, s), num in rows
+        ]
     return f"{shown.set_index('preset').rename_axis(None).to_string()}\n\n{way}. {RULE}"
 
 

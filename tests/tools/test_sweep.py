@@ -172,3 +172,28 @@ def test_the_steady_preset_is_chosen_by_validation_whatever_the_test_says(tmp_pa
     write_sweep(tmp_path, runs[:1])
     (alone,) = rows_of(tmp_path / "summary.csv")
     assert alone["val_balanced_accuracy_std"] == "0.0000"
+
+
+def test_every_head_counts_and_a_preset_without_a_metric_is_not_best(tmp_path):
+    runs = []
+    for seed in range(2):
+        for preset, breed, color in (("bad", 0.7, 0.3), ("good", 0.69, 0.9), ("lame", 0.95, None)):
+            figures = {"val_breed_balanced_accuracy": breed, "val_color1_balanced_accuracy": color}
+            for species, own in (
+                ("cat", figures),
+                ("chinchilla", {**figures, "val_breed_balanced_accuracy": None}),
+            ):
+                runs.append(SweepRun(preset, f"seed{seed}", species, {"train_minutes": 1.0, **own}))
+    text = write_sweep(tmp_path, runs)
+    assert "color1 balanced accuracy: good for cat, good for chinchilla." in text
+
+
+def test_one_run_never_beats_three_by_having_no_deviation(tmp_path):
+    runs = [run_of("once", 1, 0.80, 0.5)]
+    runs += [run_of("thrice", seed, val, 0.5) for seed, val in enumerate((0.80, 0.82, 0.84))]
+    text = write_sweep(tmp_path, runs)
+    assert "best by val balanced accuracy: thrice." in text
+    (line,) = (line for line in text.splitlines() if line.startswith("once"))
+    assert "±" not in line
+    nothing = [SweepRun("a", "seed1", "", {"train_minutes": 1.0})]
+    assert "nothing to choose by" in write_sweep(tmp_path / "nothing", nothing)
