@@ -25,7 +25,8 @@ class ResumableTable:
 
     A CSV with a `header`, or JSON lines without one. `identity` (JSON values) says what the rows
     depend on; it is kept beside the table, and an unfinished table is continued only where it is
-    the same. A finished one is refused unless `force`, which starts over.
+    the same. A finished one is refused unless `force`, which starts over, and deletes the files
+    `replaced` before the finished table; its own unfinished rows are continued, too.
     Use: enter, `batches_kept`, `write` for each further batch, `finish`.
     """
 
@@ -36,12 +37,14 @@ class ResumableTable:
         identity: dict[str, Any],
         *,
         force: bool = False,
+        replaced: Sequence[Path] = (),
     ) -> None:
         self.path = path
         self.unfinished = path.with_name(path.name + ".unfinished")
-        self._identity_path = path.with_name(path.stem + "_identity.json")
+        self._identity_path = path.with_name(path.name + ".identity.json")
         self._header = None if header is None else files.csv_line(header)
-        self._identity, self._force = identity, force
+        self._identity, self._force = json.loads(json.dumps(identity)), force
+        self._replaced = (*replaced, path)
         self._handle: FileIO
 
     def __enter__(self) -> ResumableTable:
@@ -74,13 +77,20 @@ class ResumableTable:
 
     def _take_up(self) -> None:
         """Keep an unfinished table of the same identity, else begin with an empty one."""
-        if self._force or not self._identity_path.exists():
-            self._handle.truncate(0)
-        elif json.loads(self._identity_path.read_text(encoding="utf-8")) != self._identity:
+        found = None
+        if self._identity_path.exists():
+            found = json.loads(self._identity_path.read_text(encoding="utf-8"))
+        if found is not None and found != self._identity and not self._force:
+            both = {**found, **self._identity}
+            what = [name for name in both if found.get(name) != self._identity.get(name)]
             raise UserError(
-                f"{self.unfinished} was begun with other checkpoints, data or settings; "
-                "use --force to start over, or another folder"
+                f"{self.unfinished} was begun with other checkpoints, data or settings "
+                f"({', '.join(what)}); use --force to start over, or another folder"
             )
+        if found != self._identity:
+            self._handle.truncate(0)
+        for file in self._replaced if self._force else ():
+            file.unlink(missing_ok=True)
         files.write_json(self._identity_path, self._identity)
 
     def __exit__(self, *_: object) -> None:

@@ -68,8 +68,8 @@ def test_straight(path: Path) -> None:
 def test_killed_after_any_byte(path: Path) -> None:
     go_on(path)
     whole, sizes = path.read_bytes(), []
-    for batch in BATCHES:
-        with ResumableTable(path.with_name("part.csv"), HEADER, IDENTITY, force=True) as table:
+    for number, batch in enumerate(BATCHES):
+        with ResumableTable(path.with_name(f"part{number}.csv"), HEADER, IDENTITY) as table:
             table.write(batch)
         sizes.append(table.unfinished.stat().st_size)
     ends = np.cumsum(sizes) + len(whole) - sum(sizes)
@@ -82,18 +82,32 @@ def test_killed_after_any_byte(path: Path) -> None:
         assert path.read_bytes() == whole, place
 
 
-def test_a_finished_table_is_replaced_by_force_alone_and_at_the_end(path: Path) -> None:
+def test_a_finished_table_goes_first_under_force_which_goes_on_with_its_own_rows(
+    path: Path,
+) -> None:
     go_on(path)
     before = path.read_bytes()
     with pytest.raises(UserError, match=r"rows\.csv is a finished table; use --force"):
         go_on(path)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
-    with ResumableTable(path, HEADER, {"other": 1}, force=True) as table:
-        table.batches_kept([2])
-        table.write([["x", "y", 1]])
+    summary = path.with_name("summary.json")
+    for identity, kept in (({"other": 1}, 0), (IDENTITY, 0), (IDENTITY, 1)):
+        summary.write_text("old")
+        with ResumableTable(path, HEADER, identity, force=True, replaced=[summary]) as table:
+            assert not path.exists() and not summary.exists()
+            assert table.batches_kept([2, 1, 3]) == kept
+            table.write(BATCHES[kept])
+    assert go_on(path, force=True) == 2
     assert path.read_bytes() == before
-    assert go_on(path, force=True) == 0
-    assert path.read_bytes() == before
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_tables_of_one_name_and_two_kinds_do_not_meet(path: Path) -> None:
+    other = path.with_suffix(".jsonl")
+    with ResumableTable(other, None, {"photos": "others"}) as table:
+        assert table.batches_kept([2]) == 0
+        table.write_lines("{}\n")
+    assert go_on(path) == 2
 
 
 def test_another_identity_is_refused_and_none_begins_anew(path: Path, unfinished: Path) -> None:
@@ -103,7 +117,7 @@ def test_another_identity_is_refused_and_none_begins_anew(path: Path, unfinished
     assert unfinished.read_bytes() == before
     with ResumableTable(path, HEADER, IDENTITY) as table:
         assert table.batches_kept([2, 1, 3]) == 2
-    path.with_name("rows_identity.json").unlink()
+    path.with_name("rows.csv.identity.json").unlink()
     assert unfinished.exists() and go_on(path) == 0
 
 

@@ -4,9 +4,10 @@
     python -m tools.find_label_errors --config configs/label_errors/demo.toml
 
 Writes label_errors.csv and label_errors.json into OUT; no annotation is changed. Each record is
-judged by a model that saw none of its photos: logistic regressions, in FOLDS folds over records, on
-features of stage 1, which was trained on species alone. What the specialists think of the labels of
-the test part is in mistakes.csv of tools.analyse_errors.
+judged by a logistic regression that saw none of its photos, in FOLDS folds over records, on
+features of stage 1, which learnt species alone. Records that these features learnt from are
+counted, "contaminated: n of m records", and marked in the last column. What the specialists think
+of the labels of the test part is in mistakes.csv of tools.analyse_errors.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from petface import files
 from petface.analysis import label_errors
 from petface.analysis.label_errors import Head
 from petface.data.dataset import Dataset, load_dataset
+from petface.data.fingerprint import contaminated, hashes_of, seen_by
 from petface.data.loading import worker_count
 from petface.errors import SettingsError, UserError, run_script
 from petface.evaluation.details import SUMMARY
@@ -64,7 +66,8 @@ BATCH_SIZE: Positive = 64
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
 
 LABEL_ERRORS, FIGURES = "label_errors.csv", "label_errors.json"
-FOLDED = "K folds over records, logistic regression on features of stage 1 (saw species only)"
+FOLDED = "K folds over records, logistic regression on features of stage 1 (learnt species alone)"
+NOT_SAID = "not known, the checkpoint does not say"
 CRITERION = "self-confidence; confident by the confident joint (Northcutt et al. 2021, 1911.00068)"
 
 
@@ -87,14 +90,22 @@ def main() -> None:
             f"two known classes of {', '.join(s.FEATURES)}"
         )
     content = checkpoints.read_stage1(s.CHECKPOINT)
+    seen = seen_by(content.data, hashes_of(dataset), chosen=False) if content.data else None
     network = Network.build(content.model, content.preprocessing, s.DEVICE, "fp32")
     tables, figures = [], []
     for species, own in heads.items():
         judged = judge(s, dataset, network, content.model, species, own) if own else ()
         for head, suspects in judged:
             figure = label_errors.summarise_suspects(head, suspects)
-            print(describe(figure))
             table = label_errors.suspect_rows(dataset, head, suspects)
+            table["contaminated"] = ""
+            if seen is not None:
+                is_seen = seen[head.records][suspects["record"]]
+                table["contaminated"] = is_seen[suspects["margin"] < 0].astype(int)
+                figure["contaminated"] = contaminated(int(is_seen.sum()), len(is_seen))
+            else:
+                figure["contaminated"] = NOT_SAID
+            print(describe(figure))
             tables.append(table if figure["can_judge"] else table[:0])
             figures.append(figure)
     rows = pd.concat(tables).sort_values("p_label", kind="stable")
@@ -145,6 +156,7 @@ def describe(figure: dict[str, Any]) -> str:
         return f"{name} no record to judge"
     told = f"{name} {figure['num_judged']} of {figure['num_known']} labelled records judged, "
     told += f"{figure['agreement'] * 100:.1f} % as labelled"
+    told += f" (contaminated: {figure['contaminated']}, whose photos the features learnt from)"
     if not figure["can_judge"]:
         return f"{told}: no better than the most frequent class, so nothing is suggested"
     return f"{told}; {figure['num_suspects']} suspects, {figure['num_confident']} of them confident"

@@ -62,6 +62,10 @@ def write_sweep(folder: Path, runs: Sequence[SweepRun]) -> str:
         mean = summary[f"{key}_mean"] = groups[key].mean()
         # of a sample; one run has no spread
         summary[f"{key}_std"] = groups[key].std().fillna(0.0).where(mean.notna())
+    told = [str(run.final.get("contaminated", "")) for run in runs]
+    table["contaminated"] = told  # what the first weights learnt from of the test split
+    marked = table.assign(n=table["contaminated"] != "").groupby(["preset", "species"], sort=False)
+    summary["contaminated_runs"] = marked["n"].sum()
     summary = summary.reset_index()
     for name, found in (("runs.csv", table), ("summary.csv", summary)):
         cells = found.copy()
@@ -82,7 +86,10 @@ def write_sweep(folder: Path, runs: Sequence[SweepRun]) -> str:
         deviation = deviation.fillna(deviation.max()).fillna(0.0)
         score = by_preset.apply(lambda own: own.mean(skipna=False)) - deviation
         summary.loc[presets.index, "score"] = presets["preset"].map(score)
-    return _text(summary, keys, watched)
+    lines = [
+        f"contaminated: {t}: {r.preset} {r.variant}" for r, t in zip(runs, told, strict=True) if t
+    ]
+    return "\n".join([_text(summary, keys, watched), *lines])
 
 
 def _text(summary: pd.DataFrame, keys: Sequence[str], watched: Sequence[str]) -> str:

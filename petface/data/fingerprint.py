@@ -137,10 +137,11 @@ def from_json(table: Mapping[str, Any]) -> Data | None:
 # ---- Comparing ----
 
 
-def seen_by(data: Data, hashes: np.ndarray) -> np.ndarray:
-    """Mark the records (R,) that a network learnt from, was chosen by, or inherits: (R,) bool."""
+def seen_by(data: Data, hashes: np.ndarray, *, chosen: bool = True) -> np.ndarray:
+    """Mark the records (R,) that a network learnt from, inherits or was `chosen` by: (R,) bool."""
     sets = {**data["records"], "inherited": data["inherited"]}
-    return np.isin(hashes, np.concatenate([sets[name].numpy() for name in _SEEN]))
+    names = [name for name in _SEEN if chosen or name != "val"]
+    return np.isin(hashes, np.concatenate([sets[name].numpy() for name in names]))
 
 
 def contaminated(num: int, total: int) -> str:

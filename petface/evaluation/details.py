@@ -30,6 +30,8 @@ PER_IMAGE_COLUMNS = (
     "image", "species", "record", "split", "status",
     "species_pred", "species_prob", "species_correct",
     *(f"{feature}_{what}" for feature in FEATURES for what in ("true", "pred", "prob", "correct")),
+    "contaminated",  # 1: see `identity.mark_contaminated`; "" where networks do not say it
+    "unknown_class",  # the heads whose label is no class of the network
 )  # fmt: skip
 # Of one head's answer; 0, -1 and NaN where it predicted nothing. "raw" is at temperature 1.
 HEAD_DETAILS = np.dtype(
@@ -164,11 +166,12 @@ def read_rows(path: Path) -> pd.DataFrame:
     texts = [c for c in columns if c not in numbers]
     rows = pd.read_csv(
         path,
-        usecols=columns,
+        usecols=lambda name: name in columns,
         dtype={**dict.fromkeys(texts, "str"), **dict.fromkeys(numbers, "float32")},
         keep_default_na=False,
         na_values={**{c: [] for c in texts}, **{c: [""] for c in numbers}},
     )
+    rows[[name for name in texts if name not in rows]] = ""  # tables of earlier versions
     rows = rows.astype(dict.fromkeys(texts, "category"))
     for column in texts:
         rows[column] = rows[column].cat.rename_categories(plain_cell)

@@ -36,7 +36,7 @@ def figures(answers: HeadAnswers, *, intervals: bool) -> dict[str, Any]:
     classes that occur; kappa, where chance knows the species of an attribute as the specialist
     does; `rescued_by_top5`, the share of the errors with the truth among the five best; losses and
     calibration at the fitted temperature and (`raw_*`) at 1; `num_not_a_class`, labels that the
-    network cannot answer, which count as wrong.
+    network cannot answer, which count as wrong; `known_classes` is the count without them.
 
     Of heads other than the species also over all photos with a label: `end_to_end`, where a wrong
     species counts as wrong, and which share of all was lost in which stage, so that
@@ -49,6 +49,7 @@ def figures(answers: HeadAnswers, *, intervals: bool) -> dict[str, Any]:
     own = answers.predicted()
     (top3, num_top3), (top5, num_top5) = _best_share(own, 3), _best_share(own, 5)
     commonest = answers.commonest[answers.group]
+    is_class = own.details["rank"] <= own.num_classes[own.group]
     found: dict[str, Any] = {
         **_accuracy(own, own.is_right, intervals=intervals),
         "top3": top3,
@@ -56,7 +57,8 @@ def figures(answers: HeadAnswers, *, intervals: bool) -> dict[str, Any]:
         "top5": top5,
         "num_top5": num_top5,
         "rescued_by_top5": _best_share(own.where(~own.is_right), 5)[0],
-        "num_not_a_class": int((own.details["rank"] > own.num_classes[own.group]).sum()),
+        "num_not_a_class": int((~is_class).sum()),
+        "known_classes": {} if is_class.all() else count(own.is_right[is_class]),
         "num_classes": int(own.num_classes[np.unique(own.group)].sum()),
         **_class_averages(own, intervals=intervals),
         "majority_baseline": share((answers.true == commonest) & (commonest != UNKNOWN)),

@@ -14,10 +14,12 @@ from petface.data.splits import SPLITS
 from petface.evaluation.details import (
     DETAILS,
     HEADS,
+    NOT_A_CLASS,
     class_numbers,
     describe_answers,
     empty_details,
 )
+from petface.evaluation.identity import mark_contaminated
 from petface.files import csv_line, safe_cell
 from petface.inference.loading import Stage
 from petface.taxonomy import FEATURES, UNKNOWN
@@ -51,7 +53,12 @@ class SpeciesRows:
         self._first = int(images[0])
         records = dataset.catalog.record_index[images[[0, -1]]]
         self._first_record = int(records[0])
-        self._records = _cells(dataset.catalog.record_names[records[0] : records[1] + 1].tolist())
+        names_of = dataset.catalog.record_names[records[0] : records[1] + 1]
+        learnt = [stage.data for stage in (stage1, specialist) if stage]
+        self._contaminated = mark_contaminated(
+            learnt, species, names_of, dataset.record_split[records[0] : records[1] + 1]
+        )
+        self._records = _cells(names_of.tolist())
         # the last of each is "": no answer, no label
         self._answers = {head: _cells([*names.get(head, ()), ""]) for head in HEADS}
         self._true = {"species": np.full(len(images), self.species_number)}  # class numbers
@@ -61,6 +68,11 @@ class SpeciesRows:
             listed = dataset.annotations[species].vocabularies[head] if head in labels else ()
             self._true[head] = class_numbers([*listed, ""], names.get(head, ()))[number]
             self._labels[head] = _cells([*listed, ""])[number]
+        self._unknown = np.full(len(images), "", object)
+        for head, true in self._true.items():
+            if head in names:
+                more = np.where(true == NOT_A_CLASS, f" {head}", "").astype(object)
+                self._unknown = self._unknown + more
 
     def build(self, predicted: Predicted) -> tuple[str, np.ndarray]:
         """Build the lines of a slice of n images, and their details, (n,) of `DETAILS`."""
@@ -113,6 +125,8 @@ class SpeciesRows:
                 for value in details[head]["top_prob"][:, 0].tolist()
             ]
             columns += [answer, probability, _IS_CORRECT[is_right]]
+        columns.append(self._contaminated[records - self._first_record])
+        columns.append(text.strip() for text in self._unknown[of_species])
         return "".join(map(csv_line, zip(*columns, strict=True)))
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from petface import distributed, files
 from petface.data.annotations import stored_reading
 from petface.data.dataset import Dataset, load_dataset
+from petface.data.fingerprint import describe_photos
 from petface.data.images import Preprocessing
 from petface.data.loading import Decoded, even_slices, read_ahead, worker_count
 from petface.data.pack import image_source
@@ -35,6 +36,7 @@ from petface.evaluation.details import (
 )
 from petface.evaluation.figures import CONFUSIONS, write_confusions
 from petface.evaluation.heads import read_heads
+from petface.evaluation.identity import class_differences, difference_lines
 from petface.evaluation.rows import Predicted, SpeciesRows
 from petface.evaluation.summary import summarise
 from petface.inference import onnx_models
@@ -86,6 +88,7 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
     )
     print("\n".join(dataset.notes))
     models, out = _describe_models(options, dataset, how), Path(options.out_dir)
+    print("\n".join(difference_lines(models["class_differences"])), end="\n")
     rule = Preprocessing(**models["stage1"]["preprocessing"])
     image_source(dataset.catalog, options.pack, rule)  # a pack is made by one process
     if not distributed.is_main():
@@ -100,12 +103,16 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
     num_own = len(dataset.catalog) if distributed.is_main() else sum(map(len, plan))
     records = ResumableRecords(own_path(out / DETAILS_FILE), DETAILS, num_own)
     table = ResumableTable(
-        own_path(out / PER_IMAGE), PER_IMAGE_COLUMNS, _identity(models), force=options.force
+        own_path(out / PER_IMAGE),
+        PER_IMAGE_COLUMNS,
+        _identity(models),
+        force=options.force,
+        replaced=(out / SUMMARY, out / "report.html"),
     )
     if table.path.exists() and distributed.is_main():  # killed when only this was left to do
         remove_parts(table.path, records.path)
     with table:
-        num_done = _resume(plan, table, records, force=options.force)
+        num_done = _resume(plan, table, records)
         num_rows = sum(map(len, plan[:num_done]))
         if distributed.is_main():
             files.write_json(out / MODELS, models)
@@ -141,7 +148,7 @@ def _describe_models(options: EvaluationOptions, dataset: Dataset, how: ComputeO
     found = {name: find_specialist(name, folder) for name in dataset.catalog.classes}
     if missing := [name for name, path in found.items() if path is None]:
         print(f"no specialist in {folder} for: {', '.join(missing)}")
-    return {
+    models = {
         "stage1": describe_model(stage1, None),
         "specialists": {
             name: describe_model(path, name) for name, path in found.items() if path is not None
@@ -150,9 +157,11 @@ def _describe_models(options: EvaluationOptions, dataset: Dataset, how: ComputeO
         "annotations_root": str(options.annotations_root),
         "splits_file": str(options.splits_file),
         "dataset": dataset.fingerprint(),
+        "photos": describe_photos(dataset.catalog, dataset.catalog.classes),
         "batch_size": options.batch_size,
         **how.identity(),
     }
+    return {**models, "class_differences": class_differences(dataset, models)}
 
 
 def _identity(models: Models) -> Models:
@@ -160,21 +169,17 @@ def _identity(models: Models) -> Models:
     paths = ("images_root", "annotations_root", "splits_file")
     return {
         **{key: value for key, value in models.items() if key not in paths},
-        "stage1": models["stage1"]["sha256"],
-        "specialists": {name: model["sha256"] for name, model in models["specialists"].items()},
+        "stage1": {**models["stage1"], "path": ""},  # a file that moved is the same
+        "specialists": {name: {**m, "path": ""} for name, m in models["specialists"].items()},
         "details": str(DETAILS),
     }
 
 
-def _resume(
-    plan: Sequence[np.ndarray], table: ResumableTable, records: ResumableRecords, *, force: bool
-) -> int:
+def _resume(plan: Sequence[np.ndarray], table: ResumableTable, records: ResumableRecords) -> int:
     """Cut both files back to whole slices of `plan`; return how many of these they hold."""
     sizes = [len(places) for places in plan]
-    num_done = table.batches_kept(sizes, 0 if force else records.num_kept())
+    num_done = table.batches_kept(sizes, records.num_kept())
     records.begin(sum(sizes[:num_done]))
-    if force and distributed.is_main():
-        table.path.unlink(missing_ok=True)  # its other files are replaced one by one from here on
     return num_done
 
 

@@ -22,6 +22,11 @@ from petface.evaluation.figures import (
     top_confusions,
 )
 from petface.evaluation.heads import HeadAnswers, read_heads, share
+from petface.evaluation.identity import (
+    contamination_lines,
+    describe_contamination,
+    difference_lines,
+)
 from petface.evaluation.reliability import describe_reliability
 from petface.taxonomy import FEATURES
 
@@ -58,6 +63,8 @@ def summarise(
     status = rows["status"].value_counts()
     return {
         "num_images": len(rows),
+        "contamination": describe_contamination(rows),
+        "class_differences": evaluation.models.get("class_differences", {}),
         "status_counts": {str(name): int(num) for name, num in sorted(status.items()) if num},
         **_tree(rows),
         "splits": {
@@ -227,10 +234,19 @@ def describe_summary(summary: dict[str, Any]) -> str:
         for sure in [summary["confidence"][name].get("all", {})]
     }
     num_test = summary["splits"]["test"]["num_images"]
+    unknown = [
+        f"{name}: {entry['num_not_a_class']} of these are of classes that the network does not "
+        f"know; accuracy without them {percent(entry['known_classes']['accuracy'])}"
+        for name, entry in found.items()
+        if entry.get("known_classes")
+    ]
     return "\n".join(
         [
             f"{summary['num_images']:,} images, {num_test:,} of them in the test split; on the "
             "test split, in %:",
             pd.DataFrame.from_dict(table, orient="index").to_string(),
+            *difference_lines(summary.get("class_differences", {})),
+            *unknown,
+            *contamination_lines(summary),
         ]
     )

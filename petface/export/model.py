@@ -18,8 +18,10 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from petface.data import images
-from petface.data.dataset import Dataset
+from petface.data.dataset import Dataset, species_of_records
+from petface.data.fingerprint import contaminated, hashes_of, seen_by, to_json
 from petface.data.images import Preprocessing, normalise
+from petface.data.splits import TRAIN
 from petface.errors import UserError
 from petface.export.int8 import quantise
 from petface.export.parity import Photos, accuracies, differences, read_photos
@@ -90,7 +92,8 @@ def export_model(
                 f"MAX_LOGIT_DIFFERENCE = {options.max_logit_difference:g}; nothing was exported"
             )
     measured: dict[str, Any] = {
-        "parity": {"num_photos": len(photos), "heads": found, "part": split}
+        "parity": {"num_photos": len(photos), "heads": found, "part": split},
+        "contaminated": _contaminated(dataset, species, checkpoint),
     }
     precision = "fp32"
     if options.precision == "int8":
@@ -109,11 +112,23 @@ def export_model(
         **about,
         "sha256": hashlib.sha256(content).hexdigest(),
         "bytes": len(content),
+        "data": to_json(checkpoint.data),
         "test_vector": _test_vector(_opened(graph, checkpoint), heads),
         "measured": measured,
     }
     onnx_models.check_model(path, content, card)
     return content, card
+
+
+def _contaminated(dataset: Dataset, species: str | None, checkpoint: Checkpoint) -> str:
+    """Count the validation and test records that the network learnt from, in words; "" for none."""
+    if checkpoint.data is None:
+        return "not known: the checkpoint does not say what it learnt from"
+    own = dataset.record_split != TRAIN
+    if species is not None:
+        own &= species_of_records(dataset.catalog) == species
+    marked = seen_by(checkpoint.data, hashes_of(dataset)[own], chosen=False)
+    return contaminated(int(marked.sum()), len(marked)) if marked.any() else ""
 
 
 def _opened(graph: ModelProto, checkpoint: Checkpoint) -> OnnxNetwork:

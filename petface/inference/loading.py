@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from petface.data.fingerprint import Data
 from petface.devices import choose_device, choose_precision
 from petface.errors import SettingsError, UserError
 from petface.files import sha256_of_file
@@ -81,6 +82,7 @@ class Stage:
     names: Mapping[str, tuple[str, ...]]
     sources: Mapping[str, str]
     calibration: Mapping[str, HeadCalibration]
+    data: Data | None = None  # what it learnt from, where the file says so
 
 
 def load_stage(path: str | Path, species: str | None, options: ComputeOptions) -> Stage:
@@ -108,7 +110,7 @@ def load_stage(path: str | Path, species: str | None, options: ComputeOptions) -
     if options.views != "none":
         network = AveragedViews(network, options.views)
     heads, sources = content.heads, content.sources
-    return Stage(file, species, network, heads, sources, content.calibration)
+    return Stage(file, species, network, heads, sources, content.calibration, content.data)
 
 
 def describe_model(path: str | Path, species: str | None) -> dict[str, Any]:
@@ -120,6 +122,7 @@ def describe_model(path: str | Path, species: str | None) -> dict[str, Any]:
         "preprocessing": asdict(content.preprocessing),
         "heads": content.heads,
         "calibration": {head: asdict(fitted) for head, fitted in content.calibration.items()},
+        "split": content.data and content.data["split"],
     }
 
 

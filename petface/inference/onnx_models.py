@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from petface.data.fingerprint import from_json
 from petface.data.images import Preprocessing, to_float
 from petface.errors import UserError, install_line
 from petface.models import checkpoints
@@ -118,8 +119,9 @@ def read(path: str | Path, species: str | None = None) -> Exported:
             path,
             content,
             card["precision"],
+            data=from_json(card.get("data") or {}),
         )
-    except (UserError, AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(card_path, f"makes no sense: {error}") from error
 
 

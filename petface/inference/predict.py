@@ -87,19 +87,22 @@ def predict_files(
     out = Path(out)
     if out.suffix not in (".csv", ".jsonl"):
         raise UserError(f"{out}: predictions are written as .csv or .jsonl; name such a file")
-    is_csv = out.suffix == ".csv"
+    is_csv, listed = out.suffix == ".csv", listed_files(Path.cwd(), photos)
+    names = "\n".join(photos).encode("utf-8", "surrogateescape")
     paths = {name: model.path for name, model in engine.load_all().items()}
     identity = {
         "models": {
             name: sha256_of_file(path)
             for name, path in {"stage1": engine.stage1.path, **paths}.items()
         },
-        "photos": hashlib.sha256("\n".join(photos).encode("utf-8", "surrogateescape")).hexdigest(),
+        "photos": hashlib.sha256(
+            names + listed.stamps(np.arange(len(photos))).tobytes()
+        ).hexdigest(),
         **engine.options.identity(),
         "topk": topk,
     }
     rules = {(rule.size_px, rule.resize): rule for rule in engine.rules}
-    source = FileImages(listed_files(Path.cwd(), photos), *rules.values())
+    source = FileImages(listed, *rules.values())
     slices = even_slices(np.arange(len(photos)), SLICE_PHOTOS)
     table = ResumableTable(out, COLUMNS if is_csv else None, identity, force=force)
     counts: Counter[str] = Counter()

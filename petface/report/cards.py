@@ -14,6 +14,7 @@ from petface import files
 from petface.errors import UserError
 from petface.evaluation.details import SUMMARY
 from petface.evaluation.figures import interval, percent
+from petface.evaluation.identity import contamination_lines
 from petface.report import folders as read
 from petface.report.folders import rows
 from petface.report.page import render_markdown, table
@@ -53,6 +54,8 @@ def write_cards(
         "models": models,
         "audit": audited,
         "headlines": read.headlines(summary),
+        "test_words": read.test_words(summary),
+        "is_unseen": not contamination_lines(summary),
         "head_table": table(read.test_heads(summary), _HEAD_COLUMNS),
         "species_table": table(by_species, f"species head {_FIGURES}"),
         "model_table": table(_models(folder, models, problems)),

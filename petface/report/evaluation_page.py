@@ -30,8 +30,8 @@ _SURE_COLUMNS = (
     "head species num threshold coverage accuracy_of_answered wanted_accuracy conformal.coverage"
 )
 _TEST_WORDS = (
-    "Animals that no network was trained or chosen on. Attributes are predicted where the species "
-    "is right; end to end, the headline above, counts a wrong species as a wrong answer."
+    "Attributes are predicted where the species is right; end to end, the headline above, counts a "
+    "wrong species as a wrong answer."
 )
 _SEEN_WORDS = (
     "The networks have seen the photos of the train split: its numbers, and those of all splits "
@@ -113,7 +113,10 @@ def evaluation_page(
         metrics=[headline(row) for row in read.headlines(summary)],
         sections={
             "Confusion matrix": [Strip([drawn], "wide")],
-            "Test split": [_TEST_WORDS, table(read.test_heads(summary), _HEAD_COLUMNS)],
+            "Test split": [
+                f"{read.test_words(summary)} {_TEST_WORDS}",
+                table(read.test_heads(summary), _HEAD_COLUMNS),
+            ],
         },
         folded={
             "By species": [

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeGuard
 import pandas as pd
 
 from petface.evaluation.details import HEADS, MODELS, PER_IMAGE, SUMMARY
+from petface.evaluation.identity import contamination_lines
 from petface.files import plain_cell, take
 from petface.metrics import clopper_pearson, read_confusion
 from petface.taxonomy import FEATURES
@@ -124,7 +125,17 @@ def find_folders(root: Path) -> Iterator[Path]:
 def read_evaluation_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """Read an evaluation's summary and models, empty where they are missing, and the problems."""
     problems: list[str] = []
-    return read_json(folder / SUMMARY, problems), read_json(folder / MODELS, problems), problems
+    # a table without its final name is not whole, whatever a summary says
+    summary = read_json(folder / SUMMARY, problems) if (folder / PER_IMAGE).is_file() else {}
+    if summary:
+        problems += contamination_lines(summary)
+    return summary, read_json(folder / MODELS, problems), problems
+
+
+def test_words(summary: dict[str, Any]) -> str:
+    """Say of the test split what is known: whether it is new to the networks."""
+    lines = contamination_lines(summary) or ["Animals that no network was trained or chosen on"]
+    return " ".join(f"{line}." for line in lines)
 
 
 def test_heads(summary: dict[str, Any]) -> list[dict[str, Any]]:

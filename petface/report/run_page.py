@@ -17,6 +17,7 @@ from petface.report import charts
 from petface.report import folders as read
 from petface.report.page import Metric, Page, Strip, headline, leaves, table, visible, write
 
+DOUBTS = ("contaminated", "not_known_what_was_learnt_by")  # in final.json
 _KINDS = {1: "Stage 1: species", 2: "Stage 2: attributes", 0: "Training run"}
 _HEAD_COLUMNS = "head num accuracy interval_95 majority_baseline balanced_accuracy"
 _SURE_COLUMNS = (
@@ -88,7 +89,12 @@ def _notes(run: read.Run) -> list[str]:
         "resumes a stopped run."
     )
     not_finite = f"{skipped:,} steps were skipped: loss or gradient was not finite."
-    return [unfinished] * (not run.final) + [not_finite] * bool(skipped)
+    told = [
+        f"{k}: {run.final[k]}, so the test split is not new to it."
+        for k in DOUBTS
+        if k in run.final
+    ]
+    return [unfinished] * (not run.final) + [not_finite] * bool(skipped) + told
 
 
 def _work(run: read.Run) -> Metric:

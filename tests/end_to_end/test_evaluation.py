@@ -51,6 +51,7 @@ def expected(tree, stage1_run, stage2_run):
     for name in naive.photos(tree.images):
         species, record, _ = name.split("/")
         row = {"image": name, "species": species, "record": record, "split": split[species, record]}
+        row |= {"contaminated": "0", "unknown_class": ""}
         row |= {"status": BAD.get(name, "ok"), "species_pred": "", "species_correct": ""}
         for head in naive.HEADS:
             row[f"{head}_true"] = truth.get((species, record), {}).get(head, "")
@@ -71,6 +72,7 @@ def expected(tree, stage1_run, stage2_run):
             probabilities = naive.logits(model, image).softmax(0)
             row[f"{head}_pred"] = names[int(probabilities.argmax())]
             row[f"{head}_prob"] = float(probabilities.max())
+            row["unknown_class"] += f" {head}" if row[f"{head}_true"] not in (*names, "") else ""
             if row[f"{head}_true"]:
                 row[f"{head}_correct"] = str(int(row[f"{head}_pred"] == row[f"{head}_true"]))
     return answers

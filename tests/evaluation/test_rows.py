@@ -50,12 +50,14 @@ def cell_by_cell(dataset, names, part, status, details) -> str:
         path = catalog.relative_path(index).decode("utf-8", "surrogateescape")
         cells = [path, "cat", catalog.record_names[record], SPLITS[dataset.record_split[record]]]
         cells.append(STATUSES[status[place]])
+        unknown = []
         for head in HEADS:
             true, pred, probability, correct = "", "", "", ""
             if head == "species":
                 true = "cat"
             elif head in labels and (k := labels[head][index - images[0]]) >= 0:
                 true = dataset.annotations["cat"].vocabularies[head][k]
+            unknown += [head] * (head in names and true not in ("", *names[head]))
             k = details[head]["top"][place, 0]
             if head in names and k >= 0:
                 pred, probability = names[head][k], f"{details[head]['top_prob'][place, 0]:.6f}"
@@ -63,6 +65,8 @@ def cell_by_cell(dataset, names, part, status, details) -> str:
             cells += [pred, probability, correct] if head == "species" else [
                 true, pred, probability, correct
             ]  # fmt: skip
+        # these networks do not say what they learnt from
+        cells += ["0" if SPLITS[dataset.record_split[record]] == "train" else "", " ".join(unknown)]
         lines.append(csv_line([safe_cell(cell) for cell in cells]))
     return "".join(lines)
 

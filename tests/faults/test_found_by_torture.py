@@ -108,9 +108,9 @@ def test_a_table_killed_before_it_has_tidied_up_is_tidied_by_the_next_start(tmp_
     path = tmp_path / "table.csv"
     with ResumableTable(path, ("image",), {"model": 1}) as table:
         table.batches_kept([])
-        identity = path.with_name("table_identity.json").read_bytes()
+        identity = path.with_name(path.name + ".identity.json").read_bytes()
         table.finish()
-    path.with_name("table_identity.json").write_bytes(identity)
+    path.with_name(path.name + ".identity.json").write_bytes(identity)
     with pytest.raises(UserError, match="is a finished table"), ResumableTable(path, (), {}):
         pass
     assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"]

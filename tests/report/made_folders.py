@@ -86,6 +86,7 @@ def make_summary(names: list[str]) -> dict[str, Any]:
     """A summary of the species `names[0]` and "dog" and the heads species and breed."""
     ends = {"end_to_end": {"num": 110, "accuracy": 0.5757, "interval_95": [0.5, 0.65]},
             "lost_in_stage1": 0.0707, "lost_in_stage2": 0.3536}  # fmt: skip
+    clean = {"contaminated": "0 of 30 records", "num": 0, "not_known": 0}
     heads = {"species": figure(120, 0.9191), "breed": figure(100, 0.6161, **ends)}
     curve = {
         "num": 100, "threshold": 0.6789, "wanted_accuracy": 0.9, "coverage": 0.4848,
@@ -99,6 +100,7 @@ def make_summary(names: list[str]) -> dict[str, Any]:
              "by_num_photos": [{"photos": "2", "records": 30, "accuracy_per_photo": 0.65,
                                 "accuracy_fused": 0.8484}]}  # fmt: skip
     return {
+        "contamination": clean,
         "num_images": 1234, "status_counts": {"ok": 1230, "unreadable": 4},
         "figures": dict.fromkeys(("train", "val", "test", "all"), heads),
         "per_species": {"test": {names[0]: heads, "dog": {"species": figure(60, 0.8282)}}},
@@ -142,6 +144,7 @@ def make_evaluation(
     names = names or ["Tabby", "Siamese"]
     (folder / "analysis" / "photos").mkdir(parents=True)
     (folder / "petface_eval_summary.json").write_text(json.dumps(make_summary(names)))
+    (folder / "petface_eval_per_image.csv").touch()
     (folder / "analysis" / "analysis.json").write_text(json.dumps(make_analysis(names)))
     root = str(photos or names[-1])
     stage1 = {"path": names[0], "sha256": "ab" * 32, "heads": {"species": names}}

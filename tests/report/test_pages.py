@@ -89,6 +89,7 @@ def test_unfinished_broken_and_empty_folders_have_a_page(tmp_path):
         folder = tmp_path / f"evaluation {number}"
         folder.mkdir()
         (folder / "petface_eval_summary.json").write_text(content)
+        (folder / "petface_eval_per_image.csv").touch()
         assert "Not finished" in read(report.write_report(folder))[1] or number == 1
 
 
