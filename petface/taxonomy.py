@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
+from unicodedata import normalize
 
 from petface.errors import SettingsError
 
@@ -106,9 +107,9 @@ def with_columns(
 def canonical_record(name: str) -> str:
     """Return the one name of a record: `7`, `7.0`, `000007` and ` 000007 ` are all `000007`.
 
-    Names that are not whole numbers are kept, without the blanks around them.
+    Names that are not whole numbers are kept in NFC, without the blanks around them.
     """
-    name = name.strip()
+    name = normalize("NFC", name).strip()
     if _WHOLE_NUMBER.fullmatch(name):
         return f"{int(name.partition('.')[0]):06d}"
     return name

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from petface.data.catalog import line_error, strict_rows, string_array
+from petface.data.twins import spelling, spelling_twins
 from petface.files import write_csv
 from petface.taxonomy import (
     FEATURES,
@@ -26,6 +27,7 @@ from petface.taxonomy import (
 
 ALIAS_HEADER = ("species", "feature", "label", "alias_of")
 Aliases = Mapping[str, Mapping[str, str]]  # feature -> raw label -> the label it is merged into
+_LOOKS_UNKNOWN = {"none", "null", "nil", "-", "--", "?", "??", "???", ".", "n.a.", "#n/a", "tbd"}
 _STRANGE = UNKNOWN - 1  # codes from here down number values that are none of the classes
 
 
@@ -309,6 +311,17 @@ def _label_notes(
         listed = ", ".join(f"no known {feature} at all" for feature in empty)
         notes.append(f"{species}: {listed}; such a head has no class and is left out")
     for feature, codebook in codebooks.items():
+        if twins := spelling_twins(vocabularies[feature]):
+            shown = "; ".join(" and ".join(map(repr, group)) for group in twins[:3])
+            notes.append(
+                f"{species}: {len(twins)} groups of {feature} labels differ by spelling alone: "
+                f"{shown}; rows {','.join(ALIAS_HEADER)} in the file that ALIASES_FILE names merge them"
+            )
+        if odd := [name for name in vocabularies[feature] if spelling(name) in _LOOKS_UNKNOWN]:
+            shown = ", ".join(map(repr, odd))
+            notes.append(
+                f"{species}: {feature} {shown} counts as a class; leave unknown cells empty"
+            )
         if codebook.strange:
             count = int(np.count_nonzero(np.asarray(codebook.row_codes) == _STRANGE))
             shown = ", ".join(map(repr, codebook.strange[:5]))

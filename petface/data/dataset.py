@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -24,6 +27,7 @@ from petface.data.splits import (
     untestable_classes,
     write_splits,
 )
+from petface.data.twins import identical_records, spelling, spelling_twins
 from petface.errors import UserError
 from petface.taxonomy import GENDER_MAP, PRIMARY_ATTR_PRIORITY, UNKNOWN
 
@@ -127,8 +131,12 @@ def load_dataset(
                     tables, _ = _read_annotations(annotations_root, whole, *how)
                 names, records = species_of_records(whole), whole.record_names
                 strata = strata_of_records(whole, tables)
-                split = make_splits(names, records, strata, seed=seed, fractions=fractions)
-                write_splits(path, names, records, split, seed=seed, fractions=fractions)
+                first = identical_records(whole)
+                k, draw = np.unique(first), partial(make_splits, seed=seed, fractions=fractions)
+                split = draw(names[k], records[k], strata[k])[np.searchsorted(k, first)]
+                write_splits(
+                    path, names, records, split, seed=seed, fractions=fractions, first=first
+                )
         record_split = read_splits(path, species_of_records(catalog), catalog.record_names)
         split_notes = _provenance_notes(path, seed, fractions)
     assert len(record_split) == catalog.num_records, "every record is in exactly one split"
@@ -157,9 +165,14 @@ def fold_files(
     dataset = load_dataset(images_root, annotations_root, splits_file=splits_file)
     names, records = species_of_records(dataset.catalog), dataset.catalog.record_names
     strata = strata_of_records(dataset.catalog, dataset.annotations)
-    splits = make_folds(names, records, strata, num_folds=num_folds, seed=seed)
-    for path, record_split in zip(paths, splits, strict=True):
-        write_splits(path, names, records, record_split, seed=seed)
+    if all(path.exists() for path in paths):
+        return paths
+    first = identical_records(dataset.catalog)
+    k = np.unique(first)
+    splits = make_folds(names[k], records[k], strata[k], num_folds=num_folds, seed=seed)
+    for path, split in zip(paths, splits, strict=True):
+        of_all = split[np.searchsorted(k, first)]
+        write_splits(path, names, records, of_all, seed=seed, first=first)
     return paths
 
 
@@ -175,15 +188,22 @@ def _read_annotations(
     if not str(annotations_root) or not root.is_dir():
         raise UserError(f"annotations folder {str(annotations_root)!r} not found\n{EXPECTED_TREE}")
     aliases = read_aliases(aliases_file) if aliases_file else {}
+    tables = {normalize("NFC", path.stem): path for path in sorted(root.glob("*.csv"))}
     annotations, notes, missing = {}, [], []
     for name in catalog.classes:
         how = {"aliases": aliases.get(name), "gender_map": gender_map, **reading_of(name)}
         path = root / (how.get("table") or {}).get("file", f"{name}.csv")
+        path = path if path.exists() else tables.get(normalize("NFC", path.stem), path)
         if path.exists():
             annotations[name] = read_species(path, name, **how)
             notes += annotations[name].notes
         else:
-            missing.append(f"{name}: no {path}, so it trains in stage 1 and has NO specialist")
+            alike = {spelling(stem): found.name for stem, found in tables.items()}
+            near = difflib.get_close_matches(spelling(name), list(alike), n=1, cutoff=0.8)
+            hint = f" (there is {alike[near[0]]}: rename it if it is meant)" if near else ""
+            missing.append(
+                f"{name}: no {path}{hint}, so it trains in stage 1 and has NO specialist"
+            )
     notes += missing[:_MISSING_SHOWN]
     if (more := len(missing) - _MISSING_SHOWN) > 0:
         notes.append(f"... and so it is for {more} species more")
@@ -229,15 +249,23 @@ def _provenance_notes(path: Path, seed: int, fractions: Sequence[float]) -> list
     made = read_side_file(path)
     if made.get("origin"):
         return [f"the split in {path} is that of {made['origin']}"]
+    num = made.get("num_sharing_files")
+    notes = [f"{num} records share a photo with another record: the split keeps them together"]
+    notes = notes if num else []
     if (made["seed"], made["fractions"]) == (seed, list(fractions)):
-        return []
+        return notes
     how = f"seed {made['seed']} and fractions {made['fractions']}"
-    return [f"the split in {path} was made with {how} and stays as it is"]
+    return [*notes, f"the split in {path} was made with {how} and stays as it is"]
 
 
 def _label_notes(dataset: Dataset) -> list[str]:
     """Note records and rows without each other, and classes with too few records to be tested."""
     notes, few_notes = [], []
+    for number, name in enumerate(dataset.catalog.classes):
+        if twins := spelling_twins(_records_of(dataset.catalog, number).tolist()):
+            shown = "; ".join(" and ".join(map(repr, group)) for group in twins[:3])
+            what = "records have the name of another one but for its spelling"
+            notes.append(f"{name}: {sum(map(len, twins))} {what}: {shown}")
     for name, table in dataset.annotations.items():
         no_row, no_record = dataset.unmatched(name)
         if no_row:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
+from unicodedata import normalize
 
 import numpy as np
 
@@ -138,11 +139,13 @@ def write_splits(
     seed: int,
     fractions: Sequence[float] = FRACTIONS,
     origin: str = "",
+    first: np.ndarray | None = None,
 ) -> None:
     """Write `splits.csv` (species, record, split) and its side file, each whole or not at all.
 
     What another process has written since the caller looked stays as it is. `origin` names the
-    source that the split was taken from, where it was not drawn.
+    source that the split was taken from, where it was not drawn. `first` (R,) is the first of the
+    records that share files, see `twins.identical_records`.
     """
     path = Path(path)
     assert side_file(path) != path, "a split file ends in .csv"
@@ -159,6 +162,7 @@ def write_splits(
         "seed": seed,
         "fractions": list(fractions),
         **({"origin": origin} if origin else {}),
+        **({} if first is None else {"num_sharing_files": num_sharing(first)}),
         "sha256_of_csv": hashlib.sha256(table).hexdigest(),
         "species": per_species,
     }
@@ -173,6 +177,11 @@ def write_splits(
     except (OSError, UserError) as error:
         what = error if isinstance(error, UserError) else write_error(path, error)
         raise UserError(f"{what}; set SPLITS_FILE to another path") from error
+
+
+def num_sharing(first: np.ndarray) -> int:
+    """Count the records that share a file with another one."""
+    return int((np.bincount(first, minlength=1)[first] > 1).sum())
 
 
 def read_side_file(path: str | Path) -> dict[str, Any]:
@@ -206,7 +215,7 @@ def read_splits(path: str | Path, species: np.ndarray, records: np.ndarray) -> n
     codes = {name: code for code, name in enumerate(SPLITS)}
     in_file: dict[str, dict[str, int]] = {}
     for line, (name, record, split) in _rows(path, _CSV_HEADER):
-        name, record = plain_cell(name), plain_cell(record)
+        name, record = (normalize("NFC", plain_cell(cell)) for cell in (name, record))
         if split not in codes or record in in_file.setdefault(name, {}):
             raise line_error(path, line, f"{name},{record},{split} is not one record in one split")
         in_file[name][record] = codes[split]
@@ -261,7 +270,7 @@ def _official_records(path: Path, species: str) -> Iterator[tuple[int, str]]:
     header = ("filename", "label") if path.suffix == ".csv" else None
     for line, cells in _rows(path, header):
         parts = PurePosixPath(cells[0].strip()).parts
-        if len(parts) < 3 or parts[-3] != species:
+        if len(parts) < 3 or normalize("NFC", parts[-3]) != species:
             raise line_error(path, line, f"{cells[0]!r} is not {species}/<record>/<image>")
         yield line, canonical_record(parts[-2])
 

@@ -23,7 +23,7 @@ PEOPLE = {"owner": "", "licence": "", "contact": ""}
 @pytest.fixture
 def evaluate(script, model_flags, tmp_path):
     """Evaluate a tree with the tiny networks into `tmp_path/out`."""
-    flags = [*model_flags, "--batch-size", 8, "--num-workers", 0, "--interval-resamples", 50]
+    flags = [*model_flags, "--batch-size", 8, "--num-workers", 0]
 
     def run(tree, *more, hook=None):
         arguments = ["evaluate", *tree.flags, *flags, "--out-dir", tmp_path / "out", *more]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from unicodedata import normalize
 
 from tqdm import tqdm
 
@@ -57,6 +58,7 @@ def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
     root = Path(os.path.abspath(images_root))
     if species is not None:
         species = [species] if isinstance(species, str) else list(species)
+        species = [normalize("NFC", name) for name in species]
         for name in species:
             check_species_name(name)
     if not root.is_dir():
@@ -99,6 +101,7 @@ class _Scanner:
         self.root = os.fsencode(root)
         self.builder = CatalogBuilder(self.root)
         self.result = Scan(CatalogBuilder(self.root).build())  # empty until the walk ends
+        self.folders: dict[str, list[bytes]] = {}  # species in NFC -> as the disk spells it
 
     def stray(self, path: bytes, reason: str) -> None:
         self.result.stray_counts[reason] += 1
@@ -107,32 +110,32 @@ class _Scanner:
 
     def species_folders(self) -> list[str]:
         """List the folders of the root that can be species; note the rest as strays."""
-        names = []
         for entry in sorted_entries(self.root):
             if reason := not_a_folder(entry):
                 self.stray(entry.name, reason)
                 continue
             try:
-                name = entry.name.decode("utf-8")
+                name = normalize("NFC", entry.name.decode("utf-8"))
                 check_species_name(name)
-                names.append(name)
+                self.folders.setdefault(name, []).append(entry.name)
             except ValueError:  # covers UnicodeDecodeError and UserError
                 self.stray(entry.name, "not a usable species name")
-        return sorted(names)
+        return sorted(self.folders)
 
     def read_species(self, species: str, bar: tqdm) -> None:
         """Add every record of one species to the catalog."""
-        prefix = species.encode("utf-8")
         folders: dict[str, list[bytes]] = {}  # record -> its folders
-        for entry in sorted_entries(os.path.join(self.root, prefix)):
-            if reason := not_a_folder(entry):
-                self.stray(prefix + b"/" + entry.name, reason)
-            else:  # a name that is not UTF-8 becomes readable text; the path keeps its bytes
-                text = entry.name.decode("utf-8", "backslashreplace")
-                folders.setdefault(canonical_record(text), []).append(entry.name)
+        for prefix in self.folders[species]:
+            for entry in sorted_entries(os.path.join(self.root, prefix)):
+                path = prefix + b"/" + entry.name
+                if reason := not_a_folder(entry):
+                    self.stray(path, reason)
+                else:  # a name that is not UTF-8 becomes readable text; the path keeps its bytes
+                    text = entry.name.decode("utf-8", "backslashreplace")
+                    folders.setdefault(canonical_record(text), []).append(path)
         any_image = False
         for record, names in sorted(folders.items()):
-            paths = [path for name in names for path in self._images_of(prefix + b"/" + name)]
+            paths = [path for name in names for path in self._images_of(name)]
             self.result.num_merged_folders += len(names) - 1
             self.builder.add(species, record, paths)
             any_image |= bool(paths)
