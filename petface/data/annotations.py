@@ -315,7 +315,7 @@ def _label_notes(
             shown = "; ".join(" and ".join(map(repr, group)) for group in twins[:3])
             notes.append(
                 f"{species}: {len(twins)} groups of {feature} labels differ by spelling alone: "
-                f"{shown}; rows {','.join(ALIAS_HEADER)} in the file that ALIASES_FILE names merge them"
+                f"{shown}; rows {','.join(ALIAS_HEADER)} in an ALIASES_FILE merge them"
             )
         if odd := [name for name in vocabularies[feature] if spelling(name) in _LOOKS_UNKNOWN]:
             shown = ", ".join(map(repr, odd))
