@@ -76,7 +76,7 @@ MAX_BAD_FRACTION: Fraction = 0.01  # a run stops when more images than this cann
 RUNS_ROOT: str = "runs"
 RUN_NAME: str = "stage2"  # folder under RUNS_ROOT; each species gets a folder in it
 SEED: Seed = 42
-DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1; under torchrun auto is a GPU for each process
+DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1, mps; under torchrun auto is a GPU for each process
 PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: what is fast on the device
 PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores

@@ -42,7 +42,7 @@ class Precision:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """Resolve "auto" to the GPU where there is one; a named device that is missing is refused.
+    """Resolve "auto" to CUDA, else Apple's MPS, else the CPU; a missing named device is refused.
 
     Of several processes on a machine each takes the GPU of its place.
     """
@@ -50,7 +50,8 @@ def choose_device(wanted: str) -> torch.device:
     if place is not None and wanted in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", place)
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        has_mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
     try:
         device = torch.device(wanted)
         torch.empty(1, device=device)
@@ -70,7 +71,7 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
         if device.type == "cuda":
             wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         else:
-            wanted = "bf16" if cpu_has_bf16() else "fp32"
+            wanted = "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
     return Precision({"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted])
 
 

@@ -4,6 +4,7 @@ import signal
 
 import numpy as np
 import pytest
+import torch
 
 from petface import devices, distributed
 from petface.data import loading as batches
@@ -102,6 +103,18 @@ def test_each_process_takes_its_gpu(monkeypatch):
     place(monkeypatch, 2, 4)
     with pytest.raises(UserError, match="processes on this machine and 2 GPUs"):
         distributed.start("auto")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "wanted"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_is_cuda_then_mps_then_the_cpu(monkeypatch, cuda, mps, wanted):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    device = devices.choose_device("auto")
+    assert device.type == wanted
+    if wanted == "mps":
+        assert str(devices.choose_precision("auto", device)) == "fp32"
 
 
 def test_devices_and_precisions_are_chosen_or_refused_by_name():

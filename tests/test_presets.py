@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from petface.settings import read_settings
+from tests.scripts import STAGE1
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {
@@ -47,3 +48,23 @@ def test_the_reference_is_the_file_as_it_is(stage):
     path = ROOT / "configs" / stage / "reference.toml"
     reference = read_settings(module, ["--config", str(path)]).as_dict()
     assert {name for name in plain if plain[name] != reference[name]} == {"RUN_NAME"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "epochs"),
+    [
+        ("inat_attention", [1, 1, 1]),
+        ("snakes_efficientnet", [1, 1]),
+        ("snakes_mobilenet_v3", [1, 1]),
+        ("oxford_pets_resnet18", [2]),
+    ],
+)
+def test_recipes_of_data_that_is_not_at_hand_train_two_epochs(tree, script, tmp_path, name, epochs):
+    preset = ROOT / "configs" / "stage1" / f"{name}.toml"
+    size = ["--image-size-px", 32, "--batch-size", 8, "--max-bad-fraction", 0.1, "--epochs"]
+    flags = ["--config", preset, *tree.flags, "--runs-root", tmp_path, "--run-name", "run"]
+    flags += ["--weights", "none", "--device", "cpu", "--num-workers", 0, *size, *epochs]
+    done = script(STAGE1, flags).checked()
+    assert done.figures()["epochs"] == str(sum(epochs))
+    assert (tmp_path / "run" / "classes.csv").exists()

@@ -35,6 +35,7 @@ SWITCHES = {
     "extend": "go on from the finished run of this name, with a higher limit of epochs or patience",
 }
 _FORCED = "forced.txt"
+FEW_BAD = 2  # images that cannot be read never end a run of a few dozens
 _COPY_S = 5.0  # between two signals that count as one under torchrun
 
 
@@ -271,8 +272,8 @@ def _refuse_another(
 class FailureLog:
     """The images that could not be used, each once; too many of them stop the run.
 
-    `num_images` is the number of images that the run works on; above `max_bad_frac` of it `add`
-    writes `errors.csv` and raises `UserError`.
+    `num_images` is the number of images that the run works on; above `max_bad_frac` of it, and
+    above `FEW_BAD` unless that is 0, `add` writes `errors.csv` and raises `UserError`.
     """
 
     def __init__(
@@ -280,7 +281,7 @@ class FailureLog:
     ) -> None:
         self._run = run
         self._catalog = catalog
-        self._limit = num_images * max_bad_frac
+        self._limit = max(num_images * max_bad_frac, FEW_BAD) if max_bad_frac else 0.0
         self.messages: dict[int, str] = {}  # by place in the catalog
 
     def add(self, failures: Sequence[tuple[int, str]]) -> None:

@@ -89,8 +89,8 @@ def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_both(togethe
 def test_bad_images_count_over_all_processes(together, tmp_path, stage1_run):
     done = together("bad", "--max-bad-fraction", 0.01)
     assert [one.code for one in done] == [1, 1]
-    assert "2 images could not be read, more than MAX_BAD_FRACTION allows (1)" in done[0].err
-    assert len(pandas.read_csv(tmp_path / "runs/bad/errors.csv")) == 2
+    assert "3 images could not be read, more than MAX_BAD_FRACTION allows (2)" in done[0].err
+    assert len(pandas.read_csv(tmp_path / "runs/bad/errors.csv")) == 3
     assert stage1_run.result.code == 0
 
 

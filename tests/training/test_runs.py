@@ -177,6 +177,14 @@ def test_failures_are_counted_once_each_and_too_many_stop_the_run(tree, tmp_path
     assert written()["message"] == ["'=bad, \n cat", "d", "a", "bad yak"]
 
 
+@pytest.mark.parametrize(("max_bad_frac", "allowed"), [(0.01, 2), (0.05, 4), (0.0, 0)])
+def test_one_broken_photo_of_81_does_not_end_a_training(tmp_path, tree, max_bad_frac, allowed):
+    log = FailureLog(RunFolder(tmp_path), scan(tree.images).catalog, 81, max_bad_frac)
+    log.add([(place, "cut") for place in range(allowed)])
+    with pytest.raises(UserError, match=rf"MAX_BAD_FRACTION allows \({allowed}\)"):
+        log.add([(9, "cut")])
+
+
 def test_the_summary_is_greppable():
     text = runs.summary_block({"accuracy": 0.123456, "epochs": 7, "checkpoint": "x: y/best.pt"})
     assert text == "accuracy: 0.1235\nepochs: 7\ncheckpoint: x: y/best.pt"

@@ -25,15 +25,17 @@ EXPECTED = (
 def read_inat_json(source: str | Path, train: str | Path, val: str | Path | None = None) -> Found:
     """List the photos that one or two JSON files name; the class is the folder of the photo.
 
-    Where `annotations` and `categories` give all photos of a folder one category, its name is the
-    class instead. With `val` the entries have parts. Each photo is a record. Raises `UserError` for
-    a file that is not such JSON, a path that leads out of `source`, and a photo in both files.
+    A JSON may be named by its place inside `source`. Where `annotations` and `categories` give all
+    photos of a folder one category, its name is the class instead. With `val` the entries have
+    parts. Each photo is a record. Raises `UserError` for a file that is not such JSON, a path that
+    leads out of `source`, and a photo in both files.
     """
     root = Path(os.path.abspath(source))
     if not root.is_dir():
         raise UserError(f"--source {root} is not a folder: give the one that {EXPECTED}")
     found = Found("inat_json", root)
-    files = {"": Path(train)} if val is None else {"train": Path(train), "val": Path(val)}
+    named = {"": train} if val is None else {"train": train, "val": val}
+    files = {part: _existing(Path(file), root) for part, file in named.items()}
     part_of: dict[str, str] = {}  # file_name -> part
     categories: dict[str, set[str]] = defaultdict(set)  # folder -> what the JSON calls its photos
     num_repeated = 0
@@ -84,6 +86,11 @@ def _class_of(folder: str, categories: Mapping[str, set[str]]) -> str:
         with suppress(UserError):  # a category that cannot be a folder leaves the folder's name
             return class_name(*names)
     return class_name(folder.rpartition("/")[2])
+
+
+def _existing(path: Path, root: Path) -> Path:
+    """Return `path`, or the file of that name inside the source where only that exists."""
+    return root / path if not path.exists() and (root / path).exists() else path
 
 
 def _read(path: Path) -> dict[str, Any]:

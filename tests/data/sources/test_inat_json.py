@@ -40,6 +40,8 @@ def test_two_files_are_two_parts_and_a_photo_is_in_one(root):
     assert [(e.species, e.part) for e in found.entries] == [
         ("owl", "val"), ("7", "train"), ("12", "train")
     ]  # fmt: skip
+    inside = read_inat_json(root, "t.json", "v.json")  # as named inside the source
+    assert [e.path for e in inside.entries] == [e.path for e in found.entries]
     val = inat(root / "v.json", NAMES[1:2])
     with pytest.raises(UserError, match=r"v.json, images\[0\]: 'train_val2018/Aves/7/b.jpg' is in"):
         read_inat_json(root, train, val)
