@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from petface import metrics
-from petface.calibration import expected_calibration_error
+from petface.calibration import expected_calibration_error, null_calibration_error
 from petface.evaluation.details import TOP
 from petface.evaluation.heads import HeadAnswers, Truths, Whole, share
 from petface.taxonomy import UNKNOWN
@@ -136,6 +136,7 @@ def _losses(own: HeadAnswers) -> dict[str, float | None]:
         order = np.argsort(confidence, kind="stable")  # five times as fast for a million photos
         error = expected_calibration_error(confidence[order], own.is_right[order])
         found[f"{prefix}ece"] = _known(error)
+        found[f"{prefix}ece_null"] = _known(null_calibration_error(confidence[order]))
     return found
 
 

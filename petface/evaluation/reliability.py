@@ -25,13 +25,14 @@ def describe_reliability(evaluation: Evaluation, answers: HeadAnswers) -> dict[s
     are of species with a threshold; without any, no answer counts as sure. `curve` has the rows
     [coverage, accuracy, threshold] of one threshold for all, `reliability` [mean confidence,
     accuracy, photos, low, high], a 95 % interval that takes photos for independent;
-    `raw_reliability` at temperature 1.
+    `raw_reliability` at temperature 1. `reason` says why a species has no threshold.
     """
     own = answers.predicted()
     if not len(own):
         return {}
     found = {"all": _describe(evaluation, own, is_all=True)}
     if answers.head != "species":
+        found["all"]["end_to_end"] = _end_to_end(found["all"], answers)
         for name, of_species in own.per_species().items():
             found[name] = _describe(evaluation, of_species, is_all=False)
     return found
@@ -57,6 +58,7 @@ def _describe(evaluation: Evaluation, own: HeadAnswers, *, is_all: bool) -> dict
         "num_fitted": int(judged.sum()),
         "num_with_threshold": int((~np.isnan(threshold[group])).sum()),
         "threshold": thresholds.pop() if len(thresholds) == 1 else None,
+        "reason": next(iter(fitted.values())).get("reason", "") if len(fitted) == 1 else "",
         "wanted_accuracy": _given(fitted, "wanted_accuracy", WANTED_ACCURACY),
         "coverage": share(is_sure[judged]),
         "accuracy_of_answered": share(right[is_sure]),
@@ -64,6 +66,26 @@ def _describe(evaluation: Evaluation, own: HeadAnswers, *, is_all: bool) -> dict
         "curve": coverage_rows(confidence, right, _NUM_STEPS[is_all]),
         "reliability": reliability_rows(confidence, right),
         "raw_reliability": reliability_rows(own.details["raw_prob"], right),
+    }
+
+
+def _end_to_end(found: dict[str, Any], answers: HeadAnswers) -> dict[str, Any]:
+    """Measure what a user meets, whose photo may be of a species that stage 1 got wrong.
+
+    The specialist that such a photo meets was not asked. The worst is assumed: it counts as a sure
+    answer, wrong, and its truth as in no set. So coverage is at most and accuracy at least this.
+    """
+    lost, num = int((~answers.is_species_right).sum()), found["num_fitted"]
+    lost_if_sure = lost if found["num_with_threshold"] else 0
+    sure = (found["coverage"] or 0.0) * num
+    right = sure * (found["accuracy_of_answered"] or 0.0)
+    sets = found["conformal"]
+    in_sets = sets["coverage"] * sets["num"] / (sets["num"] + lost) if sets else None
+    return {
+        "num": len(answers),
+        "coverage": (sure + lost_if_sure) / (num + lost) if num + lost else None,
+        "accuracy_of_answered": right / (sure + lost_if_sure) if sure + lost_if_sure else None,
+        "conformal_coverage": in_sets,
     }
 
 

@@ -115,7 +115,8 @@ def _held_out(
 
     For the species and for each feature, pooled and per species: `conditional` (stage 2 where
     stage 1 was right) and `end_to_end` (a wrong species counts as a wrong attribute), each with a
-    95 % interval over animals; `per_record`, all photos of an animal fused;
+    95 % interval over animals; `per_record`, all photos of an animal fused, its
+    `end_to_end` right where the fused species is right too;
     `majority_baseline`, the score of always giving the commonest training label of that species;
     and `balanced_accuracy`, the mean recall over the true classes.
     """
@@ -124,21 +125,27 @@ def _held_out(
         keys = ("num", "correct", "accuracy", "interval_95", "num_records")
         return {key: figure[key] for key in keys if key in figure}
 
+    def per_record(is_right: np.ndarray, record: np.ndarray) -> dict[str, Any]:
+        return {**count(is_right), "interval_95": metrics.accuracy_interval(is_right, record)}
+
     def described(answers: HeadAnswers, figure: dict[str, Any]) -> dict[str, Any]:
-        claims, fused = claim(figure), fuse(answers)
+        claims, fused, more = claim(figure), fuse(answers), {}
         if answers.head != "species":
             claims = {"conditional": claims, "end_to_end": claim(figure["end_to_end"])}
+            every = np.unique(answers.record)
+            right = [f.record[f.is_right] for f in (fused, species)]
+            more["end_to_end"] = per_record(
+                np.isin(every, right[0]) & np.isin(every, right[1]), every
+            )
         return {
             **claims,
-            "per_record": {
-                **count(fused.is_right),
-                "interval_95": metrics.accuracy_interval(fused.is_right, fused.record),
-            },
+            "per_record": {**per_record(fused.is_right, fused.record), **more},
             "balanced_accuracy": figure["balanced_accuracy"],
             "balanced_accuracy_interval_95": figure.get("balanced_accuracy_interval_95"),
             "majority_baseline": figure["majority_baseline"],
         }
 
+    species = fuse(test["species"])
     of_species: dict[str, Any] = {}
     features = {f: test[f] for f in FEATURES if f in found}
     for feature, answers in features.items():

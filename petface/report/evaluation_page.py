@@ -24,10 +24,13 @@ _HEAD_COLUMNS = (
     "per_record.accuracy"
 )
 _MORE_COLUMNS = (
-    "head macro_f1 top3 top5 kappa ece nll brier lost_in_stage1 lost_in_stage2 rescued_by_top5"
+    "head macro_f1 top3 top5 kappa nll brier ece ece_null lost_in_stage1 lost_in_stage2 "
+    "rescued_by_top5"
 )
 _SURE_COLUMNS = (
-    "head species num threshold coverage accuracy_of_answered wanted_accuracy conformal.coverage"
+    "head species num threshold reason coverage accuracy_of_answered wanted_accuracy "
+    "conformal.coverage end_to_end.coverage end_to_end.accuracy_of_answered "
+    "end_to_end.conformal_coverage"
 )
 _TEST_WORDS = (
     "Attributes are predicted where the species is right; end to end, the headline above, counts a "
@@ -39,7 +42,8 @@ _SEEN_WORDS = (
 )
 _SURE_WORDS = (
     "Test split; temperature and threshold were fitted on the validation split. Answers of a "
-    "confidence at or above the threshold count as sure."
+    "confidence at or above the threshold count as sure. End to end, a photo whose species is "
+    "wrong counts as a sure answer that is wrong: the worst case."
 )
 _PROBE_WORDS = (
     "The same test photos shifted, or with a painted border, with 95 % intervals. A large "

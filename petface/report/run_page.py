@@ -21,12 +21,13 @@ DOUBTS = ("contaminated", "not_known_what_was_learnt_by")  # in final.json
 _KINDS = {1: "Stage 1: species", 2: "Stage 2: attributes", 0: "Training run"}
 _HEAD_COLUMNS = "head num accuracy interval_95 majority_baseline balanced_accuracy"
 _SURE_COLUMNS = (
-    "head num fitted.temperature fitted.threshold ece_before ece_after coverage "
-    "accuracy_of_answered wanted_accuracy"
+    "head num fitted.temperature fitted.threshold fitted.reason nll_after brier_after ece_before "
+    "ece_after ece_null_after coverage accuracy_of_answered wanted_accuracy"
 )
 _SURE_WORDS = (
     "Fitted on the validation split, measured on the test split. ECE: mean distance between "
-    "confidence and accuracy. Coverage: photos whose confidence reaches the threshold."
+    "confidence and accuracy; chance alone gives a faultless network its null level. Coverage: "
+    "photos whose confidence reaches the threshold."
 )
 
 

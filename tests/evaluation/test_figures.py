@@ -289,6 +289,8 @@ def test_confidence_of_each_species_and_of_all(
                 assert (bins[:, 3] < bins[:, 4]).all()
             total = sum(c * n for c, _, n, _, _ in entry["reliability"])
             assert total == pytest.approx(sum(sure), abs=0.01)
+        if head != "species":
+            check_end_to_end(found["all"], photos, head)
     assert bounds == {False, True}
     assert summary["confidence"]["breed"]["cat"]["threshold"] == 0.7
     dog = summary["confidence"]["breed"]["dog"]
@@ -296,6 +298,28 @@ def test_confidence_of_each_species_and_of_all(
     assert dog["wanted_accuracy"] == 0.0 and dog["conformal"]["alpha"] == 0.2
     assert dog["num_with_threshold"] == 0
     assert summary["confidence"]["breed"]["all"]["threshold"] is None
+
+
+def check_end_to_end(entry: dict[str, Any], photos: list[Photo], head: str) -> None:
+    """A photo of a wrong species is a sure answer, wrong, in no set."""
+    lost = sum(
+        photo["species_pred"] != photo["species"]
+        for photo in photos
+        if photo["split"] == "test"
+        and photo[f"{head}_true"]
+        and head in CLASSES[photo["species"]]
+        and photo["species_correct"]
+    )
+    found, sure = entry["end_to_end"], (entry["coverage"] or 0) * entry["num_fitted"]
+    right = sure * (entry["accuracy_of_answered"] or 0)
+    if entry["num_with_threshold"]:
+        assert found["coverage"] == pytest.approx((sure + lost) / (entry["num_fitted"] + lost))
+        assert found["accuracy_of_answered"] == pytest.approx(right / (sure + lost))
+        assert found["accuracy_of_answered"] <= entry["accuracy_of_answered"]
+    if entry["conformal"]:
+        held = entry["conformal"]["coverage"] * entry["conformal"]["num"]
+        expected = held / (entry["conformal"]["num"] + lost)
+        assert found["conformal_coverage"] == pytest.approx(expected)
 
 
 def check_sets(

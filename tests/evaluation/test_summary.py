@@ -167,3 +167,12 @@ def test_a_specialist_that_was_never_asked_does_not_leave_the_denominator(tmp_pa
     for found in (test["features"]["breed"], test["per_species"]["cat"]["breed"]):
         assert (found["end_to_end"]["num"], found["end_to_end"]["accuracy"]) == (1, 0)
         assert found["conditional"] == {"num": 0, "correct": 0, "accuracy": None}
+
+
+def test_an_animal_fused_end_to_end_is_right_where_its_species_is_too(
+    summary: dict[str, Any],
+) -> None:
+    for head, entry in summary["test"]["features"].items():
+        fused, whole = entry["per_record"], entry["per_record"]["end_to_end"]
+        assert whole["num"] == entry["end_to_end"]["num_records"], head
+        assert whole["correct"] <= fused["correct"] and whole["accuracy"] <= fused["accuracy"]
