@@ -106,7 +106,8 @@ def find_duplicates(dataset: Dataset, photos: Photos) -> tuple[pd.DataFrame, dic
     exact = usable[duplicates.exact_pairs(digests, records, dataset.record_split[records])]
     _, first = np.unique(digests, return_index=True)  # copies are found already
     shown = first[seen["contrast"][usable[first]] >= duplicates.MIN_CONTRAST]
-    near = duplicates.near_pairs(seen["hash"][usable[shown]], records[shown])
+    own = seen[usable[shown]]
+    near = duplicates.near_or_mirrored_pairs(own["hash"], own["mirrored"], records[shown])
     rows = usable[shown[near.pairs]]
     difference = _differences(dataset, photos.places[rows])
     alike = difference <= duplicates.MAX_DIFFERENCE
@@ -154,7 +155,8 @@ def _differences(dataset: Dataset, pairs: np.ndarray) -> np.ndarray:
             places, rows = np.unique(pairs[part], return_inverse=True)
             small = np.stack(list(pool.map(look, places.tolist())))
             first, second = small[rows.reshape(-1, 2).T]
-            result[part] = duplicates.thumbnail_difference(first, second)
+            ways = [duplicates.thumbnail_difference(first, s) for s in (second, second[:, :, ::-1])]
+            result[part] = np.minimum(*ways)
     return result
 
 

@@ -18,7 +18,7 @@ from petface.data.images import ImageError
 from petface.data.loading import OK, STATUS_NAMES, Decoded, even_slices, read_ahead
 from petface.devices import num_cores
 
-# What is kept of a photo, 70 bytes; zeros where it cannot be read.
+# What is kept of a photo, 81 bytes; zeros where it cannot be read.
 SEEN: Final = np.dtype(
     [
         ("status", "u1"),  # OK, UNREADABLE, TOO_LARGE
@@ -27,6 +27,7 @@ SEEN: Final = np.dtype(
         ("mode", "U8"),  # Pillow's name of the pixel layout: RGB, L, I;16, P ...
         ("digest", "u8"),  # of the decoded pixels
         ("hash", "u8"),  # perceptual
+        ("mirrored", "u8"),  # the same of the mirrored photo
         ("brightness", "f4"),  # mean grey level of the thumbnail, 0..255
         ("contrast", "f4"),  # standard deviation of its grey levels
         ("sharpness", "f4"),  # 0 where it was not wanted
@@ -103,7 +104,8 @@ class _Looked:
         with Image.open(path) as image:  # decode has refused unknown formats and huge sizes
             header = image.width, image.height, image.mode
         grey = duplicates.thumbnail(pixels)
-        hashes = duplicates.pixel_digest(pixels), duplicates.perceptual_hashes(grey[None])[0]
+        both = duplicates.perceptual_hashes(np.stack((grey, grey[:, ::-1])))
+        hashes = duplicates.pixel_digest(pixels), *both
         sharp = sharpness(pixels) if self.with_sharpness else 0.0
         return OK, *header, *hashes, grey.mean(), grey.std(), sharp, min(pixels.shape[:2])
 

@@ -138,7 +138,18 @@ def test_copies_are_near_and_strangers_are_not():
             assert difference <= duplicates.MAX_DIFFERENCE
     strangers = np.array([(i, j) for i in range(12) for j in range(i)])
     found = duplicates.thumbnail_difference(*small[strangers.T])
-    assert found.min() > 2 * duplicates.MAX_DIFFERENCE
+    assert found.min() > duplicates.MAX_DIFFERENCE
     i, j = strangers[5]
     a, b = ((t - t.mean()) / t.std() for t in small[[i, j]].astype(float))
     assert found[5] == pytest.approx(np.abs(a - b).mean(), abs=1e-5)
+
+
+def test_mirrored_copies_are_pairs_once_and_strangers_are_none():
+    small = np.array([duplicates.thumbnail(photo(seed)) for seed in range(8)])
+    copies_of = np.concatenate((small, small[:3, :, ::-1], small[3:5]))
+    straight, mirrored = (duplicates.perceptual_hashes(copies_of[:, :, ::step]) for step in (1, -1))
+    found = duplicates.near_or_mirrored_pairs(straight, mirrored, np.arange(len(copies_of)))
+    expected = [(0, 8), (1, 9), (2, 10), (3, 11), (4, 12)]
+    assert sorted(map(tuple, found.pairs.tolist())) == expected and not found.distance.any()
+    none = np.zeros(0, np.uint64)
+    assert duplicates.near_or_mirrored_pairs(none, none, np.zeros(0, int)).pairs.shape == (0, 2)
