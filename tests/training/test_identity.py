@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from petface.analysis.sweeps import SweepRun, write_sweep
 from petface.data import fingerprint
 from petface.data.dataset import load_dataset
 from petface.models import checkpoints, first_weights
 from tests import scripts
 from tests.conftest import TINY, TINY_STAGE1, TINY_STAGE2
+from tests.naive import rows_of
 from tests.sameness import assert_same
 from tests.scripts import assert_refused
 
@@ -226,6 +228,24 @@ def test_first_weights_of_another_split_are_said_and_of_an_unknown_source_too(
     torch.save(checkpoints.load(path)["model"], tmp_path / "plain.pt")
     data = first_weights.describe_learnt(load(own), str(tmp_path / "plain.pt"), "auto")
     assert data["unknown"] == ["weights of plain.pt"] and not len(data["inherited"])
+
+
+def test_a_run_whose_first_weights_know_its_test_records_says_so(
+    script, stage1_run, tree, tmp_path
+):
+    own = tree.copy(tmp_path / "PetFace")
+    split_anew(own)
+    flags = [*own.flags, *TINY_STAGE1, "--runs-root", tmp_path, "--run-name", "one"]
+    more = ["--epochs", 1, "--weights", stage1_run.folder / "best.pt"]
+    done = script(scripts.STAGE1, [*flags, *more])
+    final = json.loads((tmp_path / "one/final.json").read_text())
+    words = final["contaminated"]
+    num, total = int(words.split()[0]), int(words.split()[2])
+    assert 0 < num <= total == 8 and done.figures()["contaminated"] == words
+    assert f"contaminated: {words}" in (tmp_path / "one/report.html").read_text()
+    told = write_sweep(tmp_path / "sweep", [SweepRun("a", "seed1", "", final)])
+    assert f"contaminated: {words}: a seed1" in told
+    assert rows_of(tmp_path / "sweep/runs.csv")[0]["contaminated"] == words
 
 
 def test_a_finished_run_goes_on_with_more_epochs(script, tree, tmp_path):
