@@ -36,16 +36,14 @@ export function answerView(answer, why = () => null, isFolded = false) {
     grid && isFolded ? make("details.rest.folded", {}, make("summary", {}, names), grid) : grid,
     [species, ...Object.values(attributes)].some(({ sure }) => sure == null) && make(
       "p.small.foot", {}, "Not every answer here was calibrated: where it was not, nothing says " +
-      "when to call it unsure."),
+      "when there is little evidence."),
   ];
 }
 
 function headView(head, entry, whyButton) {
   const isUnsure = entry.sure === false;
-  const answer = isUnsure
-    ? make("p.answer.doubt", {}, make("span", {}, "unsure"), " ",
-      make("span.guess", {}, "best guess: ", bdi(entry.label)))
-    : make("p.answer", {}, bdi(entry.label));
+  const answer = make("p.answer", {}, bdi(entry.label), isUnsure && " ",
+    isUnsure && make("span.guess.doubt", {}, "little evidence"));
   const mayBe = entry.may_be?.length > (isUnsure ? 0 : 1) && mayBeView(entry.may_be);
   return make(`section.head.${head === "species" ? "first" : "other"}`, {},
     make("div.line", {}, make("h4", {}, headName(head)), whyButton),

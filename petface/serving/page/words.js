@@ -27,7 +27,7 @@ export function inShort({ answer, problem }) {
   if (!answer?.species) return describeProblem(problem ?? answer).title;
   return [["species", answer.species], ...Object.entries(answer.attributes)]
     .map(([head, { label, topk, sure }]) => `${headName(head)}: ${
-      sure === false ? `unsure, best guess ${label}` : `${label}, ${percent(topk[0]?.[1])}`}`)
+      sure === false ? `${label}, little evidence` : `${label}, ${percent(topk[0]?.[1])}`}`)
     .join(", ");
 }
 
