@@ -29,6 +29,7 @@ MIN_ROWS_FOR_TEMPERATURE = 50
 TEMPERATURE_RANGE = (0.05, 20.0)
 _MAX_BINS, _PHOTOS_PER_BIN = 15, 20
 _MIN_ANSWERED = 10
+_NUM_DRAWS = 200  # of one photo of each animal
 _BISECTIONS = 36  # halvings of the log range: 1e-10 of it
 
 
@@ -180,23 +181,23 @@ def conformal_quantile(
 ) -> float | None:
     """Return the q for `conformal_set` whose sets hold the truth with probability >= 1 - alpha.
 
-    q is the (R + 1)(1 - alpha)-th of R animals' scores 1 - p(true class); photos of an animal share
-    its one vote, without `records` each is its own. None where R is smaller than 1 / alpha - 1, too
-    few for any promise, which is an average over animals, not one for each class. Sources: Sadinle
-    et al. 2019, arXiv 1609.00451 (LAC); Lee, Barber & Willett 2023, arXiv 2306.06342 (animals with
-    several photos).
+    Of one photo of each of R animals q is the ceil((R + 1)(1 - alpha))-th smallest score
+    1 - p(true class); it is averaged over draws of the photos. Without `records` each photo is an
+    animal. None where R is smaller than 1 / alpha - 1, too few for any promise, which is an average
+    over animals, not one for each class. Sources: Sadinle et al. 2019, arXiv 1609.00451 (LAC);
+    Dunn, Wasserman & Ramdas 2022, arXiv 1809.07441 (one photo of each).
     """
     animals = np.arange(len(labels)) if records is None else records
-    number = np.unique(animals, return_inverse=True)[1]
-    photos = np.bincount(number)
-    rank = (len(photos) + 1) * (1.0 - alpha) - 1e-9
+    _, photos = np.unique(animals, return_counts=True)
+    rank = math.ceil((len(photos) + 1) * (1.0 - alpha) - 1e-9)  # 0.9 * 10 must not become 10
     if rank > len(photos):
         return None
-    scores = 1.0 - _at(probabilities, labels)
-    order = np.argsort(scores, kind="stable")
-    votes = np.cumsum(1.0 / photos[number[order]])
-    place = int(np.searchsorted(votes, rank - 1e-9))  # sums of parts: the last may be a hair less
-    return float(scores[order[min(place, len(order) - 1)]])
+    scores = (1.0 - _at(probabilities, labels))[np.argsort(animals, kind="stable")]
+    if len(photos) == len(scores):
+        return float(np.sort(scores)[rank - 1])
+    part = np.random.default_rng(0).random((_NUM_DRAWS, len(photos)))
+    drawn = scores[np.cumsum(photos) - photos + (part * photos).astype(np.int64)]
+    return float(np.partition(drawn, rank - 1, axis=1)[:, rank - 1].mean())
 
 
 def conformal_set(probabilities: npt.ArrayLike, q: float) -> Truths:

@@ -46,7 +46,8 @@ def threshold_for_accuracy(
     (None, 0.0, why) where none is; 0 where all are. From the surest answers down, a twentieth of
     all at a time, the one-sided lower bound of the accuracy (Clopper & Pearson at `SURE_LEVEL`)
     must reach `wanted_accuracy`; the first step that fails ends it, so that many steps are no more
-    likely to err than one. Steps so small that even faultless answers would fail are passed over.
+    likely to err than one. Steps so small that even faultless answers would fail are passed over,
+    and where there are larger ones those that a quarter of the allowed errors would make fail.
     Source: fixed-sequence testing as in Angelopoulos et al. 2021, arXiv 2110.01052.
 
     The photos of one animal are right or wrong together and count for less than their number; see
@@ -55,25 +56,27 @@ def threshold_for_accuracy(
     thresholds, coverage, accuracy = coverage_curve(confidence, correct)
     order = np.argsort(-confidence, kind="stable")
     right, group = correct[order], np.unique(records, return_inverse=True)[1][order]
-    found, best = None, 0.0  # the accuracy of the most hopeful step
-    num_animals, enough = len(np.unique(group)), False
     steps = np.searchsorted(coverage, np.arange(1, _NUM_STEPS + 1) / _NUM_STEPS - 1e-9)
-    for step in np.unique(steps[steps < len(coverage)]).tolist():
-        num = round(coverage[step] * len(right))
-        faultless = num / _design_effect(np.ones(num, bool), group[:num])
-        if _lower_bound(1.0, faultless) < wanted_accuracy:
-            continue
-        enough, best = True, max(best, float(accuracy[step]))
+    steps = np.unique(steps[steps < len(coverage)])
+    nums = np.rint(coverage[steps] * len(right)).astype(np.int64)
+    most = [n / _design_effect(np.ones(n, bool), group[:n]) for n in nums.tolist()]  # faultless
+    quarter = 1.0 - (1.0 - wanted_accuracy) / 4.0
+    can, able = (
+        np.array([_lower_bound(good, n) >= wanted_accuracy for n in most], bool)
+        for good in (1.0, quarter)
+    )
+    tried, found = able if able.any() else can, None
+    for step, num in zip(steps[tried].tolist(), nums[tried].tolist(), strict=True):
         counting = num / _design_effect(right[:num], group[:num])
         if _lower_bound(float(accuracy[step]), counting) < wanted_accuracy:
             break
         found = step
     if found is None:
-        if enough and best < wanted_accuracy:
-            return Threshold(
-                None, 0.0, f"no threshold reaches {wanted_accuracy:.0%}".replace("%", " %")
-            )
-        needed = _animals_needed(best if enough else 1.0, wanted_accuracy, group)
+        best = float(accuracy[steps[can]].max(initial=0.0)) if can.any() else 1.0
+        if best < wanted_accuracy:
+            return Threshold(None, 0.0, f"no threshold reaches {wanted_accuracy * 100:.0f} %")
+        needed = _animals_needed(best, wanted_accuracy, group)
+        num_animals = int(group.max(initial=-1)) + 1
         return Threshold(None, 0.0, f"{TOO_FEW} ({num_animals}; {needed} needed)")
     thresholds[-1] = 0.0  # who answers all of these also answers a photo below all of them
     return Threshold(float(thresholds[found]), float(coverage[found]), "")

@@ -167,26 +167,28 @@ def test_labels_that_cannot_tell_leave_the_temperature_alone() -> None:
 
 def naive_threshold(confidence, correct, wanted: float, records) -> float | None:
     """Go down by twentieths of all photos, each step by a loop over its animals."""
-    found, order = None, sorted(confidence, reverse=True)
+    order, bounds = sorted(confidence, reverse=True), []
     for step in range(1, 21):
         threshold = order[math.ceil(step * len(order) / 20 - 1e-9) - 1]
-        answered = confidence >= threshold
-        bounds = []
-        for right in (np.ones(len(correct)), correct):
-            own = [right[answered & (records == r)] for r in np.unique(records[answered])]
+        answered, row = confidence >= threshold, [threshold]
+        for right, share_right in ((None, 1.0), (None, 1 - (1 - wanted) / 4), (correct, None)):
+            values = np.ones(len(correct)) if right is None else right
+            own = [values[answered & (records == r)] for r in np.unique(records[answered])]
             mean = answered.sum() / len(own)
             pairs = [(float(o.sum()), len(o)) for o in own] + [(mean / 2, mean)]
             share = sum(k for k, _ in pairs) / sum(n for _, n in pairs)
             spread = sum((k - share * n) ** 2 for k, n in pairs)
             effect = spread / (sum(n for _, n in pairs) * share * (1 - share))
             num = answered.sum() / max(1.0, effect, 1 + 0.3 * (mean - 1))
-            p = right[answered].mean()
-            bounds.append(scipy.stats.beta.ppf(0.05, p * num, (1 - p) * num + 1) if p else 0.0)
-        if bounds[0] < wanted:
-            continue
-        if bounds[1] < wanted:
+            p = values[answered].mean() if share_right is None else share_right
+            bound = scipy.stats.beta.ppf(0.05, p * num, (1 - p) * num + 1) if p else 0.0
+            row.append(bound >= wanted)
+        bounds.append(row)
+    column, found = 2 if any(row[2] for row in bounds) else 1, None
+    for row in (row for row in bounds if row[column]):
+        if not row[3]:
             break
-        found = threshold
+        found = row[0]
     return found
 
 
@@ -306,7 +308,7 @@ def test_the_conformal_quantile_is_the_score_of_its_rank(n: int, alpha: float) -
     expected = next(s for k, s in enumerate(scores, start=1) if 100 * k >= needed)
     assert conformal_quantile(p, labels, alpha) == expected
     twice = np.repeat(p, 2, axis=0), np.repeat(labels, 2), alpha, np.repeat(np.arange(n), 2)
-    assert conformal_quantile(*twice) == expected  # an animal has one vote
+    assert conformal_quantile(*twice) == pytest.approx(expected)  # an animal has one vote
     assert conformal_quantile(p[:8], labels[:8], 0.1) is None
 
 
@@ -322,7 +324,7 @@ def test_a_set_holds_the_classes_up_to_the_quantile_and_always_the_answer() -> N
 def test_sets_hold_the_truth_of_an_animal_as_often_as_promised(animals: int) -> None:
     """Few runs; results/simulated_sets.csv has more. Below nine animals there is no set."""
     covered = simulations.covered_by_sets(np.random.default_rng(0), 300, 0.6, 0.5, animals)
-    assert covered is None if animals < 9 else 0.88 < covered < 0.9 + 1.2 / (animals + 1)
+    assert covered is None if animals < 9 else 0.88 < covered < 0.92
 
 
 # --- A head ---
