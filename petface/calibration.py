@@ -192,7 +192,8 @@ def conformal_quantile(
     rank = math.ceil((len(photos) + 1) * (1.0 - alpha) - 1e-9)  # 0.9 * 10 must not become 10
     if rank > len(photos):
         return None
-    scores = (1.0 - _at(probabilities, labels))[np.argsort(animals, kind="stable")]
+    scores = 1.0 - _at(probabilities, labels)
+    scores = scores[np.lexsort((scores, animals))]  # no matter how the rows stand
     if len(photos) == len(scores):
         return float(np.sort(scores)[rank - 1])
     part = np.random.default_rng(0).random((_NUM_DRAWS, len(photos)))
