@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from petface.data.fingerprint import from_json
-from petface.data.images import Preprocessing, to_float
+from petface.data.images import to_float
 from petface.errors import UserError, install_line
+from petface.inference import onnx_check
 from petface.models import checkpoints
 from petface.models.checkpoints import CheckpointError, Described
 from petface.models.network import Outputs
@@ -41,15 +42,9 @@ METADATA: Final = (
     *("format", "kind", "species", "backbone", "precision", "heads", "sources", "preprocessing"),
     *("resizing", "calibration", "inputs", "outputs", "checkpoint", "opset", "packages"),
 )
-# All operators that an export writes, in float32 or int8; a file with others is not loaded.
-OPERATORS: Final = frozenset(
-    (
-        *("Add", "Clip", "Concat", "Constant", "Conv", "Div", "Flatten", "Gemm", "HardSigmoid"),
-        *("GlobalAveragePool", "HardSwish", "Identity", "MatMul", "MaxPool", "Mul", "ReduceMean"),
-        *("Relu", "Reshape", "Sigmoid", "Sub", "QuantizeLinear", "DequantizeLinear"),
-    )
-)
-_CPU_PIXELS = 8 * 224 * 224  # at once: what passes between layers stays in the cache
+MAX_MODEL_BYTES: Final = 1_000_000_000  # eight ResNet-50 bodies have 0.8
+MAX_CARD_BYTES: Final = 16_000_000  # of JSON; a card of PetFace's size has 5
+MAX_CLASSES: Final = 100_000
 _AGAIN = "copy the whole bundle again, or export again with python -m tools.export"
 _UPDATE = "update PetFace, or export again"
 
@@ -90,9 +85,10 @@ def read(path: str | Path, species: str | None = None) -> Exported:
     """
     path = Path(path)
     card_path = path.with_suffix(".json")
-    content, card_text = _bytes_of(path), _bytes_of(card_path)
-    digest = hashlib.sha256(content).hexdigest()
     folder = next((f for f in list(path.absolute().parents)[:2] if is_bundle(f)), None)
+    content = _bytes_of(path, MAX_MODEL_BYTES, folder)
+    card_text = _bytes_of(card_path, MAX_CARD_BYTES, folder)
+    digest = hashlib.sha256(content).hexdigest()
     if folder is not None:
         listed = _read_bundle(folder)
         card_digest = hashlib.sha256(card_text).hexdigest()
@@ -110,23 +106,33 @@ def read(path: str | Path, species: str | None = None) -> Exported:
             for name in (card["species"], species)
         )
         raise CheckpointError(path, f"is {what}, not {wanted}")
+    if card["precision"] not in ("fp32", "int8"):
+        raise CheckpointError(card_path, "names no precision that exports have", _AGAIN)
     try:
-        return Exported(
-            {head: tuple(map(str, names)) for head, names in card["heads"].items()},
-            dict(card["sources"]),
-            Preprocessing.from_dict(card["preprocessing"]),
-            checkpoints.read_calibration(path, card),
-            path,
-            content,
-            card["precision"],
-            data=from_json(card.get("data") or {}),
-        )
-    except (AttributeError, TypeError, ValueError) as error:
+        learnt = from_json(card.get("data") or {})
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(card_path, f"makes no sense: {error}") from error
+    return Exported(
+        _heads_of(path, card),
+        dict(card["sources"]),
+        checkpoints.read_preprocessing(path, card),
+        checkpoints.read_calibration(path, card),
+        path,
+        content,
+        card["precision"],
+        data=learnt,
+    )
 
 
-def _bytes_of(path: Path) -> bytes:
+def _bytes_of(path: Path, most: int, folder: Path | None = None) -> bytes:
+    """Read a regular file of at most `most` bytes; of a bundle, only what lies in its folder."""
     try:
+        if folder and folder.resolve() not in path.resolve().parents:
+            raise CheckpointError(path, "is a link out of its bundle", _AGAIN)
+        if path.exists() and not path.is_file():
+            raise CheckpointError(path, "is not a file", _AGAIN)
+        if path.stat().st_size > most:
+            raise CheckpointError(path, f"is larger than {most / 1e6:,.0f} MB", _AGAIN)
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(path, f"cannot be read: {error.strerror}", _AGAIN) from error
@@ -135,7 +141,7 @@ def _bytes_of(path: Path) -> bytes:
 def _read_bundle(folder: Path) -> dict[str, str]:
     """Read the SHA-256 of each file of a bundle."""
     path = folder / BUNDLE
-    listed = _table_of(path, _bytes_of(path)).get("files")
+    listed = _table_of(path, _bytes_of(path, MAX_CARD_BYTES, folder)).get("files")
     if not isinstance(listed, dict):
         raise CheckpointError(path, "does not list the files of a bundle", _AGAIN)
     return listed
@@ -144,8 +150,8 @@ def _read_bundle(folder: Path) -> dict[str, str]:
 def _table_of(path: Path, text: bytes) -> dict[str, Any]:
     """Read a JSON table of this format."""
     try:
-        table = json.loads(text)
-    except ValueError as error:  # bytes that are no UTF-8 are among them
+        table = _json(text)
+    except (ValueError, RecursionError, MemoryError) as error:  # no UTF-8 is among them
         raise CheckpointError(path, f"not valid JSON ({error})", _AGAIN) from error
     number = table.get("format") if isinstance(table, dict) else None
     if number != FORMAT:
@@ -153,29 +159,43 @@ def _table_of(path: Path, text: bytes) -> dict[str, Any]:
     return table
 
 
+def _json(text: str | bytes) -> Any:
+    """Read JSON without the numbers that are none."""
+
+    def no_number(name: str) -> None:
+        raise ValueError(f"{name} is no number")
+
+    return json.loads(text, parse_constant=no_number)
+
+
 def check_model(path: Path, content: bytes, card: Mapping[str, Any]) -> None:
     """Refuse a model that says other things than its card, or computes what no export writes."""
     onnx = _import("onnx")
     try:
         model = onnx.ModelProto.FromString(content)
-        own = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+        own = {entry.key: _json(entry.value) for entry in model.metadata_props}
     except Exception as error:  # the parser's own type is not part of its interface
         raise CheckpointError(path, f"not an ONNX file of ours ({error})", _AGAIN) from error
     if any(name not in own or own[name] != card.get(name) for name in METADATA):
         raise CheckpointError(path, "its metadata and its card say different things", _AGAIN)
-    graph, nodes = model.graph, model.graph.node
-    used = {node.op_type if node.domain in ("", "ai.onnx") else node.domain for node in nodes}
-    if others := used - OPERATORS:
-        what = f"has operators that no export writes: {', '.join(sorted(others))}"
+    rule, heads = checkpoints.read_preprocessing(path, card), _heads_of(path, card)
+    if what := onnx_check.foreign_part(onnx, model, INPUT, rule.size_px, heads):
         raise CheckpointError(path, what, _AGAIN)
-    attributes = [attribute for node in nodes for attribute in node.attribute]
-    if any(a.HasField("g") or a.HasField("sparse_tensor") for a in attributes):
-        raise CheckpointError(path, "has graphs or sparse tensors in its nodes", _AGAIN)
-    if model.functions or graph.sparse_initializer:
-        raise CheckpointError(path, "has functions of its own or sparse weights", _AGAIN)
-    tensors = [*graph.initializer, *(a.t for a in attributes)]
-    if any(map(onnx.external_data_helper.uses_external_data, tensors)):
-        raise CheckpointError(path, "keeps weights in a second file", _AGAIN)
+
+
+def _heads_of(path: Path, card: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Read the classes of each head; `CheckpointError` where they are not lists of names."""
+    heads: Any = card.get("heads")
+    sources: Any = card.get("sources")
+    for table, kind in ((heads, list), (sources, str)):
+        if not isinstance(table, dict) or not all(isinstance(v, kind) for v in table.values()):
+            raise CheckpointError(path, "its card does not list the classes of each head", _AGAIN)
+    found = {head: tuple(map(str, names)) for head, names in heads.items()}
+    if not found or not all(0 < len(names) <= MAX_CLASSES for names in found.values()):
+        raise CheckpointError(path, f"has a head without a class or over {MAX_CLASSES:,}", _AGAIN)
+    if sources.keys() != heads.keys() or (card.get("species") is None and [*found] != ["species"]):
+        raise CheckpointError(path, f"has other heads than it should ({[*found]})", _AGAIN)
+    return found
 
 
 class OnnxNetwork:
@@ -196,7 +216,7 @@ class OnnxNetwork:
         self.precision = precision
         self._session, self._heads = _open_session(model, device, name), list(described.heads)
         on_cpu = self._session.get_providers()[0] == "CPUExecutionProvider"
-        self._rows = max(1, _CPU_PIXELS // self.preprocessing.size_px**2) if on_cpu else None
+        self._rows = onnx_check.rows_at_once(self.preprocessing.size_px) if on_cpu else None
 
     def answer_pixels(self, pixels: Tensor) -> Outputs:
         """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""

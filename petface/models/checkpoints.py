@@ -22,11 +22,19 @@ from petface.calibration import HeadCalibration
 from petface.data.fingerprint import Data, read_data
 from petface.data.images import Preprocessing
 from petface.errors import UserError
-from petface.models import layouts, multi_head
+from petface.models import bounds, layouts, multi_head
 from petface.models.architecture import Architecture, build_classifier
 
 FORMAT = 1
+_MAX_REASON = 500  # characters
 _COPY_AGAIN = "copy the file again, or use last.pt of the same run"
+_OTHER_NETWORK = "it may be of another network or damaged: take the file of this one"
+# Under what weights are kept: what was trained before what was averaged of it.
+_WRAPPERS = (
+    *("model", "model_state_dict", "state_dict", "net", "network", "module", "weights", "params"),
+    *("model_ema", "state_dict_ema", "ema_state_dict", "ema"),
+)
+_OUTER = {"model", "net", "network"}  # attributes that a whole network is kept in
 # How torch words that a file asks for code; its other refusals mean that the bytes make no sense.
 _REFUSAL = re.compile(r"GLOBAL [\w.]+|TorchScript|Trying to call reduce|Can only (create|build)")
 
@@ -35,6 +43,8 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be used: the message names the file, the reason and the way out."""
 
     def __init__(self, path: str | Path, reason: str, way_out: str = "") -> None:
+        reason = " ".join(reason.split())  # one line, however a file names its classes
+        reason = reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]} ..."
         super().__init__(f"{path}: {reason}" + (f"; {way_out}" if way_out else ""))
 
 
@@ -104,24 +114,36 @@ def load(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(path, "no such file", "train first, or check the path")
+    content, refusal = None, ""
     try:
         # files of torch before 1.6 are no archives, and have no checksum
         if zipfile.is_zipfile(path) and (damage := files.archive_damage(path)):
             raise CheckpointError(path, damage, _COPY_AGAIN)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        refusal = bounds.forbidden_instruction(path)
+        if not refusal:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror}", "try again") from error
     except Exception as error:  # zipfile and torch raise a dozen types for damaged files
-        refusal = _REFUSAL.search(str(error))
-        if refusal:
+        found = _REFUSAL.search(str(error))
+        refusal = found[0] if found else ""
+        if not refusal:
             raise CheckpointError(
-                path,
-                f"holds pickled objects ({refusal[0]}), not only weights; nothing of it was run",
-                "store model.state_dict() and plain values instead",
+                path, f"damaged or not a checkpoint ({type(error).__name__})", _COPY_AGAIN
             ) from error
+    if refusal == "TorchScript":
+        what = "is a TorchScript program, not weights; nothing of it was run"
+        raise CheckpointError(path, what, "save torch.jit.load(file).state_dict() with torch.save")
+    if refusal:
         raise CheckpointError(
-            path, f"damaged or not a checkpoint ({type(error).__name__})", _COPY_AGAIN
-        ) from error
+            path,
+            f"holds pickled objects ({refusal}), not only weights; nothing of it was run",
+            "store model.state_dict() and plain values instead",
+        )
+    if oddity := bounds.oddity(content, path.stat().st_size):
+        raise CheckpointError(path, f"holds {oddity}", "store model.state_dict() instead")
     if not isinstance(content, dict):
         raise CheckpointError(path, f"holds a {type(content).__name__}, not a dictionary")
     number = content.get("format", 0)
@@ -145,8 +167,10 @@ def read_stage1(path: str | Path) -> Stage1Checkpoint:
         )
     classes = tuple(str(name) for name in sorted(table, key=table.__getitem__))
     architecture = read_architecture(path, content)
-    model = _fill(path, build_classifier(architecture, len(classes)), state)
-    rule, calibration = _preprocessing(path, content), read_calibration(path, content)
+    with torch.device("meta"):
+        model = build_classifier(architecture, len(classes))
+    _fill(path, model, state)
+    rule, calibration = read_preprocessing(path, content), read_calibration(path, content)
     heads, sources = {"species": classes}, {"species": "checkpoint"}
     learnt = fingerprint_in(path, content)
     return Stage1Checkpoint(heads, sources, rule, calibration, model, architecture, data=learnt)
@@ -186,13 +210,14 @@ def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
     for head, size in sizes.items():
         vocabularies[head], sources[head] = _vocabulary(path, species, head, size, stored)
     kind = multi_head.ChinchillaMultiHeadResNet18 if stored else multi_head.GenericMultiHeadResNet18
-    model = kind(sizes, architecture)
+    with torch.device("meta"):
+        model = kind(sizes, architecture)
     state = {f"body.{key}": value for key, value in found.body.items()}
     for head in sizes:
         tensors = found.heads[own_names[head]]
         state |= {f"heads.{head}.{name}": tensor for name, tensor in tensors.items()}
     _fill(path, model, state)
-    rule, calibration = _preprocessing(path, content), read_calibration(path, content)
+    rule, calibration = read_preprocessing(path, content), read_calibration(path, content)
     learnt = fingerprint_in(path, content)
     return Stage2Checkpoint(
         vocabularies, sources, rule, calibration, model, architecture, species, data=learnt
@@ -225,39 +250,69 @@ def read_architecture(path: str | Path, content: Mapping[str, Any]) -> Architect
 
 
 def weights_in(path: str | Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Find the state dictionary in a checkpoint; DataParallel's `module.` prefix is dropped."""
-    for key in ("model", "model_state_dict", "state_dict"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    state = {
-        str(key).removeprefix("module."): value
-        for key, value in content.items()
-        if isinstance(value, Tensor)
-    }
+    """Find the state dictionary in a checkpoint, within whatever a trainer wrapped around it.
+
+    Names lose what DataParallel, torch.compile and averaging put into them, wherever it stands,
+    and a wrapper's name that all of them begin with.
+    """
+    while inner := [key for key in _WRAPPERS if isinstance(content.get(key), dict)]:
+        content = content[inner[0]]
+    state: dict[str, Tensor] = {}
+    for key, value in content.items():
+        parts = [part for part in str(key).split(".") if part not in ("module", "_orig_mod")]
+        name = ".".join(parts)
+        if isinstance(value, Tensor) and name != "n_averaged":
+            if name in state:
+                raise CheckpointError(path, f"has two weights named {name}", _OTHER_NETWORK)
+            state[name] = value
+    while len(first := {name.partition(".")[0] for name in state}) == 1 and first <= _OUTER:
+        state = {name.partition(".")[2]: value for name, value in state.items()}
     if not state:
         raise CheckpointError(path, 'holds no weights under "model"', "use best.pt or last.pt")
     return state
 
 
 def _fill(path: str | Path, model: Any, state: Mapping[str, Tensor]) -> Any:
-    try:
-        model.load_state_dict(dict(state))
-    except RuntimeError as error:
-        raise CheckpointError(
-            path, f"weights do not fit the network ({first_lines(error)})"
-        ) from error
+    """Lay weights into a network without any, on "meta": nothing is built that they lack."""
+    own = model.state_dict()
+    if reason := misfit(own, state):
+        raise CheckpointError(path, f"weights do not fit the network ({reason})", _OTHER_NETWORK)
+    model.load_state_dict(
+        {name: t.detach().to(own[name].dtype).contiguous() for name, t in state.items()},
+        assign=True,
+    )
     return model.eval()
 
 
-def _preprocessing(path: str | Path, content: Mapping[str, Any]) -> Preprocessing:
+def misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Describe in a few words where weights are not those of a network; "" where they are."""
+    shapes = [
+        f"{name} is {list(state[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    missing, unknown = ([n for n in a if n not in b] for a, b in ((own, state), (state, own)))
+    told = [
+        f"{word} {', '.join(sorted(names, key=lambda name: not name.startswith('heads'))[:2])}"
+        + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+        for word, names in (("missing", missing), ("unknown", unknown), ("shape:", shapes))
+        if names
+    ]
+    return "; ".join(told)
+
+
+def read_preprocessing(path: str | Path, content: Mapping[str, Any]) -> Preprocessing:
     """Read how images must be prepared; old checkpoints meant 224 px, stretched."""
     if "preprocessing" not in content:
         return Preprocessing()
     try:
-        return Preprocessing.from_dict(content["preprocessing"])
-    except UserError as error:
+        rule = Preprocessing.from_dict(content["preprocessing"])
+    except (UserError, OverflowError) as error:
         raise CheckpointError(path, f"preprocessing: {error}") from error
+    if rule.size_px > bounds.MAX_SIZE_PX:
+        what = f"preprocessing: size_px is {rule.size_px}, more than {bounds.MAX_SIZE_PX}"
+        raise CheckpointError(path, what, _COPY_AGAIN)
+    return rule
 
 
 def read_calibration(path: str | Path, content: Mapping[str, Any]) -> dict[str, HeadCalibration]:
@@ -287,8 +342,3 @@ def fingerprint_in(path: str | Path, content: Mapping[str, Any]) -> Data | None:
         return read_data(content)
     except ValueError as error:
         raise CheckpointError(path, str(error), _COPY_AGAIN) from error
-
-
-def first_lines(error: Exception) -> str:
-    """Shorten load_state_dict's pages to their first two lines."""
-    return " ".join(line.strip() for line in str(error).splitlines()[:2])

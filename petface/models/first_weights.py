@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from petface.data.dataset import Dataset
 from petface.data.fingerprint import Data, describe_data
 from petface.errors import SettingsError
-from petface.models import backbones, checkpoints
+from petface.models import backbones, checkpoints, layouts
 from petface.models.architecture import bodies_of, states_of_bodies
 from petface.models.checkpoints import CheckpointError
 
@@ -78,22 +79,50 @@ def _fill(bodies: list[nn.Module], weights: str, name: str, policy: str) -> str:
             if told.startswith("random"):  # no network: the next ones would wait for it as long
                 break
     elif weights != "none":
-        _fill_from_file(bodies, weights, name)
-        told = f"file {Path(weights).name}"
+        told = f"file {Path(weights).name}{_fill_from_file(bodies, weights, name)}"
     return told
 
 
-def _fill_from_file(bodies: list[nn.Module], path: str, name: str) -> None:
+def _fill_from_file(bodies: list[nn.Module], path: str, name: str) -> str:
+    """Fill bodies with those of a file, whatever stands around them; say what was left out."""
     state = checkpoints.weights_in(path, checkpoints.load(path))
-    own = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
-    states = states_of_bodies(own or state)
+    own = bodies[0].state_dict()
+    first = next(iter(own))
+    prefix = _prefix(path, state, first)
+    if prefix is None:  # a ResNet that was kept as a row of layers
+        state = {layouts.torchvision_name(key): tensor for key, tensor in state.items()}
+        prefix = _prefix(path, state, first) or ""
+    inner = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+    states = states_of_bodies(inner)
     if len(states) == 1:
         states *= len(bodies)
     if len(states) != len(bodies):
         raise CheckpointError(path, f"has {len(states)} bodies, but is to fill {len(bodies)}")
+    for key, tensor in inner.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            what = f"holds NaN or infinite numbers in {key}"
+            raise CheckpointError(path, what, "take a checkpoint from before they came")
     try:
         for body, found in zip(bodies, states, strict=True):
             backbones.fill_body(body, name, found)
     except RuntimeError as error:
-        reason = checkpoints.first_lines(error)
-        raise CheckpointError(path, f"does not fit a {name} body ({reason})") from error
+        shapes = {k: t for k, t in states[0].items() if k in own}
+        reason = checkpoints.misfit(own, {**own, **shapes}) or str(error)
+        way_out = "set BACKBONE to the network that the file is of"
+        raise CheckpointError(path, f"does not fit a {name} body ({reason})", way_out) from error
+    if prefix in ("", "body."):  # as our own files have it
+        return ""
+    return f" (prefix {prefix} taken off, {len(state) - len(inner)} other tensors left out)"
+
+
+def _prefix(path: str, state: Mapping[str, Tensor], first: str) -> str | None:
+    """Find what stands before a body's names: the one text in front of the name of its first
+    weight; None where no name ends in it.
+    """
+    pattern = re.compile(r"((?:.+?\.)??)(?:bodies\.\d+\.)?" + re.escape(first))
+    found = {match[1] for match in map(pattern.fullmatch, state) if match}
+    if len(found) > 1 and "" not in found:
+        raise CheckpointError(
+            path, f"holds several networks ({', '.join(sorted(found))})", "store one of them alone"
+        )
+    return None if not found else "" if "" in found else found.pop()

@@ -50,7 +50,7 @@ def read(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Found:
                 raise ValueError(f"head {match['head']} has more than one layer")
             part[match["kind"]] = value
         else:
-            body[_torchvision_name(key)] = value
+            body[torchvision_name(key)] = value
     heads = {}
     for head, tensors in parts.items():
         if set(tensors) != {"weight", "bias"} or len(tensors["weight"]) != len(tensors["bias"]):
@@ -79,7 +79,8 @@ def read_own(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Found:
     return found
 
 
-def _torchvision_name(key: str) -> str:
+def torchvision_name(key: str) -> str:
+    """Return torchvision's name of a body's weight, from those that other programs give it."""
     for prefix in _BODY_PREFIXES:
         rest = key.removeprefix(prefix)
         first, _, tail = rest.partition(".")

@@ -180,10 +180,10 @@ def test_other_weights_in_a_second_file_are_refused(alone: Path) -> None:
         (lambda m: setattr(m.graph.node[0], "op_type", "Loop"), "no export writes: Loop"),
         (
             lambda m: m.graph.node[0].attribute.append(onnx.helper.make_attribute("body", m.graph)),
-            "graphs or sparse tensors in its nodes",
+            "export writes: GraphProto",
         ),
-        (lambda m: m.graph.sparse_initializer.add(), "sparse weights"),
-        (lambda model: model.functions.add(), "functions of its own"),
+        (lambda m: m.graph.sparse_initializer.add(), "export writes: SparseTensorProto"),
+        (lambda model: model.functions.add(), "export writes: FunctionProto"),
         (lambda model: model.metadata_props.pop(), "say different things"),
     ],
 )

@@ -1,6 +1,6 @@
 """The runner of all fuzzers: a fuzzer draws a file and judges what comes of it.
 
-    python -m tests.torture.fuzz MODULE:FUZZER ARGUMENT PATIENCE_S SEED FIRST END   # one process
+    python -m tests.torture.fuzz MODULE:FUZZER ARGUMENT PATIENCE_S SEED FIRST END BYTES
 
 A new fuzzer is two small functions, run by `fuzz` in this process, or by `fuzz_apart` where what is
 attacked may crash, hang or take all memory.
@@ -60,6 +60,7 @@ def fuzz_apart(
     num_files: int,
     seed: int,
     patience_s: float = PATIENCE_S,
+    memory_bytes: int = MEMORY_BYTES,
 ) -> Outcome:
     """Judge the files of `fuzzer` ("module:function", called with `argument`) in processes.
 
@@ -69,7 +70,7 @@ def fuzz_apart(
     peak, slowest_s, first = 0, 0.0, 0
     with outcome.timed():
         while first < num_files:
-            numbers = [str(number) for number in (patience_s, seed, first, num_files)]
+            numbers = [str(number) for number in (patience_s, seed, first, num_files, memory_bytes)]
             done = subprocess.run(
                 [sys.executable, "-m", "tests.torture.fuzz", fuzzer, argument, *numbers],
                 capture_output=True,
@@ -91,8 +92,8 @@ def fuzz_apart(
     return outcome
 
 
-def _work(fuzzer: Fuzzer, patience_s: float, seed: int, first: int, end: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+def _work(fuzzer: Fuzzer, patience_s: float, seed: int, first: int, end: int, most: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     warnings.simplefilter("ignore")
     for number in range(first, end):
         kind, data = fuzzer.file(number, seed)
