@@ -11,6 +11,7 @@ from petface import metrics
 from petface.data.splits import SPLITS
 from petface.evaluation.details import Evaluation
 from petface.evaluation.figures import (
+    MIN_PHOTOS,
     count,
     describe_fusion,
     figures,
@@ -253,7 +254,28 @@ def describe_summary(summary: dict[str, Any]) -> str:
             "test split, in %:",
             pd.DataFrame.from_dict(table, orient="index").to_string(),
             *difference_lines(summary.get("class_differences", {})),
+            *_worst_lines(summary),
             *unknown,
             *contamination_lines(summary),
         ]
     )
+
+
+def _worst_lines(summary: dict[str, Any]) -> list[str]:
+    """Name the species and the class where each head is weakest, of those with photos enough."""
+    lines = []
+    for head, classes in summary["hardest_classes"].items():
+        places = [
+            (own[head]["accuracy"], name, own[head]["num_records"])
+            for name, own in summary["per_species"]["test"].items()
+            if own.get(head, {}).get("num", 0) >= MIN_PHOTOS
+        ]
+        found = [min(places)] if len(places) > 1 else []
+        if classes and head != "species":
+            first = classes[0]
+            name = f"{first['label']} of {first['species']}"
+            found.append((first["recall"], name, first["num_records"]))
+        shown = [f"{name} {percent(value)} ({num} animals)" for value, name, num in found]
+        if shown:
+            lines.append(f"worst of {head}: {', '.join(shown)}")
+    return lines
