@@ -72,12 +72,10 @@ def threshold_for_accuracy(
             break
         found = step
     if found is None:
-        best = float(accuracy[steps[can]].max(initial=0.0)) if can.any() else 1.0
+        best = float(accuracy[steps[can][0] :].max()) if can.any() else 1.0
         if best < wanted_accuracy:
             return Threshold(None, 0.0, f"no threshold reaches {wanted_accuracy * 100:.0f} %")
-        needed = _animals_needed(best, wanted_accuracy, group)
-        num_animals = int(group.max(initial=-1)) + 1
-        return Threshold(None, 0.0, f"{TOO_FEW} ({num_animals}; {needed} needed)")
+        return Threshold(None, 0.0, _too_few(best, wanted_accuracy, group))
     thresholds[-1] = 0.0  # who answers all of these also answers a photo below all of them
     return Threshold(float(thresholds[found]), float(coverage[found]), "")
 
@@ -86,18 +84,14 @@ def _lower_bound(accuracy: float, num: float) -> float:
     return clopper_pearson(accuracy * num, num, 1.0 - SURE_LEVEL)[0]
 
 
-def _animals_needed(accuracy: float, wanted: float, group: np.ndarray) -> int | str:
-    """Return how many animals like these would show that `accuracy`; "more" beyond ten thousand."""
-    photos = len(group) / max(int(group.max(initial=0)) + 1, 1) or 1.0
+def _too_few(accuracy: float, wanted: float, group: np.ndarray) -> str:
+    """Say how many animals there are, and how many like these would show that `accuracy`."""
+    num = int(group.max(initial=-1)) + 1
+    photos = len(group) / num if num else 1.0
     counting = photos / max(1.0, photos / 2.0, _least_effect(photos))
-    low, high = 1, 10_000
-    if _lower_bound(accuracy, high * counting) < wanted:
-        return "more"
-    while low < high:
-        middle = (low + high) // 2
-        enough = _lower_bound(accuracy, middle * counting) >= wanted
-        low, high = (low, middle) if enough else (middle + 1, high)
-    return low
+    counts = np.unique(np.geomspace(num + 1, 10_000 * (num + 1), 1000).astype(np.int64))
+    enough = (n for n in counts.tolist() if _lower_bound(accuracy, n * counting) >= wanted)
+    return f"{TOO_FEW} ({num}; {next(enough, 'more')} needed)"
 
 
 def _design_effect(correct: Truths, group: np.ndarray) -> float:
