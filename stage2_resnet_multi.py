@@ -46,18 +46,13 @@ from petface.settings import (
     read_settings,
 )
 from petface.taxonomy import PRIMARY_ATTR_PRIORITY, SpeciesTable, with_columns
-from petface.training import augment, recipe, runs, sampling
+from petface.training import augment, recipe, runs, sampling, specialist
 from petface.training.augment.mixing import Mixing, MixKind
 from petface.training.epoch import Progress, train_epoch
 from petface.training.evaluate import Job, evaluate
 from petface.training.phases import Optimization, Phase, Training, make_phases
 from petface.training.schedule import LrKind
-from petface.training.specialist import (
-    head_figures,
-    pool_species,
-    watched_loss,
-    write_specialist_report,
-)
+from petface.training.tracking import Tracking
 
 # ---- Data: what changes the meaning of the figures ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
@@ -81,6 +76,7 @@ PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: what is fas
 PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
 TENSORBOARD: bool = False  # the figures of every epoch as event files too
+WANDB: str = ""  # project of Weights & Biases; "" = off; WANDB_MODE=offline needs no network
 SPREAD: bool = False  # under torchrun: True = each process trains other species, alone
 
 # ---- Network and optimisation ----
@@ -148,7 +144,7 @@ SPECIES_CONFIG: Final[dict[str, SpeciesTable]] = {
     "rabbit": {"breed": "Breed", "color1": "Color1", "color2": "Color2", "gender": "Gender"},
 }
 # What a resumed run may set otherwise, and what where its data is the same.
-MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD", "SPECIES", "SPREAD")
+MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD", "WANDB", "SPECIES", "SPREAD")
 LIMITS: Final = (
     *("IMAGES_ROOT", "ANNOTATIONS_ROOT", "SPLITS_FILE", "RUNS_ROOT", "RUN_NAME"),
     *("PHASE_EPOCHS", "PHASE_PATIENCE", "MAX_BAD_FRACTION"),
@@ -194,7 +190,7 @@ def main() -> int:
                 limits=LIMITS,
                 describe=partial(describe_learnt, dataset, s.WEIGHTS, s.PRETRAINED, species, heads),
                 global_batch_size=s.BATCH_SIZE * distributed.world_size(),
-                tensorboard=s.TENSORBOARD,
+                tracking=Tracking(s.TENSORBOARD, s.WANDB),
                 force=force,
                 extend=extend,
                 prefix=f"{species}_",
@@ -203,7 +199,7 @@ def main() -> int:
                 if code := train_specialist(s, dataset, species, run, stop):
                     return code
     runs.end_of_force(folders)
-    pool_species(runs.run_path(s.RUNS_ROOT, s.RUN_NAME))
+    specialist.pool_species(runs.run_path(s.RUNS_ROOT, s.RUN_NAME))
     return 0
 
 
@@ -247,7 +243,7 @@ def train_specialist(
         *(s.WEIGHT_DECAY, s.BODY_LR_FACTOR, s.SCHEDULE, s.WARMUP_FRAC),
         *(s.PLATEAU_PATIENCE, s.EMA_DECAY),
     )
-    training = Training(phases_of(s), how, job, run, description, watched=watched_loss)
+    training = Training(phases_of(s), how, job, run, description, watched=specialist.watched_loss)
     mixing = Mixing(s.MIX, s.MIX_PROBABILITY, s.MIX_ALPHA, s.MIX_ADAPTS)
     training.resume()
     while training.has_epoch():
@@ -386,10 +382,11 @@ def finish(
     }
     for head in vocabularies:
         known = parts["train"].labels[head], parts["test"].labels[head]
-        figures |= head_figures(head, seen["val"].confusions[head], test[head], *known)
+        figures |= specialist.head_figures(head, seen["val"].confusions[head], test[head], *known)
     figures |= headline_figures(measured)
     figures["checkpoint"] = str(run.best)
-    write_specialist_report(run.path, vocabularies, {"test": test, "all": every}, s.TOP_SUPPORT)
+    matrices = {"test": test, "all": every}
+    specialist.write_specialist_report(run.path, vocabularies, matrices, s.TOP_SUPPORT)
     run.write_metrics(progress.history)  # again: a kill may have come just before the last time
     job.failures.write()
     run.finish(figures, {"calibration": measured})

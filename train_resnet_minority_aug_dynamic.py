@@ -47,6 +47,7 @@ from petface.training.epoch import Progress, train_epoch
 from petface.training.evaluate import Evaluation, Job, evaluate
 from petface.training.phases import Optimization, Phase, Training, make_phases
 from petface.training.schedule import LrKind
+from petface.training.tracking import Tracking
 
 # ---- Data: what changes the meaning of the figures ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
@@ -68,6 +69,7 @@ PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: what is fas
 PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
 TENSORBOARD: bool = False  # the figures of every epoch as event files too
+WANDB: str = ""  # project of Weights & Biases; "" = off; WANDB_MODE=offline needs no network
 
 # ---- Network and optimisation ----
 BACKBONE: BackboneName = "resnet18"  # resnet34/50, efficientnet_b0, mobilenet_v2/v3_small
@@ -118,7 +120,7 @@ MIX_PROBABILITY: Fraction = 0.5  # share of the batches that are mixed
 MIX_ADAPTS: bool = False  # True: up to MIX_PROBABILITY, more while the validation loss rises
 MIX_ALPHA: PositiveFloat = 1.0  # of the Beta distribution of the shares
 
-MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD")  # in a resumed run
+MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD", "WANDB")  # when resumed
 LIMITS: Final = (  # these, too, where its data is the same
     *("IMAGES_ROOT", "ANNOTATIONS_ROOT", "SPLITS_FILE", "RUNS_ROOT", "RUN_NAME"),
     *("EPOCHS", "PATIENCE", "MAX_BAD_FRACTION"),
@@ -147,7 +149,7 @@ def main() -> int:
             limits=LIMITS,
             describe=lambda: describe_learnt(dataset, s.WEIGHTS, s.PRETRAINED),
             global_batch_size=s.BATCH_SIZE * distributed.world_size(),
-            tensorboard=s.TENSORBOARD,
+            tracking=Tracking(s.TENSORBOARD, s.WANDB),
             force="force" in s.switches,
             extend="extend" in s.switches,
         ) as run,
@@ -186,12 +188,8 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
     training = Training(
         phases_of(s),
         Optimization(
-            weight_decay=s.WEIGHT_DECAY,
-            body_lr_factor=s.BODY_LR_FACTOR,
-            schedule=s.SCHEDULE,
-            warmup_frac=s.WARMUP_FRAC,
-            plateau_patience=s.PLATEAU_PATIENCE,
-            ema_decay=s.EMA_DECAY,
+            *(s.WEIGHT_DECAY, s.BODY_LR_FACTOR, s.SCHEDULE, s.WARMUP_FRAC),
+            *(s.PLATEAU_PATIENCE, s.EMA_DECAY),
         ),
         job,
         run,
@@ -385,6 +383,7 @@ def finish(
     run.write_metrics(progress.history)  # again: a kill may have come just before the last time
     job.failures.write()
     metrics.write_confusion(run.path / "confusion_test_species.csv", confusion, classes)
+    metrics.write_classification_report(run.path, "test_species", confusion, classes)
     run.finish(
         figures,
         {

@@ -17,6 +17,7 @@ from petface.metrics import (
     accuracy_interval,
     balanced_accuracy,
     balanced_accuracy_interval,
+    classification_report,
     clopper_pearson,
     cohen_kappa,
     confusion_matrix,
@@ -27,6 +28,7 @@ from petface.metrics import (
     read_confusion,
     recall_per_class,
     top_confusions,
+    write_classification_report,
     write_confusion,
 )
 from tests import simulations
@@ -255,3 +257,25 @@ def test_intervals_hold_what_they_promise(num: int, accuracy: float) -> None:
         )
         assert found["covered"] > 0.92
         assert found["too_low"] < 0.06 and found["too_high"] < 0.06
+
+
+def test_the_classification_report_is_scikit_learns(tmp_path):
+    draw = np.random.default_rng(5)
+    true, predicted = draw.choice(4, 90, p=[0.6, 0.2, 0.15, 0.05]), draw.choice(4, 90)
+    names = ["=Black", "Tabby, dark", "c", "d", "never"]
+    cm = confusion_matrix(true, predicted, 5)
+    wanted = sklearn.metrics.classification_report(
+        true, predicted, target_names=names[:4], output_dict=True, zero_division=0
+    )
+    wanted["accuracy"] = dict.fromkeys(("precision", "recall", "f1-score"), wanted["accuracy"])
+    wanted["accuracy"]["support"] = 90
+    for name in (*names[:4], "accuracy", "macro average", "weighted average"):
+        entry = wanted[name.replace("average", "avg")]
+        (row,) = [r for r in classification_report(cm, names) if r[0] == name]
+        np.testing.assert_allclose(row[1:], list(entry.values()))
+    write_classification_report(tmp_path, "x", cm, names)
+    lines = (tmp_path / "classification_x.txt").read_text().splitlines()
+    assert len(lines) == 1 + 4 + 3 and len({len(line) for line in lines}) == 1
+    assert (tmp_path / "classification_x.csv").read_text().count("\n") == len(lines)
+    nothing = classification_report(np.zeros((5, 5), int), names)
+    assert [row[0] for row in nothing] == ["accuracy", "macro average", "weighted average"]

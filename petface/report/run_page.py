@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,10 @@ def run_page(run: read.Run) -> Page:
             ],
         },
         folded={
-            "Most frequent confusions": [table(_confusions(matrices))],
+            "Most frequent confusions": [
+                Strip([_confusion_bars(head, *m) for head, m in matrices.items()], "wide"),
+                table(_confusions(matrices)),
+            ],
             "Recall and sampling weight per class (classes.csv)": [table(_class_history(run))],
             "Confidence": [_SURE_WORDS, Strip(panels), table(_calibrations(run), _SURE_COLUMNS)],
             "Settings": _settings(run),
@@ -125,6 +129,12 @@ def _class_history(run: read.Run) -> list[dict[str, Any]]:
         | {f"{k}, {n}": end[species][k] for k in keys for n, end in zip(names, ends, strict=True)}
         for species in ends[0]
     ]
+
+
+def _confusion_bars(head: str, names: Sequence[str], counts: np.ndarray) -> Markup:
+    found = metrics.top_confusions(counts, names, 10)
+    pairs = {f"{pair.true} as {pair.predicted}": pair.num for pair in found}
+    return charts.bars(f"{head}: true as predicted", pairs, "photos")
 
 
 def _confusions(matrices: dict[str, Any]) -> list[dict[str, Any]]:

@@ -25,9 +25,10 @@ from petface import distributed, files
 from petface.data.annotations import SpeciesAnnotations, write_conflicts
 from petface.data.catalog import Catalog
 from petface.data.fingerprint import Data, changes, contaminated, notes_on
-from petface.errors import UserError, install_line, optional_room
+from petface.errors import UserError, optional_room
 from petface.models import checkpoints
 from petface.training.provenance import environment
+from petface.training.tracking import Tracking
 
 _WRITTEN = (".pt", ".csv", ".json", ".png", ".txt", ".html", files.TEMPORARY_SUFFIX)
 SWITCHES = {
@@ -35,6 +36,7 @@ SWITCHES = {
     "extend": "go on from the finished run of this name, with a higher limit of epochs or patience",
 }
 _FORCED = "forced.txt"
+NO_TRACKING = Tracking()
 FEW_BAD = 2  # images that cannot be read never end a run of a few dozens
 _COPY_S = 5.0  # between two signals that count as one under torchrun
 
@@ -48,12 +50,12 @@ class RunFolder:
         prefix: str = "",
         *,
         global_batch_size: int = 0,
-        tensorboard: bool = False,
+        tracking: Tracking = NO_TRACKING,
         data: Data | None = None,
     ) -> None:
         self.path, self.data = path, data
         self.global_batch_size = global_batch_size  # images of a step over all processes
-        self.has_board = tensorboard
+        self.tracking = tracking
         self.last = path / f"{prefix}last.pt"
         self.best = path / f"{prefix}best.pt"
 
@@ -74,18 +76,9 @@ class RunFolder:
             files.write_csv(self.path / "metrics.csv", list(history[0]), rows)
 
     def write_board(self, row: Mapping[str, Any]) -> None:
-        """Add an epoch's row of metrics.csv to the event files, where the run has TensorBoard.
-
-        A row of an epoch that is there already, as after a kill, stands twice; both are shown.
-        """
-        if not (self.has_board and distributed.is_main()):
-            return
-        from torch.utils.tensorboard import SummaryWriter
-
-        with SummaryWriter(str(self.path / "tensorboard")) as writer:
-            for name, value in row.items():
-                if name != "epoch" and isinstance(value, int | float):
-                    writer.add_scalar(name, value, row["epoch"])
+        """Add an epoch's row of metrics.csv to the trackers of the run."""
+        if distributed.is_main():
+            self.tracking.write(self.path, row)
 
     def write_conflicts(self, annotations: Iterable[SpeciesAnnotations]) -> None:
         """Write `label_conflicts.csv`: rows of one animal that contradict each other."""
@@ -129,7 +122,7 @@ def open_run(
     limits: Collection[str] = (),
     describe: Callable[[], Data] | None = None,
     global_batch_size: int = 0,
-    tensorboard: bool = False,
+    tracking: Tracking = NO_TRACKING,
     force: bool = False,
     extend: bool = False,
     prefix: str = "",
@@ -154,9 +147,8 @@ def open_run(
         lock = FileIO(path / "run.lock", "a+")
     except OSError as error:
         raise files.write_error(path / "run.lock", error) from error
-    if tensorboard:
-        check_board()
-    run = RunFolder(path, prefix, global_batch_size=global_batch_size, tensorboard=tensorboard)
+    tracking.check()
+    run = RunFolder(path, prefix, global_batch_size=global_batch_size, tracking=tracking)
     with lock:
         _hold(lock, path)
         is_finished = (path / "final.json").exists()
@@ -377,16 +369,6 @@ class StopRequest:
     def exit_code(self) -> int:
         """130 after SIGINT, 143 after SIGTERM, 0 if nobody asked."""
         return 128 + self.signal_number if self.signal_number is not None else 0
-
-
-def check_board() -> None:
-    """Raise `UserError` where TensorBoard is missing: said before the training, not after it."""
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"TENSORBOARD needs a package that is missing ({error}): {install_line('track')}"
-        ) from error
 
 
 def report_line(folder: Path) -> str:

@@ -24,7 +24,7 @@ def write_specialist_report(
     confusions: Mapping[str, Mapping[str, np.ndarray]],
     top_support: int,
 ) -> None:
-    """Write `confusion_<part>_<head>.csv` for each part and head, and the summary as text.
+    """Write `confusion_` and `classification_<part>_<head>.csv`, and the summary as text.
 
     `confusions[part][head]` is (K, K); the `top_support` classes with the most images are listed
     singly.
@@ -34,6 +34,7 @@ def write_specialist_report(
         lines += [f"== {_TITLES.get(part, part)} ==", ""]
         for head, names in vocabularies.items():
             metrics.write_confusion(folder / f"confusion_{part}_{head}.csv", heads[head], names)
+            metrics.write_classification_report(folder, f"{part}_{head}", heads[head], names)
             lines += [*_head_lines(head, heads[head], names, top_support), ""]
     with files.atomic_write(folder / "eval_summary_stage2.txt", "w") as handle:
         handle.write("\n".join(lines))

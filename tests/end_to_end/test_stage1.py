@@ -69,6 +69,7 @@ def test_the_files_of_a_run_are_there(stage1_run, best):  # noqa: ARG001 best ch
         "best.pt", "last.pt", "metrics.csv", "settings.toml",
         "environment.json", "errors.csv", "final.json", "confusion_test_species.csv",
         "label_conflicts.csv", "report.html", "run.lock", "classes.csv",
+        "classification_test_species.csv", "classification_test_species.txt",
     }  # fmt: skip
 
 

@@ -57,6 +57,8 @@ def test_every_species_with_labels_has_its_specialist(folder, stage2_run):
     assert re.search(r"yak: no known label .* no specialist", stage2_run.result.out)
     for species, heads in VOCABULARIES.items():
         tables = {f"confusion_{part}_{head}.csv" for part in ("test", "all") for head in heads}
+        tables |= {t.replace("confusion", "classification") for t in tables}
+        tables |= {t.replace(".csv", ".txt") for t in tables if t.startswith("classification")}
         files = {p.name for p in (folder / species).iterdir() if p.suffix != ".png"}
         assert files == tables | {
             f"{species}_best.pt", f"{species}_last.pt", "metrics.csv", "errors.csv",

@@ -53,7 +53,7 @@ def test_a_run_of_stage_2_shows_its_numbers(tmp_path):
         assert row in rows
     assert not [row for row in rows if row.startswith("BATCH_SIZE")]  # 128 is the default
     assert page.index("65.4") < page.index("<svg") < page.index("<details>")
-    assert page.count("<svg") == 3 + 1 + 2  # curves, confusion matrix, confidence
+    assert page.count("<svg") == 3 + 1 + 1 + 2  # curves, confusion matrix and pairs, confidence
     for name in ("curves.png", "confidence.png"):
         with Image.open(tmp_path / "demo" / "cat" / name) as drawn:
             assert drawn.format == "PNG" and drawn.width > 500

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pandas
 import pytest
@@ -14,8 +15,9 @@ import torch
 from petface.data.sources.petface import scan
 from petface.errors import UserError
 from petface.models import checkpoints
-from petface.training import runs
+from petface.training import runs, tracking
 from petface.training.runs import FailureLog, RunFolder, StopRequest, open_run, run_path
+from petface.training.tracking import Tracking
 from tests import scripts
 
 SETTINGS = 'LR = 0.5  # of AdamW\nSPECIES = "all"\nNUM_WORKERS = 0\n'
@@ -140,9 +142,13 @@ def test_metrics_have_a_row_per_epoch(tmp_path):
     assert table["loss"].isna().tolist() == [False, True]
 
 
-def test_a_board_without_its_package_is_refused(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    refused(r"\.\[track\]", folder, tensorboard=True)
+@pytest.mark.parametrize(
+    ("package", "wish"),
+    [("torch.utils.tensorboard", Tracking(True)), ("wandb", Tracking(wandb_project="pets"))],
+)
+def test_a_tracker_without_its_package_is_refused(folder, monkeypatch, package, wish):
+    monkeypatch.setitem(sys.modules, package, None)
+    refused(r"\.\[track\]", folder, tracking=wish)
 
 
 def test_the_board_holds_the_numbers_of_a_row_where_one_is_wished_for(tmp_path):
@@ -150,13 +156,34 @@ def test_the_board_holds_the_numbers_of_a_row_where_one_is_wished_for(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for wished in (False, True):
-        run = RunFolder(tmp_path, tensorboard=wished)
+        run = RunFolder(tmp_path, tracking=Tracking(wished))
         for epoch in (1, 2):
             run.write_board({"epoch": epoch, "loss": epoch / 2, "note": "text"})
         assert (tmp_path / "tensorboard").exists() == wished
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert found.Tags()["scalars"] == ["loss"]
     assert [(e.step, e.value) for e in found.Scalars("loss")] == [(1, 0.5), (2, 1.0)]
+
+
+def test_weights_and_biases_gets_the_same_numbers_in_one_run(tmp_path, monkeypatch):
+    begun, logged = [], []
+    fake = SimpleNamespace(log=lambda figures, step: logged.append((step, figures)))
+    module = SimpleNamespace(init=lambda **options: begun.append(options) or fake)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    run = RunFolder(tmp_path, tracking=Tracking(wandb_project="pets"))
+    for epoch in (1, 2):
+        run.write_board({"epoch": epoch, "loss": epoch / 2, "note": "text"})
+    assert logged == [(1, {"loss": 0.5}), (2, {"loss": 1.0})]
+    assert len(begun) == 1 and begun[0]["project"] == "pets" and begun[0]["dir"] == tmp_path
+
+
+def test_weights_and_biases_offline_leaves_its_files_without_a_network(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = RunFolder(tmp_path, tracking=Tracking(wandb_project="pets"))
+    run.write_board({"epoch": 1, "loss": 0.5})
+    tracking._wandb_run("pets", tmp_path).finish()
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
 def test_failures_are_counted_once_each_and_too_many_stop_the_run(tree, tmp_path):
