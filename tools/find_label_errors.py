@@ -29,6 +29,7 @@ from petface.data.fingerprint import contaminated, hashes_of, seen_by
 from petface.data.loading import worker_count
 from petface.errors import SettingsError, UserError, run_script
 from petface.evaluation.details import SUMMARY
+from petface.evaluation.figures import interval, percent
 from petface.models import checkpoints
 from petface.models.network import Network
 from petface.report import report_line
@@ -95,8 +96,8 @@ def main() -> None:
     tables, figures = [], []
     for species, own in heads.items():
         judged = judge(s, dataset, network, content.model, species, own) if own else ()
-        for head, suspects in judged:
-            figure = label_errors.summarise_suspects(head, suspects)
+        for head, suspects, frozen in judged:
+            figure = label_errors.summarise_suspects(head, suspects) | {"frozen": frozen}
             table = label_errors.suspect_rows(dataset, head, suspects)
             table["contaminated"] = ""
             if seen is not None:
@@ -129,7 +130,7 @@ def main() -> None:
 
 def judge(
     s: Settings, dataset: Dataset, network: Network, body: Any, species: str, heads: list[Head]
-) -> Iterator[tuple[Head, pd.DataFrame]]:
+) -> Iterator[tuple[Head, pd.DataFrame, dict[str, Any]]]:
     """Compute a species' features once; rank the records of each head by models of other folds."""
     places, _ = dataset.image_labels(species)
     record = dataset.catalog.record_index[places]
@@ -146,7 +147,11 @@ def judge(
             features, record[readable], head.labels, len(head.names), num_folds=s.FOLDS,
             inverse_strength=s.INVERSE_STRENGTH, seed=s.SEED,
         )  # fmt: skip
-        yield head, label_errors.rank_suspects(p, head.labels, s.MIN_RECORDS)
+        frozen = label_errors.frozen_baselines(
+            features, record[readable], head.labels, dataset.record_split[head.records],
+            s.INVERSE_STRENGTH,
+        )  # fmt: skip
+        yield head, label_errors.rank_suspects(p, head.labels, s.MIN_RECORDS), frozen
 
 
 def describe(figure: dict[str, Any]) -> str:
@@ -156,6 +161,10 @@ def describe(figure: dict[str, Any]) -> str:
         return f"{name} no record to judge"
     told = f"{name} {figure['num_judged']} of {figure['num_known']} labelled records judged, "
     told += f"{figure['agreement'] * 100:.1f} % as labelled"
+    for key, own in figure["frozen"].items():
+        if key != "num":
+            limits = interval(own["interval_95"]) or "too few animals"
+            told += f", {key.replace('_', ' ')} {percent(own['accuracy'])} % of test ({limits})"
     told += f" (contaminated: {figure['contaminated']}, whose photos the features learnt from)"
     if not figure["can_judge"]:
         return f"{told}: no better than the most frequent class, so nothing is suggested"

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
@@ -25,6 +26,7 @@ from petface.data.images import normalise, to_float
 from petface.data.loading import OK, FileImages, even_slices, read_ahead
 from petface.data.sample import shuffled_by_class
 from petface.data.splits import SPLITS
+from petface.metrics import accuracy_interval
 from petface.models.architecture import forward_with_maps
 from petface.models.network import Network
 from petface.taxonomy import UNKNOWN
@@ -126,6 +128,33 @@ def predict_out_of_sample(
             model.fit(scaled[learnt], truth[learnt])
             probabilities[np.ix_(held_out, classes)] = model.predict_proba(scaled[held_out])
     return fuse_photos(probabilities, photo_record, len(labels))
+
+
+def frozen_baselines(
+    features: np.ndarray, photo_record: np.ndarray, labels: np.ndarray, split: np.ndarray,
+    inverse_strength: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure what frozen features alone tell of the test split's photos: a network must beat it.
+
+    A logistic regression and the five nearest photos, learnt from the train split. Features (M, D)
+    of the photos of record `photo_record` (M,), labels (R,), `split` (R,) places in `SPLITS`. Empty
+    where a split has no label, or the train split a single one.
+    """
+    scaled = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6)
+    truth, part = labels[photo_record], split[photo_record]
+    train, test = ((truth != UNKNOWN) & (part == SPLITS.index(name)) for name in ("train", "test"))
+    if not test.any() or len(np.unique(truth[train])) < 2:
+        return {}
+    found: dict[str, Any] = {"num": int(test.sum())}
+    models = {
+        "logistic_regression": LogisticRegression(C=inverse_strength, max_iter=_MAX_ITERATIONS),
+        "nearest_photos": KNeighborsClassifier(min(5, int(train.sum()))),
+    }
+    for name, model in models.items():
+        right = model.fit(scaled[train], truth[train]).predict(scaled[test]) == truth[test]
+        bounds = accuracy_interval(right, photo_record[test])
+        found[name] = {"accuracy": float(right.mean()), "interval_95": bounds}
+    return found
 
 
 def fuse_photos(probabilities: Floats, photo_record: np.ndarray, num_records: int) -> Floats:

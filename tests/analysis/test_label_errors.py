@@ -116,3 +116,25 @@ def test_a_fold_that_leaves_one_class_or_none() -> None:
     features, record = np.eye(3, dtype=np.float32), np.arange(3)
     p = label_errors.predict_out_of_sample(features, record, np.array([0, 0, -1]), 2, **OPTIONS)
     assert p[:2, 0].min() > 0.999 and np.isnan(p[2]).all()
+
+
+def test_frozen_features_are_measured_on_the_test_split_as_scikit_learn_does() -> None:
+    draw = np.random.default_rng(0)
+    labels, split = draw.integers(-1, 3, 90), np.arange(90) % 3
+    record = np.repeat(np.arange(90), 2)
+    features = draw.normal(size=(180, 5)) + labels[record][:, None]
+    found = label_errors.frozen_baselines(features, record, labels, split, 0.1)
+    scaled = (features - features.mean(axis=0)) / features.std(axis=0)
+    known, part = labels[record] >= 0, split[record]
+    train, test = known & (part == 0), known & (part == 2)
+    assert found["num"] == test.sum()
+    near = np.linalg.norm(scaled[test][:, None] - scaled[train][None], axis=2).argsort(axis=1)[
+        :, :5
+    ]
+    votes = [np.bincount(labels[record][train][row], minlength=3).argmax() for row in near]
+    accuracy = (np.array(votes) == labels[record][test]).mean()
+    assert found["nearest_photos"]["accuracy"] == pytest.approx(accuracy)
+    for name in ("nearest_photos", "logistic_regression"):
+        low, high = found[name]["interval_95"]
+        assert low < found[name]["accuracy"] < high and found[name]["accuracy"] > 0.5
+    assert label_errors.frozen_baselines(features, record, np.full(90, -1), split, 0.1) == {}
