@@ -34,6 +34,13 @@ class SettingsError(UserError):
     exit_code = 2
 
 
+class MachineError(UserError):
+    """A file that disk, network or system did not give: nothing is known about its content.
+
+    Work that meets it stops before anything is noted about the file, and resumes later.
+    """
+
+
 def run_script(main: Callable[[], object]) -> None:
     """Call `main` and end the process: a `UserError` becomes its message on stderr and its exit
     code.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import hashlib
 import io
@@ -10,20 +11,29 @@ import json
 import os
 import shutil
 import socket
+import time
 import weakref
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from petface.errors import UserError
+from petface.errors import MachineError, UserError
 
 TEMPORARY_SUFFIX = ".partial-write"
 _held: weakref.WeakSet[FileIO] = weakref.WeakSet()
 # A loader worker would keep what its parent holds, and outlives a killed parent by some seconds.
 os.register_at_fork(after_in_child=lambda: list(map(FileIO.close, list(_held))))
+# What a path itself can be guilty of; every other number is the machine's.
+_OF_THE_PATH = {
+    getattr(errno, name)
+    for name in ("ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "ENAMETOOLONG", "EILSEQ")
+}
+_OF_THE_MACHINE = (MemoryError, PermissionError, TimeoutError, InterruptedError, ConnectionError)
+_PAUSES_S = (0.1, 0.4, 1.0)  # between two tries
+_Found = TypeVar("_Found")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -61,6 +71,55 @@ def write_error(path: str | Path, error: OSError) -> UserError:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     return UserError(f"cannot write {path}: {error.strerror or error} ({free:,} bytes free)")
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Return whether disk, network or system failed, not the file: only that may pass by itself."""
+    number = error.errno if isinstance(error, OSError) else None
+    return isinstance(error, _OF_THE_MACHINE) or (number or errno.ENOENT) not in _OF_THE_PATH
+
+
+def patiently(read: Callable[[], _Found], name: str | bytes | Path) -> _Found:
+    """Return what `read` does with the file or folder `name`; a failure of the machine is retried.
+
+    Raises `MachineError` with the path and the error's number where it does not pass, and what else
+    `read` raises at once.
+    """
+    for pause_s in (*_PAUSES_S, None):
+        try:
+            return read()
+        except (OSError, MemoryError) as error:
+            if not is_of_machine(error):
+                raise
+            if pause_s is None:
+                raise MachineError(_machine_text(readable_name(name), error)) from error
+        time.sleep(pause_s)
+    raise AssertionError("the last try returns or raises")
+
+
+def readable_name(path: str | bytes | os.PathLike[str]) -> str:
+    """Return a path as text that can be printed: bytes that are not UTF-8 are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def dead_link(path: str | Path) -> str:
+    """Return where the link leads that makes a path nothing, for a message; "" for any other."""
+    for part in (Path(path), *Path(path).parents):
+        with suppress(OSError):
+            if part.is_symlink() and not part.exists():
+                target = readable_name(os.readlink(part))
+                return f" (the link {readable_name(part)} leads to {target}, which is not there)"
+    return ""
+
+
+def _machine_text(name: str, error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    code = f" ({errno.errorcode.get(number, '')}, errno {number})" if number else ""
+    what = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return (
+        f"{name}: {what}{code}, {len(_PAUSES_S) + 1} times. Disk, network or system fail, not the "
+        "file, so nothing was noted about it: mend that, and give the same command again to go on"
+    )
 
 
 def take(handle: FileIO) -> str:

@@ -17,7 +17,7 @@ from tests import scripts
 LOCK = (scripts.REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((scripts.REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
-NOT_LOCKED = {"search", "track"}  # for some wishes only
+NOT_LOCKED = {"heic", "search", "track"}  # for some wishes only
 FLOORS = {"torch": "2.11", "pillow": "12", "onnx": "1.16", "python-multipart": "0.0.18",
           "starlette": "0.49.1"}  # fmt: skip
 

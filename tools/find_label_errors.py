@@ -142,6 +142,7 @@ def judge(
         network, body, dataset, places, grid=s.GRID, batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS), title=species,
     )  # fmt: skip
+    print(f"{species}: {len(readable) - readable.sum():,} of {len(readable):,} photos unreadable")
     for head in heads:
         p = label_errors.predict_out_of_sample(
             features, record[readable], head.labels, len(head.names), num_folds=s.FOLDS,

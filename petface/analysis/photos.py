@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from petface.analysis import duplicates
 from petface.data import images
 from petface.data.catalog import Catalog
 from petface.data.images import ImageError
-from petface.data.loading import OK, STATUS_NAMES, Decoded, even_slices, read_ahead
+from petface.data.loading import (
+    OK,
+    STATUS_NAMES,
+    Decoded,
+    decode_listed,
+    even_slices,
+    read_ahead,
+)
 from petface.devices import num_cores
 
 # What is kept of a photo, 81 bytes; zeros where it cannot be read.
@@ -88,21 +93,19 @@ class _Looked:
         found, status = np.zeros(len(indices), SEEN), np.zeros(len(indices), np.uint8)
         failures = []
         for row, place in enumerate(indices.tolist()):
-            path = self.catalog.path(place)
             try:
-                found[row] = self._look(path)
-            except (ImageError, OSError) as error:  # OSError: removed or locked a moment ago
-                status[row] = STATUS_NAMES.index(getattr(error, "reason", "unreadable"))
-                shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+                found[row] = self._look(place)
+            except ImageError as error:
+                status[row] = STATUS_NAMES.index(error.reason)
+                shown = images.name_of(self.catalog.path(place))
                 failures.append((place, str(error).removeprefix(shown + ": ")))
         kept = torch.from_numpy(found.view(np.uint8).reshape(len(found), -1))
         return Decoded((kept,), status, failures)
 
-    def _look(self, path: str) -> tuple[Any, ...]:
+    def _look(self, place: int) -> tuple[Any, ...]:
         """Return the fields of `SEEN`; the status is OK."""
-        pixels = images.decode(path)
-        with Image.open(path) as image:  # decode has refused unknown formats and huge sizes
-            header = image.width, image.height, image.mode
+        pixels = decode_listed(self.catalog, place)
+        header = images.read_header(self.catalog.path(place))
         grey = duplicates.thumbnail(pixels)
         both = duplicates.perceptual_hashes(np.stack((grey, grey[:, ::-1])))
         hashes = duplicates.pixel_digest(pixels), *both

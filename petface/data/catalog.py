@@ -9,10 +9,12 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from petface import files
 from petface.errors import UserError
 
 _WIDE_ARRAY_CHARACTERS = 16_000_000  # 64 MB at four bytes a character
@@ -56,8 +58,9 @@ class Catalog:
         """Return bytes and time in ns of the files at `places`: (n, 2) int64; -1, 0 if missing."""
 
         def stamp(place: int) -> tuple[int, int]:
+            path = self.path(place)
             try:
-                found = os.stat(self.path(place))  # noqa: PTH116 (hot)
+                found = files.patiently(partial(os.stat, path), path)
             except OSError:
                 return -1, 0
             return found.st_size, found.st_mtime_ns

@@ -13,7 +13,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from petface import distributed
+from petface import distributed, files
 from petface.data.annotations import SpeciesAnnotations, read_aliases, read_species
 from petface.data.catalog import Catalog
 from petface.data.sources.petface import EXPECTED_TREE, Scan, scan, unknown_species
@@ -186,7 +186,8 @@ def _read_annotations(
     """Read the annotation file of every species that has one."""
     root = Path(annotations_root)
     if not str(annotations_root) or not root.is_dir():
-        raise UserError(f"annotations folder {str(annotations_root)!r} not found\n{EXPECTED_TREE}")
+        what = f"annotations folder {str(annotations_root)!r} not found{files.dead_link(root)}"
+        raise UserError(f"{what}\n{EXPECTED_TREE}")
     aliases = read_aliases(aliases_file) if aliases_file else {}
     tables = {normalize("NFC", path.stem): path for path in sorted(root.glob("*.csv"))}
     annotations, notes, missing = {}, [], []
@@ -201,9 +202,8 @@ def _read_annotations(
             alike = {spelling(stem): found.name for stem, found in tables.items()}
             near = difflib.get_close_matches(spelling(name), list(alike), n=1, cutoff=0.8)
             hint = f" (there is {alike[near[0]]}: rename it if it is meant)" if near else ""
-            missing.append(
-                f"{name}: no {path}{hint}, so it trains in stage 1 and has NO specialist"
-            )
+            what = f"{name}: no {path}{files.dead_link(path)}{hint}"
+            missing.append(f"{what}, so it trains in stage 1 and has NO specialist")
     notes += missing[:_MISSING_SHOWN]
     if (more := len(missing) - _MISSING_SHOWN) > 0:
         notes.append(f"... and so it is for {more} species more")
@@ -231,10 +231,7 @@ def primary_attribute(table: SpeciesAnnotations) -> str | None:
 def _scan_notes(found: Scan) -> list[str]:
     notes = []
     if found.num_strays:
-        reasons = ", ".join(f"{count} {why}" for why, count in sorted(found.stray_counts.items()))
-        path, _ = found.strays[0]
-        example = path.decode("utf-8", "backslashreplace")
-        notes.append(f"{found.num_strays} entries of the tree are no image ({reasons}): {example}")
+        notes.append(found.stray_text())
     if found.empty_species:
         notes.append(f"species folders without an image: {', '.join(found.empty_species)}")
     if found.empty_records:

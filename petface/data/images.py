@@ -2,7 +2,9 @@
 
 Rules, the same in training, evaluation and serving:
 
-- Regular files only (a pipe would hang) that hold PNG, JPEG (and MPO), WEBP, GIF, BMP or TIFF.
+- Regular files only (a pipe would hang) that hold PNG, JPEG (and MPO), WEBP, GIF, BMP, TIFF or
+  AVIF, or HEIC with the extra `heic`, whatever their suffix.
+- What is not pixels (text, profiles, previews) never makes an image unreadable.
 - More than `MAX_PIXELS`, or a side above `MAX_SIDE_PX`, is refused from the header, before anything
   is decoded.
 - EXIF orientation is applied; a damaged EXIF block counts as none.
@@ -20,28 +22,27 @@ import io
 import math
 import os
 import stat
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
+from io import FileIO
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from petface import files
+from petface.data import encoded
 from petface.errors import UserError
 
 if TYPE_CHECKING:  # decoding alone needs no torch
     from torch import Tensor
 
-IMAGE_SUFFIXES: Final = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-)
 MAX_PIXELS: Final = 50_000_000  # 150 MB as RGB; up to 1 GB on the way there
 MAX_SIDE_PX: Final = 20_000  # longer than the panoramas of phones; each row costs a decoder time
+MAX_FILE_BYTES: Final = 400_000_000  # as many pixels of 64 bits
 RESIZE_RULES: Final = ("stretch", "center_crop", "letterbox")
 
 # Mean and standard deviation per channel on the scale 0..1, by the name that settings use.
@@ -52,10 +53,7 @@ STATISTICS: Final[dict[str, tuple[tuple[float, ...] | None, tuple[float, ...] | 
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow opens MPO through JPEG
-_MAX_FAST_BYTES = 16_000_000  # Pillow reads larger files piece by piece
 _PNG_RGB = b"\x08\x02\0\0\0"  # 8 bit, colour, no interlace; no alpha
-_PNG_CHUNKS = (b"IHDR", b"IDAT", b"IEND")  # others may hold an orientation or transparency
 _EXIF_ORIENTATION = 0x0112
 _TIFF_TILE_WIDTH = 322  # and the length is the next tag
 _TRANSPOSE = {
@@ -69,12 +67,19 @@ _TRANSPOSE = {
 }
 
 
+_Made = TypeVar("_Made")
+
+
 class ImageError(UserError):
     """An image that cannot be used; `reason` ("unreadable", "too_large") is its row's `status`."""
 
     def __init__(self, message: str, reason: str = "unreadable") -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class MissingError(ImageError):
+    """There is no such file."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +126,9 @@ class Preprocessing:
 def num_pixels(source: ImageSource) -> int:
     """Return how many pixels the header of a file or of bytes announces, 0 where there is none."""
     with suppress(Exception):
-        if isinstance(source, bytes) or Path(source).is_file():  # type: ignore[arg-type]
-            stream: Any = io.BytesIO(source) if isinstance(source, bytes) else source
-            with Image.open(stream, formats=_FORMATS) as image:
-                return math.prod(_size(image))
+        data = source if isinstance(source, bytes) else read_photo(source, "")  # type: ignore
+        size = encoded.header_size(data)
+        return math.prod(size or _first_that_works(data, lambda image, _: _size(image)))
     return 0
 
 
@@ -134,24 +138,29 @@ def decode(source: ImageSource, max_pixels: int | None = None) -> np.ndarray:
     `source` is a path, the bytes of an encoded image, a PIL image (at its current frame) or an
     array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8, (H, W) uint16 or bool. Raises
     `ImageError` naming the source and what is wrong, whatever the bytes are; more than `max_pixels`
-    (`MAX_PIXELS`) is "too_large".
+    (`MAX_PIXELS`) is "too_large". A file that the machine fails to give is tried again, then
+    `MachineError`: that says nothing about the photo.
     """
-    name, max_pixels = _name_of(source), max_pixels or MAX_PIXELS
+    name = name_of(source)
+    return files.patiently(partial(_decode, source, name, max_pixels or MAX_PIXELS), name)
+
+
+def _decode(source: ImageSource, name: str, max_pixels: int) -> np.ndarray:
     try:
         if isinstance(source, np.ndarray):
             return _rgb_array(_image_of(source, name), name, max_pixels)
         if isinstance(source, Image.Image):
             return _rgb_array(source, name, max_pixels)
         if isinstance(source, bytes | bytearray | memoryview):
-            return _decode_stream(io.BytesIO(source), len(source), name, max_pixels)
-        return _decode_file(source, name, max_pixels)
+            return _decode_bytes(bytes(source), name, max_pixels)
+        return _decode_bytes(read_photo(source, name), name, max_pixels)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name}: more than {max_pixels:,} pixels", "too_large") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not a {', '.join(_FORMATS)} image") from error
     except Exception as error:  # damaged bytes make Pillow raise nearly every type there is
+        if files.is_of_machine(error):
+            raise
         detail = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ImageError(f"{name}: {detail or type(error).__name__}") from error
 
@@ -197,59 +206,59 @@ def _center_box(width: int, height: int, size_px: int) -> tuple[float, float, fl
     return starts[0], starts[1], min(right, width), min(bottom, height)
 
 
-def _decode_file(path: str | os.PathLike[str], name: str, max_pixels: int) -> np.ndarray:
-    """Decode a regular file; anything else at that path is refused before it is opened."""
+def read_photo(path: str | os.PathLike[str], name: str) -> bytes:
+    """Read a regular file; anything else at that path is refused before it is opened."""
     try:
         status = os.stat(path)
-    except FileNotFoundError as error:
-        raise ImageError(f"{name}: no such file") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError(f"{name}: not a regular file")
-    with Path(path).open("rb") as handle:
-        return _decode_stream(handle, status.st_size, name, max_pixels)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"{name}: not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            what = f"{status.st_size:,} bytes are more than {MAX_FILE_BYTES:,}"
+            raise ImageError(f"{name}: {what}", "too_large")
+        with FileIO(path) as handle:
+            return handle.read()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingError(f"{name}: no such file") from error
 
 
-def _decode_stream(stream: IO[bytes], num_bytes: int, name: str, max_pixels: int) -> np.ndarray:
-    """Decode the encoded image in `stream`."""
-    if num_bytes == 0:
-        raise ImageError(f"{name}: empty (0 bytes)")
-    with Image.open(stream, formats=_FORMATS) as image:
+def read_header(path: str | os.PathLike[str]) -> tuple[int, int, str]:
+    """Return width, height and Pillow's mode of a photo that can be decoded, as its file says."""
+    data = files.patiently(partial(read_photo, path, name_of(path)), name_of(path))
+    return _first_that_works(data, lambda image, _: (image.width, image.height, image.mode))
+
+
+def _decode_bytes(data: bytes, name: str, max_pixels: int) -> np.ndarray:
+    """Decode an encoded image; what is not pixels is left out where it stands in the way."""
+
+    def pixels(image: Image.Image, plain: bytes) -> np.ndarray:
         _check_pixels(*_size(image), name, max_pixels)
-        if image.format == "PNG":
-            resume_at = stream.tell()
-            is_plain = _check_png(stream, name)
-            if is_plain and num_bytes <= _MAX_FAST_BYTES and (decoder := _png_decoder()):
-                stream.seek(0)
-                data = stream.read()
-                if data[24:29] == _PNG_RGB:
-                    with suppress(Exception):  # then Pillow says what is wrong
-                        return np.asarray(decoder(data))
-            stream.seek(resume_at)
+        if plain[24:29] == _PNG_RGB and (decoder := _png_decoder()):
+            with suppress(Exception):  # then Pillow says what is wrong
+                return np.asarray(decoder(plain))
         return _rgb_array(image, name, max_pixels)
 
+    if not data:
+        raise ImageError(f"{name}: empty (0 bytes)")
+    if size := encoded.header_size(data):
+        _check_pixels(*size, name, max_pixels)
+    try:
+        return _first_that_works(data, pixels)
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: {encoded.not_read_text(data)}") from error
 
-def _check_png(stream: IO[bytes], name: str) -> bool:
-    """Verify the checksums of the pixels: Pillow skips them and gives wrong pixels instead.
 
-    Return whether the file is plain: whole, every checksum right, and nothing beside the pixels.
-    """
-    stream.seek(8)
-    is_plain = True
-    while len(head := stream.read(8)) == 8:
-        missing, kind = int.from_bytes(head[:4], "big"), head[4:]
-        checksum = zlib.crc32(kind)
-        while block := stream.read(min(missing, 1 << 20)):
-            checksum = zlib.crc32(block, checksum)
-            missing -= len(block)
-        fits = stream.read(4) == checksum.to_bytes(4, "big")
-        if kind == b"IDAT" and missing:
-            raise ImageError(f"{name}: truncated, {missing:,} bytes are missing")
-        if kind == b"IDAT" and not fits:
-            raise ImageError(f"{name}: damaged, the checksum of the pixel data does not fit")
-        is_plain = is_plain and fits and kind in _PNG_CHUNKS
-        if kind == b"IEND":
-            return is_plain
-    return False
+def _first_that_works(data: bytes, work: Callable[[Image.Image, bytes], _Made]) -> _Made:
+    """Call `work` with the opened image, and its bytes where they are plain; see `attempts`."""
+    first: Exception | None = None
+    for attempt, is_plain in encoded.attempts(data):
+        try:
+            with Image.open(io.BytesIO(attempt), formats=encoded.formats()) as image:
+                return work(image, attempt if is_plain else b"")
+        except (ImageError, MemoryError, Image.DecompressionBombError):
+            raise
+        except Exception as error:
+            first = first or error
+    raise first or ValueError("holds no image")
 
 
 @cache
@@ -329,7 +338,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _name_of(source: ImageSource) -> str:
+def name_of(source: ImageSource) -> str:
     """Return the name of the source in messages, with bytes that are not UTF-8 escaped."""
     if isinstance(source, np.ndarray):
         return f"array {source.shape} {source.dtype}"
@@ -337,7 +346,7 @@ def _name_of(source: ImageSource) -> str:
         return f"PIL image ({source.mode}, {source.width}x{source.height})"
     if isinstance(source, bytes | bytearray | memoryview):
         return f"image of {len(source):,} bytes"
-    return os.fsencode(source).decode("utf-8", "backslashreplace")
+    return files.readable_name(source)
 
 
 def _three_numbers(name: str, values: Any) -> tuple[float, ...] | None:

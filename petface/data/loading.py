@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import signal
 import sys
@@ -10,7 +12,9 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -18,11 +22,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from petface import distributed
+from petface import distributed, files
 from petface.data import images
 from petface.data.catalog import Catalog
-from petface.data.images import ImageError, Preprocessing
+from petface.data.images import ImageError, MissingError, Preprocessing
 from petface.devices import num_cores
+from petface.errors import UserError
 
 OK, UNREADABLE, TOO_LARGE = 0, 1, 2  # what became of an image, one byte each
 STATUS_NAMES = ("ok", "unreadable", "too_large")
@@ -98,7 +103,7 @@ class FileImages:
         num_ok = 0
         for place, index in enumerate(indices.tolist()):
             try:
-                pixels = images.decode(self.catalog.path(index))
+                pixels = decode_listed(self.catalog, index)
             except ImageError as error:
                 status[place] = STATUS_NAMES.index(error.reason)
                 failures.append((index, str(error)))
@@ -107,6 +112,46 @@ class FileImages:
                 array[num_ok] = images.resize(pixels, rule.size_px, rule.resize)
             num_ok += 1
         return Decoded(tuple(torch.from_numpy(a[:num_ok]) for a in arrays), status, failures)
+
+
+def decode_listed(catalog: Catalog, index: int) -> np.ndarray:
+    """Decode an image of a catalog as `images.decode` does.
+
+    One that is missing is an `ImageError` where what was listed beside it is still there, else it
+    is the drive, the mount or the folder that is gone: `MachineError`.
+    """
+    path = catalog.path(index)
+    try:
+        return images.decode(path)
+    except MissingError:
+        check_place(catalog, index)
+        return images.decode(path)  # it may be back
+
+
+def check_place(catalog: Catalog, index: int) -> None:
+    """Raise `MachineError` where more than the file of an image is missing: its class, the folder
+    that its link leads to, or the nearest and farther images of the catalog.
+    """
+    path = catalog.path(index)
+
+    def check() -> None:
+        folder = Path(os.path.realpath(path)).parent
+        is_gone = not _has_entry(folder.parent)
+        is_gone |= Path(path).is_symlink() and not _has_entry(folder)
+        powers = range(len(catalog).bit_length())
+        others = [index + far for power in powers for far in (1 << power, -1 << power)]
+        others = [place for place in others if 0 <= place < len(catalog)]
+        is_gone |= bool(others) and not any(Path(catalog.path(p)).exists() for p in others)
+        if is_gone:
+            raise OSError(errno.ENODEV, "gone, with what lay beside it (drive, mount or folder)")
+
+    files.patiently(check, path)
+
+
+def _has_entry(folder: Path) -> bool:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return any(True for _ in entries)
+    return False
 
 
 def read_ahead(
@@ -125,6 +170,8 @@ def read_ahead(
     while source.decodes and (num := num_workers >> _num_deaths) > 0:
         try:
             for item in _from_processes(_Slices(source, slices[num_done:]), num):
+                if isinstance(item, UserError):
+                    raise item
                 num_done += 1
                 yield item
             return
@@ -147,7 +194,7 @@ def read_ahead(
     yield from in_thread((source.read(part) for part in slices[num_done:]), _DEPTH)
 
 
-def _from_processes(slices: _Slices, num_workers: int) -> Iterator[Decoded]:
+def _from_processes(slices: _Slices, num_workers: int) -> Iterator[Decoded | UserError]:
     loader = DataLoader(
         slices,
         batch_size=None,
@@ -176,8 +223,11 @@ class _Slices(Dataset):
     def __len__(self) -> int:
         return len(self.slices)
 
-    def __getitem__(self, place: int) -> Decoded:
-        item = self.source.read(self.slices[place])
+    def __getitem__(self, place: int) -> Decoded | UserError:
+        try:
+            item = self.source.read(self.slices[place])
+        except UserError as error:  # torch would bring it with a traceback as its message
+            return error
         # Here no room is an error that can be seen. The queue to the parent would drop the item,
         # and the parent would wait for it for ever.
         for tensor in item.arrays:

@@ -27,8 +27,16 @@ from tqdm import tqdm
 from petface import distributed, files
 from petface.data import images
 from petface.data.catalog import Catalog
-from petface.data.images import ImageError, Preprocessing
-from petface.data.loading import OK, Decoded, FileImages, even_slices, read_ahead, worker_count
+from petface.data.images import Preprocessing
+from petface.data.loading import (
+    OK,
+    Decoded,
+    FileImages,
+    check_place,
+    even_slices,
+    read_ahead,
+    worker_count,
+)
 from petface.data.sources.petface import scan
 from petface.errors import UserError
 
@@ -85,7 +93,7 @@ class PackedImages:
     def __init__(self, path: str | Path, catalog: Catalog, *rules: Preprocessing) -> None:
         self.path, self.catalog, self.rules = Path(path), catalog, rules
         try:
-            self._file = FileIO(self.path)
+            self._file = files.patiently(lambda: FileIO(self.path), self.path)
         except OSError as error:
             self._refuse(str(error))
         self.header, entries, begins = self._read_index()
@@ -105,15 +113,19 @@ class PackedImages:
         """Return the header, and of every image its entry and where its bytes begin."""
         descriptor = self._file.fileno()
         size = os.fstat(descriptor).st_size
-        tail = os.pread(descriptor, TAIL.size, max(size - TAIL.size, 0))
+
+        def pread(length: int, begin: int) -> bytes:
+            return files.patiently(lambda: os.pread(descriptor, length, begin), self.path)
+
+        tail = pread(TAIL.size, max(size - TAIL.size, 0))
         if len(tail) != TAIL.size or not tail.endswith(MAGIC):
             self._refuse("is no pack, or its end is missing")
         index_at, digest, _ = TAIL.unpack(tail)
         length = size - TAIL.size - index_at
         if length < 0 or length % ENTRY.itemsize:
             self._refuse("its list of images is damaged")
-        data_at = head_length(os.pread(descriptor, _ALIGN, 0))
-        head, index = os.pread(descriptor, data_at, 0), os.pread(descriptor, length, index_at)
+        data_at = head_length(pread(_ALIGN, 0))
+        head, index = pread(data_at, 0), pread(length, index_at)
         entries = np.frombuffer(index, ENTRY, len(index) // ENTRY.itemsize)
         lengths = entries["length"].astype(np.int64)
         is_same = hashlib.sha256(head + index).digest() == digest
@@ -142,8 +154,11 @@ class PackedImages:
 
     def _refuse_changed(self, places: np.ndarray) -> None:
         changed = _has_changed(self.catalog, places, self._entries[places])
-        if changed.any():
-            self._refuse(f"{self.catalog.path(int(places[changed][0]))} changed since it was made")
+        for place in places[changed].tolist()[:1]:
+            path = self.catalog.path(place)
+            if not Path(path).exists():
+                check_place(self.catalog, place)
+            self._refuse(f"{path} changed since it was made")
 
     @property
     def num_unreadable(self) -> int:
@@ -162,7 +177,8 @@ class PackedImages:
 
     def _fetch(self, index: int, out: memoryview) -> None:
         """Read the pixels of an image, compared with their checksum once."""
-        num_read = os.preadv(self._file.fileno(), [out], int(self._begins[index]))
+        begin, descriptor = int(self._begins[index]), self._file.fileno()
+        num_read = files.patiently(lambda: os.preadv(descriptor, [out], begin), self.path)
         is_whole = num_read == len(out) == self._entries["length"][index]
         is_checked = self._is_checked[index] or zlib.crc32(out) == self._entries["crc32"][index]
         if not is_whole or not is_checked:
@@ -174,7 +190,7 @@ class PackedImages:
         path = self.catalog.path(index)
         try:
             images.decode(path)
-        except ImageError as error:
+        except UserError as error:
             return str(error)
         return f"{path}: could not be read when the pack was made"
 

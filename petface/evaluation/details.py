@@ -33,6 +33,7 @@ PER_IMAGE_COLUMNS = (
     "contaminated",  # 1: see `identity.mark_contaminated`; "" where networks do not say it
     "unknown_class",  # the heads whose label is no class of the network
 )  # fmt: skip
+WRITTEN_COLUMNS = (*PER_IMAGE_COLUMNS, "message")  # why there is no answer; older tables lack it
 # Of one head's answer; 0, -1 and NaN where it predicted nothing. "raw" is at temperature 1.
 HEAD_DETAILS = np.dtype(
     [

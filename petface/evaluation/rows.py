@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from petface.evaluation.details import (
     empty_details,
 )
 from petface.evaluation.identity import mark_contaminated
-from petface.files import csv_line, safe_cell
+from petface.files import csv_line, readable_name, safe_cell
 from petface.inference.loading import Stage
 from petface.taxonomy import FEATURES, UNKNOWN
 
@@ -38,6 +38,7 @@ class Predicted(NamedTuple):
     species: np.ndarray  # (m, K) logits of stage 1
     is_right: np.ndarray  # (m,) bool
     heads: tuple[np.ndarray, ...]  # logits of the specialist where stage 1 is right
+    failures: Sequence[tuple[int, str]] = ()  # (place in the catalog, why it is not readable)
 
 
 class SpeciesRows:
@@ -96,12 +97,18 @@ class SpeciesRows:
                 found = describe_answers(z, self._true[head][of_species], t)
                 details[head][rows] = found
                 status[rows[found["top"][:, 0] < 0]] = _NON_FINITE
-        return self.lay_out(predicted.places, status, details), details
+        return self.lay_out(predicted.places, status, details, predicted.failures), details
 
-    def lay_out(self, places: np.ndarray, status: np.ndarray, details: np.ndarray) -> str:
+    def lay_out(
+        self,
+        places: np.ndarray,
+        status: np.ndarray,
+        details: np.ndarray,
+        failures: Sequence[tuple[int, str]] = (),
+    ) -> str:
         """Format the lines of images, `places` (n,) in the catalog, each with its LF.
 
-        In the order of `PER_IMAGE_COLUMNS`. `status` (n,) numbers `STATUSES`; `details` (n,) of
+        In the order of `WRITTEN_COLUMNS`. `status` (n,) numbers `STATUSES`; `details` (n,) of
         `DETAILS`.
         """
         catalog, of_species = self._dataset.catalog, places - self._first
@@ -127,6 +134,11 @@ class SpeciesRows:
             columns += [answer, probability, _IS_CORRECT[is_right]]
         columns.append(self._contaminated[records - self._first_record])
         columns.append(text.strip() for text in self._unknown[of_species])
+        why = {
+            place: text.removeprefix(f"{readable_name(catalog.path(place))}: ")
+            for place, text in failures
+        }
+        columns.append(_cells(why.get(place, "") for place in places.tolist()))
         return "".join(map(csv_line, zip(*columns, strict=True)))
 
 

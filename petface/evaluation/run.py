@@ -30,8 +30,8 @@ from petface.evaluation.details import (
     DETAILS_FILE,
     MODELS,
     PER_IMAGE,
-    PER_IMAGE_COLUMNS,
     SUMMARY,
+    WRITTEN_COLUMNS,
     read_evaluation,
 )
 from petface.evaluation.figures import CONFUSIONS, write_confusions
@@ -104,7 +104,7 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
     records = ResumableRecords(own_path(out / DETAILS_FILE), DETAILS, num_own)
     table = ResumableTable(
         own_path(out / PER_IMAGE),
-        PER_IMAGE_COLUMNS,
+        WRITTEN_COLUMNS,
         _identity(models),
         force=options.force,
         replaced=(out / SUMMARY, out / "report.html"),
@@ -171,7 +171,7 @@ def _identity(models: Models) -> Models:
         **{key: value for key, value in models.items() if key not in paths},
         "stage1": {**models["stage1"], "path": ""},  # a file that moved is the same
         "specialists": {name: {**m, "path": ""} for name, m in models["specialists"].items()},
-        "details": str(DETAILS),
+        "details": str((DETAILS, WRITTEN_COLUMNS)),
     }
 
 
@@ -251,7 +251,7 @@ def predict(
     """
     if not len(item.arrays[0]):
         nothing = np.empty((0, len(stage1.names["species"])), np.float32)
-        return Predicted(places, item.status, nothing, np.empty(0, bool), ())
+        return Predicted(places, item.status, nothing, np.empty(0, bool), (), item.failures)
     (logits,) = stage1.network.answer_pixels(item.arrays[0])
     species = logits.numpy()
     is_right = (species.argmax(axis=1) == species_number) & np.isfinite(species).all(axis=1)
@@ -260,7 +260,7 @@ def predict(
         pixels = item.arrays[-1]
         pixels = pixels if is_right.all() else pixels[torch.from_numpy(is_right)]
         heads = tuple(head.numpy() for head in specialist.network.answer_pixels(pixels))
-    return Predicted(places, item.status, species, is_right, heads)
+    return Predicted(places, item.status, species, is_right, heads, item.failures)
 
 
 def _write(

@@ -248,11 +248,13 @@ def describe_summary(summary: dict[str, Any]) -> str:
         for name, entry in found.items()
         if entry.get("known_classes")
     ]
+    states = ", ".join(f"{name} {num:,}" for name, num in summary["status_counts"].items())
     return "\n".join(
         [
             f"{summary['num_images']:,} images, {num_test:,} of them in the test split; on the "
             "test split, in %:",
             pd.DataFrame.from_dict(table, orient="index").to_string(),
+            f"status of all images: {states}",
             *difference_lines(summary.get("class_differences", {})),
             *_worst_lines(summary),
             *unknown,

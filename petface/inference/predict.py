@@ -15,10 +15,19 @@ from typing import Any, Final
 import numpy as np
 from tqdm import tqdm
 
+from petface import files
 from petface.data.catalog import listed_files
-from petface.data.images import IMAGE_SUFFIXES, ImageError
+from petface.data.images import ImageError
 from petface.data.loading import OK, STATUS_NAMES, Decoded, FileImages, even_slices, read_ahead
-from petface.errors import UserError
+from petface.data.sources.petface import (
+    DEAD,
+    NESTED,
+    link_text,
+    not_an_image,
+    reasons_text,
+    sorted_entries,
+)
+from petface.errors import MachineError, UserError
 from petface.files import sha256_of_file
 from petface.inference.stages import Photo
 from petface.inference.two_stage import TwoStageInference, refusal
@@ -36,8 +45,8 @@ def find_photos(places: Sequence[str]) -> tuple[list[str], Counter[str]]:
     """List the photos that files and folders hold, each once, and count what was left out by why.
 
     Files are taken as they are named. Folders are searched to the bottom, in the order of names,
-    for regular files with an image's suffix; links to folders are not followed. `UserError` for a
-    place that does not exist.
+    for regular files with an image's suffix; links are followed, to each folder once. `UserError`
+    for a place that does not exist, and where no photo is found.
     """
     photos: dict[str, None] = {}
     left_out: Counter[str] = Counter()
@@ -47,26 +56,45 @@ def find_photos(places: Sequence[str]) -> tuple[list[str], Counter[str]]:
         elif Path(place).exists():
             photos[place] = None
         else:
-            raise UserError(f"{place}: no such file or folder")
+            raise UserError(f"{place}: no such file or folder{files.dead_link(place)}")
+    if places and not photos:
+        why = f": left out are {reasons_text(left_out)}" if left_out else ""
+        raise UserError(f"no photo to predict in {', '.join(places)}{why}")
     return list(photos), left_out
 
 
 def _photos_below(folder: str, left_out: Counter[str]) -> Iterator[str]:
-    def note(error: OSError) -> None:
-        left_out[f"folder cannot be read: {error.strerror}"] += 1
-
-    for above, below, names in os.walk(folder, onerror=note):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(names):
-            path = os.path.join(above, name)  # noqa: PTH118 (Path drops a leading ./)
-            if name.startswith("."):
-                left_out["hidden"] += 1
-            elif Path(name).suffix.lower() not in IMAGE_SUFFIXES:
-                left_out["not an image suffix"] += 1
-            elif not Path(path).is_file():
-                left_out["not a regular file"] += 1
+    """Yield the photos of a folder and of those below."""
+    todo, first_dead, seen = [folder], "", set[tuple[int, int]]()
+    while todo:
+        folder, below = todo.pop(), []
+        status = files.patiently(Path(folder).stat, folder)
+        if (key := (status.st_dev, status.st_ino)) in seen:
+            left_out["link to a folder that was searched already"] += 1
+            continue
+        seen.add(key)
+        try:
+            entries = sorted_entries(os.fsencode(folder))
+        except MachineError:
+            raise
+        except UserError as error:
+            left_out[f"folder cannot be read: {str(error).rpartition(': ')[2]}"] += 1
+            continue
+        for entry in entries:
+            path = os.path.join(folder, os.fsdecode(entry.name))  # noqa: PTH118 (keeps a ./)
+            why = not_an_image(entry)
+            if why == NESTED:
+                below.append(path)
+            elif why == DEAD:
+                first_dead = (
+                    first_dead or f"link that leads nowhere, such as {link_text(entry.path)}"
+                )
+                left_out[first_dead] += 1
+            elif why:
+                left_out[why] += 1
             else:
                 yield path
+        todo += reversed(below)
 
 
 def predict_files(

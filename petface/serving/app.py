@@ -25,7 +25,7 @@ from starlette.staticfiles import StaticFiles
 from petface.data import images
 from petface.data.images import ImageError
 from petface.data.room import SMALL_PIXELS
-from petface.errors import UserError
+from petface.errors import MachineError, UserError
 from petface.inference.stages import Photo
 from petface.inference.two_stage import TwoStageInference
 from petface.models.network import NonFiniteError
@@ -258,6 +258,9 @@ async def _refuse(_: Request, error: Exception) -> JSONResponse:
             status, message = error.reason, str(error)
         case NonFiniteError():
             code, status, message = 409, "non_finite", str(error)
+        case MachineError():
+            code, status = 503, "busy"
+            message = "the server cannot read what it needs just now; try again"
         case UserError():
             code, status, message = 404, "unknown", str(error)
         case ClientDisconnect():

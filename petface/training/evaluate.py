@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from petface import distributed, metrics
 from petface.data.loading import Batch, ImageReader, Samples, batches, own_batches
+from petface.errors import MachineError
 from petface.models.network import Network, Outputs
 from petface.taxonomy import UNKNOWN
 from petface.training.losses import known_weight
@@ -37,6 +38,7 @@ class Job:
     freeze_batchnorm: bool = False  # statistics stay as they came with the first weights
     clip_norm: float = 0.0  # of all gradients together; 0 = not clipped
     class_weights: dict[str, Tensor | None] = field(default_factory=dict)  # those of the loss
+    rescue: list[Callable[[], None]] = field(default_factory=list)  # called where the disk fails
 
     def batches(
         self,
@@ -46,7 +48,7 @@ class Job:
         first_step: int = 0,
     ) -> Iterator[Batch]:
         """Yield this process's batches of a pass."""
-        return batches(
+        made = batches(
             self.source,
             samples,
             order,
@@ -56,6 +58,12 @@ class Job:
             first_step=first_step,
             cut=cut,
         )
+        try:
+            yield from made
+        except MachineError:  # between two steps
+            for save in self.rescue if distributed.world_size() == 1 else ():
+                save()
+            raise
 
 
 class Answers(NamedTuple):

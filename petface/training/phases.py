@@ -99,6 +99,7 @@ class Training:
         self._description, self._more = description, more
         self._watched, self._mode = watched, mode
         self.progress = self._begin()
+        job.rescue.append(self.save_last)
 
     def _begin(self, best: float | None = None) -> Progress:
         phase, how = self.phases[self.index], self._how
@@ -123,6 +124,7 @@ class Training:
         if len(self.rows()) < phase.epochs and not self.progress.stopping.should_stop:
             return True
         if self.index + 1 == len(self.phases):
+            self._job.rescue.clear()  # from here on the network holds the best weights
             return False
         self.index += 1
         self._model.load_state_dict(checkpoints.load(self._run.best)["model"])

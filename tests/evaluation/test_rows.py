@@ -12,7 +12,7 @@ from PIL import Image
 
 from petface.data.dataset import load_dataset
 from petface.data.splits import SPLITS
-from petface.evaluation.details import DETAILS, HEADS, PER_IMAGE_COLUMNS, empty_details
+from petface.evaluation.details import DETAILS, HEADS, WRITTEN_COLUMNS, empty_details
 from petface.evaluation.rows import STATUSES, SpeciesRows
 from petface.evaluation.run import plan_slices
 from petface.files import csv_line, safe_cell
@@ -41,7 +41,7 @@ def dataset(tmp_path: Path):
     return load_dataset(tmp_path / "images", tmp_path / "annotations")
 
 
-def cell_by_cell(dataset, names, part, status, details) -> str:
+def cell_by_cell(dataset, names, part, status, details, reasons) -> str:
     """The rows one cell at a time, from the meaning of each column."""
     catalog, (images, labels) = dataset.catalog, dataset.image_labels("cat")
     lines = []
@@ -67,6 +67,7 @@ def cell_by_cell(dataset, names, part, status, details) -> str:
             ]  # fmt: skip
         # these networks do not say what they learnt from
         cells += ["0" if SPLITS[dataset.record_split[record]] == "train" else "", " ".join(unknown)]
+        cells.append(reasons.get(index, ""))
         lines.append(csv_line([safe_cell(cell) for cell in cells]))
     return "".join(lines)
 
@@ -93,7 +94,9 @@ def test_lines_equal_rows_built_cell_by_cell(dataset, heads, tmp_path) -> None:
     lines = SpeciesRows(dataset, "cat", stage1, specialist if heads else None)
     for cut in (part, part[:1], part[3:9], part[-1:]):
         which = cut - part[0]
-        found = lines.lay_out(cut, status[which], details[which])
-        assert found == cell_by_cell(dataset, names, cut, status[which], details[which])
+        why = {int(cut[0]): "=cut short"}
+        failures = [(i, f"{dataset.catalog.path(i)}: {text}") for i, text in why.items()]
+        found = lines.lay_out(cut, status[which], details[which], failures)
+        assert found == cell_by_cell(dataset, names, cut, status[which], details[which], why)
         rows = list(csv.reader(io.StringIO(found)))
-        assert {len(row) for row in rows} == {len(PER_IMAGE_COLUMNS)} and len(rows) == len(cut)
+        assert {len(row) for row in rows} == {len(WRITTEN_COLUMNS)} and len(rows) == len(cut)

@@ -107,7 +107,7 @@ def test_summary_is_json_and_reads_well(summary: dict[str, Any]) -> None:
     lines = text.splitlines()
     assert lines[0].startswith(f"{summary['num_images']:,} images, ")
     assert [line.split()[0] for line in lines[2:8]] == ["species", *FEATURES]
-    assert max(map(len, lines)) <= 120
+    assert max(map(len, lines)) <= 120 and "unreadable 19" in text
     sure = summary["confidence"]["breed"]["all"]
     breed = next(line for line in lines if line.startswith("breed"))
     assert f"{summary['test']['features']['breed']['conditional']['accuracy'] * 100:.1f}" in breed

@@ -22,14 +22,33 @@ def test_photos_are_found_once_in_the_order_of_names_and_the_rest_is_counted(
     (tmp_path / "b/folder.png").mkdir()
     (tmp_path / "b/folder.png/4.png").write_bytes(b"")
     (tmp_path / "b/gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "b/gone.txt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "store/c").mkdir(parents=True)
+    (tmp_path / "store/c/5.png").write_bytes(b"")
+    (tmp_path / "b/linked").symlink_to(tmp_path / "store")
+    (tmp_path / "store/c/back").symlink_to(tmp_path / "b")  # a loop
+    (tmp_path / "b/self").symlink_to(tmp_path / "b/self")
     named = [str(tmp_path / "odd"), str(tmp_path / "b/1.jpg"), str(tmp_path)]
     photos, left_out = find_photos(named)
-    names = ["odd", "b/1.jpg", "a.webp", "b/2.PNG", "b/folder.png/4.png"]
+    names = ["odd", "b/1.jpg", "a.webp", "b/2.PNG", "b/folder.png/4.png", "b/linked/c/5.png"]
     assert photos == [str(tmp_path / name) for name in names]
     # a file that is named is taken whatever its suffix; in a folder the suffix decides
-    assert left_out == {"hidden": 1, "not an image suffix": 3, "not a regular file": 1}
+    dead = f"such as {tmp_path}/b/gone.png -> {tmp_path}/nowhere"
+    assert left_out == {
+        "hidden": 2,
+        "not an image suffix": 3,
+        f"link that leads nowhere, {dead}": 2,
+        "link to a folder that was searched already": 2,
+        "cannot be followed: Too many levels of symbolic links": 1,
+    }
     with pytest.raises(UserError, match="missing: no such file or folder"):
         find_photos([str(tmp_path / "missing")])
+    with pytest.raises(UserError, match=r"gone.png: no such file .*leads to .*nowhere, which is"):
+        find_photos([str(tmp_path / "b/gone.png")])
+    (tmp_path / "dead").mkdir()
+    (tmp_path / "dead/1.png").symlink_to("/moved/1.png")
+    with pytest.raises(UserError, match="no photo .*are 1 link .*dead/1.png -> /moved/1.png"):
+        find_photos([str(tmp_path / "dead")])
 
 
 def test_what_is_not_known_is_an_empty_cell() -> None:

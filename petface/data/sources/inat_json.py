@@ -12,9 +12,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from petface.data.images import IMAGE_SUFFIXES
+from petface.data.encoded import not_a_photo_name
 from petface.data.sources.layout import Entry, Found, class_name
 from petface.errors import UserError
+from petface.files import dead_link
 
 EXPECTED = (
     "file_name must be train_val/<class>/<image> or train_val2018/<group>/<class>/<image>, below "
@@ -59,10 +60,10 @@ def read_inat_json(source: str | Path, train: str | Path, val: str | Path | None
         except UserError as error:
             found.leave_out(name, str(error))
             continue
-        if os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
-            found.leave_out(name, "not an image suffix")
+        if why := not_a_photo_name(name):
+            found.leave_out(name, why)
         elif not os.path.isfile(place):
-            found.leave_out(name, "in the JSON, and no such photo")
+            found.leave_out(name, f"in the JSON, and no such photo{dead_link(place)}")
         else:
             found.entries.append(Entry(species, Path(name).stem, place, place, part))
     if not found.entries:

@@ -13,9 +13,10 @@ from unicodedata import normalize
 
 from tqdm import tqdm
 
+from petface import files
 from petface.data.catalog import Catalog, CatalogBuilder
-from petface.data.images import IMAGE_SUFFIXES
-from petface.errors import UserError
+from petface.data.encoded import not_a_photo_name
+from petface.errors import MachineError, UserError
 from petface.taxonomy import canonical_record
 
 EXPECTED_TREE = """the expected tree is
@@ -26,8 +27,8 @@ EXPECTED_TREE = """the expected tree is
 MAX_STRAYS_LISTED = 10_000
 _NO_IMAGE = "holds no image at the expected depth"
 _ROOT_NAMES = ("images", "PetFace/images", "PetFace")
-_NESTED = "a folder inside a record folder"
-_SUFFIXES = frozenset(suffix.encode("ascii") for suffix in IMAGE_SUFFIXES)
+NESTED = "a folder inside a record folder"
+DEAD = "broken link"
 _ENTRIES_LOOKED_AT = 1000  # while guessing which folder was meant
 
 
@@ -38,6 +39,7 @@ class Scan:
     catalog: Catalog
     strays: list[tuple[bytes, str]] = field(default_factory=list)  # path, reason; the first ones
     stray_counts: Counter[str] = field(default_factory=Counter)  # reason -> all of them
+    dead_link: str = ""  # the first one, and where it leads
     empty_species: list[str] = field(default_factory=list)  # folders without an image: no class
     empty_records: list[bytes] = field(default_factory=list)  # relative to the root
     num_merged_folders: int = 0  # record folders whose canonical name another folder has too
@@ -46,6 +48,14 @@ class Scan:
     def num_strays(self) -> int:
         """Count everything that is not an image, listed or not."""
         return sum(self.stray_counts.values())
+
+    def stray_text(self) -> str:
+        """Return how many entries are no images and why, with an example; "" where all are."""
+        if not self.strays:
+            return ""
+        example = self.dead_link or files.readable_name(self.strays[0][0])
+        text = f"{self.num_strays} entries of the tree are no image"
+        return f"{text} ({reasons_text(self.stray_counts)}): {example}"
 
 
 def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
@@ -61,15 +71,16 @@ def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
         species = [normalize("NFC", name) for name in species]
         for name in species:
             check_species_name(name)
-    if not root.is_dir():
-        raise _wrong_root(root, "is not a folder" if root.exists() else "does not exist")
+    if not files.patiently(root.is_dir, root):
+        what = "is not a folder" if root.exists() else f"does not exist{files.dead_link(root)}"
+        raise _wrong_root(root, what)
     scanner = _Scanner(root)
     found = scanner.species_folders()
     chosen = found if species is None else sorted(set(species))
     if unknown := [name for name in chosen if name not in found]:
         if not _holds_images(root, depth=3) and _other_root(root) is not None:
             raise _wrong_root(root, _NO_IMAGE)
-        raise unknown_species(unknown[0], found, f" in {root}")
+        raise unknown_species(unknown[0], found, f" in {root}{files.dead_link(root / unknown[0])}")
     # A bar only for a person at a terminal, and only if it takes a while.
     bar = tqdm(desc="scan", unit=" records", delay=2.0, mininterval=1, leave=False, disable=None)
     with bar:
@@ -78,11 +89,12 @@ def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
     result = scanner.result
     result.catalog = scanner.builder.build()
     if species is not None and result.empty_species and _holds_images(root, depth=3):
-        raise UserError(f"species {result.empty_species[0]!r} in {root} has no image")
+        what = f"species {result.empty_species[0]!r} in {root} has no image"
+        raise UserError("; ".join(filter(None, (what, result.stray_text()))))
     num_images = len(result.catalog)
-    is_nested = result.stray_counts[_NESTED] > num_images
+    is_nested = result.stray_counts[NESTED] > num_images
     if num_images == 0 or (is_nested and any(_holds_images(root / n, 3) for n in _ROOT_NAMES)):
-        raise _wrong_root(root, _NO_IMAGE)
+        raise _wrong_root(root, "; ".join(filter(None, (_NO_IMAGE, result.stray_text()))))
     return result
 
 
@@ -105,6 +117,8 @@ class _Scanner:
 
     def stray(self, path: bytes, reason: str) -> None:
         self.result.stray_counts[reason] += 1
+        if reason == DEAD and not self.result.dead_link:
+            self.result.dead_link = link_text(os.path.join(self.root, path))
         if len(self.result.strays) < MAX_STRAYS_LISTED:
             self.result.strays.append((path, reason))
 
@@ -148,6 +162,8 @@ class _Scanner:
         images: list[bytes] = []
         try:
             entries = sorted_entries(os.path.join(self.root, folder))
+        except MachineError:
+            raise
         except UserError as error:
             reason = str(error).rpartition(": ")[2]
             self.stray(folder, f"record folder cannot be read: {reason}")
@@ -163,12 +179,32 @@ class _Scanner:
 
 
 def sorted_entries(folder: bytes) -> list[os.DirEntry[bytes]]:
-    """List a folder in the same order on every file system; `UserError` where it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"cannot read folder {os.fsdecode(folder)}: {error.strerror}") from error
+    """List a folder in the same order on every file system.
+
+    `UserError` where it is not there or not ours to read, `MachineError` where the disk fails.
+    """
+
+    def listed() -> list[os.DirEntry[bytes]]:
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            if files.is_of_machine(error) and not isinstance(error, PermissionError):
+                raise
+            what = f"cannot read folder {files.readable_name(folder)}: {error.strerror}"
+            raise UserError(what) from error
+
+    return files.patiently(listed, folder)
+
+
+def link_text(path: bytes) -> str:
+    """Return a link and where it leads."""
+    return f"{files.readable_name(path)} -> {files.readable_name(os.readlink(path))}"
+
+
+def reasons_text(counts: Counter[str]) -> str:
+    """Return how often each reason was met."""
+    return ", ".join(f"{count} {why}" for why, count in sorted(counts.items()))
 
 
 def not_an_image(entry: os.DirEntry[bytes]) -> str | None:
@@ -177,12 +213,12 @@ def not_an_image(entry: os.DirEntry[bytes]) -> str | None:
     if name.startswith(b"."):
         return "hidden"
     try:
-        if entry.is_file():  # from the folder listing itself: no stat, except for links
-            suffix = name[name.rfind(b".") :].lower() if b"." in name else b""
-            return None if suffix in _SUFFIXES else "not an image suffix"
+        # From the folder listing itself: no stat, except for links.
+        if files.patiently(entry.is_file, entry.path):
+            return not_a_photo_name(name)
         if entry.is_dir():
-            return _NESTED
-        return "broken link" if entry.is_symlink() else "not a regular file"
+            return NESTED
+        return DEAD if entry.is_symlink() else "not a regular file"
     except OSError as error:
         return f"cannot be followed: {error.strerror}"
 
@@ -192,9 +228,9 @@ def not_a_folder(entry: os.DirEntry[bytes]) -> str | None:
     if entry.name.startswith(b"."):
         return "hidden"
     try:
-        if entry.is_dir():
+        if files.patiently(entry.is_dir, entry.path):
             return None
-        return "broken link" if entry.is_symlink() else "a file where a folder belongs"
+        return DEAD if entry.is_symlink() else "a file where a folder belongs"
     except OSError as error:
         return f"cannot be followed: {error.strerror}"
 
@@ -227,4 +263,4 @@ def _other_root(root: Path) -> Path | None:
 def _holds_images(root: Path, depth: int) -> bool:
     """Look at some entries exactly `depth` levels down: is one of them an image?"""
     some = islice(root.glob("/".join(["[!.]*"] * depth)), _ENTRIES_LOOKED_AT)
-    return any(path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() for path in some)
+    return any(not not_a_photo_name(path.name) and path.is_file() for path in some)

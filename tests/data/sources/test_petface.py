@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from petface.data import images
 from petface.data.sources import petface as source
 from petface.data.sources.petface import scan
 from petface.errors import UserError
@@ -23,7 +22,7 @@ def naive_scan(root):
     for path in Path(root).rglob("*"):
         parts = path.relative_to(root).parts
         hidden = any(part.startswith(".") for part in parts)
-        image = path.suffix.lower() in images.IMAGE_SUFFIXES
+        image = path.suffix.lower() in (".png", ".jpeg")
         if len(parts) == 3 and path.is_file() and image and not hidden:
             rows.append((parts[0], parts[1].zfill(6), "/".join(parts).encode()))
     return sorted(rows)
