@@ -148,6 +148,9 @@ def test_worker_count_follows_the_cores_unless_it_is_told(monkeypatch):
         monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _, n=cores: range(n))
         assert module.worker_count(-1) == expected
         assert module.worker_count(0) == 0 and module.worker_count(3) == 3
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):  # torchrun: its processes share the cores
+        monkeypatch.setenv(name, "8")
+    assert module.worker_count(-1) == 8
 
 
 # ---- readers that fail, die, or are left early ----

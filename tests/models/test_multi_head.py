@@ -73,7 +73,7 @@ def test_frozen_batch_norm_keeps_its_statistics_and_what_is_before_records_nothi
 
 def test_unfrozen_batch_norm_learns_unless_it_is_to_stay(model) -> None:
     multi_head.unfreeze(model, ("all",))
-    multi_head.train_mode(model)
+    multi_head.train_mode(model.eval())
     assert all(module.training for module in model.modules())
     multi_head.train_mode(model, freeze_batchnorm=True)
     still = {module for module in model.modules() if not module.training}

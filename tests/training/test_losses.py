@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from petface.training.losses import logit_adjustment, masked_focal_loss
+from petface.training.losses import known_weight, logit_adjustment, masked_focal_loss
 
 every_loss = pytest.mark.parametrize(
     "options",
@@ -153,6 +153,12 @@ def test_half_precision_is_computed_in_float32_and_no_value_is_read_from_python(
     # tensors on "meta" have no values: any .item() or `if tensor` raises
     logits, targets, weights = (t.to("meta") for t in (logits, targets, weights))
     assert masked_focal_loss(logits, targets, class_weights=weights, **options).shape == ()
+
+
+def test_the_weight_of_a_head_of_one_class_counts_its_known_rows() -> None:
+    targets = torch.tensor([-1, 0, 0, -1])
+    assert known_weight(targets, torch.tensor([0.5])) == 1.0
+    assert known_weight(targets, None) == 2.0
 
 
 def test_targets_below_minus_one_are_refused() -> None:
