@@ -88,7 +88,8 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
     )
     print("\n".join(dataset.notes))
     models, out = _describe_models(options, dataset, how), Path(options.out_dir)
-    print("\n".join(difference_lines(models["class_differences"])), end="\n")
+    for line in difference_lines(models["class_differences"]):
+        print(line)
     rule = Preprocessing(**models["stage1"]["preprocessing"])
     image_source(dataset.catalog, options.pack, rule)  # a pack is made by one process
     if not distributed.is_main():

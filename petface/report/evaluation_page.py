@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from petface.evaluation.details import HEADS, SUMMARY
+from petface.evaluation.identity import contamination_lines
 from petface.metrics import read_confusion
 from petface.report import charts, photos
 from petface.report import folders as read
@@ -82,6 +83,7 @@ def write_evaluation_report(
     `images_root`, "" = where the evaluation found them.
     """
     summary, models, problems = read.read_evaluation_files(folder)
+    problems += contamination_lines(summary) if summary else []
     root = images_root or str(models.get("images_root", ""))
     found = photos.photo_root(folder, root, with_photos=with_photos)
     if with_photos and found is None:

@@ -127,8 +127,6 @@ def read_evaluation_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any],
     problems: list[str] = []
     # a table without its final name is not whole, whatever a summary says
     summary = read_json(folder / SUMMARY, problems) if (folder / PER_IMAGE).is_file() else {}
-    if summary:
-        problems += contamination_lines(summary)
     return summary, read_json(folder / MODELS, problems), problems
 
 
