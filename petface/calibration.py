@@ -27,6 +27,7 @@ Answers = tuple[np.ndarray, np.ndarray, np.ndarray]  # logits, labels, records
 # good to one that is mildly off: simulated, true temperatures 1 to 2, 2 and 13 classes.
 MIN_ROWS_FOR_TEMPERATURE = 50
 TEMPERATURE_RANGE = (0.05, 20.0)
+OVERCONFIDENT = 0.9  # confidence from which an error is called overconfident
 _MAX_BINS, _PHOTOS_PER_BIN = 15, 20
 _MIN_ANSWERED = 10
 _NUM_DRAWS = 200  # of one photo of each animal
@@ -117,6 +118,11 @@ def null_calibration_error(confidence: np.ndarray, num_bins: int = _MAX_BINS) ->
     rank = np.searchsorted(np.sort(own), own)
     variance = np.bincount(rank * num_bins // max(len(own), 1), own * (1.0 - own))
     return float(np.sqrt(variance * 2.0 / math.pi).sum() / len(own)) if len(own) else math.nan
+
+
+def overconfident_error_share(confidence: np.ndarray, correct: Truths) -> float:
+    """Return the share of the errors made at a confidence of 0.90 or more; NaN without errors."""
+    return _mean(confidence[~np.asarray(correct, bool)] >= OVERCONFIDENT)
 
 
 def reliability_rows(confidence: np.ndarray, correct: Truths) -> list[list[float]]:
@@ -300,6 +306,7 @@ def measure_head(
     sets = conformal_set(p, math.nan if q is None else q)
     figures["coverage"] = _mean(answered)
     figures["accuracy"] = _mean(correct[answered])
+    figures["overconfident_error_share"] = overconfident_error_share(confidence, correct)
     figures["conformal_coverage"] = None if q is None else _mean(_at(sets, y))
     figures["conformal_mean_size"] = None if q is None else _mean(sets.sum(axis=1))
     figures["reliability"], figures["raw_reliability"] = reliability["after"], reliability["before"]
@@ -308,9 +315,10 @@ def measure_head(
 
 
 def headline_figures(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return what a run prints of `calibrate_heads`: six metrics per head, NaN if undefined."""
+    """Return what a run prints of `calibrate_heads`: seven metrics per head, NaN if undefined."""
     same = ("nll_after", "brier_after", "ece_before", "ece_after", "ece_null_after")
-    names = {**{name: name for name in same}, "coverage": "answered_share"}
+    names = {name: name for name in (*same, "overconfident_error_share")}
+    names |= {"coverage": "answered_share"}
     return {
         f"test_{head}_{shown}": math.nan if figures[name] is None else figures[name]
         for head, figures in measured.items()

@@ -28,6 +28,7 @@ from petface.calibration import (
     measure_head,
     nll,
     null_calibration_error,
+    overconfident_error_share,
     reliability_bins,
     reliability_rows,
     rows_to_pool,
@@ -37,7 +38,8 @@ from petface.calibration import (
 from petface.sureness import pool_thresholds
 from tests import simulations
 
-HEADLINES = ("nll_after", "brier_after", "ece_before", "ece_after", "ece_null_after")
+HEADLINES = ("nll_after", "brier_after", "ece_before", "ece_after", "ece_null_after",
+             "overconfident_error_share")  # fmt: skip
 NOBODY = (np.empty((0, 2), np.float32), np.empty(0, np.int64), np.empty(0, np.int32))
 
 
@@ -421,3 +423,9 @@ def test_heads_are_fitted_on_one_part_and_measured_on_the_other() -> None:
     names = (*HEADLINES, "answered_share")
     assert list(shown) == [f"test_gender_{name}" for name in names]
     assert all(math.isnan(value) for value in shown.values())
+
+
+def test_overconfident_errors_are_the_share_of_the_errors_at_090_or_more():
+    confidence, correct = np.array([0.9, 0.89, 0.99, 0.95, 0.5]), np.array([0, 0, 0, 1, 1], bool)
+    assert overconfident_error_share(confidence, correct) == pytest.approx(2 / 3)
+    assert math.isnan(overconfident_error_share(confidence, np.ones(5, bool)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from petface.calibration import coverage_rows, reliability_rows
+from petface.calibration import OVERCONFIDENT, coverage_rows, reliability_rows
 from petface.evaluation.details import TOP, Evaluation
 from petface.evaluation.heads import HeadAnswers, share
 
@@ -62,6 +62,7 @@ def _describe(evaluation: Evaluation, own: HeadAnswers, *, is_all: bool) -> dict
         "wanted_accuracy": _given(fitted, "wanted_accuracy", WANTED_ACCURACY),
         "coverage": share(is_sure[judged]),
         "accuracy_of_answered": share(right[is_sure]),
+        "overconfident_error_share": share(confidence[~right] >= OVERCONFIDENT),
         "conformal": _conformal(own, quantile[group], _given(fitted, "conformal_alpha", ALPHA)),
         "curve": coverage_rows(confidence, right, _NUM_STEPS[is_all]),
         "reliability": reliability_rows(confidence, right),

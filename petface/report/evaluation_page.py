@@ -30,6 +30,7 @@ _MORE_COLUMNS = (
 )
 _SURE_COLUMNS = (
     "head species num threshold reason coverage accuracy_of_answered wanted_accuracy "
+    "overconfident_error_share "
     "conformal.coverage end_to_end.coverage end_to_end.accuracy_of_answered "
     "end_to_end.conformal_coverage"
 )
