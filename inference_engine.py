@@ -156,7 +156,12 @@ def predict(arguments: list[str]) -> int:
         s.DEVICE, s.PRECISION, s.COMPILE, s.TTA, stage1=s.STAGE1_CHECKPOINT
     )
     counts = predict_files(
-        TwoStageInference(s.STAGE1_CHECKPOINT, s.STAGE2_FOLDER, options=options),
+        TwoStageInference(
+            s.STAGE1_CHECKPOINT,
+            s.STAGE2_FOLDER,
+            options=options,
+            annotations_root=s.ANNOTATIONS_ROOT,
+        ),
         photos,
         s.OUT,
         topk=s.TOPK,
@@ -180,7 +185,9 @@ def show(arguments: list[str]) -> int:
     )
     if not s.positional:
         raise SettingsError("give a photo, or: python inference_engine.py evaluate; see --help")
-    inference = TwoStageInference(s.STAGE1_CHECKPOINT, s.STAGE2_FOLDER, s.DEVICE)
+    inference = TwoStageInference(
+        s.STAGE1_CHECKPOINT, s.STAGE2_FOLDER, s.DEVICE, annotations_root=s.ANNOTATIONS_ROOT
+    )
     sys.stdout.reconfigure(errors="backslashreplace")  # file names that are no UTF-8
     answers = [inference.infer(photo, s.TOPK) for photo in s.positional]
     for answer in answers:

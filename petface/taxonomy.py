@@ -15,7 +15,8 @@ from petface.errors import SettingsError
 
 FEATURES: Final = ("breed", "color", "color1", "color2", "gender")  # order of heads and columns
 PRIMARY_ATTR_PRIORITY: Final = FEATURES  # the first with a known label is what a sampler balances
-FEATURE_ALIASES: Final = {"attr2": "color2"}  # head names of old checkpoints -> names used here
+# The head "attr2" of old checkpoints; elsewhere it is the first feature that no other head answers.
+ATTR2: Final = {"cat": "breed", "dog": "breed", "parakeet": "breed", "javasparrow": "color"}
 UNKNOWN: Final = -1  # the class index of an unknown label, everywhere
 UNKNOWN_TOKENS: Final = frozenset({"", "unknown", "unk", "na", "n/a", "nan"})  # lower-cased cells
 GENDER_MAP: Final = {"female": "female", "f": "female", "male": "male", "m": "male"}
@@ -57,6 +58,17 @@ def features_of(species: str, columns: tuple[str, ...] = FEATURES) -> tuple[str,
     """Return the heads of a species in head order: its own in PetFace, every column elsewhere."""
     wanted = SPECIES_FEATURES.get(species, FEATURES)
     return tuple(feature for feature in FEATURES if feature in wanted and feature in columns)
+
+
+def feature_names(species: str, heads: Sequence[str], others: Sequence[str] = ()) -> dict[str, str]:
+    """Return the feature that each head of a specialist answers, whatever case its name has.
+
+    `others` are more names that stand for these heads.
+    """
+    free = [f for f in features_of(species) if f not in map(str.lower, heads)]
+    attr2 = ATTR2.get(species, free[0] if free else "attr2")
+    lower = {head: head.lower() for head in (*heads, *others)}
+    return {head: attr2 if name == "attr2" else name for head, name in lower.items()}
 
 
 def columns_of(species: str, table: SpeciesTable | None) -> dict[str, tuple[str, tuple[str, ...]]]:

@@ -41,6 +41,11 @@ class Predicted(NamedTuple):
     failures: Sequence[tuple[int, str]] = ()  # (place in the catalog, why it is not readable)
 
 
+def _named(stage: Stage) -> dict[str, tuple[str, ...]]:
+    """Return the classes of the heads that have names: numbers alone are never right or wrong."""
+    return {head: c for head, c in stage.names.items() if stage.sources.get(head) != "index"}
+
+
 class SpeciesRows:
     """Builds the rows of one species' images, by columns, each text made safe once."""
 
@@ -48,7 +53,7 @@ class SpeciesRows:
         self, dataset: Dataset, species: str, stage1: Stage, specialist: Stage | None
     ) -> None:
         self._dataset, self._stage1, self._specialist = dataset, stage1, specialist
-        names = {**stage1.names, **(specialist.names if specialist else {})}
+        names = {**stage1.names, **(_named(specialist) if specialist else {})}
         (self.species_number,) = class_numbers([species], names["species"]).tolist()
         images, labels = dataset.image_labels(species)
         self._first = int(images[0])
@@ -94,6 +99,8 @@ class SpeciesRows:
             of_species = predicted.places[rows] - self._first
             temperatures = stage.network.temperatures or (1.0,) * len(stage.names)
             for head, z, t in zip(stage.names, logits, temperatures, strict=True):
+                if head not in _named(stage):
+                    continue
                 found = describe_answers(z, self._true[head][of_species], t)
                 details[head][rows] = found
                 status[rows[found["top"][:, 0] < 0]] = _NON_FINITE

@@ -97,7 +97,7 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
 
     def load(species: str) -> Stage | None:
         model = models["specialists"].get(species)
-        return load_stage(model["path"], species, how) if model else None
+        return load_stage(model["path"], species, how, options.annotations_root) if model else None
 
     stage1 = load_stage(models["stage1"]["path"], None, how)
     plan = own_slices(plan_slices(dataset.catalog.class_index, options.batch_size))
@@ -152,7 +152,9 @@ def _describe_models(options: EvaluationOptions, dataset: Dataset, how: ComputeO
     models = {
         "stage1": describe_model(stage1, None),
         "specialists": {
-            name: describe_model(path, name) for name, path in found.items() if path is not None
+            name: describe_model(path, name, options.annotations_root)
+            for name, path in found.items()
+            if path is not None
         },
         "images_root": str(options.images_root),
         "annotations_root": str(options.annotations_root),
@@ -162,6 +164,11 @@ def _describe_models(options: EvaluationOptions, dataset: Dataset, how: ComputeO
         "batch_size": options.batch_size,
         **how.identity(),
     }
+    for name, model in models["specialists"].items():
+        named = {h: c for h, c in model["heads"].items() if model["sources"][h] != "index"}
+        if nameless := sorted(model["heads"].keys() - named.keys()):
+            print(f"{name}: no names for the classes of {', '.join(nameless)}: not scored")
+        model["heads"] = named
     return {**models, "class_differences": class_differences(dataset, models)}
 
 

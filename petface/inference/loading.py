@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from petface.data.annotations import read_species
 from petface.data.fingerprint import Data
 from petface.devices import choose_device, choose_precision
 from petface.errors import SettingsError, UserError
@@ -85,14 +87,22 @@ class Stage:
     data: Data | None = None  # what it learnt from, where the file says so
 
 
-def load_stage(path: str | Path, species: str | None, options: ComputeOptions) -> Stage:
+def load_stage(
+    path: str | Path,
+    species: str | None,
+    options: ComputeOptions,
+    annotations_root: str | Path = "",
+) -> Stage:
     """Load stage 1 (`species` None) or a specialist from a checkpoint, an export or a bundle.
 
     A specialist is also found in its run's folder and in the folder of all specialists.
+    Labels under `annotations_root` name the classes of a head that nothing else names.
     `CheckpointError` with file and reason where there is none or it cannot be used.
     """
     file = find_model(path, species)
-    content = _read(file, species)
+    content = _read(file, species, annotations_root)
+    for note in getattr(content, "notes", ()):
+        print(f"{file}: {note}", file=sys.stderr)
     network: Answerer
     if isinstance(content, exported.Exported):
         network = exported.OnnxNetwork(
@@ -113,14 +123,17 @@ def load_stage(path: str | Path, species: str | None, options: ComputeOptions) -
     return Stage(file, species, network, heads, sources, content.calibration, content.data)
 
 
-def describe_model(path: str | Path, species: str | None) -> dict[str, Any]:
+def describe_model(
+    path: str | Path, species: str | None, annotations_root: str | Path = ""
+) -> dict[str, Any]:
     """Describe a checkpoint or export as JSON values: its file, class names and calibration."""
-    content = _read(Path(path), species)
+    content = _read(Path(path), species, annotations_root)
     return {
         "path": str(path),
         "sha256": sha256_of_file(path),
         "preprocessing": asdict(content.preprocessing),
         "heads": content.heads,
+        "sources": content.sources,
         "calibration": {head: asdict(fitted) for head, fitted in content.calibration.items()},
         "split": content.data and content.data["split"],
     }
@@ -151,17 +164,25 @@ def find_specialist(species: str, checkpoint_or_folder: str | Path) -> Path | No
         raise UserError(f"species {species!r} must be a plain name")
     if path.is_file():
         return path
-    for candidate in (path / species / f"{species}_best.pt", path / f"{species}_best.pt"):
+    old = f"stage2_{species}_noaug"  # beside our own folder, or in it
+    folders = path / species, path, path / old, path.absolute().parent / old
+    for candidate in (folder / f"{species}_best.pt" for folder in folders):
         if candidate.is_file():
             return candidate
     return exported.find(path, species)
 
 
 def _read(
-    path: Path, species: str | None
+    path: Path, species: str | None, annotations_root: str | Path = ""
 ) -> checkpoints.Stage1Checkpoint | checkpoints.Stage2Checkpoint | exported.Exported:
     if path.suffix == exported.SUFFIX:
         return exported.read(path, species)
     if species is None:
         return checkpoints.read_stage1(path)
-    return checkpoints.read_stage2(path, species)
+    table = Path(annotations_root, f"{species}.csv")
+
+    def labels_of() -> Mapping[str, tuple[str, ...]]:
+        is_there = bool(annotations_root) and table.is_file()
+        return read_species(table, str(species)).vocabularies if is_there else {}
+
+    return checkpoints.read_stage2(path, species, labels_of)

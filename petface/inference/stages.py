@@ -125,6 +125,7 @@ class Stage2Model:
         device: str | None = None,
         precision: str = "fp32",
         options: ComputeOptions | None = None,
+        annotations_root: str | Path = "",
     ) -> Stage2Model:
         """Load <species>_best.pt from a file, from its run's folder, or from the folder of all
         specialists; or the species' export from a bundle.
@@ -132,7 +133,7 @@ class Stage2Model:
         `CheckpointError` where there is none or it cannot be used.
         """
         options = options or ComputeOptions.choose(device, precision)
-        return cls(load_stage(checkpoint_or_folder, species, options))
+        return cls(load_stage(checkpoint_or_folder, species, options, annotations_root))
 
     def predict(self, image: ImageSource, topk_per_head: int = 3) -> dict[str, HeadPrediction]:
         """Predict every head for a path, bytes, PIL image or array."""

@@ -40,6 +40,7 @@ class TwoStageInference:
         device: str | None = None,
         precision: str = "fp32",
         options: ComputeOptions | None = None,
+        annotations_root: str | Path = "",
     ) -> None:
         if exported.is_bundle(stage1_checkpoint):
             stage2_folder = stage1_checkpoint
@@ -47,7 +48,7 @@ class TwoStageInference:
             raise UserError(f"{stage1_checkpoint} is no bundle: name the folder of specialists too")
         self.options = options or ComputeOptions.choose(device, precision)
         self.stage1 = Stage1Model(stage1_checkpoint, options=self.options)
-        self.stage2_folder = Path(stage2_folder)
+        self.stage2_folder, self.annotations_root = Path(stage2_folder), annotations_root
         self._specialists: dict[str, Stage2Model | None] = {}
         self.rules: list[Preprocessing] = []  # of all networks, once all are loaded
 
@@ -55,7 +56,10 @@ class TwoStageInference:
         """Return the specialist of `species`, None where there is none."""
         if species not in self._specialists:
             path, load = find_specialist(species, self.stage2_folder), Stage2Model.load_for_species
-            model = load(species, path, options=self.options) if path else None
+            root = self.annotations_root
+            model = (
+                load(species, path, options=self.options, annotations_root=root) if path else None
+            )
             self._specialists[species] = model
         return self._specialists[species]
 

@@ -32,10 +32,20 @@ _DTYPES = {torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bo
 _DTYPES |= {torch.int8, torch.int16, torch.int32, torch.int64}
 
 
+class TooLargeError(ValueError):
+    """A table that declares more than any checkpoint does."""
+
+
+def is_program(path: Path) -> bool:
+    """Return whether an archive is a TorchScript program."""
+    with zipfile.ZipFile(path) as archive:
+        return any(name.lower().endswith("/constants.pkl") for name in archive.namelist())
+
+
 def forbidden_instruction(path: Path) -> str:
     """Return what in the pickle of a checkpoint could do more than name tensors; "" if nothing.
 
-    `ValueError` for bytes that are no pickle, or too many.
+    `ValueError` for bytes that are no pickle, `TooLargeError` for too many.
     """
     with path.open("rb") as handle:  # torch goes by the first bytes, too
         is_archive = handle.read(4) == b"PK\3\4"
@@ -45,11 +55,9 @@ def forbidden_instruction(path: Path) -> str:
     if is_archive:
         with zipfile.ZipFile(path) as archive:
             records = [(one.filename.lower(), one) for one in archive.infolist()]  # as torch does
-            if any(name.endswith("/constants.pkl") for name, _ in records):
-                return "TorchScript"
             tables = [one for name, one in records if name.endswith("/data.pkl")]
             if any(one.file_size > MAX_PICKLE_BYTES for one in tables):
-                raise ValueError(f"its table is larger than {MAX_PICKLE_BYTES:,} bytes")
+                raise TooLargeError(f"its table is larger than {MAX_PICKLE_BYTES:,} bytes")
             pickles = [io.BytesIO(archive.read(one)) for one in tables]
     for stream in pickles:
         for instruction, argument, _ in pickletools.genops(stream):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from petface.models import bounds, layouts, multi_head
 from petface.models.architecture import Architecture, build_classifier
 
 FORMAT = 1
+Labels = Callable[[], Mapping[str, Sequence[str]]]  # head -> the labels of an annotation file
 _MAX_REASON = 500  # characters
 _COPY_AGAIN = "copy the file again, or use last.pt of the same run"
 _OTHER_NETWORK = "it may be of another network or damaged: take the file of this one"
@@ -53,7 +55,8 @@ class Described:
     """What a stored network predicts, in a checkpoint or in an export.
 
     `heads[head][k]` is the class of logit k; heads stand in the order of the outputs. `sources`
-    says where the classes of a head came from ("checkpoint", "built-in", "gender", "index");
+    says where the classes of a head came from ("checkpoint", "built-in", "annotations", "gender",
+    "index");
     `calibration` has the heads that were calibrated.
     """
 
@@ -93,6 +96,7 @@ class Stage2Checkpoint(Checkpoint):
     """The specialist of a species."""
 
     species: str
+    notes: tuple[str, ...] = field(default=(), kw_only=True)  # what a user must know of its heads
 
 
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -117,9 +121,12 @@ def load(path: str | Path) -> dict[str, Any]:
     content, refusal = None, ""
     try:
         # files of torch before 1.6 are no archives, and have no checksum
-        if zipfile.is_zipfile(path) and (damage := files.archive_damage(path)):
+        is_archive = zipfile.is_zipfile(path)
+        if is_archive and bounds.is_program(path):
+            refusal = "TorchScript"
+        elif is_archive and (damage := files.archive_damage(path)):
             raise CheckpointError(path, damage, _COPY_AGAIN)
-        refusal = bounds.forbidden_instruction(path)
+        refusal = refusal or bounds.forbidden_instruction(path)
         if not refusal:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
@@ -130,9 +137,9 @@ def load(path: str | Path) -> dict[str, Any]:
         found = _REFUSAL.search(str(error))
         refusal = found[0] if found else ""
         if not refusal:
-            raise CheckpointError(
-                path, f"damaged or not a checkpoint ({type(error).__name__})", _COPY_AGAIN
-            ) from error
+            reason = f"damaged or not a checkpoint ({type(error).__name__})"
+            reason = str(error) if isinstance(error, bounds.TooLargeError) else reason
+            raise CheckpointError(path, reason, _COPY_AGAIN) from error
     if refusal == "TorchScript":
         what = "is a TorchScript program, not weights; nothing of it was run"
         raise CheckpointError(path, what, "save torch.jit.load(file).state_dict() with torch.save")
@@ -176,12 +183,13 @@ def read_stage1(path: str | Path) -> Stage1Checkpoint:
     return Stage1Checkpoint(heads, sources, rule, calibration, model, architecture, data=learnt)
 
 
-def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
+def read_stage2(path: str | Path, species: str, labels_of: Labels = dict) -> Stage2Checkpoint:
     """Read a specialist of any layout for `species`.
 
-    Head names pass through `FEATURE_ALIASES` and are filtered to the species' features; heads
-    without a class are skipped. Vocabulary of a head: the checkpoint's, else the built-in list of
-    that species, else female and male for gender, else "0" ... "K-1".
+    Head names pass through `taxonomy.feature_names` and are filtered to the species' features;
+    heads without a class are skipped. Vocabulary of a head: the checkpoint's, else the built-in
+    list of that species, else what `labels_of` gives of its annotation file, where the number fits,
+    else female and male for gender, else "0" ... "K-1".
     """
     content = load(path)
     owner = content.get("species", species)
@@ -195,9 +203,12 @@ def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
         raise CheckpointError(path, str(error)) from error
     is_own = content.get("format", 0) >= 1  # trained by SPECIES_CONFIG, which may have any head
     allowed = taxonomy.FEATURES if is_own else taxonomy.features_of(species)
-    aliases = taxonomy.FEATURE_ALIASES
-    stored = {aliases.get(head, head): names for head, names in found.vocabularies.items()}
-    own_names = {aliases.get(head, head): head for head in found.heads}
+    names = taxonomy.feature_names(species, list(found.heads))
+    own_names = {feature: head for head, feature in names.items()}
+    if len(own_names) < len(names):
+        raise CheckpointError(path, f"has two heads of one feature ({', '.join(found.heads)})")
+    renamed = taxonomy.feature_names(species, list(found.heads), list(found.vocabularies))
+    stored = {renamed[h]: listed for h, listed in found.vocabularies.items() if is_own or listed}
     heads = [head for head in taxonomy.FEATURES if head in own_names and head in allowed]
     sizes: dict[str, int] = {h: n for h in heads if (n := found.size_of(own_names[h]))}
     if not sizes:
@@ -208,7 +219,18 @@ def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
         )
     vocabularies, sources = {}, {}
     for head, size in sizes.items():
-        vocabularies[head], sources[head] = _vocabulary(path, species, head, size, stored)
+        vocabularies[head], sources[head] = _vocabulary(
+            path, species, head, size, stored, labels_of
+        )
+    notes = [
+        f"head {head} is read as {feature}"
+        for head, feature in names.items()
+        if feature != head.lower() and feature in sizes
+    ]
+    if dropped := [head for head, feature in names.items() if feature not in sizes]:
+        notes.append(f"left out, no head of a {species} with classes: {', '.join(dropped)}")
+    if nameless := [head for head, source in sources.items() if source == "index"]:
+        notes.append(f"no names for the classes of {', '.join(nameless)}: answers are numbers")
     kind = multi_head.ChinchillaMultiHeadResNet18 if stored else multi_head.GenericMultiHeadResNet18
     with torch.device("meta"):
         model = kind(sizes, architecture)
@@ -217,15 +239,22 @@ def read_stage2(path: str | Path, species: str) -> Stage2Checkpoint:
         tensors = found.heads[own_names[head]]
         state |= {f"heads.{head}.{name}": tensor for name, tensor in tensors.items()}
     _fill(path, model, state)
-    rule, calibration = read_preprocessing(path, content), read_calibration(path, content)
+    rule, calibration = read_preprocessing(path, content), read_calibration(path, content, names)
     learnt = fingerprint_in(path, content)
     return Stage2Checkpoint(
-        vocabularies, sources, rule, calibration, model, architecture, species, data=learnt
+        *(vocabularies, sources, rule, calibration, model, architecture, species),
+        data=learnt,
+        notes=tuple(notes),
     )
 
 
 def _vocabulary(
-    path: str | Path, species: str, head: str, size: int, stored: Mapping[str, tuple[str, ...]]
+    path: str | Path,
+    species: str,
+    head: str,
+    size: int,
+    stored: Mapping[str, tuple[str, ...]],
+    labels_of: Labels,
 ) -> tuple[tuple[str, ...], str]:
     if head in stored:
         if len(stored[head]) != size:
@@ -236,6 +265,9 @@ def _vocabulary(
     built_in = taxonomy.FALLBACK_VOCABULARIES.get(species, {}).get(head, ())
     if len(built_in) == size:
         return built_in, "built-in"
+    listed = tuple(labels_of().get(head, ()))
+    if len(listed) == size:
+        return listed, "annotations"
     if head == "gender" and size == len(taxonomy.GENDER_VOCABULARY):
         return taxonomy.GENDER_VOCABULARY, "gender"
     return tuple(str(index) for index in range(size)), "index"
@@ -315,7 +347,9 @@ def read_preprocessing(path: str | Path, content: Mapping[str, Any]) -> Preproce
     return rule
 
 
-def read_calibration(path: str | Path, content: Mapping[str, Any]) -> dict[str, HeadCalibration]:
+def read_calibration(
+    path: str | Path, content: Mapping[str, Any], features: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, HeadCalibration]:
     """Read what was fitted per head; old checkpoints and last.pt hold nothing."""
     table = content.get("calibration", {})
     if not isinstance(table, dict):
@@ -332,7 +366,7 @@ def read_calibration(path: str | Path, content: Mapping[str, Any]) -> dict[str, 
             )
         head = str(name)
         numbers.append(str(entry.get("reason", "")))
-        found[taxonomy.FEATURE_ALIASES.get(head, head)] = HeadCalibration(*numbers)
+        found[features.get(head, head)] = HeadCalibration(*numbers)
     return found
 
 

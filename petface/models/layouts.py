@@ -53,7 +53,8 @@ def read(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Found:
             body[torchvision_name(key)] = value
     heads = {}
     for head, tensors in parts.items():
-        if set(tensors) != {"weight", "bias"} or len(tensors["weight"]) != len(tensors["bias"]):
+        sizes = [tensor.shape[:1] for tensor in tensors.values()]
+        if set(tensors) != {"weight", "bias"} or sizes[0] != sizes[1] or not sizes[0]:
             raise ValueError(f"head {head} lacks a weight or a bias, or they differ in size")
         heads[head] = tensors
     if not heads:
@@ -92,21 +93,28 @@ def torchvision_name(key: str) -> str:
 
 
 def _vocabularies(content: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    for key in ("head_vocabs", "feature_infos", "heads_meta", "vocabs"):
+    """Gather the names of each head from all tables, and from `<head>_vocab` beside the weights."""
+    found: dict[str, tuple[str, ...]] = {}
+    for key in ("head_vocabs", "feature_infos", "heads_meta", "vocabs", "heads"):
         entries = content.get(key)
-        if entries is None:
-            continue
         if isinstance(entries, list):  # [{"name": head, "classes": [...]}, ...]
             entries = {
                 entry.get("name", entry.get("feature")): entry
                 for entry in entries
                 if isinstance(entry, dict)
             }
+        if entries is None or (key == "heads" and not isinstance(entries, dict)):
+            continue
         if not isinstance(entries, dict):
             raise ValueError(f'"{key}" is a {type(entries).__name__}, not a table of heads')
-        found = {str(head): _names(entry) for head, entry in entries.items()}
-        return {head: names for head, names in found.items() if names is not None}
-    return {}
+        for head, entry in entries.items():
+            if (names := _names(entry)) is not None and not found.get(str(head)):
+                found[str(head)] = names
+    for key, entry in content.items():
+        head = str(key).removesuffix("_vocab").removeprefix("head_")
+        if str(key).endswith("_vocab") and (names := _names(entry)) and not found.get(head):
+            found[head] = names
+    return found
 
 
 def _names(entry: Any) -> tuple[str, ...] | None:

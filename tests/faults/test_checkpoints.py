@@ -17,6 +17,7 @@ import torch
 from petface.models import checkpoints
 from petface.models.checkpoints import CheckpointError
 from tests import reference_networks as reference
+from tests.torture.crafted import odd_tensors, programs, with_pickle
 
 SMALL = {
     "model": {
@@ -200,3 +201,36 @@ def test_a_checkpoint_of_a_few_bytes_does_not_fill_the_memory(tmp_path, monkeypa
     monkeypatch.setattr(zipfile.ZipFile, "open", None)
     with pytest.raises(CheckpointError, match="is compressed; copy the file again"):
         checkpoints.load(path)
+
+
+@pytest.mark.parametrize("program", programs(), ids=str)
+def test_a_pickle_builds_nothing_huge(tmp_path: Path, program: str) -> None:
+    """Nothing is allocated, walked without end or said at length."""
+    path = tmp_path / "cat_best.pt"
+    stream = io.BytesIO()
+    torch.save({"model": {}}, stream)
+    path.write_bytes(with_pickle(stream.getvalue(), programs()[program]))
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.read_stage2(path, "cat")
+    assert len(str(caught.value)) < 700 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", odd_tensors(), ids=str)
+def test_tensors_without_plain_values_are_refused(file: Path, name: str) -> None:
+    model = {**SMALL["model"], "heads.gender.weight": odd_tensors()[name]}
+    torch.save({**SMALL, "model": model}, file)
+    refused(file)
+
+
+def test_many_classes_and_a_huge_image_are_refused_before_they_are_built(file: Path) -> None:
+    whole = {"model": reference.classifier(2, 0), "class_to_index": {"a": 0, "b": 1}}
+    classes = {f"class {number}": number for number in range(10**5)}
+    rule = {"resize": "stretch", "mean": None, "std": None}
+    for change, words in (
+        ({"class_to_index": classes}, "do not fit the network .shape: fc.weight"),
+        ({"preprocessing": {**rule, "size_px": 10**9}}, "size_px is 1000000000, more than"),
+        ({"preprocessing": {**rule, "size_px": 2**70}}, "size_px is"),
+    ):
+        torch.save({**whole, **change}, file)
+        with pytest.raises(CheckpointError, match=words):
+            checkpoints.read_stage1(file)

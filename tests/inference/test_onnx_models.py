@@ -185,11 +185,81 @@ def test_other_weights_in_a_second_file_are_refused(alone: Path) -> None:
         (lambda m: m.graph.sparse_initializer.add(), "export writes: SparseTensorProto"),
         (lambda model: model.functions.add(), "export writes: FunctionProto"),
         (lambda model: model.metadata_props.pop(), "say different things"),
+        (lambda m: hide_in_a_constant(m), "export writes: SparseTensorProto"),
+        (lambda m: outer_product(m, 60_000), "unknown or huge size"),
+        (lambda m: declare(m, [2**40, 2**30]), "declare"),
+        (lambda m: declare(m, [-1]), "declare"),
+        (lambda m: m.graph.output.append(m.graph.input[0]), "heads of its card alone"),
+        (lambda m: m.graph.input.append(m.graph.output[0]), "heads of its card alone"),
+        (lambda m: m.opset_import.add(domain="com.microsoft", version=1), "other makers"),
+        (lambda m: m.training_info.add(), "export writes: TrainingInfoProto"),
+        (lambda m: m.graph.quantization_annotation.add(), "export writes: TensorAnnotation"),
+        (lambda m: m.graph.node[2].attribute[0].ints.append(2**40), "is 1099511627776"),
     ],
 )
 def test_what_no_export_writes_is_refused(alone: Path, change, message: str) -> None:
     forge(alone, change)
     refused(alone, message)
+
+
+def hide_in_a_constant(model: onnx.ModelProto) -> None:
+    """Name a file in the sparse value of a constant, and answer with what lies in it."""
+    node = model.graph.node.add(op_type="Constant", output=["zz"])
+    attribute = node.attribute.add(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR)
+    values = attribute.sparse_tensor.values
+    values.data_type, values.data_location = 1, onnx.TensorProto.EXTERNAL
+    values.external_data.add(key="location", value="secret")
+
+
+def outer_product(model: onnx.ModelProto, side: int) -> None:
+    """Compute side * side numbers from two rows of weights, by an operator of ours."""
+    for name, dims in (("one", [side, 1]), ("other", [1, side])):
+        tensor = onnx.helper.make_tensor(name, 1, dims, bytes(4 * side), raw=True)
+        model.graph.initializer.append(tensor)
+    model.graph.node.add(op_type="Add", input=["one", "other"], output=["boom"])
+
+
+def declare(model: onnx.ModelProto, dims: list[int]) -> None:
+    del model.graph.initializer[0].dims[:]
+    model.graph.initializer[0].dims.extend(dims)
+
+
+@pytest.mark.parametrize("name", ["stage2/cat.onnx", "stage2/cat.json", "bundle.json", "stage2"])
+def test_a_link_out_of_a_bundle_is_not_followed(copy: Path, tmp_path: Path, name: str) -> None:
+    path, elsewhere = copy / name, tmp_path / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    refused(copy / "stage2/cat.onnx", "is a link out of its bundle")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda card: card["preprocessing"].update(size_px=10**9),
+        lambda card: card.update(heads=None),
+        lambda card: card["heads"].update(gender="abc"),
+        lambda card: card["heads"].update(gender=[]),
+        lambda card: card.update(sources=[1]),
+        lambda card: card.update(precision={"a": 1}),
+        lambda card: card["heads"].update(gender=["x"] * 9),
+    ],
+)
+def test_nonsense_that_card_and_model_agree_on_is_refused(alone: Path, change) -> None:
+    change_json(alone.with_suffix(".json"), change)
+    card = json.loads(alone.with_suffix(".json").read_text())
+
+    def agree(model: onnx.ModelProto) -> None:
+        for entry in model.metadata_props:
+            entry.value = json.dumps(card[entry.key])
+
+    forge(alone, agree)
+    refused(alone)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"format": 1' + "0" * 5000 + "}", '{"a": NaN}'])
+def test_json_that_no_reader_can_take_is_refused(alone: Path, text: str) -> None:
+    alone.with_suffix(".json").write_text(text)
+    refused(alone, "not valid JSON")
 
 
 def test_what_a_bundle_does_not_list_as_it_is_is_refused(copy: Path) -> None:

@@ -152,7 +152,61 @@ def test_heads_are_renamed_filtered_and_ordered(file: Path) -> None:
     with pytest.raises(CheckpointError, match="no head for cat"):
         read(file, "cat", {"breed": 0, "species": 13})
     # a species that PetFace does not describe keeps every known head
-    assert read(file, "yak", sizes).model == ("breed", "color1", "color2", "gender")
+    assert read(file, "yak", sizes).model == ("breed", "color", "color1", "gender")
+
+
+GENDER = {"heads_meta": {"Gender": {"classes": [], "num_classes": 2}, "Breed": list("abc")}}
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize(
+    ("species", "sizes", "content", "names", "sources"),
+    [
+        ("cat", {"attr2": 3}, {"attr2_vocab": list("abc")}, {"breed": "abc"}, ["checkpoint"]),
+        ("dog", {"attr2": 3}, {"head_vocabs": {"attr2": list("abc")}}, {"breed": "abc"}, None),
+        ("parakeet", {"Attr2": 3}, {}, {"breed": "xyz"}, ["annotations"]),
+        ("javasparrow", {"attr2": 3, "color1": 2}, {}, {"color": "012", "color1": "pq"}, None),
+        ("hamster", {"breed": 2, "attr2": 2}, {}, {"breed": "01", "color1": "pq"}, None),
+        ("dog", {"Breed": 3, "Gender": 2}, GENDER, {"breed": "abc"}, ["checkpoint", "gender"]),
+        ("cat", {"Color1": 2}, {"vocabs": {"color1": list("ab")}}, {"color1": "ab"}, None),
+        ("cat", {"color1": 2}, {"feature_infos": {"Color1": list("ab")}}, {"color1": "ab"}, None),
+        (
+            "cat",
+            {"breed": 3},
+            {"vocabs": {"breed": 3}, "heads": {"breed": list("abc")}},
+            None,
+            None,
+        ),
+        ("cat", {"breed": 4, "gender": 2}, {}, {"breed": "0123"}, ["index", "gender"]),
+    ],
+)
+def test_layouts_of_others_give_the_right_names(
+    file: Path, species: str, sizes: dict, content: dict, names: dict | None, sources: list | None
+) -> None:
+    """The checkpoint, the annotation file where its number fits, female and male, numbers."""
+    read(file, species, sizes, **content)
+    labels = {"breed": tuple("xyz"), "color1": tuple("pq")}
+    found = checkpoints.read_stage2(file, species, lambda: labels)
+    for head, listed in (names or {"breed": "abc"}).items():
+        assert found.heads[head] == tuple(listed)
+    if "gender" in found.heads:
+        assert found.heads["gender"] == ("female", "male")
+    if sources:
+        assert list(found.sources.values()) == sources
+    said = " ".join(found.notes)
+    assert ("is read as" in said) == any(head.lower() == "attr2" for head in sizes)
+    assert ("answers are numbers" in said) == ("index" in found.sources.values())
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_head_that_is_dropped_is_said_and_two_of_one_feature_are_refused(file: Path) -> None:
+    read(file, "dog", {"breed": 3, "color1": 2})
+    assert (
+        "left out, no head of a dog with classes: color1"
+        in checkpoints.read_stage2(file, "dog").notes
+    )
+    with pytest.raises(CheckpointError, match="two heads of one feature"):
+        read(file, "dog", {"breed": 3, "attr2": 3})
 
 
 @pytest.mark.usefixtures("no_network")
@@ -161,7 +215,7 @@ def test_calibration_goes_by_the_names_of_the_heads(file: Path) -> None:
     for temperature in (2, 0.5):
         table = {"attr2": {**entry, "temperature": temperature}}
         found = read(file, "chinchilla", sizes, calibration=table)
-        assert found.calibration == {"color2": HeadCalibration(temperature, 0.75, None)}
+        assert found.calibration == {"color1": HeadCalibration(temperature, 0.75, None)}
         assert found.temperatures == (temperature, 1.0)
     assert read(file, "chinchilla", sizes).calibration == {}
 

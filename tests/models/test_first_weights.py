@@ -142,3 +142,57 @@ def test_weights_that_do_not_fit_are_refused(
     checkpoints.save(path, content)
     with pytest.raises(CheckpointError, match=rf"does not fit a mobilenet_v3_small.*{name[:11]}"):
         initialise_body(build_body(Architecture(SMALL)), SMALL, str(path), "auto")
+
+
+@pytest.mark.parametrize(
+    ("wrap", "told"),
+    [
+        (lambda s: {"state_dict": named(s, "module.")}, ""),
+        (lambda s: {"model": named(s, "_orig_mod.")}, ""),
+        (lambda s: named(s, "module._orig_mod."), ""),
+        (lambda s: {"model": named(s, "_orig_mod.module.")}, ""),
+        (lambda s: {"state_dict": named(s, "model."), "hyper_parameters": {}}, ""),
+        (lambda s: {"net": s}, ""),
+        (lambda s: {"model_ema": {**named(s, "module."), "n_averaged": torch.tensor(3)}}, ""),
+        (lambda s: {"state_dict": {"model": named(s, "module.model._orig_mod.")}}, ""),
+        (lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()}, ""),
+        (
+            lambda s: named(s, "backbone."),
+            " (prefix backbone. taken off, 0 other tensors left out)",
+        ),
+        (
+            lambda s: {**named(s, "model.encoder.trunk."), "model.head.weight": torch.ones(3)},
+            " (prefix encoder.trunk. taken off, 1 other tensors left out)",
+        ),
+        (lambda s: named(s, "module.body."), ""),
+    ],
+)
+def test_what_trainers_wrap_around_weights_is_taken_off(tmp_path: Path, wrap, told: str) -> None:
+    torch.manual_seed(0)
+    state = build_classifier(Architecture(SMALL), 3).half().float().state_dict()
+    path = tmp_path / "theirs.pt"
+    torch.save(wrap(state), path)
+    body = build_body(Architecture(SMALL))
+    assert initialise_body(body, SMALL, str(path), "auto") == f"file theirs.pt{told}"
+    assert all(torch.equal(tensor, state[name]) for name, tensor in body.state_dict().items())
+
+
+def named(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def test_weights_that_cannot_be_first_are_refused_in_words(tmp_path: Path) -> None:
+    path, state = tmp_path / "theirs.pt", build_classifier(Architecture(SMALL), 3).state_dict()
+    broken = {**state, "features.0.0.weight": state["features.0.0.weight"] * float("nan")}
+    for content, words in (
+        (broken, "holds NaN or infinite numbers in features.0.0.weight; take"),
+        ({**named(state, "student."), **named(state, "teacher.")}, r"networks \(student., teacher"),
+        (build_classifier(Architecture("resnet18"), 3).state_dict(), "does not fit.*set BACKBONE"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=words) as caught:
+            initialise_body(build_body(Architecture(SMALL)), SMALL, str(path), "auto")
+        assert len(str(caught.value)) < 600 + len(str(path)) and "\n" not in str(caught.value)
+    torch.jit.script(torch.nn.Linear(2, 2)).save(path)
+    with pytest.raises(CheckpointError, match="is a TorchScript program, not weights"):
+        initialise_body(build_body(Architecture(SMALL)), SMALL, str(path), "auto")

@@ -33,7 +33,7 @@ def _saved(content: Any) -> bytes:
     return stream.getvalue()
 
 
-def _with_pickle(whole: bytes, program: bytes) -> bytes:
+def with_pickle(whole: bytes, program: bytes) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(stream, "w") as new:
         for info in old.infolist():
@@ -98,7 +98,7 @@ _FIELDS = (
 )
 
 
-def _odd_tensors() -> dict[str, Any]:
+def odd_tensors() -> dict[str, Any]:
     sparse = torch.sparse_coo_tensor([[0], [0]], [1.0], (10**7, 10**7))
     return {
         "expanded": torch.zeros(1).expand(10**6, 10**6),
@@ -124,13 +124,13 @@ def checkpoint_fuzzer(folder: str) -> Fuzzer:
         "calibration": {"species": {"temperature": 1.0}},
         "architecture": {"bodies": 1, "hidden": 0, "dropout": 0.0, "backbone": "resnet18"},
     }
-    whole, told, odd = _saved({"model": {}}), programs(), _odd_tensors()
+    whole, told, odd = _saved({"model": {}}), programs(), odd_tensors()
 
     def draw_file(number: int, draw: random.Random) -> tuple[str, bytes]:
         kind = number % 3
         if kind == 0:
             name = list(told)[number // 3 % len(told)]
-            return name, _with_pickle(whole, told[name])
+            return name, with_pickle(whole, told[name])
         content = {"format": draw.choice([0, 1]), **stage1}
         if kind == 1:
             name = list(odd)[number // 3 % len(odd)]
