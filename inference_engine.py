@@ -23,10 +23,10 @@ from petface.errors import SettingsError, run_script
 from petface.evaluation.details import PER_IMAGE, SUMMARY
 from petface.evaluation.run import EvaluationOptions, evaluate_dataset
 from petface.evaluation.summary import describe_summary
+from petface.inference import stages, two_stage
 from petface.inference.loading import ComputeOptions
 from petface.inference.predict import find_photos, predict_files
-from petface.inference.stages import Stage1Model, Stage2Model
-from petface.inference.two_stage import TwoStageInference, readable
+from petface.inference.two_stage import readable
 from petface.inference.views import Views
 from petface.settings import Positive, Seed, read_settings
 from petface.training.runs import late_report, report_line
@@ -59,6 +59,40 @@ NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of
 PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # fp32 = exact; see README
 COMPILE: bool = False  # torch's compiler: 1.1 times as fast on a CPU after 6 to 17 s per network
 TTA: Views = "none"  # flip: also mirrored, twice the work; five: also the corners, five times
+
+
+class Stage1Model(stages.Stage1Model):
+    """The species classifier, by default that of STAGE1_CHECKPOINT."""
+
+    def __init__(self, checkpoint: str | Path | None = None, *more: Any, **named: Any) -> None:
+        super().__init__(checkpoint or STAGE1_CHECKPOINT, *more, **named)
+
+
+class Stage2Model(stages.Stage2Model):
+    """A specialist, by default that of STAGE2_FOLDER."""
+
+    @classmethod
+    def load_for_species(
+        cls, species: str, checkpoint_or_folder: str | Path | None = None, *more: Any, **named: Any
+    ) -> Stage2Model:
+        """Load the specialist of a species; see `stages.Stage2Model.load_for_species`."""
+        folder = checkpoint_or_folder or STAGE2_FOLDER
+        return super().load_for_species(species, folder, *more, **named)  # type: ignore[return-value]
+
+
+class TwoStageInference(two_stage.TwoStageInference):
+    """Both stages, by default those of STAGE1_CHECKPOINT and STAGE2_FOLDER."""
+
+    def __init__(
+        self,
+        stage1_checkpoint: str | Path | None = None,
+        stage2_folder: str | Path | None = None,
+        *more: Any,
+        **named: Any,
+    ) -> None:
+        if stage1_checkpoint is None:
+            stage2_folder = stage2_folder or STAGE2_FOLDER
+        super().__init__(stage1_checkpoint or STAGE1_CHECKPOINT, stage2_folder, *more, **named)
 
 
 def evaluate_full_dataset(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import inference_engine
 from inference_engine import Stage2Model, TwoStageInference
 from petface.data.images import Preprocessing
 from petface.errors import UserError
@@ -281,3 +282,15 @@ def test_command_line_without_a_model_or_a_photo(script: Callable[..., Any], pho
     assert done.code == 2 and done.err.startswith("error: give a photo")
     done = script("inference_engine.py", [photo, "--topk", 0])
     assert done.code == 2 and "--topk must be" in done.err
+
+
+def test_constructors_without_arguments_take_the_constants(monkeypatch, tmp_path):
+    monkeypatch.setattr(inference_engine, "STAGE1_CHECKPOINT", str(tmp_path / "one.pt"))
+    monkeypatch.setattr(inference_engine, "STAGE2_FOLDER", str(tmp_path / "two"))
+    for make, name in (
+        (inference_engine.Stage1Model, "one.pt"),
+        (inference_engine.TwoStageInference, "one.pt"),
+        (lambda: inference_engine.Stage2Model.load_for_species("cat"), "two"),
+    ):
+        with pytest.raises(UserError, match=name):
+            make()
