@@ -45,7 +45,7 @@ SEED: Seed = 0
 
 # ---- How much ----
 NUM_KILLS: Positive = 60  # of each program
-NUM_IMAGES: Positive = 2000
+NUM_IMAGES: Positive = 6000
 NUM_CSV: Positive = 500
 NUM_CHECKPOINTS: Positive = 300
 NUM_PACKS: Positive = 450

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from petface.data import images
 from petface.data.images import MAX_PIXELS, ImageError
 from tests.torture.fuzz import MEMORY_BYTES, PATIENCE_S, Fuzzer, damaged, fuzz_apart
 from tests.torture.outcome import Outcome
@@ -56,7 +57,20 @@ def _judge(decode: Callable[[bytes], object], data: bytes) -> tuple[str, str]:
     height, width, channels = found.shape
     if channels != 3 or not 1 <= height * width <= MAX_PIXELS or not found.flags.writeable:
         return "wrong", f"an array of {found.shape}"
+    if not np.array_equal(found, _by_pillow_alone(decode, data)):
+        return "wrong", "the decoders differ"
     return "decoded", ""
+
+
+def _by_pillow_alone(decode: Callable[[bytes], Any], data: bytes) -> Any:
+    """Decode without the faster decoder of plain PNG files; the text of an error."""
+    fast, images._png_decoder = images._png_decoder, lambda: None  # type: ignore[assignment]
+    try:
+        return decode(data)
+    except ImageError as error:
+        return str(error)
+    finally:
+        images._png_decoder = fast
 
 
 def _draw_image(number: int, draw: random.Random) -> tuple[str, bytes]:
@@ -77,6 +91,8 @@ def _sources() -> dict[str, bytes]:
     exif[0x0112] = 6
     later = [rgb.rotate(90), rgb.rotate(180)]
     deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw", "x" * 2_000_000, zip=True)
     ways: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
         "png": (rgb, "PNG", {}),
         "png palette": (rgb.convert("P"), "PNG", {"transparency": 3}),
@@ -85,6 +101,9 @@ def _sources() -> dict[str, bytes]:
         "png 16 bit": (deep, "PNG", {}),
         "png 1 bit": (rgb.convert("1"), "PNG", {}),
         "png animated": (rgb, "PNG", {"save_all": True, "append_images": later}),
+        "png text": (rgb, "PNG", {"pnginfo": text, "exif": exif}),
+        "avif": (rgb, "AVIF", {"exif": exif}),
+        "mpo": (rgb.copy(), "MPO", {"save_all": True, "append_images": [rgb.rotate(9)]}),
         "jpeg": (rgb, "JPEG", {"exif": exif}),
         "jpeg progressive": (rgb, "JPEG", {"progressive": True}),
         "jpeg grey": (rgb.convert("L"), "JPEG", {}),
@@ -138,7 +157,21 @@ def _spliced(data: bytes, draw: random.Random) -> bytes:
     return data[: draw.randrange(len(data))] + other[draw.randrange(len(other)) :]
 
 
-_MUTATIONS = (damaged, damaged, damaged, _header_number, _header_with_checksum, _spliced)
+def _two_headers(data: bytes, draw: random.Random) -> bytes:
+    """Put a second header of other sizes before the pixels of a PNG, or behind some of them."""
+    if not data.startswith(b"\x89PNG"):
+        return damaged(data, draw)
+    sizes = struct.pack(">II", draw.randrange(1, 90), draw.randrange(1, 90))
+    header = b"IHDR" + sizes + data[24:29]
+    whole = b"\0\0\0\x0d" + header + struct.pack(">I", zlib.crc32(header))
+    place = draw.choice([33, data.rindex(b"IDAT") - 4, data.rindex(b"IEND") - 4])
+    return data[:place] + whole + data[place:]
+
+
+_MUTATIONS = (
+    *(damaged, damaged, damaged),
+    *(_header_number, _header_with_checksum, _spliced, _two_headers),
+)
 
 
 # Faults that are planted where this part looks, in processes of their own.
