@@ -25,6 +25,7 @@ from petface.settings import Positive, PositiveFloat, Seed, Settings, read_setti
 from tests.torture import programs
 from tests.torture.annotations import torture_csv
 from tests.torture.checkpoints import torture_checkpoints
+from tests.torture.crafted import torture_crafted
 from tests.torture.fixtures import Workshop
 from tests.torture.images import torture_images
 from tests.torture.outcome import Outcome, table
@@ -34,7 +35,8 @@ from tests.torture.soak import torture_soak
 # ---- What is done ----
 ONLY: tuple[
     Literal[
-        "kills", "images", "csv", "checkpoints", "packs", "disk", "two_processes", "resume", "soak",
+        "kills", "images", "csv", "checkpoints", "crafted", "packs", "disk", "two_processes", "resume",
+        "soak",
     ],
     ...,
 ] = ()  # fmt: skip  # parts; () = all
@@ -48,6 +50,7 @@ NUM_KILLS: Positive = 60  # of each program
 NUM_IMAGES: Positive = 6000
 NUM_CSV: Positive = 500
 NUM_CHECKPOINTS: Positive = 300
+NUM_CRAFTED: Positive = 150
 NUM_PACKS: Positive = 450
 NUM_STOPS: Positive = 10  # steps at which a training is stopped and goes on
 SOAK_SECONDS: PositiveFloat = 900.0
@@ -98,6 +101,9 @@ PARTS = {
     "csv": lambda s, shop: [torture_csv(s.NUM_CSV, s.SEED, shop.scratch("csv"))],
     "checkpoints": lambda s, shop: [
         torture_checkpoints(s.NUM_CHECKPOINTS, s.SEED, shop.scratch("checkpoints"))
+    ],
+    "crafted": lambda s, shop: [
+        torture_crafted(s.NUM_CRAFTED, s.SEED, shop.scratch("crafted")),
     ],
     "packs": lambda s, shop: [torture_packs(s.NUM_PACKS, s.SEED, shop.scratch("packs"))],
     "kills": lambda s, shop: _each(
