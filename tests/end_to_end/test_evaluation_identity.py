@@ -50,7 +50,8 @@ def test_records_that_were_learnt_from_are_marked_everywhere(evaluate, tree, tmp
     names = set(zip(after.catalog.record_class.tolist(), after.catalog.record_names, strict=True))
     assert len(names) == after.catalog.num_records and len(marked) >= num
     assert all(row["contaminated"] == "0" for row in rows if row["split"] == "train")
-    assert list(rows[0])[-2:] == ["contaminated", "unknown_class"]
+    columns = list(rows[0])
+    assert columns.index("contaminated") > columns.index("gender_correct")
     summary = json.loads((tmp_path / "out" / SUMMARY).read_text())
     assert summary["contamination"]["contaminated"] == f"{num} of {total} records"
     page = (tmp_path / "out/report.html").read_text()
