@@ -35,8 +35,8 @@ from tests.torture.soak import torture_soak
 # ---- What is done ----
 ONLY: tuple[
     Literal[
-        "kills", "images", "csv", "checkpoints", "crafted", "packs", "disk", "two_processes", "resume",
-        "soak",
+        "kills", "images", "csv", "checkpoints", "crafted", "packs", "disk", "two_processes",
+        "resume", "soak",
     ],
     ...,
 ] = ()  # fmt: skip  # parts; () = all
