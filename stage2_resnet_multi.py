@@ -243,7 +243,8 @@ def train_specialist(
         *(s.WEIGHT_DECAY, s.BODY_LR_FACTOR, s.SCHEDULE, s.WARMUP_FRAC),
         *(s.PLATEAU_PATIENCE, s.EMA_DECAY),
     )
-    training = Training(phases_of(s), how, job, run, description, watched=specialist.watched_loss)
+    watched = specialist.watched_loss(parts["val"])
+    training = Training(phases_of(s), how, job, run, description, watched)
     mixing = Mixing(s.MIX, s.MIX_PROBABILITY, s.MIX_ALPHA, s.MIX_ADAPTS)
     training.resume()
     while training.has_epoch():

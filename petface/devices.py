@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from petface import distributed
 from petface.errors import UserError
+
+# How cuDNN, cuBLAS, the driver and the CPU's allocator say that memory is short: as RuntimeErrors.
+# cuDNN names it "not supported" or "internal" where its workspace does not fit.
+_OUT_OF_MEMORY: Final = re.compile(
+    r"out of memory|ALLOC(ATION)?_FAILED|CUBLAS_STATUS_NOT_INITIALIZED|allocate memory|"
+    r"CUDNN_STATUS_(NOT_SUPPORTED|INTERNAL_ERROR)|(valid cuDNN|find an) (algorithm|engine)|"
+    r"not enough memory",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Check whether a computation failed because its device had too little memory left."""
+    kinds = torch.OutOfMemoryError, MemoryError
+    said = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))
+    return isinstance(error, kinds) or bool(said)
 
 
 def num_cores() -> int:

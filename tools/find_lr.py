@@ -69,6 +69,11 @@ def main() -> None:
             f"the loss broke after {len(losses)} steps: lower LOW (now {asked.LOW}), or look at "
             "the data and WEIGHTS"
         )
+    if min(losses) == max(losses):
+        raise UserError(
+            f"the loss is {losses[0]:g} at every rate, as it is where there is one class alone: no "
+            "rate can be suggested"
+        )
     smooth = smoothed(losses)
     steepest, careful = suggestions(rates, smooth)
     out = Path(asked.OUT)

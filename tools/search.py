@@ -140,7 +140,8 @@ def run_trial(trial: optuna.Trial, command: list[str], folder: Path, figure: str
             while run.poll() is None:
                 time.sleep(LOOK_EVERY_S)
                 for value in _values(folder, figure)[told:]:
-                    trial.report(value, told)
+                    if math.isfinite(value):
+                        trial.report(value, told)
                     told += 1
                 if trial.should_prune():
                     print(f"trial {trial.number}: given up after epoch {told}", flush=True)
@@ -151,7 +152,11 @@ def run_trial(trial: optuna.Trial, command: list[str], folder: Path, figure: str
     if run.returncode:
         print(f"trial {trial.number}: {last_line(log_path)}", flush=True)
         raise optuna.TrialPruned
-    return max(_values(folder, figure))
+    values = list(filter(math.isfinite, _values(folder, figure)))
+    if not values:
+        print(f"trial {trial.number}: {figure} has no value: no label in the validation split?")
+        raise optuna.TrialPruned
+    return max(values)
 
 
 def _values(folder: Path, figure: str) -> list[float]:

@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from petface.data import images
 from petface.data.images import ImageSource, Preprocessing, normalise, to_float
-from petface.devices import Precision, choose_device, choose_precision
+from petface.devices import Precision, choose_device, choose_precision, is_out_of_memory
 from petface.errors import UserError
 
 NOT_FINITE = "the network's answer is not finite; check the checkpoint"
@@ -139,9 +139,14 @@ class Network:
             try:
                 parts = [predict(piece.to(self.device)) for piece in pieces]
                 return tuple(torch.cat(output) for output in zip(*parts, strict=True))
-            except torch.OutOfMemoryError:
-                if most == 1:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
                     raise
+                if most == 1:
+                    reason = (str(error) or type(error).__name__).splitlines()[0]
+                    raise UserError(
+                        f"not enough memory on {self.device} for one image ({reason})"
+                    ) from error
             self.max_rows = (most + 1) // 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()

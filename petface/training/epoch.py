@@ -83,7 +83,8 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state.get("scaler"):  # of a run in fp16: others have none, and a new one finds its own
+            self.scaler.load_state_dict(state["scaler"])
         self.stopping.load_state_dict(state["early_stopping"])
         self.epoch = EpochState(**state["epoch_state"])
         self.history = state["history"]

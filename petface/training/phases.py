@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from petface.errors import SettingsError
+from petface.errors import SettingsError, UserError
 from petface.models import checkpoints
 from petface.models.backbones import STAGE_NAMES
 from petface.models.multi_head import unfreeze
@@ -123,6 +124,12 @@ class Training:
         phase = self.phases[self.index]
         if len(self.rows()) < phase.epochs and not self.progress.stopping.should_stop:
             return True
+        if self.progress.stopping.best is None:
+            raise UserError(
+                f"{self._run.path}: no network was chosen, as in no epoch both the training loss "
+                'and the validation were finite; lower the learning rate, set PRECISION = "fp32", '
+                "or see in errors.csv whether images of the validation split can be read"
+            )
         if self.index + 1 == len(self.phases):
             self._job.rescue.clear()  # from here on the network holds the best weights
             return False
@@ -171,7 +178,11 @@ class Training:
             "num_skipped_steps": state.num_skipped_steps,
         }
         progress.history.append(row)
-        is_best = progress.stopping.update(self._watched(row))
+        # A network that saw no step, or that answers NaN, is not chosen, whatever else it answers.
+        any_known = any(matrix.any() for matrix in val.confusions.values())
+        losses = [row["train_loss"], *[val.loss] * any_known]
+        is_sound = all(map(math.isfinite, losses)) and not val.num_non_finite
+        is_best = progress.stopping.update(self._watched(row) if is_sound else math.nan)
         if is_best:
             weights = progress.measured(self._job).network.model.state_dict()
             made = {"figures": row, "run": run_entry(self._model, self._job.network.device, row)}

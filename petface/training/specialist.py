@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from petface import distributed, files, metrics
+from petface.data.loading import Samples
 from petface.models import checkpoints
 from petface.sureness import pool_thresholds
 
@@ -40,9 +40,14 @@ def write_specialist_report(
         handle.write("\n".join(lines))
 
 
-def watched_loss(row: Mapping[str, float]) -> float:
-    """Return what stops a phase: a species may be too small for a known label in validation."""
-    return row["val_loss"] if math.isfinite(row["val_loss"]) else row["train_loss"]
+def watched_loss(val: Samples) -> Callable[[Mapping[str, float]], float]:
+    """Return what finds the loss that stops a phase in a row of metrics.csv.
+
+    It is that of training where the validation split has no known label, as a small species may.
+    That is so for all epochs alike: a loss that is NaN is never replaced by the other one.
+    """
+    is_known = any((labels >= 0).any() for labels in val.labels.values())
+    return lambda row: row["val_loss" if is_known else "train_loss"]
 
 
 def pool_species(folder: Path) -> None:

@@ -9,15 +9,18 @@ the same weights and statistics after every step.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from petface import distributed
 from petface.data.loading import Batch
+from petface.devices import is_out_of_memory
 from petface.errors import UserError
 from petface.training.augment.exact import augment
 from petface.training.augment.mixing import Mixed
@@ -78,7 +81,9 @@ def backward(
     `x` are mixed images: each answers for its partner's labels too.
 
     What does not fit into the device's memory at once goes through in twice as many parts. Their
-    sum is the same but for BatchNorm, which sees a part at a time.
+    sum is the same but for BatchNorm, which sees a part at a time. Of the attempt that failed
+    nothing is left, neither in BatchNorm's statistics nor in the generators that dropout draws
+    from.
     """
     totals = {
         head: known_weight(labels, job.class_weights.get(head)).reshape(1)
@@ -86,15 +91,15 @@ def backward(
     }
     distributed.sum_in_place(list(totals.values()))
     batch = replace(batch, totals={head: total[0] for head, total in totals.items()})
-    before = torch.get_rng_state()
+    undo = _undo(job)
     while True:
         try:
             return _in_parts(job, batch, x, mixed, scaler, num_parts), num_parts
-        except torch.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0]
-        for parameter in job.network.model.parameters():
-            parameter.grad = None
-        torch.set_rng_state(before)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+        undo()  # here, where the error no longer holds what the attempt had computed
         if len(x) // (2 * num_parts) < 2:
             raise UserError(
                 f"not enough memory on {job.network.device} for {-(-len(x) // num_parts)} images "
@@ -106,6 +111,58 @@ def backward(
             "their gradients are summed before each update",
             file=sys.stderr,
         )
+
+
+def _undo(job: Job) -> Callable[[], None]:
+    """Return what undoes an attempt at the gradients that begins now."""
+    model, device = job.network.model, job.network.device
+    tables = [buffer for norm in _batchnorms(model) for buffer in norm.buffers()]
+    kept = [torch.empty_like(buffer) for buffer in tables]
+    numbers = [n for n, buffer in enumerate(tables) if buffer.is_floating_point()]
+    counters = [n for n, buffer in enumerate(tables) if not buffer.is_floating_point()]
+    of_cpu = torch.get_rng_state()
+    of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def copy(to: list[Tensor], source: list[Tensor]) -> None:
+        for chosen in filter(None, (numbers, counters)):  # one launch for each type
+            torch._foreach_copy_([to[n] for n in chosen], [source[n] for n in chosen])
+
+    def undo() -> None:
+        for parameter in model.parameters():
+            parameter.grad = None
+        copy(tables, kept)
+        torch.set_rng_state(of_cpu)
+        if of_device is not None:
+            torch.cuda.set_rng_state(of_device, device)
+            torch.cuda.empty_cache()
+
+    copy(kept, tables)
+    return undo
+
+
+def _batchnorms(model: nn.Module) -> list[_BatchNorm]:
+    """List the BatchNorms whose statistics move."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+
+
+@contextmanager
+def _one_image(model: nn.Module) -> Iterator[None]:
+    """Let BatchNorms that see one value per channel, a 1x1 map, normalise it as in evaluation.
+
+    One value has no variance; torch refuses it. Larger maps of one image are normalised as ever.
+    """
+    norms = _batchnorms(model)
+
+    def look(norm: _BatchNorm, inputs: tuple[Tensor]) -> None:
+        norm.training = inputs[0].numel() > inputs[0].shape[1]
+
+    handles = [norm.register_forward_pre_hook(look) for norm in norms]
+    try:
+        yield
+    finally:
+        for norm, handle in zip(norms, handles, strict=True):
+            handle.remove()
+            norm.training = True
 
 
 def _in_parts(
@@ -122,10 +179,12 @@ def _in_parts(
         targets = [(mixed.share, batch.labels)]
         targets += [(1 - mixed.share, mixed.partner_labels(batch.labels))]
     value = torch.zeros((), device=job.network.device)
+    num = min(num, max(1, len(x) // 2))  # a small last batch: two images at least in each part
     for rows in np.array_split(np.arange(len(x)), num):
         if len(rows):
             part = slice(rows[0], rows[-1] + 1)
-            outputs = job.network(x[part])
+            with _one_image(job.network.model) if len(rows) == 1 else nullcontext():
+                outputs = job.network(x[part])
             of_part = torch.zeros((), device=job.network.device)
             for weight, table in targets:
                 labels = {head: label[part] for head, label in table.items()}
@@ -146,9 +205,8 @@ def combine(
             parameter.grad = torch.zeros_like(parameter)
     statistics = [
         statistic
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-        for statistic in (module.running_mean, module.running_var)
+        for norm in _batchnorms(model)
+        for statistic in (norm.running_mean, norm.running_var)
         if statistic is not None
     ]
     for statistic in statistics:

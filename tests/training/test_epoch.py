@@ -218,3 +218,19 @@ def test_a_batch_without_a_known_label_trains_on_nothing(job, unknown):
     train(job, progress, unknown, ALL, NONE, rate=1.0)
     assert same(before, parameters)
     assert progress.epoch.mean_loss == 0.0 and progress.epoch.num_skipped_steps == 0
+
+
+def progress_in_fp16(job):
+    scaler = torch.amp.GradScaler("cpu", init_scale=128.0)
+    return replace(progress_of(job), scaler=scaler)
+
+
+@pytest.mark.parametrize("kept", [{}, None], ids=["fp32 or bf16", "no entry"])
+def test_a_run_without_a_scaler_goes_on_in_fp16_and_back(job, kept):
+    before = progress_of(job).state_dict()
+    assert before["scaler"] == {}
+    before = {k: v for k, v in before.items() if k != "scaler" or kept is not None}
+    progress = progress_in_fp16(job)
+    progress.load_state_dict(before)
+    assert progress.scaler.get_scale() == 128.0
+    progress_of(job).load_state_dict(progress.state_dict())  # a scaler that is not needed

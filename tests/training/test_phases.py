@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
+import numpy as np
 import pandas
 import pytest
 import torch
 
 from petface.data.images import Preprocessing
-from petface.errors import SettingsError
+from petface.errors import SettingsError, UserError
 from petface.models import checkpoints
 from petface.models.architecture import Architecture, build_classifier
 from petface.models.network import Network
@@ -70,8 +72,15 @@ def training(tmp_path):
     return training_of(tmp_path, phases, schedule="cosine", ema_decay=0.5)
 
 
-def end_epoch(made, accuracy):
-    row, is_best = made.end_epoch(Evaluation({}, 0.5, 0, 0, 0), {"accuracy": accuracy})
+KNOWN = {"species": np.eye(3, dtype=np.int64)}
+
+
+GOOD = Evaluation(KNOWN, 0.5, 3, 0, 0)
+
+
+def end_epoch(made, accuracy, loss=2.0, val=GOOD):
+    made.progress.epoch.loss_sum, made.progress.epoch.num_images = 3 * loss, 3
+    row, is_best = made.end_epoch(val, {"accuracy": accuracy})
     assert row is made.progress.history[-1]
     return is_best
 
@@ -102,15 +111,38 @@ def test_a_phase_begins_with_the_best_weights_and_the_metric_to_beat(training):
 def test_a_phase_ends_early_by_its_patience(training):
     made, model, run = training
     run.save(run.best, {"model": model.state_dict()})
-    end_epoch(made, float("nan"))
+    made.progress.stopping.best = 0.5
+    end_epoch(made, math.nan)
     assert made.has_epoch() and made.index == 1
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        {"loss": math.nan},  # every step of the epoch was skipped
+        {"val": Evaluation(KNOWN, math.nan, 3, 0, 0)},
+        {"val": Evaluation(KNOWN, 0.5, 3, 0, 1)},  # one answer is NaN, the others are right
+        {"accuracy": math.nan},
+    ],
+    ids=["training", "loss", "answers", "figure"],
+)
+def test_an_epoch_that_is_not_finite_chooses_no_network(training, seen):
+    made, _, run = training
+    assert not end_epoch(made, **{"accuracy": 1.0, **seen}) and not run.best.exists()
+    with pytest.raises(UserError, match="no network was chosen, as in no epoch both"):
+        made.has_epoch()
+
+
+def test_a_validation_split_without_a_label_chooses_by_what_is_watched(training):
+    made, _, run = training
+    nothing = Evaluation({"species": np.zeros((3, 3), np.int64)}, math.nan, 0, 0, 0)
+    assert end_epoch(made, 0.5, val=nothing) and run.best.exists()
 
 
 def test_the_best_epoch_keeps_the_average_of_the_weights_and_the_row(training):
     made, model, run = training
     with torch.no_grad():
         next(model.parameters()).add_(1)  # since the average was made
-    made.progress.epoch.loss_sum, made.progress.epoch.num_images = 6.0, 3
     assert end_epoch(made, 0.5)
     best, last = checkpoints.load(run.best), checkpoints.load(run.last)
     name = next(iter(best["model"]))

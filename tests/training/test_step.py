@@ -1,5 +1,6 @@
 """Steps taken together: gradients, counts and figures against one process with all the images."""
 
+import copy
 import multiprocessing
 import socket
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from petface import distributed
@@ -30,6 +32,7 @@ from tests.training.small import (
     Small,
     make_job,
     progress_of,
+    same,
     samples_of,
     train,
 )
@@ -216,6 +219,111 @@ def test_what_does_not_fit_into_memory_goes_through_in_parts(capfd):
     assert "batches of 20 go through in 8 parts from now on" in capfd.readouterr().err
     with pytest.raises(UserError, match="not enough memory on cpu for 2 images at once"):
         gradients(Cramped(most=1), 8)
+
+
+KINDS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    MemoryError(),
+    *map(
+        RuntimeError,
+        [
+            "CUDA error: out of memory\nCUDA kernel errors might be",
+            "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+            "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+            "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+            "Unable to find a valid cuDNN algorithm to run convolution",
+            "GET was unable to find an engine to execute this computation",
+            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory",
+            "DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes",
+            "MPS backend out of memory (MPS allocated: 1 GB)",
+        ],
+    ),
+]
+
+
+def attempt(num_parts, error=None, place="backward"):
+    """The gradients of 9 images, where the third use of a layer raises `error`, once."""
+    torch.manual_seed(4)
+    model, (batch, x), left = Small(), batch_of(9), [error]
+
+    def fail(*_):
+        if left and left[0] is not None:
+            raise left.pop()
+
+    if place == "backward":
+        model.body[0].weight.register_hook(fail)  # the last gradient: all others are there
+    else:
+        model.two.register_forward_hook(fail)
+    network = Network(model, Preprocessing(SIZE), CPU, Precision(None))
+    class_weights, loss = heads_loss(SHOWN, dict.fromkeys(HEADS, 2.0), CPU, weight_alphas={})
+    job = SimpleNamespace(network=network, loss=loss, class_weights=class_weights)
+    value, parts = backward(job, batch, x, None, network.grad_scaler(), num_parts)
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    drawn = {"drawn": torch.rand(3), "value": value, "parts": torch.tensor(parts)}
+    return {**model.state_dict(), **{f"{name}.grad": grad for name, grad in grads.items()}, **drawn}
+
+
+@pytest.mark.parametrize("error", KINDS, ids=lambda error: str(error)[:50])
+@pytest.mark.parametrize("place", ["forward", "backward"])
+def test_of_an_attempt_that_ran_out_of_memory_nothing_is_left(error, place):
+    found, wanted = attempt(1, error, place), attempt(2)
+    assert wanted["body.1.num_batches_tracked"] == 2
+    assert same(found, wanted)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        attempt(1, RuntimeError("size mismatch, got 3"))
+
+
+def test_a_small_last_batch_goes_through_in_parts_of_two_at_least():
+    model = Cramped(most=9)
+    network = Network(model, Preprocessing(SIZE), CPU, Precision(None))
+    _, loss = heads_loss(SHOWN, dict.fromkeys(HEADS, 2.0), CPU)
+    job = SimpleNamespace(network=network, loss=loss, class_weights={})
+    for num, sizes in ((5, [3, 2]), (1, [1]), (2, [2]), (64, [8] * 8)):
+        batch, x = batch_of(num)
+        assert backward(job, batch, x, None, network.grad_scaler(), 8)[1] == 8
+        assert model.sizes == sizes
+        model.sizes.clear()
+
+
+class Pooled(nn.Module):
+    """BatchNorm on a map of 5x5, then on one of 1x1."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        pooled = nn.functional.adaptive_max_pool2d(self.wide(x), 1)
+        self.seen = self.narrow(pooled).flatten(1)
+        return self.one(self.seen), self.two(self.seen)
+
+
+def test_one_image_on_a_map_of_one_place_is_normalised_by_the_running_statistics():
+    torch.manual_seed(0)
+    model = Pooled()
+    model.narrow.running_mean.fill_(0.5)
+    network = Network(model, Preprocessing(SIZE), CPU, Precision(None))
+    _, loss = heads_loss(SHOWN, dict.fromkeys(HEADS, 2.0), CPU)
+    job = SimpleNamespace(network=network, loss=loss, class_weights={})
+    before = copy.deepcopy(model)
+    batch, x = batch_of(1)
+    backward(job, batch, x, None, network.grad_scaler(), 1)
+    plain = nn.functional.batch_norm(x, None, None, training=True).amax((2, 3))
+    wanted = (plain - 0.5) / (1 + 1e-5) ** 0.5
+    torch.testing.assert_close(model.seen, wanted)
+    assert same(model.narrow.state_dict(), before.narrow.state_dict())
+    assert not torch.equal(model.wide.running_mean, before.wide.running_mean)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert all(module.training for module in model.modules())
+    batch, x = batch_of(2)
+    backward(job, batch, x, None, network.grad_scaler(), 1)
+    assert model.narrow.num_batches_tracked == 1  # two images as ever
 
 
 def test_a_run_with_little_memory_learns_what_the_plain_run_learns(tree, tmp_path):
