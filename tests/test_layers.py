@@ -62,7 +62,7 @@ OVER_BUDGET: dict[str, int] = {
     "petface/export": 539,
     "petface/serving": 1590,
     "tools": 3033,
-    "tests": 24000,
+    "tests": 24150,
 }
 
 
