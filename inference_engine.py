@@ -29,6 +29,7 @@ from petface.inference.predict import find_photos, predict_files
 from petface.inference.two_stage import readable
 from petface.inference.views import Views
 from petface.settings import Positive, Seed, read_settings
+from petface.streams import outlive_reader
 from petface.training.runs import late_report, report_line
 
 __all__ = [
@@ -182,6 +183,7 @@ def predict(arguments: list[str]) -> int:
         switches={"force": "replace a finished table"},
         positional=("photos", "photo files, and folders that are searched for them"),
     )
+    outlive_reader()
     print(s.provenance())
     photos, left_out = find_photos(s.positional)
     if not photos:
@@ -222,7 +224,6 @@ def show(arguments: list[str]) -> int:
     inference = TwoStageInference(
         s.STAGE1_CHECKPOINT, s.STAGE2_FOLDER, s.DEVICE, annotations_root=s.ANNOTATIONS_ROOT
     )
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names that are no UTF-8
     answers = [inference.infer(photo, s.TOPK) for photo in s.positional]
     for answer in answers:
         print(json.dumps(answer, ensure_ascii=False) if "json" in s.switches else readable(answer))

@@ -18,6 +18,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Literal
 
+from petface.errors import optional_room, run_script
+
+# isort: split
 import numpy as np
 import torch
 
@@ -28,7 +31,6 @@ from petface.data.images import STATISTICS, Preprocessing
 from petface.data.loading import Samples, worker_count
 from petface.data.pack import image_source
 from petface.data.splits import SPLITS
-from petface.errors import optional_room, run_script
 from petface.models import checkpoints
 from petface.models.architecture import Architecture
 from petface.models.backbones import BackboneName

@@ -15,6 +15,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
+from petface.errors import UserError, optional_room, run_script
+
+# isort: split
 import numpy as np
 import torch
 
@@ -25,7 +28,6 @@ from petface.data.images import STATISTICS, Preprocessing
 from petface.data.loading import Samples, worker_count
 from petface.data.pack import image_source
 from petface.data.splits import SPLITS
-from petface.errors import UserError, optional_room, run_script
 from petface.models import checkpoints
 from petface.models.architecture import Architecture, build_classifier
 from petface.models.backbones import BackboneName

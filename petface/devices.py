@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -32,10 +33,42 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def num_cores() -> int:
-    """Count the processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Count the processor cores that this process may use, at most the quota of its container."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    num = len(allowed) or os.cpu_count() or 1
+    return max(1, math.ceil(min(num, _cpu_quota())))
+
+
+def _cpu_quota(root: Path = Path("/")) -> float:
+    """Return the processor time that control groups of Linux allow, in cores; inf = no limit.
+
+    Every group above this process's counts. In a container the path may be the host's: then the
+    group that is mounted at the top is its own.
+    """
+    smallest = math.inf
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number != "0" and "cpu" not in controllers.split(","):
+                continue
+            tops = ["", "unified"] if number == "0" else ["cpu", controllers]
+            for top in (root / "sys/fs/cgroup" / name for name in tops):
+                group = top / path.strip("/")
+                for folder in (group, *group.parents):
+                    smallest = min(smallest, _quota_of(folder))
+                    if folder == top:
+                        break
+    return smallest
+
+
+def _quota_of(folder: Path) -> float:
+    """Read the limit of one group: cpu.max of version 2, or the two files of version 1."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with suppress(OSError, ValueError, ZeroDivisionError):  # "max" is no number
+            words = " ".join((folder / n).read_text(encoding="utf-8") for n in names).split()
+            if (quota := float(words[0])) > 0:
+                return quota / float(words[1])
+    return math.inf
 
 
 @dataclass(frozen=True)
@@ -61,8 +94,11 @@ class Precision:
 def choose_device(wanted: str) -> torch.device:
     """Resolve "auto" to CUDA, else Apple's MPS, else the CPU; a missing named device is refused.
 
-    Of several processes on a machine each takes the GPU of its place.
+    Of several processes on a machine each takes the GPU of its place. torch, which does not know a
+    container's quota, is held to its cores.
     """
+    if torch.get_num_threads() > num_cores():
+        torch.set_num_threads(num_cores())
     place = distributed.local_rank()
     if place is not None and wanted in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", place)

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from petface import streams
 from petface.errors import UserError
 
 HOST_TIMEOUT = timedelta(hours=2)  # the first process may be making a pack meanwhile
@@ -66,10 +67,12 @@ def local_world_size() -> int:
 def start(device: str) -> None:
     """Join the other processes; all but the first are silent from here on.
 
+    The work outlives whoever reads what it prints.
     `device` is what settings name: gradients travel by NCCL between GPUs, by gloo between CPUs,
     everything small by gloo. Raises `UserError` for an environment that torchrun did not make.
     """
     global _on_devices
+    streams.outlive_reader()
     if (rank(), world_size()) == (0, 1):
         return
     if missing := [name for name in _NAMES if name not in os.environ]:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
 import weakref
 import zipfile
@@ -34,6 +35,7 @@ _OF_THE_PATH = {
 _OF_THE_MACHINE = (MemoryError, PermissionError, TimeoutError, InterruptedError, ConnectionError)
 _PAUSES_S = (0.1, 0.4, 1.0)  # between two tries
 _Found = TypeVar("_Found")
+_has_warned = False  # that a file system has no locks
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -69,8 +71,10 @@ def write_error(path: str | Path, error: OSError) -> UserError:
     folder = Path(path).parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    return UserError(f"cannot write {path}: {error.strerror or error} ({free:,} bytes free)")
+    text = f"cannot write {path}: {error.strerror or error}"
+    with suppress(OSError):  # the working folder may be gone
+        text += f" ({shutil.disk_usage(folder).free:,} bytes free)"
+    return UserError(text)
 
 
 def is_of_machine(error: BaseException) -> bool:
@@ -125,11 +129,10 @@ def _machine_text(name: str, error: Exception) -> str:
 def take(handle: FileIO) -> str:
     """Hold an open file alone until it is closed or this process ends.
 
-    "" where that works, else who holds it already.
+    "" where that works, else who holds it already. Where nothing can be locked, as on some network
+    file systems, a warning says so once and nobody is refused.
     """
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not _locked(handle.fileno(), handle.name, fcntl.LOCK_EX | fcntl.LOCK_NB):
         return _holder_of(handle.fileno())
     _held.add(handle)
     return ""
@@ -140,19 +143,31 @@ def turn_in(folder: str | Path, *, wait: bool = True) -> Iterator[None]:
     """Let one process at a time into the block, of all that name the same folder.
 
     The folder may be renamed meanwhile. Without `wait`, `UserError` says who is in there. Where a
-    folder cannot be locked, as on some network file systems, nobody waits and nobody is refused.
+    folder cannot be locked nobody waits and nobody is refused.
     """
     with _opened(folder) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+        if not _locked(descriptor, folder, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
             holder = _holder_of(descriptor)
-            raise UserError(
-                f"{folder} is in use by {holder}; wait for it or take another name"
-            ) from None
-        except OSError:
-            pass
+            raise UserError(f"{folder} is in use by {holder}; wait for it or take another name")
         yield
+
+
+def _locked(descriptor: int, name: object, operation: int) -> bool:
+    """Lock a file; False only where somebody else holds it."""
+    global _has_warned
+    try:
+        fcntl.flock(descriptor, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if not _has_warned:
+            _has_warned = True
+            print(
+                f"warning: {name} cannot be locked ({error.strerror}), as on some network file "
+                "systems: let no second process write there at the same time",
+                file=sys.stderr,
+            )
+    return True
 
 
 @contextmanager

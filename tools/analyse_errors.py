@@ -18,6 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from petface.errors import UserError, run_script
+
+# isort: split
 import numpy as np
 import pandas as pd
 
@@ -27,7 +30,6 @@ from petface.analysis import attention, errors, probes
 from petface.analysis.photos import look_at, worker_count
 from petface.data.loading import OK
 from petface.data.loading import worker_count as loader_count
-from petface.errors import UserError, run_script
 from petface.evaluation.details import HEADS, Evaluation, class_numbers, read_evaluation
 from petface.inference.loading import find_specialist
 from petface.models.network import Network

@@ -25,6 +25,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from petface.errors import run_script
+
+# isort: split
 import numpy as np
 import torch
 from PIL import Image
@@ -41,7 +44,6 @@ from petface.data.loading import FileImages, ImageReader, Samples, worker_count
 from petface.data.pack import image_source
 from petface.data.sources.petface import scan
 from petface.devices import choose_device, choose_precision, num_cores
-from petface.errors import run_script
 from petface.models import checkpoints
 from petface.models.architecture import PLAIN, build_classifier
 from petface.models.multi_head import ChinchillaMultiHeadResNet18

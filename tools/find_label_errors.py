@@ -18,6 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from petface.errors import SettingsError, UserError, run_script
+
+# isort: split
 import numpy as np
 import pandas as pd
 
@@ -27,7 +30,6 @@ from petface.analysis.label_errors import Head
 from petface.data.dataset import Dataset, load_dataset
 from petface.data.fingerprint import contaminated, hashes_of, seen_by
 from petface.data.loading import worker_count
-from petface.errors import SettingsError, UserError, run_script
 from petface.evaluation.details import SUMMARY
 from petface.evaluation.figures import interval, percent
 from petface.models import checkpoints

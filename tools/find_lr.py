@@ -18,6 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from petface.errors import SettingsError, UserError, run_script
+
+# isort: split
 import numpy as np
 import pandas as pd
 import torch
@@ -26,7 +29,6 @@ from petface import files
 from petface.data.dataset import choose_species, load_dataset
 from petface.data.loading import Samples
 from petface.drawing import figure_maker, save_png, tidy
-from petface.errors import SettingsError, UserError, run_script
 from petface.models.architecture import Architecture, build_classifier
 from petface.models.first_weights import initialise_body
 from petface.models.multi_head import _MultiHeadModel, unfreeze

@@ -10,7 +10,6 @@ an overview.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sys
@@ -22,12 +21,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
+from petface.errors import UserError, run_script
+
+# isort: split
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from petface.errors import UserError, run_script
+from petface.devices import num_cores
 from petface.files import write_csv, write_error, write_json
+from petface.progress import progress
 from petface.settings import Fraction, NonNegative, Range, Seed, read_settings
 from petface.taxonomy import SPECIES_FEATURES
 from tools.demo_animals import (
@@ -179,7 +181,7 @@ def draw_tree(
     ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, which ends the pool
     pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore)
     try:
-        with tqdm(total=num_photos, unit="photo", desc="drawing", disable=None) as bar:
+        with progress(total=num_photos, unit="photo", desc="drawing") as bar:
             for drawn in (
                 map(draw_records, *same) if workers == 1 else pool.map(draw_records, *same)
             ):
@@ -265,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         there = is_there(out, marker, force="force" in s.switches)
         if not there:
             write_json(out / MARKER, marker | {"finished": False})
-            draw_tree(out, tree, s.SIZE, s.SEED, s.WORKERS or os.cpu_count() or 1)
+            draw_tree(out, tree, s.SIZE, s.SEED, s.WORKERS or num_cores())
             if has_odd_files:
                 plant_odd_files(out / "images", len(tree["cat"]))
             write_json(out / MARKER, marker)

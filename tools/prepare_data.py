@@ -21,6 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from petface.errors import SettingsError, run_script
+
+# isort: split
 import numpy as np
 import pandas
 
@@ -29,7 +32,6 @@ from petface.data.sources.inat_json import read_inat_json
 from petface.data.sources.layout import Found, check_out, prepare, safe_name
 from petface.data.sources.oxford_pets import download_oxford_pets, read_oxford_pets
 from petface.data.splits import SPLITS
-from petface.errors import SettingsError, run_script
 from petface.settings import Seed, Settings, read_settings
 
 KINDS = "image_folder", "oxford_pets", "inat_json"

@@ -14,7 +14,6 @@ of one seed: repeat it with tools.sweep before you believe it.
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,12 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from petface.errors import SettingsError, UserError, install_line, run_script
+
+# isort: split
 import pandas as pd
 
 from petface import files
-from petface.errors import SettingsError, UserError, install_line, run_script
 from petface.settings import Positive, Seed, Settings, read_settings
-from tools.sweep import ROOT, flag_of_change, last_line, only_trainer
+from petface.streams import outlive_reader
+from tools.sweep import ROOT, flag_of_change, last_line, only_trainer, started
 
 if TYPE_CHECKING:
     import optuna
@@ -57,6 +59,7 @@ def main() -> int:
         sys.modules[__name__],
         positional=("PRESET", "a preset, then NAME=a..b, NAME=a,b,c or NAME=value"),
     )
+    outlive_reader()
     optuna = _optuna()
     choices = [choice for word in s.positional if (choice := parse_choice(word))]
     trainer = only_trainer([word for word in s.positional if not parse_choice(word)])
@@ -132,23 +135,16 @@ def run_trial(trial: optuna.Trial, command: list[str], folder: Path, figure: str
     optuna = _optuna()
     folder.mkdir(parents=True, exist_ok=True)
     log_path, told = folder / "train.log", 0
-    with (
-        log_path.open("ab") as log,
-        subprocess.Popen([sys.executable, *command], stdout=log, stderr=subprocess.STDOUT) as run,
-    ):
-        try:
-            while run.poll() is None:
-                time.sleep(LOOK_EVERY_S)
-                for value in _values(folder, figure)[told:]:
-                    if math.isfinite(value):
-                        trial.report(value, told)
-                    told += 1
-                if trial.should_prune():
-                    print(f"trial {trial.number}: given up after epoch {told}", flush=True)
-                    raise optuna.TrialPruned
-        except BaseException:
-            run.terminate()
-            raise
+    with log_path.open("ab") as log, started(command, log) as run:
+        while run.poll() is None:
+            time.sleep(LOOK_EVERY_S)
+            for value in _values(folder, figure)[told:]:
+                if math.isfinite(value):
+                    trial.report(value, told)
+                told += 1
+            if trial.should_prune():
+                print(f"trial {trial.number}: given up after epoch {told}", flush=True)
+                raise optuna.TrialPruned
     if run.returncode:
         print(f"trial {trial.number}: {last_line(log_path)}", flush=True)
         raise optuna.TrialPruned

@@ -19,12 +19,15 @@ import ipaddress
 import sys
 from typing import Literal
 
+from petface.errors import SettingsError, UserError, run_script
+
+# isort: split
 import torch
 
 from petface.devices import choose_device, num_cores
-from petface.errors import SettingsError, UserError, run_script
 from petface.inference.two_stage import TwoStageInference
 from petface.settings import NonNegative, Positive, PositiveFloat, read_settings
+from petface.streams import outlive_reader
 
 # ---- Models ----
 STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"  # or a bundle of exported models
@@ -77,6 +80,7 @@ def main() -> None:
         body_timeout_s=s.BODY_TIMEOUT_S,
         answer_timeout_s=s.ANSWER_TIMEOUT_S,
     )
+    outlive_reader()
     print(s.provenance())
     sys.setswitchinterval(_SWITCH_S)
     taken = bind(s.HOST, s.PORT)

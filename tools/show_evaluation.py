@@ -16,11 +16,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from petface.errors import UserError, run_script
+
+# isort: split
 from PIL import Image, ImageDraw, ImageFont
 
 import inference_engine
 from petface import files
-from petface.errors import UserError, run_script
 from petface.evaluation.details import PER_IMAGE, SUMMARY
 from petface.evaluation.summary import describe_summary
 from petface.report.page import Photo

@@ -21,12 +21,16 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Final
 
+from petface.errors import ENDS_WITH_INPUT, SettingsError, UserError, run_script
+
+# isort: split
 import torch
 
 from petface.analysis.sweeps import SweepRun, write_sweep
@@ -35,8 +39,8 @@ from petface.data.images import Preprocessing
 from petface.data.pack import image_source
 from petface.data.sources.petface import scan
 from petface.devices import num_cores
-from petface.errors import SettingsError, UserError, run_script
 from petface.settings import NonNegative, Positive, Seed, Settings, read_settings
+from petface.streams import outlive_reader
 
 # ---- Sweep ----
 SEEDS: tuple[Seed, ...] = (42, 123, 777)
@@ -48,6 +52,7 @@ JOBS: Positive = 1  # runs at once; they share the cores, and take the GPUs in t
 SCRIPTS = {"stage1": "train_resnet_minority_aug_dynamic", "stage2": "stage2_resnet_multi"}
 ALL_TRAINED = "sweep_finished"  # mark of a run of stage 2 whose last specialist is trained
 ROOT = Path(__file__).resolve().parent.parent
+RUNNING: Final = set[subprocess.Popen[bytes]]()
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,7 @@ def main() -> int:
         sys.modules[__name__],
         positional=("PRESET", "presets, one over another with +, and NAME=value for all runs"),
     )
+    outlive_reader()
     trainers = trainers_of(settings.positional)
     if not trainers:
         raise SettingsError("give a preset: python -m tools.sweep configs/stage1/tinypets.toml")
@@ -157,7 +163,12 @@ def main() -> int:
     if settings.JOBS > 1:
         make_packs(todo)
     with ThreadPoolExecutor(settings.JOBS) as pool:
-        codes = list(pool.map(lambda pair: train(settings.JOBS, *pair), enumerate(todo)))
+        try:
+            codes = list(pool.map(lambda pair: train(settings.JOBS, *pair), enumerate(todo)))
+        except BaseException:
+            for trainer in list(RUNNING):
+                trainer.terminate()
+            raise
     runs = [found for run in plan for found in run.finished()]
     if runs:
         print(write_sweep(Path(settings.OUT), runs))
@@ -210,13 +221,39 @@ def train(num_jobs: int, number: int, run: Planned) -> int:
         environment["CUDA_VISIBLE_DEVICES"] = str(number % torch.cuda.device_count())
     log_path = run.folder / "train.log"
     with log_path.open("ab") as log:
-        command = [sys.executable, str(ROOT / f"{run.trainer.script}.py"), *run.flags]
-        code = subprocess.call(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        script = str(ROOT / f"{run.trainer.script}.py")
+        with started([script, *run.flags], log, environment) as process:
+            code = process.wait()
     if code == 0 and run.trainer.script == SCRIPTS["stage2"]:
         (run.folder / ALL_TRAINED).touch()
     said = f"left with {code}: {last_line(log_path)}" if code else "finished"
     print(f"{run.trainer.preset} {run.variant}: {said}", flush=True)
     return code
+
+
+@contextmanager
+def started(
+    command: Sequence[str], log: IO[bytes], environment: Mapping[str, str] = os.environ
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a trainer that ends with this process, however that ends.
+
+    Its input is a pipe that nobody writes to and that closes with this process.
+    """
+    with subprocess.Popen(
+        [sys.executable, *command],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={**environment, ENDS_WITH_INPUT: "1"},
+    ) as process:
+        RUNNING.add(process)
+        try:
+            yield process
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            RUNNING.discard(process)
 
 
 def last_line(path: Path) -> str:

@@ -19,7 +19,6 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import adaptive_avg_pool2d
-from tqdm import tqdm
 
 from petface.data.dataset import Dataset
 from petface.data.images import normalise, to_float
@@ -29,6 +28,7 @@ from petface.data.splits import SPLITS
 from petface.metrics import accuracy_interval
 from petface.models.architecture import forward_with_maps
 from petface.models.network import Network
+from petface.progress import progress
 from petface.taxonomy import UNKNOWN
 
 Floats = npt.NDArray[np.float64]
@@ -78,7 +78,7 @@ def features_of_photos(
     rule, source = network.preprocessing, FileImages(dataset.catalog, network.preprocessing)
     num_features = grid * grid * sum(body.architecture.map_channels[:NUM_STAGES])
     rows, readable = [np.empty((0, num_features), np.float32)], [np.empty(0, bool)]
-    with tqdm(total=len(places), desc=title, unit="img", leave=False, mininterval=0.5) as bar:
+    with progress(total=len(places), desc=title, leave=False) as bar:
         for item in read_ahead(source, even_slices(places, batch_size), num_workers):
             readable.append(item.status == OK)
             bar.update(len(item.status))

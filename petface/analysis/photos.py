@@ -7,7 +7,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from petface.analysis import duplicates
 from petface.data import images
@@ -22,6 +21,7 @@ from petface.data.loading import (
     read_ahead,
 )
 from petface.devices import num_cores
+from petface.progress import progress
 
 # What is kept of a photo, 81 bytes; zeros where it cannot be read.
 SEEN: Final = np.dtype(
@@ -65,7 +65,7 @@ def look_at(
     """
     seen, failures = [np.empty(0, SEEN)], list[str]()
     tasks = even_slices(places, _PHOTOS_PER_TASK)
-    with tqdm(total=len(places), desc="photos", unit=" img", mininterval=1, disable=None) as bar:
+    with progress(total=len(places), desc="photos") as bar:
         for item in read_ahead(_Looked(catalog, with_sharpness), tasks, workers):
             own = item.arrays[0].numpy().view(SEEN)[:, 0].copy()
             own["status"] = item.status

@@ -14,13 +14,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from petface import files
 from petface.data.catalog import Catalog
 from petface.data.loading import OK, FileImages, even_slices, read_ahead
 from petface.metrics import gain_interval
 from petface.models.network import Network
+from petface.progress import progress
 
 _COLUMNS: Final = (
     "head", "group", "probe", "accuracy", "change", "low_95", "high_95", "agreement", "confidence",
@@ -101,7 +101,7 @@ def predict_under_probes(
     slices = even_slices(np.arange(len(places)), batch_size)
     source = FileImages(catalog, network.preprocessing)
     decoded = read_ahead(source, [places[part] for part in slices], num_workers)
-    with tqdm(total=len(places), desc=description, unit=" img", mininterval=1, disable=None) as bar:
+    with progress(total=len(places), desc=description) as bar:
         for part, item in zip(slices, decoded, strict=True):
             rows = part[item.status == OK]
             readable[rows] = True

@@ -240,8 +240,9 @@ class _Slices(Dataset):
 
 
 def _leave_signals_to_parent(_number: int) -> None:
-    """Ignore Ctrl-C, which reaches every process of a terminal: the parent ends its step first."""
+    """Ignore what reaches every process of a terminal: the parent ends its step first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked one would only note it and live on
 
 

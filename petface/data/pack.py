@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from petface import distributed, files
 from petface.data import images
@@ -39,6 +38,7 @@ from petface.data.loading import (
 )
 from petface.data.sources.petface import scan
 from petface.errors import UserError
+from petface.progress import progress
 
 MAGIC = b"PETFACE PACK 1\r\n"
 ENTRY = np.dtype(
@@ -198,7 +198,7 @@ class PackedImages:
         """Compare every checksum and the stamp of every file; `UserError` at the first damage."""
         everything = np.arange(len(self.catalog))
         self._refuse_changed(everything)
-        with tqdm(total=len(everything), desc="check", unit="img", mininterval=0.5) as bar:
+        with progress(total=len(everything), desc="check") as bar:
             for part in even_slices(everything, IMAGES_PER_SLICE):
                 self.read(part)
                 bar.update(len(part))
@@ -230,7 +230,7 @@ def make_pack(
         print(f"{text}are free", flush=True)
         slices = even_slices(left, IMAGES_PER_SLICE)
         decoded = read_ahead(FileImages(catalog, rule), slices, num_workers)
-        with tqdm(total=len(catalog), desc="pack", unit="img", mininterval=0.5) as bar:
+        with progress(total=len(catalog), desc="pack") as bar:
             bar.update(kept)
             for part, item in zip(slices, decoded, strict=True):
                 pixels, is_ok = item.arrays[0].numpy(), item.status == OK

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from petface import distributed, files
 from petface.data.annotations import stored_reading
@@ -49,6 +48,7 @@ from petface.inference.loading import (
     load_stage,
 )
 from petface.models import checkpoints
+from petface.progress import progress
 from petface.resumable import ResumableRecords, ResumableTable, write_behind
 
 Models = dict[str, Any]  # JSON values: the models, the data and the arithmetic of an evaluation
@@ -280,14 +280,7 @@ def _write(
 ) -> int:
     """Write slices behind the `num_rows` that are there; return how many there are then."""
     num_right = num_answered = 0
-    bar = tqdm(
-        total=num_planned,
-        initial=num_rows,
-        desc="evaluate",
-        unit="img",
-        mininterval=0.5,
-        disable=not distributed.shows(),
-    )
+    bar = progress(shown=distributed.shows(), total=num_planned, initial=num_rows, desc="evaluate")
 
     def write(build: Callable[[], Rows]) -> None:
         nonlocal num_rows, num_right, num_answered

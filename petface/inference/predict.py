@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from tqdm import tqdm
 
 from petface import files
 from petface.data.catalog import listed_files
@@ -31,6 +30,7 @@ from petface.errors import MachineError, UserError
 from petface.files import sha256_of_file
 from petface.inference.stages import Photo
 from petface.inference.two_stage import TwoStageInference, refusal
+from petface.progress import progress
 from petface.resumable import ResumableTable, write_behind
 from petface.taxonomy import FEATURES
 
@@ -134,7 +134,7 @@ def predict_files(
     slices = even_slices(np.arange(len(photos)), SLICE_PHOTOS)
     table = ResumableTable(out, COLUMNS if is_csv else None, identity, force=force)
     counts: Counter[str] = Counter()
-    with table, tqdm(total=len(photos), desc="predict", unit="img", mininterval=0.5) as bar:
+    with table, progress(total=len(photos), desc="predict") as bar:
         done = table.batches_kept([len(part) for part in slices])
         bar.update(sum(len(part) for part in slices[:done]))
 

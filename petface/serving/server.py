@@ -81,6 +81,8 @@ def serve(app: ASGIApp, taken: socket.socket, limits: Limits) -> None:
     gc.freeze()  # or the collector goes through the networks again: 0.2 s without an answer
     # uvicorn raises the signal that ended it once more; SIGTERM would then kill this process
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a hang-up counts as SIGTERM
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     with contextlib.suppress(KeyboardInterrupt):
         make_server(app, limits).run(sockets=[taken])
     gc.unfreeze()  # or extension modules complain at the end of what was never freed

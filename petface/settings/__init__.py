@@ -7,18 +7,21 @@ script's module.
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from stat import S_ISREG
 from types import ModuleType
 from typing import Any
 
-from petface.errors import SettingsError
+from petface.errors import SettingsError, short
 from petface.settings.command_line import print_help, split_command_line
-from petface.settings.constants import Constant, checked, gather, nearest, script_name
+from petface.settings.constants import Constant, checked, gather, nearest, script_name, shown
 from petface.settings.value_types import (
     Fraction,
     NonNegative,
@@ -43,6 +46,11 @@ __all__ = [
     "Settings",
     "read_settings",
 ]
+
+MAX_PRESET_BYTES = 1_000_000  # a run's own settings.toml takes 6,000
+_MOST_DOUBTS = 100  # lines whose place is told by reading what stands before them
+_KEY = re.compile(r"""\s*\[{0,2}\s*(["']?)([^\s"'=\[\].#]+)\1\s*[=.\]]""")
+_DEEP_KEY = re.compile(r"(?:\.[^.,=\n]{0,400}+){60}")
 
 
 @dataclass(frozen=True)
@@ -126,56 +134,82 @@ def read_settings(
         for name, (place, value) in _read_preset(preset).items():
             if name not in hints:
                 way_out = nearest(name, hints) or "; --help lists them all"
-                raise SettingsError(f"{place}: {script} has no constant {name}{way_out}")
+                raise SettingsError(f"{place}: {script} has no constant {short(name)}{way_out}")
             values[name] = checked(value, hints[name], f"{place}: {name}")
             origins[name] = place
     for name, (flag, text) in line.texts.items():
         try:
             values[name] = accept(text, hints[name], is_flag=True)
         except ValueError:
-            raise SettingsError(f"{flag} must be {describe(hints[name])}, not {text!r}") from None
+            raise SettingsError(
+                f"{flag} must be {describe(hints[name])}, not {shown(text)}"
+            ) from None
         origins[name] = flag
     return Settings(values, origins, constants, script, frozenset(line.switches), tuple(line.words))
 
 
 def _read_preset(path: str) -> dict[str, tuple[str, Any]]:
     """Read a TOML file as key -> (`file:line`, value)."""
+    text, name = "", short(path)
     try:
+        if (found := Path(path).stat()).st_size > MAX_PRESET_BYTES or not S_ISREG(found.st_mode):
+            what = f"no file of at most {MAX_PRESET_BYTES:,} bytes, as a preset is"
+            raise SettingsError(f"--config {name}: {what}; write its lines into one")
         text = Path(path).read_text(encoding="utf-8-sig")
+        if _DEEP_KEY.search(text):  # of 100,000 parts it takes all memory
+            raise RecursionError
         table = tomllib.loads(text)
     except FileNotFoundError:
         folder = Path(path).parent
         names = sorted(file.name for file in folder.glob("*.toml"))
         others = f"; {folder} has: {', '.join(names[:10]) or 'no .toml file'}"
         near = nearest(Path(path).name, names) or others
-        raise SettingsError(f"--config {path}: there is no such preset{near}") from None
+        raise SettingsError(f"--config {name}: there is no such preset{near}") from None
     except OSError as error:
-        raise SettingsError(f"--config {path}: {error.strerror}") from None
-    except ValueError as error:  # neither UTF-8 nor TOML; both say where
-        raise SettingsError(f"{path}: not valid TOML: {error}") from None
-    places = {key: f"{path}:{line}" for key, line in _lines_of_keys(text).items()}
+        raise SettingsError(f"--config {name}: {error.strerror}") from None
+    except RecursionError:
+        raise SettingsError(f"{name}: not valid TOML for a preset: nested too deeply") from None
+    except SettingsError:
+        raise
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{name}: not UTF-8: {error}") from None
+    except ValueError as error:  # a number of too many digits has no place
+        said = re.search(r"at line (\d+)", str(error))
+        line = said[1] if said else text.count("\n") + 1
+        raise SettingsError(f"{name}:{line}: not valid TOML: {str(error)[:300]}") from None
+    lines = _lines_of_keys(text)
+    places = {key: f"{name}:{lines[key]}" if key in lines else path for key in table}
     for key, value in table.items():
         if isinstance(value, dict):
             raise SettingsError(
-                f"{places[key]}: [{key}] is a table; a preset has only NAME = value lines"
+                f"{places[key]}: [{short(key)}] is a table; a preset has only NAME = value lines"
             )
     return {key: (places[key], value) for key, value in table.items()}
 
 
 def _lines_of_keys(text: str) -> dict[str, int]:
-    """Return where each top-level key begins: take lines until they are a whole statement."""
+    """Return where each top-level key begins: the first line that does, save inside a value.
+
+    A line that only looks like it is told by what stands before it, which is no whole TOML.
+    """
     found: dict[str, int] = {}
-    lines = text.split("\n")
-    start = 0
-    for end in range(1, len(lines) + 1):
-        try:
-            keys = tomllib.loads("\n".join(lines[start:end]))
-        except tomllib.TOMLDecodeError:
+    lines, doubts = text.split("\n"), 0
+    seen = Counter(key for line in lines if (key := _key_of(line)))
+    for number, line in enumerate(lines):
+        if not (key := _key_of(line)) or key in found:
             continue
-        for key in keys:
-            found.setdefault(key, start + 1)
-        start = end
+        if seen[key] > 1 and (doubts := doubts + 1) <= _MOST_DOUBTS:
+            try:
+                tomllib.loads("\n".join(lines[:number]))
+            except tomllib.TOMLDecodeError:
+                continue
+        found[key] = number + 1
     return found
+
+
+def _key_of(line: str) -> str:
+    match = _KEY.match(line)
+    return match[2] if match else ""
 
 
 def _one_line(text: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Union, get_type_hints
 
-from petface.errors import SettingsError
+from petface.errors import SettingsError, short
 from petface.settings.value_types import accept, describe
 
 _HEADING = re.compile(r"#\s*([-=─])\1+(?:\s+(.*?))?[-=─\s]*")  # without a title it is only a rule
@@ -51,7 +51,11 @@ def script_name(module: ModuleType) -> str:
     """Return the script's file, relative to the working folder where it lies below it."""
     assert module.__file__, "settings are read from the source file of a script"
     path = Path(module.__file__)
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # somebody removed it
+        return str(path)
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def gather(module: ModuleType) -> tuple[Constant, ...]:
@@ -85,7 +89,15 @@ def checked(value: Any, hint: Any, label: str) -> Any:
     try:
         return accept(value, hint)
     except ValueError:
-        raise SettingsError(f"{label} must be {describe(hint)}, not {value!r}") from None
+        raise SettingsError(f"{label} must be {describe(hint)}, not {shown(value)}") from None
+
+
+def shown(value: object) -> str:
+    """Format a value for a message, whatever it is."""
+    try:
+        return short(repr(value))
+    except (ValueError, RecursionError):  # a number of more digits than Python writes, deep lists
+        return f"this {type(value).__name__}"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

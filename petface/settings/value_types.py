@@ -113,8 +113,11 @@ def _leaf(value: Any, hint: type, is_flag: bool) -> Any:
     _only_if(type(value) is hint, value)
     if hint is float:
         _only_if(math.isfinite(value), value)
+    if hint is int:
+        _only_if(value.bit_length() < 10_000, value)  # Python writes no longer ones
     if hint is str:
         value.encode()  # a file name that is not UTF-8 could not be written to settings.toml
+        _only_if("\0" not in value, value)  # no file can have such a name
     return value
 
 

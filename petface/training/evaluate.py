@@ -16,6 +16,7 @@ from petface import distributed, metrics
 from petface.data.loading import Batch, ImageReader, Samples, batches, own_batches
 from petface.errors import MachineError
 from petface.models.network import Network, Outputs
+from petface.progress import progress
 from petface.taxonomy import UNKNOWN
 from petface.training.losses import known_weight
 from petface.training.recipe import Loss
@@ -219,13 +220,5 @@ def _in_turn(lists: Sequence[Sequence[T]]) -> list[T]:
 
 def bar_of(title: str, total: int, initial: int = 0) -> tqdm:
     """Return a progress bar over images; only the first of several processes draws it."""
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=title,
-        unit="img",
-        leave=False,
-        mininterval=0.5,
-        delay=0.5,
-        disable=not distributed.shows(),
-    )
+    shown = distributed.shows()
+    return progress(shown=shown, total=total, initial=initial, desc=title, leave=False, delay=0.5)

@@ -314,7 +314,7 @@ def summary_block(values: Mapping[str, Any]) -> str:
 
 
 class StopRequest:
-    """While entered, SIGINT and SIGTERM only ask to stop; a second signal leaves at once.
+    """While entered, SIGINT, SIGTERM and a hang-up only ask to stop; a second one leaves at once.
 
     The wish is obeyed between two steps, in all processes at once.
     """
@@ -326,8 +326,9 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -367,7 +368,7 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """130 after SIGINT, 143 after SIGTERM, 0 if nobody asked."""
+        """130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP, 0 if nobody asked."""
         return 128 + self.signal_number if self.signal_number is not None else 0
 
 

@@ -10,12 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from petface.data.encoded import not_a_photo_name
 from petface.data.sources.layout import Entry, Found, class_name
 from petface.errors import UserError
 from petface.files import dead_link
+from petface.progress import progress
 
 EXPECTED = (
     "file_name must be train_val/<class>/<image> or train_val2018/<group>/<class>/<image>, below "
@@ -52,7 +51,7 @@ def read_inat_json(source: str | Path, train: str | Path, val: str | Path | None
         _add_categories(content, categories)
     if num_repeated:
         found.notes.append(f"{num_repeated} photos are listed twice, and used once")
-    bar = tqdm(sorted(part_of.items()), desc="find", unit="img", leave=False, disable=None)
+    bar = progress(sorted(part_of.items()), desc="find", leave=False)
     for name, part in bar:
         place = os.path.join(root, name)  # noqa: PTH118 (hot)
         try:

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from petface import files
 from petface.data.catalog import string_array
 from petface.data.sources.petface import check_species_name, scan
 from petface.data.splits import SPLITS, make_splits, write_splits
 from petface.errors import UserError
+from petface.progress import progress
 from petface.taxonomy import canonical_record, is_unknown
 
 MARKER = "prepared.json"
@@ -305,7 +305,7 @@ def _place_photos(found: Found, folder: Path, link: str) -> None:
                 f"{name!r} and another class differ only in case, and {folder} cannot hold both: "
                 "rename one, or choose another --out"
             ) from error
-    bar = tqdm(found.entries, desc=link, unit="img", mininterval=0.5, leave=False, disable=None)
+    bar = progress(found.entries, desc=link, leave=False)
     for entry in bar:
         place = folder / "images" / entry.species / entry.record / entry.image
         place.parent.mkdir(exist_ok=True)  # records differ in more than case, see `UniqueNames`

@@ -17,6 +17,7 @@ from petface import files
 from petface.data.catalog import Catalog, CatalogBuilder
 from petface.data.encoded import not_a_photo_name
 from petface.errors import MachineError, UserError
+from petface.progress import progress
 from petface.taxonomy import canonical_record
 
 EXPECTED_TREE = """the expected tree is
@@ -81,8 +82,7 @@ def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
         if not _holds_images(root, depth=3) and _other_root(root) is not None:
             raise _wrong_root(root, _NO_IMAGE)
         raise unknown_species(unknown[0], found, f" in {root}{files.dead_link(root / unknown[0])}")
-    # A bar only for a person at a terminal, and only if it takes a while.
-    bar = tqdm(desc="scan", unit=" records", delay=2.0, mininterval=1, leave=False, disable=None)
+    bar = progress(desc="scan", unit=" records", delay=2.0, leave=False)
     with bar:
         for name in chosen:
             scanner.read_species(name, bar)

@@ -1,0 +1,400 @@
+"""Streams, folders, limits and parents that let a script down: one line, and no work lost."""
+
+import ast
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from petface import devices, errors, files, progress
+from petface.errors import UserError
+from tests import scripts
+from tests.conftest import TINY_STAGE1
+from tests.end_to_end.test_resume import loads
+from tests.sameness import assert_same
+from tests.tools.test_sweep import preset_of
+
+RUNS = [scripts.STAGE1, scripts.STAGE2, scripts.INFERENCE]
+TOOLS = sorted(path.stem for path in (scripts.REPOSITORY / "tools").glob("[a-z]*.py"))
+
+
+# the one place
+
+
+def test_every_script_and_tool_ends_by_run_script_and_names_its_faults_first():
+    paths = [scripts.REPOSITORY / name for name in RUNS]
+    for path in [*paths, *(scripts.REPOSITORY / f"tools/{name}.py" for name in TOOLS)]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if not isinstance(last := tree.body[-1], ast.If) or "__main__" not in ast.unparse(last):
+            assert "run_script" not in path.read_text(), path
+            continue
+        assert ast.unparse(last.body[-1]) == "run_script(main)", path
+        imported = [
+            name
+            for node in tree.body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in ([node.module] if isinstance(node, ast.ImportFrom) else [
+                alias.name for alias in node.names])
+        ]  # fmt: skip
+        others = [n for n in imported if n.partition(".")[0] not in sys.stdlib_module_names]
+        assert others[0].startswith("petface"), f"{path} imports {others[0]} first"
+
+
+def of_torch(name, text):
+    return type(name, (RuntimeError,), {})(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/x/a"), ["/x/a: Perm", "choose a fo"]),
+        (OSError(errno.EROFS, "Read-only file system", b"/x\xff"), ["Read-only", "rights"]),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 9999), ["aaa...aaa", "shorter"]),
+        (OSError(errno.EMFILE, "Too many open files"), ["Too many open files", "ulimit -n"]),
+        (OSError(errno.ESTALE, "Stale file handle", "/x/a"), ["/x/a: Stale", "same command"]),
+        (OSError(errno.EXDEV, "Invalid", "a", None, "b"), ["a -> b: Invalid"]),
+        (OSError("Caught OSError in worker\nTraceback (\n  x\nOSError: why"), ["OSError: why"]),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a\nb"), ["a\\nb: ", "a folder sho"]),
+        (MemoryError(), ["not enough memory; lower BATCH_SIZE"]),
+        (of_torch("OutOfMemoryError", "CUDA out of memory. Tried"), ["not enough memory (CUDA"]),
+        (RuntimeError("[enforce fail] can't allocate memory: you tried"), ["not enough memory"]),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling"), ["not enough memory"]),
+        (RuntimeError("CUDA error: unspecified launch failure"), ["CUDA error"]),
+        (RuntimeError("can't start new thread"), ["start new thread"]),
+        (RecursionError("maximum recursion depth exceeded"), ["nested too deeply"]),
+        (ValueError("Exceeds the limit (4300 digits) for integer string"), ["Exceeds the limit"]),
+        (ValueError("embedded null byte"), ["embedded null byte"]),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), ["torch", "requirements"]),
+    ],
+)
+def test_what_the_machine_does_is_one_line_with_a_way_out(error, words, capsys, monkeypatch):
+    assert errors.exit_code_of(error) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and len(said) < 800
+    assert all(word in said for word in words), said
+    kept = Path(said.rpartition("(traceback: ")[2].rstrip(")\n"))
+    assert type(error).__name__ in kept.read_text()
+    kept.unlink()
+    monkeypatch.setenv("PETFACE_TRACEBACK", "1")
+    errors.exit_code_of(error)
+    said = capsys.readouterr().err
+    assert type(error).__name__ in said and "(traceback: " not in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(kind("a") for kind in (TypeError, AssertionError, KeyError, IndexError, AttributeError)),
+        *(ValueError("shapes differ"), RuntimeError("size mismatch"), ZeroDivisionError("x")),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        ImportError("cannot import name 'x'", name="petface.files"),
+    ],
+    ids=repr,
+)
+def test_a_fault_of_the_program_keeps_its_traceback(error, capsys):
+    assert errors.exit_code_of(error) is None and capsys.readouterr().err == ""
+
+
+@dataclass(frozen=True)
+class Raise:
+    """Have a fault of the program where a script begins."""
+
+    def __call__(self):
+        from petface.settings import Settings
+
+        Settings.provenance = lambda _: [][1]
+
+
+def test_a_fault_of_the_program_is_shown_by_the_real_script(script, tree, tmp_path):
+    done = script(scripts.STAGE1, [*tree.flags, "--runs-root", tmp_path], Raise())
+    assert done.code == 1 and "IndexError" in done.err and "Traceback" in done.err
+
+
+# scripts in fresh interpreters: streams, and what stands in the way before the first line
+
+
+def shell(line, cwd=scripts.REPOSITORY, **environment):
+    """Run a line of bash; `$PY` is the interpreter, and `$S` the folder of the scripts."""
+    names = {"PY": sys.executable, "S": str(scripts.REPOSITORY), **scripts.ENVIRONMENT}
+    done = subprocess.run(
+        ["bash", "-c", line],
+        capture_output=True,
+        cwd=cwd,
+        env={**os.environ, **names, **environment},
+        timeout=scripts.PATIENCE_S,
+    )
+    out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
+    assert "Traceback" not in err and "Exception ignored" not in err, err
+    return scripts.Result(done.returncode, out, err)
+
+
+def test_missing_packages_and_ctrl_c_while_importing_are_one_line(tmp_path):
+    for name, text in [
+        ("torch", "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"),
+        ("torch", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"),
+    ]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "__init__.py").write_text(text)
+        path = f"{tmp_path}:{scripts.REPOSITORY}"
+        done = shell("$PY -m tools.sweep", PYTHONPATH=path)
+        if "raise" in text:
+            scripts.assert_refused(done, "No module named 'torch'", "python -m pip install -r")
+        else:
+            assert done.code in (130, -signal.SIGINT) and done.err.count("\n") == 2
+            assert "stopped" in done.err
+
+
+def test_too_little_memory_for_the_imports_is_one_line():
+    done = shell("ulimit -v 1500000; $PY train_resnet_minority_aug_dynamic.py --help")
+    assert done.code == 1 and done.err.startswith("error: ") and done.err.count("\n") == 1
+
+
+def test_a_reader_that_leaves_and_a_full_device_end_a_tool():
+    command = "$PY tools/make_demo_data.py --help"
+    done = shell(f"{command} | head -1; echo code ${{PIPESTATUS[0]}}")
+    assert done.out.endswith("code 141\n") and done.err == ""
+    scripts.assert_refused(shell(f"{command} >/dev/full"), "standard output", "No space left")
+    for closed in (">&-", "2>&-", "<&- >&- 2>&-"):
+        assert shell(f"{command} {closed}").code == 0
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Have the streams of a shell's redirection, with another encoding and working folder."""
+
+    out: str = "/dev/full"
+    encoding: str = "ascii"
+    gone: str = ""
+
+    def __call__(self):
+        import io
+
+        for number in (1, 2) if self.out == "/dev/full" else (1,):
+            if self.out == "closed pipe":
+                (end, opened) = os.pipe()
+                os.close(end)
+            else:
+                opened = os.open(self.out, os.O_WRONLY)
+            os.dup2(opened, number)
+        raw = io.FileIO(1, "w", closefd=False)
+        sys.stdout = sys.__stdout__ = io.TextIOWrapper(io.BufferedWriter(raw), self.encoding)
+        if self.gone:
+            Path(self.gone).mkdir()
+            os.chdir(self.gone)
+            Path(self.gone).rmdir()
+
+
+@pytest.mark.parametrize("out", ["/dev/full", "closed pipe"])
+def test_a_training_and_an_evaluation_outlive_their_readers(
+    script, tree, stage1_run, evaluation_flags, evaluation_run, tmp_path, out
+):
+    flags = [*tree.flags, *TINY_STAGE1, "--runs-root", tmp_path, "--run-name", "run"]
+    hook = Streams(out, gone=str(tmp_path / "gone"))
+    assert script(scripts.STAGE1, flags, hook).code == 0
+    assert_same(stage1_run.folder, tmp_path / "run")
+    flags = [*evaluation_flags, "--out-dir", tmp_path / "out"]
+    assert script(scripts.INFERENCE, flags, hook).code == 0
+    assert_same(evaluation_run.folder, tmp_path / "out")
+
+
+def test_names_print_escaped_where_the_encoding_lacks_them(script, tree, tmp_path):
+    named = tree.copy(tmp_path / "data")
+    (named.images / "cat").rename(named.images / "ねこ")
+    for path in named.root.glob("splits.*"):
+        path.unlink()
+    flags = [*named.flags, *TINY_STAGE1, "--runs-root", tmp_path, "--epochs", 1]
+    for encoding in ("ascii", "cp1252"):
+        out = tmp_path / f"{encoding}.txt"
+        out.touch()
+        script(scripts.STAGE1, [*flags, "--run-name", encoding], Streams(str(out), encoding))
+        assert b"\\u306d\\u3053" in out.read_bytes()
+        assert (tmp_path / encoding / "final.json").exists()
+
+
+@pytest.mark.parametrize("where", ["folder is a file", "name too long", "proc"])
+def test_every_tool_refuses_a_place_it_cannot_write(script, tree, tmp_path, where):
+    """A file where a folder should be, a name of 300 bytes, a file system that takes nothing."""
+    (tmp_path / "file").touch()
+    place = {"folder is a file": tmp_path / "file/x", "name too long": tmp_path / ("a" * 300)}
+    out = place.get(where, Path("/proc/x"))
+    commands = [
+        (scripts.STAGE1, [*tree.flags, *TINY_STAGE1, "--runs-root", out]),
+        (scripts.PACK, ["--images-root", tree.images, "--out", out / "a.bin"]),
+        ("tools/audit.py", [*tree.flags, "--out", out]),
+        ("tools/make_demo_data.py", ["--records", 5, "--size", 32, "--out", out]),
+        ("tools/prepare_data.py", ["image_folder", "--source", tree.images, "--out", out]),
+    ]
+    for name, arguments in commands:
+        done = script(name, arguments)
+        assert done.code in (1, 2) and "Traceback" not in done.err, (name, done)
+        assert done.err.count("error: ") == 1, (name, done.err)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Have a limit of the system, as `ulimit` sets it."""
+
+    name: str
+    value: int
+
+    def __call__(self):
+        import resource
+
+        resource.setrlimit(getattr(resource, self.name), (self.value, self.value))
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [Limit("RLIMIT_FSIZE", 20_000), Limit("RLIMIT_NOFILE", 24)],
+    ids=lambda hook: hook.name,
+)
+def test_limits_of_the_system_are_one_line(script, tree, tmp_path, hook):
+    flags = [*tree.flags, *TINY_STAGE1, "--runs-root", tmp_path]
+    done = script(scripts.STAGE1, flags, hook)
+    assert "Traceback" not in done.err
+    assert done.code == 0 or done.message, done
+
+
+# no locks
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_without_locks_there_is_one_warning_and_nobody_is_refused(
+    tmp_path, monkeypatch, capsys, code
+):
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    monkeypatch.setattr(files, "_has_warned", False)
+    with (tmp_path / "a").open("ab", 0) as first, (tmp_path / "a").open("ab", 0) as second:
+        assert files.take(first) == files.take(second) == ""
+    with files.turn_in(tmp_path, wait=False):
+        pass
+    said = capsys.readouterr().err
+    assert said.count("warning: ") == 1 and os.strerror(code) in said and str(tmp_path) in said
+
+
+def test_what_is_held_is_still_refused(tmp_path):
+    with (tmp_path / "a").open("ab", 0) as first, (tmp_path / "a").open("ab", 0) as second:
+        assert files.take(first) == "" and files.take(second) == f"process {os.getpid()}"
+    with (
+        files.turn_in(tmp_path),
+        pytest.raises(UserError, match="in use by process"),
+        files.turn_in(tmp_path, wait=False),
+    ):
+        pass
+
+
+# containers
+
+
+@pytest.mark.parametrize(
+    ("group", "written", "cores"),
+    [
+        ("0::/", {"cpu.max": "200000 100000"}, 2),
+        ("0::/", {"cpu.max": "150000 100000"}, 2),
+        ("0::/", {"cpu.max": "max 100000"}, 64),
+        ("0::/", {"unified/cpu.max": "100000 100000"}, 1),
+        ("0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
+        ("0::/not/mounted/here", {"cpu.max": "5000 100000"}, 1),
+        ("1:name=systemd:/x\n4:cpu,cpuacct:/d", {"cpu,cpuacct/d/cpu.cfs": "400000 100000"}, 4),
+        ("4:cpuacct,cpu:/docker/7", {"cpu/cpu.cfs": "200000 100000"}, 2),
+        ("4:cpu:/", {"cpu/cpu.cfs": "-1 100000"}, 64),
+        ("4:cpu:/", {"cpu/cpu.cfs": "junk 0"}, 64),
+        ("5:cpuset:/\nodd line: :", {"cpuset/cpu.cfs": "100000 100000"}, 64),
+        ("", {}, 64),
+    ],
+)
+def test_the_quota_of_a_container_counts(tmp_path, monkeypatch, group, written, cores):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(group)
+    for name, text in written.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.name == "cpu.max":
+            path.write_text(text + "\n")
+        else:
+            for own, word in zip(("quota", "period"), text.split(), strict=True):
+                path.with_name(f"cpu.cfs_{own}_us").write_text(word + "\n")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    quota = devices._cpu_quota(tmp_path)
+    monkeypatch.setattr(devices, "_cpu_quota", lambda: quota)
+    assert devices.num_cores() == cores
+
+
+def test_a_log_has_lines_now_and_then_and_no_carriage_returns(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.05)
+    for leave in (True, False):
+        with progress.progress(total=40, desc="pack", leave=leave) as bar:
+            for _ in range(40):
+                time.sleep(0.005)
+                bar.update(1)
+        said = capsys.readouterr().err
+        lines = said.splitlines()
+        assert "\r" not in said and 2 <= len(lines) <= 8, said
+        assert all(line.startswith("pack: ") and "img" in line for line in lines), said
+
+
+# signals and parents
+
+
+@dataclass(frozen=True)
+class Nohup:
+    """Be started by nohup, and hang up in the second training step."""
+
+    def __call__(self):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        scripts.SignalAtStep(2, signal.SIGHUP)()
+
+
+def test_a_hang_up_stops_a_training_but_not_under_nohup(script, tree, stage1_run, tmp_path):
+    flags = [*tree.flags, *TINY_STAGE1, "--runs-root", tmp_path, "--run-name", "run"]
+    hook = scripts.SignalAtStep(2, signal.SIGHUP, to_group=True)
+    done = script(scripts.STAGE1, [*flags, "--num-workers", 2], hook)
+    assert done.code == 129 and "Traceback" not in done.err
+    assert loads(tmp_path / "run/last.pt") == (0, 2)
+    script(scripts.STAGE1, flags, Nohup()).checked()
+    assert_same(stage1_run.folder, tmp_path / "run")
+
+
+def test_predict_ends_by_a_signal_and_goes_on(script, stage1_run, tree, tmp_path):
+    flags = ["predict", tree.images, "--stage1-checkpoint", stage1_run.folder / "best.pt"]
+    flags += ["--stage2-folder", tmp_path, "--device", "cpu", "--out"]
+    module = {"module": "petface.inference.predict", "function": "_answer"}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        done = script(
+            scripts.INFERENCE,
+            [*flags, tmp_path / "a.csv"],
+            scripts.SignalAtStep(1, number, **module),
+        )
+        assert done.code == 128 + number and "same command" in done.err, done
+    script(scripts.INFERENCE, [*flags, tmp_path / "a.csv"]).checked()
+    script(scripts.INFERENCE, [*flags, tmp_path / "b.csv"]).checked()
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_sweep_takes_its_trainers_along(tree, tmp_path, number):
+    preset = preset_of(tmp_path, "stage1", [*tree.flags, *TINY_STAGE1])
+    out = tmp_path / "sweep"
+    arguments = [preset, "EPOCHS=30", "PATIENCE=0", "--out", out, "--seeds", 1]
+    sweep = scripts.start("tools/sweep.py", arguments, tmp_path)
+    while not (out / "tiny/seed1/last.pt").exists() and not sweep.is_over():
+        time.sleep(0.05)
+    holder = int((out / "tiny/seed1/run.lock").read_text().split()[1])
+    sweep.send(number)
+    assert sweep.wait().code == (-number if number == signal.SIGKILL else 128 + number)
+    waited = time.monotonic()
+    while Path(f"/proc/{holder}/cmdline").exists() and time.monotonic() - waited < 30:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{holder}/cmdline").exists()
+    assert not (out / "tiny/seed1/final.json").exists()
+    assert "stopping after this step" in (out / "tiny/seed1/train.log").read_text()
