@@ -18,9 +18,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Literal
 
-from petface.errors import optional_room, run_script
+from petface.errors import optional_room, run_script  # isort: split
 
-# isort: split
 import numpy as np
 import torch
 
@@ -240,7 +239,6 @@ def train_specialist(
     for head, names in vocabularies.items():
         known = int((parts["train"].labels[head] >= 0).sum())
         print(f"  {head:8s} {len(names):4d} classes, {known:,} training images with a known label")
-
     how = Optimization(
         *(s.WEIGHT_DECAY, s.BODY_LR_FACTOR, s.SCHEDULE, s.WARMUP_FRAC),
         *(s.PLATEAU_PATIENCE, s.EMA_DECAY),

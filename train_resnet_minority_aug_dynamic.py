@@ -15,9 +15,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
-from petface.errors import UserError, optional_room, run_script
+from petface.errors import UserError, optional_room, run_script  # isort: split
 
-# isort: split
 import numpy as np
 import torch
 
@@ -209,7 +208,6 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
     print(f"first weights: {pretrained}")
     print(f"images: {', '.join(f'{name} {len(part):,}' for name, part in parts.items())}")
     print("\n".join(sampling.class_lines(parts["train"], classes, base_weights)))
-
     adapts = s.SAMPLER == "weighted" and s.PERF_ALPHA > 0
     while training.has_epoch():
         epoch, measured = training.progress.epoch.epoch, training.progress.measured(job)

@@ -1,7 +1,4 @@
-"""The run folder: one holder at a time, never overwritten by accident, and it explains itself.
-
-Also how a run is stopped by a signal, and what it leaves for TensorBoard and for the report.
-"""
+"""The run folder: one holder at a time, never overwritten by accident; and how a run is stopped."""
 
 from __future__ import annotations
 
