@@ -60,7 +60,7 @@ OVER_BUDGET: dict[str, int] = {
     "petface/analysis": 2218,
     "petface/report": 2118,
     "petface/export": 539,
-    "petface/serving": 1590,
+    "petface/serving": 1630,
     "tools": 3033,
     "tests": 24427,
 }

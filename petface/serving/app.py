@@ -21,6 +21,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from petface.data import images
 from petface.data.images import ImageError
@@ -31,7 +32,15 @@ from petface.inference.two_stage import TwoStageInference
 from petface.models.network import NonFiniteError
 from petface.serving.batcher import Batcher
 from petface.serving.metrics import CLIENT_GONE, Metrics, Observed
-from petface.serving.requests import Budget, Limits, RefusedError, busy, read_photos, while_there
+from petface.serving.requests import (
+    Budget,
+    Limits,
+    RefusedError,
+    busy,
+    check_protocol,
+    read_photos,
+    while_there,
+)
 
 PAGE: Final = Path(__file__).parent / "page"
 Work = Callable[[list[Photo | ImageError]], Awaitable[Any]]
@@ -150,11 +159,28 @@ def make_app(service: Service, hosts: Collection[str] = ()) -> Observed:
     # the pages /docs and /redoc would load scripts from elsewhere
     app = FastAPI(title="PetFace", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts] or ["*"], www_redirect=False)
+    app.add_middleware(_Checked)
     _add_photo_routes(app, service)
     _add_routes(app, service)
     for kind in (HTTPException, RequestValidationError, UserError, ClientDisconnect, Exception):
         app.add_exception_handler(kind, _refuse)
     return Observed(app, service.metrics)
+
+
+class _Checked:
+    """The layer that lets through what is plain HTTP."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        try:
+            if scope["type"] == "http":
+                check_protocol(scope)
+        except RefusedError as error:
+            app = await _refuse(Request(scope), error)
+        await app(scope, receive, send)
 
 
 def _add_photo_routes(app: FastAPI, service: Service) -> None:
@@ -197,7 +223,7 @@ def _add_photo_routes(app: FastAPI, service: Service) -> None:
 
 def _form(field: str) -> dict[str, Any]:
     """Describe the form of a request for FastAPI's `openapi_extra`."""
-    photo: dict[str, Any] = {"type": "string", "contentMediaType": "application/octet-stream"}
+    photo: dict[str, Any] = {"type": "string", "format": "binary"}  # as generators know it
     if field == "photos":
         photo = {"type": "array", "items": photo}
     form = {"type": "object", "properties": {field: photo}, "required": [field]}
@@ -207,8 +233,8 @@ def _form(field: str) -> dict[str, Any]:
 
 def _same_origin(request: Request) -> None:
     """Refuse what a page of another site sends."""
-    origin = request.headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+    origin, host = request.headers.get("origin"), request.headers["host"].lower()
+    if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
         raise RefusedError(403, "refused", "pages of other sites may not use this server")
 
 

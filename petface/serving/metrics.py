@@ -45,6 +45,8 @@ class Observed:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, start_s = CLIENT_GONE, time.perf_counter()
+        if scope.get("method") == "HEAD":  # uvicorn keeps its own scope and leaves the body out
+            scope = {**scope, "method": "GET"}
 
         async def send_on(message: Message) -> None:
             nonlocal status

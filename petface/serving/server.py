@@ -10,14 +10,15 @@ import resource
 import signal
 import socket
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from petface.errors import UserError
-from petface.serving.requests import Limits
+from petface.serving.requests import MAX_HEAD_BYTES, Limits
 
-_MAX_HEAD_BYTES = 32_768
+_MAX_CHUNK_BYTES = 1 << 40  # a client that announces more has lost its place
 _SPARE_FILES = 256  # open files besides connections
 _POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
@@ -34,7 +35,8 @@ _HEADERS = [  # of every answer
 class Protocol(H11Protocol):
     """uvicorn's, which would wait for ever for a first head, and for the rest of any head.
 
-    The timer that ends idle connections runs from the start; a whole head stops it, no less.
+    The timer that ends idle connections runs from the start; a whole head stops it, no less. What
+    is no HTTP after an answer has begun closes the connection: uvicorn would raise.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -46,6 +48,16 @@ class Protocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         self.conn.receive_data(data)
         self.handle_events()
+        if getattr(getattr(self.conn, "_reader", None), "_bytes_in_chunk", 0) > _MAX_CHUNK_BYTES:
+            self.send_400_response("the chunk is too long")
+
+    def send_400_response(self, msg: str) -> None:
+        if self.cycle is not None:  # what it still sends goes nowhere
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        self.transport.close()
 
 
 def make_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
@@ -62,7 +74,7 @@ def make_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
         server_header=False,
         proxy_headers=False,
         limit_concurrency=limits.max_connections,
-        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         timeout_keep_alive=limits.head_timeout_s,  # type: ignore[arg-type]
         timeout_graceful_shutdown=max(1, round(limits.stop_timeout_s)),
     )

@@ -1,0 +1,200 @@
+"""Odd HTTP requests to a real server: each is answered as it should be, none hangs, none is a 500.
+
+Some are drawn up by hand with the status that is due, the others are those damaged at random.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import time
+from collections.abc import Iterator
+
+from tests.serving.made_server import TYPE, Client, form, photo, post
+from tests.torture.fuzz import Fuzzer, damaged, fuzz
+from tests.torture.outcome import Outcome
+
+HANG_S = 15.0  # without an end of the connection; the servers of these tests give up after one
+_PHOTO = form(photo())
+_CHUNKED = "Transfer-Encoding: chunked\r\n"
+_CHUNK = b"%x\r\n%s\r\n" % (len(_PHOTO), _PHOTO)
+_REFUSED = {400}
+_ANY = {200, 400, 403, 404, 405, 408, 413, 415, 417, 422, 431, 501, 505, 0}  # 0: closed
+
+
+def _get(target: str = "/health", host: str = "Host: localhost\r\n", method: str = "GET",
+         version: str = "1.1", extra: str = "") -> bytes:  # fmt: skip
+    return f"{method} {target} HTTP/{version}\r\n{host}{extra}Connection: close\r\n\r\n".encode()
+
+
+def _post(
+    extra: str = "", body: bytes = _PHOTO, path: str = "/predict", length: bool = True
+) -> bytes:
+    size = f"Content-Length: {len(body)}\r\n" if length else ""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {TYPE}\r\n{size}{extra}"
+    return f"{head}Connection: close\r\n\r\n".encode("latin-1") + body
+
+
+def _chunked(body: bytes, extra: str = "", path: str = "/predict") -> bytes:
+    return _post(_CHUNKED + extra, body, path, length=False)
+
+
+def known_requests() -> Iterator[tuple[str, bytes, set[int]]]:
+    """Yield a name, the bytes of a request, and the statuses that are right for it."""
+    for method, wanted in {
+        "HEAD": {200}, "OPTIONS": {405}, "TRACE": {405}, "PUT": {405}, "DELETE": {405},
+        "PATCH": {405}, "FOO": {405}, "POST": {405},
+    }.items():  # fmt: skip
+        for path in ("/", "/health", "/model_card", "/page/page.js"):
+            yield f"{method} {path}", _get(path, method=method), wanted
+    yield "HEAD nowhere", _get("/nowhere", method="HEAD"), {404}
+    yield "HEAD of a post", _get("/predict", method="HEAD"), {405}
+    yield "CONNECT", _get("localhost:80", method="CONNECT"), {400, 404, 405}
+    yield "OPTIONS *", _get("*", method="OPTIONS"), {200, 400, 404, 405}
+    for host, wanted in {
+        "localhost": {200}, "LOCALHOST:80": {200}, "127.0.0.1:1": {200}, "": _REFUSED,
+        " ": _REFUSED,
+        "evil.example": _REFUSED, "localhost, evil.example": _REFUSED, "localhost/x": _REFUSED,
+        "localhost#": _REFUSED, "localhost:80:90": _REFUSED, "localhost:x": _REFUSED, "[": _REFUSED,
+        "user@localhost": _REFUSED, "localhost evil": _REFUSED, "http://localhost": _REFUSED,
+        "2130706433": _REFUSED, "localhost:999999": _REFUSED, "loc%61lhost": _REFUSED,
+    }.items():  # fmt: skip
+        yield f"host {host!r}", _get(host=f"Host: {host}\r\n"), wanted
+    twice = ("localhost", "evil.example", "LOCALHOST")
+    for other in twice:
+        both = f"Host: localhost\r\nHost: {other}\r\n"
+        yield f"two hosts, {other}", _get(host=both), _REFUSED
+    yield "no host", _get(host=""), _REFUSED
+    yield "HTTP/1.0", _get(version="1.0"), {200}
+    yield "HTTP/1.0 without host", _get(host="", version="1.0"), _REFUSED
+    yield "HTTP/1.0 two hosts", _get(host="Host: localhost\r\n" * 2, version="1.0"), _REFUSED
+    for version in ("0.9", "2.0", "9.9", "1.", "x"):
+        yield f"HTTP/{version}", _get(version=version), _REFUSED | {505, 0}
+    for origin, wanted in {
+        "http://localhost": {200}, "https://localhost": {200}, "HTTP://LOCALHOST": {200},
+        "http://evil.example": {403}, "null": {403}, "http://localhost:1": {403}, "": {403},
+        "chrome-extension://localhost": {403}, "http://localhost.evil.example": {403},
+        "localhost": _REFUSED, "http://localhost/": _REFUSED, "http://localhost http://x": _REFUSED,
+        "http://localhost, http://x": _REFUSED, "http:localhost": _REFUSED, "*": _REFUSED,
+    }.items():  # fmt: skip
+        yield f"origin {origin!r}", _post(f"Origin: {origin}\r\n"), wanted
+    for second in ("http://localhost", "http://evil.example"):
+        extra = f"Origin: http://localhost\r\nOrigin: {second}\r\n"
+        yield f"two origins, {second}", _post(extra), _REFUSED
+    for target, wanted in {
+        "http://localhost/health": {200}, "HTTP://localhost:1/health": {200},
+        "http://localhost": {200},
+        "http://evil.example/health": _REFUSED, "http:///health": _REFUSED, "http://a b/": _REFUSED,
+        "http://localhost?x": {200}, "ftp://localhost/health": {400, 404},
+        "//localhost/health": {404},
+        "/%zz": _REFUSED, "/%": _REFUSED, "/health?x=%2": _REFUSED, "/page/%2": _REFUSED,
+        "/%00": {404}, "/page/%00": {404}, "/page/page.js%00.html": {404}, "/%ff%fe": {404},
+        "/page/%c0%ae%c0%ae/app.py": {404}, "/page/..%2fapp.py": {404},
+        "/page/%2e%2e/app.py": {404},
+        "/page//etc/passwd": {404}, "/" + "a" * 20_000: {404}, "/page/" + "a" * 5_000: {404},
+        "/" + "a" * 40_000: {400, 404, 414, 431}, "health": {400, 404}, "/he alth": _REFUSED,
+        "/health?" + "x&" * 10_000: {200},
+    }.items():  # fmt: skip
+        yield f"target {target[:30]!r}", _get(target), wanted
+    yield "latin-1 target", _get("/health").replace(b"/health", b"/\xff"), _REFUSED
+    for extra in ("Content-Length: 5\r\n", _CHUNKED, "Content-Type: text/html\r\n", "No colon\r\n",
+                  "X: a\0b\r\n", "Content-Length : 5\r\n", "X\x01: b\r\n"):  # fmt: skip
+        yield f"header {extra!r}", _post(extra), _REFUSED
+    for length in ("+5", "-1", "0x10", "\xb2", "1e3", "5, 6", "9" * 30):
+        data = _post(f"Content-Length: {length}\r\n", b"12345", length=False)
+        yield f"length {length!r}", data, {400, 413}
+    for coding in (
+        "xchunked",
+        "chunked, identity",
+        "gzip, chunked",
+        "chunked\r\nTransfer-Encoding: x",
+    ):
+        data = _post(f"Transfer-Encoding: {coding}\r\n", _CHUNK + b"0\r\n\r\n", length=False)
+        yield f"coding {coding!r}", data, {400, 501}
+    yield "chunks", _chunked(_CHUNK + b"0\r\n\r\n"), {200}
+    yield (
+        "chunks with extensions",
+        _chunked(_CHUNK.replace(b"\r\n", b";a=b\r\n", 1) + b"0\r\n\r\n"),
+        {200},
+    )
+    yield "trailers", _chunked(_CHUNK + b"0\r\nHost: evil.example\r\n\r\n"), {200, 400}
+    for path, wanted in {"/predict": _REFUSED, "/nowhere": {404}, "/health": {405}}.items():
+        for bad in (b"zz\r\n", b"-5\r\nhello\r\n", b"3\r\nabcXX0\r\n\r\n", b"F" * 20 + b"\r\n",
+        b"\r\n",
+                    b"5;" + b"a" * 100_000, b"0\r\n" + b"X: y\r\n" * 20_000):  # fmt: skip
+            body = _CHUNK + bad
+            yield (
+                f"bad chunk {bad[:8]!r} to {path}",
+                _chunked(body, path=path),
+                wanted | {400, 413, 431},
+            )
+    for value, wanted in {"100-continue": {100, 200}, "200-ok": {200, 400, 417}, "": {200}}.items():
+        yield f"expect {value!r}", _post(f"Expect: {value}\r\n"), wanted
+    upgrade = "Upgrade: {}\r\nConnection: Upgrade\r\n"
+    for kind in ("websocket", "h2c"):
+        yield f"upgrade {kind}", _get(extra=upgrade.format(kind)), {200, 400}
+    yield "large header", _get(extra=f"X: {'a' * 200_000}\r\n"), {400, 431, 0}
+    yield "many headers", _get(extra="A: b\r\n" * 20_000), {400, 431, 0}
+    yield "folded header", _get(extra="X: a\r\n b\r\n"), {200, 400}
+    yield "bare line feeds", _get().replace(b"\r\n", b"\n"), {200, 400}
+    yield "HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400, 505}
+    yield "TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(64)), {400, 0}
+    yield "pipelined", post("/predict", _PHOTO) * 3 + _get() * 2, {200}
+    yield "pipelined to nowhere", post("/nowhere", _PHOTO) * 2 + _get(), {404, 200}
+    yield "garbage behind", post("/predict", _PHOTO) + b"GARBAGE\r\n\r\n", {200, 400}
+    yield "garbage behind nowhere", post("/nowhere", _PHOTO) + b"\0\0\r\n\r\n", {404, 400}
+    yield "cut body", _post()[:-50], {408}
+    yield "cut head", _get()[:-2], {0}
+    yield "nothing", b"", {0}
+
+
+REQUESTS = {data: (name, wanted) for name, data, wanted in known_requests()}
+
+
+def request_fuzzer(port: int) -> Fuzzer:
+    """Attack the server at a port."""
+    known = list(REQUESTS)
+
+    def draw_request(number: int, draw: random.Random) -> tuple[str, bytes]:
+        if number < len(known):
+            return REQUESTS[known[number]][0], known[number]
+        data = draw.choice([data for data in known if len(data) < 5_000])
+        head_end = data.find(b"\r\n\r\n") + 4
+        return f"damaged {REQUESTS[data][0]}", damaged(data or b"x", draw, 0, head_end or None)
+
+    def judge(data: bytes) -> tuple[str, str]:
+        _, wanted = REQUESTS.get(data, ("", _ANY))
+        try:
+            codes = answers_to(port, data)
+        except TimeoutError:
+            return "hang", f"no end within {HANG_S:g} s"
+        wrong = [code for code in codes if code not in wanted | {100}]
+        fault = f"answered {codes}, wanted {sorted(wanted)}" if wrong else ""
+        return str(codes[0]), fault
+
+    return Fuzzer(draw_request, judge)
+
+
+def answers_to(port: int, data: bytes) -> list[int]:
+    """Send bytes, read to the end of the connection; the statuses of all answers, [0] of none."""
+    received, end_s = b"", time.monotonic() + HANG_S
+    with Client(port) as client:
+        client.socket.settimeout(HANG_S)
+        with contextlib.suppress(ConnectionError):  # closed while it was still sending
+            client.send(data)
+        with contextlib.suppress(ConnectionError):
+            while block := client.socket.recv(65536):
+                received += block
+                if time.monotonic() > end_s:
+                    raise TimeoutError
+    heads = received.split(b"HTTP/1.1 ")[1:]
+    return [int(head[:3]) for head in heads] or [0]
+
+
+def torture_requests(port: int, num_files: int, seed: int) -> Outcome:
+    """Send odd requests; each number of a seed is the same request."""
+    outcome = fuzz(Outcome("requests", "raw HTTP"), request_fuzzer(port), num_files, seed)
+    with socket.create_connection(("127.0.0.1", port)):
+        pass  # it still takes connections
+    return outcome
