@@ -28,7 +28,7 @@ def stage1(script, flags):
 
 def test_losses_that_stay_nan_stop_the_run_and_best_stays_whole(stage1, tmp_path):
     """Epoch 1 calls the loss 12 times for training and 3 times for validation; then it is NaN."""
-    done = stage1(hook=scripts.NanLoss("masked_focal_loss", 16, 10**9))
+    done = stage1("--mix", "none", hook=scripts.NanLoss("masked_focal_loss", 16, 10**9))
     assert_refused(
         done, "not finite in 10 steps in a row", "epoch 2, step 9", "loss nan", "lower LR"
     )

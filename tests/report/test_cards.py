@@ -70,7 +70,7 @@ def test_an_audit_is_counted_and_the_checkpoint_must_be_the_evaluated_one(tmp_pa
     (tmp_path / "audit.json").write_text(json.dumps(AUDIT))
     model, data = cards(folder, audit=str(tmp_path), out=tmp_path)
     assert ("another file" in model) != is_known
-    for cell in (sha256, "90 s", "64"):
+    for cell in (sha256, "90 s", "128"):  # the batch by default
         assert (f"| {cell} |" in model) == is_known
     assert "| cat | 5 | 8 | 3 | 1 | 1 |" in data and "| cat | breed | 6 | 4 | 20.0 |" in data
     assert "- Duplicates, exact across splits: 2" in data and "- label conflict: 4" in data
