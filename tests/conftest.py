@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,11 @@ import pytest
 from PIL import Image
 
 from tests import scripts
+
+# A runner under nohup ignores hang-ups, and what it starts inherits that.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Per species: base colour, records, and the columns of its annotation file (None: no file).
 # Chimp's gender is known for one record only, dog's for none, hedgehog's Color2 has no valid value.

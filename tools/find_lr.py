@@ -108,7 +108,7 @@ def specialist_job(
     """Gather the job of the first species that stage 2 would train, in its first phase."""
     dataset = _dataset(s)
     species = choose_species(dataset, s.SPECIES, s.ANNOTATIONS_ROOT)[0][0]
-    heads = module.heads_of(dataset, species)
+    heads = dataset.annotations[species].heads
     first = next((h for h in module.PRIMARY_ATTR_PRIORITY[:-1] if h in heads), None)
     parts = module.split_into_samples(s, dataset, species, heads, first)
     torch.manual_seed(s.SEED)

@@ -40,7 +40,7 @@ def answers(bundle, stage1_run, stage2_run, tree) -> list[tuple[dict, dict]]:
 
 
 def test_single_photos_get_the_checkpoints_answers(answers):
-    assert {one["status"] for one, _ in answers} >= {"ok", "no_specialist"}
+    assert {one["status"] for one, _ in answers} >= {"ok"}
     for one, other in answers:
         assert one["status"] == other["status"] and one.get("message") == other.get("message")
         assert one["attributes"].keys() == other["attributes"].keys()

@@ -19,7 +19,7 @@ from petface.export import parity
 from petface.export.bundle import describe
 from petface.export.model import ExportOptions, export_model, network_graph
 from petface.export.parity import read_photos
-from petface.inference.onnx_models import OPERATORS
+from petface.inference.onnx_check import OPERATORS
 from petface.models import checkpoints
 from petface.models.architecture import Architecture, build_classifier
 from petface.models.checkpoints import Stage2Checkpoint
