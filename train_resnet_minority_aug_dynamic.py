@@ -233,11 +233,11 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
         if adapts:
             weights = adapted_weights(s, base_weights, seen)
             sampler.set_weights(distributed.broadcast_object(weights))
+        if distributed.is_main():
+            sampling.write_class_history(run.path / "classes.csv", classes, class_history)
         accuracy, balanced = val.accuracy("species"), val.balanced_accuracy("species")
         scores = {"val_accuracy_frac": accuracy, "val_balanced_accuracy_frac": balanced}
         row, is_best = training.end_epoch(val, scores)
-        if distributed.is_main():
-            sampling.write_class_history(run.path / "classes.csv", classes, class_history)
         print(
             f"epoch {epoch + 1:3d}  loss {row['train_loss']:.3f}  val accuracy {accuracy:.3f}  "
             f"balanced {balanced:.3f}  {row['train_images_per_s']:.0f} img/s{'  best' * is_best}"
