@@ -183,13 +183,14 @@ def main() -> int:
                 print(f"{species}: finished before, left alone ({folder}){late}")
                 continue
             print(f"\n== {species} ({number} of {len(mine)}) =={runs.late_report(folder)}")
-            heads = dataset.annotations[species].heads
+            heads, bodies = dataset.annotations[species].heads, s.BODIES
+            learnt = (dataset, s.WEIGHTS, s.PRETRAINED, bodies, species, heads)
             with runs.open_run(
                 folder,
                 s.as_toml(),
                 may_change=(*MAY_CHANGE, "BATCH_SIZE"),  # the images of a step must stay
                 limits=LIMITS,
-                describe=partial(describe_learnt, dataset, s.WEIGHTS, s.PRETRAINED, species, heads),
+                describe=partial(describe_learnt, *learnt),
                 global_batch_size=s.BATCH_SIZE * distributed.world_size(),
                 tracking=Tracking(s.TENSORBOARD, s.WANDB),
                 force=force,

@@ -148,7 +148,7 @@ def main() -> int:
             s.as_toml(),
             may_change=(*MAY_CHANGE, "BATCH_SIZE"),  # the images of a step must stay
             limits=LIMITS,
-            describe=lambda: describe_learnt(dataset, s.WEIGHTS, s.PRETRAINED),
+            describe=lambda: describe_learnt(dataset, s.WEIGHTS, s.PRETRAINED, s.BODIES),
             global_batch_size=s.BATCH_SIZE * distributed.world_size(),
             tracking=Tracking(s.TENSORBOARD, s.WANDB),
             force="force" in s.switches,

@@ -13,23 +13,21 @@ from typing import Any, Final
 import torch
 
 from petface import distributed
-from petface.errors import UserError
+from petface.errors import NO_MEMORY, UserError
 
-# How cuDNN, cuBLAS, the driver and the CPU's allocator say that memory is short: as RuntimeErrors.
-# cuDNN names it "not supported" or "internal" where its workspace does not fit.
-_OUT_OF_MEMORY: Final = re.compile(
-    r"out of memory|ALLOC(ATION)?_FAILED|CUBLAS_STATUS_NOT_INITIALIZED|allocate memory|"
-    r"CUDNN_STATUS_(NOT_SUPPORTED|INTERNAL_ERROR)|(valid cuDNN|find an) (algorithm|engine)|"
-    r"not enough memory",
-    re.IGNORECASE,
+# How cuBLAS and cuDNN say that their workspace does not fit, besides the words of `NO_MEMORY`.
+_NO_WORKSPACE: Final = re.compile(
+    "(?i)CUBLAS_STATUS_NOT_INITIALIZED|CUDNN_STATUS_(NOT_SUPPORTED|INTERNAL_ERROR)|"
+    "(valid cuDNN|find an) (algorithm|engine)"
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Check whether a computation failed because its device had too little memory left."""
-    kinds = torch.OutOfMemoryError, MemoryError
-    said = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))
-    return isinstance(error, kinds) or bool(said)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    return bool(NO_MEMORY.search(text) or _NO_WORKSPACE.search(text))
 
 
 def num_cores() -> int:

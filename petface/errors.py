@@ -45,7 +45,10 @@ _WAYS_OUT = {
     errno.EEXIST: "something of this name is in the way",
     errno.ELOOP: "links lead round in a circle",
 }
-_NO_MEMORY = re.compile("(?i)out of memory|allocate memory|alloc_failed|bad_alloc|memoryallocation")
+NO_MEMORY: Final = re.compile(  # how allocators say it, as RuntimeErrors
+    "(?i)out of memory|allocate memory|alloc(ation)?_failed|bad_alloc|memoryallocation|"
+    "not enough memory"
+)
 _OUTSIDE = re.compile(
     "start new thread|terminated abruptly|CUDA error(?!.*assert)|Exceeds the limit|embedded null"
 )
@@ -178,7 +181,7 @@ def failure_of_machine(error: BaseException) -> str | None:
         own = (error.name or "petface").partition(".")[0] in _OWN
         return None if own else f"a package is missing or does not load ({reason}); {_WAY_OUT}"
     is_said = isinstance(error, RuntimeError | ValueError)  # without a class of its own
-    if isinstance(error, MemoryError) or is_said and _NO_MEMORY.search(str(error)):
+    if isinstance(error, MemoryError) or is_said and NO_MEMORY.search(str(error)):
         text = f" ({reason})" if reason else ""
         return f"not enough memory{text}; lower BATCH_SIZE or NUM_WORKERS, or end other programs"
     if isinstance(error, RecursionError):

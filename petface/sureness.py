@@ -85,7 +85,7 @@ def _lower_bound(accuracy: float, num: float) -> float:
 
 
 def _too_few(accuracy: float, wanted: float, group: np.ndarray) -> str:
-    """Say how many animals there are, and how many like these would show that `accuracy`."""
+    """Return how many animals there are, and how many like these would show that `accuracy`."""
     num = int(group.max(initial=-1)) + 1
     photos = len(group) / num if num else 1.0
     counting = photos / max(1.0, photos / 2.0, _least_effect(photos))

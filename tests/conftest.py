@@ -17,10 +17,14 @@ from PIL import Image
 
 from tests import scripts
 
-# A runner under nohup ignores hang-ups, and what it starts inherits that.
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-    with suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# A runner under nohup or in the background ignores signals, and what it starts inherits that.
+for number, action in (
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGINT, signal.default_int_handler),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        with suppress(ValueError):  # not the main thread
+            signal.signal(number, action)
 
 # Per species: base colour, records, and the columns of its annotation file (None: no file).
 # Chimp's gender is known for one record only, dog's for none, hedgehog's Color2 has no valid value.

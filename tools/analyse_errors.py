@@ -63,6 +63,10 @@ def main() -> None:
     start = time.perf_counter()
     evaluation = read_evaluation(s.OUT_DIR)
     out = Path(s.OUT_DIR) / "analysis"
+    root = s.IMAGES_ROOT or evaluation.models["images_root"]
+    nothing = UserError(f"no test photo below {root} can be read; set --images-root")
+    if not Path(root).is_dir():
+        raise nothing
     work = attention.choose_photos(evaluation, s.IMAGES_ROOT, s.SAMPLE, s.EXAMPLES)
     for path in out.rglob("gradcam_*.png"):  # of an earlier analysis, of other heads
         path.unlink()
@@ -70,8 +74,7 @@ def main() -> None:
     seen = look_at(work.catalog, work.sample, worker_count(s.WORKERS), with_sharpness=True).seen
     num_readable = int((seen["status"] == OK).sum())
     if not num_readable:
-        root = s.IMAGES_ROOT or evaluation.models["images_root"]
-        raise UserError(f"no test photo below {root} can be read; set --images-root")
+        raise nothing
     slices = errors.make_slices(evaluation, work.rows[work.sample], seen)
     errors.write_slices(out / "slices.csv", slices)
     figures, maps, num_probed, same_frac = run_networks(evaluation, work, s)

@@ -212,7 +212,7 @@ def our_epoch(tree: Tree, source: ImageReader, device: torch.device, batch_size:
     job = evaluate.Job(
         network=network,
         num_classes={"species": len(SPECIES)},
-        loss=lambda out, b: losses.masked_focal_loss(out[0], b.labels["species"], 0.0),
+        loss=lambda out, b: [losses.masked_focal_loss(out[0], b.labels["species"], 0.0)],
         source=source,
         batch_size=batch_size,
         num_workers=worker_count(-1),

@@ -124,9 +124,14 @@ class Preprocessing:
 
 
 def num_pixels(source: ImageSource) -> int:
-    """Return how many pixels the header of a file or of bytes announces, 0 where there is none."""
+    """Return how many pixels the header of a file or of bytes announces, 0 where there is none.
+
+    What is decoded already, a PIL image or an array, announces nothing.
+    """
+    if isinstance(source, np.ndarray | Image.Image):
+        return 0
     with suppress(Exception):
-        data = source if isinstance(source, bytes) else read_photo(source, "")  # type: ignore
+        data = source if isinstance(source, bytes) else read_photo(source, "")
         size = encoded.header_size(data)
         return math.prod(size or _first_that_works(data, lambda image, _: _size(image)))
     return 0

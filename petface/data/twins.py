@@ -11,10 +11,10 @@ from typing import Any, Final
 from unicodedata import normalize
 
 import numpy as np
-from tqdm import tqdm
 
 from petface.data.catalog import Catalog
-from petface.files import sha256_of_file
+from petface.files import patiently, sha256_of_file
+from petface.progress import progress
 
 MAX_SHARING: Final = 5
 _TAIL_BYTES: Final = 1024  # the checksums at a file's end tell most files of one size apart
@@ -57,14 +57,15 @@ def _regroup(groups: _Groups, catalog: Catalog, read: Callable[[str], Any]) -> _
     """Cut groups of images by what is read of their files; unreadable ones are left out."""
 
     def key(place: int) -> Any:
+        path = catalog.path(place)
         try:
-            return read(catalog.path(place))
+            return patiently(lambda: read(path), path)
         except OSError:
             return None
 
     places = [place for group in groups for place in group]
     parts: dict[Any, list[int]] = {}
-    bar = tqdm(total=len(places), desc="identical files", delay=2.0, leave=False, disable=None)
+    bar = progress(total=len(places), desc="identical files", delay=2.0, leave=False)
     with bar, ThreadPoolExecutor(_THREADS) as pool:
         numbers = (number for number, group in enumerate(groups) for _ in group)
         for number, place, value in zip(numbers, places, pool.map(key, places), strict=True):

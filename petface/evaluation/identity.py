@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import pandas as pd
 from petface.data.dataset import Dataset
 from petface.data.fingerprint import Data, contaminated, record_hashes, seen_by
 from petface.data.splits import TEST, TRAIN
+from petface.data.twins import spelling
 
 _NAMED = 5  # classes of a head that are named in a line
 
@@ -88,8 +88,6 @@ def difference_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _nearest(name: str, others: Sequence[str]) -> str:
-    plain = {unicodedata.normalize("NFKC", other).casefold(): other for other in others}
-    near = difflib.get_close_matches(
-        unicodedata.normalize("NFKC", name).casefold(), list(plain), n=1
-    )
+    plain = {spelling(other): other for other in others}
+    near = difflib.get_close_matches(spelling(name), list(plain), n=1)
     return plain[near[0]] if near else ""

@@ -35,34 +35,40 @@ def initialise_body(
     """
     bodies = bodies_of(body)
     groups = [bodies] if isinstance(weights, str) else [[one] for one in bodies]
-    each = [weights] if isinstance(weights, str) else weights
-    if len(each) != len(groups):
-        raise SettingsError(
-            f"WEIGHTS is a list of {len(each)}, but BODIES is {len(bodies)}: give one for each, or "
-            "text instead of a list for all"
-        )
+    each = _sources(weights, len(bodies), species)
     if policy == "none":
         return "random"
-    each = [source.replace("{species}", species) for source in each]
     told = [_fill(*pair, name, policy) for pair in zip(groups, each, strict=True)]
     return " + ".join(told)
+
+
+def _sources(weights: str | Sequence[str], num_bodies: int, species: str) -> list[str]:
+    """List where first weights come from: one source for all bodies, or one for each."""
+    each = [weights] if isinstance(weights, str) else weights
+    if len(each) != num_bodies and not isinstance(weights, str):
+        raise SettingsError(
+            f"WEIGHTS is a list of {len(each)}, but BODIES is {num_bodies}: give one for each, or "
+            "text instead of a list for all"
+        )
+    return [source.replace("{species}", species) for source in each]
 
 
 def describe_learnt(
     dataset: Dataset,
     weights: str | Sequence[str],
     policy: str,
+    num_bodies: int = 1,
     species: str | None = None,
     vocabularies: Mapping[str, Sequence[str]] | None = None,
 ) -> Data:
     """Describe what a network learns from, see `describe_data`, and what its first weights did."""
+    sources = dict.fromkeys(_sources(weights, num_bodies, species or ""))
     data = describe_data(dataset, species, vocabularies)
     own = np.concatenate([data["records"][part].numpy() for part in ("train", "val")])
     inherited, unknown = [np.empty(0, np.int64)], list[str]()
-    for source in {weights: 0} if isinstance(weights, str) else dict.fromkeys(weights):
-        if policy == "none" or source in ("none", "torchvision"):
+    for path in sources:
+        if policy == "none" or path in ("none", "torchvision"):
             continue
-        path = source.replace("{species}", species or "")
         if found := checkpoints.fingerprint_in(path, checkpoints.load(path)):
             sets = [*(found["records"][part] for part in ("train", "val")), found["inherited"]]
             inherited += [t.numpy() for t in sets]

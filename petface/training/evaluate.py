@@ -162,19 +162,14 @@ def _answer_batch(job: Job, batch: Batch, keep_answers: bool) -> _Seen:
 def _loss_per_head(job: Job, outputs: Outputs, batch: Batch) -> np.ndarray:
     """Return the summed loss of each head and what it is divided by, (heads, 2) float64.
 
-    So the mean over a part does not depend on how its known labels fall into batches. A head's sum
-    is what the loss gives where the others are divided by infinity and it by 1.
+    So the mean over a part does not depend on how its known labels fall into batches.
     """
-    one, none = (
-        outputs[0].new_ones((), dtype=torch.float32),
-        outputs[0].new_tensor(math.inf).float(),
-    )
-    rows = []
-    for head in job.num_classes:
-        totals = {name: one if name == head else none for name in job.num_classes}
-        weight = known_weight(batch.labels[head], job.class_weights.get(head))
-        rows.append(torch.stack([job.loss(outputs, replace(batch, totals=totals)), weight]))
-    return torch.stack(rows).double().cpu().numpy()
+    one = outputs[0].new_ones((), dtype=torch.float32)
+    sums = job.loss(outputs, replace(batch, totals=dict.fromkeys(job.num_classes, one)))
+    weights = [
+        known_weight(batch.labels[head], job.class_weights.get(head)) for head in job.num_classes
+    ]
+    return torch.stack([torch.stack(sums), torch.stack(weights)], dim=1).double().cpu().numpy()
 
 
 def _sum_up(

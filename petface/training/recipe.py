@@ -15,7 +15,7 @@ from petface.models.architecture import HEAD_PREFIXES
 from petface.models.network import Outputs
 from petface.training import losses, sampling
 
-Loss = Callable[[Outputs, Batch], Tensor]
+Loss = Callable[[Outputs, Batch], list[Tensor]]  # of each head; their sum is minimised
 
 
 def make_optimizer(
@@ -78,7 +78,7 @@ def heads_loss(
     logit_adjustment: float = 0.0,
     shown: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[dict[str, Tensor | None], Loss]:
-    """Build the loss, summed over the heads, and the weights of each head's classes, None = equal.
+    """Build the loss of each head, and the weights of each head's classes, None = equal.
 
     `counts[head]` (K,): how often each class occurs; heads stand in output order. `shown` is how
     often the sampler shows it, on any scale, where that differs: logits are adjusted by that.
@@ -96,10 +96,9 @@ def heads_loss(
             for head, number in (shown or counts).items()
         }
 
-    def loss(outputs: Outputs, batch: Batch) -> Tensor:
-        total = outputs[0].new_zeros((), dtype=torch.float32)
-        for (head, of_classes), logits in zip(weights.items(), outputs, strict=True):
-            total = total + losses.masked_focal_loss(
+    def loss(outputs: Outputs, batch: Batch) -> list[Tensor]:
+        return [
+            losses.masked_focal_loss(
                 logits + adjustments[head] if adjustments else logits,
                 batch.labels[head],
                 gammas[head],
@@ -107,7 +106,8 @@ def heads_loss(
                 label_smoothing,
                 batch.totals.get(head),
             )
-        return total
+            for (head, of_classes), logits in zip(weights.items(), outputs, strict=True)
+        ]
 
     return weights, loss
 

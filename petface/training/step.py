@@ -188,7 +188,7 @@ def _in_parts(
             of_part = torch.zeros((), device=job.network.device)
             for weight, table in targets:
                 labels = {head: label[part] for head, label in table.items()}
-                of_part = of_part + weight * job.loss(outputs, replace(batch, labels=labels))
+                of_part = of_part + weight * sum(job.loss(outputs, replace(batch, labels=labels)))
             scaler.scale(of_part).backward()
             value += of_part.detach()
     return value

@@ -69,7 +69,7 @@ def test_both_stages_answer_and_are_explained(trained, tree):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--bodies", 2, "--weights", "a.pt,b.pt,c.pt"], "a.pt: no such file"),
+        (["--bodies", 2, "--weights", "a.pt,b.pt,c.pt"], "WEIGHTS is a list of 3, but BODIES is 2"),
         (["--bodies", 9], "bodies is 9, not a whole number from 1 to 8"),
         (["--backbone", "vgg"], "resnet18, resnet34, resnet50, efficientnet_b0"),
         (["--dropout", 1.0], "dropout is 1.0"),

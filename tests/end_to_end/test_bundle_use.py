@@ -35,12 +35,12 @@ def answers(bundle, stage1_run, stage2_run, tree) -> list[tuple[dict, dict]]:
     """Answers of the checkpoints and of the bundle for the same photos."""
     stored = TwoStageInference(stage1_run.folder / "best.pt", stage2_run.folder, "cpu")
     exports = TwoStageInference(bundle)
-    photos = sorted(tree.images.rglob("*.png"))[::4]
+    photos = sorted(tree.images.rglob("*.png"))[::4] + sorted(tree.images.glob("yak/*/*.png"))
     return [(stored.infer(photo), exports.infer(photo)) for photo in photos]
 
 
 def test_single_photos_get_the_checkpoints_answers(answers):
-    assert {one["status"] for one, _ in answers} >= {"ok"}
+    assert {one["status"] for one, _ in answers} >= {"ok", "no_specialist"}
     for one, other in answers:
         assert one["status"] == other["status"] and one.get("message") == other.get("message")
         assert one["attributes"].keys() == other["attributes"].keys()

@@ -170,7 +170,8 @@ def poisoned(job, is_bad=lambda _: True):
     """A job whose loss is NaN in the steps for which `is_bad(step)` says so."""
 
     def loss(outputs, batch):
-        return job.loss(outputs, batch) * (math.nan if is_bad(batch.step) else 1)
+        factor = math.nan if is_bad(batch.step) else 1
+        return [value * factor for value in job.loss(outputs, batch)]
 
     return replace(job, loss=loss)
 
