@@ -1,6 +1,4 @@
-"""Errors that are the user's to mend: one line that names the file, the line, the value and the
-way out.
-"""
+"""Errors that are the user's to mend: one line that names file, line, value and way out."""
 
 from __future__ import annotations
 

@@ -49,20 +49,20 @@ TEXT = {".py", ".html", ".jinja", ".j2", ".js", ".css", ".svg", ".md"}
 
 # Where the house is still too big: lines today. These only ever get fewer.
 OVER_BUDGET: dict[str, int] = {
-    "stage 1 loads": 9569,
-    "petface": 19998,
-    "foundations": 2875,
+    "stage 1 loads": 9562,
+    "petface": 19988,
+    "foundations": 2874,
     "petface/data": 3791,
-    "petface/models": 1437,
-    "petface/training": 2693,
+    "petface/models": 1435,
+    "petface/training": 2688,
     "petface/inference": 1445,
-    "petface/evaluation": 1656,
+    "petface/evaluation": 1654,
     "petface/analysis": 1995,
     "petface/report": 1955,
     "petface/export": 533,
     "petface/serving": 1618,
     "tools": 2991,
-    "tests": 24693,
+    "tests": 24643,
 }
 
 

@@ -7,8 +7,7 @@ The rate rises from LOW to HIGH by the same factor every step (Smith, "Cyclical 
 arXiv 1506.01186), with the preset's data, network, augmentation, mixing and losses, in stage 2
 with what its first phase trains. Stops where the loss is four times its lowest. Prints the rate of
 the steepest fall, which is a good LR for one cosine, and a tenth of the rate where the loss was
-lowest, which is the careful one; writes lr_finder.csv and lr_finder.png into OUT. Nothing else is
-kept.
+lowest, which is the careful one; keeps lr_finder.csv and lr_finder.png in OUT.
 """
 
 from __future__ import annotations

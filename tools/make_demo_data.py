@@ -3,8 +3,7 @@
     python -m tools.make_demo_data --out data/demo --records 900 --size 64 --seed 0
 
 About 3,500 photos in 7 s on two cores. The tree depends on --records, --size, --seed,
---no-odd-files and --mislabelled alone, not on the number of workers. `--contact-sheet FILE` draws
-an overview.
+--no-odd-files and --mislabelled alone. `--contact-sheet FILE` draws an overview.
 """
 
 from __future__ import annotations

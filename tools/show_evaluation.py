@@ -3,8 +3,7 @@
     python -m tools.show_evaluation --config configs/eval/demo.toml
 
 Draws <OUT_DIR>/predictions.png, the photos of the report's page: right answers in green, wrong ones
-in red with the truth behind them, grey where no label is known. The photos are chosen by a seed,
-not by their answers.
+in red with the truth behind them, grey where no label is known. A seed chooses the photos.
 """
 
 from __future__ import annotations

@@ -108,9 +108,7 @@ class CatalogBuilder:
 
 
 def listed_files(root: str | Path, names: Sequence[str]) -> Catalog:
-    """List files below `root` in the order given, as images of one record: to decode some photos
-    of another table.
-    """
+    """List files below `root` in the order given, as images of one record."""
     paths = [os.fsencode(name) for name in names]
     zeros = np.zeros(len(paths), np.int32)
     return Catalog(

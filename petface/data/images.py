@@ -124,10 +124,7 @@ class Preprocessing:
 
 
 def num_pixels(source: ImageSource) -> int:
-    """Return how many pixels the header of a file or of bytes announces, 0 where there is none.
-
-    What is decoded already, a PIL image or an array, announces nothing.
-    """
+    """Return how many pixels a file or bytes announce; 0 for decoded and for damaged ones."""
     if isinstance(source, np.ndarray | Image.Image):
         return 0
     with suppress(Exception):

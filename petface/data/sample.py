@@ -39,8 +39,7 @@ def sample_per_class(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray
 def sample_places(dataset: Dataset, part: str, species: str | None, num: int) -> np.ndarray:
     """Draw at most `num` images of a split, (M,) places in the catalog, rising; always the same.
 
-    Strata are the species, or the labels of one species' first feature; each gives as many photos,
-    as far as it has them.
+    Strata, the species or the labels of one species' first feature, give as many photos each.
     """
     if species is None:
         places = np.arange(len(dataset.catalog))

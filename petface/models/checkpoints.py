@@ -56,8 +56,7 @@ class Described:
 
     `heads[head][k]` is the class of logit k; heads stand in the order of the outputs. `sources`
     says where the classes of a head came from ("checkpoint", "built-in", "annotations", "gender",
-    "index");
-    `calibration` has the heads that were calibrated.
+    "index"); `calibration` has the heads that were calibrated.
     """
 
     heads: dict[str, tuple[str, ...]]

@@ -25,8 +25,7 @@ def initialise_body(
     policy: str,
     species: str = "",
 ) -> str:
-    """Fill one body or several of a backbone with first weights, in place; say where they came
-    from.
+    """Fill one body or several of a backbone with first weights in place; return their origin.
 
     `weights`: "none", "torchvision" (ImageNet) or the path of a checkpoint or state dictionary, one
     for all bodies or a list with one for each; `{species}` in a path becomes `species`. `policy`:
@@ -122,9 +121,7 @@ def _fill_from_file(bodies: list[nn.Module], path: str, name: str) -> str:
 
 
 def _prefix(path: str, state: Mapping[str, Tensor], first: str) -> str | None:
-    """Find what stands before a body's names: the one text in front of the name of its first
-    weight; None where no name ends in it.
-    """
+    """Find what stands in front of the name of a body's first weight; None where that is not."""
     pattern = re.compile(r"((?:.+?\.)??)(?:bodies\.\d+\.)?" + re.escape(first))
     found = {match[1] for match in map(pattern.fullmatch, state) if match}
     if len(found) > 1 and "" not in found:

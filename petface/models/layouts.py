@@ -20,9 +20,7 @@ _NAME_KEYS = ("classes", "class_names", "labels", "vocab", "names", "idx_to_clas
 
 @dataclass(frozen=True)
 class Found:
-    """A specialist in parts: body weights with torchvision's names; weights and class names per
-    head.
-    """
+    """A specialist in parts: its body, with torchvision's names, and each head with its classes."""
 
     body: dict[str, Tensor]
     heads: dict[str, dict[str, Tensor]]  # head -> name within it -> tensor

@@ -66,9 +66,7 @@ def unfreeze(model: Any, stages: tuple[str, ...]) -> None:
 
 
 def train_mode(model: nn.Module, freeze_batchnorm: bool = False) -> None:
-    """Set train mode, except for BatchNorm with frozen parameters: its statistics stay as they
-    are.
-    """
+    """Set train mode, but for BatchNorm with frozen parameters, whose statistics stay."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

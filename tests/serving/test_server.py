@@ -115,6 +115,7 @@ def test_an_answer_does_not_wait_for_the_client_to_confirm_its_head():
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+@pytest.mark.slow
 def test_odd_requests_are_answered_as_they_should_be(caplog):
     """All that are drawn up by hand, and some at random: no hang, no 500, no traceback."""
     with running(Limits(head_timeout_s=1, body_timeout_s=1, max_body_mb=0.5)) as server:
