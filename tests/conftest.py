@@ -18,10 +18,8 @@ from PIL import Image
 from tests import scripts
 
 # A runner under nohup or in the background ignores signals, and what it starts inherits that.
-for number, action in (
-    (signal.SIGHUP, signal.SIG_DFL),
-    (signal.SIGINT, signal.default_int_handler),
-):
+_HEARD = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+for number, action in _HEARD.items():
     if signal.getsignal(number) is signal.SIG_IGN:
         with suppress(ValueError):  # not the main thread
             signal.signal(number, action)
