@@ -33,7 +33,7 @@ from petface.data.splits import SPLITS
 from petface.models import checkpoints
 from petface.models.architecture import Architecture
 from petface.models.backbones import BackboneName
-from petface.models.first_weights import describe_learnt, initialise_body
+from petface.models.first_weights import describe_learnt, initialise
 from petface.models.multi_head import _MultiHeadModel
 from petface.models.network import Network
 from petface.settings import (
@@ -220,7 +220,7 @@ def train_specialist(
     torch.manual_seed(s.SEED)
     architecture = Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
     model = _MultiHeadModel({h: len(names) for h, names in vocabularies.items()}, architecture)
-    pretrained = initialise_body(model.body, s.BACKBONE, s.WEIGHTS, s.PRETRAINED, species)
+    pretrained = initialise(model, s.WEIGHTS, s.PRETRAINED, vocabularies, species)
     job = make_job(s, dataset, model, parts, sampler_head, run)
     distributed.copy_from_main(model)
     draw = make_draw(s, parts["train"], sampler_head)

@@ -30,7 +30,7 @@ from petface.data.splits import SPLITS
 from petface.models import checkpoints
 from petface.models.architecture import Architecture, build_classifier
 from petface.models.backbones import BackboneName
-from petface.models.first_weights import describe_learnt, initialise_body
+from petface.models.first_weights import describe_learnt, initialise
 from petface.models.network import Network
 from petface.settings import (
     Fraction,
@@ -174,7 +174,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
     torch.manual_seed(s.SEED)
     architecture = Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
     model = build_classifier(architecture, len(classes))
-    pretrained = initialise_body(model, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
+    pretrained = initialise(model, s.WEIGHTS, s.PRETRAINED, {"species": classes})
     job, draw = make_job(s, dataset, model, parts, sampler, run), make_draw(s, sampler)
     distributed.copy_from_main(model)
     regimes = augment.regimes_of(s.BASE_AUGMENT, s.TAIL_AUGMENT)

@@ -29,7 +29,7 @@ from petface.data.dataset import choose_species, load_dataset
 from petface.data.loading import Samples
 from petface.drawing import figure_maker, save_png, tidy
 from petface.models.architecture import Architecture, build_classifier
-from petface.models.first_weights import initialise_body
+from petface.models.first_weights import initialise
 from petface.models.multi_head import _MultiHeadModel, unfreeze
 from petface.settings import Positive, PositiveFloat, Settings, read_settings
 from petface.training import augment, runs
@@ -93,7 +93,7 @@ def species_job(module: Any, s: Settings, run: runs.RunFolder) -> tuple[Job, Sam
     parts, classes = module.split_into_samples(s, dataset), dataset.catalog.classes
     torch.manual_seed(s.SEED)
     model = build_classifier(_architecture(s), len(classes))
-    initialise_body(model, s.BACKBONE, s.WEIGHTS, s.PRETRAINED)
+    initialise(model, s.WEIGHTS, s.PRETRAINED, {"species": classes})
     unfreeze(model, module.phases_of(s)[0].stages)
     train = parts["train"]
     sampler = module.make_sampler(s, train, len(classes))
@@ -113,7 +113,7 @@ def specialist_job(
     torch.manual_seed(s.SEED)
     sizes = {head: len(names) for head, names in heads.items()}
     model = _MultiHeadModel(sizes, _architecture(s))
-    initialise_body(model.body, s.BACKBONE, s.WEIGHTS, s.PRETRAINED, species)
+    initialise(model, s.WEIGHTS, s.PRETRAINED, heads, species)
     job = module.make_job(s, dataset, model, parts, first, run)
     unfreeze(model, module.phases_of(s)[0].stages)
     print(f"species: {species}")

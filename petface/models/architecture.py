@@ -154,10 +154,18 @@ def build_body(architecture: Architecture) -> nn.Module:
 def build_classifier(architecture: Architecture, num_classes: int) -> nn.Module:
     """Build an untrained network: (B, 3, H, W) float -> (B, num_classes) logits."""
     network = build_body(architecture)
-    is_one = architecture.bodies == 1
-    place = describe(architecture.backbone).classifier if is_one else "head"
-    setattr(network, place, build_head(architecture, num_classes))
+    setattr(network, _place(architecture), build_head(architecture, num_classes))
     return network
+
+
+def _place(architecture: Architecture) -> str:
+    return describe(architecture.backbone).classifier if architecture.bodies == 1 else "head"
+
+
+def head_of(network: Any, name: str) -> nn.Module:
+    """Return a head of a specialist by its name, or the one of a classifier."""
+    heads = getattr(network, "heads", None)
+    return heads[name] if heads else getattr(network, _place(network.architecture))
 
 
 def build_head(architecture: Architecture, num_outputs: int) -> nn.Module:

@@ -1,10 +1,11 @@
-"""The weights that the bodies of a network begin with."""
+"""The weights that a network begins with: its bodies, and the rows of classes known before."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,55 @@ from petface.data.dataset import Dataset
 from petface.data.fingerprint import Data, describe_data
 from petface.errors import SettingsError
 from petface.models import backbones, checkpoints, layouts
-from petface.models.architecture import bodies_of, states_of_bodies
+from petface.models.architecture import bodies_of, head_of, states_of_bodies
 from petface.models.checkpoints import CheckpointError
+
+
+def initialise(
+    model: Any,
+    weights: str | Sequence[str],
+    policy: str,
+    vocabularies: Mapping[str, Sequence[str]],
+    species: str = "",
+) -> str:
+    """Fill a classifier or a specialist with first weights in place; return their origin.
+
+    Bodies as `initialise_body` does. One checkpoint of ours for all of them also gives the heads of
+    equal name (`vocabularies`: head -> classes, "species" in stage 1) the rows of the classes that
+    both know, so that a network goes on with one class more; rows of new classes stay drawn.
+    """
+    bodies, backbone = getattr(model, "body", model), model.architecture.backbone
+    told = initialise_body(bodies, backbone, weights, policy, species)
+    source = weights if isinstance(weights, str) else weights[0] if len(weights) == 1 else "none"
+    if policy == "none" or source in ("none", "torchvision"):
+        return told
+    source = source.replace("{species}", species)
+    kept = ", ".join(_keep_known_rows(model, source, vocabularies, species))
+    return f"{told}, heads as in the file for {kept}" if kept else told
+
+
+def _keep_known_rows(
+    model: Any, path: str, vocabularies: Mapping[str, Sequence[str]], species: str
+) -> Iterator[str]:
+    """Copy heads as far as both know the classes; yield each with the number of these."""
+    content = checkpoints.load(path)
+    if content.get("format", 0) < 1 or content.get("species", "") != species:
+        return
+    found = checkpoints.read_stage2(path, species) if species else checkpoints.read_stage1(path)
+    for head in [head for head in vocabularies if head in found.heads]:
+        rows = {name: row for row, name in enumerate(found.heads[head])}
+        pairs = [(k, rows[name]) for k, name in enumerate(vocabularies[head]) if name in rows]
+        own, stored = (head_of(net, head).state_dict() for net in (model, found.model))
+        *inner, weight, bias = own  # the last layer has a row for each class
+        is_alike = own.keys() == stored.keys() and own[weight].shape[1] == stored[weight].shape[1]
+        if not pairs or not is_alike:
+            continue
+        to, of = torch.tensor(pairs).T
+        for key in inner:
+            own[key].copy_(stored[key])
+        for key in (weight, bias):
+            own[key][to] = stored[key][of]
+        yield f"{len(pairs)} of {len(vocabularies[head])} classes of {head}"
 
 
 def initialise_body(

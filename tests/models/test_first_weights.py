@@ -9,11 +9,18 @@ import pytest
 import torch
 import torchvision
 
+from petface.data.images import Preprocessing
 from petface.errors import SettingsError, UserError
 from petface.models import backbones, checkpoints
-from petface.models.architecture import Architecture, bodies_of, build_body, build_classifier
+from petface.models.architecture import (
+    Architecture,
+    bodies_of,
+    build_body,
+    build_classifier,
+    head_of,
+)
 from petface.models.checkpoints import CheckpointError
-from petface.models.first_weights import initialise_body
+from petface.models.first_weights import initialise, initialise_body
 from petface.models.multi_head import _MultiHeadModel
 
 SMALL = "mobilenet_v3_small"
@@ -64,6 +71,52 @@ def test_a_file_of_several_bodies_fills_as_many(tmp_path: Path) -> None:
     for num in (1, 3):
         with pytest.raises(CheckpointError, match=f"has 2 bodies, but is to fill {num}"):
             initialise_body(build_body(Architecture(SMALL, bodies=num)), SMALL, str(stage1), "auto")
+
+
+@pytest.mark.parametrize("species", ["", "cat"])
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_a_class_more_keeps_the_rows_of_the_known_ones(
+    tmp_path: Path, species: str, hidden: int
+) -> None:
+    """Whatever their order; a head of another shape or of another species stays drawn."""
+    architecture, head = Architecture(SMALL, hidden=hidden), "breed" if species else "species"
+
+    def network(classes: list[str], like: Architecture = architecture) -> torch.nn.Module:
+        return (
+            _MultiHeadModel({head: len(classes)}, like)
+            if species
+            else build_classifier(like, len(classes))
+        )
+
+    before, now = ["ant", "bee", "cow"], ["bee", "ape", "cow", "ant"]
+    old, path = network(before), tmp_path / "best.pt"
+    vocabularies = (
+        {"head_vocabs": {head: before}, "species": species}
+        if species
+        else {"class_to_index": {name: k for k, name in enumerate(before)}}
+    )
+    checkpoints.save(
+        path,
+        {
+            **architecture.stored(),
+            **vocabularies,
+            "model": old.state_dict(),
+            "preprocessing": Preprocessing().to_dict(),
+        },
+    )
+    drawn = network(now)
+    first = head_of(drawn, head).state_dict()["4.weight" if hidden else "weight"][1].clone()
+    told = initialise(drawn, str(path), "auto", {head: now}, species)
+    assert told == f"file best.pt, heads as in the file for 3 of 4 classes of {head}"
+    own, stored = (head_of(net, head).state_dict() for net in (drawn, old))
+    last = [key for key in own if own[key].shape[0] == 4]
+    for key in own:
+        of = [1, 2, 0] if key in last else slice(None)
+        assert torch.equal(own[key][[0, 2, 3]] if key in last else own[key], stored[key][of])
+    assert torch.equal(own[last[0]][1], first)
+    other = network(now, Architecture(SMALL, hidden=3))
+    assert initialise(other, str(path), "auto", {head: now}, species) == "file best.pt"
+    assert initialise(drawn, str(path), "auto", {head: now}, "dog") == "file best.pt"
 
 
 def test_untrained_bodies_differ_and_a_list_has_one_source_for_each(tmp_path: Path) -> None:
