@@ -7,6 +7,7 @@ import os
 import re
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,20 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error) if isinstance(error, RuntimeError) else ""
     return bool(NO_MEMORY.search(text) or _NO_WORKSPACE.search(text))
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Upload without waiting, where the device allows it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@cache
+def constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Return numbers as float32 (N,) on a device, where they are uploaded once."""
+    with torch.inference_mode(False):
+        return torch.tensor(values).to(device)
 
 
 def num_cores() -> int:

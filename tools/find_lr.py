@@ -176,6 +176,7 @@ def rise(
         seed=s.SEED,
         rate=rate,
         mixing=Mixing(s.MIX, s.MIX_PROBABILITY, s.MIX_ALPHA, s.MIX_ADAPTS).after([]),
+        losses_every=1,
         stop=is_broken,
     )
     return rates, losses

@@ -375,6 +375,8 @@ def normalise(images: Tensor, mean: Sequence[float] | None, std: Sequence[float]
     """Return (images - mean) / std per channel of (B, 3, H, W), dtype kept; as is for None."""
     if mean is None or std is None:
         return images
+    from petface.devices import constant
+
     x = images.float()
-    centre, spread = (x.new_tensor(row).view(-1, 1, 1) for row in (mean, std))
+    centre, spread = (constant(tuple(row), x.device).view(-1, 1, 1) for row in (mean, std))
     return x.sub(centre).div_(spread).to(images.dtype)

@@ -26,7 +26,7 @@ from petface import distributed, files
 from petface.data import images
 from petface.data.catalog import Catalog
 from petface.data.images import ImageError, MissingError, Preprocessing
-from petface.devices import num_cores
+from petface.devices import num_cores, to_device
 from petface.errors import UserError
 
 OK, UNREADABLE, TOO_LARGE = 0, 1, 2  # what became of an image, one byte each
@@ -350,13 +350,6 @@ def own_share(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
 def own_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Cut (n,) as one process does; return the batches whose turn is this process's."""
     return even_slices(order, batch_size)[distributed.rank() :: distributed.world_size()]
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Upload without waiting, where the device allows it."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def worker_count(wanted: int) -> int:

@@ -12,7 +12,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from petface.data import images
 from petface.data.images import ImageSource, Preprocessing, normalise, to_float
-from petface.devices import Precision, choose_device, choose_precision, is_out_of_memory
+from petface.devices import (
+    Precision,
+    choose_device,
+    choose_precision,
+    is_out_of_memory,
+    to_device,
+)
 from petface.errors import UserError
 
 NOT_FINITE = "the network's answer is not finite; check the checkpoint"
@@ -129,7 +135,7 @@ class Network:
 
     def answer_pixels(self, pixels: Tensor) -> Outputs:
         """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU; as `logits`."""
-        return tuple(head.cpu() for head in self.logits(pixels.permute(0, 3, 1, 2)))
+        return to_cpu(self.logits(pixels.permute(0, 3, 1, 2)))
 
     def _in_pieces(self, batch: Tensor, predict: Callable[[Tensor], Outputs]) -> Outputs:
         """Call `predict` with as many of (B, 3, H, W) as the device takes; join the results."""
@@ -137,7 +143,7 @@ class Network:
             most = max(1, min(len(batch), self.max_rows or len(batch)))
             pieces = batch.tensor_split(max(1, -(-len(batch) // most)))
             try:
-                parts = [predict(piece.to(self.device)) for piece in pieces]
+                parts = [predict(to_device(piece, self.device)) for piece in pieces]
                 return tuple(torch.cat(output) for output in zip(*parts, strict=True))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -163,6 +169,13 @@ class Network:
         if any(bool(torch.isnan(head).any()) for head in heads):
             raise NonFiniteError(NOT_FINITE)
         return tuple(head[0] for head in heads)
+
+
+def to_cpu(heads: Outputs) -> Outputs:
+    """Bring (B, K) of each head to the CPU in one copy, so that a GPU is waited for once."""
+    if heads[0].device.type == "cpu":
+        return heads
+    return torch.cat(heads, dim=1).cpu().split([head.shape[1] for head in heads], dim=1)
 
 
 def tempered(outputs: Outputs, temperatures: tuple[float, ...]) -> Outputs:

@@ -103,6 +103,7 @@ def train_epoch(
     rate: Callable[[float], float],
     mixing: Mixing = NO_MIXING,
     stop: Callable[[], bool] = bool,
+    losses_every: int = 50,
 ) -> bool:
     """Run the rest of an epoch over `order` (n,); False when `stop` asked to leave.
 
@@ -110,6 +111,8 @@ def train_epoch(
     group takes it times its "lr_factor". Augmentation, mixing and dropout draw from a generator
     seeded by (seed, epoch, step), so that a resumed epoch draws what the straight one would have
     drawn. Several processes take each step together, and `stop` must answer all of them alike.
+    On a GPU the state learns of losses, and of steps that were not finite, every `losses_every`
+    steps and at the end.
     """
     state = progress.epoch
     train_mode(job.network.model, job.freeze_batchnorm)
@@ -117,6 +120,7 @@ def train_epoch(
     num_steps = -(-len(order) // (job.batch_size * distributed.world_size()))
     begun, seconds_before = time.perf_counter(), state.seconds
     done = state.num_images + state.num_unreadable
+    losses = _Losses(state, job.network.device, losses_every)
     with bar_of(f"epoch {state.epoch + 1} train", len(order), done) as bar:
         for batch in job.batches(samples, order, own_share, state.step):
             for group in optimizer.param_groups:
@@ -134,10 +138,10 @@ def train_epoch(
                     job, batch, x, mixed, scaler, progress.num_parts
                 )
                 combine(job.network.model, _parameters(optimizer), value, share)
-                finite = _update(value, optimizer, scaler, job.clip_norm)
-                if finite and progress.average is not None:
-                    progress.average.update(job.network.model)
-                _account(state, share.num_images, value, finite)
+                good = _update(value, optimizer, scaler, job.clip_norm)
+                if progress.average is not None:
+                    progress.average.update(job.network.model, good)
+                losses.note(value, good, share.num_images)
             state.num_unreadable += len(share.failures)
             state.step = batch.step + 1
             state.seconds = seconds_before + time.perf_counter() - begun
@@ -146,7 +150,9 @@ def train_epoch(
             bar.set_postfix_str(f"loss {state.mean_loss:.3f}{shown}", refresh=False)
             bar.update(share.num_images + len(share.failures))
             if stop():
+                losses.settle()
                 return False
+    losses.settle()
     return True
 
 
@@ -159,28 +165,75 @@ def _update(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     clip_norm: float = 0.0,
-) -> bool:
-    """Step the optimizer unless the loss or a gradient is not finite; False if it was skipped.
+) -> Tensor:
+    """Step the optimizer unless the loss or a gradient is not finite; () float, 0 if it was not.
 
-    Gradients whose common norm is above `clip_norm` are scaled down to it; 0 = as they are.
+    That is decided on the device, by the fused optimizer, which then changes nothing: the program
+    does not wait. Gradients whose common norm is above `clip_norm` are scaled down to it; 0 = as
+    they are.
     """
     scaler.unscale_(optimizer)
-    gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    finite = bool(torch.isfinite(norm) & torch.isfinite(value))
-    if finite:
-        if clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(_parameters(optimizer), clip_norm, norm)
-        scaler.step(optimizer)
+    parameters = _parameters(optimizer)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    good = (norm * 0 + value * 0 == 0).float()  # NaN where one of them is not finite
+    if clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    optimizer.found_inf = 1 - good  # type: ignore[attr-defined]
+    optimizer.step()
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return finite
+    return good
 
 
-def _account(state: EpochState, num_images: int, value: Tensor, finite: bool) -> None:
+class _Losses:
+    """The losses of steps on their way into the state. A GPU keeps those of `num_kept` steps and
+    copies them without being waited for.
+    """
+
+    def __init__(self, state: EpochState, device: torch.device, num_kept: int) -> None:
+        self.state, is_gpu = state, device.type == "cuda"
+        self.kept = torch.zeros(2, num_kept if is_gpu else 1, device=device)
+        self.copy = torch.zeros(self.kept.shape).pin_memory() if is_gpu else self.kept
+        self.copied = torch.cuda.Event() if is_gpu else None
+        self.num_images: list[int] = []  # of each step that is kept
+        self.arriving: list[int] = []  # of each step that is being copied
+
+    def note(self, value: Tensor, good: Tensor, num_images: int) -> None:
+        """Keep the loss of a step, whether it counts, and its number of images."""
+        for row, number in enumerate((value, good)):
+            self.kept[row, len(self.num_images)].copy_(number)
+        self.num_images.append(num_images)
+        if len(self.num_images) == self.kept.shape[1]:
+            self._read()
+            self._start_copy()
+        if self.kept.shape[1] == 1:
+            self._read()
+
+    def settle(self) -> None:
+        """Account for all steps so far."""
+        self._read()
+        self._start_copy()
+        self._read()
+
+    def _start_copy(self) -> None:
+        self.arriving, self.num_images = self.num_images, []
+        if self.copied is not None:
+            self.copy.copy_(self.kept, non_blocking=True)
+            self.copied.record()
+
+    def _read(self) -> None:
+        if self.copied is not None and self.arriving:
+            self.copied.synchronize()
+        steps = list(zip(self.arriving, *self.copy.tolist(), strict=False))
+        self.arriving = []
+        for num_images, value, good in steps:
+            _account(self.state, num_images, value, bool(good))
+
+
+def _account(state: EpochState, num_images: int, value: float, finite: bool) -> None:
     if finite:
         state.num_bad_in_a_row = 0
-        state.loss_sum += value.item() * num_images
+        state.loss_sum += value * num_images
         state.num_images += num_images
         return
     state.num_skipped_steps += 1
@@ -188,7 +241,7 @@ def _account(state: EpochState, num_images: int, value: Tensor, finite: bool) ->
     if state.num_bad_in_a_row >= MAX_BAD_STEPS:
         raise UserError(
             f"loss or gradients were not finite in {MAX_BAD_STEPS} steps in a row, the last in "
-            f"epoch {state.epoch + 1}, step {state.step} (loss {value.item()}); lower LR, or set "
+            f"epoch {state.epoch + 1}, step {state.step} (loss {value}); lower LR, or set "
             'PRECISION = "fp32"; best.pt is whole'
         )
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from petface import distributed, metrics
 from petface.data.loading import Batch, ImageReader, Samples, batches, own_batches
 from petface.errors import MachineError
-from petface.models.network import Network, Outputs
+from petface.models.network import Network, Outputs, to_cpu
 from petface.progress import progress
 from petface.taxonomy import UNKNOWN
 from petface.training.losses import known_weight
@@ -154,12 +154,14 @@ def _answer_batch(job: Job, batch: Batch, keep_answers: bool) -> _Seen:
     outputs = job.network.logits(batch.images)
     finite = torch.stack([logits.isfinite().all(dim=1) for logits in outputs]).all(dim=0)
     predicted = torch.stack([logits.argmax(dim=1) for logits in outputs]).where(finite, -1)
-    loss = _loss_per_head(job, outputs, batch)
-    logits = [logits.cpu().numpy() for logits in outputs] if keep_answers else []
-    return _Seen(batch.positions, predicted.cpu().numpy(), loss, logits, batch.failures)
+    together = torch.cat([predicted.double(), _loss_per_head(job, outputs, batch)], dim=1)
+    told = together.cpu().numpy()  # one copy: a GPU is waited for once
+    logits = [head.numpy() for head in to_cpu(outputs)] if keep_answers else []
+    classes = told[:, :-2].astype(np.int64)
+    return _Seen(batch.positions, classes, told[:, -2:], logits, batch.failures)
 
 
-def _loss_per_head(job: Job, outputs: Outputs, batch: Batch) -> np.ndarray:
+def _loss_per_head(job: Job, outputs: Outputs, batch: Batch) -> Tensor:
     """Return the summed loss of each head and what it is divided by, (heads, 2) float64.
 
     So the mean over a part does not depend on how its known labels fall into batches.
@@ -169,7 +171,7 @@ def _loss_per_head(job: Job, outputs: Outputs, batch: Batch) -> np.ndarray:
     weights = [
         known_weight(batch.labels[head], job.class_weights.get(head)) for head in job.num_classes
     ]
-    return torch.stack([torch.stack(sums), torch.stack(weights)], dim=1).double().cpu().numpy()
+    return torch.stack([torch.stack(sums), torch.stack(weights)], dim=1).double()
 
 
 def _sum_up(

@@ -47,15 +47,25 @@ class WeightAverage:
         self.num_updates = 0
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take in the model's weights; counters are copied."""
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+    def update(self, model: nn.Module, good: Tensor) -> None:
+        """Take in the model's weights unless `good` is 0; counters are copied.
+
+        A GPU is not waited for: there a step that was skipped counts in the ramp of the decay.
+        """
+        on_cpu = good.device.type == "cpu"
+        if on_cpu and not good:
+            return
+        share = 1 - min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
-        own, new = self.model.state_dict(), model.state_dict()
-        names = [name for name, tensor in own.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([own[n] for n in names], [new[n] for n in names], 1 - decay)
-        for name in own.keys() - set(names):
-            own[name].copy_(new[name])
+        states = self.model.state_dict(), model.state_dict()
+        floats = [name for name, tensor in states[0].items() if tensor.is_floating_point()]
+        own, new = ([state[name] for name in floats] for state in states)
+        if on_cpu:
+            torch._foreach_lerp_(own, new, share)
+        else:
+            torch._foreach_add_(own, torch._foreach_mul(torch._foreach_sub(new, own), share * good))
+        own, new = ([state[k] for k in state.keys() - set(floats)] for state in states)
+        torch._foreach_copy_(own, new)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors for a checkpoint."""

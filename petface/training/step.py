@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -165,6 +165,22 @@ def _one_image(model: nn.Module) -> Iterator[None]:
             norm.training = True
 
 
+@contextmanager
+def _counted_together(model: nn.Module) -> Iterator[None]:
+    """Let the counters of all BatchNorms be raised in one launch, not in one for each."""
+    found = ((norm, norm.num_batches_tracked) for norm in _batchnorms(model))
+    counters = {norm: counter for norm, counter in found if counter is not None}
+    for norm in counters:
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, counter in counters.items():
+            norm.num_batches_tracked = counter
+    if counters:
+        torch._foreach_add_(list(counters.values()), 1)
+
+
 def _in_parts(
     job: Job,
     batch: Batch,
@@ -183,7 +199,8 @@ def _in_parts(
     for rows in np.array_split(np.arange(len(x)), num):
         if len(rows):
             part = slice(rows[0], rows[-1] + 1)
-            with _one_image(job.network.model) if len(rows) == 1 else nullcontext():
+            is_one = len(rows) == 1
+            with (_one_image if is_one else _counted_together)(job.network.model):
                 outputs = job.network(x[part])
             of_part = torch.zeros((), device=job.network.device)
             for weight, table in targets:

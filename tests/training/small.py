@@ -62,7 +62,7 @@ def samples_of(images, one, two):
 
 
 def progress_of(job, optimizer=None):
-    optimizer = optimizer or torch.optim.AdamW(job.network.model.parameters(), lr=0.01)
+    optimizer = optimizer or torch.optim.AdamW(job.network.model.parameters(), lr=0.01, fused=True)
     return Progress(optimizer, job.network.grad_scaler(), EarlyStopping(3, mode="min"))
 
 

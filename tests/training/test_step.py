@@ -50,7 +50,7 @@ def train_and_measure(images, folder, batch_size, num):
     order = np.arange(num)  # so that the known labels of a head lie with few processes
     one, two = np.where(order < num // 2, order % 3, -1), np.where(order % 3 == 0, order % 2, -1)
     job, samples = job_of(images, folder, batch_size), samples_of(order, one, two)
-    progress = progress_of(job, torch.optim.SGD(job.network.model.parameters(), lr=1.0))
+    progress = progress_of(job, torch.optim.SGD(job.network.model.parameters(), lr=1.0, fused=True))
     assert train(job, progress, samples, order, STRONG, rate=0.3, seed=3)
     seen = evaluate(job, samples, "all", keep_answers=True)
     model = {k: v.numpy() for k, v in job.network.model.state_dict().items()}

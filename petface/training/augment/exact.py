@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from petface.data.images import to_float
+from petface.devices import constant, to_device
 from petface.training.augment.regimes import AugmentParameters
 
 _SUB_BATCH_PIXELS: Final = 1 << 18  # on a CPU larger temporaries fall out of the cache
@@ -49,7 +50,7 @@ def augment(images: Tensor, parameters: AugmentParameters) -> Tensor:
 
 def _augment_part(images: Tensor, flip: Tensor, table: Tensor) -> Tensor:
     """Augment (B, 3, H, W) uint8 to float32; `flip` and `table` stay on the CPU: no waiting."""
-    rows = table.to(images.device, non_blocking=True)
+    rows = to_device(table, images.device)
     moved = (table[:, INVERSE_AFFINE] != torch.tensor(STILL)).any(dim=1)
     x = on_rows(images, rows, flip, lambda chosen, _: chosen.flip(-1))
     move = partial(_move, has_crop=bool(table[:, CROPPED].any()))
@@ -72,8 +73,7 @@ def _move(x: Tensor, rows: Tensor, *, has_crop: bool) -> Tensor:
 
 def _contrast(x: Tensor, factor: Tensor) -> None:
     """Blend with the mean grey of each image, in place."""
-    weights = torch.tensor(GREY_WEIGHTS).to(x.device, non_blocking=True)
-    mean_grey = (x.mean((2, 3)) * weights).sum(1).view(-1, 1, 1, 1)
+    mean_grey = (x.mean((2, 3)) * constant(GREY_WEIGHTS, x.device)).sum(1).view(-1, 1, 1, 1)
     x.mul_(factor).add_(mean_grey * (1 - factor)).clamp_(0, 1)
 
 
@@ -174,7 +174,7 @@ def on_rows(
         return operation(x, rows)
     if not chosen.any():
         return x
-    index = chosen.nonzero().flatten().to(x.device, non_blocking=True)
+    index = to_device(chosen.nonzero().flatten(), x.device)
     return x.index_copy(0, index, operation(x.index_select(0, index), rows.index_select(0, index)))
 
 

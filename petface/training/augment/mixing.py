@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from petface.devices import to_device
+
 MixKind = Literal["none", "mixup", "cutmix", "both"]
 
 
@@ -58,7 +60,7 @@ def mix_batch(images: Tensor, mixing: Mixing, generator: torch.Generator) -> Mix
     lot, coin = torch.rand(2, generator=generator).tolist()
     share = _draw_share(mixing.alpha, generator)
     centre = torch.rand(2, generator=generator).tolist()
-    partner = torch.randperm(len(images), generator=generator).to(images.device)
+    partner = to_device(torch.randperm(len(images), generator=generator), images.device)
     if lot >= mixing.probability:
         return None
     if mixing.kind == "mixup" or (mixing.kind == "both" and coin < 0.5):
