@@ -13,7 +13,7 @@ import re
 import shutil
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,8 +21,10 @@ import numpy as np
 
 from petface import files
 from petface.data.catalog import string_array
+from petface.data.dataset import species_of_records
 from petface.data.sources.petface import check_species_name, scan
 from petface.data.splits import SPLITS, make_splits, write_splits
+from petface.data.twins import identical_records
 from petface.errors import UserError
 from petface.progress import progress
 from petface.taxonomy import canonical_record, is_unknown
@@ -141,7 +143,6 @@ def prepare(
     check_out(out, found.source)
     settle_parts(found, checkpoint_classes=checkpoint_classes, val_as=val_as)
     found.entries = name_photos(found.entries)
-    cut_parts(found, seed)
     folder = out.with_name(f"{out.name}.unfinished-{os.getpid()}")  # a kill leaves it behind
     try:
         folder.mkdir(parents=True)
@@ -156,6 +157,9 @@ def prepare(
 def _write_tree(found: Found, folder: Path, link: str, seed: int) -> None:
     """Write photos, annotations, split and lists of the named entries into `folder`."""
     _place_photos(found, folder, link)
+    catalog = scan(folder / "images").catalog
+    names = zip(species_of_records(catalog).tolist(), catalog.record_names.tolist(), strict=True)
+    cut_parts(found, seed, dict(zip(names, identical_records(catalog).tolist(), strict=True)))
     _write_annotations(folder / "annotations", found.entries)
     if all(entry.part for entry in found.entries):
         _write_split(folder / "splits.csv", found, seed)
@@ -163,13 +167,12 @@ def _write_tree(found: Found, folder: Path, link: str, seed: int) -> None:
     header = ("species", "record", "image", "part", "source")
     files.write_csv(folder / "sources.csv", header, rows)
     files.write_csv(folder / "left_out.csv", ("what", "reason"), found.left_out)
-    num_seen = len(scan(folder / "images").catalog)
-    if num_seen != len(found.entries):
+    if len(catalog) != len(found.entries):
         raise UserError(
-            f"{folder} holds {num_seen} photos where {len(found.entries)} were placed: was the "
+            f"{folder} holds {len(catalog)} photos where {len(found.entries)} were placed: was the "
             "source changed meanwhile? give the command again"
         )
-    facts = {"source": str(found.source), "photos": num_seen, "notes": found.notes}
+    facts = {"source": str(found.source), "photos": len(catalog), "notes": found.notes}
     files.write_json(folder / MARKER, {"kind": found.kind, "finished": True, **facts})
 
 
@@ -269,24 +272,27 @@ def name_photos(entries: Sequence[Entry]) -> list[Entry]:
     return named
 
 
-def cut_parts(found: Found, seed: int) -> None:
+def cut_parts(found: Found, seed: int, first: Mapping[tuple[str, str], int]) -> None:
     """Cut the val and the test part that the source lacks from its train part, by record.
 
     Stratified by class, and by breed within it. Photos without a train part stay as they are.
+    Records of equal `first`, by species and record, share a file and stay together.
     """
     lacking = [part for part in ("val", "test") if part not in found.parts]
     if "train" not in found.parts or not lacking:
         return
     breed_of = {(e.species, e.record): e.breed for e in found.entries if e.part == "train"}
     breeds = sorted(set(breed_of.values()))
+    together = [first.get(key, -1 - place) for place, key in enumerate(breed_of)]
+    _, k, of_all = np.unique(together, return_index=True, return_inverse=True)
     part_of = make_splits(
-        string_array([species for species, _ in breed_of]),
-        string_array([record for _, record in breed_of]),
-        np.array([breeds.index(breed) for breed in breed_of.values()], dtype=np.int32),
+        string_array([species for species, _ in breed_of])[k],
+        string_array([record for _, record in breed_of])[k],
+        np.array([breeds.index(breed) for breed in breed_of.values()], dtype=np.int32)[k],
         seed=seed,
         fractions=(1 - CUT_FRAC * len(lacking), *(CUT_FRAC * (p in lacking) for p in SPLITS[1:])),
     )
-    chosen = dict(zip(breed_of, (SPLITS[code] for code in part_of.tolist()), strict=True))
+    chosen = dict(zip(breed_of, (SPLITS[code] for code in part_of[of_all]), strict=True))
     found.entries = [
         replace(e, part=chosen[e.species, e.record]) if e.part == "train" else e
         for e in found.entries

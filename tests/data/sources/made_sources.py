@@ -27,11 +27,11 @@ def photo(path: Path, colour: Sequence[int] = (200, 80, 40), side: int = 24) -> 
 
 
 def tree(root: Path, *paths: str | bytes) -> Path:
-    """Make one-byte files, good enough where no photo is decoded; a name need not be UTF-8."""
+    """Make small files that differ and are no photos; a name need not be UTF-8."""
     for path in paths:
         full = root / os.fsdecode(path)
         full.parent.mkdir(parents=True, exist_ok=True)
-        full.write_bytes(b".")
+        full.write_bytes(os.fsencode(path))
     return root
 
 

@@ -138,7 +138,7 @@ def test_a_folder_for_evaluation_alone_holds_the_known_classes_alone():
 
 def cut(found: Found, seed: int = 0) -> Found:
     found.entries = name_photos(found.entries)
-    cut_parts(found, seed)
+    cut_parts(found, seed, {})
     return found
 
 
@@ -163,6 +163,24 @@ def test_an_animal_is_never_cut_in_two():
         found.entries.append(Entry("cat", str(number // 3), f"folder {number // 3}", path, "train"))
     part_of = {(entry.record, entry.part) for entry in cut(found).entries}
     assert len(part_of) == 60 and {part for _, part in part_of} == set(SPLITS)
+
+
+def test_records_that_share_a_file_are_cut_to_one_side(tmp_path):
+    """The same bytes under two names would be learnt and asked."""
+    places = [(label, number) for label in ("cat", "dog") for number in range(40)]
+    for label, number in places:
+        path = tmp_path / f"pets/train/{label}/{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"{label} {number // 2}".encode() * 20)
+    prepare(read_image_folder(tmp_path / "pets"), tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out/sources.csv").open()))
+    part_of = {
+        Path(row["source"]).relative_to(tmp_path / "pets/train"): row["part"] for row in rows
+    }
+    for label, number in places:
+        pair = [part_of[Path(f"{label}/{n:02d}.png")] for n in (number, number ^ 1)]
+        assert pair[0] == pair[1]
+    assert set(part_of.values()) == set(SPLITS)
 
 
 def test_nothing_is_cut_where_there_is_no_train_part_or_nothing_is_lacking():
@@ -248,7 +266,7 @@ def test_links_and_copies(tmp_path, link):
     (source / "dog/2.png").symlink_to("../cat/1.png")
     prepare(read_image_folder(source), tmp_path / "out", link=link)
     places = sorted((tmp_path / "out/images").rglob("*.png"))
-    assert [place.read_bytes() for place in places] == [b"."] * 3
+    assert [place.read_bytes() for place in places] == [b"cat/1.png", b"dog/1.png", b"cat/1.png"]
     assert all(place.is_symlink() == (link == "symbolic") for place in places)
     assert not (tmp_path / "out/splits.csv").exists() and len(loaded(tmp_path / "out").catalog) == 3
     one = os.stat(tmp_path / "source/cat/1.png")
