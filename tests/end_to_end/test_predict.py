@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,13 +88,19 @@ def test_the_csv_holds_the_best_answers_of_the_json_lines(tree, tables):
 )
 def test_a_killed_table_goes_on_and_is_the_same(tree, model_flags, script, tmp_path, suffix, share):
     straight, killed = tmp_path / f"straight{suffix}", tmp_path / f"killed{suffix}"
-    arguments = ["predict", tree.images, *model_flags, "--out"]
+    own = tree.copy(tmp_path / "PetFace")
+    arguments = ["predict", own.images, *model_flags, "--out"]
     assert script("inference_engine.py", [*arguments, straight], SMALL_SLICES).code == 0
     kill = scripts.Both(SMALL_SLICES, scripts.KillWhileWritingRows(4, share))
     assert script("inference_engine.py", [*arguments, killed], kill).code == -9
     assert not killed.exists()
     other = script("inference_engine.py", [*arguments, killed, "--topk", 1], SMALL_SLICES)
     assert other.code == 1 and "begun with other checkpoints, data or settings" in other.err
+    photo = own.images / "yak/000000/00.png"
+    os.utime(photo, ns=(5, 5))  # as another photo of this name would come
+    other = script("inference_engine.py", [*arguments, killed], SMALL_SLICES)
+    assert other.code == 1 and "checkpoints, data or settings (photos)" in other.err
+    shutil.copystat(tree.images / "yak/000000/00.png", photo)
     done = script("inference_engine.py", [*arguments, killed], SMALL_SLICES).checked()
     assert killed.read_bytes() == straight.read_bytes()
     assert done.figures()["unreadable"] == "2"  # over the whole table, not the second start's part

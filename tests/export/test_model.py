@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 
+from petface.data.dataset import load_dataset
 from petface.data.images import Preprocessing
 from petface.errors import UserError
 from petface.export import model as model_module
@@ -115,6 +116,21 @@ def test_an_export_that_answers_otherwise_is_refused(cat, dataset, monkeypatch) 
     figures = export_model(cat, "cat", dataset, loose)[1]["measured"]["parity"]["heads"]
     assert figures["gender"]["max_logit_difference"] == pytest.approx(0.01, rel=0.1)
     assert figures["breed"]["max_logit_difference"] < 1e-4
+
+
+def test_what_an_export_is_measured_on_is_compared_with_what_was_learnt(
+    tree, stage1_run, content, dataset, tmp_path
+) -> None:
+    own = tree.copy(tmp_path / "PetFace")
+    for path in own.root.glob("splits.*"):
+        path.unlink()
+    other = load_dataset(own.images, own.annotations, seed=5)
+    learnt = checkpoints.read_stage1(stage1_run.folder / "best.pt")
+    num, total = ((other.record_split > 0) & m for m in (dataset.record_split == 0, True))
+    wanted = f"{num.sum()} of {total.sum()} records"
+    assert model_module._contaminated(other, None, learnt) == wanted
+    assert model_module._contaminated(dataset, None, learnt) == ""
+    assert model_module._contaminated(dataset, "cat", content).startswith("not known")
 
 
 _KEPT: dict[Any, Any] = {}
