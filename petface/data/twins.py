@@ -19,6 +19,7 @@ from petface.progress import progress
 MAX_SHARING: Final = 5
 _TAIL_BYTES: Final = 1024  # the checksums at a file's end tell most files of one size apart
 _THREADS: Final = 16  # reading small pieces is waiting
+_AT_ONCE: Final = 8192
 _Groups = list[list[int]]
 
 
@@ -63,15 +64,17 @@ def _regroup(groups: _Groups, catalog: Catalog, read: Callable[[str], Any]) -> _
         except OSError:
             return None
 
-    places = [place for group in groups for place in group]
+    asked = [(number, place) for number, group in enumerate(groups) for place in group]
     parts: dict[Any, list[int]] = {}
-    bar = progress(total=len(places), desc="identical files", delay=2.0, leave=False)
+    bar = progress(total=len(asked), desc="identical files", delay=2.0, leave=False)
     with bar, ThreadPoolExecutor(_THREADS) as pool:
-        numbers = (number for number, group in enumerate(groups) for _ in group)
-        for number, place, value in zip(numbers, places, pool.map(key, places), strict=True):
-            bar.update()
-            if value is not None:
-                parts.setdefault((number, value), []).append(place)
+        for start in range(0, len(asked), _AT_ONCE):  # a million at once would take 2 GB
+            some = asked[start : start + _AT_ONCE]
+            values = pool.map(key, [place for _, place in some])
+            for (number, place), value in zip(some, values, strict=True):
+                if value is not None:
+                    parts.setdefault((number, value), []).append(place)
+            bar.update(len(some))
     return list(parts.values())
 
 

@@ -256,28 +256,28 @@ def describe_summary(summary: dict[str, Any]) -> str:
             pd.DataFrame.from_dict(table, orient="index").to_string(),
             f"status of all images: {states}",
             *difference_lines(summary.get("class_differences", {})),
-            *_worst_lines(summary),
+            *(f"worst of {head}: {worst}" for head, worst in worst_of(summary).items()),
             *unknown,
             *contamination_lines(summary),
         ]
     )
 
 
-def _worst_lines(summary: dict[str, Any]) -> list[str]:
+def worst_of(summary: dict[str, Any]) -> dict[str, str]:
     """Name the species and the class where each head is weakest, of those with photos enough."""
-    lines = []
-    for head, classes in summary["hardest_classes"].items():
+    found = {}
+    for head, classes in summary.get("hardest_classes", {}).items():
         places = [
-            (own[head]["accuracy"], name, own[head]["num_records"])
+            (own[head]["accuracy"], name, own[head].get("num_records"))
             for name, own in summary["per_species"]["test"].items()
             if own.get(head, {}).get("num", 0) >= MIN_PHOTOS
         ]
-        found = [min(places)] if len(places) > 1 else []
+        worst = [min(places)] if len(places) > 1 else []
         if classes and head != "species":
             first = classes[0]
             name = f"{first['label']} of {first['species']}"
-            found.append((first["recall"], name, first["num_records"]))
-        shown = [f"{name} {percent(value)} ({num} animals)" for value, name, num in found]
-        if shown:
-            lines.append(f"worst of {head}: {', '.join(shown)}")
-    return lines
+            worst.append((first["recall"], name, first.get("num_records")))
+        shown = (f"{name} {percent(p)} % ({n} animals)" for p, name, n in worst if n and p < 1)
+        if text := ", ".join(shown):
+            found[head] = text
+    return found

@@ -18,6 +18,7 @@ import pandas as pd
 
 from petface.evaluation.details import HEADS, MODELS, PER_IMAGE, SUMMARY
 from petface.evaluation.identity import contamination_lines
+from petface.evaluation.summary import worst_of
 from petface.files import plain_cell, take
 from petface.metrics import clopper_pearson, read_confusion
 from petface.taxonomy import FEATURES
@@ -148,8 +149,9 @@ def test_heads(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 def headlines(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what a user of the system meets per head: an attribute's metric is end to end."""
-    found = []
+    found, worst = [], worst_of(summary)
     for row in test_heads(summary):
+        row["worst"] = worst.get(row["head"], "")
         if row["head"] != "species":
             row |= {key: row.get(f"end_to_end.{key}") for key in ("num", "accuracy", "interval_95")}
         found.append(row)

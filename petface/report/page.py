@@ -155,6 +155,7 @@ def headline(figure: Mapping[str, Any], by: str = "") -> Metric:
         f"95 %: {limits}{by}" if limits else "",
         f"majority baseline {baseline} %" if baseline else "",
         f"{number(num)} photos{few}" if is_number(num) else "",
+        f"worst: {figure['worst']}" if figure.get("worst") else "",
     )
     return Metric(str(figure["head"]), f"{percent(figure.get('accuracy')) or '-'} %", details)
 

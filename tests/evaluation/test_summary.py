@@ -113,7 +113,7 @@ def test_summary_is_json_and_reads_well(summary: dict[str, Any]) -> None:
     assert f"{summary['test']['features']['breed']['conditional']['accuracy'] * 100:.1f}" in breed
     assert " - " in breed
     worst = summary["hardest_classes"]["breed"][0]
-    name = f"{worst['label']} of {worst['species']} {worst['recall'] * 100:.1f}"
+    name = f"{worst['label']} of {worst['species']} {worst['recall'] * 100:.1f} %"
     (line,) = (line for line in lines if line.startswith("worst of breed: "))
     assert line.endswith(f", {name} ({worst['num_records']} animals)")
     for key in ("coverage", "accuracy_of_answered"):

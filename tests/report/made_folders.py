@@ -110,7 +110,8 @@ def make_summary(names: list[str]) -> dict[str, Any]:
         "top_confusions": {"breed": [
             {"species": "cat", "true": name, "predicted": "Siamese", "num": 17 + k,
              "share_of_true": 0.4646} for k, name in enumerate(names)]},
-        "hardest_classes": {"breed": [{"species": "cat", "label": name, "num": 9, "recall": 0.1111,
+        "hardest_classes": {"breed": [{"species": "cat", "label": name, "num": 9,
+                                       "num_records": 5, "recall": 0.1111,
                                        "f1": 0.1717} for name in names]},
     }  # fmt: skip
 
