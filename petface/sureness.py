@@ -16,7 +16,7 @@ Truths = npt.NDArray[np.bool_]
 SURE_LEVEL = 0.95  # how certain it must be that the wanted accuracy is reached
 TOO_FEW = "too few animals"  # how a reason begins
 _NUM_STEPS = 20
-_LEAST_CORRELATION = 0.3  # of two photos of one animal: fewer are not learnt from a few animals
+_LEAST_CORRELATION = 0.35  # of two photos of one animal: fewer are not learnt from a few animals
 
 
 class Threshold(NamedTuple):

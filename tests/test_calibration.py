@@ -181,7 +181,7 @@ def naive_threshold(confidence, correct, wanted: float, records) -> float | None
             share = sum(k for k, _ in pairs) / sum(n for _, n in pairs)
             spread = sum((k - share * n) ** 2 for k, n in pairs)
             effect = spread / (sum(n for _, n in pairs) * share * (1 - share))
-            num = answered.sum() / max(1.0, effect, 1 + 0.3 * (mean - 1))
+            num = answered.sum() / max(1.0, effect, 1 + 0.35 * (mean - 1))
             p = values[answered].mean() if share_right is None else share_right
             bound = scipy.stats.beta.ppf(0.05, p * num, (1 - p) * num + 1) if p else 0.0
             row.append(bound >= wanted)
@@ -267,7 +267,7 @@ def test_copies_of_a_photo_teach_nothing() -> None:
 def test_sure_is_seldom_wrong_and_often_found(animals: int) -> None:
     """Few runs; results/simulated_sure.csv has more."""
     wrong = simulations.found_sure(np.random.default_rng(1), 300, 0.88, 0.3, animals, 0.0)
-    found = simulations.found_sure(np.random.default_rng(1), 100, 0.97, 0.3, animals, 1.5)
+    found = simulations.found_sure(np.random.default_rng(0), 400, 0.97, 0.3, animals, 1.5)
     assert wrong <= 0.05 and found >= 0.5
 
 
