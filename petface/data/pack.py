@@ -15,10 +15,10 @@ import shutil
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -131,8 +131,10 @@ class PackedImages:
         is_same = hashlib.sha256(head + index).digest() == digest
         if not is_same or data_at + int(lengths.sum()) != index_at:
             self._refuse("its list of images is damaged")
-        text = head[len(MAGIC) + _LENGTH.size :].rstrip(b"\0")
-        return json.loads(text), entries, data_at + np.cumsum(lengths) - lengths
+        header = _header_of(head[len(MAGIC) + _LENGTH.size :].rstrip(b"\0"), len(entries))
+        if header is None:
+            self._refuse("its header is not one that was written here")
+        return header, entries, data_at + np.cumsum(lengths) - lengths
 
     def _find(self, catalog: Catalog) -> np.ndarray:
         """Return the place in the pack of each image of a catalog of some of its classes."""
@@ -147,7 +149,7 @@ class PackedImages:
             places.append(starts[name, num, digest] + np.arange(num))
         return np.concatenate(places)
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, why: str) -> NoReturn:
         raise UserError(
             f"pack {self.path}: {why}; delete it and make it again: python -m tools.pack_images"
         )
@@ -322,6 +324,19 @@ def head_bytes(header: dict[str, Any]) -> bytes:
     text = json.dumps(header, sort_keys=True).encode()
     length = -(-(len(MAGIC) + _LENGTH.size + len(text)) // _ALIGN) * _ALIGN
     return (MAGIC + _LENGTH.pack(length) + text).ljust(length, b"\0")
+
+
+def _header_of(text: bytes, num_images: int) -> dict[str, Any] | None:
+    """Read a header that `make_pack` wrote for so many images; None where it is another's."""
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        header = json.loads(text)
+        kinds = {tuple(map(type, entry)) for entry in header["classes"]}
+        counts = [num for _, num, _ in header["classes"]]
+        is_ours = kinds == {(str, int, str)} and min(counts) >= 0 and sum(counts) == num_images
+        is_known = header["resize"] in images.RESIZE_RULES and type(header["size_px"]) is int
+        if is_ours and is_known and header["size_px"] > 0 and type(header["compression"]) is str:
+            return dict(header)
+    return None
 
 
 def head_length(begin: bytes) -> int:

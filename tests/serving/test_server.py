@@ -10,7 +10,7 @@ from petface.serving.requests import Limits
 from petface.serving.server import bind
 from tests.serving.made_server import TYPE, form, photo, post, running, until
 from tests.torture.outcome import table
-from tests.torture.requests import REQUESTS, torture_requests
+from tests.torture.requests import REQUESTS, torture_server
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LIMITS = Limits(head_timeout_s=0.3, body_timeout_s=0.5, max_body_mb=0.1, max_connections=40)
@@ -118,7 +118,6 @@ def test_an_answer_does_not_wait_for_the_client_to_confirm_its_head():
 @pytest.mark.slow
 def test_odd_requests_are_answered_as_they_should_be(caplog):
     """All that are drawn up by hand, and some at random: no hang, no 500, no traceback."""
-    with running(Limits(head_timeout_s=1, body_timeout_s=1, max_body_mb=0.5)) as server:
-        outcome = torture_requests(server.port, len(REQUESTS) + 30, 0)
+    outcome = torture_server(len(REQUESTS) + 30, 0)
     assert outcome.failures == [], table([outcome])
     assert caplog.text == ""

@@ -24,19 +24,22 @@ from petface.errors import run_script
 from petface.settings import Positive, PositiveFloat, Seed, Settings, read_settings
 from tests.torture import programs
 from tests.torture.annotations import torture_csv
+from tests.torture.bundles import torture_bundles
 from tests.torture.checkpoints import torture_checkpoints
 from tests.torture.crafted import torture_crafted
 from tests.torture.fixtures import Workshop
 from tests.torture.images import torture_images
 from tests.torture.outcome import Outcome, table
-from tests.torture.packs import torture_packs
+from tests.torture.packs import torture_packs, torture_sealed_packs
+from tests.torture.requests import torture_server
 from tests.torture.soak import torture_soak
+from tests.torture.tables import torture_settings, torture_splits
 
 # ---- What is done ----
 ONLY: tuple[
     Literal[
-        "kills", "images", "csv", "checkpoints", "crafted", "packs", "disk", "two_processes",
-        "resume", "soak",
+        "kills", "images", "csv", "settings", "splits", "checkpoints", "crafted", "bundles",
+        "packs", "requests", "disk", "two_processes", "resume", "soak",
     ],
     ...,
 ] = ()  # fmt: skip  # parts; () = all
@@ -51,7 +54,11 @@ NUM_IMAGES: Positive = 6000
 NUM_CSV: Positive = 500
 NUM_CHECKPOINTS: Positive = 300
 NUM_CRAFTED: Positive = 150
-NUM_PACKS: Positive = 450
+NUM_PACKS: Positive = 450  # damaged at random, and as many that are sealed again
+NUM_SETTINGS: Positive = 165
+NUM_SPLITS: Positive = 192
+NUM_BUNDLES: Positive = 140
+NUM_REQUESTS: Positive = 300
 NUM_STOPS: Positive = 10  # steps at which a training is stopped and goes on
 SOAK_SECONDS: PositiveFloat = 900.0
 
@@ -105,7 +112,18 @@ PARTS = {
     "crafted": lambda s, shop: [
         torture_crafted(s.NUM_CRAFTED, s.SEED, shop.scratch("crafted")),
     ],
-    "packs": lambda s, shop: [torture_packs(s.NUM_PACKS, s.SEED, shop.scratch("packs"))],
+    "bundles": lambda s, shop: [
+        torture_bundles(s.NUM_BUNDLES, s.SEED, shop.scratch("bundles")),
+    ],
+    "packs": lambda s, shop: (
+        torture(s.NUM_PACKS, s.SEED, shop.scratch(torture.__name__))
+        for torture in (torture_packs, torture_sealed_packs)
+    ),
+    "settings": lambda s, shop: [
+        torture_settings(s.NUM_SETTINGS, s.SEED, shop.scratch("settings")),
+    ],
+    "splits": lambda s, shop: [torture_splits(s.NUM_SPLITS, s.SEED, shop.scratch("splits"))],
+    "requests": lambda s, _: [torture_server(s.NUM_REQUESTS, s.SEED)],
     "kills": lambda s, shop: _each(
         s, programs.KILLED, lambda name: programs.torture_kills(shop, name, s.NUM_KILLS, s.SEED)
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +16,11 @@ from petface.data.images import Preprocessing
 from petface.data.pack import ENTRY, MAGIC, TAIL, PackedImages, head_length, make_pack
 from petface.data.sources.petface import scan
 from tests.torture.fuzz import Fuzzer, damaged, fuzz, judge_reading
-from tests.torture.outcome import Outcome
+from tests.torture.outcome import Outcome, begin_peak, peak_bytes
 
 _RULE = Preprocessing(16)
+_CEILING_BYTES = 100_000_000  # for a file of 30 kB
+_ODD = (None, -1, 0, 1.5, 2**70, "", "x" * 9999, [], {}, True, float("inf"))
 _NUM_PHOTOS = 24  # the last of each class cannot be read
 Opener = Callable[..., PackedImages]
 
@@ -51,6 +55,59 @@ def torture_packs(
         draw_file, lambda data: judge_reading(path, data, read, wrong_message, difference)
     )
     return fuzz(Outcome("packs", "damaged packs"), fuzzer, num_files, seed)
+
+
+def torture_sealed_packs(num_files: int, seed: int, place: Path) -> Outcome:
+    """Open packs whose header or list says something odd, with the checksum in order."""
+    catalog, path = _draw_tree(place / "pack_photos"), place / "sealed.bin"
+    make_pack(path, catalog, _RULE)
+    whole = path.read_bytes()
+    index_at, _, _ = TAIL.unpack(whole[-TAIL.size :])
+    head, index = whole[: head_length(whole[:4096])], whole[index_at : -TAIL.size]
+    header = json.loads(head[len(MAGIC) + 8 :].rstrip(b"\0"))
+
+    def draw_file(number: int, draw: random.Random) -> tuple[str, bytes]:
+        table, entries, odd = dict(header), np.frombuffer(index, ENTRY).copy(), draw.choice(_ODD)
+        name = [*header, "text", *ENTRY.names, "fewer", "more", "place"][number % 12]
+        text = None
+        if name in header:
+            table[name] = draw.choice(
+                [odd, [odd], [[odd] * 3], [[*header["classes"][0][:1], odd, odd]]]
+            )
+        elif name in ENTRY.names:
+            most = np.iinfo(ENTRY[name]).max
+            entries[name][draw.randrange(len(entries))] = draw.choice([0, 1, 7, most, most // 2])
+        elif name == "text":
+            text = draw.choice([b"[]", b"{", b"1", b"[" * 9999, b"\xff", b'{"classes": NaN}'])
+        elif name in ("fewer", "more"):
+            entries = entries[:-3] if name == "fewer" else np.concatenate([entries, entries])
+        text = json.dumps(table).encode() if text is None else text
+        length = -(-(len(MAGIC) + 8 + len(text)) // 4096) * 4096
+        front = (MAGIC + length.to_bytes(8, "little") + text).ljust(length, b"\0")
+        at = (
+            draw.choice([0, 2**63, len(whole)])
+            if name == "place"
+            else len(front) + index_at - len(head)
+        )
+        packed = entries.tobytes()
+        tail = TAIL.pack(at, hashlib.sha256(front + packed).digest(), MAGIC)
+        return name, front + whole[len(head) : index_at] + packed + tail
+
+    def read(path: Path) -> None:
+        PackedImages(path, catalog, _RULE).check()
+
+    def wrong_message(message: str) -> str:
+        is_good = message.startswith(f"pack {path}: ") and len(message) < 2000
+        return "" if is_good else f"message {message!r}"
+
+    def judge(data: bytes) -> tuple[str, str]:
+        before = begin_peak()
+        found = judge_reading(path, data, read, wrong_message, lambda _: "")
+        took = peak_bytes() - before
+        return ("wrong", f"took {took / 1e6:.0f} MB") if took > _CEILING_BYTES else found
+
+    fuzzer = Fuzzer(draw_file, judge)
+    return fuzz(Outcome("packs", "sealed packs"), fuzzer, num_files, seed)
 
 
 def _draw_tree(images: Path) -> Catalog:

@@ -11,7 +11,8 @@ import socket
 import time
 from collections.abc import Iterator
 
-from tests.serving.made_server import TYPE, Client, form, photo, post
+from petface.serving.requests import Limits
+from tests.serving.made_server import TYPE, Client, form, photo, post, running
 from tests.torture.fuzz import Fuzzer, damaged, fuzz
 from tests.torture.outcome import Outcome
 
@@ -198,3 +199,9 @@ def torture_requests(port: int, num_files: int, seed: int) -> Outcome:
     with socket.create_connection(("127.0.0.1", port)):
         pass  # it still takes connections
     return outcome
+
+
+def torture_server(num_files: int, seed: int) -> Outcome:
+    """Start a server with short patience, and send it odd requests."""
+    with running(Limits(head_timeout_s=1, body_timeout_s=1, max_body_mb=0.5)) as server:
+        return torture_requests(server.port, num_files, seed)

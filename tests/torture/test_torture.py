@@ -21,11 +21,13 @@ from tests.sameness import broken_files, num_being_written, run_differences, sta
 from tests.torture import __main__ as torture
 from tests.torture import programs, soak
 from tests.torture.annotations import torture_csv
+from tests.torture.bundles import torture_bundles
 from tests.torture.checkpoints import torture_checkpoints
 from tests.torture.fixtures import Workshop
 from tests.torture.images import torture_images
 from tests.torture.outcome import Outcome, table
-from tests.torture.packs import torture_packs
+from tests.torture.packs import torture_packs, torture_sealed_packs
+from tests.torture.tables import torture_settings, torture_splits
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,21 @@ def test_a_loader_that_trusts_its_files_is_noticed(tmp_path, monkeypatch):
 
 def test_damaged_packs_are_refused_or_identical(tmp_path):
     assert fine(torture_packs(90, 3, tmp_path)).counts["refused"] > 80
+
+
+@pytest.mark.parametrize(
+    ("torture", "num_files"),
+    [(torture_sealed_packs, 120), (torture_settings, 33), (torture_splits, 48)],
+)
+def test_what_is_odd_but_sealed_is_refused_or_read(tmp_path, torture, num_files):
+    counts = fine(torture(num_files, 3, tmp_path)).counts
+    assert counts["refused"] > num_files / 2 and counts["read"]
+
+
+@pytest.mark.slow
+def test_strangers_bundles_are_refused_or_read(tmp_path):
+    counts = fine(torture_bundles(36, 3, tmp_path)).counts
+    assert counts["refused"] > 30 and counts["read"]
 
 
 def test_a_pack_that_is_read_without_its_checksums_is_noticed(tmp_path):
