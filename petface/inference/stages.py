@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -46,6 +46,9 @@ class HeadPrediction:
     vocabulary: str = "checkpoint"
     sure: bool | None = None
     may_be: list[str] | None = None
+
+
+Heads = dict[str, HeadPrediction]
 
 
 def lay_out(prediction: Stage1Prediction | HeadPrediction) -> dict[str, Any]:
@@ -92,10 +95,15 @@ class Stage1Model:
         self.path, self.network = self.stage.path, self.stage.network
         self.classes = self.stage.names["species"]
 
-    def predict(self, image: ImageSource, topk: int = 5) -> Stage1Prediction:
-        """Predict the species of a path, bytes, PIL image or array, with at most `topk` classes."""
-        (species,) = _probabilities_of(self.network, image)
-        return self.describe(species, topk)
+    @overload
+    def predict(self, image: ImageSource, topk: int = 5) -> Stage1Prediction: ...
+    @overload
+    def predict(self, image: list[ImageSource], topk: int = 5) -> list[Stage1Prediction]: ...
+    def predict(self, image: Any, topk: int = 5) -> Any:
+        """Predict the species of a path, bytes, PIL image or array, with at most `topk` classes;
+        of a list of them as one batch.
+        """
+        return _predict(self.network, image, lambda heads: self.describe(heads[0], topk))
 
     def probabilities(self, photos: Sequence[Photo]) -> Tensor:
         """Return (B, K) probabilities, NaN where not finite."""
@@ -135,9 +143,13 @@ class Stage2Model:
         options = options or ComputeOptions.choose(device, precision)
         return cls(load_stage(checkpoint_or_folder, species, options, annotations_root))
 
-    def predict(self, image: ImageSource, topk_per_head: int = 3) -> dict[str, HeadPrediction]:
-        """Predict every head for a path, bytes, PIL image or array."""
-        return self.describe(_probabilities_of(self.network, image), topk_per_head)
+    @overload
+    def predict(self, image: ImageSource, topk_per_head: int = 3) -> Heads: ...
+    @overload
+    def predict(self, image: list[ImageSource], topk_per_head: int = 3) -> list[Heads]: ...
+    def predict(self, image: Any, topk_per_head: int = 3) -> Any:
+        """Predict every head for a path, bytes, PIL image or array, or for a list of them."""
+        return _predict(self.network, image, lambda heads: self.describe(heads, topk_per_head))
 
     def probabilities(self, photos: Sequence[Photo]) -> tuple[Tensor, ...]:
         """Return (B, K) probabilities per head, NaN where not finite."""
@@ -164,12 +176,18 @@ def _probabilities(network: Answerer, photos: Sequence[Photo]) -> tuple[Tensor, 
     return tempered(network.answer_pixels(torch.from_numpy(pixels)), network.temperatures)
 
 
-def _probabilities_of(network: Answerer, image: ImageSource) -> list[Tensor]:
-    """Return (K,) per head for one image; `NonFiniteError` where not finite."""
-    heads = [head[0] for head in _probabilities(network, [Photo(images.decode(image))])]
+def _predict(network: Answerer, image: Any, describe: Callable[[Sequence[Tensor]], Any]) -> Any:
+    """Describe (K,) per head of one image or of each in a list; `NonFiniteError` for NaN."""
+    asked, photos = image if isinstance(image, list) else [image], []
+    for one in asked:
+        photos.append(Photo(images.decode(one)))
+        photos[-1].at(network.preprocessing)
+        photos[-1].source = None
+    heads = _probabilities(network, photos) if photos else ()
     if any(bool(torch.isnan(head).any()) for head in heads):
         raise NonFiniteError(NOT_FINITE)
-    return heads
+    found = [describe(rows) for rows in zip(*heads, strict=True)]
+    return found if asked is image else found[0]
 
 
 def _best(probabilities: Tensor, names: tuple[str, ...], topk: int) -> list[tuple[str, float]]:

@@ -94,6 +94,24 @@ def test_every_kind_of_image_gets_the_answer_computed_by_hand(
             assert answers[head].vocabulary == "checkpoint"
 
 
+def test_a_list_of_images_gives_a_list(engine: TwoStageInference, picture, photo: Path) -> None:
+    specialist = engine.specialist("chinchilla")
+    for model in (engine.stage1, specialist):
+        dark = np.zeros((9, 9, 3), np.uint8)
+        found, wanted = model.predict([picture, dark]), [model.predict(photo), model.predict(dark)]
+        for own, alone in zip(found, wanted, strict=True):
+            pairs = zip(*(flat(one) for one in (own, alone)), strict=True)
+            assert all(a == pytest.approx(b, abs=1e-4) for a, b in pairs)
+        assert flat(found[0]) != flat(found[1])
+        assert model.predict([photo]) == wanted[:1] and model.predict([]) == []
+
+
+def flat(prediction: Any) -> list[Any]:
+    """Labels and probabilities in the order of the classes."""
+    heads = prediction.values() if isinstance(prediction, dict) else [prediction]
+    return [value for head in heads for value in sum(sorted(head.topk), ())]
+
+
 def test_topk_is_cut_to_the_classes_and_refused_below_1(
     engine: TwoStageInference, photo: Path
 ) -> None:
