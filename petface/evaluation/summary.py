@@ -277,7 +277,7 @@ def worst_of(summary: dict[str, Any]) -> dict[str, str]:
             first = classes[0]
             name = f"{first['label']} of {first['species']}"
             worst.append((first["recall"], name, first.get("num_records")))
-        shown = (f"{name} {percent(p)} % ({n} animals)" for p, name, n in worst if n and p < 1)
-        if text := ", ".join(shown):
+        shown = ((percent(p), f"{name} {percent(p)} % ({n} animals)") for p, name, n in worst if n)
+        if text := ", ".join(text for written, text in shown if written != "100.0"):
             found[head] = text
     return found

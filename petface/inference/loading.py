@@ -50,7 +50,7 @@ class ComputeOptions:
         `stage1` says what is asked: the models of a bundle bring their precision along.
         """
         on = choose_device(device or "auto")
-        if not is_exported(stage1):
+        if Path(stage1).suffix != exported.SUFFIX and not exported.is_bundle(stage1):
             return cls(str(on), str(choose_precision(precision, on)), compiled, views)
         if precision != "auto":
             raise SettingsError("exported models compute as they were exported: leave PRECISION")
@@ -137,11 +137,6 @@ def describe_model(
         "calibration": {head: asdict(fitted) for head, fitted in content.calibration.items()},
         "split": content.data and content.data["split"],
     }
-
-
-def is_exported(path: str | Path) -> bool:
-    """Return whether a path is a bundle or a file of one."""
-    return Path(path).suffix == exported.SUFFIX or exported.is_bundle(path)
 
 
 def find_model(path: str | Path, species: str | None) -> Path:

@@ -20,7 +20,14 @@ from petface.data.room import room_for
 from petface.errors import UserError
 from petface.inference import gradcam
 from petface.inference import onnx_models as exported
-from petface.inference.loading import ONNX, TORCH, ComputeOptions, describe_model, find_specialist
+from petface.inference.loading import (
+    ONNX,
+    TORCH,
+    ComputeOptions,
+    describe_model,
+    find_specialist,
+    load_stage,
+)
 from petface.inference.stages import UNSURE, Photo, Stage1Model, Stage2Model, lay_out
 from petface.models.network import NOT_FINITE, Network, NonFiniteError
 
@@ -55,12 +62,9 @@ class TwoStageInference:
     def specialist(self, species: str) -> Stage2Model | None:
         """Return the specialist of `species`, None where there is none."""
         if species not in self._specialists:
-            path, load = find_specialist(species, self.stage2_folder), Stage2Model.load_for_species
-            root = self.annotations_root
-            model = (
-                load(species, path, options=self.options, annotations_root=root) if path else None
-            )
-            self._specialists[species] = model
+            path, how = find_specialist(species, self.stage2_folder), self.options
+            stage = load_stage(path, species, how, self.annotations_root) if path else None
+            self._specialists[species] = stage and Stage2Model(stage)
         return self._specialists[species]
 
     def load_all(self) -> dict[str, Stage2Model]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from petface.data.images import Preprocessing
 from petface.models.network import Answerer, Outputs
 
 Views = Literal["none", "flip", "five"]
 _CROP: Final = 7 / 8  # of each side, what a corner view of "five" shows
 
 
-@dataclass(eq=False)
 class AveragedViews:
     """A network of any engine that predicts each view.
 
@@ -24,18 +21,9 @@ class AveragedViews:
     enlarged from 7/8 of the sides, five times the work. Every view counts the same.
     """
 
-    network: Answerer
-    views: Views
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """Return the network's."""
-        return self.network.preprocessing
-
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        """Return the network's."""
-        return self.network.temperatures
+    def __init__(self, network: Answerer, views: Views) -> None:
+        self.network, self.views = network, views
+        self.preprocessing, self.temperatures = network.preprocessing, network.temperatures
 
     def answer_pixels(self, pixels: Tensor) -> Outputs:
         """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""

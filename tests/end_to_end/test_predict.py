@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from inference_engine import TwoStageInference
-from petface.errors import UserError
 from petface.files import plain_cell
-from petface.inference.predict import COLUMNS, find_photos
+from petface.inference.predict import COLUMNS
 from petface.taxonomy import FEATURES
 from tests import scripts
 from tests.conftest import BOMB, EMPTY, TRUNCATED
@@ -126,33 +125,6 @@ def test_bad_input_is_named_before_anything_is_asked(model_flags, script, tmp_pa
         assert (done.code, "Traceback" in done.err) == (code, False), done.err
         assert message in done.err
     assert not out.exists()
-
-
-def test_folders_are_searched_for_regular_image_files_alone(tmp_path):
-    deep = tmp_path / "photos" / "b" / "c"
-    deep.mkdir(parents=True)
-    for name in ("z.PNG", "a.jpg", "note.txt", ".hidden.png", "._00.png"):
-        (deep / name).write_bytes(b"")
-    (tmp_path / "photos" / "first.webp").write_bytes(b"")
-    (deep / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
-    os.mkfifo(deep / "pipe.png")
-    (deep / "folder.png").mkdir()
-    (deep / "loop").symlink_to(tmp_path / "photos")
-    (deep / "gone.png").symlink_to(deep / "nowhere.png")
-    photos, left_out = find_photos([str(tmp_path / "photos"), str(deep / "note.txt")])
-    assert photos == [
-        str(tmp_path / "photos/first.webp"),
-        *(str(deep / name) for name in ("a.jpg", os.fsdecode(b"caf\xe9.png"), "z.PNG")),
-        str(deep / "note.txt"),  # named outright: its content decides
-    ]
-    gone = f"link that leads nowhere, such as {deep}/gone.png -> {deep}/nowhere.png"
-    loop = "link to a folder that was searched already"
-    assert left_out == {
-        "hidden": 2, "not a regular file": 1, "not an image suffix": 1, gone: 1, loop: 1,
-    }  # fmt: skip
-    assert find_photos([str(deep), str(deep / "a.jpg")])[0].count(str(deep / "a.jpg")) == 1
-    with pytest.raises(UserError, match="no such file or folder"):
-        find_photos([str(tmp_path / "gone")])
 
 
 def test_names_that_are_formulas_or_no_text_keep_their_rows(tree, model_flags, script, tmp_path):

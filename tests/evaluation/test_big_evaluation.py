@@ -27,7 +27,7 @@ from petface.evaluation.summary import summarise
 folder, began = Path(sys.argv[1]), time.process_time()
 evaluation = read_evaluation(folder)
 heads = read_heads(evaluation)
-files.write_json(folder / SUMMARY, summarise(evaluation, 1000, heads))
+files.write_json(folder / SUMMARY, summarise(evaluation, heads))
 write_confusions(heads, folder / "confusion")
 # not ru_maxrss, which begins with the peak of the process that started this one
 peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20

@@ -22,7 +22,7 @@ from petface.evaluation.details import (
     empty_details,
     read_evaluation,
 )
-from petface.evaluation.summary import describe_summary, summarise
+from petface.evaluation.summary import describe_summary, summarise, worst_of
 from petface.taxonomy import FEATURES
 from tests.evaluation.made_evaluation import CLASSES, SPECIES, Photo, write_models
 
@@ -118,6 +118,18 @@ def test_summary_is_json_and_reads_well(summary: dict[str, Any]) -> None:
     assert line.endswith(f", {name} ({worst['num_records']} animals)")
     for key in ("coverage", "accuracy_of_answered"):
         assert f" {sure[key] * 100:.1f} " in breed
+
+
+@pytest.mark.parametrize(
+    ("recall", "expected"),
+    [(1.0, {}), (0.9996, {}), (0.999, {"color": "Normal of javasparrow 99.9 % (9 animals)"})],
+)
+def test_nothing_is_worst_that_is_written_as_100_percent(
+    recall: float, expected: dict[str, str]
+) -> None:
+    hard = {"label": "Normal", "species": "javasparrow", "recall": recall, "num_records": 9}
+    found = worst_of({"hardest_classes": {"color": [hard]}, "per_species": {"test": {}}})
+    assert found == expected
 
 
 @pytest.mark.parametrize(
