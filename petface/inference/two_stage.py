@@ -64,7 +64,7 @@ class TwoStageInference:
         if species not in self._specialists:
             path, how = find_specialist(species, self.stage2_folder), self.options
             stage = load_stage(path, species, how, self.annotations_root) if path else None
-            self._specialists[species] = stage and Stage2Model(stage)
+            self._specialists[species] = Stage2Model(stage) if stage else None
         return self._specialists[species]
 
     def load_all(self) -> dict[str, Stage2Model]:
