@@ -50,19 +50,19 @@ TEXT = {".py", ".html", ".jinja", ".j2", ".js", ".css", ".svg", ".md"}
 # Where the house is still too big: lines today. These only ever get fewer.
 OVER_BUDGET: dict[str, int] = {
     "stage 1 loads": 9746,
-    "petface": 20199,
+    "petface": 20186,
     "foundations": 2892,
     "petface/data": 3813,
     "petface/models": 1504,
     "petface/training": 2772,
-    "petface/inference": 1463,
+    "petface/inference": 1450,
     "petface/evaluation": 1654,
     "petface/analysis": 1995,
     "petface/report": 1958,
     "petface/export": 533,
     "petface/serving": 1618,
     "tools": 2992,
-    "tests": 25830,
+    "tests": 25711,
 }
 
 
