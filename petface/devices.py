@@ -121,6 +121,8 @@ def choose_device(wanted: str) -> torch.device:
     try:
         device = torch.device(wanted)
         torch.empty(1, device=device)
+        if device.index is not None and device.type == "cuda":  # what names no number means it too
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -139,6 +141,15 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
         else:
             wanted = "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
     return Precision({"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted])
+
+
+def set_arithmetic(*, exact: bool) -> None:
+    """Let GPUs compute float32 as such, or faster: in TF32, by convolutions that they try out.
+
+    Both are settings of the process: those of the network that was made last.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
+    torch.backends.cudnn.benchmark = not exact
 
 
 def cpu_has_bf16() -> bool:

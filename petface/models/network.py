@@ -17,6 +17,7 @@ from petface.devices import (
     choose_device,
     choose_precision,
     is_out_of_memory,
+    set_arithmetic,
     to_device,
 )
 from petface.errors import UserError
@@ -68,6 +69,7 @@ class Network:
     ) -> Network:
         """Put `model` on the device and in the precision that settings name ("auto" and others)."""
         on = choose_device(device)
+        set_arithmetic(exact=False)
         return cls(model, preprocessing, on, choose_precision(precision, on), temperatures)
 
     @classmethod
@@ -87,6 +89,7 @@ class Network:
         """
         num_left = fold_batchnorm(model.requires_grad_(False))
         network = cls.build(model, preprocessing, device, precision, temperatures)
+        set_arithmetic(exact=True)
         dtype = network.precision.dtype
         if dtype is not None and not num_left:
             network.is_cast = True

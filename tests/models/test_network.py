@@ -130,6 +130,20 @@ def test_a_batch_that_does_not_fit_is_halved_with_equal_answers(most: int) -> No
         Network.build(Cramped(0), RULE, "cpu", "fp32").answer_pixels(batch)
 
 
+def test_training_may_use_tf32_and_what_answers_may_not() -> None:
+    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [flag.allow_tf32 for flag in flags], torch.backends.cudnn.benchmark
+    try:
+        for make, wanted in ((Network.build, True), (Network.for_inference, False)):
+            make(build_classifier(Architecture(), 2).eval(), Preprocessing(32), "cpu", "fp32")
+            assert [flag.allow_tf32 for flag in flags] == [wanted] * 2
+            assert torch.backends.cudnn.benchmark is wanted
+    finally:
+        for flag, allowed in zip(flags, before[0], strict=True):
+            flag.allow_tf32 = allowed
+        torch.backends.cudnn.benchmark = before[1]
+
+
 def test_a_cpu_takes_as_many_pixels_at_once_as_eight_photos_of_224_px() -> None:
     for size_px, most in ((224, 8), (112, 32), (300, 4), (4000, 1)):
         network = Network.for_inference(Odd().eval(), Preprocessing(size_px), "cpu", "fp32")
