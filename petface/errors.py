@@ -48,7 +48,7 @@ NO_MEMORY: Final = re.compile(  # how allocators say it, as RuntimeErrors
     "not enough memory"
 )
 _OUTSIDE = re.compile(
-    "start new thread|terminated abruptly|CUDA error(?!.*assert)|Exceeds the limit|embedded null"
+    "new thread|terminated abruptly|CUDA error(?!.*assert)|Exceeds the limit|embedded null|Symlink"
 )
 
 

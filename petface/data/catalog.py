@@ -143,7 +143,7 @@ def strict_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
     close, a row longer or shorter than the header, and an empty file.
     """
     try:
-        data = Path(path).read_bytes()
+        data = files.patiently(Path(path).read_bytes, path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if (position := data.find(b"\0")) >= 0:

@@ -121,7 +121,7 @@ def load_dataset(
         record_split, split_notes = read_official(path, species_of, catalog.record_names)
     else:
         with distributed.main_first():
-            if not path.exists():
+            if not (path.exists() or path.is_symlink()):  # a dead link may come back
                 if path.suffix != ".csv":
                     what = "neither a folder of official lists nor a file name ending in .csv"
                     raise UserError(f"SPLITS_FILE {path} is {what}")

@@ -12,18 +12,9 @@ from unicodedata import normalize
 
 import numpy as np
 
+from petface import files
 from petface.data.catalog import line_error, strict_rows
 from petface.errors import UserError
-from petface.files import (
-    atomic_write,
-    csv_line,
-    plain_cell,
-    safe_cell,
-    sha256_of_file,
-    turn_in,
-    write_error,
-    write_json,
-)
 from petface.taxonomy import canonical_record
 
 SPLITS: Final = ("train", "val", "test")
@@ -155,7 +146,10 @@ def write_splits(
         name: {"records": len(ids), "sha256_of_records": _hash_of(ids)}
         for name, ids in _group(rows).items()
     }
-    lines = [csv_line(_CSV_HEADER), *(csv_line([safe_cell(cell) for cell in row]) for row in rows)]
+    lines = [
+        files.csv_line(_CSV_HEADER),
+        *(files.csv_line([files.safe_cell(cell) for cell in row]) for row in rows),
+    ]
     table = "".join(lines).encode("utf-8", "backslashreplace")
     facts = {
         "format": FORMAT,
@@ -168,14 +162,15 @@ def write_splits(
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with turn_in(path.parent):
+        with files.turn_in(path.parent):
             if path.exists():
                 return
-            write_json(side_file(path), facts)  # first: where the table is, its side file is too
-            with atomic_write(path) as handle:
+            # first: where the table is, its side file is too
+            files.write_json(side_file(path), facts)
+            with files.atomic_write(path) as handle:
                 handle.write(table)
     except (OSError, UserError) as error:
-        what = error if isinstance(error, UserError) else write_error(path, error)
+        what = error if isinstance(error, UserError) else files.write_error(path, error)
         raise UserError(f"{what}; set SPLITS_FILE to another path") from error
 
 
@@ -188,7 +183,7 @@ def read_side_file(path: str | Path) -> dict[str, Any]:
     """Read how the split file at `path` was made (`seed`, `fractions` ...), after checking it."""
     side = side_file(path)
     try:
-        facts = json.loads(side.read_text(encoding="utf-8"))
+        facts = json.loads(files.patiently(lambda: side.read_text(encoding="utf-8"), side))
         if facts["format"] > FORMAT:
             raise UserError(f"{side} is of format {facts['format']}, newer than this program reads")
         expected, _, _ = facts["sha256_of_csv"], facts["seed"], facts["fractions"]
@@ -197,7 +192,7 @@ def read_side_file(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"{side}, which belongs to {path}, cannot be read"
         raise UserError(f"{what}. {_way_out(path)}") from error
-    if sha256_of_file(path) != expected:
+    if files.patiently(lambda: files.sha256_of_file(path), path) != expected:
         raise UserError(f"{path} was edited since it was made: its hash differs. {_way_out(path)}")
     return facts
 
@@ -210,12 +205,12 @@ def read_splits(path: str | Path, species: np.ndarray, records: np.ndarray) -> n
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"split file {path} does not exist")
+        raise UserError(f"split file {path} does not exist{files.dead_link(path)}")
     read_side_file(path)
     codes = {name: code for code, name in enumerate(SPLITS)}
     in_file: dict[str, dict[str, int]] = {}
     for line, (name, record, split) in _rows(path, _CSV_HEADER):
-        name, record = (normalize("NFC", plain_cell(cell)) for cell in (name, record))
+        name, record = (normalize("NFC", files.plain_cell(cell)) for cell in (name, record))
         if split not in codes or record in in_file.setdefault(name, {}):
             raise line_error(path, line, f"{name},{record},{split} is not one record in one split")
         in_file[name][record] = codes[split]

@@ -127,12 +127,12 @@ def read(path: str | Path, species: str | None = None) -> Exported:
 def _bytes_of(path: Path, most: int, folder: Path | None = None) -> bytes:
     """Read a regular file of at most `most` bytes; of a bundle, only what lies in its folder."""
     try:
+        if path.stat().st_size > most:  # first: looped links are an OSError here
+            raise CheckpointError(path, f"is larger than {most / 1e6:,.0f} MB", _AGAIN)
         if folder and folder.resolve() not in path.resolve().parents:
             raise CheckpointError(path, "is a link out of its bundle", _AGAIN)
         if path.exists() and not path.is_file():
             raise CheckpointError(path, "is not a file", _AGAIN)
-        if path.stat().st_size > most:
-            raise CheckpointError(path, f"is larger than {most / 1e6:,.0f} MB", _AGAIN)
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(path, f"cannot be read: {error.strerror}", _AGAIN) from error

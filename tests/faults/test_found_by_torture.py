@@ -16,7 +16,10 @@ import pytest
 import train_resnet_minority_aug_dynamic as trainer
 from petface import files
 from petface.data import splits
-from petface.errors import UserError
+from petface.data.dataset import load_dataset
+from petface.errors import MachineError, UserError
+from petface.inference import onnx_models
+from petface.models.checkpoints import CheckpointError
 from petface.resumable import ResumableTable
 from petface.settings import read_settings
 from petface.training import runs
@@ -136,3 +139,37 @@ def test_a_split_that_another_process_made_in_between_stays(tmp_path):
     for split, seed in ((1, 5), (2, 6)):
         splits.write_splits(path, species, np.array(["7"]), np.array([split], np.int8), seed=seed)
     assert splits.read_splits(path, species, np.array(["7"])).tolist() == [1]
+
+
+@pytest.mark.parametrize("target", ["not_mounted/splits.csv", "splits.csv"])
+def test_no_new_split_is_made_in_place_of_a_dead_link(tree, tmp_path, target):
+    """The disk that holds the split may come back; a new one would change what is compared."""
+    path = tmp_path / "splits.csv"
+    path.symlink_to(target)
+    with pytest.raises(UserError, match="leads to .*, which is not there"):
+        load_dataset(tree.images, tree.annotations, splits_file=path)
+    assert path.is_symlink() and [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that gives EIO")
+@pytest.mark.parametrize("name", ["splits.csv", "splits.json"])
+def test_a_split_that_the_disk_does_not_give_is_not_to_be_deleted(tmp_path, monkeypatch, name):
+    path, one = tmp_path / "splits.csv", (np.array(["cat"]), np.array(["7"]))
+    splits.write_splits(path, *one, np.zeros(1, np.int8), seed=0)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/proc/self/mem")
+    monkeypatch.setattr(files, "_PAUSES_S", (0.0,))
+    with pytest.raises(MachineError, match=rf"{name}: .*EIO.*give the same command again"):
+        splits.read_splits(path, *one)
+
+
+def test_links_in_a_circle_are_told_in_a_line(tmp_path):
+    """`Path.resolve` has an error of its own for them."""
+    for name in ("bundle.json", "cat.onnx", "a", "b"):
+        (tmp_path / name).symlink_to(name)
+    (tmp_path / "bundle.json").unlink()
+    (tmp_path / "bundle.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"cat\.onnx: cannot be read: .*[Ss]ym"):
+        onnx_models.read(tmp_path / "cat.onnx", "cat")
+    compared = [tmp_path / "a", tmp_path / "b"]
+    scripts.assert_refused(scripts.run_fresh("tools/compare.py", compared), tmp_path / "a")

@@ -31,15 +31,16 @@ from tests.torture.fixtures import Workshop
 from tests.torture.images import torture_images
 from tests.torture.outcome import Outcome, table
 from tests.torture.packs import torture_packs, torture_sealed_packs
-from tests.torture.requests import torture_server
+from tests.torture.pickles import torture_pickles
+from tests.torture.requests import torture_page
 from tests.torture.soak import torture_soak
 from tests.torture.tables import torture_settings, torture_splits
 
 # ---- What is done ----
 ONLY: tuple[
     Literal[
-        "kills", "images", "csv", "settings", "splits", "checkpoints", "crafted", "bundles",
-        "packs", "requests", "disk", "two_processes", "resume", "soak",
+        "kills", "images", "csv", "settings", "splits", "checkpoints", "crafted", "pickles",
+        "bundles", "packs", "requests", "disk", "two_processes", "resume", "soak",
     ],
     ...,
 ] = ()  # fmt: skip  # parts; () = all
@@ -55,9 +56,10 @@ NUM_CSV: Positive = 500
 NUM_CHECKPOINTS: Positive = 300
 NUM_CRAFTED: Positive = 150
 NUM_PACKS: Positive = 450  # damaged at random, and as many that are sealed again
-NUM_SETTINGS: Positive = 165
-NUM_SPLITS: Positive = 192
-NUM_BUNDLES: Positive = 140
+NUM_SETTINGS: Positive = 240
+NUM_SPLITS: Positive = 240
+NUM_PICKLES: Positive = 300
+NUM_BUNDLES: Positive = 180
 NUM_REQUESTS: Positive = 300
 NUM_STOPS: Positive = 10  # steps at which a training is stopped and goes on
 SOAK_SECONDS: PositiveFloat = 900.0
@@ -112,6 +114,9 @@ PARTS = {
     "crafted": lambda s, shop: [
         torture_crafted(s.NUM_CRAFTED, s.SEED, shop.scratch("crafted")),
     ],
+    "pickles": lambda s, shop: [
+        torture_pickles(s.NUM_PICKLES, s.SEED, shop.scratch("pickles")),
+    ],
     "bundles": lambda s, shop: [
         torture_bundles(s.NUM_BUNDLES, s.SEED, shop.scratch("bundles")),
     ],
@@ -123,7 +128,7 @@ PARTS = {
         torture_settings(s.NUM_SETTINGS, s.SEED, shop.scratch("settings")),
     ],
     "splits": lambda s, shop: [torture_splits(s.NUM_SPLITS, s.SEED, shop.scratch("splits"))],
-    "requests": lambda s, _: [torture_server(s.NUM_REQUESTS, s.SEED)],
+    "requests": lambda s, shop: [torture_page(shop, s.NUM_REQUESTS, s.SEED)],
     "kills": lambda s, shop: _each(
         s, programs.KILLED, lambda name: programs.torture_kills(shop, name, s.NUM_KILLS, s.SEED)
     ),

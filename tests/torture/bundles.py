@@ -10,24 +10,33 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import random
-import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from petface.inference import onnx_models
-from petface.models.checkpoints import CheckpointError
 from tests.conftest import make_tree
 from tests.made_bundle import dataset_of, write_checkpoints
-from tests.torture.fuzz import Fuzzer, damaged, fuzz_apart
-from tests.torture.outcome import Outcome, begin_peak, peak_bytes
+from tests.torture.fuzz import (
+    Content,
+    Files,
+    Fuzzer,
+    damaged,
+    fuzz_apart,
+    judge_reading,
+    one_line,
+)
+from tests.torture.outcome import Outcome
 
 CEILING_BYTES = 900_000_000  # beyond what the process had; a network of 45 MB is read
-SECRET = b"what a stranger wants to read"
+SECRET = "secret.bin"  # beside the bundle
 _HUGE = 2**62
+_RANDOM = [f"structure {number}" for number in range(40)]
 
 
 def torture_bundles(num_files: int, seed: int, place: Path) -> Outcome:
@@ -40,12 +49,9 @@ def torture_bundles(num_files: int, seed: int, place: Path) -> Outcome:
     dataset = dataset_of(make_tree(place / "tree"))
     with contextlib.redirect_stdout(io.StringIO()):
         write_bundle(place / "whole", stage1, cat, dataset, ExportOptions())
-    (place / "secret.bin").write_bytes(SECRET * 1000)
+    os.mkfifo(place / SECRET)  # who opens it waits for ever
     outcome, fuzzer = Outcome("bundles", "strangers' bundles"), f"{__name__}:bundle_fuzzer"
-    done = fuzz_apart(outcome, fuzzer, str(place), num_files, seed, 60.0, 12 * 10**9)
-    if (place / "secret.bin").read_bytes() != SECRET * 1000:
-        done.failures.append("a file beside the bundle was changed")
-    return done
+    return fuzz_apart(outcome, fuzzer, str(place), num_files, seed, 60.0, 12 * 10**9, CEILING_BYTES)
 
 
 def bundle_fuzzer(folder: str) -> Fuzzer:
@@ -53,82 +59,90 @@ def bundle_fuzzer(folder: str) -> Fuzzer:
     import onnx
 
     place, whole = Path(folder), Path(folder) / "whole"
-    model = onnx.ModelProto.FromString((whole / "stage2/cat.onnx").read_bytes())
+    content = (whole / "stage2/cat.onnx").read_bytes()
     card = json.loads((whole / "stage2/cat.json").read_text())
-    attacks = model_attacks(onnx, place / "secret.bin")
+    attacks = model_attacks(onnx)
     pixels = torch.zeros(2, card["preprocessing"]["size_px"], card["preprocessing"]["size_px"], 3)
 
-    def draw_file(number: int, draw: random.Random) -> tuple[str, bytes]:
-        kinds = [*attacks, *CARD_ATTACKS, "bytes", "weights"]
-        kind, own, table = (
-            kinds[number % len(kinds)],
-            onnx.ModelProto(),
-            json.loads(json.dumps(card)),
-        )
-        own.CopyFrom(model)
+    def draw_file(number: int, draw: random.Random) -> tuple[str, Files]:
+        kinds = [*attacks, *CARD_ATTACKS, *FOLDER_ATTACKS, "bytes", "weights", *_RANDOM]
+        kind, table = kinds[number % len(kinds)], json.loads(json.dumps(card))
+        own = onnx.ModelProto.FromString(content)
         if kind in attacks:
             attacks[kind](own, draw)
-        elif kind in CARD_ATTACKS:
+        elif kind in CARD_ATTACKS:  # the model says the same
             CARD_ATTACKS[kind](table, draw)
-        content = own.SerializeToString()
+            for entry in own.metadata_props:
+                entry.value = json.dumps(table.get(entry.key))
+        for _ in range(draw.randrange(1, 4) if kind in _RANDOM else 0):
+            _change_structure(own, draw)
+        made = own.SerializeToString()
         if kind == "bytes":
-            content = damaged(content, draw)
+            made = damaged(made, draw)
         elif kind == "weights":
-            content = damaged(content, draw, len(content) // 4, len(content) // 2)
-        return kind, json.dumps(table).encode() + b"\0" + content
+            made = damaged(made, draw, len(made) // 4, len(made) // 2)
+        files = seal(whole, table, made)
+        if kind in FOLDER_ATTACKS:
+            FOLDER_ATTACKS[kind](files, draw)
+        return kind, files
 
-    def judge(data: bytes) -> tuple[str, str]:
-        text, _, content = data.partition(b"\0")
-        bundle = seal(whole, place / "bundle", text, content)
-        before = begin_peak()
-        try:
-            found = onnx_models.read(bundle / "stage2/cat.onnx", "cat")
-            network = onnx_models.OnnxNetwork(found.content, found)
-            answers = network.answer_pixels(pixels.byte())
-        except CheckpointError as error:
-            is_plain = (
-                "\n" not in str(error) and str(bundle) in str(error) and len(str(error)) < 900
-            )
-            return ("refused", "") if is_plain else ("wrong", f"says {str(error)[:300]!r}")
-        except BaseException as error:
-            return "wrong", f"{type(error).__name__}: {str(error)[:300]}"
-        if (taken := peak_bytes() - before) > CEILING_BYTES:
-            return "wrong", f"took {taken / 1e6:.0f} MB"
-        sizes = [len(names) for names in found.heads.values()]
-        return "read", "" if [a.shape[1] for a in answers] == sizes else "other heads"
+    def read(folder: Path) -> None:
+        for species in (None, "cat"):
+            if path := onnx_models.find(folder, species):
+                found = onnx_models.read(path, species)
+                network = onnx_models.OnnxNetwork(found.content, found, "cpu", str(path))
+                sizes = [len(names) for names in found.heads.values()]
+                shapes = [head.shape[1] for head in network.answer_pixels(pixels.byte())]
+                assert shapes == sizes, "other heads"
 
-    def judged(data: bytes) -> tuple[str, str]:
-        result, fault = judge(data)
-        return (result, fault) if fault or SECRET not in data else ("wrong", "read the secret")
-
-    return Fuzzer(draw_file, judged)
+    bundle = place / "bundle"
+    told = partial(one_line, name=bundle)
+    return Fuzzer(draw_file, lambda files: judge_reading(bundle, files, read, told))
 
 
-def seal(whole: Path, bundle: Path, card: bytes, content: bytes) -> Path:
-    """Write a bundle whose checksums all fit."""
-    shutil.rmtree(bundle, ignore_errors=True)
-    shutil.copytree(whole, bundle)
-    with contextlib.suppress(ValueError):
-        table = json.loads(card)
-        if isinstance(table, dict):
-            card = json.dumps({**table, "sha256": hashlib.sha256(content).hexdigest()}).encode()
-    (bundle / "stage2/cat.onnx").write_bytes(content)
-    (bundle / "stage2/cat.json").write_bytes(card)
-    listed = json.loads((bundle / "bundle.json").read_text())
-    for name in listed["files"]:
-        listed["files"][name] = hashlib.sha256((bundle / name).read_bytes()).hexdigest()
-    (bundle / "bundle.json").write_text(json.dumps(listed))
-    return bundle
+def seal(whole: Path, card: Any, content: bytes) -> dict[str, Content]:
+    """Return the files of a bundle whose checksums all fit."""
+    card = json.dumps({**card, "sha256": hashlib.sha256(content).hexdigest()}).encode()
+    listed = json.loads((whole / "bundle.json").read_text())
+    files: dict[str, Content] = {name: whole / name for name in listed["files"]}
+    for name, made in (("stage2/cat.onnx", content), ("stage2/cat.json", card)):
+        files[name], listed["files"][name] = made, hashlib.sha256(made).hexdigest()
+    return {**files, "bundle.json": json.dumps(listed).encode()}
 
 
-def model_attacks(onnx: Any, secret: Path) -> dict[str, Callable[[Any, random.Random], None]]:
+def _change_structure(model: Any, draw: random.Random) -> None:
+    """Give a field of any message of a model another value, or make one that is not there."""
+    messages = [model]
+    for message in messages:  # which grows
+        for field, value in message.ListFields():
+            if field.type == field.TYPE_MESSAGE:
+                messages += [value] if hasattr(value, "DESCRIPTOR") else list(value)[:40]
+    for kind in draw.sample(sorted({type(m).__name__ for m in messages}), 1):
+        message = draw.choice([m for m in messages if type(m).__name__ == kind])
+    for _ in range(3):  # into what is made now
+        field = draw.choice(message.DESCRIPTOR.fields)
+        value, numbers = getattr(message, field.name), (0, -1, 1, 7, 16, 2**31 - 1, _HUGE, 1e300)
+        if field.type == field.TYPE_MESSAGE:
+            message = value.add() if hasattr(value, "add") else value
+            message.SetInParent()
+            continue
+        is_text = field.type in (field.TYPE_STRING, field.TYPE_BYTES)
+        texts = ("", f"../../{SECRET}", "Loop", "a\nb", "9" * 5000, "EXTERNAL")
+        new = draw.choice(texts if is_text else numbers)
+        with contextlib.suppress(TypeError, ValueError):
+            new = new.encode() if field.type == field.TYPE_BYTES else new
+            value.append(new) if hasattr(value, "append") else setattr(message, field.name, new)
+        return
+
+
+def model_attacks(onnx: Any) -> dict[str, Callable[[Any, random.Random], None]]:
     """Ways to change a `ModelProto`, by name."""
     helper, proto = onnx.helper, onnx.TensorProto
 
     def outside(tensor: Any) -> Any:
         tensor.ClearField("raw_data")
         tensor.data_location = proto.EXTERNAL
-        for key, value in (("location", f"../../{secret.name}"), ("offset", "0"), ("length", "64")):
+        for key, value in (("location", f"../../{SECRET}"), ("offset", "0"), ("length", "64")):
             entry = tensor.external_data.add()
             entry.key, entry.value = key, value
         return tensor
@@ -162,12 +176,44 @@ def model_attacks(onnx: Any, secret: Path) -> dict[str, Callable[[Any, random.Ra
         body = helper.make_graph([], "body", [], [], [outside(new())])
         node(model, draw.choice(["If", "Loop", "Scan", "Relu"]), ["image"], ["more"], body=body)
 
+    def lists(model: Any, draw: random.Random) -> None:
+        """Put a tensor into one of the lists that an attribute may have."""
+        entry = draw.choice(model.graph.node).attribute.add(name="more")
+        kind = draw.choice(["tensors", "sparse_tensors", "graphs", "type_protos"])
+        made = getattr(entry, kind).add()
+        if kind == "sparse_tensors":
+            outside(draw.choice([made.values, made.indices]))
+        elif kind == "graphs":
+            outside(made.initializer.add())
+        elif kind == "tensors":
+            outside(made)
+
+    def value_info(model: Any, draw: random.Random) -> None:
+        sizes = draw.choice([[_HUGE], [2**40, 2**40], [-1], [0]])
+        kept = draw.choice(model.graph.node).output[0]
+        model.graph.value_info.append(helper.make_tensor_value_info(kept, proto.FLOAT, sizes))
+
+    def deep(model: Any, _: random.Random) -> None:
+        graph = model.graph
+        for _level in range(60):
+            graph = graph.node.add(op_type="If").attribute.add(name="then_branch", type=5).g
+        outside(graph.initializer.add())
+
+    def product(model: Any, draw: random.Random) -> None:
+        for name, dims in (("one", [2**16, 1]), ("other", [1, 2**16])):
+            made = helper.make_tensor(name, 1, dims, bytes(4 * 2**16), raw=True)
+            model.graph.initializer.append(made)
+        node(model, draw.choice(["Mul", "MatMul", "Add"]), ["one", "other"], ["x"])
+
     def function(model: Any, _: random.Random) -> None:
-        model.functions.append(helper.make_function("evil", "F", [], [], [], []))
+        inner = helper.make_node("Constant", [], ["x"], value=outside(new()))
+        model.functions.append(helper.make_function("evil", "F", [], [], [inner], []))
         node(model, "F", [], ["more"], domain="evil")
 
     def training(model: Any, _: random.Random) -> None:
-        model.training_info.add().algorithm.initializer.append(outside(new()))
+        info = model.training_info.add()
+        info.algorithm.initializer.append(outside(new()))
+        info.initialization.sparse_initializer.add().indices.CopyFrom(outside(new()))
 
     def operator(model: Any, draw: random.Random) -> None:
         names = ("ReadFile", "Loop", "Optional", "SequenceAt", "StringSplit", "RandomNormal")
@@ -228,14 +274,14 @@ def model_attacks(onnx: Any, secret: Path) -> dict[str, Callable[[Any, random.Ra
     ways = (
         *(external, sparse, constant, constant_sparse, subgraph, function, training, operator),
         *(domain, dims, expanded, pads, output, asked, many, doubled, circle, kinds, metadata),
-        versions,
+        *(versions, lists, value_info, deep, product),
     )
     return {way.__name__: way for way in ways}
 
 
 def _field(*names: str) -> Callable[[Any, random.Random], None]:
     """Put nonsense into a field of a card."""
-    values = (None, -1, 2**70, 1e308, "x" * 10_000, [], {}, [[[]]], True, "../../secret.bin")
+    values = (None, -1, 2**70, 1e308, "x" * 10_000, [], {}, [[[]]], True, f"../../{SECRET}")
 
     def change(card: Any, draw: random.Random) -> None:
         for name in names[:-1]:
@@ -252,4 +298,52 @@ CARD_ATTACKS: dict[str, Callable[[Any, random.Random], None]] = {
         *(("preprocessing", "size_px"), ("preprocessing", "mean"), ("calibration", "breed")),
         *(("species",), ("precision",), ("data",), ("format",), ("inputs",), ("outputs",)),
     )
+}
+
+
+def _file(name: str, *contents: Any) -> Callable[[dict[str, Content], random.Random], None]:
+    """Put something else in the place of a file of a bundle; "" leaves it out."""
+
+    def change(files: dict[str, Content], draw: random.Random) -> None:
+        made = files.pop(name, None)
+        content = draw.choice(contents)
+        if content == "/":
+            files[f"{name}/"] = b""
+        elif callable(content):
+            files[name] = content(made)
+        elif content != "":
+            files[name] = content
+
+    return change
+
+
+_TEXTS = (
+    *(b"", b"{", b"[]", b"null", b"\xff\xfe{", b"[" * 200_000, b'{"format": ' + b"9" * 5000 + b"}"),
+    *(b'{"format": 1180591620717411303424}', b'{"format": 2, "files": [1]}', b'{"format": NaN}'),
+    *(b'{"format": 2, "files": {"../secret.bin": "0"}}', b'{"format": 2}', b'{"format": "2"}'),
+    *(lambda made: b"\xef\xbb\xbf" + made, lambda made: made.decode().encode("utf-16")),
+    *(lambda made: made + b"\0", lambda made: made[:-9], lambda made: made + b" " * 17_000_000),
+    lambda made: made.replace(b'"stage2/cat', b'"stage2/../stage2/cat'),
+)
+_ODD_FILES = (
+    None,
+    "/",
+    "",
+    f"../{SECRET}",
+    f"../../{SECRET}",
+    "/dev/zero",
+    "/proc/self/mem",
+    "cat.onnx",
+)
+FOLDER_ATTACKS = {
+    "bundle.json": _file("bundle.json", *_TEXTS),
+    "bundle.json again": _file("bundle.json", *_TEXTS),
+    "bundle.json and again": _file("bundle.json", *_TEXTS),
+    "no bundle.json": _file("bundle.json", *_ODD_FILES),
+    "a card": _file("stage2/cat.json", *_TEXTS),
+    "no card": _file("stage2/cat.json", *_ODD_FILES),
+    "no model": _file("stage2/cat.onnx", *_ODD_FILES),
+    "no stage 1": _file("stage1.onnx", *_ODD_FILES),
+    "an added model": _file("stage2/dog.onnx", b"x", *_ODD_FILES),
+    "an added folder": _file("stage2/cat", *_ODD_FILES[:-1]),
 }

@@ -1,56 +1,99 @@
 """The runner of all fuzzers: a fuzzer draws a file and judges what comes of it.
 
-    python -m tests.torture.fuzz MODULE:FUZZER ARGUMENT PATIENCE_S SEED FIRST END BYTES
+    python -m tests.torture.fuzz MODULE:FUZZER ARGUMENT PATIENCE_S SEED FIRST END BYTES CEILING
 
 A new fuzzer is two small functions, run by `fuzz` in this process, or by `fuzz_apart` where what is
-attacked may crash, hang or take all memory.
+attacked may crash, hang or take all memory. A file is refused in one line or read; nothing in it
+is executed, none is changed, and all take less memory than a ceiling.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from petface.errors import UserError
 from tests.scripts import ENVIRONMENT, REPOSITORY
-from tests.torture.outcome import Outcome, peak_bytes
+from tests.torture.outcome import Outcome, begin_peak, peak_bytes
 
 MEMORY_BYTES = 1_000_000_000  # address space of a process of `fuzz_apart`
 PATIENCE_S = 20.0  # for one file; any takes well below a second on a machine that is not busy
+CEILING_BYTES = 700_000_000  # that one file may take beyond what the process had
+CANARY = "executed"  # what is hostile tries to make this file beside its own
 _SPANS = 1, 2, 8, 300  # bytes that are damaged together
+_NEVER = "executed", "hang", "crash", "altered", "traceback", "wrong"
+# A file's bytes, where a link leads, a file that is the same, a pipe that nobody writes into.
+Content = bytes | str | Path | None
+Files = Mapping[str, Content]  # by the path in their folder; a name that ends in / is a folder
 
 
 @dataclass(frozen=True)
 class Fuzzer:
     """How one kind of file is attacked."""
 
-    draw_file: Callable[[int, random.Random], tuple[str, bytes]]  # number -> its kind, its bytes
-    judge: Callable[[bytes], tuple[str, str]]  # -> a word for what came of it; what is wrong, or ""
+    draw_file: Callable[[int, random.Random], tuple[str, Any]]  # number -> its kind, its bytes
+    judge: Callable[[Any], tuple[str, str]]  # -> a word for what came of it; what is wrong, or ""
 
-    def file(self, number: int, seed: int) -> tuple[str, bytes]:
-        """Draw a file, the same in every process."""
-        return self.draw_file(number, random.Random(f"{seed} {number}"))
+    def judged(
+        self, number: int, seed: int, ceiling: int, patience_s: float = 0.0
+    ) -> tuple[str, str, str, int, float]:
+        """Draw a file, the same in every process; its kind, what came of it, bytes, seconds.
+
+        Beyond `patience_s` a signal ends the process; 0: it has all the time it wants.
+        """
+        kind, data = self.draw_file(number, random.Random(f"{seed} {number}"))
+        before, begun = begin_peak(), time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, patience_s)
+        result, fault = self.judge(data)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        taken, seconds = peak_bytes() - before, time.monotonic() - begun
+        if taken > ceiling and not fault:
+            result, fault = "wrong", f"took {taken / 1e6:.0f} MB"
+        return kind, result, fault, taken, seconds
 
 
-def fuzz(outcome: Outcome, fuzzer: Fuzzer, num_files: int, seed: int) -> Outcome:
+def fuzz(
+    outcome: Outcome, fuzzer: Fuzzer, num_files: int, seed: int, ceiling_bytes: int = CEILING_BYTES
+) -> Outcome:
     """Judge the files of a fuzzer one after the other."""
-    with outcome.timed():
+    with _counted(outcome, ceiling_bytes) as counted:
         for number in range(num_files):
-            kind, data = fuzzer.file(number, seed)
-            outcome.count(f"file {number} of seed {seed} ({kind})", *fuzzer.judge(data))
+            counted(number, seed, *fuzzer.judged(number, seed, ceiling_bytes))
     return outcome
+
+
+@contextmanager
+def _counted(outcome: Outcome, ceiling_bytes: int) -> Iterator[Callable[..., None]]:
+    """Count what comes of files, and end with how often what must never be was, with peaks."""
+    peak, slowest_s = 0, 0.0
+
+    def counted(
+        number: int, seed: int, kind: str, result: str, fault: str, taken: int, seconds: float
+    ) -> None:
+        nonlocal peak, slowest_s
+        outcome.count(f"file {number} of seed {seed} ({kind})", result, fault)
+        peak, slowest_s = max(peak, taken), max(slowest_s, seconds)
+
+    with outcome.timed():
+        yield counted
+    never = {word: outcome.counts.pop(word, 0) for word in _NEVER}
+    most = {"peak_mb": peak // 1_000_000, "ceiling_mb": ceiling_bytes // 1_000_000}
+    outcome.counts.update({**never, **most, "slowest_s": slowest_s})
 
 
 def fuzz_apart(
@@ -61,68 +104,110 @@ def fuzz_apart(
     seed: int,
     patience_s: float = PATIENCE_S,
     memory_bytes: int = MEMORY_BYTES,
+    ceiling_bytes: int = CEILING_BYTES,
 ) -> Outcome:
     """Judge the files of `fuzzer` ("module:function", called with `argument`) in processes.
 
     A process has little address space and a timer whose signal ends it: a crash or a hang of C code
     is seen from outside, by the signal that it died of. The next one goes on behind that file.
     """
-    peak, slowest_s, first = 0, 0.0, 0
-    with outcome.timed():
+    first = 0
+    with _counted(outcome, ceiling_bytes) as counted:
         while first < num_files:
-            numbers = [str(number) for number in (patience_s, seed, first, num_files, memory_bytes)]
+            numbers = [patience_s, seed, first, num_files, memory_bytes, ceiling_bytes]
             done = subprocess.run(
-                [sys.executable, "-m", "tests.torture.fuzz", fuzzer, argument, *numbers],
+                [sys.executable, "-m", "tests.torture.fuzz", fuzzer, argument, *map(str, numbers)],
                 capture_output=True,
                 text=True,
                 env={**os.environ, **ENVIRONMENT, "OPENBLAS_NUM_THREADS": "1"},
                 cwd=REPOSITORY,
             )
             for line in (line for line in done.stdout.splitlines() if line.endswith("]")):
-                kind, result, fault, took, seconds = json.loads(line)
-                outcome.count(f"file {first} of seed {seed} ({kind})", result, fault)
-                peak, slowest_s, first = max(peak, took), max(slowest_s, seconds), first + 1
+                counted(first, seed, *json.loads(line))
+                first += 1
             if done.returncode == 0:
                 break
             end = "hang" if done.returncode == -signal.SIGALRM else "crash"
             words = f"exit code {done.returncode} {done.stderr.strip().rpartition(chr(10))[2]}"
-            outcome.count(f"file {first} of seed {seed}", end, f"{end}, {words}")
+            counted(first, seed, "last", end, f"{end}, {words}", 0, 0.0)
             first += 1
-    outcome.counts |= {"peak_mb": peak // 1_000_000, "slowest_s": slowest_s}
     return outcome
 
 
-def _work(fuzzer: Fuzzer, patience_s: float, seed: int, first: int, end: int, most: int) -> None:
+def _work(
+    fuzzer: Fuzzer, patience_s: float, seed: int, first: int, end: int, most: int, ceiling: int
+) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     warnings.simplefilter("ignore")
     for number in range(first, end):
-        kind, data = fuzzer.file(number, seed)
-        signal.setitimer(signal.ITIMER_REAL, patience_s)  # its signal ends the process
-        begun = time.monotonic()
-        result, fault = fuzzer.judge(data)
-        seconds = time.monotonic() - begun
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps([kind, result, fault, peak_bytes(), seconds]), flush=True)
+        judged = fuzzer.judged(number, seed, ceiling, patience_s)
+        print(json.dumps(judged), flush=True)
+
+
+def one_line(message: str, name: object) -> str:
+    """Return what is wrong with a refusal: it is one line of some length that names the file."""
+    is_good = "\n" not in message and str(name) in message and len(message) < 1500
+    return "" if is_good else f"says {message[:300]!r}"
 
 
 def judge_reading(
     path: Path,
-    data: bytes,
+    data: bytes | Files,
     read: Callable[[Path], Any],
     wrong_message: Callable[[str], str],
-    difference: Callable[[Any], str],
+    difference: Callable[[Any], str] = lambda _: "",
 ) -> tuple[str, str]:
-    """Read a file: refused with a message that is not wrong, or read without a difference."""
-    path.write_bytes(data)
+    """Read a file, or a folder: refused with a message that is not wrong, or read as it should be.
+
+    What was written is there afterwards, and nothing else; no canary was made.
+    """
+    lay(path, data)
+    before = _state(path)
     try:
-        found = read(path)
+        fault = difference(read(path))
+        result = "altered" if fault else "read"
     except UserError as error:
         fault = wrong_message(str(error))
-        return "wrong" if fault else "refused", fault
+        result = "wrong" if fault else "refused"
     except BaseException as error:
-        return "wrong", f"{type(error).__name__}: {error}"
-    fault = difference(found)
-    return "altered" if fault else "read", fault
+        result, fault = "traceback", f"{type(error).__name__}: {str(error)[:300]}"
+    if _state(path) != before:
+        result, fault = "altered", "what was read is not what it was"
+    if (canary := path.parent / CANARY).exists():
+        canary.unlink()
+        result, fault = "executed", "what it holds was executed"
+    return result, fault
+
+
+def lay(path: Path, data: bytes | Files) -> None:
+    """Write a file, or a folder with nothing but these files in it."""
+    if isinstance(data, bytes):
+        path.write_bytes(data)
+        return
+    shutil.rmtree(path, ignore_errors=True)
+    for name, content in data.items():
+        file = path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("/"):
+            file.mkdir()
+        elif content is None:
+            os.mkfifo(file)
+        elif isinstance(content, str):
+            file.symlink_to(content)
+        elif isinstance(content, Path):
+            os.link(content, file)
+        else:
+            file.write_bytes(content)
+
+
+def _state(path: Path) -> dict[str, object]:
+    """Return the kind and the content of a file, and of all in a folder."""
+    found: dict[str, object] = {}
+    for file in (path, *path.rglob("*")):
+        is_plain = file.is_file() and not file.is_symlink()
+        content = hashlib.sha256(file.read_bytes()).digest() if is_plain else b""
+        found[str(file)] = file.lstat().st_mode, content
+    return found
 
 
 def flipped_bit(data: bytes, place: int, draw: random.Random) -> bytes:

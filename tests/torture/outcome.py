@@ -59,19 +59,19 @@ def table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def begin_peak() -> int:
+def begin_peak(process: int | str = "self") -> int:
     """Forget the most memory that this process has had, where the system can; return what it has.
 
     On Linux `ru_maxrss` is never less than what the process had that started this one.
     """
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return peak_bytes()
+        Path(f"/proc/{process}/clear_refs").write_text("5")
+    return peak_bytes(process)
 
 
-def peak_bytes() -> int:
+def peak_bytes(process: int | str = "self") -> int:
     """Return the most bytes of memory since `begin_peak`; 0 where the system does not tell."""
     with suppress(OSError):
-        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{process}/status").read_text())
         return int(found[1]) * 1024 if found else 0
     return 0

@@ -16,7 +16,7 @@ from petface.data.images import Preprocessing
 from petface.data.pack import ENTRY, MAGIC, TAIL, PackedImages, head_length, make_pack
 from petface.data.sources.petface import scan
 from tests.torture.fuzz import Fuzzer, damaged, fuzz, judge_reading
-from tests.torture.outcome import Outcome, begin_peak, peak_bytes
+from tests.torture.outcome import Outcome
 
 _RULE = Preprocessing(16)
 _CEILING_BYTES = 100_000_000  # for a file of 30 kB
@@ -100,14 +100,8 @@ def torture_sealed_packs(num_files: int, seed: int, place: Path) -> Outcome:
         is_good = message.startswith(f"pack {path}: ") and len(message) < 2000
         return "" if is_good else f"message {message!r}"
 
-    def judge(data: bytes) -> tuple[str, str]:
-        before = begin_peak()
-        found = judge_reading(path, data, read, wrong_message, lambda _: "")
-        took = peak_bytes() - before
-        return ("wrong", f"took {took / 1e6:.0f} MB") if took > _CEILING_BYTES else found
-
-    fuzzer = Fuzzer(draw_file, judge)
-    return fuzz(Outcome("packs", "sealed packs"), fuzzer, num_files, seed)
+    fuzzer = Fuzzer(draw_file, lambda data: judge_reading(path, data, read, wrong_message))
+    return fuzz(Outcome("packs", "sealed packs"), fuzzer, num_files, seed, _CEILING_BYTES)
 
 
 def _draw_tree(images: Path) -> Catalog:

@@ -11,15 +11,19 @@ import socket
 import time
 from collections.abc import Iterator
 
+from petface.files import sha256_of_file
 from petface.serving.requests import Limits
 from tests.serving.made_server import TYPE, Client, form, photo, post, running
+from tests.tools.test_serve import served
+from tests.torture.fixtures import Workshop
 from tests.torture.fuzz import Fuzzer, damaged, fuzz
-from tests.torture.outcome import Outcome
+from tests.torture.outcome import Outcome, begin_peak, peak_bytes
 
 HANG_S = 15.0  # without an end of the connection; the servers of these tests give up after one
 _PHOTO = form(photo())
 _CHUNKED = "Transfer-Encoding: chunked\r\n"
 _CHUNK = b"%x\r\n%s\r\n" % (len(_PHOTO), _PHOTO)
+_CEILING_MB = 300  # that the server may take beyond what it had
 _REFUSED = {400}
 _ANY = {200, 400, 403, 404, 405, 408, 413, 415, 417, 422, 431, 501, 505, 0}  # 0: closed
 
@@ -205,3 +209,29 @@ def torture_server(num_files: int, seed: int) -> Outcome:
     """Start a server with short patience, and send it odd requests."""
     with running(Limits(head_timeout_s=1, body_timeout_s=1, max_body_mb=0.5)) as server:
         return torture_requests(server.port, num_files, seed)
+
+
+def torture_page(workshop: Workshop, num_files: int, seed: int) -> Outcome:
+    """Send them to the page that `tools.serve` serves: it answers on, traces nothing, stays small.
+
+    Its models, the demo's, are as they were afterwards.
+    """
+    stage1, stage2 = workshop.straight("stage1") / "best.pt", workshop.straight("stage2")
+    models = [stage1, *sorted(stage2.rglob("*.pt"))]
+    kept = [sha256_of_file(path) for path in models]
+    flags = ["--stage1-checkpoint", stage1, "--stage2-folder", stage2, "--max-body-mb", 0.5]
+    flags += ["--head-timeout-s", 1, "--body-timeout-s", 1]
+    with served(workshop.scratch("requests"), *flags) as server:
+        begin_peak(server.process.pid)
+        before = peak_bytes(server.process.pid)
+        outcome = torture_requests(server.port, num_files, seed)
+        outcome.counts["peak_mb"] = taken = (peak_bytes(server.process.pid) - before) // 1_000_000
+        outcome.counts["ceiling_mb"] = _CEILING_MB
+        page = server.get("/")
+        traced = server.log.read_text().count("Traceback")
+    outcome.counts["traceback"] = traced
+    if traced or taken > _CEILING_MB or b"<html" not in page:
+        outcome.failures.append(f"{traced} tracebacks, {taken} MB, a page of {len(page)} bytes")
+    if kept != [sha256_of_file(path) for path in models]:
+        outcome.failures.append("a model was changed")
+    return outcome

@@ -5,22 +5,26 @@ What one of them says is never another program: nothing of it is carried out.
 
 from __future__ import annotations
 
-import functools
+import csv
+import hashlib
+import io
+import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
+from unicodedata import normalize
 
 import inference_engine
 import stage2_resnet_multi
 import train_resnet_minority_aug_dynamic
 from petface.data.dataset import load_dataset, species_of_records
-from petface.settings import read_settings
-from tests.conftest import make_tree
+from petface.settings import Settings, read_settings
+from tests.conftest import Tree, make_tree
 from tests.scripts import REPOSITORY
-from tests.torture.fuzz import Fuzzer, damaged, fuzz, judge_reading
+from tests.serving.made_server import photo
+from tests.torture.fuzz import Content, Fuzzer, damaged, fuzz_apart, judge_reading, one_line
 from tests.torture.outcome import Outcome
 
 SCRIPTS = (train_resnet_minority_aug_dynamic, stage2_resnet_multi, inference_engine)
@@ -29,112 +33,184 @@ _ODD = (
     *('"\\u0000"', "'''\n'''", "[" * 5000 + "]" * 5000, "{ a = 1 }", "[1, 'a', true]", "true"),
     *('"../../etc/passwd"', '"' + "x" * 100_000 + '"', "[" + "1," * 50_000 + "]", '"\udc80"'),
 )
+_CODINGS = ("utf-16", "utf-16-le", "utf-32", "utf-7", "utf-8-sig")
+# A pipe, a folder, links: to nothing, to itself, to what never ends, to what gives EIO, away.
+_ODD_FILES = (
+    *(None, "/", "nothing", "preset.toml", "splits.csv", "/dev/zero", "/proc/self/mem"),
+    *("/dev/tty", "../presets", "/etc/hostname"),
+)
+PRESET = "preset.toml"
+CEILING_BYTES = 200_000_000  # for a preset of at most a megabyte that is read
 
 
 def torture_settings(num_files: int, seed: int, place: Path) -> Outcome:
-    """Read mutated presets as each script does."""
-    path = place / "preset.toml"
-    presets = sorted((REPOSITORY / "configs").glob("*/*.toml"))
-    names = {m: read_settings(m, []).as_dict() for m in SCRIPTS}
+    """Read mutated presets as each script does, in processes of their own."""
+    outcome, fuzzer = Outcome("settings", "mutated presets"), f"{__name__}:preset_fuzzer"
+    return fuzz_apart(outcome, fuzzer, str(place), num_files, seed, 60.0, 12 * 10**9, CEILING_BYTES)
 
-    def draw_file(number: int, draw: random.Random) -> tuple[str, bytes]:
-        name = draw.choice([*names[SCRIPTS[number % 3]]])
+
+def preset_fuzzer(folder: str) -> Fuzzer:
+    """Mutate a preset, or put something else in its place; it is for every script in turn."""
+    place = Path(folder) / "presets"
+    presets = sorted((REPOSITORY / "configs").glob("*/*.toml"))
+    names = [[*read_settings(script, []).as_dict()] for script in SCRIPTS]
+
+    def draw_file(number: int, draw: random.Random) -> tuple[str, Any]:
+        name = draw.choice(names[number % 3])
         whole = draw.choice(presets).read_bytes()
         other = "".join(draw.sample(name, len(name)))
-        ways: dict[str, Callable[[], bytes]] = {
+        nearly = draw.choice([name[:-1], name.lower(), name + "S", f" {name}", f'"{name} "', other])
+        deep = draw.choice([100, 3000, 100_000])
+        ways: dict[str, Callable[[], Content]] = {
             "damaged": lambda: damaged(whole, draw),
             "odd value": lambda: f"{name} = {draw.choice(_ODD)}\n".encode("utf-8", "surrogatepass"),
-            "nearly a name": lambda: f"{name[:-1]} = 1\n{other} = 2\n".encode(),
+            "nearly a name": lambda: f"{nearly} = 1\n{other} = 2\n".encode(),
             "twice": lambda: f"{name} = 1\n{name} = 2\n".encode(),
             "table": lambda: f"[{name}]\nx = 1\n".encode() + b"[a.b.c]\n" * 50,
-            "nested": lambda: f"{name} = {'{a=' * 3000}1{'}' * 3000}\n".encode(),
-            "another coding": lambda: whole.decode().encode(draw.choice(["utf-16", "utf-32"])),
-            "marked": lambda: b"\xef\xbb\xbf" + whole,
+            "deep tables": lambda: f"{name} = {'{a=' * deep}1{'}' * deep}\n".encode(),
+            "deep lists": lambda: f"{name} = {'[' * deep}{']' * deep}\n".encode(),
+            "deep names": lambda: f"{name}{'.a' * deep} = 1\n[{'b.' * deep}b]\n".encode(),
+            "another coding": lambda: whole.decode().encode(draw.choice(_CODINGS)),
+            "marked": lambda: b"\xef\xbb\xbf" * draw.randrange(1, 3) + whole,
             "zeros": lambda: whole.replace(b"\n", b"\0", 2),
             "carriage returns": lambda: whole.replace(b"\n", draw.choice([b"\r\n", b"\r"])),
-            "large": lambda: b"# " + b"x" * 30_000_000 + b"\n" + whole,
-        }
+            "large": lambda: b"# " + b"x" * draw.choice([10**6, 3 * 10**7]) + b"\n" + whole,
+            "many": lambda: b"".join(b"a%d = 1\n" % number for number in range(60_000)),
+        } | {f"odd file {odd}": lambda odd=odd: odd for odd in _ODD_FILES}
         kind = [*ways][number // 3 % len(ways)]
-        return f"{SCRIPTS[number % 3].__name__}, {kind}", ways[kind]()
+        content = ways[kind]()
+        files = {f"{PRESET}/": b""} if content == "/" else {PRESET: content}
+        return f"{SCRIPTS[number % 3].__name__}, {kind}", (SCRIPTS[number % 3], files)
 
-    def judge(data: bytes, module: Any) -> tuple[str, str]:
+    def judge(drawn: Any) -> tuple[str, str]:
+        script, files = drawn
+
+        def difference(found: Settings) -> str:
+            """Compare with what the run's own settings.toml gives back."""
+            written = place / "settings.toml"
+            written.write_text(found.as_toml())
+            again = read_settings(script, ["--config", str(written)])
+            written.unlink()
+            return "" if again == found else "its own settings.toml gives other values"
+
+        told = partial(one_line, name=PRESET)
         return judge_reading(
-            path,
-            data,
-            lambda path: read_settings(module, ["--config", str(path)]),
-            lambda told: "" if _is_line(told, path.name) else f"says {told[:300]!r}",
-            lambda found: "" if found.as_dict().keys() == names[module].keys() else "other names",
+            place,
+            files,
+            lambda place: read_settings(script, ["--config", str(place / PRESET)]),
+            told,
+            difference,
         )
 
-    turn = iter(range(num_files))  # a preset is for every script in turn
-    fuzzer = Fuzzer(draw_file, lambda data: judge(data, SCRIPTS[next(turn) % 3]))
-    return fuzz(Outcome("settings", "mutated presets"), fuzzer, num_files, seed)
-
-
-def _is_line(told: str, name: str) -> bool:
-    return name in told and "\n" not in told and len(told) < 2000
+    return Fuzzer(draw_file, judge)
 
 
 def torture_splits(num_files: int, seed: int, place: Path) -> Outcome:
-    """Load a tree by mutated split files, its own and official ones."""
-    tree = make_tree(place / "split_tree")
+    """Load a tree by mutated split files, its own and official ones, in processes of their own."""
+    tree = make_tree(place / "tree")
+    for species, record in (("cat", "Mu\u0308tze"), ("cat", "a,b"), ("yak", "=1")):
+        (tree.images / species / record).mkdir()
+        (tree.images / species / record / "00.png").write_bytes(photo())
+    load_dataset(tree.images, tree.annotations)
+    outcome, fuzzer = Outcome("splits", "mutated splits"), f"{__name__}:split_fuzzer"
+    return fuzz_apart(outcome, fuzzer, str(place), num_files, seed, 60.0, 12 * 10**9, CEILING_BYTES)
+
+
+def split_fuzzer(folder: str) -> Fuzzer:
+    """Mutate one of the files of a split: sealed, with its side file in order, or as it is."""
+    tree, place = Tree(Path(folder) / "tree"), Path(folder) / "splits"
     before = load_dataset(tree.images, tree.annotations)
-    path, official = tree.root / "splits.csv", place / "official"
-    side = path.with_suffix(".json")
-    whole, kept = path.read_bytes(), side.read_bytes()
-    names = species_of_records(before.catalog)
-    lists = {}
-    for species in np.unique(names).tolist():
+    records = list(
+        zip(species_of_records(before.catalog), before.catalog.record_names, strict=True)
+    )
+    codes = {tuple(map(str, r)): s for r, s in zip(records, before.record_split, strict=True)}
+    made = {name: (tree.root / name).read_bytes() for name in ("splits.csv", "splits.json")}
+    lists = {"official/empty": b""}
+    for species in sorted({name for name, _ in codes}):
         for code, file in enumerate(("train.csv", "val.txt", "test.txt")):
-            own = before.catalog.record_names[(names == species) & (before.record_split == code)]
-            rows = [f"{species}/{record}/00.png" for record in own]
-            rows = ["filename,label", *(f"{row},1" for row in rows)] if not code else rows
-            lists[f"{species}/{file}"] = "\n".join([*rows, ""]).encode()
-        lists[f"{species}/reidentification.csv"] = b"filename,label\n"
-    ways: dict[str, Callable[[bytes, random.Random], bytes]] = {
+            own = [name for (s, name), c in codes.items() if s == species and c == code]
+            rows = [f'"{species}/{record}/00.png"' + ",1" * (code == 0) for record in own]
+            text = "\n".join([*["filename,label"] * (code == 0), *rows, ""])
+            lists[f"official/{species}/{file}"] = text.encode()
+        lists[f"official/{species}/reidentification.csv"] = b"filename,label\n"
+
+    def nfd(data: bytes, _: random.Random) -> bytes:
+        return normalize("NFD", data.decode()).encode()
+
+    ways: dict[str, Callable[[bytes, random.Random], Content]] = {
         "damaged": damaged,
         "marked": lambda data, _: b"\xef\xbb\xbf" + data,
         "carriage returns": lambda data, _: data.replace(b"\n", b"\r\n"),
         "a line twice": lambda data, _: data + data.splitlines()[-1] + b"\n",
-        "in two parts": lambda data, _: data + data.splitlines()[-1].replace(b"train", b"test"),
+        "in two parts": lambda data, _: data + b"cat,000001,val\ncat/000001/00.png\n",
         "unknown part": lambda data, _: data.replace(b"val", b"valid", 1),
-        "unknown record": lambda data, _: data + b"\ncat,999999,train\ncat/999999/00.png\n",
-        "a record less": lambda data, _: data.rpartition(b"\n")[0].rpartition(b"\n")[0],
+        "unknown record": lambda data, _: data + b"cat,999999,train\n",
+        "an unknown photo": lambda data, _: data + b"cat/999999/00.png\n",
+        "a record less": lambda data, _: data.rstrip(b"\n").rpartition(b"\n")[0] + b"\n",
+        "cut short": lambda data, draw: data[: draw.randrange(len(data))],
         "another spelling": lambda data, _: data.replace(b"cat", b"Cat"),
+        "taken apart": nfd,
         "zeros": lambda data, draw: data.replace(b"0", b"\0", draw.randrange(1, 9)),
         "quotes": lambda data, _: data.replace(b",", b',"', 1),
-        "latin": lambda data, _: data + b"\ncat,\xe9,train",
-    }
+        "latin": lambda data, _: data + b"cat,\xe9,train\n",
+        "another coding": lambda data, draw: data.decode().encode(draw.choice(_CODINGS)),
+        "other columns": lambda data, _: data.replace(b",", b";"),
+        "upwards": lambda data, _: data + b'"cat/../../../secret/00.png",1\n',
+    } | {f"odd file {odd}": lambda *_, odd=odd: odd for odd in _ODD_FILES}
 
-    def draw_file(number: int, draw: random.Random) -> tuple[str, bytes]:
-        kind = [*ways][number // 4 % len(ways)]
-        if number % 4 == 3:
-            name = draw.choice([*lists])
-            return f"{name}, {kind}", name.encode() + b"\n\n" + ways[kind](lists[name], draw)
-        if number % 4 == 2:
-            return "side file", b"side\n\n" + damaged(kept, draw)
-        return kind, b"\n\n" + ways[kind](whole, draw)
+    def draw_file(number: int, draw: random.Random) -> tuple[str, dict[str, Content]]:
+        kind, files = [*ways][number // 4 % len(ways)], {**made, **lists}
+        name = ("splits.csv", "splits.csv", "splits.json", draw.choice([*lists][1:]))[number % 4]
+        content = ways[kind](files[name], draw)
+        if content == "/":
+            del files[name]
+            name, content = f"{name}/", b""
+        files[name] = content
+        if number % 4 == 1 and isinstance(content, bytes):
+            facts = json.loads(made["splits.json"])
+            facts["sha256_of_csv"] = hashlib.sha256(content).hexdigest()
+            files["splits.json"] = json.dumps(facts).encode()
+        return f"{name}, {kind}", files if number % 4 == 3 else {
+            n: files[n] for n in files if n not in lists
+        }
 
-    def judge(data: bytes) -> tuple[str, str]:
-        name, _, content = data.partition(b"\n\n")
-        path.write_bytes(content if not name else whole)
-        side.write_bytes(content if name == b"side" else kept)
-        for file, text in lists.items() if name not in (b"", b"side") else ():
-            (official / file).parent.mkdir(parents=True, exist_ok=True)
-            (official / file).write_bytes(content if file.encode() == name else text)
-        how = {"splits_file": official} if official.exists() and name not in (b"", b"side") else {}
-        load = functools.partial(load_dataset, tree.images, tree.annotations, **how)
+    def judge(files: dict[str, Content]) -> tuple[str, str]:
+        source = place / ("official" if "official/empty" in files else "splits.csv")
 
         def difference(found: Any) -> str:
-            is_whole = len(found.record_split) == before.catalog.num_records
-            return "" if is_whole and set(found.record_split) <= {0, 1, 2} else "records are lost"
+            expected = second_reader(files, codes, source.name == "official")
+            now = dict(zip(codes, found.record_split.tolist(), strict=True))
+            apart = [name for name in codes if now[name] != expected.get(name)]
+            return "".join(
+                f"{name} is in {now[name]}, not {expected.get(name)}" for name in apart[:1]
+            )
 
         return judge_reading(
-            place / "file.csv",
-            content,
-            lambda _: load(),
-            lambda told: "" if len(told) < 2000 and "/" in told else f"says {told[:300]!r}",
+            place,
+            files,
+            lambda _: load_dataset(tree.images, tree.annotations, splits_file=source),
+            partial(one_line, name=source),
             difference,
         )
 
-    return fuzz(Outcome("splits", "mutated splits"), Fuzzer(draw_file, judge), num_files, seed)
+    return Fuzzer(draw_file, judge)
+
+
+def second_reader(
+    files: Mapping[str, Content], codes: Mapping[tuple[str, str], int], is_official: bool
+) -> dict[tuple[str, str], int]:
+    """Read where each record belongs, with `csv` alone."""
+    sides, found = ("train", "val", "test"), dict.fromkeys(codes, 0) if is_official else {}
+    for path, content in files.items():
+        is_listed = path.endswith((".csv", ".txt")) and path.startswith("official") == is_official
+        if not is_listed or not isinstance(content, bytes):
+            continue
+        text = normalize("NFC", content.decode("utf-8-sig"))
+        for cells in csv.reader(io.StringIO(text, newline=""), strict=True):
+            if is_official and "/" in cells[0]:
+                species, record, _ = cells[0].rsplit("/", 2)
+                side = Path(path).stem.replace("reidentification", "train")
+                found[species, record] = sides.index(side)
+            elif len(cells) == 3 and cells[2] in sides:
+                found[cells[0], cells[1].removeprefix("'")] = sides.index(cells[2])
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 from pathlib import Path
@@ -19,11 +20,12 @@ from petface.settings import read_settings
 from tests import scripts
 from tests.sameness import broken_files, num_being_written, run_differences, stale_files
 from tests.torture import __main__ as torture
-from tests.torture import programs, soak
+from tests.torture import pickles, programs, soak
 from tests.torture.annotations import torture_csv
 from tests.torture.bundles import torture_bundles
 from tests.torture.checkpoints import torture_checkpoints
 from tests.torture.fixtures import Workshop
+from tests.torture.fuzz import fuzz, judge_reading
 from tests.torture.images import torture_images
 from tests.torture.outcome import Outcome, table
 from tests.torture.packs import torture_packs, torture_sealed_packs
@@ -101,17 +103,35 @@ def test_damaged_checkpoints_are_refused_or_identical(tmp_path):
     assert counts["refused"] > 60 and counts["executed"] == counts["altered"] == 0
 
 
-def test_a_loader_that_trusts_its_files_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-
+def test_a_loader_that_trusts_its_files_is_noticed(tmp_path):
     def trusting(path: Path) -> Any:
         try:
             return torch.load(path, weights_only=False)
         except Exception as error:
             raise checkpoints.CheckpointError(path, "damaged") from error
 
-    outcome = torture_checkpoints(60, 0, tmp_path, trusting)
-    noticed(outcome, "was executed", "weight differs")
+    noticed(torture_checkpoints(60, 0, tmp_path, trusting), "weight differs")
+
+
+@pytest.mark.slow
+def test_hostile_pickles_are_refused(tmp_path):
+    assert fine(pickles.torture_pickles(80, 3, tmp_path)).counts["refused"] == 80
+
+
+def test_a_pickle_that_is_executed_and_a_file_that_is_changed_are_noticed(tmp_path, monkeypatch):
+    def trusting(path: Path) -> None:
+        try:
+            pickle.loads(path.read_bytes())
+        except Exception as error:
+            raise UserError(f"{path}: no") from error
+
+    monkeypatch.setattr(pickles, "read_as_both", trusting)
+    fuzzer = pickles.pickle_fuzzer(str(tmp_path))
+    noticed(fuzz(Outcome("pickles", "read"), fuzzer, 40, 3), "what it holds was executed")
+    judged = judge_reading(tmp_path / "a", b"1", lambda path: path.write_text("2"), str)
+    assert judged == ("altered", "what was read is not what it was")
+    files = {"a/b.txt": b"1", "c": None, "d": "nowhere", "e/": b""}
+    assert judge_reading(tmp_path / "folder", files, lambda _: None, str) == ("read", "")
 
 
 def test_damaged_packs_are_refused_or_identical(tmp_path):
