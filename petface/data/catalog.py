@@ -142,6 +142,8 @@ def strict_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
     Raises `UserError` with file and line for bytes that are not UTF-8, NUL, a quote that does not
     close, a row longer or shorter than the header, and an empty file.
     """
+    if Path(path).exists() and not Path(path).is_file():  # a pipe or a device may have no end
+        raise UserError(f"cannot read {path}: it is not a regular file")
     try:
         data = files.patiently(Path(path).read_bytes, path)
     except OSError as error:

@@ -183,7 +183,8 @@ def read_side_file(path: str | Path) -> dict[str, Any]:
     """Read how the split file at `path` was made (`seed`, `fractions` ...), after checking it."""
     side = side_file(path)
     try:
-        facts = json.loads(files.patiently(lambda: side.read_text(encoding="utf-8"), side))
+        text = files.patiently(side.read_bytes, side) if side.is_file() else b""
+        facts = json.loads(text.decode())
         if facts["format"] > FORMAT:
             raise UserError(f"{side} is of format {facts['format']}, newer than this program reads")
         expected, _, _ = facts["sha256_of_csv"], facts["seed"], facts["fractions"]

@@ -16,6 +16,7 @@ import pytest
 import train_resnet_minority_aug_dynamic as trainer
 from petface import files
 from petface.data import splits
+from petface.data.annotations import read_species
 from petface.data.dataset import load_dataset
 from petface.errors import MachineError, UserError
 from petface.inference import onnx_models
@@ -173,3 +174,14 @@ def test_links_in_a_circle_are_told_in_a_line(tmp_path):
         onnx_models.read(tmp_path / "cat.onnx", "cat")
     compared = [tmp_path / "a", tmp_path / "b"]
     scripts.assert_refused(scripts.run_fresh("tools/compare.py", compared), tmp_path / "a")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_table_that_has_no_end_is_refused_before_it_is_opened(tmp_path, make):
+    for name in ("cat.csv", "splits.json"):
+        make(tmp_path / name)
+    (tmp_path / "splits.csv").write_text("species,record,split\n")
+    with pytest.raises(UserError, match=r"cat\.csv: it is not a regular file"):
+        read_species(tmp_path / "cat.csv", "cat")
+    with pytest.raises(UserError, match=r"splits\.json, which belongs to .* cannot be read"):
+        splits.read_side_file(tmp_path / "splits.csv")
