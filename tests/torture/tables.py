@@ -189,7 +189,7 @@ def split_fuzzer(folder: str) -> Fuzzer:
             place,
             files,
             lambda _: load_dataset(tree.images, tree.annotations, splits_file=source),
-            partial(one_line, name=source),
+            partial(one_line, name=place),
             difference,
         )
 
