@@ -132,9 +132,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:
-    """Resolve "auto": fp16 on CUDA (bf16 where built in), bf16 on CPUs that compute in it, else
-    fp32.
-    """
+    """Resolve "auto": fp16 on CUDA (bf16 where built in), bf16 on CPUs that have it, else fp32."""
     if wanted == "auto":
         if device.type == "cuda":
             wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -154,8 +152,7 @@ def set_arithmetic(*, exact: bool) -> None:
 
 def cpu_has_bf16() -> bool:
     """Check whether the CPU computes in bfloat16; elsewhere it is slower than float32."""
-    try:
+    flags = ""
+    with suppress(OSError):
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
     return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from petface import streams
-from petface.errors import UserError
+from petface.errors import NO_MEMORY, UserError
 
 HOST_TIMEOUT = timedelta(hours=2)  # the first process may be making a pack meanwhile
 DEVICE_TIMEOUT = timedelta(minutes=10)  # between steps that all take at once
@@ -67,9 +67,9 @@ def local_world_size() -> int:
 def start(device: str) -> None:
     """Join the other processes; all but the first are silent from here on.
 
-    The work outlives whoever reads what it prints.
-    `device` is what settings name: gradients travel by NCCL between GPUs, by gloo between CPUs,
-    everything small by gloo. Raises `UserError` for an environment that torchrun did not make.
+    The work outlives whoever reads what it prints. `device` is what settings name: gradients travel
+    by NCCL between GPUs, by gloo between CPUs, everything small by gloo. Raises `UserError` for an
+    environment that torchrun did not make.
     """
     global _on_devices
     streams.outlive_reader()
@@ -203,6 +203,8 @@ def _others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if NO_MEMORY.search(str(error)):
+            raise  # of this one
         raise UserError(
             f"process {_number('RANK', 0)} of {_number('WORLD_SIZE', 1)} lost the others: one has "
             f"ended, and what it said counts ({str(error).splitlines()[0]})"
@@ -222,9 +224,7 @@ def _choose_gpu(device: str) -> None:
 
 
 def _number(name: str, default: int) -> int:
-    text = os.environ.get(name, "")
-    if not text:
-        return default
+    text = os.environ.get(name, "") or str(default)
     try:
         return int(text)
     except ValueError:

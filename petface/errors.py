@@ -45,7 +45,7 @@ _WAYS_OUT = {
 }
 NO_MEMORY: Final = re.compile(  # how allocators say it, as RuntimeErrors
     "(?i)out of memory|allocate memory|alloc(ation)?_failed|bad_alloc|memoryallocation|"
-    "not enough memory"
+    "not enough memory|map segment"
 )
 _OUTSIDE = re.compile(
     "new thread|terminated abruptly|CUDA error(?!.*assert)|Exceeds the limit|embedded null|Symlink"
@@ -175,13 +175,13 @@ def failure_of_machine(error: BaseException) -> str | None:
         said = error.strerror or reason or type(error).__name__
         way_out = _WAYS_OUT.get(error.errno or 0, "mend that, then give the same command again")
         return f"{named}: {said}; {way_out}" if named else f"{said}; {way_out}"
-    if isinstance(error, ImportError):
-        own = (error.name or "petface").partition(".")[0] in _OWN
-        return None if own else f"a package is missing or does not load ({reason}); {_WAY_OUT}"
-    is_said = isinstance(error, RuntimeError | ValueError)  # without a class of its own
+    is_said = isinstance(error, RuntimeError | ValueError | ImportError)  # has no class of its own
     if isinstance(error, MemoryError) or is_said and NO_MEMORY.search(str(error)):
         text = f" ({reason})" if reason else ""
         return f"not enough memory{text}; lower BATCH_SIZE or NUM_WORKERS, or end other programs"
+    if isinstance(error, ImportError):
+        own = (error.name or "petface").partition(".")[0] in _OWN
+        return None if own else f"a package is missing or does not load ({reason}); {_WAY_OUT}"
     if isinstance(error, RecursionError):
         return f"something that was read is nested too deeply ({reason})"
     if is_said and _OUTSIDE.search(str(error)):

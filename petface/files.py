@@ -28,10 +28,8 @@ _held: weakref.WeakSet[FileIO] = weakref.WeakSet()
 # A loader worker would keep what its parent holds, and outlives a killed parent by some seconds.
 os.register_at_fork(after_in_child=lambda: list(map(FileIO.close, list(_held))))
 # What a path itself can be guilty of; every other number is the machine's.
-_OF_THE_PATH = {
-    getattr(errno, name)
-    for name in ("ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "ENAMETOOLONG", "EILSEQ")
-}
+_OF_THE_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_OF_THE_PATH |= {errno.EILSEQ}
 _OF_THE_MACHINE = (MemoryError, PermissionError, TimeoutError, InterruptedError, ConnectionError)
 _PAUSES_S = (0.1, 0.4, 1.0)  # between two tries
 _Found = TypeVar("_Found")
@@ -189,6 +187,17 @@ def _holder_of(descriptor: int) -> str:
             if words[1] == "FLOCK" and words[5] == f"{device}:{found.st_ino}" and words[4] > "0":
                 return f"process {words[4]}"
     return "another process"
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object; `UserError` with the path for any other content."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        raise ValueError("it holds no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -93,10 +93,7 @@ def class_scores(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -
 
 
 def cohen_kappa(
-    hits: np.ndarray,
-    support: np.ndarray,
-    predicted: np.ndarray,
-    group: np.ndarray | None = None,
+    hits: np.ndarray, support: np.ndarray, predicted: np.ndarray, group: np.ndarray | None = None
 ) -> float:
     """Return the agreement beyond chance, unweighted: 1 perfect, 0 as by chance, below 0 worse.
 

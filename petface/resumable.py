@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,8 +79,8 @@ class ResumableTable:
     def _take_up(self) -> None:
         """Keep an unfinished table of the same identity, else begin with an empty one."""
         found = None
-        if self._identity_path.exists():
-            found = json.loads(self._identity_path.read_text(encoding="utf-8"))
+        with suppress(FileNotFoundError, *[UserError] * self._force):
+            found = files.read_json(self._identity_path)
         if found is not None and found != self._identity and not self._force:
             both = {**found, **self._identity}
             what = [name for name in both if found.get(name) != self._identity.get(name)]

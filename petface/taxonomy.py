@@ -22,7 +22,6 @@ UNKNOWN_TOKENS: Final = frozenset({"", "unknown", "unk", "na", "n/a", "nan"})  #
 GENDER_MAP: Final = {"female": "female", "f": "female", "male": "male", "m": "male"}
 GENDER_VOCABULARY: Final = ("female", "male")
 
-
 # The attribute columns of each species that hold valid values.
 SPECIES_FEATURES: Final[dict[str, tuple[str, ...]]] = {
     "cat": ("breed", "color1", "color2", "gender"),
@@ -44,8 +43,8 @@ SPECIES_FEATURES: Final[dict[str, tuple[str, ...]]] = {
 # are public fact stand here: a guessed list would print wrong labels. Gender has its own fall-back.
 FALLBACK_VOCABULARIES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "chimp": {
-        "breed": ("P. t. ellioti", "P. t. schweinfurthii", "P. t. troglodytes", "P. t. verus"),
-    },
+        "breed": ("P. t. ellioti", "P. t. schweinfurthii", "P. t. troglodytes", "P. t. verus")
+    }
 }
 
 # How the labels of a species are read: head -> its column, or (column, its classes in order: other

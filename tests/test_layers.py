@@ -62,7 +62,7 @@ OVER_BUDGET: dict[str, int] = {
     "petface/export": 533,
     "petface/serving": 1618,
     "tools": 2992,
-    "tests": 26185,
+    "tests": 26535,
 }
 
 

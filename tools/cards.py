@@ -12,7 +12,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from petface.errors import run_script
+from petface.errors import UserError, run_script, short
+from petface.evaluation.details import SUMMARY
 from petface.report.cards import write_cards
 from petface.settings import read_settings
 
@@ -32,7 +33,14 @@ def main() -> None:
     people = {"Owner": settings.OWNER, "Licence": settings.LICENSE, "Contact": settings.CONTACT}
     folder = Path(settings.EVALUATION)
     out = Path(settings.OUT) if settings.OUT else None
-    for path in write_cards(folder, people=people, audit=settings.AUDIT, out=out):
+    try:
+        written = write_cards(folder, people=people, audit=settings.AUDIT, out=out)
+    except (UserError, OSError, ImportError):
+        raise
+    except Exception as error:  # jinja2 has its own for what is not there
+        what = f"{folder / SUMMARY} is damaged or of an earlier version"
+        raise UserError(f"{what} ({short(repr(error))})") from error
+    for path in written:
         print(f"{path.stem}: {path}")
 
 

@@ -15,11 +15,7 @@ import sys
 from pathlib import Path
 
 from petface import files
-from petface.analysis.compare import (
-    CHANGED_COLUMNS,
-    compare_evaluations,
-    describe_comparison,
-)
+from petface.analysis.compare import CHANGED_COLUMNS, compare_evaluations, describe_comparison
 from petface.analysis.paired import read_pair
 from petface.errors import SettingsError, UserError, run_script
 from petface.report.compare_page import comparison_page
@@ -49,9 +45,7 @@ def main() -> None:
     for number, b in enumerate(others, start=1):
         suffix = "" if number == 1 else f"_{number}"
         comparison, rows = compare_evaluations(
-            read_pair(a, b),
-            flips=settings.FLIPS,
-            seed=settings.SEED,
+            read_pair(a, b), flips=settings.FLIPS, seed=settings.SEED
         )
         cells = rows.itertuples(index=False)
         files.write_csv(out / f"changed{suffix}.csv", CHANGED_COLUMNS, cells)

@@ -35,14 +35,7 @@ from petface.evaluation.figures import interval, percent
 from petface.models import checkpoints
 from petface.models.network import Network
 from petface.report import report_line
-from petface.settings import (
-    NonNegative,
-    Positive,
-    PositiveFloat,
-    Seed,
-    Settings,
-    read_settings,
-)
+from petface.settings import NonNegative, Positive, PositiveFloat, Seed, Settings, read_settings
 from petface.taxonomy import FEATURES as ALL_FEATURES
 
 # ---- Data ----

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from petface.errors import UserError, run_script
+from petface.errors import UserError, run_script, short
 
 # isort: split
 from PIL import Image, ImageDraw, ImageFont
@@ -39,13 +38,12 @@ def main() -> None:
     summary_file, picture = out / SUMMARY, out / "predictions.png"
     if not summary_file.exists():
         raise UserError(f"{out} holds no finished evaluation; run: inference_engine.py evaluate")
-    summary = json.loads(summary_file.read_text(encoding="utf-8"))
-    if "figures" not in summary:
-        raise UserError(
-            f"{summary_file} is of an earlier version; run: python inference_engine.py evaluate "
-            f"--out-dir {out} --force"
-        )
-    print(describe_summary(summary))
+    try:
+        print(describe_summary(files.read_json(summary_file)))
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        what = f"{summary_file} is damaged or of an earlier version ({short(repr(error))})"
+        way_out = f"run: python inference_engine.py evaluate --out-dir {out} --force"
+        raise UserError(f"{what}; {way_out}") from error
     strip = prediction_sheet(read_test_rows(out), Path(settings.IMAGES_ROOT))
     photos = [photo for photo in strip.shown if isinstance(photo, Photo)]
     with files.atomic_write(picture) as handle:

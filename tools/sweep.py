@@ -33,6 +33,7 @@ from petface.errors import ENDS_WITH_INPUT, SettingsError, UserError, run_script
 # isort: split
 import torch
 
+from petface import files
 from petface.analysis.sweeps import SweepRun, write_sweep
 from petface.data.dataset import fold_files
 from petface.data.images import Preprocessing
@@ -120,7 +121,7 @@ class Planned:
         for path in sorted([self.folder / "final.json", *self.folder.glob("*/final.json")]):
             if path.exists():
                 self._refuse_other(path.parent)
-                final = json.loads(path.read_text(encoding="utf-8"))
+                final = files.read_json(path)
                 species = "" if path.parent == self.folder else path.parent.name
                 found.append(SweepRun(self.trainer.preset, self.variant, species, final))
         return found

@@ -190,7 +190,7 @@ def read_side_file(path: str | Path) -> dict[str, Any]:
         expected, _, _ = facts["sha256_of_csv"], facts["seed"], facts["fractions"]
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         what = f"{side}, which belongs to {path}, cannot be read"
         raise UserError(f"{what}. {_way_out(path)}") from error
     if files.patiently(lambda: files.sha256_of_file(path), path) != expected:

@@ -7,7 +7,6 @@ class numbers, and what was fitted for each head, are in `petface_eval_models.js
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import pandas as pd
 
 from petface.calibration import Floats, shifted
 from petface.errors import UserError
-from petface.files import plain_cell
+from petface.files import plain_cell, read_json
 from petface.taxonomy import FEATURES, UNKNOWN
 
 HEADS = ("species", *FEATURES)
@@ -89,8 +88,7 @@ def read_evaluation(folder: str | Path, per_image: Path | None = None) -> Evalua
 
     `per_image` is the table while it has not its final name yet.
     """
-    folder = Path(folder)
-    paths = {name: folder / name for name in (PER_IMAGE, DETAILS_FILE, MODELS)}
+    paths = {name: Path(folder) / name for name in (PER_IMAGE, DETAILS_FILE, MODELS)}
     paths[PER_IMAGE] = per_image or paths[PER_IMAGE]
     for name, path in paths.items():
         if not path.is_file():
@@ -102,8 +100,10 @@ def read_evaluation(folder: str | Path, per_image: Path | None = None) -> Evalua
     details = np.load(paths[DETAILS_FILE], mmap_mode="r", allow_pickle=False)
     if details.dtype != DETAILS or len(details) != len(rows):
         raise UserError(f"{paths[DETAILS_FILE]} does not belong to the table beside it")
-    models = json.loads(paths[MODELS].read_text(encoding="utf-8"))
-    return Evaluation(folder, rows, details, models)
+    match models := read_json(paths[MODELS]):
+        case {"stage1": dict(), "specialists": dict(own)} if {dict} >= {*map(type, own.values())}:
+            return Evaluation(Path(folder), rows, details, models)
+    raise UserError(f"{paths[MODELS]} does not describe the networks of an evaluation")
 
 
 def describe_answers(logits: np.ndarray, true: np.ndarray, temperature: float) -> np.ndarray:

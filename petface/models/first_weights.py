@@ -67,11 +67,7 @@ def _keep_known_rows(
 
 
 def initialise_body(
-    body: nn.Module,
-    name: str,
-    weights: str | Sequence[str],
-    policy: str,
-    species: str = "",
+    body: nn.Module, name: str, weights: str | Sequence[str], policy: str, species: str = ""
 ) -> str:
     """Fill one body or several of a backbone with first weights in place; return their origin.
 

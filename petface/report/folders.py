@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -16,6 +15,8 @@ from typing import Any, Final, TypeGuard
 
 import pandas as pd
 
+from petface import files
+from petface.errors import UserError
 from petface.evaluation.details import HEADS, MODELS, PER_IMAGE, SUMMARY
 from petface.evaluation.identity import contamination_lines
 from petface.evaluation.summary import worst_of
@@ -173,15 +174,11 @@ def readable_time(stamp: Any, path: Path) -> str:
 
 def read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     """Read a JSON object; an empty one where there is none, and where it is broken: noted."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
-        problems.append(f"{path.name} cannot be read: it holds no JSON object")
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{path.name} cannot be read: {error}")
+    with suppress(FileNotFoundError):
+        try:
+            return files.read_json(path)
+        except (OSError, UserError) as error:
+            problems.append(str(error).replace(str(path), path.name))
     return {}
 
 

@@ -63,6 +63,7 @@ def test_the_cards_test_vector_holds(tree, name: str) -> None:
     """As a program of somebody else would check it: by the card alone."""
     path = made_bundle(tree)[1] / f"{name}.onnx"
     card = json.loads(path.with_suffix(".json").read_text())
+    assert {"OpenVINO", "OpenCV"} < {text.split()[0] for text in card["runtimes"]}
     vector, side = card["test_vector"], card["preprocessing"]["size_px"]
     photo = np.zeros(vector["photo"]["shape"], np.uint8)
     for row, column, channel in np.ndindex(*photo.shape):

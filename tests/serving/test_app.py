@@ -304,6 +304,10 @@ def test_the_description_names_every_route(server):
         operation = described["paths"][path]["post"]
         fields = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
         assert fields["required"] == list(fields["properties"])
+        photo = fields["properties"][
+            fields["required"][0]
+        ]  # a file, for those who generate clients
+        assert photo.get("items", photo) == {"type": "string", "format": "binary"}
 
 
 # ---- What can be seen of it ----

@@ -33,6 +33,7 @@ from tests.torture.outcome import Outcome, table
 from tests.torture.packs import torture_packs, torture_sealed_packs
 from tests.torture.pickles import torture_pickles
 from tests.torture.requests import torture_page
+from tests.torture.server import torture_load
 from tests.torture.soak import torture_soak
 from tests.torture.tables import torture_settings, torture_splits
 
@@ -40,7 +41,7 @@ from tests.torture.tables import torture_settings, torture_splits
 ONLY: tuple[
     Literal[
         "kills", "images", "csv", "settings", "splits", "checkpoints", "crafted", "pickles",
-        "bundles", "packs", "requests", "disk", "two_processes", "resume", "soak",
+        "bundles", "packs", "requests", "disk", "two_processes", "resume", "soak", "server",
     ],
     ...,
 ] = ()  # fmt: skip  # parts; () = all
@@ -63,6 +64,7 @@ NUM_BUNDLES: Positive = 180
 NUM_REQUESTS: Positive = 300
 NUM_STOPS: Positive = 10  # steps at which a training is stopped and goes on
 SOAK_SECONDS: PositiveFloat = 900.0
+SERVER_SECONDS: PositiveFloat = 60.0  # of a load, then floods, then the load again
 
 # ---- The made-up data ----
 RECORDS: Positive = 300  # animals; 900 as in `make demo`
@@ -142,6 +144,7 @@ PARTS = {
         s, programs.STOPPED, lambda name: programs.torture_resume(shop, name, s.NUM_STOPS, s.SEED)
     ),
     "soak": lambda s, shop: torture_soak(shop, s.SOAK_SECONDS),
+    "server": lambda s, shop: torture_load(shop, s.SERVER_SECONDS),
 }
 
 

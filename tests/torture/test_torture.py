@@ -29,6 +29,7 @@ from tests.torture.fuzz import fuzz, judge_reading
 from tests.torture.images import torture_images
 from tests.torture.outcome import Outcome, table
 from tests.torture.packs import torture_packs, torture_sealed_packs
+from tests.torture.server import torture_load
 from tests.torture.tables import torture_settings, torture_splits
 
 
@@ -283,6 +284,14 @@ def test_an_evaluation_and_a_server_are_watched(workshop, monkeypatch):
     monkeypatch.setattr(soak, "MAX_GROWTH_BYTES", 500_000_000)  # two seconds are all warming up
     evaluation, server = (fine(outcome) for outcome in soak.torture_soak(workshop, 2.0))
     assert evaluation.counts["evaluations"] >= 1 and server.counts["photos"] > 1
+
+
+@pytest.mark.slow
+def test_a_server_is_loaded_and_flooded_and_what_grows_is_noticed(workshop, monkeypatch):
+    monkeypatch.setattr("tests.torture.server.MOST", {"mb": 0.5})
+    before, floods, after = torture_load(workshop, 4.0)
+    assert before.counts["load"]["codes"]["200"] > 9 and floods.counts["bad chunks"]["codes"]["400"]
+    noticed(after, "mb: ")
 
 
 # the command
