@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from petface import distributed
-from petface.calibration import calibrate_heads, headline_figures, rows_to_pool
 from petface.data.dataset import Dataset, choose_species, load_dataset
 from petface.data.images import STATISTICS, Preprocessing
 from petface.data.loading import Samples, worker_count
@@ -47,8 +46,9 @@ from petface.settings import (
     read_settings,
 )
 from petface.taxonomy import PRIMARY_ATTR_PRIORITY, SpeciesTable, with_columns
-from petface.training import augment, recipe, runs, sampling, specialist
+from petface.training import recipe, runs, sampling, specialist
 from petface.training.augment.mixing import Mixing, MixKind
+from petface.training.augment.regimes import Strength, regimes_of
 from petface.training.epoch import Progress, train_epoch
 from petface.training.evaluate import Job, evaluate
 from petface.training.phases import Optimization, Phase, Training, make_phases
@@ -115,8 +115,8 @@ WEIGHT_CLIP: tuple[PositiveFloat, PositiveFloat] = (0.2, 8.0)  # of losses and s
 SAMPLER: Literal["weighted", "shuffle"] = "weighted"  # on the first head with classes, not gender
 SAMPLER_ALPHA: NonNegativeFloat = 0.7  # (largest / count) ^ this; 1 = equally often, unclipped
 TAIL_QUANTILE: Fraction = 0.5  # minority = classes of that head up to this quantile; 0 = smallest
-BASE_AUGMENT: augment.Strength = "reference"  # none, mild, strong, crop (strong, a part enlarged)
-TAIL_AUGMENT: augment.Strength = "reference"  # for minority classes; reference: a bit stronger
+BASE_AUGMENT: Strength = "reference"  # none, mild, strong, crop (strong, a part enlarged)
+TAIL_AUGMENT: Strength = "reference"  # for minority classes; reference: a bit stronger
 MIX: MixKind = "none"  # pairs of images: mixup, cutmix, both (one of them by lot)
 MIX_PROBABILITY: Fraction = 0.5  # share of the batches that are mixed
 MIX_ADAPTS: bool = False  # True: up to MIX_PROBABILITY, more while the validation loss rises
@@ -224,7 +224,7 @@ def train_specialist(
     job = make_job(s, dataset, model, parts, sampler_head, run)
     distributed.copy_from_main(model)
     draw = make_draw(s, parts["train"], sampler_head)
-    regimes = augment.regimes_of(s.BASE_AUGMENT, s.TAIL_AUGMENT)
+    regimes = regimes_of(s.BASE_AUGMENT, s.TAIL_AUGMENT)
     description = {
         "kind": "stage2",
         "species": species,
@@ -335,6 +335,7 @@ def make_job(
         logit_adjustment=s.LOGIT_ADJUSTMENT,
         shown=sampling.shown_counts(labels, model.head_sizes, weights[classes]),
     )
+    num_images = sum(map(len, parts.values()))
     return Job(
         network=network,
         num_classes=model.head_sizes,
@@ -345,9 +346,7 @@ def make_job(
         num_workers=worker_count(s.NUM_WORKERS),
         freeze_batchnorm=s.FREEZE_BATCHNORM,
         clip_norm=s.CLIP_NORM,
-        failures=runs.FailureLog(
-            run, dataset.catalog, sum(map(len, parts.values())), s.MAX_BAD_FRACTION
-        ),
+        failures=runs.FailureLog(run, dataset.catalog, num_images, s.MAX_BAD_FRACTION),
     )
 
 
@@ -361,6 +360,8 @@ def finish(
     stop: runs.StopRequest,
 ) -> int:
     """Calibrate <species>_best.pt, measure it on the test split and on all photos."""
+    from petface.calibration import calibrate_heads, headline_figures, rows_to_pool
+
     best = checkpoints.load(run.best)
     job.network.model.load_state_dict(best["model"])
     seen = {

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 
 from petface import distributed, metrics
-from petface.calibration import calibrate_heads, headline_figures
 from petface.data.dataset import Dataset, load_dataset
 from petface.data.images import STATISTICS, Preprocessing
 from petface.data.loading import Samples, worker_count
@@ -42,8 +41,9 @@ from petface.settings import (
     Settings,
     read_settings,
 )
-from petface.training import augment, recipe, runs, sampling
+from petface.training import recipe, runs, sampling
 from petface.training.augment.mixing import Mixing, MixKind
+from petface.training.augment.regimes import Strength, regimes_of
 from petface.training.epoch import Progress, train_epoch
 from petface.training.evaluate import Evaluation, Job, evaluate
 from petface.training.phases import Optimization, Phase, Training, make_phases
@@ -114,8 +114,8 @@ PERF_ALPHA: NonNegativeFloat = 1.0  # strength of the difficulty adaptation; 0 =
 MIN_MEDIAN_DIFFICULTY: Fraction = 0.05  # the least that a difficulty is divided by
 MIN_RECALL_SUPPORT: NonNegative = 20  # images that a recall needs to count, else factor 1
 RECALL_SPLIT: Literal["val", "train"] = "val"  # whose recall per class tells the difficulty
-BASE_AUGMENT: augment.Strength = "reference"  # none, mild, strong, crop (strong, a part enlarged)
-TAIL_AUGMENT: augment.Strength = "reference"  # for minority classes; reference: a bit stronger
+BASE_AUGMENT: Strength = "reference"  # none, mild, strong, crop (strong, a part enlarged)
+TAIL_AUGMENT: Strength = "reference"  # for minority classes; reference: a bit stronger
 MIX: MixKind = "none"  # pairs of images: mixup, cutmix, both (one of them by lot)
 MIX_PROBABILITY: Fraction = 0.5  # share of the batches that are mixed
 MIX_ADAPTS: bool = False  # True: up to MIX_PROBABILITY, more while the validation loss rises
@@ -177,7 +177,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
     pretrained = initialise(model, s.WEIGHTS, s.PRETRAINED, {"species": classes})
     job, draw = make_job(s, dataset, model, parts, sampler, run), make_draw(s, sampler)
     distributed.copy_from_main(model)
-    regimes = augment.regimes_of(s.BASE_AUGMENT, s.TAIL_AUGMENT)
+    regimes = regimes_of(s.BASE_AUGMENT, s.TAIL_AUGMENT)
     description = {
         "kind": "stage1",
         "class_to_index": {name: index for index, name in enumerate(classes)},
@@ -324,6 +324,7 @@ def make_job(
         label_smoothing=s.LABEL_SMOOTHING,
         logit_adjustment=s.LOGIT_ADJUSTMENT,
     )
+    num_images = sum(map(len, parts.values()))
     return Job(
         network=network,
         num_classes={"species": num_classes},
@@ -334,9 +335,7 @@ def make_job(
         num_workers=worker_count(s.NUM_WORKERS),
         freeze_batchnorm=s.FREEZE_BATCHNORM,
         clip_norm=s.CLIP_NORM,
-        failures=runs.FailureLog(
-            run, dataset.catalog, sum(map(len, parts.values())), s.MAX_BAD_FRACTION
-        ),
+        failures=runs.FailureLog(run, dataset.catalog, num_images, s.MAX_BAD_FRACTION),
     )
 
 
@@ -350,6 +349,8 @@ def finish(
     stop: runs.StopRequest,
 ) -> int:
     """Calibrate best.pt, measure it on the test split, mark the run as finished."""
+    from petface.calibration import calibrate_heads, headline_figures
+
     best = checkpoints.load(run.best)
     job.network.model.load_state_dict(best["model"])
     val, test = (

@@ -50,7 +50,8 @@ from petface.models.multi_head import ChinchillaMultiHeadResNet18
 from petface.models.network import Network
 from petface.settings import NonNegative, read_settings
 from petface.training import epoch, evaluate, losses
-from petface.training.augment import MILD, NONE, STRONG, AugmentRegime, augment, draw_parameters
+from petface.training.augment.exact import augment
+from petface.training.augment.regimes import MILD, NONE, STRONG, AugmentRegime, draw_parameters
 from petface.training.runs import FailureLog, RunFolder
 from petface.training.schedule import EarlyStopping
 from tools.hardware import hardware_name

@@ -32,8 +32,8 @@ from petface.models.architecture import Architecture, build_classifier
 from petface.models.first_weights import initialise
 from petface.models.multi_head import _MultiHeadModel, unfreeze
 from petface.settings import Positive, PositiveFloat, Settings, read_settings
-from petface.training import augment, runs
-from petface.training.augment.mixing import Mixing
+from petface.training import runs
+from petface.training.augment import mixing, regimes
 from petface.training.epoch import MAX_BAD_STEPS, Progress, train_epoch
 from petface.training.evaluate import Job
 from petface.training.recipe import make_optimizer
@@ -143,8 +143,7 @@ def rise(
 
     Ends early where the loss broke.
     """
-    rates: list[float] = []
-    losses: list[float] = []
+    rates, losses = list[float](), list[float]()
     optimizer = make_optimizer(
         job.network.model, low, weight_decay=s.WEIGHT_DECAY, body_lr_factor=s.BODY_LR_FACTOR
     )
@@ -172,10 +171,10 @@ def rise(
         progress,
         samples,
         np.resize(order, num_steps * job.batch_size),
-        augment.regimes_of(s.BASE_AUGMENT, s.TAIL_AUGMENT),
+        regimes.regimes_of(s.BASE_AUGMENT, s.TAIL_AUGMENT),
         seed=s.SEED,
         rate=rate,
-        mixing=Mixing(s.MIX, s.MIX_PROBABILITY, s.MIX_ALPHA, s.MIX_ADAPTS).after([]),
+        mixing=mixing.Mixing(s.MIX, s.MIX_PROBABILITY, s.MIX_ALPHA, s.MIX_ADAPTS).after([]),
         losses_every=1,
         stop=is_broken,
     )

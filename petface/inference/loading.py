@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from petface.calibration import HeadCalibration
 from petface.data.annotations import read_species
 from petface.data.fingerprint import Data
 from petface.devices import choose_device, choose_precision
@@ -18,7 +19,7 @@ from petface.files import sha256_of_file
 from petface.inference import onnx_models as exported
 from petface.inference.views import AveragedViews, Views
 from petface.models import checkpoints
-from petface.models.checkpoints import CheckpointError, HeadCalibration
+from petface.models.checkpoints import CheckpointError
 from petface.models.network import Answerer, Network
 from petface.training import runs
 
@@ -58,11 +59,10 @@ class ComputeOptions:
 
     def identity(self) -> dict[str, Any]:
         """Return JSON values that differ wherever the answers might."""
-        is_torch = self.engine == TORCH
-        packages = {"torch": str(torch.__version__)} if is_torch else exported.versions()
+        own = {"torch": str(torch.__version__)}
         return {
             "engine": self.engine,
-            "packages": packages,
+            "packages": own if self.engine == TORCH else exported.versions(),
             "precision": self.precision,
             "device": torch.device(self.device).type,
             "compiled": self.compiled,

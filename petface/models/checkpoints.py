@@ -13,18 +13,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from petface import files, taxonomy
-from petface.calibration import HeadCalibration
 from petface.data.fingerprint import Data, read_data
 from petface.data.images import Preprocessing
 from petface.errors import UserError
 from petface.models import bounds, layouts, multi_head
 from petface.models.architecture import Architecture, build_classifier
+
+if TYPE_CHECKING:
+    from petface.calibration import HeadCalibration
 
 FORMAT = 1
 Labels = Callable[[], Mapping[str, Sequence[str]]]  # head -> the labels of an annotation file
@@ -303,16 +305,14 @@ def weights_in(path: str | Path, content: Mapping[str, Any]) -> dict[str, Tensor
     return state
 
 
-def _fill(path: str | Path, model: Any, state: Mapping[str, Tensor]) -> Any:
+def _fill(path: str | Path, model: Any, state: Mapping[str, Tensor]) -> None:
     """Lay weights into a network without any, on "meta": nothing is built that they lack."""
     own = model.state_dict()
     if reason := misfit(own, state):
         raise CheckpointError(path, f"weights do not fit the network ({reason})", _OTHER_NETWORK)
-    model.load_state_dict(
-        {name: t.detach().to(own[name].dtype).contiguous() for name, t in state.items()},
-        assign=True,
-    )
-    return model.eval()
+    fitting = {name: t.detach().to(own[name].dtype).contiguous() for name, t in state.items()}
+    model.load_state_dict(fitting, assign=True)
+    model.eval()
 
 
 def misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
@@ -350,6 +350,8 @@ def read_calibration(
     path: str | Path, content: Mapping[str, Any], features: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, HeadCalibration]:
     """Read what was fitted per head; old checkpoints and last.pt hold nothing."""
+    from petface.calibration import HeadCalibration  # a training needs it at its end alone
+
     table = content.get("calibration", {})
     if not isinstance(table, dict):
         raise CheckpointError(path, f'"calibration" is a {type(table).__name__}', _COPY_AGAIN)
@@ -363,9 +365,8 @@ def read_calibration(
             raise CheckpointError(
                 path, f'"calibration" of {name} makes no sense: {numbers}', _COPY_AGAIN
             )
-        head = str(name)
         numbers.append(str(entry.get("reason", "")))
-        found[features.get(head, head)] = HeadCalibration(*numbers)
+        found[features.get(str(name), str(name))] = HeadCalibration(*numbers)
     return found
 
 

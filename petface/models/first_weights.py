@@ -34,10 +34,9 @@ def initialise(
     """
     bodies, backbone = getattr(model, "body", model), model.architecture.backbone
     told = initialise_body(bodies, backbone, weights, policy, species)
-    source = weights if isinstance(weights, str) else weights[0] if len(weights) == 1 else "none"
-    if policy == "none" or source in ("none", "torchvision"):
+    source, *others = _sources(weights, len(bodies_of(bodies)), species)
+    if others or policy == "none" or source in ("none", "torchvision"):
         return told
-    source = source.replace("{species}", species)
     kept = ", ".join(_keep_known_rows(model, source, vocabularies, species))
     return f"{told}, heads as in the file for {kept}" if kept else told
 

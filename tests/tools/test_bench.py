@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from petface.training.augment import MILD, NONE, STRONG, augment, draw_parameters
+from petface.training.augment.exact import augment
+from petface.training.augment.regimes import MILD, NONE, STRONG, draw_parameters
 from tests.naive import rows_of
 from tools import bench
 from tools.hardware import hardware_name

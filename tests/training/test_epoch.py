@@ -13,8 +13,8 @@ from petface.data.images import to_float
 from petface.errors import UserError
 from petface.models import checkpoints
 from petface.training import epoch
-from petface.training.augment import draw_parameters, regimes_of
 from petface.training.augment.mixing import Mixing, mix_batch
+from petface.training.augment.regimes import draw_parameters, regimes_of
 from petface.training.epoch import EpochState, train_epoch
 from petface.training.evaluate import evaluate
 from petface.training.recipe import WeightAverage

@@ -13,8 +13,8 @@ from petface.data.loading import Decoded, Samples
 from petface.models.architecture import PLAIN, Architecture, build_classifier
 from petface.models.multi_head import _MultiHeadModel
 from petface.models.network import Network
-from petface.training.augment import regimes_of
 from petface.training.augment.mixing import Mixing
+from petface.training.augment.regimes import regimes_of
 from petface.training.epoch import NO_MIXING, Progress, train_epoch
 from petface.training.evaluate import Job, evaluate
 from petface.training.recipe import WeightAverage, heads_loss, make_optimizer

@@ -19,7 +19,7 @@ from petface.devices import Precision
 from petface.errors import UserError
 from petface.models.network import Network
 from petface.training import losses
-from petface.training.augment import regimes_of
+from petface.training.augment.regimes import regimes_of
 from petface.training.evaluate import evaluate
 from petface.training.recipe import heads_loss
 from petface.training.step import Share, backward, combine, share_of
@@ -196,12 +196,17 @@ class Cramped(Small):
         raise torch.OutOfMemoryError("CUDA out of memory in backward")
 
 
+def gradients_of(model, batch, x, num_parts=1):
+    """(value, number of parts) of a batch; its gradients are left in the model."""
+    network = Network(model, Preprocessing(SIZE), CPU, Precision(None))
+    class_weights, loss = heads_loss(SHOWN, dict.fromkeys(HEADS, 2.0), CPU)
+    job = SimpleNamespace(network=network, loss=loss, class_weights=class_weights)
+    return backward(job, batch, x, None, network.grad_scaler(), num_parts)
+
+
 def gradients(model, num):
     batch, x = batch_of(num)
-    network = Network(model, Preprocessing(SIZE), CPU, Precision(None))
-    class_weights, loss = heads_loss(SHOWN, dict.fromkeys(HEADS, 2.0), CPU, weight_alphas={})
-    job = SimpleNamespace(network=network, loss=loss, class_weights=class_weights)
-    value, parts = backward(job, batch, x, None, network.grad_scaler(), 1)
+    value, parts = gradients_of(model, batch, x)
     return float(value), parts, [p.grad for p in model.parameters()]
 
 
@@ -256,10 +261,7 @@ def attempt(num_parts, error=None, place="backward"):
         model.body[0].weight.register_hook(fail)  # the last gradient: all others are there
     else:
         model.two.register_forward_hook(fail)
-    network = Network(model, Preprocessing(SIZE), CPU, Precision(None))
-    class_weights, loss = heads_loss(SHOWN, dict.fromkeys(HEADS, 2.0), CPU, weight_alphas={})
-    job = SimpleNamespace(network=network, loss=loss, class_weights=class_weights)
-    value, parts = backward(job, batch, x, None, network.grad_scaler(), num_parts)
+    value, parts = gradients_of(model, batch, x, num_parts)
     grads = {name: p.grad for name, p in model.named_parameters()}
     drawn = {"drawn": torch.rand(3), "value": value, "parts": torch.tensor(parts)}
     return {**model.state_dict(), **{f"{name}.grad": grad for name, grad in grads.items()}, **drawn}
@@ -280,12 +282,9 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
 def test_a_small_last_batch_goes_through_in_parts_of_two_at_least():
     model = Cramped(most=9)
-    network = Network(model, Preprocessing(SIZE), CPU, Precision(None))
-    _, loss = heads_loss(SHOWN, dict.fromkeys(HEADS, 2.0), CPU)
-    job = SimpleNamespace(network=network, loss=loss, class_weights={})
     for num, sizes in ((5, [3, 2]), (1, [1]), (2, [2]), (64, [8] * 8)):
         batch, x = batch_of(num)
-        assert backward(job, batch, x, None, network.grad_scaler(), 8)[1] == 8
+        assert gradients_of(model, batch, x, 8)[1] == 8
         assert model.sizes == sizes
         model.sizes.clear()
 
@@ -308,12 +307,9 @@ def test_one_image_on_a_map_of_one_place_is_normalised_by_the_running_statistics
     torch.manual_seed(0)
     model = Pooled()
     model.narrow.running_mean.fill_(0.5)
-    network = Network(model, Preprocessing(SIZE), CPU, Precision(None))
-    _, loss = heads_loss(SHOWN, dict.fromkeys(HEADS, 2.0), CPU)
-    job = SimpleNamespace(network=network, loss=loss, class_weights={})
     before = copy.deepcopy(model)
     batch, x = batch_of(1)
-    backward(job, batch, x, None, network.grad_scaler(), 1)
+    gradients_of(model, batch, x)
     plain = nn.functional.batch_norm(x, None, None, training=True).amax((2, 3))
     wanted = (plain - 0.5) / (1 + 1e-5) ** 0.5
     torch.testing.assert_close(model.seen, wanted)
@@ -322,7 +318,7 @@ def test_one_image_on_a_map_of_one_place_is_normalised_by_the_running_statistics
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
     assert all(module.training for module in model.modules())
     batch, x = batch_of(2)
-    backward(job, batch, x, None, network.grad_scaler(), 1)
+    gradients_of(model, batch, x)
     assert model.narrow.num_batches_tracked == 1  # two images as ever
 
 

@@ -10,12 +10,12 @@ import torch
 from scipy.ndimage import map_coordinates
 from torchvision.transforms.v2 import functional as TF
 
-from petface.training.augment import (
+from petface.training.augment.exact import augment
+from petface.training.augment.regimes import (
     NONE,
     TAIL,
     AugmentParameters,
     AugmentRegime,
-    augment,
     draw_parameters,
 )
 from tests.training.augment.test_exact import (

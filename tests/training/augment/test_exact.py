@@ -10,13 +10,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from petface.data.images import normalise
-from petface.training.augment import (
+from petface.training.augment.exact import augment
+from petface.training.augment.regimes import (
     BASE,
     NONE,
     TAIL,
     AugmentParameters,
     AugmentRegime,
-    augment,
     draw_parameters,
 )
 
