@@ -49,20 +49,20 @@ TEXT = {".py", ".html", ".jinja", ".j2", ".js", ".css", ".svg", ".md"}
 
 # Where the house is still too big: lines today. These only ever get fewer.
 OVER_BUDGET: dict[str, int] = {
-    "stage 1 loads": 9770,
-    "petface": 20198,
+    "stage 1 loads": 9232,
+    "petface": 20165,
     "foundations": 2903,
     "petface/data": 3811,
-    "petface/models": 1507,
-    "petface/training": 2772,
+    "petface/models": 1503,
+    "petface/training": 2743,
     "petface/inference": 1450,
     "petface/evaluation": 1654,
     "petface/analysis": 1995,
-    "petface/report": 1958,
+    "petface/report": 1955,
     "petface/export": 533,
     "petface/serving": 1618,
-    "tools": 2992,
-    "tests": 26535,
+    "tools": 2986,
+    "tests": 26532,
 }
 
 
