@@ -174,11 +174,12 @@ def readable_time(stamp: Any, path: Path) -> str:
 
 def read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     """Read a JSON object; an empty one where there is none, and where it is broken: noted."""
-    with suppress(FileNotFoundError):
-        try:
-            return files.read_json(path)
-        except (OSError, UserError) as error:
-            problems.append(str(error).replace(str(path), path.name))
+    try:
+        return files.read_json(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, UserError) as error:
+        problems.append(str(error).replace(str(path), path.name))
     return {}
 
 
