@@ -6,8 +6,8 @@ import logging
 import tempfile
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import onnx
 from onnx import ModelProto
 from torch import Tensor
@@ -27,6 +27,7 @@ def quantise(network: ModelProto, pixels: Tensor) -> ModelProto:
     """
     tools = import_module("onnxruntime.quantization")
     shapes = import_module("onnxruntime.quantization.shape_inference")
+    batches = ({INPUT: as_image(part)} for part in pixels.split(_ROWS))
     log_level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # the quantiser logs about steps that are taken here
     try:
@@ -37,7 +38,7 @@ def quantise(network: ModelProto, pixels: Tensor) -> ModelProto:
             tools.quantize_static(
                 ready,
                 small,
-                _Reader(pixels),
+                SimpleNamespace(get_next=lambda: next(batches, None)),
                 op_types_to_quantize=list(_QUANTISED),
                 per_channel=True,
                 # 7 bits for weights: processors without VNNI add two products in 16 bits, which
@@ -49,14 +50,3 @@ def quantise(network: ModelProto, pixels: Tensor) -> ModelProto:
             return onnx.load(small)
     finally:
         logging.disable(log_level)
-
-
-class _Reader:
-    """Batches as ONNX Runtime asks for them."""
-
-    def __init__(self, pixels: Tensor) -> None:
-        self._parts = iter(pixels.split(_ROWS))
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        part = next(self._parts, None)
-        return None if part is None else {INPUT: as_image(part)}

@@ -22,7 +22,6 @@ from petface.evaluation.identity import contamination_lines
 from petface.evaluation.summary import worst_of
 from petface.files import plain_cell, take
 from petface.metrics import clopper_pearson, read_confusion
-from petface.taxonomy import FEATURES
 
 REPORT: Final = "report.html"  # of a run or an evaluation
 METRICS, FINAL, SETTINGS, LOCK = "metrics.csv", "final.json", "settings.toml", "run.lock"
@@ -88,13 +87,7 @@ def read_run(folder: Path) -> Run:
     history = cells.apply(pd.to_numeric, errors="coerce")
     made_by = re.match(r"# All constants of a run of (\S+\.py);", text)
     script = made_by[1] if made_by else ""
-    columns = {*final, *history}
-    if script.startswith("stage2") or any(
-        f"_{feature}_" in name for feature in FEATURES for name in columns
-    ):
-        stage = 2
-    else:
-        stage = int(bool(script) or not columns.isdisjoint(["test_accuracy", "val_accuracy_frac"]))
+    stage = 0 if not script else 2 if script.startswith("stage2") else 1
     holder = ""
     with suppress(OSError), (folder / LOCK).open("rb", buffering=0) as handle:
         holder = "" if final else take(handle)

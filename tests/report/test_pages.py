@@ -59,13 +59,10 @@ def test_a_run_of_stage_2_shows_its_numbers(tmp_path):
             assert drawn.format == "PNG" and drawn.width > 500
 
 
-@pytest.mark.parametrize("script", [True, False], ids=["script is named", "by its files alone"])
-def test_a_run_of_stage_1_calls_itself_stage_1(tmp_path, stage1_run, script):
+def test_a_run_of_stage_1_calls_itself_stage_1(tmp_path, stage1_run):
     folder = shutil.copytree(stage1_run.folder, tmp_path / "run")
     run = folders.read_run(folder)
     assert run.settings["PHASE_STAGES"]  # as stage 2 has: it tells nothing
-    if not script:
-        (folder / "settings.toml").write_text("")
     found, text, page = read(report.write_report(folder))
     assert "Stage 1: species" in text and "Stage 2" not in page
     names, counts = run.heads()[0]["matrix"]
