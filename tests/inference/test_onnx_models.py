@@ -91,7 +91,7 @@ def test_the_card_and_the_model_say_the_same(bundle: Path, name: str) -> None:
     model = onnx.load(path, load_external_data=False)
     own = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     card = json.loads(path.with_suffix(".json").read_text())
-    assert own == {name: card[name] for name in onnx_models.METADATA}
+    assert own == {name: card[name] for name in own} and own.keys() >= {*onnx_models.METADATA}
     assert card["bytes"] == path.stat().st_size and card["opset"] == 18
     outputs = [output.name for output in model.graph.output]
     assert outputs == list(card["outputs"]) == list(card["heads"])
