@@ -27,14 +27,13 @@ import pandas as pd
 from inference_engine import Stage1Model, Stage2Model
 from petface import files
 from petface.analysis import attention, errors, probes
-from petface.analysis.photos import look_at, worker_count
-from petface.data.loading import OK
-from petface.data.loading import worker_count as loader_count
+from petface.analysis.photos import look_at
+from petface.data.loading import OK, worker_count
 from petface.evaluation.details import HEADS, Evaluation, class_numbers, read_evaluation
 from petface.inference.loading import find_specialist
 from petface.models.network import Network
 from petface.report import report_line
-from petface.settings import NonNegative, Positive, Seed, read_settings
+from petface.settings import NonNegative, Positive, read_settings
 from petface.taxonomy import UNKNOWN
 
 # ---- Evaluation ----
@@ -47,9 +46,7 @@ DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
 # ---- How much ----
 SAMPLE: NonNegative = 2000  # test photos that are decoded, spread evenly; 0 = all
 PROBE_SAMPLE: NonNegative = 500  # of these, predicted under every probe; 0 = all of them
-CAM_PHOTOS: Positive = 32  # right answers per class whose maps are measured
 EXAMPLES: Positive = 8  # mistakes per head in a picture
-SAMPLE_SEED: Seed = 0
 
 # ---- Speed ----
 BATCH_SIZE: Positive = 64
@@ -67,28 +64,29 @@ def main() -> None:
     nothing = UserError(f"no test photo below {root} can be read; set --images-root")
     if not Path(root).is_dir():
         raise nothing
-    work = attention.choose_photos(evaluation, s.IMAGES_ROOT, s.SAMPLE, s.EXAMPLES)
+    work = attention.choose_photos(evaluation, root, s.SAMPLE, s.EXAMPLES)
     for path in out.rglob("gradcam_*.png"):  # of an earlier analysis, of other heads
         path.unlink()
     worst = errors.write_mistakes(out / "mistakes.csv", evaluation)
-    seen = look_at(work.catalog, work.sample, worker_count(s.WORKERS), with_sharpness=True).seen
+    seen = look_at(work.catalog, work.sample, s.WORKERS, with_sharpness=True).seen
     num_readable = int((seen["status"] == OK).sum())
     if not num_readable:
         raise nothing
     slices = errors.make_slices(evaluation, work.rows[work.sample], seen)
     errors.write_slices(out / "slices.csv", slices)
-    figures, maps, num_probed, same_frac = run_networks(evaluation, work, s)
+    figures, pictures, told = run_networks(evaluation, work, s)
     probes.write_probes(out / "probes.csv", figures)
+    for head, found in pictures.items():
+        picture = out / "photos" / f"gradcam_{head}_mistakes.png"
+        attention.draw_mistakes(picture, work.mistakes[head], found)
     result = {
         "num_test": int((evaluation.rows["split"] == "test").sum()),
         "sample": len(work.sample),
         "num_unreadable": len(work.sample) - num_readable,
-        "probe_sample": num_probed,
-        "same_species_as_evaluation_frac": same_frac,
+        **told,
         "mistakes": worst,
         "slices": slices,
         "slices_standing_out": errors.count_standing_out(slices),
-        "gradcam": attention.draw_maps(work, maps, out),
         "probes": figures,
         "seconds": round(time.perf_counter() - start, 1),
     }
@@ -101,50 +99,45 @@ def main() -> None:
 
 def run_networks(
     evaluation: Evaluation, work: attention.Work, s: Any
-) -> tuple[dict[str, Any], dict[str, attention.HeadMaps], int, float | None]:
+) -> tuple[dict[str, Any], dict[str, dict[int, list[np.ndarray]]], dict[str, Any]]:
     """Run stage 1 and then each specialist over the photos.
 
-    Return the probes' figures and the maps of each head, the number of probed photos, and the share
-    of them whose species was answered as in the evaluation: it may have run in another precision.
+    Return the probes' figures and the explained mistakes of each head; then the number of probed
+    photos, and the share of them whose species was answered as in the evaluation, which may have
+    run in another precision.
     """
     sample = attention.spread(work.sample, s.PROBE_SAMPLE)
     species_of = np.array(work.labels("species", sample))
     records = errors.record_numbers(evaluation)[work.rows[sample]]
-    kept, maps = defaultdict(list), {head: attention.HeadMaps() for head in HEADS}
-    right, readable, same_frac = np.zeros(len(sample), bool), 0, None
+    kept, pictures = defaultdict(list), defaultdict[str, dict[int, list[np.ndarray]]](dict)
+    right, told = np.zeros(len(sample), bool), dict[str, Any]()
     for species, network, heads in load_networks(evaluation, s):
-        asked = np.arange(len(sample))
-        asked = asked if species is None else asked[right & (species_of == species)]
+        asked = np.flatnonzero((species is None) | (right & (species_of == species)))
         answers = probes.predict_under_probes(
-            network,
-            work.catalog,
-            sample[asked],
-            batch_size=s.BATCH_SIZE,
-            num_workers=loader_count(s.WORKERS),
-            description=f"probes, {species or 'species'}",
-        )
+            network, work.catalog, sample[asked], len(heads), batch_size=s.BATCH_SIZE,
+            num_workers=worker_count(s.WORKERS), description=f"probes, {species or 'species'}",
+        )  # fmt: skip
         for number, (head, names) in enumerate(heads.items()):
-            predicted, confidence = (a[:, :, number] for a in answers[:2])
+            predicted, confidence = (a[:, :, number] for a in answers)
             true = class_numbers(work.labels(errors.true_column(head), sample[asked]), names)
             use = (predicted[0] >= 0) & (true != UNKNOWN)
-            own = predicted[:, use], confidence[:, use], true[use], records[asked[use]]
-            kept[head].append(own)
-            attention.explain(
-                maps[head], work, network, head, number, names, species,
-                photos_per_class=s.CAM_PHOTOS, seed=s.SAMPLE_SEED,
-            )  # fmt: skip
+            kept[head].append(
+                (predicted[:, use], confidence[:, use], true[use], records[asked[use]])
+            )
+            pictures[head] |= attention.explain(work, network, head, number, names, species)
         if species is None:
-            right, readable = predicted[0] == true, int(answers.readable.sum())
+            right, answered = predicted[0] == true, predicted[0] >= 0
             before = class_numbers(work.labels("species_pred", sample), names)
-            both = answers.readable & (before != UNKNOWN)
-            same_frac = float((predicted[0] == before)[both].mean()) if both.any() else None
+            same = (predicted[0] == before)[answered & (before != UNKNOWN)]
+            told["probe_sample"] = int(answered.sum())
+            told["same_species_as_evaluation_frac"] = float(same.mean()) if len(same) else None
     figures = {}
     for head in (head for head in HEADS if head in kept):
         # each photo holds class numbers of one specialist only, so they may stand side by side
         whole = [np.concatenate(columns, axis=-1) for columns in zip(*kept[head], strict=True)]
         if len(whole[2]):
             figures[head] = probes.probe_figures(*whole)
-    return figures, maps, readable, same_frac
+    return figures, pictures, told
 
 
 def load_networks(
@@ -192,11 +185,6 @@ def describe(result: dict[str, Any]) -> str:
         f"{chance['by_chance']} would by chance",
         pd.DataFrame.from_dict(rows, orient="index").to_string(float_format="{:.1f}".format),
     ]
-    for head, entry in result["gradcam"].items():
-        if entry["border_energy_frac"] is not None:
-            share, area = entry["border_energy_frac"] * 100, entry["border_area_frac"] * 100
-            told = f"border ring: {share:.0f} % of Grad-CAM on {area:.0f} % of the area"
-            lines.append(f"{head}: {told}, {entry['layer']}")
     return "\n".join(lines)
 
 

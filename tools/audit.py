@@ -17,7 +17,7 @@ from pathlib import Path
 
 from petface import files
 from petface.analysis.audit import describe_audit, make_audit, write_audit
-from petface.analysis.photos import look_at, worker_count
+from petface.analysis.photos import look_at
 from petface.data.dataset import load_dataset
 from petface.data.sample import sample_evenly
 from petface.data.sources.petface import scan
@@ -56,7 +56,7 @@ def main() -> None:
     num = 0 if "all" in settings.switches else settings.SAMPLE
     places = sample_evenly(species, num or len(species), settings.SAMPLE_SEED)
     start = time.perf_counter()
-    photos = look_at(dataset.catalog, places, worker_count(settings.WORKERS))
+    photos = look_at(dataset.catalog, places, settings.WORKERS)
     looked_s = time.perf_counter() - start
     audit = make_audit(dataset, found, photos)
     write_audit(out, audit)

@@ -1,8 +1,8 @@
-"""Measure training, evaluation and start-up beside their limits and beside plain scripts.
+"""Measure training and evaluation beside their limits and beside plain scripts.
 
-    python -m tools.bench                          # all parts, about 20 minutes on two cores
+    python -m tools.bench                          # all parts, about 15 minutes on two cores
     python -m tools.bench --quick                  # a minute: a look, no figures to quote
-    python -m tools.bench --only epochs evaluation # some parts
+    python -m tools.bench --only epochs            # one part
 
 Prints tables and writes results/bench_<hardware>.csv (with --quick or --only: only with --out).
 Contenders of a part take turns after a warm-up round that does not count. A rate is the median over
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import io
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -57,7 +56,7 @@ from petface.training.schedule import EarlyStopping
 from tools.hardware import hardware_name
 
 # ---- What is measured ----
-ONLY: tuple[Literal["epochs", "evaluation", "startup"], ...] = ()  # parts; () = all
+ONLY: tuple[Literal["epochs", "evaluation"], ...] = ()  # parts; () = all
 DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
 ROUNDS: NonNegative = 0  # that count; 0 = 5, with --quick 2
 FOLDER: str = ""  # for the made-up photos; "" = a temporary one
@@ -105,15 +104,6 @@ class Tree:
             return image_source(self.catalog, "auto", self.rule)
 
 
-def place_of(folder: Path, number: int) -> Path:
-    """Return the file of a photo; the first one of a record makes the folder."""
-    record, photo = divmod(number, PHOTOS_PER_RECORD)
-    place = folder / "images" / SPECIES[record % len(SPECIES)] / f"{record:06d}"
-    if photo == 0:
-        place.mkdir(parents=True)
-    return place / f"{photo:02d}.png"
-
-
 def make_photos(folder: Path, num: int, size_px: int) -> Tree:
     """Write `num` PNG photos: noise with the spectrum, and about the file size, of photos."""
     draw = np.random.default_rng(0)
@@ -124,7 +114,10 @@ def make_photos(folder: Path, num: int, size_px: int) -> Tree:
         grey, *own = np.fft.ifft2(noise).real / size_px**0.5
         pixels = np.stack([grey + 0.4 * plane for plane in own], axis=2)
         pixels = 128 + 55 * (pixels - pixels.mean()) / pixels.std()
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place_of(folder, number))
+        record, photo = divmod(number, PHOTOS_PER_RECORD)
+        place = folder / "images" / SPECIES[record % len(SPECIES)] / f"{record:06d}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place / f"{photo:02d}.png")
     return Tree(folder, scan(folder / "images").catalog, Preprocessing(size_px))
 
 
@@ -316,27 +309,7 @@ def write_networks(tree: Tree) -> tuple[nn.Module, nn.Module]:
     return first, heads
 
 
-def startup(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
-    """Listing a tree as large as PetFace in a fresh process, imports included."""
-    del device
-    num = 20_000 if quick else 1_012_934
-    for number in range(num):
-        place_of(folder, number).write_bytes(b".")
-    ours = "import sys; from petface.data.sources.petface import scan; scan(sys.argv[1])"
-    theirs = "import sys, torchvision; torchvision.datasets.ImageFolder(sys.argv[1])"
-
-    def listing(code: str) -> int:
-        subprocess.run([sys.executable, "-c", code, str(folder / "images")], check=True)
-        return num
-
-    contenders = {
-        "ours": partial(listing, ours),
-        "torchvision ImageFolder": partial(listing, theirs),
-    }
-    yield Part(f"start-up, {num:,} images", contenders, "", "torchvision ImageFolder")
-
-
-PARTS = {"epochs": epochs, "evaluation": evaluation, "startup": startup}
+PARTS = {"epochs": epochs, "evaluation": evaluation}
 
 
 def measure(part: Part, rounds: int, device: torch.device) -> dict[str, list[float]]:

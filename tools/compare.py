@@ -15,16 +15,13 @@ import sys
 from pathlib import Path
 
 from petface import files
-from petface.analysis.compare import CHANGED_COLUMNS, compare_evaluations, describe_comparison
-from petface.analysis.paired import read_pair
+from petface.analysis.compare import compare_evaluations, describe_comparison, read_pair
 from petface.errors import SettingsError, UserError, run_script
 from petface.report.compare_page import comparison_page
-from petface.settings import Positive, Seed, read_settings
+from petface.settings import read_settings
 
 # ---- Comparison ----
 OUT: str = "runs/comparison"  # an earlier comparison there is replaced
-FLIPS: Positive = 100_000  # of the test, where all flips are too many to count
-SEED: Seed = 0  # of the test
 
 
 def main() -> None:
@@ -44,11 +41,8 @@ def main() -> None:
     out, comparisons = Path(settings.OUT), []
     for number, b in enumerate(others, start=1):
         suffix = "" if number == 1 else f"_{number}"
-        comparison, rows = compare_evaluations(
-            read_pair(a, b), flips=settings.FLIPS, seed=settings.SEED
-        )
-        cells = rows.itertuples(index=False)
-        files.write_csv(out / f"changed{suffix}.csv", CHANGED_COLUMNS, cells)
+        comparison, rows = compare_evaluations(read_pair(a, b))
+        files.write_csv(out / f"changed{suffix}.csv", list(rows), rows.itertuples(index=False))
         print(describe_comparison(comparison))
         files.write_json(out / f"compare{suffix}.json", comparison)
         comparisons.append(comparison)

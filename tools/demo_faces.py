@@ -6,12 +6,10 @@ Units of the frame: x from -0.5 to 0.5 with the eyes at -0.25 and 0.25, y from 0
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
-from petface.files import atomic_write
 from tools.demo_animals import BREEDS, FACES, IRISES, PARTS, PROFILES, RGB, Face
 
 WIDTH_STD = 0.045  # spread of the face width between individuals, as a fraction
@@ -235,27 +233,3 @@ def develop(image: Image.Image, size_px: int, rng: np.random.Generator) -> Image
     grain = rng.standard_normal((size_px, size_px, 1), dtype=np.float32) * rng.uniform(1, 7)
     pixels += np.where(pixels.max(axis=2, keepdims=True) > 4, grain * (1 + poor), 0)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-
-
-def draw_contact_sheet(images: Path, file: Path, rows: int = 6) -> None:
-    """Draw an overview of a tree: a column for each species, `rows` of its animals."""
-    side, caption, gap = 96, 22, 4
-    folders = sorted(folder for folder in images.iterdir() if folder.is_dir())
-    size = len(folders) * (side + gap) + gap, rows * (side + gap) + caption + gap
-    sheet = Image.new("RGB", size, "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for column, folder in enumerate(folders):
-        left = gap + column * (side + gap)
-        pen.text((left + side / 2, caption / 2 + 1), folder.name, "black", font, "mm")
-        records = [path.parent for path in sorted(folder.glob("*/01.png"))]
-        for row in range(min(rows, len(records))):
-            record = records[row * len(records) // rows]
-            tiles = []  # without photo 00, which may be one of the odd files
-            for path in sorted(record.glob("0[1-9].png")):
-                with Image.open(path) as photo:
-                    square = (side, side)
-                    tiles.append(photo.convert("RGB").resize(square, Image.Resampling.LANCZOS))
-            tile = max(tiles, key=lambda image: float(np.asarray(image).std()))  # the liveliest
-            sheet.paste(tile, (left, caption + row * (side + gap)))
-    with atomic_write(file) as handle:
-        sheet.save(handle, format="JPEG" if file.suffix.lower() in (".jpg", ".jpeg") else "PNG")

@@ -21,7 +21,6 @@ from typing import Any
 from petface.errors import SettingsError, UserError, run_script
 
 # isort: split
-import numpy as np
 import pandas as pd
 
 from petface import files
@@ -35,7 +34,7 @@ from petface.evaluation.figures import interval, percent
 from petface.models import checkpoints
 from petface.models.network import Network
 from petface.report import report_line
-from petface.settings import NonNegative, Positive, PositiveFloat, Seed, Settings, read_settings
+from petface.settings import Positive, PositiveFloat, Seed, Settings, read_settings
 from petface.taxonomy import FEATURES as ALL_FEATURES
 
 # ---- Data ----
@@ -52,7 +51,6 @@ FOLDS: Positive = 5  # 2 or more; each record is judged by a model of the other 
 GRID: Positive = 2  # cells a side that feature maps are averaged over; memory grows as its square
 INVERSE_STRENGTH: PositiveFloat = 0.01  # C of the regression; smaller = smoother
 MIN_RECORDS: Positive = 3  # records of rarer classes are not judged
-PHOTOS_PER_RECORD: NonNegative = 0  # at most, the first ones; 0 = all
 SEED: Seed = 0  # of the folds
 
 # ---- Run ----
@@ -130,9 +128,6 @@ def judge(
     places, _ = dataset.image_labels(species)
     record = dataset.catalog.record_index[places]
     record = record - record[0]
-    if s.PHOTOS_PER_RECORD:  # the photos of a record are consecutive
-        number = np.arange(len(record)) - np.searchsorted(record, record)
-        places, record = (a[number < s.PHOTOS_PER_RECORD] for a in (places, record))
     features, readable = label_errors.features_of_photos(
         network, body, dataset, places, grid=s.GRID, batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS), title=species,

@@ -3,7 +3,7 @@
     python -m tools.make_demo_data --out data/demo --records 900 --size 64 --seed 0
 
 About 3,500 photos in 7 s on two cores. The tree depends on --records, --size, --seed,
---no-odd-files and --mislabelled alone. `--contact-sheet FILE` draws an overview.
+--no-odd-files and --mislabelled alone.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tools.demo_animals import (
     long_tailed,
     record_counts,
 )
-from tools.demo_faces import draw_contact_sheet, draw_individual, draw_photo
+from tools.demo_faces import draw_individual, draw_photo
 
 # ---- What is drawn ----
 RECORDS: Annotated[int, Range(60, 257_484)] = 900  # animals
@@ -50,7 +50,6 @@ MISLABELLED: Fraction = 0.05  # animals that look like another class than their 
 # ---- Where, and how ----
 OUT: str = "data/demo"
 WORKERS: NonNegative = 0  # processes; 0 = one per core
-CONTACT_SHEET: str = ""  # also draw an overview into this PNG or JPEG; "" = none
 
 FORMAT = 1  # raised when the same arguments would draw another tree
 MARKER = "demo.json"
@@ -247,7 +246,7 @@ def is_there(out: Path, marker: dict[str, object], *, force: bool) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw the tree unless it is there, then the contact sheet if asked for."""
+    """Draw the tree unless it is there."""
     s = read_settings(
         sys.modules[__name__],
         argv,
@@ -270,8 +269,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             if has_odd_files:
                 plant_odd_files(out / "images", len(tree["cat"]))
             write_json(out / MARKER, marker)
-        if s.CONTACT_SHEET:
-            draw_contact_sheet(out / "images", Path(s.CONTACT_SHEET))
     except OSError as error:
         raise write_error(error.filename or out, error) from error
     print(f"folder: {out}{' (already there)' if there else ''}")

@@ -17,7 +17,6 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ import pandas as pd
 from petface import files
 from petface.settings import Positive, Seed, Settings, read_settings
 from petface.streams import outlive_reader
-from tools.sweep import ROOT, flag_of_change, last_line, only_trainer, started
+from tools.sweep import ROOT, flag_of_change, last_line, started, trainers_of
 
 if TYPE_CHECKING:
     import optuna
@@ -46,14 +45,6 @@ WARMUP_EPOCHS: Positive = 3  # before these no trial is given up
 LOOK_EVERY_S = 1.0
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A constant that is searched: its name, and how a trial draws it as text for its flag."""
-
-    name: str
-    draw: Callable[[Any], str]
-
-
 def main() -> int:
     s = read_settings(
         sys.modules[__name__],
@@ -61,14 +52,17 @@ def main() -> int:
     )
     outlive_reader()
     optuna = _optuna()
-    choices = [choice for word in s.positional if (choice := parse_choice(word))]
-    trainer = only_trainer([word for word in s.positional if not parse_choice(word)])
+    draws = {word: way_to_draw(word) for word in s.positional}
+    choices = {word.partition("=")[0]: draw for word, draw in draws.items() if draw}
+    trainers = trainers_of([word for word, draw in draws.items() if not draw])
+    if len(trainers) != 1:
+        raise SettingsError(f"give one preset, not {len(trainers)}")
+    trainer = trainers[0]
     if not choices:
         raise SettingsError("nothing to search: give a range or choices, such as LR=1e-4..1e-2")
     constants = trainer.settings().as_dict()
-    for choice in choices:  # a misspelt name is refused before the first trial
-        if choice.name not in constants:
-            trainer.settings(*flag_of_change(f"{choice.name}=x"))
+    for constant in choices.keys() - constants:  # a misspelt name is refused before the first trial
+        trainer.settings(*flag_of_change(f"{constant}=x"))
     out = Path(s.OUT)
     out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -84,7 +78,7 @@ def main() -> int:
     print(f"{num_over} trials so far, {max(0, s.TRIALS - num_over)} to go", flush=True)
 
     def objective(trial: optuna.Trial) -> float:
-        drawn = [f"{choice.name}={choice.draw(trial)}" for choice in choices]
+        drawn = [f"{constant}={draw(trial)}" for constant, draw in choices.items()]
         name = f"{trainer.preset}/trial{trial.number}"
         flags = [flag for word in drawn for flag in flag_of_change(word)]
         flags += ["--runs-root", s.OUT, "--run-name", name]
@@ -108,8 +102,11 @@ def main() -> int:
     return 0
 
 
-def parse_choice(word: str) -> Choice | None:
-    """Read NAME=a..b or NAME=a,b,c; None for other words. `SettingsError` for an empty range."""
+def way_to_draw(word: str) -> Callable[[Any], str] | None:
+    """Return how a trial draws NAME=a..b or NAME=a,b,c as text for its flag; None for other words.
+
+    `SettingsError` for an empty range.
+    """
     name, _, text = word.partition("=")
     if ".." in text:
         ends = text.split("..")
@@ -120,10 +117,10 @@ def parse_choice(word: str) -> Choice | None:
         if not -math.inf < low < high < math.inf:
             raise SettingsError(f"{word}: the range is empty")
         if all(end.lstrip("-").isdigit() for end in ends):
-            return Choice(name, lambda t: str(t.suggest_int(name, int(low), int(high))))
-        return Choice(name, lambda t: repr(t.suggest_float(name, low, high, log=low > 0)))
+            return lambda t: str(t.suggest_int(name, int(low), int(high)))
+        return lambda t: repr(t.suggest_float(name, low, high, log=low > 0))
     if "," in text:
-        return Choice(name, lambda t: str(t.suggest_categorical(name, text.split(","))))
+        return lambda t: str(t.suggest_categorical(name, text.split(",")))
     return None
 
 

@@ -91,14 +91,6 @@ def trainers_of(words: Sequence[str]) -> list[Trainer]:
     return found
 
 
-def only_trainer(words: Sequence[str]) -> Trainer:
-    """Read one preset and NAME=value."""
-    found = trainers_of(words)
-    if len(found) != 1:
-        raise SettingsError(f"give one preset, not {len(found)}")
-    return found[0]
-
-
 def flag_of_change(word: str) -> tuple[str, str]:
     """Turn NAME=value into the flag that says the same."""
     name, _, value = word.partition("=")

@@ -317,35 +317,26 @@ def _photos_per_record(dataset: Dataset) -> dict[str, int]:
 
 def describe_audit(summary: dict[str, Any]) -> str:
     """Format the main counts as the text that an audit prints."""
-    species = pd.json_normalize(list(summary["per_species"].values())).assign(
-        species=list(summary["per_species"])
-    )
-    species.columns = species.columns.str.removeprefix("records_per_split.")
-    shown = ["records", "photos", *SPLITS, "looked_at", "unreadable", "too_large"]
+    species = pd.DataFrame.from_dict(summary["per_species"], orient="index")
+    shown = ["records", "photos", "looked_at", "unreadable", "too_large"]
     heads = {
-        f"{name} {feature}": {key.removesuffix("_classes"): value for key, value in own.items()}
+        f"{name} {feature}": own
         for name, features in summary["heads"].items()
         for feature, own in features.items()
     }
-    head_table = pd.DataFrame.from_dict(heads, orient="index")
-    lines = [species.set_index("species")[shown].to_string()]
-    lines += ["", head_table.to_string()] if heads else []
-    for key in ("sizes", "modes"):
-        listed = ", ".join(f"{name} ({num:,})" for name, num in list(summary[key].items())[:5])
-        lines.append(f"{key}: {listed}")
     pairs = summary["duplicates"]
     counts = {
-        **{k: summary[k] for k in ("records", "photos", "looked_at", "unreadable", "too_large")},
+        **{name: summary[name] for name in shown},
         "strays": sum(summary["strays"].values()),
         "label_conflicts": summary["issues"].get("label_conflict", 0),
-        "rare_classes": int(head_table["rare"].sum()) if heads else 0,
-        "untestable_classes": int(head_table["untestable"].sum()) if heads else 0,
         "exact_duplicates_across_splits": pairs["exact_across_splits"],
         "exact_duplicates": pairs["exact"],
         "near_duplicates_across_splits": pairs["near_across_splits"],
         "near_duplicates": pairs["near"],
     }
-    lines += [*(f"note: {note}" for note in summary["notes"]), ""]
+    lines = [species[shown].to_string(), ""]
+    lines += [pd.DataFrame.from_dict(heads, orient="index").to_string(), ""] if heads else []
+    lines += [f"note: {note}" for note in summary["notes"]]
     return "\n".join([*lines, *(f"{name}: {num:,}" for name, num in counts.items())])
 
 

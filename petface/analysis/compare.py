@@ -1,35 +1,32 @@
 """Which of two evaluations is better, in what, and how surely, photo by photo.
 
 Every figure is B minus A on the same photos. `conditional` counts the photos that both predicted,
-because both got the species right; `end_to_end` counts a wrong species as a wrong attribute.
+because both got the species right; `end_to_end` counts a wrong species as a wrong attribute. The
+photos of one animal are right or wrong together, so tests take whole records.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from scipy.stats import binom
 
-from petface.analysis.paired import (
-    Pair,
-    holm,
-    sign_flip_p_value,
-)
-from petface.evaluation.details import HEADS, Evaluation
+from petface.errors import UserError
+from petface.evaluation.details import HEADS, PER_IMAGE, Evaluation, read_evaluation
 from petface.evaluation.figures import interval, percent, points
-from petface.files import plain_cell
 from petface.metrics import MIN_RECORDS, gain_interval
 
 PARTS: Final = ("train", "val", "test")
 TESTED_PARTS: Final = ("test", "val")
 SIGNIFICANT: Final = 0.05  # of the p-value adjusted for the number of tests
-CHANGED_COLUMNS: Final = (
-    "image", "species", "record", "split", "head", "truth",
-    "a_answer", "a_prob", "b_answer", "b_prob", "change",
-)  # fmt: skip
 VIEWS: Final = {"conditional": "conditional", "end_to_end": "end to end"}
+_OTHER_DATA = "A and B were evaluated on different data (images, labels or split)"
 _EXPLANATION = (
     "conditional: photos whose species both got right; end to end: a wrong species counts as a "
     f"wrong answer; too few: fewer than {MIN_RECORDS} records; *: B has more or fewer photos right "
@@ -37,25 +34,79 @@ _EXPLANATION = (
 )
 
 
-def compare_evaluations(
-    pair: Pair, *, flips: int = 100_000, seed: int = 0
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Return the comparison as a dictionary ready for JSON, and the table of changed answers.
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """The M common images of evaluations A and B."""
 
-    `flips` of the sign-flip test where it is not exact.
-    """
-    options = {"flips": flips, "seed": seed}
+    a: Evaluation
+    b: Evaluation
+    # The columns of both tables with the suffixes _a and _b; image; part, "" where the splits
+    # disagree; record_number; answered, whether both named a species.
+    rows: pd.DataFrame
+    notes: list[str]  # lines that the user should read
+
+
+def read_pair(folder_a: str | Path, folder_b: str | Path) -> Pair:
+    """Read two evaluations and join them by image; `UserError` where that cannot be."""
+    (a, rows_a), (b, rows_b) = map(_read, (folder_a, folder_b))
+    rows = rows_a.merge(rows_b, on="image", suffixes=("_a", "_b"))
+    if rows.empty:
+        raise UserError(
+            f"{a.folder} and {b.folder} have no image in common; evaluate both models on one "
+            "dataset, with --images-root, then compare"
+        )
+    only_a, only_b = len(a.rows) - len(rows), len(b.rows) - len(rows)
+    notes = []
+    if only_a or only_b:
+        notes.append(
+            f"{_OTHER_DATA}; compared are the {len(rows):,} common images "
+            f"({only_a:,} only in A, {only_b:,} only in B)"
+        )
+    elif a.models.get("dataset") != b.models.get("dataset"):
+        notes.append(f"{_OTHER_DATA}; the images are the same")
+    split_a, split_b = rows["split_a"].astype(str), rows["split_b"].astype(str)
+    rows["part"] = split_a.where(split_a == split_b, "")
+    if moved := int((split_a != split_b).sum()):
+        notes.append(
+            f"{moved:,} images stand in different parts of the split in A and in B; they count in "
+            "no part: what one model trained on cannot test both"
+        )
+    rows["record_number"] = rows.groupby(["species_a", "record_a"], observed=True).ngroup()
+    rows["answered"] = rows[["species_correct_a", "species_correct_b"]].notna().all(axis=1)
+    return Pair(a, b, rows, notes)
+
+
+def _read(folder: str | Path) -> tuple[Evaluation, pd.DataFrame]:
+    """Read an evaluation, and its rows with the names of the images."""
+    try:
+        found = read_evaluation(folder)
+        found.models["stage1"].get("sha256")
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError) as error:
+        raise UserError(
+            f"{folder}: the evaluation is damaged ({type(error).__name__}: {error}); run: "
+            f"python inference_engine.py evaluate --out-dir {folder} --force"
+        ) from error
+    rows = found.rows.assign(image=found.image_names(np.arange(len(found.rows))))
+    if not rows["image"].is_unique:
+        raise UserError(f"{found.folder / PER_IMAGE} names an image twice; evaluate again")
+    return found, rows
+
+
+def compare_evaluations(pair: Pair) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Return the comparison as a dictionary ready for JSON, and the table of changed answers."""
     figures: dict[str, dict[str, Any]] = {part: {} for part in TESTED_PARTS}
-    notes, changed = list(pair.notes), [pd.DataFrame(columns=list(CHANGED_COLUMNS))]
+    notes, changed = list(pair.notes), []
     for head in HEADS:
         table, head_notes = _predictions(pair, head)
         notes += head_notes
         for part in TESTED_PARTS:
             own = table[table["part"] == part]
-            views = {view: _figure(own[own[view]], options) for view in VIEWS if own[view].any()}
+            views = {view: _figure(own[own[view]]) for view in VIEWS if own[view].any()}
             if views:
                 figures[part][head] = views
-        changed += [own] if len(own := _changed(pair, head, table)) else []
+        changed.append(_changed(pair, head, table))
     num_tests = {part: len(_adjust(figures[part])) for part in TESTED_PARTS}
     if unanswered := int((~pair.rows["answered"]).sum()):
         what = "have no answer in A or in B (unreadable, or not finite) and count nowhere"
@@ -74,7 +125,6 @@ def compare_evaluations(
         "b": _side(pair.b),
         "notes": notes,
         "images": images,
-        "options": options,
         "num_tests": num_tests,
         "figures": figures,
     }
@@ -113,10 +163,9 @@ def _predictions(pair: Pair, head: str) -> tuple[pd.DataFrame, list[str]]:
         species = sorted({*rows["species_a"].cat.categories, *rows["species_b"].cat.categories})
         has_a, has_b = ([n for n in species if e.class_names(head, n)] for e in (pair.a, pair.b))
         for side, own, others in (("A", has_a, has_b), ("B", has_b, has_a)):
-            if alone := [name for name in own if name not in others]:
-                listed = ", ".join(alone)
+            if alone := ", ".join(name for name in own if name not in others):
                 notes.append(
-                    f"{head}: only {side} has a specialist with this head for {listed}; left out"
+                    f"{head}: only {side} has a specialist with this head for {alone}; left out"
                 )
         in_both = rows["species_a"].isin(has_a) & rows["species_a"].isin(has_b)
         end_to_end = known & rows["answered"] & in_both
@@ -136,22 +185,19 @@ def _predictions(pair: Pair, head: str) -> tuple[pd.DataFrame, list[str]]:
     return pd.DataFrame(table), notes
 
 
-def _figure(table: pd.DataFrame, options: dict[str, int]) -> dict[str, Any]:
+def _figure(table: pd.DataFrame) -> dict[str, Any]:
     """Compare the predictions of images whose truth is known; none is a wrong one."""
-    records = table.groupby("record", sort=False)["gain"].agg(["size", "sum"])
-    gain = records["sum"]
-    p_value, exact = sign_flip_p_value(gain, flips=options["flips"], seed=options["seed"])
+    gain = table.groupby("record", sort=False)["gain"].sum()
     right_a, right_b = table["right_a"], table["right_b"]
     return {
         "num": len(table),
-        "num_records": len(records),
+        "num_records": len(gain),
         "num_records_changed": int((gain != 0).sum()),
         "accuracy_a": float(right_a.mean()),
         "accuracy_b": float(right_b.mean()),
         "difference": float(table["gain"].mean()),
         "interval_95": gain_interval(table["gain"].to_numpy(), table["record"].to_numpy()),
-        "p_value": p_value,
-        "p_exact": exact,
+        "p_value": sign_flip_p_value(gain),
         "both_right": int((right_a & right_b).sum()),
         "only_a": int((right_a & ~right_b).sum()),
         "only_b": int((right_b & ~right_a).sum()),
@@ -160,13 +206,13 @@ def _figure(table: pd.DataFrame, options: dict[str, int]) -> dict[str, Any]:
 
 
 def _changed(pair: Pair, head: str, table: pd.DataFrame) -> pd.DataFrame:
-    """List the images that both answered, each otherwise, in the order of `CHANGED_COLUMNS`."""
+    """List the images that both answered, each otherwise."""
     own = table[(table["a"] != "") & (table["b"] != "") & (table["a"] != table["b"])]
     rows = pair.rows.loc[own.index]
     changes = [own["truth"] == "", own["right_a"], own["right_b"]]
     return pd.DataFrame(
         {
-            "image": rows["image"].map(plain_cell),
+            "image": rows["image"],
             "species": rows["species_a"].astype(str),
             "record": rows["record_a"].astype(str),
             "split": own["part"],
@@ -181,6 +227,38 @@ def _changed(pair: Pair, head: str, table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def sign_flip_p_value(gain: npt.ArrayLike) -> float:
+    """Return the two-sided p-value of "A and B may be swapped in any record".
+
+    `gain` (R,) is whole: photos of a record that B has right minus those that A has right. Swapping
+    turns its sign. The p-value is the share of all 2^R flips whose summed gain is at least as far
+    from 0, counted exactly, size by size. With one photo a record this is the exact McNemar test.
+    Source: Yeh 2000, COLING, arXiv cs/0008005.
+    """
+    d = np.asarray(gain, np.int64)
+    sizes, frequency = np.unique(np.abs(d[d != 0]), return_counts=True)
+    chance = np.ones(1)  # of each sum of the gains whose sign is +
+    for size, num in zip(sizes.tolist(), frequency.tolist(), strict=True):
+        own = np.zeros(size * num + 1)
+        own[::size] = binom.pmf(np.arange(num + 1), num, 0.5)
+        chance = np.convolve(chance, own)
+    total = len(chance) - 1
+    is_as_far = np.abs(2 * np.arange(total + 1) - total) >= abs(int(d.sum()))
+    return min(1.0, float(chance[is_as_far].sum()))
+
+
+def holm(p_values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Adjust p-values (n,) so that the chance of one false finding among them stays as named.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6(2).
+    """
+    p = np.asarray(p_values, np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(adjusted, 1.0)
+
+
 def _adjust(heads: dict[str, Any]) -> list[dict[str, Any]]:
     """Add to each test of a part the p-value adjusted for all of them, and a verdict."""
     tests = [test for _, test in _named_tests(heads)]
@@ -192,34 +270,36 @@ def _adjust(heads: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def describe_comparison(comparison: dict[str, Any]) -> str:
-    """Format the comparison: a table per part, then what to know."""
-    images = comparison["images"]
-    lines = [f"{side.upper()}: {comparison[side]['folder']}" for side in "ab"]
-    parts = ", ".join(f"{images[part]:,} {part}" for part in PARTS)
-    lines.append(f"{images['common']:,} common images: {parts}")
-    for part, heads in comparison["figures"].items():
-        if not heads:
-            lines += ["", f"{part} part: no photo that both answered has a known label"]
-            continue
-        rows = {
-            name: {
-                "photos": f"{test['num']:,}",
-                "records": f"{test['num_records']:,}",
-                "A": percent(test["accuracy_a"]),
-                "B": percent(test["accuracy_b"]),
-                "B - A": points(test["difference"]),
-                "95 % interval": interval_of(test),
-                "p": _p_text(test["p_value"]),
-                "adj.": _p_text(test["p_holm"]),
-                "verdict": test["verdict"],
-            }
-            for name, test in _named_tests(heads)
+    """Format the comparison on the test part, then what to know."""
+    images, heads = comparison["images"], comparison["figures"]["test"]
+    rows = {
+        name: {
+            "photos": f"{test['num']:,}",
+            "records": f"{test['num_records']:,}",
+            "A": percent(test["accuracy_a"]),
+            "B": percent(test["accuracy_b"]),
+            "B - A": points(test["difference"]),
+            "95 % interval": interval_of(test),
+            "p": f"{test['p_value']:.2g}",
+            "adj.": f"{test['p_holm']:.2g}",
+            "verdict": test["verdict"],
         }
-        num, table = comparison["num_tests"][part], pd.DataFrame.from_dict(rows, orient="index")
-        head = f"{part} part, in %; p by flipping whole records, {num} tests, adj. by Holm:"
-        lines += ["", head, table.to_string()]
-    notes = [_EXPLANATION, *(f"note: {note}" for note in comparison["notes"])]
-    return "\n".join([*lines, "", *notes])
+        for name, test in _named_tests(heads)
+    }
+    lines = [
+        *(f"{side.upper()}: {comparison[side]['folder']}" for side in "ab"),
+        f"{images['common']:,} common images: "
+        + ", ".join(f"{images[part]:,} {part}" for part in PARTS),
+        "",
+        f"test part, in %; p by flipping whole records, {len(rows)} tests, adj. by Holm:",
+        pd.DataFrame.from_dict(rows, orient="index").to_string()
+        if rows
+        else "no photo that both answered has a known label",
+        "",
+        _EXPLANATION,
+        *(f"note: {note}" for note in comparison["notes"]),
+    ]
+    return "\n".join(lines)
 
 
 def _named_tests(heads: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -233,7 +313,3 @@ def interval_of(test: dict[str, Any]) -> str:
     if test["interval_95"] is None:
         return "too few"
     return interval(test["interval_95"], points) + "*" * (test["num_records_changed"] < MIN_RECORDS)
-
-
-def _p_text(p: float) -> str:
-    return "<0.0001" if p < 0.0001 else f"{p:.4f}"  # one that rounds to 0 is not 0

@@ -1,12 +1,10 @@
 """Where an evaluation's test part is wrong: the surest mistakes, and accuracy by kind of photo.
 
-Slices cut the test answers by what a photo, its animal or its label is like. A cut is a categorical
-of the bin of each photo, its categories in the order of the bins.
+Slices cut the test answers by what a photo, its animal or its label is like.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -21,10 +19,6 @@ from petface.data.loading import OK
 from petface.evaluation.details import HEADS, Evaluation
 from petface.metrics import accuracy_interval
 
-MISTAKE_COLUMNS: Final = (
-    "image", "species", "record", "head", "true", "predicted", "probability", "true_probability",
-    "rank",
-)  # fmt: skip
 _SLICE_COLUMNS: Final = (
     "head", "slice", "unit", "bin", "num", "num_records", "accuracy", "low_95", "high_95",
     "stands_out",
@@ -48,35 +42,36 @@ def true_column(head: str) -> str:
 def worst_mistakes(evaluation: Evaluation, head: str, num: int | None = None) -> pd.DataFrame:
     """Return a head's wrong answers in the test part, the most confident first.
 
-    `MISTAKE_COLUMNS` and `place`, the row of the evaluation. `true_probability` is exp(-nll), NaN
-    where the network has no class of that name; `rank` is the place of the truth among the
-    answers, 1 = first. `num` of them or all; equally confident ones in the order of the evaluation.
+    `place` is the row of the evaluation. `true_probability` is exp(-nll), NaN where the network has
+    no class of that name; `rank` is the place of the truth among the answers, 1 = first. `num` of
+    them or all; equally confident ones in the order of the evaluation.
     """
     own = evaluation.rows.iloc[asked_places(evaluation, head)]
     own = own[own[f"{head}_correct"] == 0]
     own = own.sort_values(f"{head}_prob", ascending=False, kind="stable")[:num]
     place = own.index.to_numpy()
     details = evaluation.details[head][place]
-    texts = {"species": "species", "record": "record", "true": true_column(head)}
     found = {
         "image": evaluation.image_names(place),
-        **{name: own[column].astype(str) for name, column in texts.items()},
+        "species": own["species"].astype(str),
+        "record": own["record"].astype(str),
         "head": head,
+        "true": own[true_column(head)].astype(str),
         "predicted": own[f"{head}_pred"].astype(str),
         "probability": own[f"{head}_prob"].astype(np.float64),
         "true_probability": np.exp(-details["nll"].astype(np.float64)),
         "rank": details["rank"].astype(np.int64),
         "place": place,
     }
-    return pd.DataFrame(found, columns=[*MISTAKE_COLUMNS, "place"])
+    return pd.DataFrame(found)
 
 
 def write_mistakes(path: Path, evaluation: Evaluation, num_kept: int = 20) -> dict[str, Any]:
     """Write every wrong answer of the test part as a CSV; return the worst per head, for JSON."""
     every = pd.concat([worst_mistakes(evaluation, head) for head in HEADS], ignore_index=True)
-    every = every[list(MISTAKE_COLUMNS)].round(6).astype(object)
+    every = every.drop(columns="place").round(6).astype(object)
     every = every.where(every.notna(), None)
-    files.write_csv(path, MISTAKE_COLUMNS, every.itertuples(index=False))
+    files.write_csv(path, list(every), every.itertuples(index=False))
     return {
         head: every[every["head"] == head].head(num_kept).to_dict("records")
         for head in HEADS
@@ -89,41 +84,15 @@ def record_numbers(evaluation: Evaluation) -> np.ndarray:
     return evaluation.rows.groupby(["species", "record"], observed=True).ngroup().to_numpy()
 
 
-def quartile_cut(values: npt.ArrayLike) -> pd.Categorical[Any]:
-    """Cut (M,) finite numbers at their quartiles; equal values never part, so bins may be fewer.
+def cut_at(values: np.ndarray, edges: npt.ArrayLike) -> pd.Categorical[Any]:
+    """Cut (M,) numbers at some edges, rounded to a thousandth, into bins in their order.
 
-    A bin holds its upper end.
+    A bin holds its upper end; equal values never part, so bins may be fewer.
     """
-    v = np.asarray(values, np.float64)
-    if not len(v):
-        return pd.Categorical([])
-    edges = np.unique(np.quantile(v, (0.25, 0.5, 0.75)))
-    edges = edges[edges < v.max()]
-    used, index = np.unique(np.searchsorted(edges, v, side="left"), return_inverse=True)
-    ends = [float(v.min()), *edges[used[:-1]].tolist(), float(v.max())]
-    return pd.Categorical.from_codes(index, pd.Index(_range_names(ends)))
-
-
-def _range_names(ends: list[float]) -> list[str]:
-    """Format the stretches between rising ends with as few digits as keep them apart."""
-    shown: list[str] = []
-    for digits in (3, 4, 5, 6, 7, 8, 17):
-        shown = [f"{v:.0f}" if abs(v) >= 10 ** (digits - 1) else f"{v:.{digits}g}" for v in ends]
-        if len(set(shown[1:])) == len(shown) - 1:
-            break
-    pairs = zip(shown, shown[1:], strict=False)
-    return [low if low == high else f"{low}-{high}" for low, high in pairs]
-
-
-def tercile_cut(num_of_row: np.ndarray, num_of_class: np.ndarray) -> pd.Categorical[Any]:
-    """Cut (M,) rows by how often their class was trained on, into thirds of the classes (K,).
-
-    Classes of equal number never part.
-    """
-    ordered = np.sort(num_of_class)
-    low, high = (int(ordered[max(0, -(-len(ordered) * k // 3) - 1)]) for k in (1, 2))
-    names = pd.Index([f"up to {low:,}", f"{low + 1:,}-{high:,}", f"above {high:,}"])
-    return pd.Categorical.from_codes(np.searchsorted([low, high], num_of_row), names)
+    ends = np.unique(np.round(np.asarray(edges, np.float64), 3))
+    names = [f"{end:,.10g}" for end in ends]
+    labels = [*(f"up to {name}" for name in names), f"above {names[-1]}"]
+    return pd.cut(values, [-np.inf, *ends, np.inf], labels=labels)
 
 
 def bin_figures(
@@ -167,20 +136,22 @@ def make_slices(evaluation: Evaluation, sample: np.ndarray, seen: np.ndarray) ->
         asked = asked_places(evaluation, head)
         if not len(asked):
             continue
-        by_count = pd.cut(
-            num_photos[asked], [0, 1, 2, 3, 5, math.inf], labels=["1", "2", "3", "4-5", "6+"]
-        )
         # classes of an attribute are (species, label); those that were asked for are cut
         label = rows.groupby(["species", true_column(head)], observed=True).ngroup().to_numpy()
         trained = np.bincount(label[rows["split"] == "train"], minlength=int(label.max()) + 1)
-        by_label = tercile_cut(trained[label[asked]], trained[np.unique(label[asked])])
+        thirds = np.quantile(
+            trained[np.unique(label[asked])], (1 / 3, 2 / 3), method="inverted_cdf"
+        )
+        by_label = cut_at(trained[label[asked]], thirds)
         kept = np.isin(photos, asked)
         cuts = {
-            "photos_per_record": ("photos", asked, by_count),
+            "photos_per_record": ("photos", asked, cut_at(num_photos[asked], (1, 2, 3, 5))),
             "training_photos_of_label": ("photos, thirds of the classes", asked, by_label),
         }
         for name, unit in STATISTICS.items():
-            cuts[name] = unit, photos[kept], quartile_cut(seen[name][readable])[kept]
+            values = seen[name][readable]
+            quartiles = np.quantile(values, (0.25, 0.5, 0.75))
+            cuts[name] = unit, photos[kept], cut_at(values[kept], quartiles)
         result[head] = {}
         for name, (unit, places, cut) in cuts.items():
             right = rows[f"{head}_correct"].to_numpy()[places]

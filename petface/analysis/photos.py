@@ -61,8 +61,10 @@ def look_at(
 ) -> Photos:
     """Decode the photos at `places` (M,) and describe them; a bar shows photos per second.
 
-    `workers` processes; 0 = a thread of this one. Sharpness takes as long as decoding does.
+    `workers` processes; 0 = a thread of this one, -1 = one per core, at most 16: unlike in training
+    nothing else wants the cores. Sharpness takes as long as decoding does.
     """
+    workers = workers if workers >= 0 else min(16, num_cores())
     seen, failures = [np.empty(0, SEEN)], list[str]()
     tasks = even_slices(places, _PHOTOS_PER_TASK)
     with progress(total=len(places), desc="photos") as bar:
@@ -73,11 +75,6 @@ def look_at(
             failures += [why for _, why in item.failures]
             bar.update(len(own))
     return Photos(places, np.concatenate(seen), failures)
-
-
-def worker_count(wanted: int) -> int:
-    """Resolve -1 to one process per core, at most 16."""
-    return wanted if wanted >= 0 else min(16, num_cores())
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ from typing import Any
 from petface.evaluation.figures import interval, points
 from petface.report import charts
 from petface.report.folders import flat, rows
-from petface.report.page import Metric, Page, Strip, leaves, render, table
+from petface.report.page import Metric, Page, Strip, render, table
 
 _VIEWS = {"conditional": "species right in both", "end_to_end": "end to end"}
 _METHOD = (
@@ -52,7 +52,7 @@ def comparison_page(comparisons: Sequence[dict[str, Any]]) -> str:
             f"{pair}: who is right": [table(test, "head both_right only_a only_b both_wrong")],
             f"{pair}: validation split": [table(val, _COLUMNS)],
             f"What differs between A and {letter}, and how it was done": [
-                _METHOD, table(differing), leaves(comparison["options"])
+                _METHOD, table(differing)
             ],
         }  # fmt: skip
     kind = f"{len(folders)} {first['kind']}"

@@ -71,7 +71,6 @@ _SUMMARY_TABLES = (
 _ERROR_TABLES = (
     ("Surest mistakes (analysis/mistakes.csv holds all)", "mistakes.{head}", "", ""),
     ("Accuracy by what a photo is like", "slices.{head}.{property}.bins", "", _SLICE_WORDS),
-    ("Grad-CAM on the border", "gradcam.{head}", "head num layer border_energy_frac", ""),
 )
 
 

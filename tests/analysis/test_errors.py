@@ -130,7 +130,7 @@ def test_slices_by_photos_of_a_record_and_of_the_label(made, result, head):
     ]
     bins = result[head]["photos_per_record"]["bins"]
     check(bins, rows, places, head)
-    assert [b["bin"] for b in bins] == list(groups)
+    assert [b["bin"] for b in bins] == ["up to 1", "up to 2", "up to 3", "up to 5", "above 5"]
     true = "species" if head == "species" else "breed_true"
     trained = Counter((r["species"], r[true]) for r in rows if r["split"] == "train")
     of_row = {k: trained[rows[k]["species"], rows[k][true]] for k in asked}
@@ -149,7 +149,8 @@ def test_statistics_are_cut_at_the_quartiles_of_the_sample(made, measured, resul
     rows, (sample, found) = made[1], measured
     readable = found["status"] == OK
     values = dict(zip(sample[readable].tolist(), found[name][readable].tolist(), strict=True))
-    edges = sorted({float(e) for e in np.quantile(list(values.values()), (0.25, 0.5, 0.75))})
+    quartiles = np.quantile(list(values.values()), (0.25, 0.5, 0.75))
+    edges = sorted({round(float(e), 3) for e in quartiles})
     places = [[] for _ in range(len(edges) + 1)]
     for k, value in values.items():
         if rows[k][f"{head}_correct"] != "":
@@ -160,15 +161,12 @@ def test_statistics_are_cut_at_the_quartiles_of_the_sample(made, measured, resul
     assert len(entry["bins"]) == {"brightness": 4, "sharpness": 3, "short_side": 1}[name]
 
 
-def test_names_of_bins_tell_them_apart():
-    cut = errors.quartile_cut([0, 0, 0, 0, 0, 0, 1, 2, 3, 12.34567])
-    assert list(cut.categories) == ["0", "0-1.75", "1.75-12.3"]
-    assert cut.codes.tolist() == [0] * 6 + [1, 2, 2, 2]
-    assert list(errors.quartile_cut([224] * 5).categories) == ["224"]
-    assert len(set(errors.quartile_cut([10001.0, 10002, 10003, 10004]))) == 4
-    assert len(errors.quartile_cut([])) == 0
-    thirds = errors.tercile_cut(np.array([0, 5, 5, 9, 70]), np.array([0, 5, 5, 5, 9, 70]))
-    assert list(thirds) == ["up to 5"] * 3 + ["above 5"] * 2  # equal ones stay together
+def test_names_of_bins_tell_them_apart_and_equal_values_never_part():
+    cut = errors.cut_at(np.array([0, 0, 1, 1.75, 2, 12.5]), [0, 0, 1.75])
+    assert list(cut.categories) == ["up to 0", "up to 1.75", "above 1.75"]
+    assert cut.codes.tolist() == [0, 0, 1, 1, 2, 2]
+    assert list(errors.cut_at(np.array([224] * 2), [224] * 3)) == ["up to 224"] * 2
+    assert "up to 1,000,001" in errors.cut_at(np.array([1]), [1_000_001]).categories
 
 
 def test_a_bin_stands_out_only_with_enough_records():

@@ -15,7 +15,6 @@ from tests import scripts
 from tests.conftest import TINY, Tree
 from tests.naive import rows_of
 from tests.scripts import STAGE1, STAGE2, assert_refused
-from tests.tools.test_sweep import preset_of
 
 slow = pytest.mark.slow
 _ONE = ["--epochs", 1]
@@ -128,14 +127,6 @@ class NanAnswers:
 
         logits = Network.logits
         Network.logits = lambda *a: tuple(head * math.nan for head in logits(*a))
-
-
-@slow
-def test_the_finder_of_rates_says_that_one_class_has_no_loss(script, tmp_path):
-    tree = tree_of(tmp_path / "data", {"cat": [MALE] * 20})
-    preset = preset_of(tmp_path, "stage1", [*tree.flags, *TINY])
-    done = script("tools/find_lr.py", [preset, "--steps", 20, "--out", tmp_path / "out"])
-    assert_refused(done, "the loss is 0 at every rate", "one class alone")
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,6 @@ def make_analysis(names: list[str]) -> dict[str, Any]:
         "probes": {"breed": {"probes": [
             {"name": "left 5 %", "group": "shift", "accuracy": 0.5, "change": -0.1161,
              "interval_95": [-0.2, -0.05], "agreement": 0.7, "confidence": 0.6}]}},
-        "gradcam": {"breed": {"border_energy_frac": 0.2526}},
     }  # fmt: skip
 
 
@@ -198,6 +197,6 @@ def make_comparison(names: list[str]) -> dict[str, Any]:
             "interval_95": [0.1, 0.4], "p_holm": 0.04, "verdict": "B better"}  # fmt: skip
     return {
         "kind": "evaluations", "a": {"folder": names[0]}, "b": {"folder": names[-1]},
-        "notes": names, "options": {"seed": 0},
+        "notes": names,
         "figures": {"test": {"species": {"conditional": test}}, "val": {}},
     }  # fmt: skip

@@ -38,7 +38,7 @@ class Fixed:
 def test_ranges_choices_and_values_are_told_apart():
     trial = Fixed()
     words = ("EPOCHS=3..9", "LR=1e-4..0.01", "LABEL_SMOOTHING=0..0.2", "MIX=none,both")
-    drawn = [search.parse_choice(word).draw(trial) for word in words]
+    drawn = [search.way_to_draw(word)(trial) for word in words]
     assert drawn == ["3", "0.0001", "0.0", "both"]
     assert trial.asked == [
         ("EPOCHS", 3, 9),
@@ -46,13 +46,13 @@ def test_ranges_choices_and_values_are_told_apart():
         ("LABEL_SMOOTHING", 0.0, 0.2, False),
         ("MIX", ["none", "both"]),
     ]
-    assert search.parse_choice("LR=0.1") is None and search.parse_choice("WEIGHTS=a.b/c.pt") is None
+    assert not search.way_to_draw("LR=0.1") and not search.way_to_draw("WEIGHTS=a.b/c.pt")
 
 
 @pytest.mark.parametrize("word", ["LR=0.1..0.01", "LR=1..1", "LR=a..b", "LR=0.1..inf", "LR=.."])
 def test_impossible_ranges_are_refused(word):
     with pytest.raises(SettingsError, match=r"range"):
-        search.parse_choice(word)
+        search.way_to_draw(word)
 
 
 @pytest.mark.slow
