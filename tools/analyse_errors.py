@@ -4,9 +4,9 @@ whether they lean on how photos are cut.
     python -m tools.analyse_errors --out-dir runs/evaluation
 
 Writes into OUT_DIR/analysis, all on the test part: analysis.json; mistakes.csv, every wrong answer,
-the surest first; slices.csv, accuracy by light, sharpness, size, number of photos and label
-frequency; probes.csv, answers to shifted photos and to those with a painted border. Grad-CAM
-pictures of the surest mistakes, which show photos, are in analysis/photos.
+the surest first; slices.csv, accuracy by light, size, number of photos and label frequency;
+probes.csv, answers to shifted photos and to those with a painted border. Grad-CAM pictures of the
+surest mistakes, which show photos, are in analysis/photos.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> None:
     for path in out.rglob("gradcam_*.png"):  # of an earlier analysis, of other heads
         path.unlink()
     worst = errors.write_mistakes(out / "mistakes.csv", evaluation)
-    seen = look_at(work.catalog, work.sample, s.WORKERS, with_sharpness=True).seen
+    seen = look_at(work.catalog, work.sample, s.WORKERS).seen
     num_readable = int((seen["status"] == OK).sum())
     if not num_readable:
         raise nothing

@@ -15,6 +15,7 @@ from itertools import combinations
 from typing import Final
 
 import numpy as np
+from scipy.fft import dctn
 
 THUMBNAIL_PX: Final = 32
 MAX_HASH_DISTANCE: Final = 6  # bits; measured: copies up to 4, strangers from 8 on
@@ -26,10 +27,6 @@ LUMA: Final = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 _WINDOW = 100  # neighbours that a hash is compared with in each sorted order
 _MAX_CANDIDATES = 4_000_000  # 100 MB while they are merged
-# The first 8 rows of the 32-point DCT-II: (8, 32) float32; scale is of no account.
-_COSINES = np.cos(
-    np.pi / THUMBNAIL_PX * np.arange(8)[:, None] * (np.arange(THUMBNAIL_PX) + 0.5)
-).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +67,7 @@ def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
     The pHash of C. Zauner, "Implementation and benchmarking of perceptual image hash functions",
     2010.
     """
-    terms = (_COSINES @ thumbnails.astype(np.float32) @ _COSINES.T).reshape(len(thumbnails), 64)
+    terms = dctn(thumbnails.astype(np.float32), axes=(1, 2))[:, :8, :8].reshape(-1, 64)
     bits = terms > np.median(terms, axis=1, keepdims=True)
     return np.packbits(bits, axis=1).view(np.uint64)[:, 0]
 
@@ -100,9 +97,7 @@ def exact_pairs(digests: np.ndarray, records: np.ndarray, splits: np.ndarray) ->
     return np.sort(np.stack((before[links], after[links]), axis=1), axis=1)
 
 
-def near_pairs(
-    hashes: np.ndarray, records: np.ndarray, max_distance: int = MAX_HASH_DISTANCE
-) -> NearPairs:
+def near_pairs(hashes: np.ndarray, records: np.ndarray) -> NearPairs:
     """Find the pairs of different records whose (n,) uint64 hashes differ in few bits.
 
     Two hashes within 6 bits agree in two whole bytes of eight (pigeonhole). So for each two of the
@@ -110,8 +105,7 @@ def near_pairs(
     it with the same two: n log n, in memory a few times that of the hashes. A bucket beyond the
     window is not searched whole; its neighbours agree in the next bytes too.
     """
-    assert 0 <= max_distance <= MAX_HASH_DISTANCE, max_distance
-    num, radius, crowded = max(len(hashes), 1), max_distance, 0
+    num, radius, crowded = max(len(hashes), 1), MAX_HASH_DISTANCE, 0
     # (first * num + second, bits) of the pairs met so far
     found = [(np.empty(0, np.int64), np.empty(0, np.uint8))]
     table = hashes.astype("<u8").view(np.uint8).reshape(-1, 8)

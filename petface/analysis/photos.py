@@ -1,4 +1,4 @@
-"""Look at many photos with worker processes: what can be read, sizes, light, hashes, sharpness."""
+"""Look at many photos with worker processes: what can be read, sizes, light, hashes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from petface.data.loading import (
 from petface.devices import num_cores
 from petface.progress import progress
 
-# What is kept of a photo, 81 bytes; zeros where it cannot be read.
+# What is kept of a photo, 77 bytes; zeros where it cannot be read.
 SEEN: Final = np.dtype(
     [
         ("status", "u1"),  # OK, UNREADABLE, TOO_LARGE
@@ -35,16 +35,13 @@ SEEN: Final = np.dtype(
         ("mirrored", "u8"),  # the same of the mirrored photo
         ("brightness", "f4"),  # mean grey level of the thumbnail, 0..255
         ("contrast", "f4"),  # standard deviation of its grey levels
-        ("sharpness", "f4"),  # 0 where it was not wanted
         ("short_side", "f4"),
     ]
 )
 STATISTICS: Final = {  # what may make a photo hard: name -> unit
     "brightness": "mean grey level, 0-255",
-    "sharpness": "variance of the Laplacian",
     "short_side": "px",
 }
-SHARPNESS_PX: Final = 128  # sharpness depends on the size at which it is measured
 _PHOTOS_PER_TASK = 32
 
 
@@ -56,19 +53,17 @@ class Photos(NamedTuple):
     failures: list[str]  # why each of those that are not OK cannot be read, in their order
 
 
-def look_at(
-    catalog: Catalog, places: np.ndarray, workers: int, *, with_sharpness: bool = False
-) -> Photos:
+def look_at(catalog: Catalog, places: np.ndarray, workers: int) -> Photos:
     """Decode the photos at `places` (M,) and describe them; a bar shows photos per second.
 
     `workers` processes; 0 = a thread of this one, -1 = one per core, at most 16: unlike in training
-    nothing else wants the cores. Sharpness takes as long as decoding does.
+    nothing else wants the cores.
     """
     workers = workers if workers >= 0 else min(16, num_cores())
     seen, failures = [np.empty(0, SEEN)], list[str]()
     tasks = even_slices(places, _PHOTOS_PER_TASK)
     with progress(total=len(places), desc="photos") as bar:
-        for item in read_ahead(_Looked(catalog, with_sharpness), tasks, workers):
+        for item in read_ahead(_Looked(catalog), tasks, workers):
             own = item.arrays[0].numpy().view(SEEN)[:, 0].copy()
             own["status"] = item.status
             seen.append(own)
@@ -82,7 +77,6 @@ class _Looked:
     """Photos as `read_ahead` reads them: not their pixels but what is kept of them."""
 
     catalog: Catalog
-    with_sharpness: bool
     decodes = True
 
     def read(self, indices: np.ndarray) -> Decoded:
@@ -106,18 +100,4 @@ class _Looked:
         grey = duplicates.thumbnail(pixels)
         both = duplicates.perceptual_hashes(np.stack((grey, grey[:, ::-1])))
         hashes = duplicates.pixel_digest(pixels), *both
-        sharp = sharpness(pixels) if self.with_sharpness else 0.0
-        return OK, *header, *hashes, grey.mean(), grey.std(), sharp, min(pixels.shape[:2])
-
-
-def sharpness(pixels: np.ndarray) -> float:
-    """Return the variance of the Laplacian of the grey photo at 128x128; blur lowers it.
-
-    The Laplacian is 4 g(y, x) minus the four neighbours, without the outermost pixels. Edges of a
-    black border and noise count as sharp; enlarged photos as blurred. Source: Pech-Pacheco et al.
-    2000, Diatom autofocusing in brightfield microscopy, ICPR, section 3 (LAPV).
-    """
-    resized = images.resize(pixels, SHARPNESS_PX, "stretch")
-    g = resized.astype(np.float32) @ duplicates.LUMA
-    around = g[:-2, 1:-1] + g[2:, 1:-1] + g[1:-1, :-2] + g[1:-1, 2:]
-    return float((4 * g[1:-1, 1:-1] - around).var())
+        return OK, *header, *hashes, grey.mean(), grey.std(), min(pixels.shape[:2])
