@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 # ---- Search ----
 TRIALS: Positive = 20  # all together, also over several starts
 OUT: str = "runs/search"
-# Column of metrics.csv to be large, a loss to be small; "" = what the kept checkpoint is chosen by:
-# SELECT_BY of stage 1, val_loss of stage 2, which compares only trials of the same losses
-FIGURE: str = ""
 SEARCH_SEED: Seed = 0
 WARMUP_EPOCHS: Positive = 3  # before these no trial is given up
 
@@ -82,7 +79,7 @@ def main() -> int:
         name = f"{trainer.preset}/trial{trial.number}"
         flags = [flag for word in drawn for flag in flag_of_change(word)]
         flags += ["--runs-root", s.OUT, "--run-name", name]
-        figure = s.FIGURE or _figure_of(trainer.settings(*flags))
+        figure = _figure_of(trainer.settings(*flags))
         command = [str(ROOT / f"{trainer.script}.py"), *trainer.flags, *flags]
         value = run_trial(trial, command, out / name, figure)
         print(f"trial {trial.number}: {' '.join(drawn)}: {figure} {abs(value):.4f}", flush=True)
@@ -156,16 +153,16 @@ def _values(folder: Path, figure: str) -> list[float]:
     """Read a column of metrics.csv as far as it is written; a loss with its sign turned."""
     for path in [*folder.glob("metrics.csv"), *folder.glob("*/metrics.csv")]:
         table = pd.read_csv(path)
-        if figure not in table:
-            names = ", ".join(name for name in table if str(name).endswith("_frac"))
-            raise UserError(f"FIGURE {figure!r} is no column of {path}; there are: {names}")
         return (-table[figure] if figure.endswith("loss") else table[figure]).tolist()
     return []
 
 
 def _figure_of(s: Settings) -> str:
-    """Name the column that the trainer itself selects by."""
-    selects = s.as_dict().get("SELECT_BY", "loss")  # stage 2 has no such constant
+    """Name the column that the kept checkpoint is chosen by.
+
+    Stage 2 has no SELECT_BY: its loss compares only trials of the same losses.
+    """
+    selects = s.as_dict().get("SELECT_BY", "loss")
     return "val_loss" if selects == "loss" else f"val_{selects}_frac"
 
 

@@ -293,15 +293,12 @@ def _photo_summary(seen: np.ndarray) -> dict[str, Any]:
     order = np.argsort(-counts, kind="stable")[:_MOST_SIZES]
     modes = Counter(own["mode"].tolist())
     bins, _ = np.histogram(own["brightness"], BRIGHTNESS_BINS, range=(0, 256))
-    counted = _failures_and_brightness(seen)
-    mean_brightness = counted.pop("mean_brightness")
     return {
-        **counted,
+        **_failures_and_brightness(seen),
         "num_sizes": len(sizes),
         "sizes": {f"{sizes[k][0]}x{sizes[k][1]}": int(counts[k]) for k in order},
         "modes": dict(sorted(modes.items(), key=lambda item: (-item[1], item[0]))),
         "brightness_histogram": bins.tolist(),
-        "mean_brightness": mean_brightness,
     }
 
 

@@ -138,13 +138,6 @@ def test_files_are_written_and_read_back(audit, tmp_path):
     assert "exact_duplicates_across_splits: 1\n" in describe_audit(audit.summary)
 
 
-def test_worker_processes_see_what_one_process_sees(dataset):
-    places = np.arange(len(dataset.catalog))[1::2]
-    alone, together = (look_at(dataset.catalog, places, workers) for workers in (0, 2))
-    assert (alone.seen == together.seen).all() and len(alone.seen) == len(places)
-    assert alone.failures == together.failures != []
-
-
 def test_no_thumbnail_is_kept_and_a_photo_that_is_gone_by_the_end_is_in_no_near_pair(root, dataset):
     photos = look_at(dataset.catalog, np.arange(len(dataset.catalog)), 0)
     assert photos.seen.itemsize <= 88  # bytes; a thumbnail would take 1024
