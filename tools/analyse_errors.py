@@ -4,7 +4,7 @@ whether they lean on how photos are cut.
     python -m tools.analyse_errors --out-dir runs/evaluation
 
 Writes into OUT_DIR/analysis, all on the test part: analysis.json; mistakes.csv, every wrong answer,
-the surest first; slices.csv, accuracy by light, size, number of photos and label frequency;
+the surest first; slices.csv, accuracy by the animal's number of photos and label frequency;
 probes.csv, answers to shifted photos and to those with a painted border. Grad-CAM pictures of the
 surest mistakes, which show photos, are in analysis/photos.
 """
@@ -27,8 +27,7 @@ import pandas as pd
 from inference_engine import Stage1Model, Stage2Model
 from petface import files
 from petface.analysis import attention, errors, probes
-from petface.analysis.photos import look_at
-from petface.data.loading import OK, worker_count
+from petface.data.loading import worker_count
 from petface.evaluation.details import HEADS, Evaluation, class_numbers, read_evaluation
 from petface.inference.loading import find_specialist
 from petface.models.network import Network
@@ -44,8 +43,7 @@ STAGE2_FOLDER: str = ""  # "" = likewise; holds <species>/<species>_best.pt
 DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
 
 # ---- How much ----
-SAMPLE: NonNegative = 2000  # test photos that are decoded, spread evenly; 0 = all
-PROBE_SAMPLE: NonNegative = 500  # of these, predicted under every probe; 0 = all of them
+SAMPLE: NonNegative = 500  # test photos predicted under every probe, spread evenly; 0 = all
 EXAMPLES: Positive = 8  # mistakes per head in a picture
 
 # ---- Speed ----
@@ -68,13 +66,11 @@ def main() -> None:
     for path in out.rglob("gradcam_*.png"):  # of an earlier analysis, of other heads
         path.unlink()
     worst = errors.write_mistakes(out / "mistakes.csv", evaluation)
-    seen = look_at(work.catalog, work.sample, s.WORKERS).seen
-    num_readable = int((seen["status"] == OK).sum())
-    if not num_readable:
-        raise nothing
-    slices = errors.make_slices(evaluation, work.rows[work.sample], seen)
+    slices = errors.make_slices(evaluation)
     errors.write_slices(out / "slices.csv", slices)
     figures, pictures, told = run_networks(evaluation, work, s)
+    if told["num_unreadable"] == len(work.sample):
+        raise nothing
     probes.write_probes(out / "probes.csv", figures)
     for head, found in pictures.items():
         picture = out / "photos" / f"gradcam_{head}_mistakes.png"
@@ -82,7 +78,6 @@ def main() -> None:
     result = {
         "num_test": int((evaluation.rows["split"] == "test").sum()),
         "sample": len(work.sample),
-        "num_unreadable": len(work.sample) - num_readable,
         **told,
         "mistakes": worst,
         "slices": slices,
@@ -102,11 +97,11 @@ def run_networks(
 ) -> tuple[dict[str, Any], dict[str, dict[int, list[np.ndarray]]], dict[str, Any]]:
     """Run stage 1 and then each specialist over the photos.
 
-    Return the probes' figures and the explained mistakes of each head; then the number of probed
-    photos, and the share of them whose species was answered as in the evaluation, which may have
-    run in another precision.
+    Return the probes' figures and the explained mistakes of each head; then how many photos cannot
+    be read, and the share of the others whose species was answered as in the evaluation, which may
+    have run in another precision.
     """
-    sample = attention.spread(work.sample, s.PROBE_SAMPLE)
+    sample = work.sample
     species_of = np.array(work.labels("species", sample))
     records = errors.record_numbers(evaluation)[work.rows[sample]]
     kept, pictures = defaultdict(list), defaultdict[str, dict[int, list[np.ndarray]]](dict)
@@ -129,7 +124,7 @@ def run_networks(
             right, answered = predicted[0] == true, predicted[0] >= 0
             before = class_numbers(work.labels("species_pred", sample), names)
             same = (predicted[0] == before)[answered & (before != UNKNOWN)]
-            told["probe_sample"] = int(answered.sum())
+            told["num_unreadable"] = int((~answered).sum())
             told["same_species_as_evaluation_frac"] = float(same.mean()) if len(same) else None
     figures = {}
     for head in (head for head in HEADS if head in kept):
@@ -179,8 +174,8 @@ def describe(result: dict[str, Any]) -> str:
         for head, entry in result["probes"].items()
     }
     lines = [
-        f"test part: {result['num_test']:,} photos; {result['sample']:,} looked at, "
-        f"{result['num_unreadable']:,} cannot be read; {result['probe_sample']:,} probed",
+        f"test part: {result['num_test']:,} photos; {result['sample']:,} probed, "
+        f"{result['num_unreadable']:,} of them cannot be read",
         f"slices: {chance['stand_out']} of {chance['bins']} bins stand out; about "
         f"{chance['by_chance']} would by chance",
         pd.DataFrame.from_dict(rows, orient="index").to_string(float_format="{:.1f}".format),

@@ -49,7 +49,9 @@ def choose_photos(evaluation: Evaluation, root: str, num_sampled: int, num_mista
     if not len(test):
         raise UserError(f"{evaluation.folder} has no photo in the test part")
     worst = {head: worst_mistakes(evaluation, head, num_mistakes) for head in HEADS}
-    sample = spread(test, num_sampled)
+    sample = test
+    if 0 < num_sampled < len(test):
+        sample = test[np.arange(num_sampled) * len(test) // num_sampled]
     rows = np.unique(np.concatenate([sample, *(table["place"] for table in worst.values())]))
     return Work(
         listed_files(root, evaluation.image_names(rows)),
@@ -58,11 +60,6 @@ def choose_photos(evaluation: Evaluation, root: str, num_sampled: int, num_mista
         np.searchsorted(rows, sample),
         {head: own.set_index(np.searchsorted(rows, own["place"])) for head, own in worst.items()},
     )
-
-
-def spread(rows: np.ndarray, num: int) -> np.ndarray:
-    """Return `num` rows at equal distances; 0 takes all."""
-    return rows if num == 0 or num >= len(rows) else rows[np.arange(num) * len(rows) // num]
 
 
 def explain(

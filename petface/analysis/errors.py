@@ -1,6 +1,6 @@
-"""Where an evaluation's test part is wrong: the surest mistakes, and accuracy by kind of photo.
+"""Where an evaluation's test part is wrong: the surest mistakes, and accuracy by kind of animal.
 
-Slices cut the test answers by what a photo, its animal or its label is like.
+Slices cut the test answers by what the animal or its label is like.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from petface import files
-from petface.analysis.photos import STATISTICS
-from petface.data.loading import OK
 from petface.evaluation.details import HEADS, Evaluation
 from petface.metrics import accuracy_interval
 
@@ -85,13 +83,9 @@ def record_numbers(evaluation: Evaluation) -> np.ndarray:
 
 
 def cut_at(values: np.ndarray, edges: npt.ArrayLike) -> pd.Categorical[Any]:
-    """Cut (M,) numbers at some edges, rounded to a thousandth, into bins in their order.
-
-    A bin holds its upper end; equal values never part, so bins may be fewer.
-    """
-    ends = np.unique(np.round(np.asarray(edges, np.float64), 3))
-    names = [f"{end:,.10g}" for end in ends]
-    labels = [*(f"up to {name}" for name in names), f"above {names[-1]}"]
+    """Cut (M,) counts at some edges into bins in their order; a bin holds its upper end."""
+    ends = np.unique(edges).tolist()
+    labels = [*(f"up to {end:,}" for end in ends), f"above {ends[-1]:,}"]
     return pd.cut(values, [-np.inf, *ends, np.inf], labels=labels)
 
 
@@ -120,17 +114,13 @@ def bin_figures(
     return found
 
 
-def make_slices(evaluation: Evaluation, sample: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
+def make_slices(evaluation: Evaluation) -> dict[str, Any]:
     """Cut every head's test answers: {head: {slice: {"unit", "num", "accuracy", "bins"}}}.
 
-    `sample` (S,) are rows of the evaluation and `seen` (S,) what `look_at` gave for them; the
-    quartiles are those of the readable photos of the sample, the same for every head. `num` and
-    `accuracy` are those of all photos in a slice's bins: what bins are compared with.
+    By the photos of the animal, and by how often the label was trained on.
     """
     rows, records = evaluation.rows, record_numbers(evaluation)
     num_photos = np.bincount(records)[records]
-    readable = seen["status"] == OK
-    photos = sample[readable]
     result: dict[str, Any] = {}
     for head in HEADS:
         asked = asked_places(evaluation, head)
@@ -139,28 +129,24 @@ def make_slices(evaluation: Evaluation, sample: np.ndarray, seen: np.ndarray) ->
         # classes of an attribute are (species, label); those that were asked for are cut
         label = rows.groupby(["species", true_column(head)], observed=True).ngroup().to_numpy()
         trained = np.bincount(label[rows["split"] == "train"], minlength=int(label.max()) + 1)
-        thirds = np.quantile(
-            trained[np.unique(label[asked])], (1 / 3, 2 / 3), method="inverted_cdf"
-        )
-        by_label = cut_at(trained[label[asked]], thirds)
-        kept = np.isin(photos, asked)
+        classes = trained[np.unique(label[asked])]
+        thirds = np.quantile(classes, (1 / 3, 2 / 3), method="inverted_cdf")
         cuts = {
-            "photos_per_record": ("photos", asked, cut_at(num_photos[asked], (1, 2, 3, 5))),
-            "training_photos_of_label": ("photos, thirds of the classes", asked, by_label),
-        }
-        for name, unit in STATISTICS.items():
-            values = seen[name][readable]
-            quartiles = np.quantile(values, (0.25, 0.5, 0.75))
-            cuts[name] = unit, photos[kept], cut_at(values[kept], quartiles)
-        result[head] = {}
-        for name, (unit, places, cut) in cuts.items():
-            right = rows[f"{head}_correct"].to_numpy()[places]
-            result[head][name] = {
+            "photos_per_record": ("photos", cut_at(num_photos[asked], (1, 2, 3, 5))),
+            "training_photos_of_label": (
+                "photos, thirds of the classes", cut_at(trained[label[asked]], thirds)
+            ),
+        }  # fmt: skip
+        right = rows[f"{head}_correct"].to_numpy()[asked]
+        result[head] = {
+            name: {
                 "unit": unit,
-                "num": len(places),
-                "accuracy": float(right.mean()) if len(places) else None,
-                "bins": bin_figures(right, records[places], cut),
+                "num": len(asked),
+                "accuracy": float(right.mean()),
+                "bins": bin_figures(right, records[asked], cut),
             }
+            for name, (unit, cut) in cuts.items()
+        }
     return result
 
 

@@ -70,7 +70,7 @@ _SUMMARY_TABLES = (
 )
 _ERROR_TABLES = (
     ("Surest mistakes (analysis/mistakes.csv holds all)", "mistakes.{head}", "", ""),
-    ("Accuracy by what a photo is like", "slices.{head}.{property}.bins", "", _SLICE_WORDS),
+    ("Accuracy by kind of animal", "slices.{head}.{property}.bins", "", _SLICE_WORDS),
 )
 
 

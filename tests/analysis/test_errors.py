@@ -9,8 +9,6 @@ import pandas as pd
 import pytest
 
 from petface.analysis import errors
-from petface.analysis.photos import SEEN, STATISTICS
-from petface.data.loading import OK, UNREADABLE
 from petface.evaluation.details import read_evaluation
 from petface.files import plain_cell
 from petface.metrics import accuracy_interval
@@ -73,23 +71,8 @@ def test_the_files_of_mistakes(made, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def measured(made):
-    """Drawn statistics of two thirds of the test rows; a few could not be read."""
-    draw = np.random.default_rng(1)
-    test = np.flatnonzero(made[0].rows["split"] == "test")
-    sample = np.sort(draw.choice(test, len(test) * 2 // 3, replace=False))
-    found = np.zeros(len(sample), SEEN)
-    for name in STATISTICS:
-        found[name] = draw.gamma(2.0, 20.0, len(sample))
-    found["short_side"] = 1
-    found["brightness"] = np.where(draw.random(len(sample)) < 0.6, 0, found["brightness"])
-    found["status"][:4] = UNREADABLE
-    return sample, found
-
-
-@pytest.fixture(scope="module")
-def result(made, measured):
-    return errors.make_slices(made[0], *measured)
+def result(made):
+    return errors.make_slices(made[0])
 
 
 def check(bins, rows, places_of_bin, head):
@@ -143,29 +126,11 @@ def test_slices_by_photos_of_a_record_and_of_the_label(made, result, head):
     check(result[head]["training_photos_of_label"]["bins"], rows, places, head)
 
 
-@pytest.mark.parametrize("head", ["species", "breed"])
-@pytest.mark.parametrize("name", ["brightness", "short_side"])
-def test_statistics_are_cut_at_the_quartiles_of_the_sample(made, measured, result, head, name):
-    rows, (sample, found) = made[1], measured
-    readable = found["status"] == OK
-    values = dict(zip(sample[readable].tolist(), found[name][readable].tolist(), strict=True))
-    quartiles = np.quantile(list(values.values()), (0.25, 0.5, 0.75))
-    edges = sorted({round(float(e), 3) for e in quartiles})
-    places = [[] for _ in range(len(edges) + 1)]
-    for k, value in values.items():
-        if rows[k][f"{head}_correct"] != "":
-            places[sum(value > edge for edge in edges)].append(k)
-    entry = result[head][name]
-    check(entry["bins"], rows, places, head)
-    assert entry["num"] == sum(map(len, places))
-    assert len(entry["bins"]) == {"brightness": 3, "short_side": 1}[name]
-
-
 def test_names_of_bins_tell_them_apart_and_equal_values_never_part():
-    cut = errors.cut_at(np.array([0, 0, 1, 1.75, 2, 12.5]), [0, 0, 1.75])
-    assert list(cut.categories) == ["up to 0", "up to 1.75", "above 1.75"]
+    cut = errors.cut_at(np.array([0, 0, 1, 2, 3, 12]), [0, 0, 2])
+    assert list(cut.categories) == ["up to 0", "up to 2", "above 2"]
     assert cut.codes.tolist() == [0, 0, 1, 1, 2, 2]
-    assert list(errors.cut_at(np.array([224] * 2), [224] * 3)) == ["up to 224"] * 2
+    assert list(errors.cut_at(np.array([5] * 2), [5] * 2)) == ["up to 5"] * 2
     assert "up to 1,000,001" in errors.cut_at(np.array([1]), [1_000_001]).categories
 
 

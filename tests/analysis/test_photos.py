@@ -23,7 +23,7 @@ def test_files_are_measured_in_order_and_broken_ones_counted(tmp_path, workers):
     looked = photos.look_at(listed_files(tmp_path, names), places, workers)
     found, is_bad = looked.seen, np.isin(places, [5, 6])
     np.testing.assert_array_equal(found["status"] == OK, ~is_bad)
-    for name, values in (("brightness", 2 * places), ("width_px", 8 + places), ("short_side", 8)):
+    for name, values in (("brightness", 2 * places), ("width_px", 8 + places)):
         np.testing.assert_array_equal(found[name], np.where(is_bad, 0, values))
     assert len(looked.failures) == 2 and str(tmp_path) not in "".join(looked.failures)
     assert len(photos.look_at(listed_files(tmp_path, []), places[:0], workers).seen) == 0

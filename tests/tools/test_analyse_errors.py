@@ -47,7 +47,6 @@ def test_what_it_counts_is_in_the_evaluation(done, held_out):
     bad = sum(row["image"] in (TRUNCATED, BOMB, EMPTY) for row in held_out)
     assert found["num_test"] == found["sample"] == len(held_out)
     assert found["num_unreadable"] == bad
-    assert found["probe_sample"] == len(held_out) - bad
     assert found["same_species_as_evaluation_frac"] == 1.0
     for head in ("species", "breed", "gender"):
         asked = [row for row in held_out if row[f"{head}_correct"] != ""]
@@ -67,7 +66,7 @@ def test_the_layout_that_the_report_reads(done):
     found = done[1]
     keys = {"num_test", "sample", "seconds", "mistakes", "slices", "probes", "files"}
     assert keys <= set(found)
-    bin_ = found["slices"]["species"]["brightness"]["bins"][0]
+    bin_ = found["slices"]["species"]["photos_per_record"]["bins"][0]
     assert set(bin_) == {"bin", "num", "num_records", "accuracy", "interval_95", "stands_out"}
     probe = found["probes"]["species"]["probes"][0]
     assert set(probe) == {
@@ -106,14 +105,13 @@ def test_a_sample_and_other_places_of_the_files(
     (copy / "petface_eval_models.json").write_text(json.dumps(models))
     result = run(
         tmp_path, "--out-dir", copy, *FLAGS, "--images-root", moved.images, "--sample", 12,
-        "--probe-sample", 5, "--stage1-checkpoint", tmp_path / "species.pt",
+        "--stage1-checkpoint", tmp_path / "species.pt",
         "--stage2-folder", stage2_run.folder,
     )  # fmt: skip
     assert result.code == 0, result.err
     found = json.loads((copy / "analysis/analysis.json").read_text())
-    assert (found["sample"], found["num_unreadable"], found["probe_sample"]) == (12, 1, 4)
-    slices = found["slices"]["species"]
-    assert slices["brightness"]["num"] == 11 < slices["photos_per_record"]["num"]
+    assert (found["sample"], found["num_unreadable"]) == (12, 1)
+    assert found["probes"]["species"]["baseline"]["num"] == 11
 
 
 @pytest.mark.parametrize(
@@ -128,6 +126,6 @@ def test_a_sample_and_other_places_of_the_files(
 def test_what_a_user_gets_wrong_is_one_line(out, stage2_run, tmp_path, flags, words):
     specialist = next(stage2_run.folder.glob("*/*_best.pt"))
     flags = [str(specialist) if flag == "SPECIALIST" else flag for flag in flags]
-    result = run(tmp_path, "--out-dir", out, *FLAGS, "--sample", 8, "--probe-sample", 2, *flags)
+    result = run(tmp_path, "--out-dir", out, *FLAGS, "--sample", 2, *flags)
     assert result.code in (1, 2)
     assert words in result.err and "Traceback" not in result.err
