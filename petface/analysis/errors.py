@@ -69,7 +69,7 @@ def write_mistakes(path: Path, evaluation: Evaluation, num_kept: int = 20) -> di
     every = pd.concat([worst_mistakes(evaluation, head) for head in HEADS], ignore_index=True)
     every = every.drop(columns="place").round(6).astype(object)
     every = every.where(every.notna(), None)
-    files.write_csv(path, list(every), every.itertuples(index=False))
+    files.write_csv(path, every.columns.tolist(), every.itertuples(index=False))
     return {
         head: every[every["head"] == head].head(num_kept).to_dict("records")
         for head in HEADS
