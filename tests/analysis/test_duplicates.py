@@ -142,6 +142,14 @@ def test_copies_are_near_and_strangers_are_not():
     assert found[5] == pytest.approx(np.abs(a - b).mean(), abs=1e-5)
 
 
+def test_the_hash_tells_which_low_cosine_terms_exceed_their_median():
+    small = duplicates.thumbnail(photo(0)).astype(float)
+    cosines = np.cos(np.pi / 32 * np.arange(8)[:, None] * (np.arange(32) + 0.5))
+    terms = (cosines @ small @ cosines.T).ravel()
+    bits = np.packbits(terms > np.median(terms)).view(np.uint64)[0]
+    assert duplicates.perceptual_hashes(small[None])[0] == bits
+
+
 def test_mirrored_copies_are_pairs_once_and_strangers_are_none():
     small = np.array([duplicates.thumbnail(photo(seed)) for seed in range(8)])
     copies_of = np.concatenate((small, small[:3, :, ::-1], small[3:5]))

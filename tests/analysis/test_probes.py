@@ -70,12 +70,13 @@ class BorderReader(nn.Module):
 
 
 class CentreReader(nn.Module):
-    """Tells the class by the middle of the photo; a second head is always sure of class 2."""
+    """Tells the class by the middle of the photo; others: always sure of class 2, and NaN."""
 
     def forward(self, x):
         bright = x[:, :, 9:11, 9:11].mean((1, 2, 3))
         first = torch.stack([0.3 - bright, bright - 0.3], dim=1) * 20
-        return first, torch.tensor([[0.0, 0.0, 5.0]]).expand(len(x), 3)
+        second = torch.tensor([[0.0, 0.0, 5.0]]).expand(len(x), 3)
+        return first, second, second * torch.nan
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_a_planted_shortcut_is_exposed_and_the_middle_is_none(catalog, tmp_path)
         assert [float(row[key]) for row in table] == [p[key] for p in found["probes"]]
     ends = [[float(row["low_95"]), float(row["high_95"])] for row in table]
     assert ends == [p["interval_95"] for p in found["probes"]]
-    by_name = {p["name"]: p for p in figures_of(CentreReader(), catalog, 2)["probes"]}
+    by_name = {p["name"]: p for p in figures_of(CentreReader(), catalog, 3)["probes"]}
     for name in ("outer 5 % black", "outer 15 % black", "outer 15 % mean colour"):
         assert by_name[name]["change"] == 0
     assert by_name["down 20 %"]["change"] == pytest.approx(-14 / 29)
@@ -134,13 +135,13 @@ def test_a_planted_shortcut_is_exposed_and_the_middle_is_none(catalog, tmp_path)
 
 def test_every_head_predicts_the_photos_in_their_order(catalog):
     places = np.array([3, 7, 4, 12, 1])
-    predicted, confidence = predicted_by(CentreReader(), catalog, places, 2)
-    assert predicted.shape == (1 + len(probes.PROBES), 5, 2)
+    predicted, confidence = predicted_by(CentreReader(), catalog, places, 3)
+    assert predicted.shape == (1 + len(probes.PROBES), 5, 3) and (predicted[:, :, 2] == -1).all()
     assert predicted[0, :, 0].tolist() == [1, -1, 0, 0, 1]
     assert predicted[0, :, 1].tolist() == [2, -1, 2, 2, 2]
     np.testing.assert_allclose(confidence[0, 0, 1], np.exp(5) / (np.exp(5) + 2), rtol=1e-5)
     assert np.isnan(confidence[:, 1]).all()
-    assert predicted_by(CentreReader(), catalog, places[:0], 2)[0].shape[1:] == (0, 2)
+    assert predicted_by(CentreReader(), catalog, places[:0], 3)[0].shape[1:] == (0, 3)
 
 
 def test_figures_against_a_loop():
