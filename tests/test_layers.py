@@ -29,18 +29,18 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 
 # Lines of all text files; who needs more names what goes.
 BUDGETS = {
-    "petface": 19888_000,
+    "petface": 15_000,
     "foundations": 1_700,  # the files of petface/ itself, and settings/
     "petface/data": 2_700,
     "petface/models": 1_300,
     "petface/training": 2_300,
     "petface/inference": 1_200,
     "petface/evaluation": 1_300,
-    "petface/analysis": 1742_500,
-    "petface/report": 1948_200,
-    "petface/export": 523,
+    "petface/analysis": 1_500,
+    "petface/report": 1_200,
+    "petface/export": 500,
     "petface/serving": 1_300,
-    "tools": 2663_500,
+    "tools": 2_500,
     "tests": 16_000,
 }
 MAX_LINES = {"script": 400, "module": 400, "README.md": 120}
@@ -62,7 +62,7 @@ OVER_BUDGET: dict[str, int] = {
     "petface/export": 523,
     "petface/serving": 1611,
     "tools": 2663,
-    "tests": 26253,
+    "tests": 26262,
 }
 
 
