@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import Depends, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
+from PIL import Image
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -118,7 +119,8 @@ class Service:
         except ImageError as error:
             return error
         finally:
-            if is_large:  # the C library would keep much of its memory
+            if is_large:  # Pillow and the C library would keep much of its memory
+                Image.core.clear_cache()
                 getattr(ctypes.CDLL(None), "malloc_trim", abs)(0)
 
     def fuse(self, photos: Sequence[Photo | ImageError], topk: int) -> dict[str, Any]:
