@@ -62,7 +62,7 @@ OVER_BUDGET: dict[str, int] = {
     "petface/export": 523,
     "petface/serving": 1613,
     "tools": 2663,
-    "tests": 26262,
+    "tests": 26279,
 }
 
 

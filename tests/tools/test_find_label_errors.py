@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from petface.data.dataset import load_dataset
+from petface.data.fingerprint import describe_data
 from petface.errors import UserError
 from petface.models import checkpoints
 from tests import reference_networks as reference
@@ -86,6 +88,21 @@ def test_wrong_labels_come_first_and_no_annotation_changes(finder, flags, tmp_pa
     # the record whose one photo cannot be read
     assert breed["num_judged"] == NUM - 2
     assert f"cat breed: {NUM - 2} of {NUM - 1} labelled records judged" in out
+
+
+def test_records_that_the_features_learnt_from_are_counted_and_marked(
+    finder, flags, tmp_path
+) -> None:
+    assert "contaminated: not known, the checkpoint does not say" in finder("--features", "breed")
+    dataset = load_dataset(flags[1], flags[3])
+    content = checkpoints.load(flags[5])
+    checkpoints.save(tmp_path / "told.pt", {**content, "data": describe_data(dataset)})
+    out = finder("--features", "breed", "--checkpoint", str(tmp_path / "told.pt"))
+    train = dataset.catalog.record_names[dataset.record_split == 0]
+    rows = rows_of(tmp_path / "out/label_errors.csv")
+    assert rows and all(r["contaminated"] == str(int(r["record"] in train)) for r in rows)
+    num = sum(name not in ("000005", "000008") for name in train)  # both are not judged
+    assert f"(contaminated: {num} of {NUM - 2} records" in out
 
 
 @pytest.mark.parametrize(
