@@ -335,7 +335,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
             torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
 
 
-def _no_grad(mode: bool = True) -> Any:  # noqa: FBT
+def _no_grad(mode: bool = True) -> Any:
     return torch.no_grad() if mode else torch.enable_grad()
 
 
