@@ -79,7 +79,7 @@ class ResumableTable:
     def _take_up(self) -> None:
         """Keep an unfinished table of the same identity, else begin with an empty one."""
         found = None
-        with suppress(FileNotFoundError, *[UserError] * self._force):
+        with suppress(FileNotFoundError, *((UserError,) if self._force else ())):
             found = files.read_json(self._identity_path)
         if found is not None and found != self._identity and not self._force:
             both = {**found, **self._identity}

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,9 +121,7 @@ def _to(func: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 class PretendedGpu(TorchDispatchMode):
-    """The counts, by the line of the project: `launches`, `waits`, `pageable` uploads, `uploads`,
-    and the bytes that kernels read and wrote.
-    """
+    """The counts, by the line of the project: `launches`, `waits`, `uploads`, `pageable` ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +134,6 @@ class PretendedGpu(TorchDispatchMode):
         self.waits: Counter[str] = Counter()
         self.uploads: Counter[str] = Counter()
         self.pageable: Counter[str] = Counter()
-        self.num_bytes = 0
 
     def __enter__(self) -> PretendedGpu:
         _gpus.append(self)
@@ -201,9 +197,6 @@ class PretendedGpu(TorchDispatchMode):
         is_view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
         if not is_view and name not in NO_KERNEL:
             self.launches[name] += 1
-            moved = [*inner, *pytree.tree_leaves(out)]
-            moved = [value for value in moved if isinstance(value, torch.Tensor)]
-            self.num_bytes += sum(value.numel() * value.element_size() for value in moved)
         before = {id(value.inner): value for value in flat if isinstance(value, OnGpu)}
 
         def dressed(value: torch.Tensor) -> OnGpu:
@@ -219,7 +212,6 @@ class PretendedGpu(TorchDispatchMode):
         out = func(source.inner if is_here else source, **kwargs)
         if stays:
             self.launches["aten::_to_copy"] += 1
-            self.num_bytes += out.numel() * (out.element_size() + source.element_size())
             return OnGpu(out)
         if is_here:
             self._wait("copy to the CPU")
@@ -290,7 +282,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         def __init__(self, _: str, *args: Any, **kwargs: Any) -> None:
             super().__init__("cpu", *args, **kwargs)
 
-    state = SimpleNamespace(value=torch.get_rng_state())
+    state = torch.get_rng_state()
     of_cuda = {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
@@ -307,7 +299,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         "empty_cache": lambda: None,
         "synchronize": lambda *_: gpu._wait("synchronize"),
         "manual_seed_all": lambda _: None,
-        "get_rng_state": lambda *_: state.value,
+        "get_rng_state": lambda *_: state,
         "set_rng_state": lambda *_: None,
         "is_current_stream_capturing": lambda: False,
     }

@@ -50,19 +50,19 @@ TEXT = {".py", ".html", ".jinja", ".j2", ".js", ".css", ".svg", ".md"}
 # Where the house is still too big: lines today. These only ever get fewer.
 OVER_BUDGET: dict[str, int] = {
     "stage 1 loads": 9232,
-    "petface": 19890,
+    "petface": 19887,
     "foundations": 2903,
-    "petface/data": 3811,
+    "petface/data": 3810,
     "petface/models": 1503,
-    "petface/training": 2743,
+    "petface/training": 2742,
     "petface/inference": 1450,
     "petface/evaluation": 1654,
-    "petface/analysis": 1742,
+    "petface/analysis": 1741,
     "petface/report": 1948,
     "petface/export": 523,
     "petface/serving": 1613,
     "tools": 2663,
-    "tests": 26279,
+    "tests": 26278,
 }
 
 

@@ -80,7 +80,6 @@ def _read(folder: str | Path) -> tuple[Evaluation, pd.DataFrame]:
     """Read an evaluation, and its rows with the names of the images."""
     try:
         found = read_evaluation(folder)
-        found.models["stage1"].get("sha256")
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError) as error:

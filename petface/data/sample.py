@@ -30,12 +30,6 @@ def sample_evenly(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
     return np.sort(order[np.argsort(num_before, kind="stable")[:most]])
 
 
-def sample_per_class(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
-    """Draw at most `most` rows of each class of `labels` (N,); rising."""
-    order, num_before = shuffled_by_class(labels, seed)
-    return np.sort(order[num_before < most])
-
-
 def sample_places(dataset: Dataset, part: str, species: str | None, num: int) -> np.ndarray:
     """Draw at most `num` images of a split, (M,) places in the catalog, rising; always the same.
 

@@ -146,11 +146,8 @@ def write_splits(
         name: {"records": len(ids), "sha256_of_records": _hash_of(ids)}
         for name, ids in _group(rows).items()
     }
-    lines = [
-        files.csv_line(_CSV_HEADER),
-        *(files.csv_line([files.safe_cell(cell) for cell in row]) for row in rows),
-    ]
-    table = "".join(lines).encode("utf-8", "backslashreplace")
+    cells = ([files.safe_cell(cell) for cell in row] for row in rows)
+    table = "".join(map(files.csv_line, [_CSV_HEADER, *cells])).encode("utf-8", "backslashreplace")
     facts = {
         "format": FORMAT,
         "seed": seed,

@@ -100,10 +100,11 @@ def read_evaluation(folder: str | Path, per_image: Path | None = None) -> Evalua
     details = np.load(paths[DETAILS_FILE], mmap_mode="r", allow_pickle=False)
     if details.dtype != DETAILS or len(details) != len(rows):
         raise UserError(f"{paths[DETAILS_FILE]} does not belong to the table beside it")
-    match models := read_json(paths[MODELS]):
-        case {"stage1": dict(), "specialists": dict(own)} if {dict} >= {*map(type, own.values())}:
-            return Evaluation(Path(folder), rows, details, models)
-    raise UserError(f"{paths[MODELS]} does not describe the networks of an evaluation")
+    models = read_json(paths[MODELS])
+    stage1, own = models.get("stage1"), models.get("specialists")
+    if not isinstance(own, dict) or not all(isinstance(t, dict) for t in (stage1, *own.values())):
+        raise UserError(f"{paths[MODELS]} does not describe the networks of an evaluation")
+    return Evaluation(Path(folder), rows, details, models)
 
 
 def describe_answers(logits: np.ndarray, true: np.ndarray, temperature: float) -> np.ndarray:

@@ -273,8 +273,7 @@ def worst_of(summary: dict[str, Any]) -> dict[str, str]:
             if own.get(head, {}).get("num", 0) >= MIN_PHOTOS
         ]
         worst = [min(places)] if len(places) > 1 else []
-        if classes and head != "species":
-            first = classes[0]
+        for first in classes[:1] if head != "species" else ():
             name = f"{first['label']} of {first['species']}"
             worst.append((first["recall"], name, first.get("num_records")))
         shown = ((percent(p), f"{name} {percent(p)} % ({n} animals)") for p, name, n in worst if n)

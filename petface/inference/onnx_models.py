@@ -131,7 +131,7 @@ def _bytes_of(path: Path, most: int, folder: Path | None = None) -> bytes:
             raise CheckpointError(path, f"is larger than {most / 1e6:,.0f} MB", _AGAIN)
         if folder and folder.resolve() not in path.resolve().parents:
             raise CheckpointError(path, "is a link out of its bundle", _AGAIN)
-        if path.exists() and not path.is_file():
+        if not path.is_file():
             raise CheckpointError(path, "is not a file", _AGAIN)
         return path.read_bytes()
     except OSError as error:

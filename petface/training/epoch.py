@@ -25,6 +25,7 @@ from petface.training.step import augment_share, backward, combine, share_of
 
 NO_MIXING = Mixing()
 MAX_BAD_STEPS = 10  # non-finite steps in a row before a run stops
+_NUM_KEPT = 50  # steps whose losses a GPU keeps before they are copied
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
     num_parts: int = 1  # of a batch that does not fit into memory at once; not kept
     average: WeightAverage | None = None  # of the weights, where it is what is measured
+    settle: Callable[[], object] = bool  # lets the epoch's state know of all steps so far
 
     def measured(self, job: Job) -> Job:
         """Return the job with the network that is measured: the average where there is one."""
@@ -70,6 +72,7 @@ class Progress:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors for a checkpoint."""
+        self.settle()
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -103,16 +106,14 @@ def train_epoch(
     rate: Callable[[float], float],
     mixing: Mixing = NO_MIXING,
     stop: Callable[[], bool] = bool,
-    losses_every: int = 50,
 ) -> bool:
     """Run the rest of an epoch over `order` (n,); False when `stop` asked to leave.
 
     `rate(t)` gives the learning rate at t = epochs done so far, a fraction included; a parameter
     group takes it times its "lr_factor". Augmentation, mixing and dropout draw from a generator
-    seeded by (seed, epoch, step), so that a resumed epoch draws what the straight one would have
-    drawn. Several processes take each step together, and `stop` must answer all of them alike.
-    On a GPU the state learns of losses, and of steps that were not finite, every `losses_every`
-    steps and at the end.
+    seeded by (seed, epoch, step): a resumed epoch draws what the straight one would have drawn.
+    Several processes take each step together, and `stop` must answer all of them alike. On a GPU
+    the state learns of losses, and of steps that were not finite, some steps late.
     """
     state = progress.epoch
     train_mode(job.network.model, job.freeze_batchnorm)
@@ -120,7 +121,8 @@ def train_epoch(
     num_steps = -(-len(order) // (job.batch_size * distributed.world_size()))
     begun, seconds_before = time.perf_counter(), state.seconds
     done = state.num_images + state.num_unreadable
-    losses = _Losses(state, job.network.device, losses_every)
+    losses = _Losses(state, job.network.device)
+    progress.settle = losses.settle
     with bar_of(f"epoch {state.epoch + 1} train", len(order), done) as bar:
         for batch in job.batches(samples, order, own_share, state.step):
             for group in optimizer.param_groups:
@@ -150,7 +152,6 @@ def train_epoch(
             bar.set_postfix_str(f"loss {state.mean_loss:.3f}{shown}", refresh=False)
             bar.update(share.num_images + len(share.failures))
             if stop():
-                losses.settle()
                 return False
     losses.settle()
     return True
@@ -186,13 +187,11 @@ def _update(
 
 
 class _Losses:
-    """The losses of steps on their way into the state. A GPU keeps those of `num_kept` steps and
-    copies them without being waited for.
-    """
+    """The losses of steps on their way into the state; a GPU is not waited for to copy them."""
 
-    def __init__(self, state: EpochState, device: torch.device, num_kept: int) -> None:
+    def __init__(self, state: EpochState, device: torch.device) -> None:
         self.state, is_gpu = state, device.type == "cuda"
-        self.kept = torch.zeros(2, num_kept if is_gpu else 1, device=device)
+        self.kept = torch.zeros(2, _NUM_KEPT if is_gpu else 1, device=device)
         self.copy = torch.zeros(self.kept.shape).pin_memory() if is_gpu else self.kept
         self.copied = torch.cuda.Event() if is_gpu else None
         self.num_images: list[int] = []  # of each step that is kept

@@ -57,15 +57,15 @@ class WeightAverage:
             return
         share = 1 - min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
-        states = self.model.state_dict(), model.state_dict()
-        floats = [name for name, tensor in states[0].items() if tensor.is_floating_point()]
-        own, new = ([state[name] for name in floats] for state in states)
+        pairs = [*zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)]
+        own, new = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
         if on_cpu:
             torch._foreach_lerp_(own, new, share)
         else:
             torch._foreach_add_(own, torch._foreach_mul(torch._foreach_sub(new, own), share * good))
-        own, new = ([state[k] for k in state.keys() - set(floats)] for state in states)
-        torch._foreach_copy_(own, new)
+        if counters := [pair for pair in pairs if not pair[0].is_floating_point()]:
+            own, new = zip(*counters, strict=True)
+            torch._foreach_copy_(own, new)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors for a checkpoint."""

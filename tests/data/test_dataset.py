@@ -8,7 +8,7 @@ import pytest
 
 from petface.data import dataset as module
 from petface.data.dataset import load_dataset
-from petface.data.sample import sample_evenly, sample_per_class, sample_places
+from petface.data.sample import sample_evenly, sample_places
 from petface.data.splits import SPLITS, write_splits
 from petface.errors import UserError
 
@@ -169,8 +169,6 @@ def test_samples_are_even_over_the_classes_and_always_the_same(most):
     for size, count in zip(sizes, counts, strict=True):  # whole, or within one of the largest
         assert count == size or count >= counts.max() - 1
     assert sample_evenly(labels, most, seed=2).tolist() == chosen.tolist()
-    per_class = sample_per_class(labels, most, seed=2)
-    assert np.bincount(labels[per_class], minlength=4).tolist() == [min(n, most) for n in sizes]
 
 
 def test_a_sample_of_photos_comes_from_one_split_and_even_strata(tmp_path):

@@ -19,7 +19,7 @@ from petface.training.epoch import NO_MIXING, Progress, train_epoch
 from petface.training.evaluate import Job, evaluate
 from petface.training.recipe import WeightAverage, heads_loss, make_optimizer
 from petface.training.schedule import EarlyStopping
-from tests.pretended_gpu import PretendedGpu, pretended_gpu
+from tests.pretended_gpu import pretended_gpu
 
 SIZE, BATCH, STEPS = 32, 4, 2
 SPECIES, HEADS = {"species": 3}, {"breed": 5, "color": 4, "gender": 2}
@@ -37,32 +37,21 @@ class Pixels:
 
 
 def trained(
-    gpu: PretendedGpu,
-    sizes: dict[str, int],
-    precision: str = "bf16",
-    architecture: Architecture = PLAIN,
-    *,
-    clip: float = 0.0,
-    decay: float = 0.0,
-    mixing: Mixing = NO_MIXING,
-    normalise: bool = False,
-) -> SimpleNamespace:
+    gpu, sizes, precision="bf16", architecture=PLAIN, *,
+    clip=0.0, decay=0.0, mixing=NO_MIXING, normalise=False, after_step=lambda _: False,
+):  # fmt: skip
     """Train a step to make the optimizer's state, then `STEPS` that count."""
     torch.manual_seed(0)
-    model = (
-        build_classifier(architecture, 3)
-        if sizes is SPECIES
-        else _MultiHeadModel(sizes, architecture)
-    )
+    is_one = sizes is SPECIES
+    model = build_classifier(architecture, 3) if is_one else _MultiHeadModel(sizes, architecture)
     rule = Preprocessing(SIZE, "stretch", *STATISTICS["imagenet" if normalise else "none"])
     network = Network.build(model, rule, "cuda", precision)
     counts = {head: np.arange(1, num + 1) for head, num in sizes.items()}
-    alphas = None if sizes is SPECIES else dict.fromkeys(sizes, 1.0)
     weights, loss = heads_loss(
         counts,
-        dict.fromkeys(sizes, 0.0 if sizes is SPECIES else 2.0),
+        dict.fromkeys(sizes, 0.0 if is_one else 2.0),
         network.device,
-        weight_alphas=alphas,
+        weight_alphas=None if is_one else dict.fromkeys(sizes, 1.0),
         label_smoothing=0.1 if mixing.kind != "none" else 0.0,
     )
     job = Job(
@@ -77,17 +66,17 @@ def trained(
         clip_norm=clip,
     )
     optimizer = make_optimizer(model, 1e-3, weight_decay=0.01)
-    average = WeightAverage(model, decay) if decay else None
     progress = Progress(optimizer, network.grad_scaler(), EarlyStopping(0, mode="max"))
-    progress.average = average
+    progress.average = WeightAverage(model, decay) if decay else None
     rng = np.random.default_rng(1)
 
-    def epoch(num: int) -> Samples:
+    def epoch(num):
         labels = {h: rng.integers(-1, k, num) for h, k in sizes.items()}
         samples = Samples(np.arange(num), labels, np.arange(num) % 2 == 0)
         order, regimes = np.arange(num), regimes_of("mild", "strong")
-        rate = {"seed": 0, "rate": lambda _: 1e-3, "mixing": mixing}
-        assert train_epoch(job, progress, samples, order, regimes, **rate)
+        how = {"seed": 0, "rate": lambda _: 1e-3, "mixing": mixing}
+        how["stop"] = lambda: after_step(progress)
+        assert train_epoch(job, progress, samples, order, regimes, **how)
         progress.epoch = progress.epoch.next_epoch()
         return samples
 
@@ -119,6 +108,14 @@ def test_a_training_step_never_waits(sizes, options, most):
         assert not gpu.waits and not gpu.pageable
         assert sum(gpu.launches.values()) <= most * STEPS
     assert state.epoch == 2
+
+
+def test_what_is_saved_between_two_reads_of_the_losses_counts_all_steps():
+    """As where a disk fails, and a stop comes, in the middle of an epoch."""
+    saved = []
+    with pretended_gpu() as gpu:
+        trained(gpu, SPECIES, after_step=lambda p: saved.append(p.state_dict()["epoch_state"]))
+    assert [state["num_images"] for state in saved] == [BATCH, BATCH, STEPS * BATCH]
 
 
 def test_a_measured_batch_is_waited_for_once():

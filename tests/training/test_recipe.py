@@ -11,7 +11,7 @@ from petface.data.loading import Batch
 from petface.models.architecture import Architecture, build_classifier
 from petface.models.multi_head import _MultiHeadModel, unfreeze
 from petface.training import losses
-from petface.training.recipe import focal_gammas, heads_loss, make_optimizer
+from petface.training.recipe import WeightAverage, focal_gammas, heads_loss, make_optimizer
 from petface.training.sampling import class_weights
 
 CPU = torch.device("cpu")
@@ -26,6 +26,17 @@ def test_the_body_takes_its_factor_and_every_parameter_is_in_one_group(backbone)
     assert [tuple(p.shape) for p in head["params"]] == [(3, head["params"][0].shape[1]), (3,)]
     assert (body["lr_factor"], "lr_factor" in head) == (0.1, False)
     assert len(head["params"]) + len(body["params"]) == len(list(model.parameters()))
+
+
+def test_an_average_of_a_model_without_counters_follows_good_steps_alone():
+    model = torch.nn.Linear(2, 1, bias=False)
+    average = WeightAverage(model, 0.9)
+    before = model.weight.detach().clone()
+    torch.nn.init.zeros_(model.weight)
+    average.update(model, torch.tensor(0.0))
+    assert torch.equal(average.model.weight, before)
+    average.update(model, torch.tensor(1.0))
+    torch.testing.assert_close(average.model.weight, 0.1 * before)
 
 
 def test_frozen_parameters_are_in_no_group_and_a_head_alone_is_one_group():

@@ -13,14 +13,14 @@ import re
 import shutil
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from petface import files
-from petface.data.catalog import string_array
+from petface.data.catalog import Catalog, string_array
 from petface.data.dataset import species_of_records
 from petface.data.sources.petface import check_species_name, scan
 from petface.data.splits import SPLITS, make_splits, write_splits
@@ -158,8 +158,7 @@ def _write_tree(found: Found, folder: Path, link: str, seed: int) -> None:
     """Write photos, annotations, split and lists of the named entries into `folder`."""
     _place_photos(found, folder, link)
     catalog = scan(folder / "images").catalog
-    names = zip(species_of_records(catalog).tolist(), catalog.record_names.tolist(), strict=True)
-    cut_parts(found, seed, dict(zip(names, identical_records(catalog).tolist(), strict=True)))
+    cut_parts(found, seed, lambda: _first_sharing(catalog))
     _write_annotations(folder / "annotations", found.entries)
     if all(entry.part for entry in found.entries):
         _write_split(folder / "splits.csv", found, seed)
@@ -272,17 +271,26 @@ def name_photos(entries: Sequence[Entry]) -> list[Entry]:
     return named
 
 
-def cut_parts(found: Found, seed: int, first: Mapping[tuple[str, str], int]) -> None:
+def _first_sharing(catalog: Catalog) -> dict[tuple[str, str], int]:
+    """Return for each species and record the first one that shares a file with it."""
+    names = zip(species_of_records(catalog).tolist(), catalog.record_names.tolist(), strict=True)
+    return dict(zip(names, identical_records(catalog).tolist(), strict=True))
+
+
+def cut_parts(
+    found: Found, seed: int, first_sharing: Callable[[], Mapping[tuple[str, str], int]] = dict
+) -> None:
     """Cut the val and the test part that the source lacks from its train part, by record.
 
     Stratified by class, and by breed within it. Photos without a train part stay as they are.
-    Records of equal `first`, by species and record, share a file and stay together.
+    Records for which `first_sharing`, by species and record, is the same stay together.
     """
     lacking = [part for part in ("val", "test") if part not in found.parts]
     if "train" not in found.parts or not lacking:
         return
     breed_of = {(e.species, e.record): e.breed for e in found.entries if e.part == "train"}
     breeds = sorted(set(breed_of.values()))
+    first = first_sharing()
     together = [first.get(key, -1 - place) for place, key in enumerate(breed_of)]
     _, k, of_all = np.unique(together, return_index=True, return_inverse=True)
     part_of = make_splits(

@@ -138,7 +138,7 @@ def test_a_folder_for_evaluation_alone_holds_the_known_classes_alone():
 
 def cut(found: Found, seed: int = 0) -> Found:
     found.entries = name_photos(found.entries)
-    cut_parts(found, seed, {})
+    cut_parts(found, seed)
     return found
 
 
@@ -187,6 +187,7 @@ def test_nothing_is_cut_where_there_is_no_train_part_or_nothing_is_lacking():
     for parts in ([""], ["test"], SPLITS):
         rows = [(part, "cat", 9) for part in parts]
         assert counts(cut(made(*rows))) == set(rows)
+        cut_parts(made(*rows), 0, pytest.fail)  # nobody looks for shared files then
 
 
 # ---- the tree ----
