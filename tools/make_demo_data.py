@@ -31,7 +31,8 @@ from petface.files import write_csv, write_error, write_json
 from petface.progress import progress
 from petface.settings import Fraction, NonNegative, Range, Seed, read_settings
 from petface.taxonomy import SPECIES_FEATURES
-from tools.demo_animals import (
+
+from .demo_animals import (
     BREEDS,
     COLOURS,
     SPECIES,
@@ -39,7 +40,7 @@ from tools.demo_animals import (
     long_tailed,
     record_counts,
 )
-from tools.demo_faces import draw_individual, draw_photo
+from .demo_faces import draw_individual, draw_photo
 
 # ---- What is drawn ----
 RECORDS: Annotated[int, Range(60, 257_484)] = 900  # animals

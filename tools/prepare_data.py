@@ -95,9 +95,12 @@ def next_commands(kind: str, out: str, found: Found, s: Settings) -> list[list[s
         ]
     run = safe_name(Path(out).name)
     checkpoint = ["--stage1-checkpoint", s.CHECKPOINT or f"runs/{run}/best.pt"]
-    commands = [[*evaluate, *checkpoint, *tree, "--out-dir", f"runs/{run}_evaluation"]]
+    specialists = ["--stage2-folder", f"runs/{run}/stage2"]  # none, until they are trained
+    out_dir = ["--out-dir", f"runs/{run}_evaluation"]
+    commands = [[*evaluate, *checkpoint, *specialists, *tree, *out_dir]]
     if not s.CHECKPOINT and ("train" in found.parts or not found.parts):
-        commands.insert(0, [trainers[0], *tree, "--run-name", run])
+        fine_tuning = ["--config", "configs/stage1/own_photos.toml"]
+        commands.insert(0, [trainers[0], *fine_tuning, *tree, "--run-name", run])
     return commands
 
 

@@ -33,6 +33,7 @@ from petface.errors import ENDS_WITH_INPUT, SettingsError, UserError, run_script
 # isort: split
 import torch
 
+import petface
 from petface import files
 from petface.analysis.sweeps import SweepRun, write_sweep
 from petface.data.dataset import fold_files
@@ -52,7 +53,7 @@ JOBS: Positive = 1  # runs at once; they share the cores, and take the GPUs in t
 
 SCRIPTS = {"stage1": "train_resnet_minority_aug_dynamic", "stage2": "stage2_resnet_multi"}
 ALL_TRAINED = "sweep_finished"  # mark of a run of stage 2 whose last specialist is trained
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(petface.__file__).resolve().parents[1]  # of the trainers
 RUNNING: Final = set[subprocess.Popen[bytes]]()
 
 

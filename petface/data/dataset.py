@@ -191,7 +191,9 @@ def _read_annotations(
     aliases = read_aliases(aliases_file) if aliases_file else {}
     tables = {normalize("NFC", path.stem): path for path in sorted(root.glob("*.csv"))}
     annotations, notes, missing = {}, [], []
-    for name in catalog.classes:
+    if not tables:  # photos by class alone
+        notes = [f"{root}: no table of labels, so every class trains in stage 1 alone"]
+    for name in catalog.classes if tables else ():
         how = {"aliases": aliases.get(name), "gender_map": gender_map, **reading_of(name)}
         path = root / (how.get("table") or {}).get("file", f"{name}.csv")
         path = path if path.exists() else tables.get(normalize("NFC", path.stem), path)

@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 MAX_PRESET_BYTES = 1_000_000  # a run's own settings.toml takes 6,000
+_ROOTS = Path(__file__).parents[2], Path(sys.prefix, "share", "petface")  # of configs/
 _MOST_DOUBTS = 100  # lines whose place is told by reading what stands before them
 _KEY = re.compile(r"""\s*\[{0,2}\s*(["']?)([^\s"'=\[\].#]+)\1\s*[=.\]]""")
 _DEEP_KEY = re.compile(r"(?:\.[^.,=\n]{0,400}+){60}")
@@ -149,8 +150,10 @@ def read_settings(
 
 
 def _read_preset(path: str) -> dict[str, tuple[str, Any]]:
-    """Read a TOML file as key -> (`file:line`, value)."""
+    """Read a TOML file as key -> (`file:line`, value); presets of ours are found from anywhere."""
     text, name = "", short(path)
+    ours = [root / path for root in _ROOTS if not Path(path).exists() and (root / path).is_file()]
+    path = str([*ours, path][0])
     try:
         if (found := Path(path).stat()).st_size > MAX_PRESET_BYTES or not S_ISREG(found.st_mode):
             what = f"no file of at most {MAX_PRESET_BYTES:,} bytes, as a preset is"

@@ -115,6 +115,8 @@ def test_species_without_annotations_have_images_no_labels_and_few_notes(tmp_pat
     assert len(images) > 0 and labels == {} and data.unmatched("kind07") == (["000000"], [])
     assert sum("NO specialist" in note for note in data.notes) == 13
     assert "... and so it is for 7 species more" in data.notes
+    (tmp_path / "annotations/cat.csv").unlink()
+    assert ["no table of labels" in note for note in load(tmp_path).notes] == [True]
     with pytest.raises(UserError, match="did you mean 'cat'"):
         data.image_labels("cats")
 

@@ -61,7 +61,8 @@ def test_other_sources_name_the_folders_in_their_commands(tmp_path, capsys, monk
     assert "1 classes of the test part are not in the train part: hen (2 photos)" in out
     assert ["cat", "27", "3", "1"] in rows(out)
     folders = ["--images-root", "my out/images", "--annotations-root", "my out/annotations"]
-    assert first[1:] == [scripts.STAGE1, *folders, "--run-name", "my_out"]
+    preset = ["--config", "configs/stage1/own_photos.toml"]
+    assert first[1:] == [scripts.STAGE1, *preset, *folders, "--run-name", "my_out"]
     assert second[1:5] == [
         scripts.INFERENCE, "evaluate", "--stage1-checkpoint", "runs/my_out/best.pt"
     ]  # fmt: skip

@@ -171,8 +171,9 @@ def _write_tree(found: Found, folder: Path, link: str, seed: int) -> None:
             f"{folder} holds {len(catalog)} photos where {len(found.entries)} were placed: was the "
             "source changed meanwhile? give the command again"
         )
-    facts = {"source": str(found.source), "photos": len(catalog), "notes": found.notes}
-    files.write_json(folder / MARKER, {"kind": found.kind, "finished": True, **facts})
+    facts = {"photos": len(catalog), "left_out": len(found.left_out), "notes": found.notes}
+    of = {"kind": found.kind, "source": str(found.source)}
+    files.write_json(folder / MARKER, {**of, "finished": True, **facts})
 
 
 def check_out(out: Path, source: Path) -> None:

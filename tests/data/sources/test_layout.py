@@ -299,7 +299,8 @@ def test_the_marker_tells_what_was_prepared(source, tmp_path):
     prepare(read_image_folder(source), tmp_path / "out")
     facts = json.loads((tmp_path / "out" / layout.MARKER).read_text(encoding="utf-8"))
     assert facts == {
-        "kind": "image_folder", "finished": True, "source": str(source), "photos": 2, "notes": []
+        "kind": "image_folder", "finished": True, "source": str(source), "photos": 2,
+        "left_out": 1, "notes": [],
     }  # fmt: skip
     text = (tmp_path / "out/left_out.csv").read_text(encoding="utf-8")
     assert text == "what,reason\ncat/x.txt,not an image suffix\n"

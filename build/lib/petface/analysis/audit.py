@@ -1,0 +1,367 @@
+"""What an audit of a dataset finds: counts and issues as JSON, CSV files and text."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from petface import files
+from petface.analysis import duplicates
+from petface.analysis.photos import Photos
+from petface.data import images
+from petface.data.dataset import Dataset
+from petface.data.loading import OK, STATUS_NAMES, TOO_LARGE, UNREADABLE, even_slices
+from petface.data.room import room_for
+from petface.data.sample import sample_evenly
+from petface.data.sources.petface import Scan
+from petface.data.splits import SPLITS
+from petface.devices import num_cores
+
+MIN_RECORDS = 10  # a class with fewer is rare
+BRIGHTNESS_BINS = 16
+SMALL_PX, ELONGATED = 32, 3.0  # a side shorter than this; one side this many times the other
+DARK, BRIGHT = 10.0, 245.0  # mean grey level of a photo that shows next to nothing
+QUICK_LIMIT_S = 1.2  # `quick_audit_line` stops looking at photos then
+_MANY_PHOTOS = 12  # records with more are counted together
+_MOST_SIZES = 12
+_PAIRS_AT_ONCE = 8192  # 64 MB as float32 thumbnails
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """Everything found; `summary` is ready for JSON, the tables are the CSV files."""
+
+    summary: dict[str, Any]
+    issues: pd.DataFrame  # kind, path_or_record (below the images folder), detail
+    duplicates: pd.DataFrame  # pairs of photos of different records; distance in bits
+    classes: pd.DataFrame  # records with photos of each class, in all and per split
+    examples: dict[str, list[int]]  # kind of odd photo -> places in the catalog
+
+
+def make_audit(dataset: Dataset, scan: Scan, photos: Photos) -> Audit:
+    """Return what the tree, the labels and the photos show."""
+    catalog, odd = dataset.catalog, _odd_photos(photos.seen)
+    found = list(_issues(dataset, scan, photos, odd))
+    issues = pd.DataFrame(found, columns=["kind", "path_or_record", "detail"])
+    pairs, search = find_duplicates(dataset, photos)
+    classes = count_classes(dataset)
+    summary = {
+        "photos": len(catalog),
+        "records": catalog.num_records,
+        "species": len(catalog.classes),
+        "looked_at": len(photos.places),
+        **_photo_summary(photos.seen),
+        "strays": dict(sorted(scan.stray_counts.items())),
+        "issues": issues["kind"].value_counts().sort_index().to_dict(),
+        "duplicates": search,
+        "per_species": _species_summary(dataset, photos),
+        "photos_per_record": _photos_per_record(dataset),
+        "heads": _head_summary(dataset, classes),
+        "notes": list(dataset.notes),
+    }
+    examples = {kind: photos.places[list(rows)].tolist() for kind, rows in odd.items()}
+    return Audit(summary, issues, pairs, classes, examples)
+
+
+def write_audit(folder: Path, audit: Audit) -> None:
+    """Write audit.json, issues.csv, duplicates.csv and classes.csv."""
+    files.write_json(folder / "audit.json", audit.summary)
+    for name in ("issues", "duplicates", "classes"):
+        table = getattr(audit, name)
+        files.write_csv(folder / f"{name}.csv", list(table), table.itertuples(index=False))
+
+
+def path_text(dataset: Dataset, place: int) -> str:
+    """Return a photo's path below the images folder; bytes that are not UTF-8 are shown escaped."""
+    return _text(dataset.catalog.relative_path(int(place)))
+
+
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")
+
+
+# ---- Duplicates ----
+
+
+def find_duplicates(dataset: Dataset, photos: Photos) -> tuple[pd.DataFrame, dict[str, int]]:
+    """List pairs of different records, those across splits first; count them, and how thorough the
+    search was.
+
+    `difference` is that of the thumbnails. Photos of next to one colour, whose hash is noise, are
+    left out of the search for near ones.
+    """
+    seen, catalog = photos.seen, dataset.catalog
+    usable = np.flatnonzero(seen["status"] == OK)
+    records, digests = catalog.record_index[photos.places[usable]], seen["digest"][usable]
+    exact = usable[duplicates.exact_pairs(digests, records, dataset.record_split[records])]
+    _, first = np.unique(digests, return_index=True)  # copies are found already
+    shown = first[seen["contrast"][usable[first]] >= duplicates.MIN_CONTRAST]
+    own = seen[usable[shown]]
+    near = duplicates.near_or_mirrored_pairs(own["hash"], own["mirrored"], records[shown])
+    rows = usable[shown[near.pairs]]
+    difference = _differences(dataset, photos.places[rows])
+    alike = difference <= duplicates.MAX_DIFFERENCE
+    places = photos.places[np.concatenate((exact, rows[alike]))]
+    paths = [[path_text(dataset, place) for place in side] for side in places.T]
+    splits, zeros = np.array(SPLITS)[dataset.image_split[places]], np.zeros(len(exact), np.int64)
+    pairs = pd.DataFrame(
+        {
+            "kind": np.repeat(["exact", "near"], [len(exact), alike.sum()]),
+            "path_a": paths[0],
+            "split_a": splits[:, 0],
+            "path_b": paths[1],
+            "split_b": splits[:, 1],
+            "distance": np.append(zeros, near.distance[alike]),
+            "difference": np.append(zeros, difference[alike]).round(3),
+        }
+    )
+    across, counts = is_across_splits(pairs), dict[str, int]()
+    for kind in ("exact", "near"):
+        counts[kind] = int((pairs["kind"] == kind).sum())
+        counts[f"{kind}_across_splits"] = int((across & (pairs["kind"] == kind)).sum())
+    counts |= {"candidates": len(rows), "radius_bits": near.radius, "crowded": near.crowded}
+    order = ["inside", "kind", "difference", "path_a", "path_b"]
+    pairs = pairs.assign(inside=~across).sort_values(order, ignore_index=True)
+    return pairs.drop(columns="inside"), counts
+
+
+def _differences(dataset: Dataset, pairs: np.ndarray) -> np.ndarray:
+    """Compare the thumbnails of pairs (P, 2) of places: (P,), NaN where one is gone by now.
+
+    The photos are decoded once more: thumbnails of all photos would fill the memory.
+    """
+
+    def look(place: int) -> np.ndarray:
+        path = dataset.catalog.path(place)
+        try:
+            with room_for(path):
+                return duplicates.thumbnail(images.decode(path))
+        except images.ImageError:
+            return np.full((duplicates.THUMBNAIL_PX, duplicates.THUMBNAIL_PX), np.nan)
+
+    result = np.empty(len(pairs))
+    with ThreadPoolExecutor(num_cores()) as pool:  # decoding does not hold Python's lock
+        for part in even_slices(np.arange(len(pairs)), _PAIRS_AT_ONCE):
+            places, rows = np.unique(pairs[part], return_inverse=True)
+            small = np.stack(list(pool.map(look, places.tolist())))
+            first, second = small[rows.reshape(-1, 2).T]
+            ways = [duplicates.thumbnail_difference(first, s) for s in (second, second[:, :, ::-1])]
+            result[part] = np.minimum(*ways)
+    return result
+
+
+def is_across_splits(pairs: pd.DataFrame) -> pd.Series:
+    """Mark the pairs whose photos lie in different splits."""
+    return pairs["split_a"] != pairs["split_b"]
+
+
+# ---- Issues ----
+
+
+def _issues(
+    dataset: Dataset, scan: Scan, photos: Photos, odd: dict[str, dict[int, str]]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (kind, path or record, detail) of what is to be looked at."""
+    status = photos.seen["status"]
+    for row, why in zip(np.flatnonzero(status != OK).tolist(), photos.failures, strict=True):
+        yield STATUS_NAMES[status[row]], path_text(dataset, photos.places[row]), why
+    for path, reason in scan.strays:
+        yield "stray", _text(path), reason
+    if more := scan.num_strays - len(scan.strays):
+        yield "stray", "", f"{more:,} more are counted and not listed"
+    for name in scan.empty_species:
+        yield "empty_species", name, "a species folder without an image"
+    for folder in scan.empty_records:
+        yield "empty_record", _text(folder), "a record folder without an image"
+    for species in dataset.catalog.classes:
+        if species not in dataset.annotations:
+            yield "no_annotation_file", species, "trains in stage 1, has no specialist"
+            continue
+        no_row, no_photo = dataset.unmatched(species)
+        for record in no_row:
+            yield "record_without_row", f"{species}/{record}", "all its labels are unknown"
+        for record in no_photo:
+            yield "row_without_photo", f"{species}/{record}", "the row is not used"
+        for conflict in dataset.annotations[species].conflicts:
+            values, lines = " | ".join(conflict.values), ", ".join(map(str, conflict.lines))
+            told = f"{conflict.feature}: {values} (lines {lines})"
+            yield "label_conflict", f"{species}/{conflict.record}", told
+    for kind, details in odd.items():
+        for row, detail in details.items():
+            yield kind, path_text(dataset, photos.places[row]), detail
+
+
+def _odd_photos(seen: np.ndarray) -> dict[str, dict[int, str]]:
+    """Find readable photos that look wrong: kind -> row -> detail."""
+    sides = np.stack((seen["width_px"], seen["height_px"]))
+    size, short, long = "{0[width_px]}x{0[height_px]}", sides.min(axis=0), sides.max(axis=0)
+    light, flat = "mean grey level {0[brightness]:.1f}", seen["contrast"] < duplicates.MIN_CONTRAST
+    found = {
+        "small": (short < SMALL_PX, size),
+        "elongated": (long >= ELONGATED * short, size),
+        "dark": (seen["brightness"] < DARK, light),
+        "bright": (seen["brightness"] > BRIGHT, light),
+        "flat": (flat, "grey levels vary by {0[contrast]:.1f} (standard deviation)"),
+    }
+    ok = seen["status"] == OK
+    return {
+        kind: {row: form.format(seen[row]) for row in np.flatnonzero(mask & ok).tolist()}
+        for kind, (mask, form) in found.items()
+    }
+
+
+# ---- Counts ----
+
+
+def count_classes(dataset: Dataset) -> pd.DataFrame:
+    """Count the records with photos of every class, in the order of species, heads and names."""
+    catalog, rows = dataset.catalog, []
+    for number, species in enumerate(catalog.classes):
+        if species not in dataset.annotations:
+            continue
+        table = dataset.annotations[species]
+        own = catalog.record_class == number
+        split = dataset.record_split[own]
+        for feature, labels in table.align(catalog.record_names[own]).items():
+            for k, name in enumerate(table.vocabularies[feature]):
+                counts = np.bincount(split[labels == k], minlength=len(SPLITS)).tolist()
+                rows.append((species, feature, name, sum(counts), *counts))
+    return pd.DataFrame(rows, columns=["species", "feature", "class", "records", *SPLITS])
+
+
+def _head_summary(dataset: Dataset, classes: pd.DataFrame) -> dict[str, dict[str, dict[str, Any]]]:
+    """Count classes, rare and untestable ones and unknown labels of each head of each species."""
+    catalog, found = dataset.catalog, dict[str, dict[str, dict[str, Any]]]()
+    for species, table in sorted(dataset.annotations.items()):
+        num_records = int((catalog.record_class == catalog.classes.index(species)).sum())
+        found[species] = {}
+        for feature in table.features:
+            own = classes[(classes["species"] == species) & (classes["feature"] == feature)]
+            known = int(own["records"].sum())
+            found[species][feature] = {
+                "classes": len(own),
+                "records_known": known,
+                "unknown_frac": round(1 - known / num_records, 4),
+                "rare_classes": int((own["records"] < MIN_RECORDS).sum()),
+                "untestable_classes": int((own["test"] == 0).sum()),
+            }
+    return found
+
+
+def _species_summary(dataset: Dataset, photos: Photos) -> dict[str, dict[str, Any]]:
+    """Count photos and records of each species, and what was seen of its photos."""
+    catalog = dataset.catalog
+    seen_class = catalog.class_index[photos.places]
+    found = {}
+    for number, name in enumerate(catalog.classes):
+        own, seen = catalog.record_class == number, photos.seen[seen_class == number]
+        split = np.bincount(dataset.record_split[own], minlength=len(SPLITS)).tolist()
+        found[name] = {
+            "photos": int((catalog.class_index == number).sum()),
+            "records": int(own.sum()),
+            "records_per_split": dict(zip(SPLITS, split, strict=True)),
+            "has_annotations": name in dataset.annotations,
+            "looked_at": len(seen),
+            **_failures_and_brightness(seen),
+        }
+    return found
+
+
+def _failures_and_brightness(seen: np.ndarray) -> dict[str, Any]:
+    light = seen["brightness"][seen["status"] == OK]
+    return {
+        "unreadable": int((seen["status"] == UNREADABLE).sum()),
+        "too_large": int((seen["status"] == TOO_LARGE).sum()),
+        "mean_brightness": round(float(light.mean()), 1) if len(light) else None,
+    }
+
+
+def _photo_summary(seen: np.ndarray) -> dict[str, Any]:
+    """Describe the readable ones of the photos that were looked at: sizes, modes, brightness."""
+    own = seen[seen["status"] == OK]
+    sizes, counts = np.unique(own[["width_px", "height_px"]], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:_MOST_SIZES]
+    modes = Counter(own["mode"].tolist())
+    bins, _ = np.histogram(own["brightness"], BRIGHTNESS_BINS, range=(0, 256))
+    return {
+        **_failures_and_brightness(seen),
+        "num_sizes": len(sizes),
+        "sizes": {f"{sizes[k][0]}x{sizes[k][1]}": int(counts[k]) for k in order},
+        "modes": dict(sorted(modes.items(), key=lambda item: (-item[1], item[0]))),
+        "brightness_histogram": bins.tolist(),
+    }
+
+
+def _photos_per_record(dataset: Dataset) -> dict[str, int]:
+    """Count the records with 1, 2, 3 ... photos; those with many stand together."""
+    num_photos = np.bincount(dataset.catalog.record_index, minlength=dataset.catalog.num_records)
+    counts = np.bincount(np.minimum(num_photos, _MANY_PHOTOS + 1)).tolist()
+    return {f"{n}{'+' * (n > _MANY_PHOTOS)}": num for n, num in enumerate(counts) if n}
+
+
+# ---- Text ----
+
+
+def describe_audit(summary: dict[str, Any]) -> str:
+    """Format the main counts as the text that an audit prints."""
+    species = pd.DataFrame.from_dict(summary["per_species"], orient="index")
+    shown = ["records", "photos", "looked_at", "unreadable", "too_large"]
+    heads = {
+        f"{name} {feature}": own
+        for name, features in summary["heads"].items()
+        for feature, own in features.items()
+    }
+    pairs = summary["duplicates"]
+    counts = {
+        **{name: summary[name] for name in shown},
+        "strays": sum(summary["strays"].values()),
+        "label_conflicts": summary["issues"].get("label_conflict", 0),
+        "exact_duplicates_across_splits": pairs["exact_across_splits"],
+        "exact_duplicates": pairs["exact"],
+        "near_duplicates_across_splits": pairs["near_across_splits"],
+        "near_duplicates": pairs["near"],
+    }
+    lines = [species[shown].to_string(), ""]
+    lines += [pd.DataFrame.from_dict(heads, orient="index").to_string(), ""] if heads else []
+    lines += [f"note: {note}" for note in summary["notes"]]
+    return "\n".join([*lines, *(f"{name}: {num:,}" for name, num in counts.items())])
+
+
+def quick_audit_line(
+    dataset: Dataset, sample: int = 500, seed: int = 0, *, annotations_root: str | Path = ""
+) -> str:
+    """Return in one line, in under two seconds, what a first look at the data shows.
+
+    Photos are looked at in random order until there were `sample` of them or time is up.
+    """
+    start, looked_at, bad, catalog = time.perf_counter(), 0, 0, dataset.catalog
+    places = sample_evenly(catalog.class_index, sample, seed)
+    for place in np.random.default_rng(seed).permutation(places).tolist():
+        if looked_at and time.perf_counter() - start > QUICK_LIMIT_S:
+            break
+        looked_at += 1
+        try:
+            images.decode(catalog.path(place))
+        except images.ImageError:
+            bad += 1
+    root = Path(os.fsdecode(catalog.root))
+    labels = annotations_root or root.parent / "annotations"
+    flags = f"--images-root {shlex.quote(str(root))} --annotations-root {shlex.quote(str(labels))}"
+    strays = [note.split()[0] for note in dataset.notes if " entries of the tree are no " in note]
+    return (
+        f"data: {catalog.num_records:,} records, {len(catalog):,} photos, "
+        f"{strays[0] if strays else 0} strays; "
+        f"{bad:,} of {looked_at:,} sampled photos cannot be read; "
+        f"{(count_classes(dataset)['test'] == 0).sum():,} classes have no test record; "
+        f"full audit: python -m tools.audit --all {flags}"
+    )

@@ -1,0 +1,132 @@
+"""Repeated runs as tables: a row per run, mean and standard deviation per preset, one picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from petface import files
+from petface.drawing import figure_maker, save_png, tidy
+
+RULE: Final = (
+    "Chosen by the validation part alone, by mean - standard deviation over the runs; all heads "
+    "count. The test part is measured once per run, for the report."
+)
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One finished run: its preset, what was varied (a seed or a fold), its species in stage 2, and
+    what its final.json says.
+    """
+
+    preset: str
+    variant: str
+    species: str
+    final: Mapping[str, Any]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Return the accuracies of both parts by name, without those that nothing was known for."""
+        return {
+            key: float(value)
+            for key, value in self.final.items()
+            if key.startswith(("val_", "test_"))
+            and key.endswith("_accuracy")
+            and isinstance(value, int | float)
+        }
+
+
+def write_sweep(folder: Path, runs: Sequence[SweepRun]) -> str:
+    """Write runs.csv, summary.csv and, with matplotlib, accuracy_time.png into `folder`.
+
+    Return the comparison as text, the best preset of each species first: by the validation figures
+    of all heads, the balanced ones where there are any. A preset that lacks one that another has is
+    never best; one run alone is taken to vary as much as the least steady other preset.
+    """
+    rows = [
+        {"preset": run.preset, "variant": run.variant, "species": run.species,
+         "train_minutes": float(run.final["train_minutes"]), **run.figures}
+        for run in runs
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    keys = list(table.columns[4:])
+    groups = table.groupby(["preset", "species"], sort=False)
+    summary = groups.agg(runs=("variant", "size"), train_minutes=("train_minutes", "mean"))
+    for key in keys:
+        mean = summary[f"{key}_mean"] = groups[key].mean()
+        # of a sample; one run has no spread
+        summary[f"{key}_std"] = groups[key].std().fillna(0.0).where(mean.notna())
+    told = [str(run.final.get("contaminated", "")) for run in runs]
+    table["contaminated"] = told  # what the first weights learnt from of the test split
+    marked = table.assign(n=table["contaminated"] != "").groupby(["preset", "species"], sort=False)
+    summary["contaminated_runs"] = marked["n"].sum()
+    summary = summary.reset_index()
+    for name, found in (("runs.csv", table), ("summary.csv", summary)):
+        cells = found.copy()
+        for column in found.select_dtypes("float"):
+            digits = "{:.2f}" if column == "train_minutes" else "{:.4f}"
+            cells[column] = found[column].map(digits.format).where(found[column].notna(), "")
+        files.write_csv(folder / name, cells.columns.tolist(), cells.itertuples(index=False))
+    own = [key for key in keys if key.startswith("val_")]
+    watched = [key for key in own if key.endswith("balanced_accuracy")] or own
+    _draw(folder / "accuracy_time.png", table, [*watched, ""][0].replace("val_", "test_"))
+    summary["score"] = math.nan
+    for _, presets in summary.groupby("species"):
+        of_species = table[table["species"] == presets["species"].iloc[0]]
+        heads = [key for key in watched if of_species[key].notna().any()]
+        means = of_species[heads].mean(axis=1, skipna=False)
+        by_preset = means.groupby(of_species["preset"])
+        deviation = by_preset.std()
+        deviation = deviation.fillna(deviation.max()).fillna(0.0)
+        score = by_preset.apply(lambda own: own.mean(skipna=False)) - deviation
+        summary.loc[presets.index, "score"] = presets["preset"].map(score)
+    lines = [
+        f"contaminated: {t}: {r.preset} {r.variant}" for r, t in zip(runs, told, strict=True) if t
+    ]
+    return "\n".join([_text(summary, keys, watched), *lines])
+
+
+def _text(summary: pd.DataFrame, keys: Sequence[str], watched: Sequence[str]) -> str:
+    way = "nothing to choose by"
+    # NaN, a metric not known, stands last
+    summary = summary.sort_values(["species", "score"], ascending=[True, False], kind="stable")
+    best = summary.dropna(subset=["score"]).drop_duplicates("species")
+    if len(best):
+        pairs = best[["preset", "species"]].itertuples(index=False)
+        chosen = ", ".join(
+            f"{preset} for {name}" if name else str(preset) for preset, name in pairs
+        )
+        way = f"best by {', '.join(watched).replace('_', ' ')}: {chosen}"
+    shown = summary[["preset", "species", "runs"]].assign(minutes=summary["train_minutes"].round(1))
+    for key in keys:
+        own = summary[[f"{key}_mean", f"{key}_std"]] * 100
+        rows = zip(own.to_numpy().tolist(), summary["runs"], strict=True)
+        shown[key.replace("_", " ")] = [
+            "-" if math.isnan(m) else f"{m:.1f} ± {s:.1f}" if num > 1 else f"{m:.1f}"
+            for (m, s), num in rows
+        ]
+    return f"{shown.set_index('preset').rename_axis(None).to_string()}\n\n{way}. {RULE}"
+
+
+def _draw(path: Path, table: pd.DataFrame, figure_name: str) -> None:
+    """Draw the test figure of every run against its minutes of training."""
+    make_figure = figure_maker(path)
+    if make_figure is None:
+        return
+    figure = make_figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    if figure_name in table:
+        groups = table.dropna(subset=[figure_name]).groupby(["preset", "species"], sort=False)
+        for number, (name, own) in enumerate(groups):
+            marker, label = "os^Dv<>Pp*"[number % 10], " ".join(map(str, name)).strip()
+            axes.plot(own["train_minutes"], own[figure_name] * 100, marker, label=label, alpha=0.8)
+        axes.legend(frameon=False, fontsize=8)
+    axes.set(xlabel="minutes of training", ylabel=f"{figure_name.replace('_', ' ')}, %")
+    tidy(axes)
+    save_png(figure, path, 120)

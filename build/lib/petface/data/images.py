@@ -1,0 +1,382 @@
+"""The one place that turns a file, bytes, a PIL image or an array into RGB uint8; and resizes it.
+
+Rules, the same in training, evaluation and serving:
+
+- Regular files only (a pipe would hang) that hold PNG, JPEG (and MPO), WEBP, GIF, BMP, TIFF or
+  AVIF, or HEIC with the extra `heic`, whatever their suffix.
+- What is not pixels (text, profiles, previews) never makes an image unreadable.
+- More than `MAX_PIXELS`, or a side above `MAX_SIDE_PX`, is refused from the header, before anything
+  is decoded.
+- EXIF orientation is applied; a damaged EXIF block counts as none.
+- 16-bit grey is scaled to 8 bit, v / 257 rounded; 32-bit whole numbers are clipped to 16 bit first;
+  float grey runs from 0 to 1. Of 16-bit colour Pillow gives the high byte.
+- Transparency (alpha channel, palette alpha, colour key) is composited on black.
+- Animated files give their first frame; other modes become RGB as Pillow converts them.
+- What is damaged raises `ImageError`. A flipped bit in a PNG file is found by its checksums; in the
+  other formats, which have none, only one that stops the decoder is.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from functools import cache, partial
+from importlib.util import find_spec
+from io import FileIO
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from petface import files
+from petface.data import encoded
+from petface.errors import UserError
+
+if TYPE_CHECKING:  # decoding alone needs no torch
+    from torch import Tensor
+
+MAX_PIXELS: Final = 50_000_000  # 150 MB as RGB; up to 1 GB on the way there
+MAX_SIDE_PX: Final = 20_000  # longer than the panoramas of phones; each row costs a decoder time
+MAX_FILE_BYTES: Final = 400_000_000  # as many pixels of 64 bits
+RESIZE_RULES: Final = ("stretch", "center_crop", "letterbox")
+
+# Mean and standard deviation per channel on the scale 0..1, by the name that settings use.
+STATISTICS: Final[dict[str, tuple[tuple[float, ...] | None, tuple[float, ...] | None]]] = {
+    "none": (None, None),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's pretrained models
+}
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
+
+_PNG_RGB = b"\x08\x02\0\0\0"  # 8 bit, colour, no interlace; no alpha
+_EXIF_ORIENTATION = 0x0112
+_TIFF_TILE_WIDTH = 322  # and the length is the next tag
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_Made = TypeVar("_Made")
+
+# Pillow keeps four blocks of pixels (64 MB at most) for its next images. Else the C library gives
+# each image's memory back and faults it in again: half the time of a small JPEG.
+Image.core.set_blocks_max(4)
+
+
+class ImageError(UserError):
+    """An image that cannot be used; `reason` ("unreadable", "too_large") is its row's `status`."""
+
+    def __init__(self, message: str, reason: str = "unreadable") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class MissingError(ImageError):
+    """There is no such file."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes network input; stored in checkpoints, obeyed by everything downstream.
+
+    "stretch" takes both sides to `size_px`, "center_crop" the short side, and keeps the centre,
+    "letterbox" the long side, with black borders. Nonsense raises `UserError`.
+    """
+
+    size_px: int = 224
+    resize: str = "stretch"
+    mean: tuple[float, ...] | None = None  # per channel on the scale 0..1; None = none
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.size_px) is not int or self.size_px < 1:
+            raise UserError(f"preprocessing: size_px {self.size_px!r} is not an integer from 1 up")
+        if self.resize not in RESIZE_RULES:
+            raise UserError(f"preprocessing: resize must be in {RESIZE_RULES}, not {self.resize!r}")
+        if (self.mean is None) != (self.std is None):
+            raise UserError("preprocessing: mean and std go together: give both or neither")
+        object.__setattr__(self, "mean", _three_numbers("mean", self.mean))
+        object.__setattr__(self, "std", _three_numbers("std", self.std))
+        if self.std is not None and min(self.std) <= 0:
+            raise UserError(f"preprocessing: std must be above 0, not {self.std}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain Python (no tuples), ready for JSON and for a checkpoint."""
+        values = asdict(self)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Read what `to_dict` gave; a missing, unknown or nonsensical entry raises `UserError`."""
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping) or set(values) != names:
+            raise UserError(
+                f"preprocessing: expected the entries {sorted(names)}, found {values!r}"
+            )
+        return cls(**values)
+
+
+def num_pixels(source: ImageSource) -> int:
+    """Return how many pixels a file or bytes announce; 0 for decoded and for damaged ones."""
+    if isinstance(source, np.ndarray | Image.Image):
+        return 0
+    with suppress(Exception):
+        data = source if isinstance(source, bytes) else read_photo(source, "")
+        size = encoded.header_size(data)
+        return math.prod(size or _first_that_works(data, lambda image, _: _size(image)))
+    return 0
+
+
+def decode(source: ImageSource, max_pixels: int | None = None) -> np.ndarray:
+    """Decode one image to (H, W, 3) uint8, C-contiguous, writable, sharing nothing with `source`.
+
+    `source` is a path, the bytes of an encoded image, a PIL image (at its current frame) or an
+    array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8, (H, W) uint16 or bool. Raises
+    `ImageError` naming the source and what is wrong, whatever the bytes are; more than `max_pixels`
+    (`MAX_PIXELS`) is "too_large". A file that the machine fails to give is tried again, then
+    `MachineError`: that says nothing about the photo.
+    """
+    name = name_of(source)
+    return files.patiently(partial(_decode, source, name, max_pixels or MAX_PIXELS), name)
+
+
+def _decode(source: ImageSource, name: str, max_pixels: int) -> np.ndarray:
+    try:
+        if isinstance(source, np.ndarray):
+            return _rgb_array(_image_of(source, name), name, max_pixels)
+        if isinstance(source, Image.Image):
+            return _rgb_array(source, name, max_pixels)
+        if isinstance(source, bytes | bytearray | memoryview):
+            return _decode_bytes(bytes(source), name, max_pixels)
+        return _decode_bytes(read_photo(source, name), name, max_pixels)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name}: more than {max_pixels:,} pixels", "too_large") from error
+    except Exception as error:  # damaged bytes make Pillow raise nearly every type there is
+        if files.is_of_machine(error):
+            raise
+        detail = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ImageError(f"{name}: {detail or type(error).__name__}") from error
+
+
+def resize(image: np.ndarray, size_px: int, rule: str) -> np.ndarray:
+    """Resize (H, W, 3) uint8 to (size_px, size_px, 3) by one of `RESIZE_RULES`, C-contiguous.
+
+    Bilinear with antialiasing, as torchvision's `Resize` does on PIL images. An image that has this
+    size already is given back as it is, not copied.
+    """
+    assert rule in RESIZE_RULES, rule
+    height, width = image.shape[:2]
+    if (height, width) == (size_px, size_px):
+        return np.ascontiguousarray(image)
+    picture = Image.fromarray(image)
+    bilinear = Image.Resampling.BILINEAR
+    if rule == "stretch":
+        return np.array(picture.resize((size_px, size_px), bilinear))
+    if rule == "center_crop":
+        # Cropped in source pixels: a whole 1x5000 strip would take 750 MB once resized.
+        box = _center_box(width, height, size_px)
+        return np.array(picture.resize((size_px, size_px), bilinear, box=box))
+    scale = size_px / max(width, height)
+    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    canvas = Image.new("RGB", (size_px, size_px))
+    left, top = (size_px - inner[0]) // 2, (size_px - inner[1]) // 2
+    canvas.paste(picture.resize(inner, bilinear), (left, top))
+    return np.array(canvas)
+
+
+def _center_box(width: int, height: int, size_px: int) -> tuple[float, float, float, float]:
+    """Return the source box (left, top, right, bottom) that lands on the central square.
+
+    Same rounding as torchvision's `Resize(size_px)` followed by `CenterCrop(size_px)`.
+    """
+    short = min(width, height)
+    starts, lengths = [], []
+    for side in (width, height):
+        resized = size_px * side // short
+        starts.append(round((resized - size_px) / 2) * side / resized)
+        lengths.append(size_px * side / resized)
+    right, bottom = starts[0] + lengths[0], starts[1] + lengths[1]
+    return starts[0], starts[1], min(right, width), min(bottom, height)
+
+
+def read_photo(path: str | os.PathLike[str], name: str) -> bytes:
+    """Read a regular file; anything else at that path is refused before it is opened."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"{name}: not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            what = f"{status.st_size:,} bytes are more than {MAX_FILE_BYTES:,}"
+            raise ImageError(f"{name}: {what}", "too_large")
+        with FileIO(path) as handle:
+            return handle.read()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingError(f"{name}: no such file") from error
+
+
+def read_header(path: str | os.PathLike[str]) -> tuple[int, int, str]:
+    """Return width, height and Pillow's mode of a photo that can be decoded, as its file says."""
+    data = files.patiently(partial(read_photo, path, name_of(path)), name_of(path))
+    return _first_that_works(data, lambda image, _: (image.width, image.height, image.mode))
+
+
+def _decode_bytes(data: bytes, name: str, max_pixels: int) -> np.ndarray:
+    """Decode an encoded image; what is not pixels is left out where it stands in the way."""
+
+    def pixels(image: Image.Image, plain: bytes) -> np.ndarray:
+        _check_pixels(*_size(image), name, max_pixels)
+        if plain[24:29] == _PNG_RGB and (decoder := _png_decoder()):
+            with suppress(Exception):  # then Pillow says what is wrong
+                return np.asarray(decoder(plain))
+        return _rgb_array(image, name, max_pixels)
+
+    if not data:
+        raise ImageError(f"{name}: empty (0 bytes)")
+    if size := encoded.header_size(data):
+        _check_pixels(*size, name, max_pixels)
+    try:
+        return _first_that_works(data, pixels)
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: {encoded.not_read_text(data)}") from error
+
+
+def _first_that_works(data: bytes, work: Callable[[Image.Image, bytes], _Made]) -> _Made:
+    """Call `work` with the opened image, and its bytes where they are plain; see `attempts`."""
+    first: Exception | None = None
+    for attempt, is_plain in encoded.attempts(data):
+        try:
+            with Image.open(io.BytesIO(attempt), formats=encoded.formats()) as image:
+                return work(image, attempt if is_plain else b"")
+        except (ImageError, MemoryError, Image.DecompressionBombError):
+            raise
+        except Exception as error:
+            first = first or error
+    raise first or ValueError("holds no image")
+
+
+@cache
+def _png_decoder() -> Callable[[bytes], Any] | None:
+    """Return a decoder of plain PNG bytes, nearly twice as fast as Pillow, with the same pixels.
+
+    None without imagecodecs (extra `decode`).
+    """
+    if find_spec("imagecodecs") is None:
+        return None
+    import imagecodecs
+
+    # Not png_decode: in 2026.3.6 every failure drops a reference to None, and at last the process.
+    return imagecodecs.spng_decode if imagecodecs.SPNG.available else None
+
+
+def _image_of(array: np.ndarray, name: str) -> Image.Image:
+    """Wrap an array, so that it takes the same way as a file."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    is_grey = array.ndim == 2 and array.dtype in (np.uint8, np.uint16, np.bool_)
+    is_colour = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
+    if not (is_grey or is_colour) or array.size == 0:
+        raise ImageError(
+            f"{name}: expected (H, W, 3), (H, W, 4) or (H, W) of uint8, or (H, W) of uint16 or "
+            "bool, with at least one pixel"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _size(image: Image.Image) -> tuple[int, int]:
+    """Return the width and height that are decoded: a TIFF's tiles may be larger than the image."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = tags.get(_TIFF_TILE_WIDTH, 0), tags.get(_TIFF_TILE_WIDTH + 1, 0)
+    return max(image.width, width), max(image.height, height)
+
+
+def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"{name}: {width}x{height} has no pixels")
+    if width * height > max_pixels or max(width, height) > MAX_SIDE_PX:
+        most = f"{max_pixels:,} pixels, or {MAX_SIDE_PX:,} on a side"
+        message = f"{name}: {width}x{height} is more than {most}"
+        raise ImageError(message, "too_large")
+
+
+def _rgb_array(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
+    """Bring any PIL image to (H, W, 3) uint8 by the rules at the top of this file."""
+    _check_pixels(*image.size, name, max_pixels)
+    image.load()
+    orientation = _orientation(image)  # after load(): TIFF applies its own there and drops the tag
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        rgb = Image.fromarray(_eight_bit(np.asarray(image))).convert("RGB")
+    elif image.has_transparency_data:
+        layer = image.convert("LA") if image.mode == "La" else image
+        layer = layer if layer.mode == "RGBA" else layer.convert("RGBA")  # no second copy
+        rgb = Image.new("RGB", layer.size)
+        rgb.paste(layer.convert("RGB"), mask=layer.getchannel("A"))
+    else:
+        rgb = image.convert("RGB")
+    if orientation in _TRANSPOSE:
+        rgb = rgb.transpose(_TRANSPOSE[orientation])
+    return np.array(rgb)
+
+
+def _eight_bit(grey: np.ndarray) -> np.ndarray:
+    """Scale deep grey to uint8: whole numbers from 0..65535, floats from 0..1 (NaN is black)."""
+    if grey.dtype.kind == "f":
+        return np.rint(np.clip(np.nan_to_num(grey), 0, 1) * 255).astype(np.uint8)
+    return ((np.clip(grey, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # a damaged EXIF block does not make the pixels unreadable
+        return 1
+
+
+def name_of(source: ImageSource) -> str:
+    """Return the name of the source in messages, with bytes that are not UTF-8 escaped."""
+    if isinstance(source, np.ndarray):
+        return f"array {source.shape} {source.dtype}"
+    if isinstance(source, Image.Image):
+        return f"PIL image ({source.mode}, {source.width}x{source.height})"
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"image of {len(source):,} bytes"
+    return files.readable_name(source)
+
+
+def _three_numbers(name: str, values: Any) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise UserError(f"preprocessing: {name} must be three finite numbers, not {values!r}")
+    return numbers
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Turn (B, 3, H, W) uint8 into float32 in [0, 1]: what `augment` does without any change."""
+    return images.float().div_(255)
+
+
+def normalise(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+    """Return (images - mean) / std per channel of (B, 3, H, W), dtype kept; as is for None."""
+    if mean is None or std is None:
+        return images
+    from petface.devices import constant
+
+    x = images.float()
+    centre, spread = (constant(tuple(row), x.device).view(-1, 1, 1) for row in (mean, std))
+    return x.sub(centre).div_(spread).to(images.dtype)

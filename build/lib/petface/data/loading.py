@@ -1,0 +1,360 @@
+"""From image files to batches on the device: decoded ahead, uint8, with labels and masks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from petface import distributed, files
+from petface.data import images
+from petface.data.catalog import Catalog
+from petface.data.images import ImageError, MissingError, Preprocessing
+from petface.devices import num_cores, to_device
+from petface.errors import UserError
+
+OK, UNREADABLE, TOO_LARGE = 0, 1, 2  # what became of an image, one byte each
+STATUS_NAMES = ("ok", "unreadable", "too_large")
+
+Item = TypeVar("Item")
+
+_OF_WORK = "Caught "  # how torch begins what it brings here of an error in a worker's work
+_NO_ROOM = re.compile(r"shared memory|unable to (resize|allocate|mmap|open) |No space left")
+
+_DEPTH = 3  # slices decoded ahead, of each worker
+_num_deaths = 0  # of workers, since this process began
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Which images a pass works on, with their labels (-1 unknown) and their regime."""
+
+    images: np.ndarray  # (M,) int64 into the catalog
+    labels: dict[str, np.ndarray]  # each (M,) int64
+    is_tail: np.ndarray  # (M,) bool: strong augmentation
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch of readable images; unreadable ones are left out and named in `failures`."""
+
+    step: int
+    positions: np.ndarray  # (B,) int64 into the samples
+    images: Tensor  # (B, 3, H, W) uint8, on the device
+    labels: dict[str, Tensor]  # each (B,) int64, on the device
+    is_tail: Tensor  # (B,) bool, on the CPU
+    failures: list[tuple[int, str]] = field(default_factory=list)  # (catalog place, message)
+    # Known weight per head of the whole batch, where this is a part of it.
+    totals: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """A slice of the catalog after decoding: one array per preprocessing, status of every image."""
+
+    arrays: tuple[Tensor, ...]  # each (number of ok images, size, size, 3) uint8
+    status: np.ndarray  # (n,) uint8
+    failures: list[tuple[int, str]]
+
+
+class ImageReader(Protocol):
+    """What reads the pixels of catalog images: `FileImages`, or a pack."""
+
+    catalog: Catalog
+    decodes: bool  # worth worker processes
+
+    def read(self, indices: np.ndarray) -> Decoded:
+        """Read the images at `indices` (n,) of the catalog."""
+
+
+class FileImages:
+    """Images read from their files, decoded once and resized to each of `rules`."""
+
+    decodes = True
+
+    def __init__(self, catalog: Catalog, *rules: Preprocessing) -> None:
+        self.catalog = catalog
+        self.rules = rules
+
+    def read(self, indices: np.ndarray) -> Decoded:
+        """Decode the images at `indices` (n,) of the catalog."""
+        arrays = [np.empty((len(indices), r.size_px, r.size_px, 3), np.uint8) for r in self.rules]
+        status = np.zeros(len(indices), np.uint8)
+        failures: list[tuple[int, str]] = []
+        num_ok = 0
+        for place, index in enumerate(indices.tolist()):
+            try:
+                pixels = decode_listed(self.catalog, index)
+            except ImageError as error:
+                status[place] = STATUS_NAMES.index(error.reason)
+                failures.append((index, str(error)))
+                continue
+            for array, rule in zip(arrays, self.rules, strict=True):
+                array[num_ok] = images.resize(pixels, rule.size_px, rule.resize)
+            num_ok += 1
+        return Decoded(tuple(torch.from_numpy(a[:num_ok]) for a in arrays), status, failures)
+
+
+def decode_listed(catalog: Catalog, index: int) -> np.ndarray:
+    """Decode an image of a catalog as `images.decode` does.
+
+    One that is missing is an `ImageError` where what was listed beside it is still there, else it
+    is the drive, the mount or the folder that is gone: `MachineError`.
+    """
+    path = catalog.path(index)
+    try:
+        return images.decode(path)
+    except MissingError:
+        check_place(catalog, index)
+        return images.decode(path)  # it may be back
+
+
+def check_place(catalog: Catalog, index: int) -> None:
+    """Raise `MachineError` where more than the file of an image is missing: its class, the folder
+    that its link leads to, or the nearest and farther images of the catalog.
+    """
+    path = catalog.path(index)
+
+    def check() -> None:
+        folder = Path(os.path.realpath(path)).parent
+        is_gone = not _has_entry(folder.parent)
+        is_gone |= Path(path).is_symlink() and not _has_entry(folder)
+        powers = range(len(catalog).bit_length())
+        others = [index + far for power in powers for far in (1 << power, -1 << power)]
+        others = [place for place in others if 0 <= place < len(catalog)]
+        is_gone |= bool(others) and not any(Path(catalog.path(p)).exists() for p in others)
+        if is_gone:
+            raise OSError(errno.ENODEV, "gone, with what lay beside it (drive, mount or folder)")
+
+    files.patiently(check, path)
+
+
+def _has_entry(folder: Path) -> bool:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return any(True for _ in entries)
+    return False
+
+
+def read_ahead(
+    source: ImageReader, slices: Sequence[np.ndarray], num_workers: int
+) -> Generator[Decoded, None, None]:
+    """Yield `source.read(s)` for each slice in order, decoded some ahead of the consumer.
+
+    `num_workers` 0 decodes in one thread of this process, more in that many worker processes. What
+    need not be decoded is always read in one thread. A worker dies where memory runs out, where
+    /dev/shm is too small for what it hands over, or when someone kills it: half as many then go on
+    at the first item that is missing, at last a thread; later calls begin with as few. The items
+    stay the same. What `source.read` raises is raised here.
+    """
+    global _num_deaths
+    num_done = 0
+    while source.decodes and (num := num_workers >> _num_deaths) > 0:
+        try:
+            for item in _from_processes(_Slices(source, slices[num_done:]), num):
+                if isinstance(item, UserError):
+                    raise item
+                num_done += 1
+                yield item
+            return
+        except (RuntimeError, OSError, EOFError) as error:
+            for part in (error, error.__cause__, error.__context__):
+                if part is not None:  # its frames hold the loader, and so the other workers
+                    traceback.clear_frames(part.__traceback__)
+            if str(error).startswith(_OF_WORK) and not _NO_ROOM.search(str(error)):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        _num_deaths += 1
+        left = num_workers >> _num_deaths
+        how = f"{left} go on" if left else "a thread of this process goes on"
+        print(
+            f"a loading process failed ({reason.removeprefix('RuntimeError: ')}); {how}, slower, "
+            "with the same result. If it happens again: lower NUM_WORKERS, free memory, or give "
+            "/dev/shm more room (of a container: --shm-size)",
+            file=sys.stderr,
+        )
+    yield from in_thread((source.read(part) for part in slices[num_done:]), _DEPTH)
+
+
+def _from_processes(slices: _Slices, num_workers: int) -> Iterator[Decoded | UserError]:
+    loader = DataLoader(
+        slices,
+        batch_size=None,
+        num_workers=min(num_workers, len(slices)),
+        prefetch_factor=_DEPTH if len(slices) else None,
+        collate_fn=_Slices.as_is,
+        worker_init_fn=_leave_signals_to_parent,
+    )
+    if threading.current_thread() is not threading.main_thread():
+        yield from loader
+        return
+    # torch raises the death of a worker wherever this process happens to be, in an update of the
+    # weights for one. Asked for the next item it finds out as well, after 5 s at most.
+    before = signal.getsignal(signal.SIGCHLD)
+    items = iter(loader)
+    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    yield from items
+
+
+class _Slices(Dataset):
+    """What a DataLoader reads: item k is the decoded slice k."""
+
+    def __init__(self, source: ImageReader, slices: Sequence[np.ndarray]) -> None:
+        self.source, self.slices = source, slices
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, place: int) -> Decoded | UserError:
+        try:
+            item = self.source.read(self.slices[place])
+        except UserError as error:  # torch would bring it with a traceback as its message
+            return error
+        # Here no room is an error that can be seen. The queue to the parent would drop the item,
+        # and the parent would wait for it for ever.
+        for tensor in item.arrays:
+            tensor.share_memory_()
+        return item
+
+    @staticmethod
+    def as_is(item: Any) -> Any:
+        return item
+
+
+def _leave_signals_to_parent(_number: int) -> None:
+    """Ignore what reaches every process of a terminal: the parent ends its step first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked one would only note it and live on
+
+
+def in_thread(items: Generator[Item, None, None], depth: int) -> Iterator[Item]:
+    """Yield `items` in order, made in one thread up to `depth` ahead of the consumer.
+
+    What making an item raises is raised here. A consumer that leaves early ends the thread.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
+        ahead = deque(pool.submit(next, items, None) for _ in range(depth + 1))  # one is being made
+        try:
+            while (item := ahead.popleft().result()) is not None:
+                ahead.append(pool.submit(next, items, None))
+                yield item
+        finally:
+            for future in ahead:
+                future.cancel()
+            pool.submit(items.close)
+
+
+def batches(
+    source: ImageReader,
+    samples: Samples,
+    order: np.ndarray,
+    batch_size: int,
+    device: torch.device,
+    *,
+    num_workers: int = 0,
+    first_step: int = 0,
+    cut: Callable[[np.ndarray, int], list[np.ndarray]] | None = None,
+) -> Iterator[Batch]:
+    """Yield device batches of `samples` in `order` (n,) from `first_step` on.
+
+    Batches hold `batch_size` images or a few fewer: sizes are evened out, so that no batch is tiny.
+    `cut` makes other slices than `even_slices`. To a CUDA device the next batch is uploaded
+    while this one is computed on.
+    """
+    slices = (cut or even_slices)(order, batch_size)[first_step:]
+    made = _make_batches(source, samples, slices, device, num_workers, first_step)
+    if device.type != "cuda":
+        yield from made
+        return
+    for batch, uploaded in in_thread(_on_stream(made, torch.cuda.Stream(device)), 1):
+        here = torch.cuda.current_stream(device)
+        here.wait_event(uploaded)
+        for tensor in (batch.images, *batch.labels.values()):
+            tensor.record_stream(here)  # its memory is not used again before `here` is through
+        yield batch
+
+
+def _on_stream(
+    made: Iterator[Batch], stream: torch.cuda.Stream
+) -> Generator[tuple[Batch, torch.cuda.Event], None, None]:
+    """Make each batch on `stream`; the event is over when its upload is."""
+    while True:
+        with torch.cuda.stream(stream):
+            batch = next(made, None)
+            if batch is None:
+                return
+            uploaded = torch.cuda.Event()
+            uploaded.record(stream)
+        yield batch, uploaded
+
+
+def _make_batches(
+    source: ImageReader,
+    samples: Samples,
+    slices: Sequence[np.ndarray],
+    device: torch.device,
+    num_workers: int,
+    first_step: int,
+) -> Iterator[Batch]:
+    decoded = read_ahead(source, [samples.images[part] for part in slices], num_workers)
+    for step, (part, item) in enumerate(zip(slices, decoded, strict=True), start=first_step):
+        positions = part[item.status == OK]
+        pixels = item.arrays[0].permute(0, 3, 1, 2)  # (B, 3, H, W), channels_last in memory
+        yield Batch(
+            step,
+            positions,
+            to_device(pixels, device),
+            {
+                name: to_device(torch.from_numpy(label[positions].astype(np.int64)), device)
+                for name, label in samples.labels.items()
+            },
+            torch.from_numpy(samples.is_tail[positions]),
+            item.failures,
+        )
+
+
+def even_slices(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Cut (n,) into the fewest parts of at most `batch_size`, equal in size to within one."""
+    return np.array_split(order, -(-len(order) // batch_size)) if len(order) else []
+
+
+def own_share(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Cut (n,) into the batches of all processes together; return this one's share of each.
+
+    A common batch holds `batch_size` images for every process; a share may be empty.
+    """
+    rank, world_size = distributed.rank(), distributed.world_size()
+    whole = even_slices(order, batch_size * world_size)
+    return [np.array_split(part, world_size)[rank] for part in whole]
+
+
+def own_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Cut (n,) as one process does; return the batches whose turn is this process's."""
+    return even_slices(order, batch_size)[distributed.rank() :: distributed.world_size()]
+
+
+def worker_count(wanted: int) -> int:
+    """Resolve -1: none up to 4 cores, where a thread does as well, else one per core up to 16."""
+    if wanted >= 0:
+        return wanted
+    cores = num_cores() // distributed.local_world_size()
+    return 0 if cores <= 4 else min(16, cores)

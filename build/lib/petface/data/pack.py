@@ -1,0 +1,360 @@
+"""Pre-decoded images in one file: decoded and resized once, then only read.
+
+Layout: `head_bytes`; the pixels of one readable image after the other, (size, size, 3) uint8 each;
+one element of `ENTRY` per image of the catalog; `TAIL`. Read with pread and not through a memory
+map: as fast, and a file that shrinks under a running training is an error with a name instead of a
+signal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from io import FileIO
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+from petface import distributed, files
+from petface.data import images
+from petface.data.catalog import Catalog
+from petface.data.images import Preprocessing
+from petface.data.loading import (
+    OK,
+    Decoded,
+    FileImages,
+    check_place,
+    even_slices,
+    read_ahead,
+    worker_count,
+)
+from petface.data.sources.petface import scan
+from petface.errors import UserError
+from petface.progress import progress
+
+MAGIC = b"PETFACE PACK 1\r\n"
+ENTRY = np.dtype(
+    [
+        ("status", "u1"),
+        ("crc32", "<u4"),  # of the pixels
+        ("length", "<u4"),  # bytes; 0 for an image that cannot be read
+        ("file_bytes", "<i8"),  # of the image file when it was packed, to see that it changed
+        ("file_mtime_ns", "<i8"),
+    ]
+)
+TAIL = struct.Struct("<Q32s16s")  # where the entries begin, SHA-256 of header and entries, MAGIC
+IMAGES_PER_SLICE = 64
+SAMPLE = 1000  # files compared with their stamps when a pack is opened; kept images when resumed
+_LENGTH = struct.Struct("<Q")
+_ALIGN = 4096
+
+
+def pack_path(images_root: str | Path, rule: Preprocessing) -> Path:
+    """Return the place of a tree's pack: beside the images folder, named after size and rule."""
+    return Path(images_root).absolute().parent / f"pack_{rule.size_px}_{rule.resize}.bin"
+
+
+def image_source(
+    catalog: Catalog, pack: str, *rules: Preprocessing, num_workers: int = -1, together: bool = True
+) -> FileImages | PackedImages:
+    """Return what reads the images of `catalog` for `rules`.
+
+    `pack` is "" for the files, "auto" for the pack beside the images folder, made now where there
+    is none, or a path. Of several processes the first makes it; they must call `together` then.
+    """
+    if not pack:
+        return FileImages(catalog, *rules)
+    path = pack_path(os.fsdecode(catalog.root), rules[0]) if pack == "auto" else Path(pack)
+    if pack == "auto":
+        with distributed.main_first() if together else nullcontext():
+            if not path.exists():
+                whole = scan(os.fsdecode(catalog.root)).catalog  # all classes, whichever are read
+                make_pack(path, whole, rules[0], num_workers=worker_count(num_workers))
+    return PackedImages(path, catalog, *rules)
+
+
+class PackedImages:
+    """Images read from a pack, in place of `FileImages`.
+
+    Raises `UserError` where the file is damaged, was made of other images or by another rule. The
+    checksum of an image is compared when it is first read.
+    """
+
+    decodes = False
+
+    def __init__(self, path: str | Path, catalog: Catalog, *rules: Preprocessing) -> None:
+        self.path, self.catalog, self.rules = Path(path), catalog, rules
+        try:
+            self._file = files.patiently(lambda: FileIO(self.path), self.path)
+        except OSError as error:
+            self._refuse(str(error))
+        self.header, entries, begins = self._read_index()
+        places = self._find(catalog)
+        self._entries, self._begins = entries[places], begins[places]
+        if self.header["compression"] != "none":
+            self._refuse("holds compressed pixels, which are no longer read")
+        for rule in rules:
+            held = (self.header["size_px"], self.header["resize"])
+            if (rule.size_px, rule.resize) != held:
+                self._refuse(f"holds {held} px and rule, not {(rule.size_px, rule.resize)}")
+        self._is_checked = np.zeros(len(catalog), bool)
+        sample = np.linspace(0, len(catalog) - 1, min(SAMPLE, len(catalog))).astype(np.int64)
+        self._refuse_changed(sample)
+
+    def _read_index(self) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+        """Return the header, and of every image its entry and where its bytes begin."""
+        descriptor = self._file.fileno()
+        size = os.fstat(descriptor).st_size
+
+        def pread(length: int, begin: int) -> bytes:
+            return files.patiently(lambda: os.pread(descriptor, length, begin), self.path)
+
+        tail = pread(TAIL.size, max(size - TAIL.size, 0))
+        if len(tail) != TAIL.size or not tail.endswith(MAGIC):
+            self._refuse("is no pack, or its end is missing")
+        index_at, digest, _ = TAIL.unpack(tail)
+        length = size - TAIL.size - index_at
+        if length < 0 or length % ENTRY.itemsize:
+            self._refuse("its list of images is damaged")
+        data_at = head_length(pread(_ALIGN, 0))
+        head, index = pread(data_at, 0), pread(length, index_at)
+        entries = np.frombuffer(index, ENTRY, len(index) // ENTRY.itemsize)
+        lengths = entries["length"].astype(np.int64)
+        is_same = hashlib.sha256(head + index).digest() == digest
+        if not is_same or data_at + int(lengths.sum()) != index_at:
+            self._refuse("its list of images is damaged")
+        header = _header_of(head[len(MAGIC) + _LENGTH.size :].rstrip(b"\0"), len(entries))
+        if header is None:
+            self._refuse("its header is not one that was written here")
+        return header, entries, data_at + np.cumsum(lengths) - lengths
+
+    def _find(self, catalog: Catalog) -> np.ndarray:
+        """Return the place in the pack of each image of a catalog of some of its classes."""
+        starts, first = {}, 0
+        for name, num, digest in self.header["classes"]:
+            starts[name, num, digest] = first
+            first += num
+        places = []
+        for name, num, digest in class_digests(catalog):
+            if (name, num, digest) not in starts:
+                self._refuse(f"holds other images of {name} than {os.fsdecode(catalog.root)}")
+            places.append(starts[name, num, digest] + np.arange(num))
+        return np.concatenate(places)
+
+    def _refuse(self, why: str) -> NoReturn:
+        raise UserError(
+            f"pack {self.path}: {why}; delete it and make it again: python -m tools.pack_images"
+        )
+
+    def _refuse_changed(self, places: np.ndarray) -> None:
+        changed = _has_changed(self.catalog, places, self._entries[places])
+        for place in places[changed].tolist()[:1]:
+            path = self.catalog.path(place)
+            if not Path(path).exists():
+                check_place(self.catalog, place)
+            self._refuse(f"{path} changed since it was made")
+
+    @property
+    def num_unreadable(self) -> int:
+        """Count the images that could not be read when the pack was made."""
+        return int((self._entries["status"] != OK).sum())
+
+    def read(self, indices: np.ndarray) -> Decoded:
+        """Read the images at `indices` (n,) of the catalog as `FileImages.read` does."""
+        status = self._entries["status"][indices]
+        size_px, wanted = self.header["size_px"], indices[status == OK].tolist()
+        pixels = np.empty((len(wanted), size_px, size_px, 3), np.uint8)
+        for row, index in enumerate(wanted):
+            self._fetch(index, pixels[row].reshape(-1).data)
+        failures = [(place, self._why(place)) for place in indices[status != OK].tolist()]
+        return Decoded((torch.from_numpy(pixels),) * max(len(self.rules), 1), status, failures)
+
+    def _fetch(self, index: int, out: memoryview) -> None:
+        """Read the pixels of an image, compared with their checksum once."""
+        begin, descriptor = int(self._begins[index]), self._file.fileno()
+        num_read = files.patiently(lambda: os.preadv(descriptor, [out], begin), self.path)
+        is_whole = num_read == len(out) == self._entries["length"][index]
+        is_checked = self._is_checked[index] or zlib.crc32(out) == self._entries["crc32"][index]
+        if not is_whole or not is_checked:
+            self._refuse(f"the copy of {self.catalog.path(index)} is damaged")
+        self._is_checked[index] = True
+
+    def _why(self, index: int) -> str:
+        """Return why an image cannot be read, in the words of the decoder."""
+        path = self.catalog.path(index)
+        try:
+            images.decode(path)
+        except UserError as error:
+            return str(error)
+        return f"{path}: could not be read when the pack was made"
+
+    def check(self) -> None:
+        """Compare every checksum and the stamp of every file; `UserError` at the first damage."""
+        everything = np.arange(len(self.catalog))
+        self._refuse_changed(everything)
+        with progress(total=len(everything), desc="check") as bar:
+            for part in even_slices(everything, IMAGES_PER_SLICE):
+                self.read(part)
+                bar.update(len(part))
+
+
+def make_pack(
+    path: str | Path, catalog: Catalog, rule: Preprocessing, *, num_workers: int = 0
+) -> None:
+    """Decode every image of `catalog` into a pack; an interrupted start is resumed.
+
+    Raises `UserError` where the disk is too small, before it is filled, and where another process
+    makes the same pack. The file has its final name only when it is whole.
+    """
+    path = Path(path)
+    header = {
+        "classes": class_digests(catalog),
+        "size_px": rule.size_px,
+        "resize": rule.resize,
+        "compression": "none",  # what readers of this format expect
+    }
+    bytes_per_image = 3 * rule.size_px**2
+    with _unfinished(path) as (data, index):
+        kept = _keep(data, index, header, catalog)
+        left = np.arange(kept, len(catalog))
+        needed, free = len(left) * bytes_per_image, shutil.disk_usage(path.parent).free
+        text = f"{path}: {len(left):,} images to pack, {needed / 1e9:.2f} GB; {free / 1e9:.2f} GB "
+        if needed > free:
+            raise UserError(f"{text}are free; take another disk")
+        print(f"{text}are free", flush=True)
+        slices = even_slices(left, IMAGES_PER_SLICE)
+        decoded = read_ahead(FileImages(catalog, rule), slices, num_workers)
+        with progress(total=len(catalog), desc="pack") as bar:
+            bar.update(kept)
+            for part, item in zip(slices, decoded, strict=True):
+                pixels, is_ok = item.arrays[0].numpy(), item.status == OK
+                rows = _stamps(catalog, part)
+                rows["status"] = item.status
+                rows["crc32"][is_ok] = [zlib.crc32(image) for image in pixels]
+                rows["length"][is_ok] = bytes_per_image
+                _append(path, data, pixels.tobytes())
+                _append(path, index, rows.tobytes())
+                bar.update(len(part))
+        index.seek(0)
+        entries = index.read()
+        digest = hashlib.sha256(head_bytes(header) + entries).digest()
+        tail = TAIL.pack(os.fstat(data.fileno()).st_size, digest, MAGIC)
+        _append(path, data, entries + tail)
+        os.fsync(data.fileno())
+        os.replace(str(data.name), path)
+        Path(str(index.name)).unlink()
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[tuple[FileIO, FileIO]]:
+    """Open data and list of an unfinished pack; `UserError` where another process has them."""
+    name = path.with_name(path.name + ".unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = FileIO(name, "a+")
+    except OSError as error:
+        raise files.write_error(name, error) from error
+    with data:
+        if holder := files.take(data):
+            raise UserError(f"{name} is being written by {holder}")
+        if path.exists():
+            name.unlink()
+            name.with_name(name.name + ".index").unlink(missing_ok=True)
+            raise UserError(f"{path} is there already; delete it to make it again")
+        with FileIO(name.with_name(name.name + ".index"), "a+") as index:
+            yield data, index
+
+
+def _keep(data: FileIO, index: FileIO, header: dict[str, Any], catalog: Catalog) -> int:
+    """Cut both files back to whole images of the same making; return how many these are."""
+    head = head_bytes(header)
+    data.seek(0)
+    index.seek(0)
+    is_same = data.read(len(head)) == head
+    listed = index.read() if is_same else b""
+    entries = np.frombuffer(listed[: len(listed) // ENTRY.itemsize * ENTRY.itemsize], ENTRY)
+    ends = len(head) + np.cumsum(entries["length"], dtype=np.int64)
+    kept = int(np.searchsorted(ends, os.fstat(data.fileno()).st_size, side="right"))
+    changed = _has_changed(catalog, np.arange(kept), entries[:kept])
+    kept = int(np.append(changed, True).argmax())
+    for place in range(max(kept - SAMPLE, 0), kept):  # what a power cut may have left half done
+        data.seek(int(ends[place]) - int(entries["length"][place]))
+        stored = data.read(int(entries["length"][place]))
+        if zlib.crc32(stored) != entries["crc32"][place] and entries["status"][place] == OK:
+            kept = place
+            break
+    data.truncate(int(ends[kept - 1]) if kept else 0)
+    index.truncate(kept * ENTRY.itemsize)
+    if not kept:
+        _append(Path(str(data.name)), data, head)
+    return kept
+
+
+def _append(path: Path, handle: FileIO, content: bytes) -> None:
+    left = memoryview(content)
+    try:
+        while left:
+            left = left[handle.write(left) :]
+    except OSError as error:
+        raise files.write_error(path, error) from error
+
+
+def class_digests(catalog: Catalog) -> list[tuple[str, int, str]]:
+    """Return name, number of images and a hex SHA-256 of the paths in their order, per class."""
+    limits = np.searchsorted(catalog.class_index, np.arange(len(catalog.classes) + 1)).tolist()
+    found = []
+    for name, first, end in zip(catalog.classes, limits, limits[1:], strict=False):
+        offsets = catalog.path_offsets[first : end + 1]
+        digest = hashlib.sha256(catalog.path_bytes[offsets[0] : offsets[-1]].tobytes())
+        digest.update((offsets - offsets[0]).tobytes())  # where one path ends and the next begins
+        found.append((name, end - first, digest.hexdigest()))
+    return found
+
+
+def head_bytes(header: dict[str, Any]) -> bytes:
+    """Return the header: `MAGIC`, its length as 8 bytes, JSON, zeros up to a multiple of 4096."""
+    text = json.dumps(header, sort_keys=True).encode()
+    length = -(-(len(MAGIC) + _LENGTH.size + len(text)) // _ALIGN) * _ALIGN
+    return (MAGIC + _LENGTH.pack(length) + text).ljust(length, b"\0")
+
+
+def _header_of(text: bytes, num_images: int) -> dict[str, Any] | None:
+    """Read a header that `make_pack` wrote for so many images; None where it is another's."""
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        header = json.loads(text)
+        kinds = {tuple(map(type, entry)) for entry in header["classes"]}
+        counts = [num for _, num, _ in header["classes"]]
+        is_ours = kinds == {(str, int, str)} and min(counts) >= 0 and sum(counts) == num_images
+        is_known = header["resize"] in images.RESIZE_RULES and type(header["size_px"]) is int
+        if is_ours and is_known and header["size_px"] > 0 and type(header["compression"]) is str:
+            return dict(header)
+    return None
+
+
+def head_length(begin: bytes) -> int:
+    """Return the length of the header from the first bytes of a pack; 0 where they are none."""
+    if not begin.startswith(MAGIC) or len(begin) < len(MAGIC) + _LENGTH.size:
+        return 0
+    (length,) = _LENGTH.unpack_from(begin, len(MAGIC))
+    return int(length) if length < 1 << 30 else 0
+
+
+def _stamps(catalog: Catalog, places: np.ndarray) -> np.ndarray:
+    """Return (n,) of `ENTRY` with size and time of the files at `places`; -1 for missing ones."""
+    rows = np.zeros(len(places), ENTRY)
+    rows["file_bytes"], rows["file_mtime_ns"] = catalog.stamps(places).T
+    return rows
+
+
+def _has_changed(catalog: Catalog, places: np.ndarray, entries: np.ndarray) -> np.ndarray:
+    """Compare the files at `places` (n,) with their stamps in `entries` (n,): (n,) bool."""
+    columns = ["file_bytes", "file_mtime_ns"]
+    return _stamps(catalog, places)[columns] != entries[columns]

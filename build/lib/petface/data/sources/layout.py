@@ -1,0 +1,379 @@
+"""Turn what a source holds into a PetFace tree, `images/<species>/<record>/<image>`, with a split.
+
+A reader lists the photos of its source as `Found`; `prepare` decides what stays, gives every photo
+its place, and writes the tree as links or copies, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import re
+import shutil
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from petface import files
+from petface.data.catalog import Catalog, string_array
+from petface.data.dataset import species_of_records
+from petface.data.sources.petface import check_species_name, scan
+from petface.data.splits import SPLITS, make_splits, write_splits
+from petface.data.twins import identical_records
+from petface.errors import UserError
+from petface.progress import progress
+from petface.taxonomy import canonical_record, is_unknown
+
+MARKER = "prepared.json"
+CUT_FRAC = 0.1  # of the train part, for each part that the source lacks
+_MAX_CLASS_BYTES, _MAX_NAME_BYTES = 200, 80  # a file system takes 255
+_NAMES_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One photo of a source."""
+
+    species: str  # its class in stage 1, as `class_name` returns it
+    record: str  # what the source calls the animal; from `name_photos` on, its folder in the tree
+    animal: str  # photos of one species and part that share it show one animal
+    path: str  # absolute; bytes that are no UTF-8 are surrogate escapes
+    part: str = ""  # of `SPLITS`; "" where the source does not say
+    breed: str = ""
+    image: str = ""  # file name in the tree, from `name_photos` on
+
+
+@dataclass
+class Found:
+    """What a source holds: its photos in a fixed order, and everything that is left out."""
+
+    kind: str  # such as "image_folder"
+    source: Path
+    entries: list[Entry] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # what, reason
+    notes: list[str] = field(default_factory=list)  # lines that the user should read
+
+    @property
+    def parts(self) -> set[str]:
+        """Return the parts that have a photo; empty where the source has no parts."""
+        return {entry.part for entry in self.entries} - {""}
+
+    @property
+    def classes(self) -> list[str]:
+        """Return the classes that have a photo, sorted."""
+        return sorted({entry.species for entry in self.entries})
+
+    def leave_out(self, what: str | bytes, reason: str) -> None:
+        """Note something that is not used, as text that any file can hold."""
+        raw = what if isinstance(what, bytes) else what.encode("utf-8", "surrogateescape")
+        self.left_out.append((raw.decode("utf-8", "backslashreplace"), reason))
+
+
+def class_name(text: str) -> str:
+    """Return the one spelling of a class: Unicode's composed form, without the blanks around it.
+
+    Raises `UserError` with the reason for what cannot be the name of a class and of a folder.
+    """
+    name = unicodedata.normalize("NFC", text).strip()
+    if re.search(r"[\x00-\x1f\x7f]", name):
+        raise UserError("a class name with a control character")
+    if re.search(r"[\ud800-\udfff]", name):
+        raise UserError("a class name that is not UTF-8")
+    if is_unknown(name):
+        raise UserError("a class name that means not known; rename it to use it")
+    if len(name.encode("utf-8")) > _MAX_CLASS_BYTES:
+        raise UserError(f"a class name longer than {_MAX_CLASS_BYTES} bytes")
+    try:
+        check_species_name(name)
+    except UserError as error:
+        raise UserError("not usable as a class name") from error
+    return name
+
+
+def safe_name(text: str) -> str:
+    """Make a name for a record or an image: letters, digits, `_` and `-`, 80 bytes at most.
+
+    A record of this name is canonical and is never taken for an unknown label.
+    """
+    name = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", text)).strip("_-")
+    name = name.encode("utf-8")[:_MAX_NAME_BYTES].decode("utf-8", "ignore")
+    name = canonical_record(name)
+    return f"{name}_photo".lstrip("_") if is_unknown(name) else name
+
+
+class UniqueNames:
+    """Names that stay apart on any file system: `cat`, `cat_2` ..., whatever their case."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, int] = {}
+
+    def take(self, wanted: str) -> str:
+        """Return `wanted`, or the first of `wanted_2`, `wanted_3` ... that is free."""
+        name, folded = wanted, unicodedata.normalize("NFC", wanted.casefold())
+        key, number = folded, self._next.get(folded, 1)
+        while key in self._next:
+            number += 1
+            name, key = f"{wanted}_{number}", f"{folded}_{number}"
+        self._next[folded] = number
+        self._next.setdefault(key, 1)
+        return name
+
+
+def prepare(
+    found: Found,
+    out: str | Path,
+    *,
+    link: str = "symbolic",
+    seed: int = 0,
+    checkpoint_classes: Sequence[str] | None = None,
+    val_as: str = "test",
+) -> None:
+    """Write the tree of a source at `out`; `found` then holds what is in it, with every note.
+
+    `link` is "symbolic", "hard" or "copy"; where links are not possible the photos are copied.
+    Without parts the split is made when the tree is first loaded. Raises `UserError` where nothing
+    is left, and where `out` exists, lies in the source, or cannot be written.
+    """
+    out = Path(os.path.abspath(out))
+    check_out(out, found.source)
+    settle_parts(found, checkpoint_classes=checkpoint_classes, val_as=val_as)
+    found.entries = name_photos(found.entries)
+    folder = out.with_name(f"{out.name}.unfinished-{os.getpid()}")  # a kill leaves it behind
+    try:
+        folder.mkdir(parents=True)
+        _write_tree(found, folder, link, seed)
+        folder.rename(out)
+    except OSError as error:
+        raise files.write_error(error.filename or out, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_tree(found: Found, folder: Path, link: str, seed: int) -> None:
+    """Write photos, annotations, split and lists of the named entries into `folder`."""
+    _place_photos(found, folder, link)
+    catalog = scan(folder / "images").catalog
+    cut_parts(found, seed, lambda: _first_sharing(catalog))
+    _write_annotations(folder / "annotations", found.entries)
+    if all(entry.part for entry in found.entries):
+        _write_split(folder / "splits.csv", found, seed)
+    rows = ((e.species, e.record, e.image, e.part, e.path) for e in found.entries)
+    header = ("species", "record", "image", "part", "source")
+    files.write_csv(folder / "sources.csv", header, rows)
+    files.write_csv(folder / "left_out.csv", ("what", "reason"), found.left_out)
+    if len(catalog) != len(found.entries):
+        raise UserError(
+            f"{folder} holds {len(catalog)} photos where {len(found.entries)} were placed: was the "
+            "source changed meanwhile? give the command again"
+        )
+    facts = {"photos": len(catalog), "left_out": len(found.left_out), "notes": found.notes}
+    of = {"kind": found.kind, "source": str(found.source)}
+    files.write_json(folder / MARKER, {**of, "finished": True, **facts})
+
+
+def check_out(out: Path, source: Path) -> None:
+    """Refuse a folder that exists, or that lies in the source (`UserError`)."""
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        what = "holds a prepared tree already" if (out / MARKER).exists() else "exists already"
+        raise UserError(f"--out {out} {what}: use it, delete it yourself, or name another --out")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise UserError(
+            f"--out {out} lies in the source {source}, which stays as it is: name another --out"
+        )
+
+
+def settle_parts(found: Found, *, checkpoint_classes: Sequence[str] | None, val_as: str) -> None:
+    """Decide which entries stay and what their part is; what is left out is listed in `found`.
+
+    A val part without a test part becomes the test part if `val_as` is "test". Classes that a given
+    checkpoint does not know leave the test part, and everything where there is no train part.
+    Without one, classes that have no training photo leave val and test. Raises `UserError` where
+    nothing is left.
+    """
+    assert val_as in ("val", "test"), val_as
+    if "val" in found.parts and "test" not in found.parts and val_as == "test":
+        _rename_part(found, "val", "test")
+        found.notes.append("no test part: the val part is kept for the end, as the test part")
+    known, what = set(checkpoint_classes or ()), "known to the checkpoint"
+    if checkpoint_classes is not None:
+        if not found.parts:
+            _rename_part(found, "", "test")
+            found.notes.append("no parts, and a checkpoint: every photo goes into the test part")
+        # The checkpoint's own spelling, where only Unicode's form differs.
+        spelling = {unicodedata.normalize("NFC", name): name for name in known}
+        found.entries = [
+            replace(e, species=spelling.get(e.species, e.species)) for e in found.entries
+        ]
+    trained = {entry.species for entry in found.entries if entry.part == "train"}
+    of_train = trained, "in the train part"
+    if checkpoint_classes is None:
+        known, what = of_train
+    if not known:  # neither a train part nor a checkpoint: any class may be tested
+        return
+    _leave_out(found, "test", known, what)
+    _leave_out(found, "val", *(of_train if trained else (known, what)))
+    if checkpoint_classes is not None and (absent := sorted(known - set(found.classes))):
+        found.notes.append(
+            f"{len(absent)} classes of the checkpoint have no photo: {_some(absent)}"
+        )
+    if not found.entries:
+        raise UserError(
+            f"no photo is left of {found.source}: the known classes are {_some(sorted(known))}"
+        )
+
+
+def _rename_part(found: Found, old: str, new: str) -> None:
+    found.entries = [replace(e, part=new) if e.part == old else e for e in found.entries]
+
+
+def _leave_out(found: Found, part: str, allowed: set[str], what: str) -> None:
+    """Take the photos of other classes out of a part, and list them."""
+    kept, gone = [], Counter[str]()
+    for entry in found.entries:
+        if entry.part != part or entry.species in allowed:
+            kept.append(entry)
+            continue
+        path = os.path.relpath(entry.path, found.source)
+        found.leave_out(path, f"of the {part} part, and its class is not {what}")
+        gone[entry.species] += 1
+    found.entries = kept
+    if gone:
+        folded = {name.casefold(): name for name in sorted(allowed)}
+        names = []
+        for name, num in sorted(gone.items()):
+            near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.85)
+            names.append(f"{name} ({num} photos{f', is it {folded[near[0]]!r}?' if near else ''})")
+        found.notes.append(f"{len(gone)} classes of the {part} part are not {what}: {_some(names)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def name_photos(entries: Sequence[Entry]) -> list[Entry]:
+    """Assign each entry its record and image name; animals of different parts never share one."""
+    records: dict[tuple[str, str, str], str] = {}
+    names: dict[str, UniqueNames] = defaultdict(UniqueNames)  # of the records of a species
+    images: dict[tuple[str, str], UniqueNames] = defaultdict(UniqueNames)  # of a record
+    named = []
+    for entry in entries:
+        key = entry.species, entry.part, entry.animal
+        if key not in records:
+            records[key] = names[entry.species].take(safe_name(entry.record))
+        path = Path(entry.path)
+        stem = images[entry.species, records[key]].take(safe_name(path.stem))
+        named.append(replace(entry, record=records[key], image=stem + path.suffix.lower()))
+    return named
+
+
+def _first_sharing(catalog: Catalog) -> dict[tuple[str, str], int]:
+    """Return for each species and record the first one that shares a file with it."""
+    names = zip(species_of_records(catalog).tolist(), catalog.record_names.tolist(), strict=True)
+    return dict(zip(names, identical_records(catalog).tolist(), strict=True))
+
+
+def cut_parts(
+    found: Found, seed: int, first_sharing: Callable[[], Mapping[tuple[str, str], int]] = dict
+) -> None:
+    """Cut the val and the test part that the source lacks from its train part, by record.
+
+    Stratified by class, and by breed within it. Photos without a train part stay as they are.
+    Records for which `first_sharing`, by species and record, is the same stay together.
+    """
+    lacking = [part for part in ("val", "test") if part not in found.parts]
+    if "train" not in found.parts or not lacking:
+        return
+    breed_of = {(e.species, e.record): e.breed for e in found.entries if e.part == "train"}
+    breeds = sorted(set(breed_of.values()))
+    first = first_sharing()
+    together = [first.get(key, -1 - place) for place, key in enumerate(breed_of)]
+    _, k, of_all = np.unique(together, return_index=True, return_inverse=True)
+    part_of = make_splits(
+        string_array([species for species, _ in breed_of])[k],
+        string_array([record for _, record in breed_of])[k],
+        np.array([breeds.index(breed) for breed in breed_of.values()], dtype=np.int32)[k],
+        seed=seed,
+        fractions=(1 - CUT_FRAC * len(lacking), *(CUT_FRAC * (p in lacking) for p in SPLITS[1:])),
+    )
+    chosen = dict(zip(breed_of, (SPLITS[code] for code in part_of[of_all]), strict=True))
+    found.entries = [
+        replace(e, part=chosen[e.species, e.record]) if e.part == "train" else e
+        for e in found.entries
+    ]
+    for part in lacking:
+        found.notes.append(f"no {part} part: cut from train, {CUT_FRAC:.0%} of each class")
+
+
+def _place_photos(found: Found, folder: Path, link: str) -> None:
+    """Link or copy every photo into `folder/images`; a note says where links are not possible."""
+    for name in found.classes:
+        try:
+            (folder / "images" / name).mkdir(parents=True)
+        except FileExistsError as error:
+            raise UserError(
+                f"{name!r} and another class differ only in case, and {folder} cannot hold both: "
+                "rename one, or choose another --out"
+            ) from error
+    bar = progress(found.entries, desc=link, leave=False)
+    for entry in bar:
+        place = folder / "images" / entry.species / entry.record / entry.image
+        place.parent.mkdir(exist_ok=True)  # records differ in more than case, see `UniqueNames`
+        try:
+            _place(entry.path, place, link)
+        except OSError as error:
+            if link == "copy" or error.errno == errno.ENOSPC:
+                raise
+            found.notes.append(
+                f"{link} links are not possible in {folder.parent} ({error.strerror}): photos are "
+                "copied instead"
+            )
+            link = "copy"
+            _place(entry.path, place, link)
+
+
+def _place(source: str, place: Path, link: str) -> None:
+    if link == "symbolic":
+        place.symlink_to(source)
+    elif link == "hard":  # to the file itself, where the source is a link
+        os.link(os.path.realpath(source), place)
+    else:
+        try:
+            shutil.copyfile(source, place)
+        except OSError as error:
+            if error.filename == source:
+                raise UserError(f"cannot read {source}: {error.strerror}") from error
+            raise
+
+
+def _write_annotations(folder: Path, entries: Sequence[Entry]) -> None:
+    """Write `<species>.csv` (Name, Breed) for each species with breeds, spelt as they are."""
+    folder.mkdir()
+    breeds: dict[str, dict[str, str]] = defaultdict(dict)
+    for entry in entries:
+        if entry.breed:
+            breeds[entry.species][entry.record] = entry.breed
+    for species, rows in breeds.items():
+        with files.atomic_write(folder / f"{species}.csv", "w") as handle:
+            handle.write(files.csv_line(("Name", "Breed")))
+            handle.writelines(map(files.csv_line, sorted(rows.items())))
+
+
+def _write_split(path: Path, found: Found, seed: int) -> None:
+    part_of = {(entry.species, entry.record): entry.part for entry in found.entries}
+    codes = np.array([SPLITS.index(part) for part in part_of.values()], dtype=np.int8)
+    shares = np.bincount(codes, minlength=len(SPLITS)) / len(codes)
+    write_splits(
+        path,
+        string_array([species for species, _ in part_of]),
+        string_array([record for _, record in part_of]),
+        codes,
+        seed=seed,
+        fractions=[round(share, 4) for share in shares.tolist()],
+        origin=f"{found.kind} in {found.source}",
+    )

@@ -1,0 +1,266 @@
+"""Read a PetFace tree, `images_root/<species>/<record>/<image>`, into a catalog."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from unicodedata import normalize
+
+from tqdm import tqdm
+
+from petface import files
+from petface.data.catalog import Catalog, CatalogBuilder
+from petface.data.encoded import not_a_photo_name
+from petface.errors import MachineError, UserError
+from petface.progress import progress
+from petface.taxonomy import canonical_record
+
+EXPECTED_TREE = """the expected tree is
+    data/PetFace/
+      images/<species>/<record>/<image>.png    e.g. images/cat/000000/00.png
+      annotations/<species>.csv
+      split/<species>/...                      only for the official splits"""
+MAX_STRAYS_LISTED = 10_000
+_NO_IMAGE = "holds no image at the expected depth"
+_ROOT_NAMES = ("images", "PetFace/images", "PetFace")
+NESTED = "a folder inside a record folder"
+DEAD = "broken link"
+_ENTRIES_LOOKED_AT = 1000  # while guessing which folder was meant
+
+
+@dataclass
+class Scan:
+    """What a tree holds: the images, and everything that is not one."""
+
+    catalog: Catalog
+    strays: list[tuple[bytes, str]] = field(default_factory=list)  # path, reason; the first ones
+    stray_counts: Counter[str] = field(default_factory=Counter)  # reason -> all of them
+    dead_link: str = ""  # the first one, and where it leads
+    empty_species: list[str] = field(default_factory=list)  # folders without an image: no class
+    empty_records: list[bytes] = field(default_factory=list)  # relative to the root
+    num_merged_folders: int = 0  # record folders whose canonical name another folder has too
+
+    @property
+    def num_strays(self) -> int:
+        """Count everything that is not an image, listed or not."""
+        return sum(self.stray_counts.values())
+
+    def stray_text(self) -> str:
+        """Return how many entries are no images and why, with an example; "" where all are."""
+        if not self.strays:
+            return ""
+        example = self.dead_link or files.readable_name(self.strays[0][0])
+        text = f"{self.num_strays} entries of the tree are no image"
+        return f"{text} ({reasons_text(self.stray_counts)}): {example}"
+
+
+def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
+    """List every regular image file of the tree, in the same order on every file system.
+
+    `species` restricts the scan to those folders. Raises `UserError` where the folder is missing,
+    at the wrong level or without images, and for an unknown species. No file is opened, so a FIFO
+    or a broken image cannot stop the scan.
+    """
+    root = Path(os.path.abspath(images_root))
+    if species is not None:
+        species = [species] if isinstance(species, str) else list(species)
+        species = [normalize("NFC", name) for name in species]
+        for name in species:
+            check_species_name(name)
+    if not files.patiently(root.is_dir, root):
+        what = "is not a folder" if root.exists() else f"does not exist{files.dead_link(root)}"
+        raise _wrong_root(root, what)
+    scanner = _Scanner(root)
+    found = scanner.species_folders()
+    chosen = found if species is None else sorted(set(species))
+    if unknown := [name for name in chosen if name not in found]:
+        if not _holds_images(root, depth=3) and _other_root(root) is not None:
+            raise _wrong_root(root, _NO_IMAGE)
+        raise unknown_species(unknown[0], found, f" in {root}{files.dead_link(root / unknown[0])}")
+    bar = progress(desc="scan", unit=" records", delay=2.0, leave=False)
+    with bar:
+        for name in chosen:
+            scanner.read_species(name, bar)
+    result = scanner.result
+    result.catalog = scanner.builder.build()
+    if species is not None and result.empty_species and _holds_images(root, depth=3):
+        what = f"species {result.empty_species[0]!r} in {root} has no image"
+        raise UserError("; ".join(filter(None, (what, result.stray_text()))))
+    num_images = len(result.catalog)
+    is_nested = result.stray_counts[NESTED] > num_images
+    if num_images == 0 or (is_nested and any(_holds_images(root / n, 3) for n in _ROOT_NAMES)):
+        raise _wrong_root(root, "; ".join(filter(None, (_NO_IMAGE, result.stray_text()))))
+    return result
+
+
+def check_species_name(name: str) -> None:
+    """Refuse a species name that could lead out of the data folder (`UserError`)."""
+    if name in ("", ".", "..") or name.startswith(".") or any(sign in name for sign in "/\\\0"):
+        raise UserError(
+            f"species name {name!r} is refused: give the plain name of a folder, such as 'cat'"
+        )
+
+
+class _Scanner:
+    """The walk over one tree, and what it has met so far."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = os.fsencode(root)
+        self.builder = CatalogBuilder(self.root)
+        self.result = Scan(CatalogBuilder(self.root).build())  # empty until the walk ends
+        self.folders: dict[str, list[bytes]] = {}  # species in NFC -> as the disk spells it
+
+    def stray(self, path: bytes, reason: str) -> None:
+        self.result.stray_counts[reason] += 1
+        if reason == DEAD and not self.result.dead_link:
+            self.result.dead_link = link_text(os.path.join(self.root, path))
+        if len(self.result.strays) < MAX_STRAYS_LISTED:
+            self.result.strays.append((path, reason))
+
+    def species_folders(self) -> list[str]:
+        """List the folders of the root that can be species; note the rest as strays."""
+        for entry in sorted_entries(self.root):
+            if reason := not_a_folder(entry):
+                self.stray(entry.name, reason)
+                continue
+            try:
+                name = normalize("NFC", entry.name.decode("utf-8"))
+                check_species_name(name)
+                self.folders.setdefault(name, []).append(entry.name)
+            except ValueError:  # covers UnicodeDecodeError and UserError
+                self.stray(entry.name, "not a usable species name")
+        return sorted(self.folders)
+
+    def read_species(self, species: str, bar: tqdm) -> None:
+        """Add every record of one species to the catalog."""
+        folders: dict[str, list[bytes]] = {}  # record -> its folders
+        for prefix in self.folders[species]:
+            for entry in sorted_entries(os.path.join(self.root, prefix)):
+                path = prefix + b"/" + entry.name
+                if reason := not_a_folder(entry):
+                    self.stray(path, reason)
+                else:  # a name that is not UTF-8 becomes readable text; the path keeps its bytes
+                    text = entry.name.decode("utf-8", "backslashreplace")
+                    folders.setdefault(canonical_record(text), []).append(path)
+        any_image = False
+        for record, names in sorted(folders.items()):
+            paths = [path for name in names for path in self._images_of(name)]
+            self.result.num_merged_folders += len(names) - 1
+            self.builder.add(species, record, paths)
+            any_image |= bool(paths)
+            bar.update(len(names))
+        if not any_image:
+            self.result.empty_species.append(species)
+
+    def _images_of(self, folder: bytes) -> list[bytes]:
+        """List the image files of one record folder as relative paths."""
+        images: list[bytes] = []
+        try:
+            entries = sorted_entries(os.path.join(self.root, folder))
+        except MachineError:
+            raise
+        except UserError as error:
+            reason = str(error).rpartition(": ")[2]
+            self.stray(folder, f"record folder cannot be read: {reason}")
+            return images
+        for entry in entries:
+            if why := not_an_image(entry):
+                self.stray(folder + b"/" + entry.name, why)
+            else:
+                images.append(folder + b"/" + entry.name)
+        if not images:
+            self.result.empty_records.append(folder)
+        return images
+
+
+def sorted_entries(folder: bytes) -> list[os.DirEntry[bytes]]:
+    """List a folder in the same order on every file system.
+
+    `UserError` where it is not there or not ours to read, `MachineError` where the disk fails.
+    """
+
+    def listed() -> list[os.DirEntry[bytes]]:
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            if files.is_of_machine(error) and not isinstance(error, PermissionError):
+                raise
+            what = f"cannot read folder {files.readable_name(folder)}: {error.strerror}"
+            raise UserError(what) from error
+
+    return files.patiently(listed, folder)
+
+
+def link_text(path: bytes) -> str:
+    """Return a link and where it leads."""
+    return f"{files.readable_name(path)} -> {files.readable_name(os.readlink(path))}"
+
+
+def reasons_text(counts: Counter[str]) -> str:
+    """Return how often each reason was met."""
+    return ", ".join(f"{count} {why}" for why, count in sorted(counts.items()))
+
+
+def not_an_image(entry: os.DirEntry[bytes]) -> str | None:
+    """Return why an entry of a record folder is not an image; None for an image."""
+    name = entry.name
+    if name.startswith(b"."):
+        return "hidden"
+    try:
+        # From the folder listing itself: no stat, except for links.
+        if files.patiently(entry.is_file, entry.path):
+            return not_a_photo_name(name)
+        if entry.is_dir():
+            return NESTED
+        return DEAD if entry.is_symlink() else "not a regular file"
+    except OSError as error:
+        return f"cannot be followed: {error.strerror}"
+
+
+def not_a_folder(entry: os.DirEntry[bytes]) -> str | None:
+    """Return why an entry above the record level is no species or record; None for a folder."""
+    if entry.name.startswith(b"."):
+        return "hidden"
+    try:
+        if files.patiently(entry.is_dir, entry.path):
+            return None
+        return DEAD if entry.is_symlink() else "a file where a folder belongs"
+    except OSError as error:
+        return f"cannot be followed: {error.strerror}"
+
+
+def unknown_species(name: str, known: Sequence[str], where: str = "") -> UserError:
+    """Return the error for a species that is not there, with the nearest one."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    listed = ", ".join(known) or "no species folder at all"
+    return UserError(f"no species {name!r}{where}{hint}; there are: {listed}")
+
+
+def _wrong_root(root: Path, what: str) -> UserError:
+    other = _other_root(root)
+    advice = f"use this folder instead: {other}\n" if other else ""
+    return UserError(f"images folder {root} {what}\n{advice}{EXPECTED_TREE}")
+
+
+def _other_root(root: Path) -> Path | None:
+    """Find a folder one or two levels up or down that has the expected shape."""
+    bases = (root, root.parent, root.parent.parent)
+    candidates = [base / name for base in bases for name in _ROOT_NAMES]
+    if not root.exists() or _holds_images(root, depth=2):  # such as images/cat
+        candidates.append(root.parent)
+    if _holds_images(root, depth=1):  # such as images/cat/000000
+        candidates.append(root.parent.parent)
+    return next((c for c in candidates if c != root and _holds_images(c, depth=3)), None)
+
+
+def _holds_images(root: Path, depth: int) -> bool:
+    """Look at some entries exactly `depth` levels down: is one of them an image?"""
+    some = islice(root.glob("/".join(["[!.]*"] * depth)), _ENTRIES_LOOKED_AT)
+    return any(not not_a_photo_name(path.name) and path.is_file() for path in some)

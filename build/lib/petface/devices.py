@@ -1,0 +1,158 @@
+"""Which device computes, and in which precision."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from petface import distributed
+from petface.errors import NO_MEMORY, UserError
+
+# How cuBLAS and cuDNN say that their workspace does not fit, besides the words of `NO_MEMORY`.
+_NO_WORKSPACE: Final = re.compile(
+    "(?i)CUBLAS_STATUS_NOT_INITIALIZED|CUDNN_STATUS_(NOT_SUPPORTED|INTERNAL_ERROR)|"
+    "(valid cuDNN|find an) (algorithm|engine)"
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Check whether a computation failed because its device had too little memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    return bool(NO_MEMORY.search(text) or _NO_WORKSPACE.search(text))
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Upload without waiting, where the device allows it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@cache
+def constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Return numbers as float32 (N,) on a device, where they are uploaded once."""
+    with torch.inference_mode(False):
+        return torch.tensor(values).to(device)
+
+
+def num_cores() -> int:
+    """Count the processor cores that this process may use, at most the quota of its container."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    num = len(allowed) or os.cpu_count() or 1
+    return max(1, math.ceil(min(num, _cpu_quota())))
+
+
+def _cpu_quota(root: Path = Path("/")) -> float:
+    """Return the processor time that control groups of Linux allow, in cores; inf = no limit.
+
+    Every group above this process's counts. In a container the path may be the host's: then the
+    group that is mounted at the top is its own.
+    """
+    smallest = math.inf
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number != "0" and "cpu" not in controllers.split(","):
+                continue
+            tops = ["", "unified"] if number == "0" else ["cpu", controllers]
+            for top in (root / "sys/fs/cgroup" / name for name in tops):
+                group = top / path.strip("/")
+                for folder in (group, *group.parents):
+                    smallest = min(smallest, _quota_of(folder))
+                    if folder == top:
+                        break
+    return smallest
+
+
+def _quota_of(folder: Path) -> float:
+    """Read the limit of one group: cpu.max of version 2, or the two files of version 1."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with suppress(OSError, ValueError, ZeroDivisionError):  # "max" is no number
+            words = " ".join((folder / n).read_text(encoding="utf-8") for n in names).split()
+            if (quota := float(words[0])) > 0:
+                return quota / float(words[1])
+    return math.inf
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Compute type of convolutions; None is float32. fp16 needs its gradients scaled."""
+
+    dtype: torch.dtype | None
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Context in which forward passes run."""
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.dtype)
+
+    def grad_scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """Scaler for fp16; a pass-through for the others."""
+        return torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+
+    def __str__(self) -> str:
+        return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Resolve "auto" to CUDA, else Apple's MPS, else the CPU; a missing named device is refused.
+
+    Of several processes on a machine each takes the GPU of its place. torch, which does not know a
+    container's quota, is held to its cores.
+    """
+    if torch.get_num_threads() > num_cores():
+        torch.set_num_threads(num_cores())
+    place = distributed.local_rank()
+    if place is not None and wanted in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", place)
+    if wanted == "auto":
+        has_mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(1, device=device)
+        if device.index is not None and device.type == "cuda":  # what names no number means it too
+            torch.cuda.set_device(device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"DEVICE {wanted!r} cannot be used ({reason}); try 'auto' or 'cpu'"
+        ) from error
+    return device
+
+
+def choose_precision(wanted: str, device: torch.device) -> Precision:
+    """Resolve "auto": fp16 on CUDA (bf16 where built in), bf16 on CPUs that have it, else fp32."""
+    if wanted == "auto":
+        if device.type == "cuda":
+            wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        else:
+            wanted = "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+    return Precision({"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted])
+
+
+def set_arithmetic(*, exact: bool) -> None:
+    """Let GPUs compute float32 as such, or faster: in TF32, by convolutions that they try out.
+
+    Both are settings of the process: those of the network that was made last.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
+    torch.backends.cudnn.benchmark = not exact
+
+
+def cpu_has_bf16() -> bool:
+    """Check whether the CPU computes in bfloat16; elsewhere it is slower than float32."""
+    flags = ""
+    with suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    return "avx512_bf16" in flags or "amx_bf16" in flags

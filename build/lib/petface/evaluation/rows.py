@@ -1,0 +1,154 @@
+"""From logits to the rows and details of an evaluation, a whole slice of images at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from petface.data.dataset import Dataset
+from petface.data.loading import OK
+from petface.data.splits import SPLITS
+from petface.evaluation.details import (
+    DETAILS,
+    HEADS,
+    NOT_A_CLASS,
+    class_numbers,
+    describe_answers,
+    empty_details,
+)
+from petface.evaluation.identity import mark_contaminated
+from petface.files import csv_line, readable_name, safe_cell
+from petface.inference.loading import Stage
+from petface.taxonomy import FEATURES, UNKNOWN
+
+STATUSES = ("ok", "unreadable", "too_large", "non_finite", "no_specialist")  # as numbered in rows
+_NON_FINITE, _NO_SPECIALIST = STATUSES.index("non_finite"), STATUSES.index("no_specialist")
+_IS_CORRECT = np.array(["0", "1", ""], object)
+_NOTHING = 2  # the place of "" there
+
+
+class Predicted(NamedTuple):
+    """What the networks answered to a slice of n images, m of them readable."""
+
+    places: np.ndarray  # (n,) in the catalog, consecutive
+    status: np.ndarray  # (n,) uint8 of `STATUSES`
+    species: np.ndarray  # (m, K) logits of stage 1
+    is_right: np.ndarray  # (m,) bool
+    heads: tuple[np.ndarray, ...]  # logits of the specialist where stage 1 is right
+    failures: Sequence[tuple[int, str]] = ()  # (place in the catalog, why it is not readable)
+
+
+def _named(stage: Stage) -> dict[str, tuple[str, ...]]:
+    """Return the classes of the heads that have names: numbers alone are never right or wrong."""
+    return {head: c for head, c in stage.names.items() if stage.sources.get(head) != "index"}
+
+
+class SpeciesRows:
+    """Builds the rows of one species' images, by columns, each text made safe once."""
+
+    def __init__(
+        self, dataset: Dataset, species: str, stage1: Stage, specialist: Stage | None
+    ) -> None:
+        self._dataset, self._stage1, self._specialist = dataset, stage1, specialist
+        names = {**stage1.names, **(_named(specialist) if specialist else {})}
+        (self.species_number,) = class_numbers([species], names["species"]).tolist()
+        images, labels = dataset.image_labels(species)
+        self._first = int(images[0])
+        records = dataset.catalog.record_index[images[[0, -1]]]
+        self._first_record = int(records[0])
+        names_of = dataset.catalog.record_names[records[0] : records[1] + 1]
+        learnt = [stage.data for stage in (stage1, specialist) if stage]
+        self._contaminated = mark_contaminated(
+            learnt, species, names_of, dataset.record_split[records[0] : records[1] + 1]
+        )
+        self._records = _cells(names_of.tolist())
+        # the last of each is "": no answer, no label
+        self._answers = {head: _cells([*names.get(head, ()), ""]) for head in HEADS}
+        self._true = {"species": np.full(len(images), self.species_number)}  # class numbers
+        self._labels = {"species": np.repeat(_cells([species]), len(images))}  # their texts
+        for head in FEATURES:
+            number = labels.get(head, np.full(len(images), UNKNOWN))
+            listed = dataset.annotations[species].vocabularies[head] if head in labels else ()
+            self._true[head] = class_numbers([*listed, ""], names.get(head, ()))[number]
+            self._labels[head] = _cells([*listed, ""])[number]
+        self._unknown = np.full(len(images), "", object)
+        for head, true in self._true.items():
+            if head in names:
+                more = np.where(true == NOT_A_CLASS, f" {head}", "").astype(object)
+                self._unknown = self._unknown + more
+
+    def build(self, predicted: Predicted) -> tuple[str, np.ndarray]:
+        """Build the lines of a slice of n images, and their details, (n,) of `DETAILS`."""
+        status = predicted.status.copy()
+        details = np.empty(len(status), DETAILS)
+        for head in HEADS:
+            details[head] = empty_details(len(status))
+        readable = np.flatnonzero(status == OK)  # places in the slice
+        right = readable[predicted.is_right]
+        answered: list[tuple[Stage, np.ndarray, tuple[np.ndarray, ...]]] = [
+            (self._stage1, readable, (predicted.species,))
+        ]
+        if self._specialist is None:
+            status[right] = _NO_SPECIALIST
+        elif len(right):
+            answered.append((self._specialist, right, predicted.heads))
+        for stage, rows, logits in answered:
+            of_species = predicted.places[rows] - self._first
+            temperatures = stage.network.temperatures or (1.0,) * len(stage.names)
+            for head, z, t in zip(stage.names, logits, temperatures, strict=True):
+                if head not in _named(stage):
+                    continue
+                found = describe_answers(z, self._true[head][of_species], t)
+                details[head][rows] = found
+                status[rows[found["top"][:, 0] < 0]] = _NON_FINITE
+        return self.lay_out(predicted.places, status, details, predicted.failures), details
+
+    def lay_out(
+        self,
+        places: np.ndarray,
+        status: np.ndarray,
+        details: np.ndarray,
+        failures: Sequence[tuple[int, str]] = (),
+    ) -> str:
+        """Format the lines of images, `places` (n,) in the catalog, each with its LF.
+
+        In the order of `WRITTEN_COLUMNS`. `status` (n,) numbers `STATUSES`; `details` (n,) of
+        `DETAILS`.
+        """
+        catalog, of_species = self._dataset.catalog, places - self._first
+        records = catalog.record_index[places]
+        columns: list[Iterable[str]] = [
+            _cells(os.fsdecode(catalog.relative_path(place)) for place in places.tolist()),
+            self._labels["species"][of_species],
+            self._records[records - self._first_record],
+            np.array(SPLITS, object)[self._dataset.record_split[records]],
+            np.array(STATUSES, object)[status],
+        ]
+        for head in HEADS:
+            true = self._labels[head][of_species]
+            if head != "species":
+                columns.append(true)
+            best = details[head]["top"][:, 0]
+            answer = self._answers[head][best]
+            is_right = np.where((best >= 0) & (true != ""), answer == true, _NOTHING)
+            probability = [
+                f"{value:.6f}" if value == value else ""  # NaN stands where nothing was
+                for value in details[head]["top_prob"][:, 0].tolist()
+            ]
+            columns += [answer, probability, _IS_CORRECT[is_right]]
+        columns.append(self._contaminated[records - self._first_record])
+        columns.append(text.strip() for text in self._unknown[of_species])
+        why = {
+            place: text.removeprefix(f"{readable_name(catalog.path(place))}: ")
+            for place, text in failures
+        }
+        columns.append(_cells(why.get(place, "") for place in places.tolist()))
+        return "".join(map(csv_line, zip(*columns, strict=True)))
+
+
+def _cells(texts: Iterable[str]) -> np.ndarray:
+    """Make an array of Python strings, of any length each, that no spreadsheet runs as formulas."""
+    return np.array([safe_cell(text) for text in texts], object)

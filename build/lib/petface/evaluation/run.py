@@ -1,0 +1,334 @@
+"""Evaluate a whole dataset: each image by stage 1, and where that is right by its specialist.
+
+The answers go slice by slice into a table and a file of details, which resume after a kill; their
+metrics go into a summary. Under torchrun each process has neighbouring slices, so that the files of
+all, one after the other, are those of one process alone; the first puts them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from petface import distributed, files
+from petface.data.annotations import stored_reading
+from petface.data.dataset import Dataset, load_dataset
+from petface.data.fingerprint import describe_photos
+from petface.data.images import Preprocessing
+from petface.data.loading import Decoded, even_slices, read_ahead, worker_count
+from petface.data.pack import image_source
+from petface.evaluation.details import (
+    DETAILS,
+    DETAILS_FILE,
+    MODELS,
+    PER_IMAGE,
+    SUMMARY,
+    WRITTEN_COLUMNS,
+    read_evaluation,
+)
+from petface.evaluation.figures import CONFUSIONS, write_confusions
+from petface.evaluation.heads import read_heads
+from petface.evaluation.identity import class_differences, difference_lines
+from petface.evaluation.rows import Predicted, SpeciesRows
+from petface.evaluation.summary import summarise
+from petface.inference import onnx_models
+from petface.inference.loading import (
+    ComputeOptions,
+    Stage,
+    describe_model,
+    find_model,
+    find_specialist,
+    load_stage,
+)
+from petface.models import checkpoints
+from petface.progress import progress
+from petface.resumable import ResumableRecords, ResumableTable, write_behind
+
+Models = dict[str, Any]  # JSON values: the models, the data and the arithmetic of an evaluation
+Rows = tuple[str, np.ndarray]  # the lines of a slice of n images, and (n,) of `DETAILS`
+LoadStage = Callable[[str], Stage | None]  # the specialist of a species, if there is one
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is evaluated and where it goes; see `inference_engine.evaluate_full_dataset`."""
+
+    images_root: str | Path
+    annotations_root: str | Path
+    stage1_checkpoint: str | Path
+    stage2_folder: str | Path
+    out_dir: str | Path
+    splits_file: str = ""
+    split_seed: int = 0
+    batch_size: int = 64
+    num_workers: int = -1
+    pack: str = ""
+    force: bool = False
+
+
+def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[str, Any]:
+    """Predict every image, write the files of an evaluation and return its summary.
+
+    A stopped evaluation resumes at its last whole slice. `UserError` for a finished one unless
+    `force`, and for one that was begun with other models, data or arithmetic.
+    """
+    dataset = load_dataset(
+        options.images_root,
+        options.annotations_root,
+        splits_file=options.splits_file,
+        seed=options.split_seed,
+        reading_of=partial(_reading, options),
+    )
+    print("\n".join(dataset.notes))
+    models, out = _describe_models(options, dataset, how), Path(options.out_dir)
+    for line in difference_lines(models["class_differences"]):
+        print(line)
+    rule = Preprocessing(**models["stage1"]["preprocessing"])
+    image_source(dataset.catalog, options.pack, rule)  # a pack is made by one process
+    if not distributed.is_main():
+        distributed.barrier()  # until the first has kept models and the table, and has not refused
+
+    def load(species: str) -> Stage | None:
+        model = models["specialists"].get(species)
+        return load_stage(model["path"], species, how, options.annotations_root) if model else None
+
+    stage1 = load_stage(models["stage1"]["path"], None, how)
+    plan = own_slices(plan_slices(dataset.catalog.class_index, options.batch_size))
+    num_own = len(dataset.catalog) if distributed.is_main() else sum(map(len, plan))
+    records = ResumableRecords(own_path(out / DETAILS_FILE), DETAILS, num_own)
+    table = ResumableTable(
+        own_path(out / PER_IMAGE),
+        WRITTEN_COLUMNS,
+        _identity(models),
+        force=options.force,
+        replaced=(out / SUMMARY, out / "report.html"),
+    )
+    if table.path.exists() and distributed.is_main():  # killed when only this was left to do
+        remove_parts(table.path, records.path)
+    with table:
+        num_done = _resume(plan, table, records)
+        num_rows = sum(map(len, plan[:num_done]))
+        if distributed.is_main():
+            files.write_json(out / MODELS, models)
+            distributed.barrier()
+        slices = predict_slices(
+            dataset,
+            stage1,
+            load,
+            plan[num_done:],
+            num_workers=worker_count(options.num_workers),
+            pack=options.pack,
+        )
+        num_rows = _write(slices, records, table, num_rows, sum(map(len, plan)))
+        distributed.barrier()
+        summary = {}
+        if distributed.is_main():
+            take_in_parts(table, records, num_rows)
+            summary = _finish(out, table, records)
+    return distributed.broadcast_object(summary)
+
+
+def _reading(options: EvaluationOptions, species: str) -> dict[str, Any]:
+    """Return how the labels of a species are read: as its specialist says that it was trained."""
+    path = find_specialist(species, options.stage2_folder)
+    return stored_reading(checkpoints.load(path)) if path and path.suffix == ".pt" else {}
+
+
+def _describe_models(options: EvaluationOptions, dataset: Dataset, how: ComputeOptions) -> Models:
+    """Describe all that the answers depend on, as JSON values for `MODELS`."""
+    stage1, folder = options.stage1_checkpoint, options.stage2_folder
+    if onnx_models.is_bundle(stage1):
+        stage1, folder = find_model(stage1, None), stage1
+    found = {name: find_specialist(name, folder) for name in dataset.catalog.classes}
+    if missing := [name for name, path in found.items() if path is None]:
+        print(f"no specialist in {folder} for: {', '.join(missing)}")
+    models = {
+        "stage1": describe_model(stage1, None),
+        "specialists": {
+            name: describe_model(path, name, options.annotations_root)
+            for name, path in found.items()
+            if path is not None
+        },
+        "images_root": str(options.images_root),
+        "annotations_root": str(options.annotations_root),
+        "splits_file": str(options.splits_file),
+        "dataset": dataset.fingerprint(),
+        "photos": describe_photos(dataset.catalog, dataset.catalog.classes),
+        "batch_size": options.batch_size,
+        **how.identity(),
+    }
+    for name, model in models["specialists"].items():
+        named = {h: c for h, c in model["heads"].items() if model["sources"][h] != "index"}
+        if nameless := sorted(model["heads"].keys() - named.keys()):
+            print(f"{name}: no names for the classes of {', '.join(nameless)}: not scored")
+        model["heads"] = named
+    return {**models, "class_differences": class_differences(dataset, models)}
+
+
+def _identity(models: Models) -> Models:
+    """Pick what must be equal for an unfinished evaluation to be continued."""
+    paths = ("images_root", "annotations_root", "splits_file")
+    return {
+        **{key: value for key, value in models.items() if key not in paths},
+        "stage1": {**models["stage1"], "path": ""},  # a file that moved is the same
+        "specialists": {name: {**m, "path": ""} for name, m in models["specialists"].items()},
+        "details": str((DETAILS, WRITTEN_COLUMNS)),
+    }
+
+
+def _resume(plan: Sequence[np.ndarray], table: ResumableTable, records: ResumableRecords) -> int:
+    """Cut both files back to whole slices of `plan`; return how many of these they hold."""
+    sizes = [len(places) for places in plan]
+    num_done = table.batches_kept(sizes, records.num_kept())
+    records.begin(sum(sizes[:num_done]))
+    return num_done
+
+
+def _finish(out: Path, table: ResumableTable, records: ResumableRecords) -> dict[str, Any]:
+    """Write what is computed from the rows; the table has its final name last.
+
+    A table with that name is refused, so that nothing behind it would be made again.
+    """
+    records.finish()
+    evaluation = read_evaluation(out, table.unfinished)
+    heads = read_heads(evaluation)
+    summary = summarise(evaluation, heads)
+    write_confusions(heads, out / CONFUSIONS)
+    files.write_json(out / SUMMARY, summary)
+    table.finish()
+    remove_parts(table.path, records.path)
+    return summary
+
+
+# ---- Predicting and writing ----
+
+
+def plan_slices(class_index: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Cut the images of each class (N,), which lie together, into slices of places."""
+    limits = np.flatnonzero(np.diff(class_index)) + 1
+    classes = np.split(np.arange(len(class_index)), limits)
+    return [places for images in classes for places in even_slices(images, batch_size)]
+
+
+def predict_slices(
+    dataset: Dataset,
+    stage1: Stage,
+    load: LoadStage,
+    plan: Sequence[np.ndarray],
+    *,
+    num_workers: int,
+    pack: str,
+) -> Generator[Callable[[], Rows], None, None]:
+    """Predict each slice of `plan`; yield what builds its rows, in order.
+
+    A slice holds images of one species; one specialist at a time is on the device. Rows are built
+    by whoever writes them, while the device works on the next slice.
+    """
+    catalog = dataset.catalog
+    firsts = np.array([places[0] for places in plan], np.int64)
+    owner = catalog.class_index[firsts] if len(plan) else firsts
+    for number, species in enumerate(catalog.classes):
+        slices = [plan[place] for place in np.flatnonzero(owner == number).tolist()]
+        if not slices:
+            continue
+        specialist = load(species)
+        rules = [stage.network.preprocessing for stage in (stage1, specialist) if stage]
+        # the same pixels for both stages are made once
+        by_size = {(rule.size_px, rule.resize): rule for rule in rules}
+        source = image_source(catalog, pack, *by_size.values(), together=False)
+        rows = SpeciesRows(dataset, species, stage1, specialist)
+        with closing(read_ahead(source, slices, num_workers)) as decoded:
+            for places, item in zip(slices, decoded, strict=True):
+                predicted = predict(places, item, stage1, specialist, rows.species_number)
+                yield partial(rows.build, predicted)
+
+
+def predict(
+    places: np.ndarray, item: Decoded, stage1: Stage, specialist: Stage | None, species_number: int
+) -> Predicted:
+    """Predict a decoded slice by stage 1, and by the specialist where that says `species_number`.
+
+    Where logits are not finite there is no answer.
+    """
+    if not len(item.arrays[0]):
+        nothing = np.empty((0, len(stage1.names["species"])), np.float32)
+        return Predicted(places, item.status, nothing, np.empty(0, bool), (), item.failures)
+    (logits,) = stage1.network.answer_pixels(item.arrays[0])
+    species = logits.numpy()
+    is_right = (species.argmax(axis=1) == species_number) & np.isfinite(species).all(axis=1)
+    heads: tuple[np.ndarray, ...] = ()
+    if specialist is not None and is_right.any():
+        pixels = item.arrays[-1]
+        pixels = pixels if is_right.all() else pixels[torch.from_numpy(is_right)]
+        heads = tuple(head.numpy() for head in specialist.network.answer_pixels(pixels))
+    return Predicted(places, item.status, species, is_right, heads, item.failures)
+
+
+def _write(
+    slices: Generator[Callable[[], Rows], None, None],
+    records: ResumableRecords,
+    table: ResumableTable,
+    num_rows: int,
+    num_planned: int,
+) -> int:
+    """Write slices behind the `num_rows` that are there; return how many there are then."""
+    num_right = num_answered = 0
+    bar = progress(shown=distributed.shows(), total=num_planned, initial=num_rows, desc="evaluate")
+
+    def write(build: Callable[[], Rows]) -> None:
+        nonlocal num_rows, num_right, num_answered
+        lines, details = build()
+        records.write(num_rows, details)  # before the rows: those without details are cut off
+        table.write_lines(lines)
+        num_rows += len(details)
+        num_answered += int((details["species"]["rank"] > 0).sum())
+        num_right += int((details["species"]["rank"] == 1).sum())
+        bar.set_postfix_str(f"species {num_right / max(num_answered, 1):.4f}", refresh=False)
+        bar.update(len(details))
+
+    with bar, closing(slices):
+        write_behind(slices, write)
+    return num_rows
+
+
+# ---- Several processes ----
+
+
+def own_slices(plan: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """Return this process's slices of a plan, neighbours; slices are of about the same size."""
+    limits = len(plan) * np.arange(distributed.world_size() + 1) // distributed.world_size()
+    begin, end = limits[distributed.rank() :][:2].tolist()
+    return plan[begin:end]
+
+
+def own_path(path: Path, rank: int | None = None) -> Path:
+    """Return the file of this process, or of another `rank`; that of the first is `path`."""
+    rank = distributed.rank() if rank is None else rank
+    name = f"{path.stem}_rank{rank}of{distributed.world_size()}{path.suffix}"
+    return path.with_name(name) if rank else path
+
+
+def take_in_parts(table: ResumableTable, records: ResumableRecords, num_rows: int) -> None:
+    """Put what the others have written behind the `num_rows` of the first process."""
+    for rank in range(1, distributed.world_size()):
+        rows, details = (
+            f"{own_path(path, rank)}.unfinished" for path in (table.path, records.path)
+        )
+        found = np.load(details, allow_pickle=False)
+        records.write(num_rows, found)
+        table.take_in(Path(rows))
+        num_rows += len(found)
+
+
+def remove_parts(*paths: Path) -> None:
+    """Remove the other processes' files of finished ones, also those of an earlier start."""
+    for path in paths:
+        for part in path.parent.glob(f"{path.stem}_rank*of*"):
+            part.unlink(missing_ok=True)

@@ -1,0 +1,230 @@
+"""A network ready to answer: on its device, with the preprocessing of its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from petface.data import images
+from petface.data.images import ImageSource, Preprocessing, normalise, to_float
+from petface.devices import (
+    Precision,
+    choose_device,
+    choose_precision,
+    is_out_of_memory,
+    set_arithmetic,
+    to_device,
+)
+from petface.errors import UserError
+
+NOT_FINITE = "the network's answer is not finite; check the checkpoint"
+_CPU_PIXELS = 8 * 224 * 224  # at once: what passes between layers stays in the cache
+Outputs = tuple[Tensor, ...]  # one (B, K) tensor of logits per head
+
+
+class NonFiniteError(UserError):
+    """A network predicted NaN or infinity: there is no class to name."""
+
+
+class Answerer(Protocol):
+    """What answers batches of pixels: a `Network`, views of one, an exported model."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images must be prepared."""
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """What the logits of each head are divided by; empty = all 1."""
+
+    def answer_pixels(self, pixels: Tensor) -> Outputs:
+        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
+
+
+@dataclass(eq=False)
+class Network:
+    """A model of one head or several, and everything that its input and arithmetic depend on."""
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    device: torch.device
+    precision: Precision
+    temperatures: tuple[float, ...] = ()  # per head, in the order of the outputs; empty = all 1
+    is_cast: bool = False  # the convolutions hold the precision's type: no autocast needed
+    max_rows: int | None = None  # at once in `answer_pixels`; found where memory runs out
+
+    @classmethod
+    def build(
+        cls,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        device: str,
+        precision: str,
+        temperatures: tuple[float, ...] = (),
+    ) -> Network:
+        """Put `model` on the device and in the precision that settings name ("auto" and others)."""
+        on = choose_device(device)
+        set_arithmetic(exact=False)
+        return cls(model, preprocessing, on, choose_precision(precision, on), temperatures)
+
+    @classmethod
+    def for_inference(
+        cls,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        device: str,
+        precision: str,
+        temperatures: tuple[float, ...] = (),
+        compiled: bool = False,
+    ) -> Network:
+        """Build a network that is never trained: BatchNorm folded, convolutions cast once.
+
+        Its linear heads compute in float32, so that close classes do not tie. `compiled`: by
+        torch's compiler, at the first batch.
+        """
+        num_left = fold_batchnorm(model.requires_grad_(False))
+        network = cls.build(model, preprocessing, device, precision, temperatures)
+        set_arithmetic(exact=True)
+        dtype = network.precision.dtype
+        if dtype is not None and not num_left:
+            network.is_cast = True
+            for module in model.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.to(dtype)
+                elif isinstance(module, nn.Linear):
+                    module.register_forward_pre_hook(_as_float)
+        if network.device.type == "cpu":
+            network.max_rows = max(1, _CPU_PIXELS // preprocessing.size_px**2)
+        if compiled:
+            model.compile(dynamic=True, options={"freezing": True})
+        return network
+
+    def __post_init__(self) -> None:
+        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __str__(self) -> str:
+        return f"{self.device} in {self.precision}"
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """Return the gradient scaler that the precision needs; for most it does nothing."""
+        return self.precision.grad_scaler(self.device)
+
+    def __call__(self, x: Tensor) -> Outputs:
+        """(B, 3, H, W) float in [0, 1] -> logits of each head, in the network's precision."""
+        x = normalise(x, self.preprocessing.mean, self.preprocessing.std)
+        if self.is_cast:
+            out = self.model(x.to(self.precision.dtype))
+        else:
+            with self.precision.autocast(self.device):
+                out = self.model(x)
+        return (out,) if isinstance(out, Tensor) else out
+
+    def logits(self, batch: Tensor) -> Outputs:
+        """(B, 3, H, W) uint8 -> (B, K) float32 logits per head, on the device.
+
+        Where the device's memory does not hold the batch, it is halved; later batches too.
+        """
+
+        @torch.inference_mode()
+        def predict(piece: Tensor) -> Outputs:
+            return tuple(head.float() for head in self(to_float(piece)))
+
+        return self._in_pieces(batch, predict)
+
+    def answer_pixels(self, pixels: Tensor) -> Outputs:
+        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU; as `logits`."""
+        return to_cpu(self.logits(pixels.permute(0, 3, 1, 2)))
+
+    def _in_pieces(self, batch: Tensor, predict: Callable[[Tensor], Outputs]) -> Outputs:
+        """Call `predict` with as many of (B, 3, H, W) as the device takes; join the results."""
+        while True:
+            most = max(1, min(len(batch), self.max_rows or len(batch)))
+            pieces = batch.tensor_split(max(1, -(-len(batch) // most)))
+            try:
+                parts = [predict(to_device(piece, self.device)) for piece in pieces]
+                return tuple(torch.cat(output) for output in zip(*parts, strict=True))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if most == 1:
+                    reason = (str(error) or type(error).__name__).splitlines()[0]
+                    raise UserError(
+                        f"not enough memory on {self.device} for one image ({reason})"
+                    ) from error
+            self.max_rows = (most + 1) // 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def probabilities(self, outputs: Outputs) -> Outputs:
+        """Return what `tempered` returns at the network's temperatures."""
+        return tempered(outputs, self.temperatures)
+
+    def answer(self, image: ImageSource) -> Outputs:
+        """Decode one image and return (K,) probabilities per head; may raise `NonFiniteError`."""
+        rule = self.preprocessing
+        pixels = images.resize(images.decode(image), rule.size_px, rule.resize)
+        heads = self.probabilities(self.answer_pixels(torch.from_numpy(pixels)[None]))
+        if any(bool(torch.isnan(head).any()) for head in heads):
+            raise NonFiniteError(NOT_FINITE)
+        return tuple(head[0] for head in heads)
+
+
+def to_cpu(heads: Outputs) -> Outputs:
+    """Bring (B, K) of each head to the CPU in one copy, so that a GPU is waited for once."""
+    if heads[0].device.type == "cpu":
+        return heads
+    return torch.cat(heads, dim=1).cpu().split([head.shape[1] for head in heads], dim=1)
+
+
+def tempered(outputs: Outputs, temperatures: tuple[float, ...]) -> Outputs:
+    """Return softmax(logits / temperature) per head; NaN where a photo's logits are not finite.
+
+    No temperature at all means 1 for every head.
+    """
+    rows = []
+    for logits, temperature in zip(outputs, temperatures or (1.0,) * len(outputs), strict=True):
+        finite = torch.isfinite(logits).all(dim=1, keepdim=True)
+        rows.append(torch.where(finite, (logits / temperature).softmax(dim=1), torch.nan))
+    return tuple(rows)
+
+
+def _as_float(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() for x in inputs)
+
+
+def fold_batchnorm(model: nn.Module) -> int:
+    """Fold each BatchNorm that follows a convolution into it, in place; return how many are left.
+
+    For a model in evaluation mode that is never trained again: convolutions get a bias, an identity
+    takes the place of the BatchNorm, all names stay. A model that cannot be traced is left alone.
+    """
+    assert not model.training, "statistics still move: folding would freeze them"
+    try:
+        graph = fx.Tracer().trace(model)
+    except fx.proxy.TraceError:
+        return _num_batchnorms(model)
+    modules = dict(model.named_modules())
+    for node in graph.nodes:
+        norm = modules.get(node.target) if node.op == "call_module" else None
+        if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
+            continue
+        before = node.args[0]
+        conv = modules.get(before.target) if before.op == "call_module" else None
+        if isinstance(conv, nn.Conv2d) and len(before.users) == 1:
+            _put(model, before.target, fuse_conv_bn_eval(conv, norm))
+            _put(model, node.target, nn.Identity())
+    return _num_batchnorms(model)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
+
+
+def _num_batchnorms(model: nn.Module) -> int:
+    return sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())

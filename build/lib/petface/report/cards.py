@@ -1,0 +1,91 @@
+"""Model card and data card of an evaluation: two Markdown templates filled from files.
+
+Sections after Mitchell et al. 2019 (Model Cards, arXiv 1810.03993) and Gebru et al. 2021
+(Datasheets for Datasets, arXiv 1803.09010).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from petface import files
+from petface.errors import UserError
+from petface.evaluation.details import SUMMARY
+from petface.evaluation.figures import interval, percent
+from petface.evaluation.identity import contamination_lines
+from petface.report import folders as read
+from petface.report.folders import rows
+from petface.report.page import render_markdown, table
+
+_SETTINGS = "BACKBONE WEIGHTS IMAGE_SIZE_PX EPOCHS BATCH_SIZE LR SCHEDULE SAMPLER SEED PRECISION"
+_FIGURES = "num accuracy interval_95 majority_baseline"
+_HEAD_COLUMNS = (
+    "head num num_records accuracy interval_95 majority_baseline balanced_accuracy "
+    "end_to_end.accuracy per_record.accuracy macro_f1 top3 ece"
+)
+_AUDIT_COLUMNS = (
+    "species records photos records_per_split.train records_per_split.val records_per_split.test"
+)
+
+
+def write_cards(
+    folder: Path, *, people: Mapping[str, str], audit: str = "", out: Path | None = None
+) -> list[Path]:
+    """Write model_card.md and data_card.md of a finished evaluation; `UserError` where it is none.
+
+    `people` holds who answers for the model, its licence and the contact, "" = marked. `audit` is
+    a folder of tools.audit, "" = none: what it would count is "not measured".
+    """
+    summary, models, problems = read.read_evaluation_files(folder)
+    if not summary or not models:
+        raise UserError(
+            f"{folder} holds no finished evaluation ({SUMMARY}); run: python inference_engine.py "
+            f"evaluate --out-dir {folder}"
+        )
+    audited = read.read_json(Path(audit) / "audit.json", problems) if audit else {}
+    if audit and not audited:
+        raise UserError(f"{audit} holds no audit.json; run: python -m tools.audit --out {audit}")
+    by_species = rows(summary, "per_species.test.{species}.{head}")
+    facts = {
+        "people": people,
+        "summary": summary,
+        "models": models,
+        "audit": audited,
+        "headlines": read.headlines(summary),
+        "test_words": read.test_words(summary),
+        "is_unseen": not contamination_lines(summary),
+        "head_table": table(read.test_heads(summary), _HEAD_COLUMNS),
+        "species_table": table(by_species, f"species head {_FIGURES}"),
+        "model_table": table(_models(folder, models, problems)),
+        "audit_species": table(rows(audited, "per_species.{species}"), _AUDIT_COLUMNS),
+        "audit_heads": table(rows(audited, "heads.{species}.{attribute}")),
+        "problems": problems,
+        "percent": percent,
+        "interval": interval,
+    }
+    written = []
+    for name in ("model_card", "data_card"):
+        path = (out or folder) / f"{name}.md"
+        with files.atomic_write(path, "w") as handle:
+            handle.write(render_markdown(f"{name}.md.jinja", **facts))
+        written.append(path)
+    return written
+
+
+def _models(folder: Path, models: dict[str, Any], problems: list[str]) -> list[dict[str, Any]]:
+    """Describe each network by its run; a checkpoint that changed since is a problem instead."""
+    found = []
+    stage1 = ({"model": "stage 1", **row} for row in rows(models, "stage1"))
+    for model in (*stage1, *rows(models, "specialists.{model}")):
+        name, place, sha256 = (model.get(key) for key in ("model", "path", "sha256"))
+        path = read.found_at(folder, str(place or ""))
+        if path is None or files.sha256_of_file(path) != sha256:
+            problems.append(f"{name}: {place} is not there any more, or another file")
+            continue
+        run = read.read_run(path.parent)
+        made = {"epochs": len(run.history), "training_time": run.time, "device": run.device}
+        settings = {key: run.settings.get(key) for key in _SETTINGS.split()}
+        found.append({"model": name, **made, **settings, "SHA-256": sha256})
+    return found

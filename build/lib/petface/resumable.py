@@ -1,0 +1,231 @@
+"""Long tables that are written batch by batch and can go on after a kill."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from petface import files
+from petface.errors import UserError
+
+_Item = TypeVar("_Item")
+
+
+class ResumableTable:
+    """Rows go into `<path>.unfinished`, which becomes `path` at the end.
+
+    A CSV with a `header`, or JSON lines without one. `identity` (JSON values) says what the rows
+    depend on; it is kept beside the table, and an unfinished table is continued only where it is
+    the same. A finished one is refused unless `force`, which starts over, and deletes the files
+    `replaced` before the finished table; its own unfinished rows are continued, too.
+    Use: enter, `batches_kept`, `write` for each further batch, `finish`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        header: Sequence[str] | None,
+        identity: dict[str, Any],
+        *,
+        force: bool = False,
+        replaced: Sequence[Path] = (),
+    ) -> None:
+        self.path = path
+        self.unfinished = path.with_name(path.name + ".unfinished")
+        self._identity_path = path.with_name(path.name + ".identity.json")
+        self._header = None if header is None else files.csv_line(header)
+        self._identity, self._force = json.loads(json.dumps(identity)), force
+        self._replaced = (*replaced, path)
+        self._handle: FileIO
+
+    def __enter__(self) -> ResumableTable:
+        if self.path.exists() and not self._force:
+            self._identity_path.unlink(missing_ok=True)  # its maker was killed before this was done
+            raise UserError(f"{self.path} is a finished table; use --force or another folder")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = FileIO(self.unfinished, "a+")
+        except OSError as error:
+            raise files.write_error(self.unfinished, error) from error
+        try:
+            holder = files.take(self._handle)
+            if not holder and not self._has_its_name():
+                holder = "another process"
+            if holder:
+                raise UserError(f"{self.unfinished} is being written by {holder}")
+            self._take_up()
+        except BaseException:
+            self._handle.close()
+            raise
+        return self
+
+    def _has_its_name(self) -> bool:
+        """Check that nobody finished the table between its opening and its locking here."""
+        try:
+            return os.path.samestat(os.fstat(self._handle.fileno()), self.unfinished.stat())
+        except FileNotFoundError:
+            return False
+
+    def _take_up(self) -> None:
+        """Keep an unfinished table of the same identity, else begin with an empty one."""
+        found = None
+        with suppress(FileNotFoundError, *((UserError,) if self._force else ())):
+            found = files.read_json(self._identity_path)
+        if found is not None and found != self._identity and not self._force:
+            both = {**found, **self._identity}
+            what = [name for name in both if found.get(name) != self._identity.get(name)]
+            raise UserError(
+                f"{self.unfinished} was begun with other checkpoints, data or settings "
+                f"({', '.join(what)}); use --force to start over, or another folder"
+            )
+        if found != self._identity:
+            self._handle.truncate(0)
+        for file in self._replaced if self._force else ():
+            file.unlink(missing_ok=True)
+        files.write_json(self._identity_path, self._identity)
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.close()
+
+    def batches_kept(self, batch_sizes: Sequence[int], max_rows: int | None = None) -> int:
+        """Cut the table back to whole batches, `max_rows` at most, and return how many it holds."""
+        is_csv = self._header is not None
+        ends = [] if is_csv else [0]  # byte offset after the header and after each whole row
+        offset, in_quotes = 0, False  # in CSV a line break inside quotes does not end a row
+        with self.unfinished.open("rb") as lines:
+            for line in lines:
+                offset += len(line)
+                in_quotes ^= is_csv and line.count(b'"') % 2 == 1
+                if not in_quotes and line.endswith(b"\n"):
+                    ends.append(offset)
+        if not ends:  # not even a header
+            self._handle.truncate(0)
+            self.write_lines(self._header or "")
+            return 0
+        num_rows = min(len(ends) - 1, len(ends) if max_rows is None else max_rows)
+        totals = np.cumsum([0, *batch_sizes])
+        num_batches = int(np.searchsorted(totals, num_rows, side="right")) - 1
+        self._handle.truncate(ends[totals[num_batches]])
+        return num_batches
+
+    def write(self, rows: Sequence[Sequence[object]]) -> None:
+        """Append whole rows in one write; text cells go through `files.safe_cell`."""
+        self.write_lines("".join(files.csv_line(map(files.safe_cell, row)) for row in rows))
+
+    def write_lines(self, text: str) -> None:
+        """Append whole rows that are laid out already, in one write.
+
+        On a full disk `UserError` names path and free bytes, and the table ends on a whole row.
+        """
+        self._append(text.encode("utf-8", "backslashreplace"))
+
+    def take_in(self, part: Path) -> None:
+        """Append the rows of another unfinished table with the same columns."""
+        with part.open("rb") as rows:
+            rows.seek(len((self._header or "").encode()))
+            while block := rows.read(1 << 24):
+                self._append(block)
+
+    def _append(self, content: bytes) -> None:
+        left = memoryview(content)
+        begin = self._handle.seek(0, os.SEEK_END)
+        try:
+            while left:  # a nearly full disk takes a part first, then raises
+                left = left[self._handle.write(left) :]
+        except OSError as error:
+            self._handle.truncate(begin)
+            raise files.write_error(self.unfinished, error) from error
+
+    def finish(self) -> None:
+        """Flush to disk and give the table its final name."""
+        os.fsync(self._handle.fileno())
+        os.replace(self.unfinished, self.path)
+        self._identity_path.unlink(missing_ok=True)
+
+
+class ResumableRecords:
+    """`num` records of one size go into `<path>.unfinished`, which becomes the .npy file `path`.
+
+    Stands beside a `ResumableTable`, under its lock: write here first, finish here first.
+    Use: `num_kept`, `begin`, `write` for each further batch, `finish`.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, num: int) -> None:
+        self.path, self.dtype, self.num = path, dtype, num
+        self.unfinished = path.with_name(path.name + ".unfinished")
+        head = io.BytesIO()
+        shape = {"descr": dtype.descr, "fortran_order": False, "shape": (num,)}
+        np.lib.format.write_array_header_1_0(head, shape)
+        self._header = head.getvalue()
+
+    def num_kept(self) -> int:
+        """Count the whole records of an earlier start; 0 where it had others."""
+        if not self.unfinished.exists() and self.path.exists():
+            os.replace(self.path, self.unfinished)  # stopped between the two last renames
+        try:
+            with self.unfinished.open("rb") as handle:
+                is_same = handle.read(len(self._header)) == self._header
+                size = os.fstat(handle.fileno()).st_size - len(self._header)
+        except FileNotFoundError:
+            return 0
+        return size // self.dtype.itemsize if is_same else 0
+
+    def begin(self, num_kept: int) -> None:
+        """Go on behind `num_kept` records."""
+        self.write(num_kept, np.empty(0, self.dtype))
+
+    def write(self, first: int, records: np.ndarray) -> None:
+        """Write records to the places from `first` on; what was behind them is cut off."""
+        assert records.dtype == self.dtype and first + len(records) <= self.num, first
+        begin = len(self._header) + first * self.dtype.itemsize
+        try:
+            with self.unfinished.open("r+b" if first else "wb") as handle:
+                if not first:
+                    handle.write(self._header)
+                handle.truncate(begin)
+                handle.seek(begin)
+                handle.write(records.tobytes())
+        except OSError as error:
+            raise files.write_error(self.unfinished, error) from error
+
+    def finish(self) -> None:
+        """Flush to disk and give the file its final name."""
+        with self.unfinished.open("r+b") as handle:
+            os.fsync(handle.fileno())
+        os.replace(self.unfinished, self.path)
+
+
+def write_behind(
+    items: Iterable[_Item], write: Callable[[_Item], None], *, waiting: int = 4
+) -> None:
+    """Call `write` for each of `items` in order, in a thread of its own, while the next is made.
+
+    What it raises is raised here; nothing is written after that. Where `items` raises, what came
+    before is written first. At most `waiting` items lie between the two.
+    """
+
+    def write_after(previous: Future[None] | None, item: _Item) -> None:
+        if previous is not None:
+            previous.result()  # done by now; what it raised is raised by all that follow
+        write(item)
+
+    last: Future[None] | None = None
+    between: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="write rows") as writer:
+        for item in items:
+            last = writer.submit(write_after, last, item)
+            between.append(last)
+            if len(between) > waiting:
+                between.popleft().result()
+        if last is not None:
+            last.result()

@@ -1,0 +1,111 @@
+// An answer of the networks as elements. Labels come from files: they only ever become text nodes.
+
+import { count, describeProblem, headName, percent, size } from "./words.js";
+
+const NUM_SHOWN = 3; // the others are folded away
+const MAX_MAY_BE = 12;
+
+/** Make an element: classes behind dots, properties, then children; strings become text. */
+export function make(tag, properties = {}, ...children) {
+  const [name, ...classes] = tag.split(".");
+  const element = document.createElement(name);
+  element.className = classes.join(" ");
+  Object.assign(element, properties);
+  element.append(...children.filter(Boolean));
+  return element;
+}
+
+export const bdi = (text) => make("bdi", {}, String(text));
+
+/** Lay an answer out; `why(head, label)` makes a button; `isFolded` folds attributes away. */
+export function answerView(answer, why = () => null, isFolded = false) {
+  const { species, attributes } = answer;
+  const heads = Object.entries(attributes);
+  const views = heads.map(([head, entry]) => headView(head, entry, why(head, entry.label)));
+  const grid = heads.length > 0 && make("div.attributes", {}, ...views);
+  const names = heads.map(([head]) => headName(head)).join(", ");
+  return [
+    answer.message && make("p.note.bad", {}, make("b", {}, describeProblem(answer).title), " ",
+      bdi(answer.message)),
+    headView("species", species, why("species", species.label)),
+    answer.status === "no_specialist" && make("p.note.quiet", {},
+      "There is no specialist for ", bdi(species.label),
+      " on this server, so breed, colours and gender were not predicted."),
+    grid && species.sure === false && make("p.small.given", {},
+      "What follows holds only if it is: ", bdi(species.label), "."),
+    grid && isFolded ? make("details.rest.folded", {}, make("summary", {}, names), grid) : grid,
+    [species, ...Object.values(attributes)].some(({ sure }) => sure == null) && make(
+      "p.small.foot", {}, "Not every answer here was calibrated: where it was not, nothing says " +
+      "when there is little evidence."),
+  ];
+}
+
+function headView(head, entry, whyButton) {
+  const isUnsure = entry.sure === false;
+  const answer = make("p.answer", {}, bdi(entry.label), isUnsure && " ",
+    isUnsure && make("span.guess.doubt", {}, "little evidence"));
+  const mayBe = entry.may_be?.length > (isUnsure ? 0 : 1) && mayBeView(entry.may_be);
+  return make(`section.head.${head === "species" ? "first" : "other"}`, {},
+    make("div.line", {}, make("h4", {}, headName(head)), whyButton),
+    answer, barsView(headName(head), entry.topk, isUnsure), mayBe);
+}
+
+function barsView(name, topk, isUnsure) {
+  const rows = topk.map(([label, probability]) => {
+    const bar = make("i");
+    bar.style.width = `${probability * 100}%`;
+    return make("li", {}, make("span.label", {}, bdi(label)),
+      make("span.bar", { ariaHidden: "true" }, bar), make("span.value", {}, percent(probability)));
+  });
+  const kind = isUnsure ? "ol.bars.pale" : "ol.bars";
+  const rest = rows.slice(NUM_SHOWN);
+  return make("div", {},
+    make(kind, { ariaLabel: `Probabilities, ${name}` }, ...rows.slice(0, NUM_SHOWN)),
+    rest.length > 0 && make("details.rest", {},
+      make("summary", {}, `${rest.length} more`),
+      make("ol.bars.pale", { start: NUM_SHOWN + 1 }, ...rest)));
+}
+
+function mayBeView(labels) {
+  const shown = labels.slice(0, MAX_MAY_BE).flatMap((label) => [", ", bdi(label)]).slice(1);
+  const more = labels.length - MAX_MAY_BE;
+  return make("p.small.may-be", {}, "It may be ", ...shown, more > 0 && ` or ${more} more`,
+    ". Lists like this hold the true one in 9 of 10 photos.");
+}
+
+/** Say that photos of one animal were taken for different species; null where they agree. */
+export function disagreementNote(photos) {
+  const votes = new Map();
+  for (const { answer } of photos) {
+    const label = answer?.species?.label;
+    if (label) votes.set(label, (votes.get(label) ?? 0) + 1);
+  }
+  if (votes.size < 2) return null;
+  const parts = [...votes].flatMap(([label, number]) => [", ", `${number} × `, bdi(label)]);
+  return make("p.note", {}, make("b", {}, "The photos do not agree. "), "Alone they would be: ",
+    ...parts.slice(1), ". Do all of them show one animal?");
+}
+
+/** Lay the model card out. */
+export function cardView(card) {
+  if (!card) {
+    return [make("p.note.quiet", {}, "The server gave no model card. Is it running?")];
+  }
+  const { limits = {}, stage1 = {}, specialists = {} } = card;
+  const rows = [
+    ["Engine", `${card.engine}, ${card.precision}`],
+    ["Species", (stage1.heads?.species ?? []).join(", ")],
+    ["No specialist", (card.no_specialist ?? []).join(", ")],
+    ["Limits", `${count(limits.max_photos, "photo")} of one animal, ` +
+      `${size(limits.max_body_mb * 1e6)} in one upload`],
+  ].filter(([, text]) => text);
+  const networks = [["stage 1", stage1], ...Object.entries(specialists)];
+  return [
+    make("dl.facts", {}, ...rows.map(([name, text]) =>
+      make("div", {}, make("dt", {}, name), make("dd", {}, bdi(text))))),
+    make("ul.networks", {}, ...networks.map(([name, { heads = {}, sha256 = "" }]) =>
+      make("li", {}, make("b", {}, bdi(name)), " ", bdi(Object.entries(heads)
+        .map(([head, labels]) => `${headName(head).toLowerCase()} (${labels.length})`).join(", ")),
+      make("code", { title: `sha256 ${sha256}` }, `sha256 ${sha256.slice(0, 12)}…`)))),
+  ];
+}

@@ -1,0 +1,187 @@
+"""Analyse the errors of a finished evaluation: where they are, what the networks look at, and
+whether they lean on how photos are cut.
+
+    python -m tools.analyse_errors --out-dir runs/evaluation
+
+Writes into OUT_DIR/analysis, all on the test part: analysis.json; mistakes.csv, every wrong answer,
+the surest first; slices.csv, accuracy by the animal's number of photos and label frequency;
+probes.csv, answers to shifted photos and to those with a painted border. Grad-CAM pictures of the
+surest mistakes, which show photos, are in analysis/photos.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from petface.errors import UserError, run_script
+
+# isort: split
+import numpy as np
+import pandas as pd
+
+from inference_engine import Stage1Model, Stage2Model
+from petface import files
+from petface.analysis import attention, errors, probes
+from petface.data.loading import worker_count
+from petface.evaluation.details import HEADS, Evaluation, class_numbers, read_evaluation
+from petface.inference.loading import find_specialist
+from petface.models.network import Network
+from petface.report import report_line
+from petface.settings import NonNegative, Positive, read_settings
+from petface.taxonomy import UNKNOWN
+
+# ---- Evaluation ----
+OUT_DIR: str = "runs/evaluation"  # the evaluation's folder
+IMAGES_ROOT: str = ""  # "" = where the evaluation found the photos
+STAGE1_CHECKPOINT: str = ""  # "" = the file that was evaluated; another must have its bytes
+STAGE2_FOLDER: str = ""  # "" = likewise; holds <species>/<species>_best.pt
+DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
+
+# ---- How much ----
+SAMPLE: NonNegative = 500  # test photos predicted under every probe, spread evenly; 0 = all
+EXAMPLES: Positive = 8  # mistakes per head in a picture
+
+# ---- Speed ----
+BATCH_SIZE: Positive = 64
+WORKERS: int = -1  # decoding processes; 0 = none but this one, -1 = one per core
+
+SHOWN = ("left 10 %", "down 10 %", "outer 10 % black", "outer 10 % mean colour")
+
+
+def main() -> None:
+    s = read_settings(sys.modules[__name__])
+    start = time.perf_counter()
+    evaluation = read_evaluation(s.OUT_DIR)
+    out = Path(s.OUT_DIR) / "analysis"
+    root = s.IMAGES_ROOT or evaluation.models["images_root"]
+    nothing = UserError(f"no test photo below {root} can be read; set --images-root")
+    if not Path(root).is_dir():
+        raise nothing
+    work = attention.choose_photos(evaluation, root, s.SAMPLE, s.EXAMPLES)
+    for path in out.rglob("gradcam_*.png"):  # of an earlier analysis, of other heads
+        path.unlink()
+    worst = errors.write_mistakes(out / "mistakes.csv", evaluation)
+    slices = errors.make_slices(evaluation)
+    errors.write_slices(out / "slices.csv", slices)
+    figures, pictures, told = run_networks(evaluation, work, s)
+    if told["num_unreadable"] == len(work.sample):
+        raise nothing
+    probes.write_probes(out / "probes.csv", figures)
+    for head, found in pictures.items():
+        picture = out / "photos" / f"gradcam_{head}_mistakes.png"
+        attention.draw_mistakes(picture, work.mistakes[head], found)
+    result = {
+        "num_test": int((evaluation.rows["split"] == "test").sum()),
+        "sample": len(work.sample),
+        **told,
+        "mistakes": worst,
+        "slices": slices,
+        "slices_standing_out": errors.count_standing_out(slices),
+        "probes": figures,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    written = {str(p.relative_to(out)) for p in out.rglob("*") if p.suffix in (".csv", ".png")}
+    files.write_json(out / "analysis.json", {**result, "files": sorted(written)})
+    print(describe(result))
+    print(f"seconds: {result['seconds']}\nanalysis: {out / 'analysis.json'}")
+    print(report_line(out.parent))
+
+
+def run_networks(
+    evaluation: Evaluation, work: attention.Work, s: Any
+) -> tuple[dict[str, Any], dict[str, dict[int, list[np.ndarray]]], dict[str, Any]]:
+    """Run stage 1 and then each specialist over the photos.
+
+    Return the probes' figures and the explained mistakes of each head; then how many photos cannot
+    be read, and the share of the others whose species was answered as in the evaluation, which may
+    have run in another precision.
+    """
+    sample = work.sample
+    species_of = np.array(work.labels("species", sample))
+    records = errors.record_numbers(evaluation)[work.rows[sample]]
+    kept, pictures = defaultdict(list), defaultdict[str, dict[int, list[np.ndarray]]](dict)
+    right, told = np.zeros(len(sample), bool), dict[str, Any]()
+    for species, network, heads in load_networks(evaluation, s):
+        asked = np.flatnonzero((species is None) | (right & (species_of == species)))
+        answers = probes.predict_under_probes(
+            network, work.catalog, sample[asked], len(heads), batch_size=s.BATCH_SIZE,
+            num_workers=worker_count(s.WORKERS), description=f"probes, {species or 'species'}",
+        )  # fmt: skip
+        for number, (head, names) in enumerate(heads.items()):
+            predicted, confidence = (a[:, :, number] for a in answers)
+            true = class_numbers(work.labels(errors.true_column(head), sample[asked]), names)
+            use = (predicted[0] >= 0) & (true != UNKNOWN)
+            kept[head].append(
+                (predicted[:, use], confidence[:, use], true[use], records[asked[use]])
+            )
+            pictures[head] |= attention.explain(work, network, head, number, names, species)
+        if species is None:
+            right, answered = predicted[0] == true, predicted[0] >= 0
+            before = class_numbers(work.labels("species_pred", sample), names)
+            same = (predicted[0] == before)[answered & (before != UNKNOWN)]
+            told["num_unreadable"] = int((~answered).sum())
+            told["same_species_as_evaluation_frac"] = float(same.mean()) if len(same) else None
+    figures = {}
+    for head in (head for head in HEADS if head in kept):
+        # each photo holds class numbers of one specialist only, so they may stand side by side
+        whole = [np.concatenate(columns, axis=-1) for columns in zip(*kept[head], strict=True)]
+        if len(whole[2]):
+            figures[head] = probes.probe_figures(*whole)
+    return figures, pictures, told
+
+
+def load_networks(
+    evaluation: Evaluation, s: Any
+) -> Iterator[tuple[str | None, Network, dict[str, tuple[str, ...]]]]:
+    """Load the networks that were evaluated, from where they are now: stage 1 as None first."""
+    path = s.STAGE1_CHECKPOINT or evaluation.models["stage1"]["path"]
+    check_bytes(path, evaluation.models["stage1"])
+    stage1 = Stage1Model(path, s.DEVICE)
+    yield None, stage1.network, {"species": stage1.classes}
+    for species, model in evaluation.models["specialists"].items():
+        path = model["path"]
+        if s.STAGE2_FOLDER:
+            path = find_specialist(species, s.STAGE2_FOLDER) or s.STAGE2_FOLDER
+        check_bytes(path, model)
+        specialist = Stage2Model.load_for_species(species, path, s.DEVICE)
+        names = {head: specialist.vocabularies[head] for head in specialist.heads}
+        yield species, specialist.network, names
+
+
+def check_bytes(path: str | Path, model: dict[str, Any]) -> None:
+    """Refuse a checkpoint that is not the one whose answers were evaluated."""
+    if Path(path).is_file() and files.sha256_of_file(path) != model["sha256"]:
+        raise UserError(
+            f"{path} is not the checkpoint that was evaluated, {model['path']}; evaluate again, "
+            "or set --stage1-checkpoint and --stage2-folder"
+        )
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Format what an analysis found: of the probes, the change in points."""
+    chance = result["slices_standing_out"]
+    rows = {
+        head: {
+            "probed": entry["baseline"]["num"],
+            "right, %": entry["baseline"]["accuracy"] * 100,
+            **{p["name"]: p["change"] * 100 for p in entry["probes"] if p["name"] in SHOWN},
+        }
+        for head, entry in result["probes"].items()
+    }
+    lines = [
+        f"test part: {result['num_test']:,} photos; {result['sample']:,} probed, "
+        f"{result['num_unreadable']:,} of them cannot be read",
+        f"slices: {chance['stand_out']} of {chance['bins']} bins stand out; about "
+        f"{chance['by_chance']} would by chance",
+        pd.DataFrame.from_dict(rows, orient="index").to_string(float_format="{:.1f}".format),
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main)

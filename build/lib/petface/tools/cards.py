@@ -1,0 +1,48 @@
+"""Write the model card and the data card of an evaluation.
+
+    python -m tools.cards --evaluation runs/evaluation --audit runs/audit
+
+Writes model_card.md and data_card.md into OUT. Every number and fact comes from the evaluation, the
+runs behind it and the audit; what is not there is "not measured". What a person must say (OWNER,
+LICENSE, CONTACT) is marked until it is given. Needs no model to run; a second.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from petface.errors import UserError, run_script, short
+from petface.evaluation.details import SUMMARY
+from petface.report.cards import write_cards
+from petface.settings import read_settings
+
+# ---- What a person must say ----
+OWNER: str = ""  # who answers for the model and keeps the data; "" = marked "to be filled in"
+LICENSE: str = ""  # terms of the model; those of the dataset hold as well
+CONTACT: str = ""  # where questions go
+
+# ---- Sources and output ----
+EVALUATION: str = "runs/evaluation"  # folder of a finished evaluation
+AUDIT: str = ""  # folder of tools.audit; "" = none
+OUT: str = ""  # "" = beside the evaluation's files
+
+
+def main() -> None:
+    settings = read_settings(sys.modules[__name__])
+    people = {"Owner": settings.OWNER, "Licence": settings.LICENSE, "Contact": settings.CONTACT}
+    folder = Path(settings.EVALUATION)
+    out = Path(settings.OUT) if settings.OUT else None
+    try:
+        written = write_cards(folder, people=people, audit=settings.AUDIT, out=out)
+    except (UserError, OSError, ImportError):
+        raise
+    except Exception as error:  # jinja2 has its own for what is not there
+        what = f"{folder / SUMMARY} is damaged or of an earlier version"
+        raise UserError(f"{what} ({short(repr(error))})") from error
+    for path in written:
+        print(f"{path.stem}: {path}")
+
+
+if __name__ == "__main__":
+    run_script(main)

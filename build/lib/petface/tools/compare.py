@@ -1,0 +1,55 @@
+"""Compare evaluations of one dataset: which model is better, in what, and how surely.
+
+    python -m tools.compare runs/evaluation_a runs/evaluation_b --out runs/comparison
+
+They are compared photo by photo: differences of accuracy with intervals, and tests that respect
+that photos of one animal belong together. Writes compare.html (one page, opens without a network,
+no photos), compare.json, and changed.csv with every photo whose answer changed, into OUT. Of more
+folders the first is A, and each other one is compared with it; the second comparison's files are
+compare_2.json and changed_2.csv.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from petface import files
+from petface.analysis.compare import compare_evaluations, describe_comparison, read_pair
+from petface.errors import SettingsError, UserError, run_script
+from petface.report.compare_page import comparison_page
+from petface.settings import read_settings
+
+# ---- Comparison ----
+OUT: str = "runs/comparison"  # an earlier comparison there is replaced
+
+
+def main() -> None:
+    settings = read_settings(
+        sys.modules[__name__],
+        positional=("EVALUATION", "folders of evaluations: A, then those compared with it"),
+    )
+    if len(settings.positional) < 2:
+        raise SettingsError(
+            f"give two folders to compare, not {len(settings.positional)}: "
+            "python -m tools.compare runs/evaluation_a runs/evaluation_b"
+        )
+    a, *others = map(Path, settings.positional)
+    for b in others:
+        if a.resolve() == b.resolve():
+            raise UserError(f"{a} and {b} are the same folder; give the folder of another model")
+    out, comparisons = Path(settings.OUT), []
+    for number, b in enumerate(others, start=1):
+        suffix = "" if number == 1 else f"_{number}"
+        comparison, rows = compare_evaluations(read_pair(a, b))
+        files.write_csv(out / f"changed{suffix}.csv", list(rows), rows.itertuples(index=False))
+        print(describe_comparison(comparison))
+        files.write_json(out / f"compare{suffix}.json", comparison)
+        comparisons.append(comparison)
+    with files.atomic_write(out / "compare.html", "w") as handle:
+        handle.write(comparison_page(comparisons))
+    print(f"page: {out / 'compare.html'}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,87 @@
+"""Export the two-stage system as ONNX files: one folder that other runtimes answer without torch.
+
+    python -m tools.export --config configs/export/demo.toml
+    python -m tools.export --precision int8        # 8 bits where that keeps the predictions
+
+OUT holds bundle.json, stage1.onnx and stage2/<species>.onnx, beside each model its card in JSON. A
+model is the network alone: `image` (B, 3, S, S) float32 in [0, 1], RGB -> logits per head. The card
+says how photos are resized, with a test vector. Each model is compared with its checkpoint on
+validation photos and refused where logits differ by more than MAX_LOGIT_DIFFERENCE. int8 is fitted
+on training photos and kept only where INT8_AGREEMENT of the predictions stay the same, for every
+head; the others stay in fp32. All commands and classes take the folder in place of the checkpoints.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Literal
+
+from petface.data.dataset import load_dataset
+from petface.errors import UserError, run_script
+from petface.inference.loading import find_specialist
+from petface.settings import Fraction, Positive, PositiveFloat, Seed, read_settings
+
+# ---- What is exported ----
+STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"
+STAGE2_FOLDER: str = "runs/stage2"  # holds <species>/<species>_best.pt
+OUT: str = "runs/bundle"
+
+# ---- Photos that it is measured on ----
+IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
+ANNOTATIONS_ROOT: str = "data/PetFace/annotations"  # <species>.csv
+SPLITS_FILE: str = ""  # "" = splits.csv beside the images, the one the models were trained with
+SPLIT_SEED: Seed = 0  # used when splits.csv is made, never after
+PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
+NUM_PARITY: Positive = 512  # validation photos at most, per model
+MAX_LOGIT_DIFFERENCE: PositiveFloat = 1e-3  # to torch in fp32; float sums in another order: 1e-5
+
+# ---- int8 ----
+PRECISION: Literal["fp32", "int8"] = "fp32"  # int8: a quarter of the size, faster on a CPU
+INT8_AGREEMENT: Fraction = 0.99  # least share of fp32's predictions; else the model stays in fp32
+NUM_CALIBRATION: Positive = 256  # training photos that show the ranges
+
+
+def main() -> None:
+    s = read_settings(
+        sys.modules[__name__],
+        switches={
+            "force": "replace a finished bundle",
+            "force_int8": "keep int8 models that give too few of the predictions",
+        },
+    )
+    from petface.export.bundle import write_bundle  # their packages are optional
+    from petface.export.model import ExportOptions
+
+    print(s.provenance())
+    force_int8 = "force_int8" in s.switches
+    if s.PRECISION == "fp32" and force_int8:
+        raise UserError("--force-int8 needs --precision int8")
+    dataset = load_dataset(
+        s.IMAGES_ROOT, s.ANNOTATIONS_ROOT, splits_file=s.SPLITS_FILE, seed=s.SPLIT_SEED
+    )
+    found = {name: find_specialist(name, s.STAGE2_FOLDER) for name in dataset.catalog.classes}
+    specialists = {name: path for name, path in found.items() if path is not None}
+    if missing := [name for name in found if name not in specialists]:
+        print(f"no specialist in {s.STAGE2_FOLDER} for: {', '.join(missing)}")
+    options = ExportOptions(
+        precision=s.PRECISION,
+        max_logit_difference=s.MAX_LOGIT_DIFFERENCE,
+        num_parity=s.NUM_PARITY,
+        int8_agreement=s.INT8_AGREEMENT,
+        force_int8=force_int8,
+        num_calibration=s.NUM_CALIBRATION,
+        pack=s.PACK,
+    )
+    start, force = time.perf_counter(), "force" in s.switches
+    cards = write_bundle(s.OUT, s.STAGE1_CHECKPOINT, specialists, dataset, options, force=force)
+    num_int8 = sum(card["precision"] == "int8" for card in cards.values())
+    megabytes = sum(card["bytes"] for card in cards.values()) / 1e6
+    print(
+        f"models: {len(cards)}\nint8: {num_int8}\nmegabytes: {megabytes:.1f}\n"
+        f"seconds: {time.perf_counter() - start:.1f}\nbundle: {s.OUT}"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

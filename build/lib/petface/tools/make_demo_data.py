@@ -1,0 +1,282 @@
+"""Draw a synthetic PetFace: the tree, the annotation files and the label traps of the real one.
+
+    python -m tools.make_demo_data --out data/demo --records 900 --size 64 --seed 0
+
+About 3,500 photos in 7 s on two cores. The tree depends on --records, --size, --seed,
+--no-odd-files and --mislabelled alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated
+
+from petface.errors import UserError, run_script
+
+# isort: split
+import numpy as np
+from PIL import Image
+
+from petface.devices import num_cores
+from petface.files import write_csv, write_error, write_json
+from petface.progress import progress
+from petface.settings import Fraction, NonNegative, Range, Seed, read_settings
+from petface.taxonomy import SPECIES_FEATURES
+
+from .demo_animals import (
+    BREEDS,
+    COLOURS,
+    SPECIES,
+    UNKNOWN_GENDER_FRAC,
+    long_tailed,
+    record_counts,
+)
+from .demo_faces import draw_individual, draw_photo
+
+# ---- What is drawn ----
+RECORDS: Annotated[int, Range(60, 257_484)] = 900  # animals
+SIZE: Annotated[int, Range(32, 224)] = 64  # side of a photo, pixels
+SEED: Seed = 0  # another one, other animals
+MISLABELLED: Fraction = 0.05  # animals that look like another class than their label says
+
+# ---- Where, and how ----
+OUT: str = "data/demo"
+WORKERS: NonNegative = 0  # processes; 0 = one per core
+
+FORMAT = 1  # raised when the same arguments would draw another tree
+MARKER = "demo.json"
+PARTS_OF_TREE = ("images", "annotations")
+UNKNOWN_FRAC = 0.05  # of breeds and colours
+PHOTOS, PHOTOS_P = (2, 3, 4, 5, 6), (0.12, 0.25, 0.33, 0.20, 0.10)  # a record; mean 3.91
+TOKENS = ("", "unknown", "Unknown", "unk", "UNK", "NA", "n/a", "N/A", "nan", "NaN")
+SPARROW_COLOR1 = {"Normal": "Gray", "Silver": "Gray", "White": "White", "Cinnamon": "Brown"}
+TITLES = {"breed": "Breed", "color": "Color", "color1": "Color1", "color2": "Color2"}
+NO_VALID_COLOR2 = ("ferret", "hedgehog")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One animal: what it looks like and what its row says."""
+
+    species: str
+    number: int
+    num_photos: int
+    look: tuple[str, str, str, str]  # breed, colour, pattern, gender
+    cells: tuple[str, ...]  # in the order of `columns_of`, without Name
+
+    @property
+    def name(self) -> str:
+        """Return the name of the folder."""
+        return f"{self.number:06d}"
+
+
+def columns_of(species: str) -> tuple[str, ...]:
+    """Return the header of a species' annotation file."""
+    features = SPECIES_FEATURES[species] + ("color2",) * (species in NO_VALID_COLOR2)
+    return ("Name", "Gender", *(title for key, title in TITLES.items() if key in features))
+
+
+def plan_species(species: str, count: int, seed: int, mislabelled: float) -> list[Record]:
+    """Decide labels, looks and number of photos of all records of one species."""
+    # No record has this number, so the stream is none of theirs.
+    rng = np.random.default_rng([seed, SPECIES.index(species), 1 << 32])
+    breeds = long_tailed(list(BREEDS.get(species, [""])), count, 1.2, rng)
+    colours = long_tailed(list(COLOURS.get(species, [""])), count, 0.9, rng)
+    patterns = np.full(count, "", dtype=object)
+    for colour, names in COLOURS.get(species, {}).items():
+        if names and (rows := np.flatnonzero(colours == colour)).size:
+            patterns[rows] = long_tailed(names, rows.size, 0.9, rng)
+    genders = rng.permutation(np.array(["Female", "Male"] * count, dtype=object)[:count])
+    photos = rng.choice(PHOTOS, count, p=PHOTOS_P)
+    color1 = np.array([SPARROW_COLOR1.get(name, name) for name in colours], dtype=object)
+    labels = {"Gender": genders, "Breed": breeds, "Color": colours}
+    labels["Color1"] = color1 if species == "javasparrow" else colours
+    cells = draw_cells(species, labels, patterns, rng)
+    records = []
+    for row in range(count):
+        other, another = rng.integers(count, size=2)
+        breed = breeds[other if rng.random() < mislabelled else row]
+        coat = another if rng.random() < mislabelled else row
+        look = (breed, colours[coat], patterns[coat], genders[row].lower())
+        texts = tuple(cells[title][row] for title in columns_of(species)[1:])
+        records.append(Record(species, row, int(photos[row]), look, texts))
+    return records
+
+
+def draw_cells(
+    species: str, labels: dict[str, np.ndarray], patterns: np.ndarray, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Turn the true labels into what the CSV has, unknown tokens put in: column -> (records,)."""
+    count = len(patterns)
+    cells = {}
+    for title, values in labels.items():
+        frac = UNKNOWN_GENDER_FRAC[species] if title == "Gender" else UNKNOWN_FRAC
+        cells[title] = values.copy()
+        cells[title][rng.permutation(count)[: round(frac * count)]] = ""
+    short = rng.random(count) < 0.03
+    cells["Gender"][short] = [value[:1] for value in cells["Gender"][short]]
+    cells["Color2"] = np.where(cells["Color1"] == "", "", patterns)
+    cells["Color2"][rng.random(count) < UNKNOWN_FRAC] = ""
+    for values in cells.values():
+        unknown = np.flatnonzero(values == "")
+        drawn = rng.integers(len(TOKENS), size=unknown.size)
+        values[unknown] = np.array(TOKENS, dtype=object)[drawn]
+    return cells
+
+
+def plan(records: int, seed: int, mislabelled: float = MISLABELLED) -> dict[str, list[Record]]:
+    """Plan the whole tree: species -> records."""
+    counts = record_counts(records)
+    return {name: plan_species(name, num, seed, mislabelled) for name, num in counts.items()}
+
+
+def annotation_rows(records: list[Record]) -> list[tuple[str, ...]]:
+    """Return the rows of one species' file, with the oddities of cat and dog.
+
+    Cat: names written `7` and `11.0`, an equal duplicate, a row without a folder. Dog: a name
+    written `7.0`, a contradictory duplicate, a folder without a row.
+    """
+    species = records[0].species
+    spelling = {"cat": {7: "7", 11: "11.0"}, "dog": {7: "7.0"}}.get(species, {})
+    rows = [(spelling.get(record.number, record.name), *record.cells) for record in records]
+    if species == "cat":
+        rows += [rows[3], (f"{len(records) + 1:06d}", *rows[0][1:])]
+    if species == "dog":
+        rows.pop()
+        name, _, *rest = next(row for row in rows if row[1] == "Female")
+        rows.append((name, "Male", *rest))
+    return rows
+
+
+def draw_records(images: Path, records: list[Record], size_px: int, seed: int) -> int:
+    """Draw the photos of `records`; give their number. Runs in a worker process."""
+    for record in records:
+        rng = np.random.default_rng([seed, SPECIES.index(record.species), record.number])
+        who = draw_individual(record.species, *record.look, rng)
+        folder = images / record.species / record.name
+        folder.mkdir(parents=True)
+        for photo in range(record.num_photos):
+            draw_photo(who, size_px, rng).save(folder / f"{photo:02d}.png", compress_level=4)
+    return sum(record.num_photos for record in records)
+
+
+def draw_tree(
+    out: Path, tree: dict[str, list[Record]], size_px: int, seed: int, workers: int
+) -> None:
+    """Draw all photos with a progress bar and write the annotation files, one a species."""
+    everyone = [record for records in tree.values() for record in records]
+    parts = [everyone[start : start + 12] for start in range(0, len(everyone), 12)]
+    num_photos = sum(record.num_photos for record in everyone)
+    same = ([out / "images"] * len(parts), parts, [size_px] * len(parts), [seed] * len(parts))
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, which ends the pool
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore)
+    try:
+        with progress(total=num_photos, unit="photo", desc="drawing") as bar:
+            for drawn in (
+                map(draw_records, *same) if workers == 1 else pool.map(draw_records, *same)
+            ):
+                bar.update(drawn)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    for species, records in tree.items():
+        path = out / "annotations" / f"{species}.csv"
+        write_csv(path, columns_of(species), annotation_rows(records))
+
+
+def plant_odd_files(images: Path, num_cats: int) -> None:
+    """Put one of each odd file of real trees into the two largest species."""
+    cat, dog = images / "cat", images / "dog"
+    (images / ".DS_Store").write_bytes(b"\x00\x00\x00\x01Bud1")
+    (cat / "000001" / "._00.png").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X")
+    (dog / "000001" / "Thumbs.db").write_bytes(bytes.fromhex("d0cf11e0a1b11ae1"))
+    (dog / "notes.txt").write_text("not a photo\n", encoding="utf-8")
+    (cat / f"{num_cats:06d}").mkdir()
+    (cat / "000002" / "nested").mkdir()
+    shutil.copyfile(cat / "000002" / "00.png", cat / "000002" / "nested" / "00.png")
+    (cat / "000003" / "00.png").write_bytes(b"")
+    whole = (dog / "000002" / "00.png").read_bytes()
+    (dog / "000002" / "00.png").write_bytes(whole[: len(whole) // 2])
+    grey = np.asarray(Image.open(cat / "000004" / "00.png").convert("L"), np.uint16) * 257
+    Image.fromarray(grey).save(cat / "000004" / "00.png")
+    clear = Image.open(cat / "000005" / "00.png").convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    clear.save(cat / "000005" / "00.png")
+    renamed = Image.open(dog / "000003" / "00.png").convert("RGB")
+    renamed.save(dog / "000003" / "00.png", format="JPEG", quality=92)
+
+
+def is_there(out: Path, marker: dict[str, object], *, force: bool) -> bool:
+    """Return whether `out` holds the tree of `marker` already; make it empty of an older demo.
+
+    An unfinished tree is always taken away. Raises `UserError` for a folder that is not a demo, and
+    for another finished demo without `force`. Nothing but the demo's own three entries is deleted.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        found = json.loads((out / MARKER).read_text(encoding="utf-8"))
+        ours = found["tool"] == marker["tool"]
+    except (OSError, ValueError, TypeError, KeyError):
+        ours = False
+    if not ours:
+        raise UserError(
+            f"{out} is not empty and has no {MARKER} of this tool, so it is left alone, --force or "
+            "not: choose another --out or delete it yourself"
+        )
+    complete = found.get("finished") and all((out / part).is_dir() for part in PARTS_OF_TREE)
+    if complete and not force:
+        if found == marker:
+            return True
+        raise UserError(
+            f"{out} holds a demo drawn with {found.get('arguments')}: give --force to replace it "
+            "or choose another --out"
+        )
+    write_json(out / MARKER, marker | {"finished": False})  # before the first deletion
+    for part in filter(Path.exists, (out / name for name in PARTS_OF_TREE)):
+        shutil.rmtree(part)
+    return False
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw the tree unless it is there."""
+    s = read_settings(
+        sys.modules[__name__],
+        argv,
+        switches={
+            "force": "draw anew over an older demo",
+            "no_odd_files": "no broken and foreign files in the tree",
+        },
+    )
+    start, out, has_odd_files = time.perf_counter(), Path(s.OUT), "no_odd_files" not in s.switches
+    tree = plan(s.RECORDS, s.SEED, s.MISLABELLED)
+    arguments = {"records": s.RECORDS, "size": s.SIZE, "seed": s.SEED}
+    arguments |= {"no_odd_files": not has_odd_files, "mislabelled": s.MISLABELLED}
+    marker = {"tool": "tools.make_demo_data", "format": FORMAT, "arguments": arguments}
+    marker["finished"] = True
+    try:
+        there = is_there(out, marker, force="force" in s.switches)
+        if not there:
+            write_json(out / MARKER, marker | {"finished": False})
+            draw_tree(out, tree, s.SIZE, s.SEED, s.WORKERS or num_cores())
+            if has_odd_files:
+                plant_odd_files(out / "images", len(tree["cat"]))
+            write_json(out / MARKER, marker)
+    except OSError as error:
+        raise write_error(error.filename or out, error) from error
+    print(f"folder: {out}{' (already there)' if there else ''}")
+    print(f"records: {s.RECORDS}")
+    print(f"photos: {sum(record.num_photos for records in tree.values() for record in records)}")
+    print(f"seconds: {time.perf_counter() - start:.1f}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,137 @@
+"""Turn a source of photos into a PetFace tree, so that both trainers and the evaluation take it.
+
+    python -m tools.prepare_data image_folder --source my_pets --out data/my_pets
+    python -m tools.prepare_data image_folder --source new_photos --checkpoint runs/x/best.pt
+    python -m tools.prepare_data oxford_pets --download true               # 37 breeds, one stage
+    python -m tools.prepare_data oxford_pets --stages two                  # cat or dog, then breed
+    python -m tools.prepare_data inat_json --source inat --train train2018.json --val val2018.json
+
+The tree holds links to the photos, the breeds as annotations, and the source's own split; the
+source itself stays as it is. Prints what was found and left out, and the commands that come next.
+Each photo counts as one animal unless it lies in a folder of its own animal inside its class.
+`sources.csv` in the tree tells where each photo came from, `left_out.csv` what is not used and why.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from petface.errors import SettingsError, run_script
+
+# isort: split
+import numpy as np
+import pandas
+
+from petface.data.sources.image_folder import read_image_folder
+from petface.data.sources.inat_json import read_inat_json
+from petface.data.sources.layout import Found, check_out, prepare, safe_name
+from petface.data.sources.oxford_pets import download_oxford_pets, read_oxford_pets
+from petface.data.splits import SPLITS
+from petface.settings import Seed, Settings, read_settings
+
+KINDS = "image_folder", "oxford_pets", "inat_json"
+OXFORD_PRESETS = {"one": "oxford_pets", "two": "oxford_pets_two"}  # in configs/, by STAGES
+
+# ---- What is read ----
+SOURCE: str = ""  # folder of the photos; "" = data/oxford for oxford_pets, else it must be given
+DOWNLOAD: bool = False  # oxford_pets: let torchvision fetch it into SOURCE, 800 MB
+STAGES: Literal["one", "two"] = "one"  # oxford_pets: one: 37 breeds; two: cat or dog, then breed
+TRAIN: str = ""  # inat_json: JSON of the training photos; alone, it is split when first used
+VAL: str = ""  # inat_json: JSON of the validation photos
+
+# ---- What becomes of it ----
+OUT: str = ""  # new folder; "" = data/oxford_pets, data/oxford_pets_two or data/<source>_petface
+CHECKPOINT: str = ""  # best.pt of stage 1: classes it does not know leave the test part
+VAL_AS: Literal["test", "val"] = "test"  # what a val part is where there is no test part
+LINK: Literal["symbolic", "hard", "copy"] = "symbolic"  # how photos get there
+SEED: Seed = 0  # of the parts that are cut from train
+
+
+def read(kind: str, source: str, s: Settings) -> Found:
+    """Read the source, after its download where that is wanted."""
+    if kind == "image_folder":
+        return read_image_folder(source)
+    if kind == "inat_json":
+        return read_inat_json(source, s.TRAIN, s.VAL or None)
+    if s.DOWNLOAD:
+        download_oxford_pets(source)
+    return read_oxford_pets(source, s.STAGES)
+
+
+def describe(found: Found, rows_shown: int = 40, samples_shown: int = 3) -> str:
+    """Return a table of the photos per class and part, the notes, and what was left out."""
+    photos = [(entry.species, entry.part or "photos") for entry in found.entries]
+    counts = pandas.crosstab(*map(np.array, zip(*photos, strict=True)), colnames=["class"])
+    counts = counts.reindex(columns=list(SPLITS) if found.parts else ["photos"], fill_value=0)
+    shown, more = counts.head(rows_shown).copy(), len(counts) - rows_shown
+    shown.loc[f"all {len(counts)} classes"] = counts.sum()
+    lines = [shown.map("{:,}".format).rename_axis(index=None).to_string()]
+    lines += [f"... {more} more, see sources.csv"] * (more > 0)
+    lines += found.notes
+    for reason, num in sorted(Counter(reason for _, reason in found.left_out).items()):
+        examples = [what for what, why in found.left_out if why == reason][:samples_shown]
+        lines.append(f"left out, {reason}: {num:,}, such as {', '.join(examples)}")
+    return "\n".join(lines)
+
+
+def next_commands(kind: str, out: str, found: Found, s: Settings) -> list[list[str]]:
+    """Return the exact commands that use the tree."""
+    evaluate = ["inference_engine.py", "evaluate"]
+    trainers = ["train_resnet_minority_aug_dynamic.py", "stage2_resnet_multi.py"]
+    tree = ["--images-root", f"{out}/images", "--annotations-root", f"{out}/annotations"]
+    if kind == "oxford_pets":
+        scripts = {"stage1": trainers[:1], "stage2": trainers[1:], "eval": evaluate}
+        if s.STAGES == "one":
+            del scripts["stage2"]
+        preset = f"{OXFORD_PRESETS[s.STAGES]}.toml"
+        return [
+            [*words, "--config", f"configs/{folder}/{preset}", *(tree if s.OUT else [])]
+            for folder, words in scripts.items()
+        ]
+    run = safe_name(Path(out).name)
+    checkpoint = ["--stage1-checkpoint", s.CHECKPOINT or f"runs/{run}/best.pt"]
+    specialists = ["--stage2-folder", f"runs/{run}/stage2"]  # none, until they are trained
+    out_dir = ["--out-dir", f"runs/{run}_evaluation"]
+    commands = [[*evaluate, *checkpoint, *specialists, *tree, *out_dir]]
+    if not s.CHECKPOINT and ("train" in found.parts or not found.parts):
+        fine_tuning = ["--config", "configs/stage1/own_photos.toml"]
+        commands.insert(0, [trainers[0], *fine_tuning, *tree, "--run-name", run])
+    return commands
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    s = read_settings(sys.modules[__name__], argv, positional=("SOURCE", " or ".join(KINDS)))
+    kind = s.positional[0] if len(s.positional) == 1 else ""
+    if kind not in KINDS:
+        raise SettingsError(
+            f"give one source of {', '.join(KINDS)}, not {' '.join(s.positional)!r}"
+        )
+    source = s.SOURCE or ("data/oxford" if kind == "oxford_pets" else "")
+    for flag, value in {"--source": source, "--train": s.TRAIN or kind != "inat_json"}.items():
+        if not value:
+            raise SettingsError(f"{flag} is missing; see --help")
+    own_name = f"{safe_name(Path(source).resolve().name)}_petface"
+    name = OXFORD_PRESETS[s.STAGES] if kind == "oxford_pets" else own_name
+    out, classes = str(Path(s.OUT or f"data/{name}")), None
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names that are no UTF-8
+    check_out(Path(out).absolute(), Path(source).absolute())  # before anything is downloaded
+    if s.CHECKPOINT:
+        from petface.models import checkpoints
+
+        classes = checkpoints.read_stage1(s.CHECKPOINT).classes
+    found = read(kind, source, s)
+    prepare(found, out, link=s.LINK, seed=s.SEED, checkpoint_classes=classes, val_as=s.VAL_AS)
+    print(f"{describe(found)}\n\nnext:")
+    for words in next_commands(kind, out, found, s):
+        print(f"    python {shlex.join(words)}")
+    print(f"\nsource: {found.source}\nfolder: {out}\nphotos: {len(found.entries)}")
+    print(f"left_out: {len(found.left_out)}")
+
+
+if __name__ == "__main__":
+    run_script(main)

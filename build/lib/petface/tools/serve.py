@@ -1,0 +1,105 @@
+"""Answer photos over HTTP, with a page for people.
+
+    python -m tools.serve                                   # http://127.0.0.1:8000
+    python -m tools.serve --config configs/serve/demo.toml  # the networks of `make demo`
+    curl -F photo=@photo.jpg http://127.0.0.1:8000/predict
+
+POST /predict (field `photo`), /predict_animal (field `photos`) and /explain (Grad-CAM as PNG);
+GET / (the page), /health, /model_card, /metrics (Prometheus) and /openapi.json. One line per
+request goes to stderr. Photos stay in memory while they are answered and are kept nowhere.
+
+Ctrl-C or SIGTERM: no more is taken in, what was is answered, exit code 0; a second Ctrl-C leaves
+at once. There is no authentication: leave HOST as it is, or put a proxy in front that has one.
+Needs: python -m pip install ".[serve]"
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from typing import Literal
+
+from petface.errors import SettingsError, UserError, run_script
+
+# isort: split
+import torch
+
+from petface.devices import choose_device, num_cores
+from petface.inference.two_stage import TwoStageInference
+from petface.settings import NonNegative, Positive, PositiveFloat, read_settings
+from petface.streams import outlive_reader
+
+# ---- Models ----
+STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"  # or a bundle of exported models
+STAGE2_FOLDER: str = "runs/stage2"  # holds <species>/<species>_best.pt; "" = all in the bundle
+DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
+PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  # fp32 = as inference_engine.py answers
+
+# ---- Address ----
+HOST: str = "127.0.0.1"  # this machine alone; 0.0.0.0 = every network, without authentication
+PORT: NonNegative = 8000  # 0 = a free one, printed
+ALLOWED_HOSTS: tuple[str, ...] = ()  # more names in Host headers; () = this machine's, else any
+
+# ---- Limits ----
+MAX_BATCH: Positive = 64  # photos computed together; 1 = each alone
+MAX_QUEUE: Positive = 128  # photos taken in and not yet answered; beyond: 503
+MAX_BODY_MB: PositiveFloat = 20.0  # of 1,000,000 bytes; beyond: 413
+MAX_UPLOADS_MB: PositiveFloat = 256.0  # bodies in memory at once; beyond: 503
+MAX_PHOTOS: Positive = 8  # of one animal; never more than MAX_QUEUE
+MAX_PIXELS_PER_PHOTO: Positive = 50_000_000  # beyond: 413, before it is decoded
+MAX_PIXELS_AT_ONCE: Positive = 400_000_000  # of all photos taken in; beyond: 503
+HEAD_TIMEOUT_S: PositiveFloat = 10.0  # for the head of a request; beyond: closed
+BODY_TIMEOUT_S: PositiveFloat = 30.0  # for the whole body; beyond: 408
+ANSWER_TIMEOUT_S: PositiveFloat = 20.0  # from the body to the answer; beyond: 503
+NUM_WORKERS: int = -1  # threads that compute; -1 = on a GPU two, else all cores but one
+NUM_THREADS: NonNegative = 1  # of each worker on a CPU; 0 = as torch chooses
+
+_SWITCH_S = 5e-4  # usually 0.005: so long the event loop waits for a computing thread, each time
+
+
+def main() -> None:
+    s = read_settings(sys.modules[__name__])
+    try:
+        from petface.serving.app import Service, make_app
+        from petface.serving.requests import Limits
+        from petface.serving.server import bind, serve
+    except ImportError as error:
+        way_out = 'python -m pip install ".[serve]"'
+        raise UserError(f"the server needs {error.name}: {way_out}") from None
+    if s.MAX_UPLOADS_MB < s.MAX_BODY_MB:
+        raise SettingsError("MAX_UPLOADS_MB must be at least MAX_BODY_MB, or no such body fits")
+    limits = Limits(
+        max_batch=s.MAX_BATCH,
+        max_queue=s.MAX_QUEUE,
+        max_photos=min(s.MAX_PHOTOS, s.MAX_QUEUE),
+        max_pixels=s.MAX_PIXELS_PER_PHOTO,
+        max_pixels_at_once=max(s.MAX_PIXELS_AT_ONCE, s.MAX_PIXELS_PER_PHOTO),
+        max_body_mb=s.MAX_BODY_MB,
+        max_uploads_mb=s.MAX_UPLOADS_MB,
+        head_timeout_s=s.HEAD_TIMEOUT_S,
+        body_timeout_s=s.BODY_TIMEOUT_S,
+        answer_timeout_s=s.ANSWER_TIMEOUT_S,
+    )
+    outlive_reader()
+    print(s.provenance())
+    sys.setswitchinterval(_SWITCH_S)
+    taken = bind(s.HOST, s.PORT)
+    if s.NUM_THREADS:
+        torch.set_num_threads(s.NUM_THREADS)
+    engine = TwoStageInference(s.STAGE1_CHECKPOINT, s.STAGE2_FOLDER or None, s.DEVICE, s.PRECISION)
+    engine.load_all()
+    address, port = taken.getsockname()[:2]
+    hosts = s.ALLOWED_HOSTS
+    if ipaddress.ip_address(address).is_loopback:
+        hosts = (*hosts, "localhost", "127.0.0.1", "[::1]", s.HOST)
+    else:
+        print("WARNING: the whole network reaches HOST; no authentication", file=sys.stderr)
+    usual = max(1, num_cores() - 1) if choose_device(s.DEVICE).type == "cpu" else 2
+    num_workers = usual if s.NUM_WORKERS < 0 else max(1, s.NUM_WORKERS)
+    service = Service(engine, limits, num_workers=num_workers, num_decoders=num_cores())
+    print(f"ready: http://{f'[{s.HOST}]' if ':' in s.HOST else s.HOST}:{port}", flush=True)
+    serve(make_app(service, hosts), taken, limits)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,76 @@
+"""Show a finished evaluation: its held-out table, and a picture of photos with their answers.
+
+    python -m tools.show_evaluation --config configs/eval/demo.toml
+
+Draws <OUT_DIR>/predictions.png, the photos of the report's page: right answers in green, wrong ones
+in red with the truth behind them, grey where no label is known. A seed chooses the photos.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from petface.errors import UserError, run_script, short
+
+# isort: split
+from PIL import Image, ImageDraw, ImageFont
+
+import inference_engine
+from petface import files
+from petface.evaluation.details import PER_IMAGE, SUMMARY
+from petface.evaluation.summary import describe_summary
+from petface.report.page import Photo
+from petface.report.photos import PHOTO_PX, prediction_sheet, read_test_rows
+from petface.settings import read_settings
+
+NUM_COLUMNS, NUM_LINES = 6, 5
+TILE_PX, LINE_PX, MARGIN_PX = 190, 15, 12
+COLORS = {"right": "#1a7f37", "wrong": "#c62828", "pale": "#7a7a7a"}
+
+
+def main() -> None:
+    settings = read_settings(inference_engine)
+    out = Path(settings.OUT_DIR)
+    summary_file, picture = out / SUMMARY, out / "predictions.png"
+    if not summary_file.exists():
+        raise UserError(f"{out} holds no finished evaluation; run: inference_engine.py evaluate")
+    try:
+        print(describe_summary(files.read_json(summary_file)))
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        what = f"{summary_file} is damaged or of an earlier version ({short(repr(error))})"
+        way_out = f"run: python inference_engine.py evaluate --out-dir {out} --force"
+        raise UserError(f"{what}; {way_out}") from error
+    strip = prediction_sheet(read_test_rows(out), Path(settings.IMAGES_ROOT))
+    photos = [photo for photo in strip.shown if isinstance(photo, Photo)]
+    with files.atomic_write(picture) as handle:
+        draw_sheet(photos).save(handle, format="PNG", optimize=True)
+    print(f"\nper_image: {out / PER_IMAGE}\nsummary: {summary_file}\npicture: {picture}")
+
+
+def draw_sheet(photos: Sequence[Photo]) -> Image.Image:
+    """Format photos in rows of `NUM_COLUMNS`, each with its answers below."""
+    height_px = PHOTO_PX + NUM_LINES * LINE_PX + MARGIN_PX
+    num_rows = -(-len(photos) // NUM_COLUMNS)
+    size = NUM_COLUMNS * TILE_PX + MARGIN_PX, num_rows * height_px + MARGIN_PX
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for number, photo in enumerate(photos):
+        row, column = divmod(number, NUM_COLUMNS)
+        left, top = MARGIN_PX + column * TILE_PX, MARGIN_PX + row * height_px
+        if photo.source:  # empty where the file is gone
+            jpeg = base64.b64decode(photo.source.partition(",")[2])
+            sheet.paste(Image.open(io.BytesIO(jpeg)), (left, top))
+        for line, (text, kind) in enumerate(photo.lines[:NUM_LINES]):
+            while draw.textlength(text, font) > TILE_PX - MARGIN_PX:
+                text = text.rstrip("…")[:-1].rstrip() + "…"
+            draw.text((left, top + PHOTO_PX + 2 + line * LINE_PX), text, COLORS[kind], font)
+    return sheet
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "tools.show_evaluation"
+    run_script(main)

@@ -1,0 +1,260 @@
+"""Train presets several times, with other seeds or folds, and compare them.
+
+    python -m tools.sweep configs/stage1/tinypets.toml configs/stage1/realpets.toml
+    python -m tools.sweep configs/stage2/realpets.toml --folds 5 --seeds 42
+    python -m tools.sweep configs/stage1/tinypets.toml --out runs/lr LR=0.003 EPOCHS=10
+    python -m tools.sweep configs/stage1/tinypets.toml+configs/stage1/tinypets_plain.toml
+
+Each run has its own folder, OUT/<preset>/seed42 or OUT/<preset>/fold1_seed42. A finished run stays
+as it is and an unfinished one goes on, so the same command takes a sweep up where it stopped; a
+finished run of other settings is refused. Writes runs.csv (a row per run), summary.csv (mean and
+standard deviation) and accuracy_time.png into OUT. The best preset is named by the validation part.
+With --folds every record is in the test part of one fold; splits.csv is left alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from petface.errors import ENDS_WITH_INPUT, SettingsError, UserError, run_script
+
+# isort: split
+import torch
+
+import petface
+from petface import files
+from petface.analysis.sweeps import SweepRun, write_sweep
+from petface.data.dataset import fold_files
+from petface.data.images import Preprocessing
+from petface.data.pack import image_source
+from petface.data.sources.petface import scan
+from petface.devices import num_cores
+from petface.settings import NonNegative, Positive, Seed, Settings, read_settings
+from petface.streams import outlive_reader
+
+# ---- Sweep ----
+SEEDS: tuple[Seed, ...] = (42, 123, 777)
+FOLDS: NonNegative = 0  # 0 = the one split; else as many, by record, each with every seed
+FOLD_SEED: Seed = 0  # which record is in which fold
+OUT: str = "runs/sweep"
+JOBS: Positive = 1  # runs at once; they share the cores, and take the GPUs in turn
+
+SCRIPTS = {"stage1": "train_resnet_minority_aug_dynamic", "stage2": "stage2_resnet_multi"}
+ALL_TRAINED = "sweep_finished"  # mark of a run of stage 2 whose last specialist is trained
+ROOT = Path(petface.__file__).resolve().parents[1]  # of the trainers
+RUNNING: Final = set[subprocess.Popen[bytes]]()
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A trainer (stage 1's or stage 2's) with a preset and changes laid over its constants."""
+
+    preset: str  # name of the preset
+    script: str
+    flags: tuple[str, ...]
+
+    @property
+    def module(self) -> Any:
+        """The trainer, imported."""
+        return importlib.import_module(self.script)
+
+    def settings(self, *more: str) -> Settings:
+        """Read the constants, with more flags behind the preset's."""
+        return read_settings(self.module, [*self.flags, *more])
+
+
+def trainers_of(words: Sequence[str]) -> list[Trainer]:
+    """Read presets and NAME=value; the folder of a preset tells its trainer, values go to all.
+
+    Presets that are joined by "+" are laid over each other; the last one gives the name.
+    """
+    changes = [flag for word in words if "=" in word for flag in flag_of_change(word)]
+    found = []
+    for word in (word for word in words if "=" not in word):
+        paths = [Path(part) for part in word.split("+")]
+        kind = paths[-1].resolve().parent.name
+        if kind not in SCRIPTS:
+            raise UserError(f"{paths[-1]}: lies in no folder of presets ({', '.join(SCRIPTS)})")
+        presets = [flag for path in paths for flag in ("--config", str(path))]
+        found.append(Trainer(paths[-1].stem, SCRIPTS[kind], (*presets, *changes)))
+    return found
+
+
+def flag_of_change(word: str) -> tuple[str, str]:
+    """Turn NAME=value into the flag that says the same."""
+    name, _, value = word.partition("=")
+    return f"--{name.lower().replace('_', '-')}", value
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run to do: its trainer, all its flags, and where its results lie."""
+
+    trainer: Trainer
+    variant: str
+    settings: Settings
+    flags: tuple[str, ...]
+    folder: Path
+
+    def finished(self) -> list[SweepRun]:
+        """Read what it left: one for stage 1, one per species for stage 2; empty if unfinished."""
+        found = []
+        for path in sorted([self.folder / "final.json", *self.folder.glob("*/final.json")]):
+            if path.exists():
+                self._refuse_other(path.parent)
+                final = files.read_json(path)
+                species = "" if path.parent == self.folder else path.parent.name
+                found.append(SweepRun(self.trainer.preset, self.variant, species, final))
+        return found
+
+    def is_finished(self) -> bool:
+        """Return whether there is nothing left to train."""
+        is_whole = self.trainer.script == SCRIPTS["stage1"] or (self.folder / ALL_TRAINED).exists()
+        return bool(self.finished()) and is_whole
+
+    def _refuse_other(self, folder: Path) -> None:
+        """Refuse results that were made with other settings than these."""
+        text = (folder / "settings.toml").read_text(encoding="utf-8")
+        before, now = tomllib.loads(text), json.loads(json.dumps(self.settings.as_dict()))
+        changed = [
+            f"{name}: {before.get(name)!r} -> {value!r}"
+            for name, value in now.items()
+            if before.get(name) != value and name not in self.trainer.module.MAY_CHANGE
+        ]
+        if changed:
+            raise UserError(
+                f"{folder} was trained with other settings ({'; '.join(changed)}); give the sweep "
+                "another OUT"
+            )
+
+
+def main() -> int:
+    settings = read_settings(
+        sys.modules[__name__],
+        positional=("PRESET", "presets, one over another with +, and NAME=value for all runs"),
+    )
+    outlive_reader()
+    trainers = trainers_of(settings.positional)
+    if not trainers:
+        raise SettingsError("give a preset: python -m tools.sweep configs/stage1/tinypets.toml")
+    plan = [run for trainer in trainers for run in plan_runs(settings, trainer)]
+    if len({run.folder for run in plan}) < len(plan):
+        raise SettingsError("two presets of one name, or a seed twice: their runs would mix")
+    todo = [run for run in plan if not run.is_finished()]
+    print(f"{len(plan)} runs, {len(plan) - len(todo)} of them finished before", flush=True)
+    if settings.JOBS > 1:
+        make_packs(todo)
+    with ThreadPoolExecutor(settings.JOBS) as pool:
+        try:
+            codes = list(pool.map(lambda pair: train(settings.JOBS, *pair), enumerate(todo)))
+        except BaseException:
+            for trainer in list(RUNNING):
+                trainer.terminate()
+            raise
+    runs = [found for run in plan for found in run.finished()]
+    if runs:
+        print(write_sweep(Path(settings.OUT), runs))
+    if failed := [str(run.folder) for run, code in zip(todo, codes, strict=True) if code]:
+        names = ", ".join(failed)
+        print(f"not finished: {names}; the same command goes on there", file=sys.stderr)
+    return int(bool(failed))
+
+
+def plan_runs(s: Settings, trainer: Trainer) -> list[Planned]:
+    """List the runs of a preset: every fold with every seed."""
+    plain = trainer.settings()
+    folds: list[tuple[str, tuple[str, ...]]] = [("", ())]
+    if s.FOLDS:
+        paths = fold_files(
+            plain.IMAGES_ROOT,
+            plain.ANNOTATIONS_ROOT,
+            Path(s.OUT) / "folds" / f"{trainer.script}_{trainer.preset}",
+            num_folds=s.FOLDS,
+            seed=s.FOLD_SEED,
+            splits_file=plain.SPLITS_FILE,
+        )
+        folds = [(f"fold{k}_", ("--splits-file", str(p))) for k, p in enumerate(paths, start=1)]
+    found = []
+    for seed, (fold, split) in itertools.product(s.SEEDS, folds):
+        name = f"{trainer.preset}/{fold}seed{seed}"
+        own = (*split, "--seed", str(seed), "--runs-root", s.OUT, "--run-name", name)
+        folder, flags = Path(s.OUT) / name, (*trainer.flags, *own)
+        found.append(Planned(trainer, folder.name, trainer.settings(*own), flags, folder))
+    return found
+
+
+def make_packs(todo: list[Planned]) -> None:
+    """Make the packs that runs ask for before they begin: two would make one at the same time."""
+    made = set()
+    for run in todo:
+        s = run.settings
+        key = (s.IMAGES_ROOT, s.PACK, s.IMAGE_SIZE_PX, s.RESIZE_RULE)
+        if s.PACK and key not in made:
+            made.add(key)
+            rule = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE)
+            image_source(scan(s.IMAGES_ROOT).catalog, s.PACK, rule)
+
+
+def train(num_jobs: int, number: int, run: Planned) -> int:
+    """Train a run in a process of its own; its output goes to train.log in its folder."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, num_cores() // num_jobs))}
+    if num_jobs > 1 and torch.cuda.device_count() > 1:
+        environment["CUDA_VISIBLE_DEVICES"] = str(number % torch.cuda.device_count())
+    log_path = run.folder / "train.log"
+    with log_path.open("ab") as log:
+        script = str(ROOT / f"{run.trainer.script}.py")
+        with started([script, *run.flags], log, environment) as process:
+            code = process.wait()
+    if code == 0 and run.trainer.script == SCRIPTS["stage2"]:
+        (run.folder / ALL_TRAINED).touch()
+    said = f"left with {code}: {last_line(log_path)}" if code else "finished"
+    print(f"{run.trainer.preset} {run.variant}: {said}", flush=True)
+    return code
+
+
+@contextmanager
+def started(
+    command: Sequence[str], log: IO[bytes], environment: Mapping[str, str] = os.environ
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a trainer that ends with this process, however that ends.
+
+    Its input is a pipe that nobody writes to and that closes with this process.
+    """
+    with subprocess.Popen(
+        [sys.executable, *command],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={**environment, ENDS_WITH_INPUT: "1"},
+    ) as process:
+        RUNNING.add(process)
+        try:
+            yield process
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            RUNNING.discard(process)
+
+
+def last_line(path: Path) -> str:
+    """Return the last line of a log."""
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+if __name__ == "__main__":
+    run_script(main)

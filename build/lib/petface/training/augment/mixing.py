@@ -1,0 +1,113 @@
+"""Mix the images of a batch in pairs: mixup and CutMix.
+
+Each image gets a partner from the same batch; one share, how much of the result is the image
+itself, holds for the whole batch. A loss of the mixed images is share * loss(own labels) +
+(1 - share) * loss(labels of the partners), whatever the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from petface.devices import to_device
+
+MixKind = Literal["none", "mixup", "cutmix", "both"]
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How often batches are mixed, and how: "both" takes either, a coin for each batch."""
+
+    kind: MixKind = "none"
+    probability: float = 0.0
+    alpha: float = 1.0  # share ~ Beta(alpha, alpha)
+    adapts: bool = False  # `after` changes the probability, up to what it is here
+
+    def after(self, val_losses: Sequence[float]) -> Mixing:
+        """Return how the next epoch is mixed after epochs with these validation losses."""
+        if not self.adapts:
+            return self
+        return replace(self, probability=adapted_probability(val_losses, self.probability))
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """Mixed images (B, C, H, W), each image's partner (B,) int64 and the share of itself."""
+
+    images: Tensor
+    partner: Tensor
+    share: float
+
+    def partner_labels(self, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the labels (B,) of the partners, for every head."""
+        return {head: label[self.partner] for head, label in labels.items()}
+
+
+def mix_batch(images: Tensor, mixing: Mixing, generator: torch.Generator) -> Mixed | None:
+    """Mix (B, C, H, W) float images; None where the lot says that this batch stays as it is.
+
+    `generator` is on the CPU. All that it decides before the partners depends on its state alone,
+    so processes that share a batch mix it alike, each within its own images.
+    """
+    if mixing.kind == "none" or mixing.probability == 0:
+        return None
+    lot, coin = torch.rand(2, generator=generator).tolist()
+    share = _draw_share(mixing.alpha, generator)
+    centre = torch.rand(2, generator=generator).tolist()
+    partner = to_device(torch.randperm(len(images), generator=generator), images.device)
+    if lot >= mixing.probability:
+        return None
+    if mixing.kind == "mixup" or (mixing.kind == "both" and coin < 0.5):
+        return mixup(images, partner, share)
+    return cutmix(images, partner, share, (centre[0], centre[1]))
+
+
+def mixup(images: Tensor, partner: Tensor, share: float) -> Mixed:
+    """Blend: share * own + (1 - share) * partner. Zhang et al., "mixup", arXiv 1710.09412."""
+    return Mixed(torch.lerp(images[partner], images, share), partner, share)
+
+
+def cutmix(
+    images: Tensor, partner: Tensor, wanted_share: float, centre: tuple[float, float]
+) -> Mixed:
+    """Replace a rectangle by the same place of the partner.
+
+    It has the image's shape, 1 - `wanted_share` of its area and its centre (y, x) at these
+    fractions of the sides, and is cut at the border; the share that is given back counts the pixels
+    that were kept. Yun et al., "CutMix", arXiv 1905.04899.
+    """
+    inside, area = [], 1.0
+    for place, side in zip(centre, images.shape[2:], strict=True):
+        half = (1 - wanted_share) ** 0.5 * side / 2
+        begin = min(max(round(place * side - half), 0), side)
+        end = min(max(round(place * side + half), 0), side)
+        inside.append(slice(begin, end))
+        area *= (end - begin) / side
+    mixed = images.clone()
+    mixed[:, :, inside[0], inside[1]] = images[partner, :, inside[0], inside[1]]
+    return Mixed(mixed, partner, 1 - area)
+
+
+def adapted_probability(val_losses: Sequence[float], most: float) -> float:
+    """Return the probability of mixing: the more the network overfits, the higher.
+
+    It begins at half of `most` and goes up by a fifth of it after an epoch whose loss was not the
+    lowest so far, down by a tenth after one whose loss was; 0 and `most` are its bounds.
+    """
+    steps, lowest = 5, float("inf")  # in tenths of `most`
+    for loss in val_losses:
+        steps = max(steps - 1, 0) if loss < lowest else min(steps + 2, 10)
+        lowest = min(lowest, loss) if loss == loss else lowest
+    return most * steps / 10
+
+
+def _draw_share(alpha: float, generator: torch.Generator) -> float:
+    """Draw from Beta(alpha, alpha). torch's takes no generator: numpy's is seeded by it."""
+    seed = int(torch.randint(1 << 62, (), generator=generator))
+    return float(np.random.default_rng(seed).beta(alpha, alpha))

@@ -1,0 +1,250 @@
+"""One training epoch, shared by both stages, and what an exact resume of it needs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from petface import distributed
+from petface.data.loading import Samples, own_share
+from petface.errors import UserError
+from petface.models.multi_head import train_mode
+from petface.training.augment.mixing import Mixing, mix_batch
+from petface.training.augment.regimes import AugmentRegime
+from petface.training.evaluate import Job, bar_of
+from petface.training.recipe import WeightAverage
+from petface.training.schedule import EarlyStopping
+from petface.training.step import augment_share, backward, combine, share_of
+
+NO_MIXING = Mixing()
+MAX_BAD_STEPS = 10  # non-finite steps in a row before a run stops
+_NUM_KEPT = 50  # steps whose losses a GPU keeps before they are copied
+
+
+@dataclass
+class EpochState:
+    """How far an epoch is, in plain values: what an exact resume in its middle needs."""
+
+    epoch: int = 0
+    step: int = 0  # the next step to run
+    loss_sum: float = 0.0  # over images
+    num_images: int = 0
+    num_unreadable: int = 0
+    num_skipped_steps: int = 0
+    num_bad_in_a_row: int = 0
+    seconds: float = 0.0
+
+    def next_epoch(self) -> EpochState:
+        """Return the start of the epoch after this one; bad steps in a row count across the two."""
+        return EpochState(epoch=self.epoch + 1, num_bad_in_a_row=self.num_bad_in_a_row)
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean over the images seen, NaN before the first."""
+        return self.loss_sum / self.num_images if self.num_images else math.nan
+
+
+@dataclass(eq=False)
+class Progress:
+    """Everything besides the weights that an exact resume needs."""
+
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    stopping: EarlyStopping
+    epoch: EpochState = field(default_factory=EpochState)
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
+    num_parts: int = 1  # of a batch that does not fit into memory at once; not kept
+    average: WeightAverage | None = None  # of the weights, where it is what is measured
+    settle: Callable[[], object] = bool  # lets the epoch's state know of all steps so far
+
+    def measured(self, job: Job) -> Job:
+        """Return the job with the network that is measured: the average where there is one."""
+        if self.average is None:
+            return job
+        return replace(job, network=replace(job.network, model=self.average.model))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values and tensors for a checkpoint."""
+        self.settle()
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "early_stopping": self.stopping.state_dict(),
+            "epoch": self.epoch.epoch,
+            "epoch_state": asdict(self.epoch),
+            "history": self.history,
+            **({} if self.average is None else {"average": self.average.state_dict()}),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):  # of a run in fp16: others have none, and a new one finds its own
+            self.scaler.load_state_dict(state["scaler"])
+        self.stopping.load_state_dict(state["early_stopping"])
+        self.epoch = EpochState(**state["epoch_state"])
+        self.history = state["history"]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+
+def train_epoch(
+    job: Job,
+    progress: Progress,
+    samples: Samples,
+    order: np.ndarray,
+    regimes: tuple[AugmentRegime, AugmentRegime],
+    *,
+    seed: int,
+    rate: Callable[[float], float],
+    mixing: Mixing = NO_MIXING,
+    stop: Callable[[], bool] = bool,
+) -> bool:
+    """Run the rest of an epoch over `order` (n,); False when `stop` asked to leave.
+
+    `rate(t)` gives the learning rate at t = epochs done so far, a fraction included; a parameter
+    group takes it times its "lr_factor". Augmentation, mixing and dropout draw from a generator
+    seeded by (seed, epoch, step): a resumed epoch draws what the straight one would have drawn.
+    Several processes take each step together, and `stop` must answer all of them alike. On a GPU
+    the state learns of losses, and of steps that were not finite, some steps late.
+    """
+    state = progress.epoch
+    train_mode(job.network.model, job.freeze_batchnorm)
+    optimizer, scaler, generator = progress.optimizer, progress.scaler, torch.Generator()
+    num_steps = -(-len(order) // (job.batch_size * distributed.world_size()))
+    begun, seconds_before = time.perf_counter(), state.seconds
+    done = state.num_images + state.num_unreadable
+    losses = _Losses(state, job.network.device)
+    progress.settle = losses.settle
+    with bar_of(f"epoch {state.epoch + 1} train", len(order), done) as bar:
+        for batch in job.batches(samples, order, own_share, state.step):
+            for group in optimizer.param_groups:
+                group["lr"] = rate(state.epoch + batch.step / num_steps) * group.get("lr_factor", 1)
+            share = share_of(batch)
+            job.failures.add(share.failures)
+            if share.num_images:
+                numbers = seed, state.epoch, batch.step
+                generator.manual_seed(_step_seed(*numbers))
+                torch.manual_seed(_step_seed(*numbers, *distributed.place()))  # dropout
+                x = augment_share(batch, share, regimes, generator)
+                mixed = mix_batch(x, mixing, generator)
+                x = x if mixed is None else mixed.images
+                value, progress.num_parts = backward(
+                    job, batch, x, mixed, scaler, progress.num_parts
+                )
+                combine(job.network.model, _parameters(optimizer), value, share)
+                good = _update(value, optimizer, scaler, job.clip_norm)
+                if progress.average is not None:
+                    progress.average.update(job.network.model, good)
+                losses.note(value, good, share.num_images)
+            state.num_unreadable += len(share.failures)
+            state.step = batch.step + 1
+            state.seconds = seconds_before + time.perf_counter() - begun
+            best = progress.stopping.best
+            shown = "" if best is None else f", best so far {best:.3f}"
+            bar.set_postfix_str(f"loss {state.mean_loss:.3f}{shown}", refresh=False)
+            bar.update(share.num_images + len(share.failures))
+            if stop():
+                return False
+    losses.settle()
+    return True
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _update(
+    value: Tensor,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    clip_norm: float = 0.0,
+) -> Tensor:
+    """Step the optimizer unless the loss or a gradient is not finite; () float, 0 if it was not.
+
+    That is decided on the device, by the fused optimizer, which then changes nothing: the program
+    does not wait. Gradients whose common norm is above `clip_norm` are scaled down to it; 0 = as
+    they are.
+    """
+    scaler.unscale_(optimizer)
+    parameters = _parameters(optimizer)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    good = (norm * 0 + value * 0 == 0).float()  # NaN where one of them is not finite
+    if clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    optimizer.found_inf = 1 - good  # type: ignore[attr-defined]
+    optimizer.step()
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return good
+
+
+class _Losses:
+    """The losses of steps on their way into the state; a GPU is not waited for to copy them."""
+
+    def __init__(self, state: EpochState, device: torch.device) -> None:
+        self.state, is_gpu = state, device.type == "cuda"
+        self.kept = torch.zeros(2, _NUM_KEPT if is_gpu else 1, device=device)
+        self.copy = torch.zeros(self.kept.shape).pin_memory() if is_gpu else self.kept
+        self.copied = torch.cuda.Event() if is_gpu else None
+        self.num_images: list[int] = []  # of each step that is kept
+        self.arriving: list[int] = []  # of each step that is being copied
+
+    def note(self, value: Tensor, good: Tensor, num_images: int) -> None:
+        """Keep the loss of a step, whether it counts, and its number of images."""
+        for row, number in enumerate((value, good)):
+            self.kept[row, len(self.num_images)].copy_(number)
+        self.num_images.append(num_images)
+        if len(self.num_images) == self.kept.shape[1]:
+            self._read()
+            self._start_copy()
+        if self.kept.shape[1] == 1:
+            self._read()
+
+    def settle(self) -> None:
+        """Account for all steps so far."""
+        self._read()
+        self._start_copy()
+        self._read()
+
+    def _start_copy(self) -> None:
+        self.arriving, self.num_images = self.num_images, []
+        if self.copied is not None:
+            self.copy.copy_(self.kept, non_blocking=True)
+            self.copied.record()
+
+    def _read(self) -> None:
+        if self.copied is not None and self.arriving:
+            self.copied.synchronize()
+        steps = list(zip(self.arriving, *self.copy.tolist(), strict=False))
+        self.arriving = []
+        for num_images, value, good in steps:
+            _account(self.state, num_images, value, bool(good))
+
+
+def _account(state: EpochState, num_images: int, value: float, finite: bool) -> None:
+    if finite:
+        state.num_bad_in_a_row = 0
+        state.loss_sum += value * num_images
+        state.num_images += num_images
+        return
+    state.num_skipped_steps += 1
+    state.num_bad_in_a_row += 1
+    if state.num_bad_in_a_row >= MAX_BAD_STEPS:
+        raise UserError(
+            f"loss or gradients were not finite in {MAX_BAD_STEPS} steps in a row, the last in "
+            f"epoch {state.epoch + 1}, step {state.step} (loss {value}); lower LR, or set "
+            'PRECISION = "fp32"; best.pt is whole'
+        )
+
+
+def _step_seed(*numbers: int) -> int:
+    """Mix numbers into one 63-bit seed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

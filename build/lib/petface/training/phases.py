@@ -1,0 +1,225 @@
+"""The phases of a training, how far it is in them, and what it saves after every epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from petface.errors import SettingsError, UserError
+from petface.models import checkpoints
+from petface.models.backbones import STAGE_NAMES
+from petface.models.multi_head import unfreeze
+from petface.training.epoch import Progress
+from petface.training.evaluate import Evaluation, Job
+from petface.training.provenance import run_entry
+from petface.training.recipe import WeightAverage, make_optimizer
+from petface.training.runs import RunFolder
+from petface.training.schedule import EarlyStopping, LrKind, lr_factor, plateau_factor
+
+STAGES: Final = (*STAGE_NAMES, "all", "heads")  # what a phase may unfreeze
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is unfrozen besides the heads, the learning rate, for how many epochs at most, and after
+    how many without a better one it ends (0 = never early).
+    """
+
+    stages: tuple[str, ...]
+    lr: float  # LR of stage 1, PHASE_LR of stage 2
+    epochs: int
+    patience: int
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How a network is optimised, the same in every phase."""
+
+    weight_decay: float = 0.0
+    body_lr_factor: float = 1.0  # the body's rate is the phase's times this
+    schedule: LrKind = "constant"  # over each phase
+    warmup_frac: float = 0.0
+    plateau_patience: int = 0
+    ema_decay: float = 0.0  # of the average of the weights, which is then measured; 0 = off
+
+
+def make_phases(
+    stages: Sequence[str],
+    lr: float | Sequence[float],
+    epochs: int | Sequence[int],
+    patience: int | Sequence[int],
+) -> list[Phase]:
+    """Build a phase for each entry of `stages`, names joined by "+".
+
+    The other values are one for all phases, or a list with one for each.
+    """
+    all_stages = [tuple(entry.split("+")) for entry in stages]
+    unknown = [stage for phase in all_stages for stage in phase if stage not in STAGES]
+    if unknown:
+        known = ", ".join(STAGES)
+        raise SettingsError(f"PHASE_STAGES has {unknown[0]!r}; known, joined by +: {known}")
+    if not all_stages:
+        raise SettingsError('PHASE_STAGES is empty; ["all"] is one phase that trains everything')
+    columns = []
+    for what, value in (("learning rates", lr), ("epochs", epochs), ("patience", patience)):
+        column = list(value) if isinstance(value, Sequence) else [value] * len(all_stages)
+        if len(column) != len(all_stages):
+            raise SettingsError(
+                f"PHASE_STAGES has {len(all_stages)} entries, the list of {what} {len(column)}: "
+                "give one value for all phases, or one for each"
+            )
+        columns.append(column)
+    return [Phase(*row) for row in zip(all_stages, *columns, strict=True)]
+
+
+class Training:
+    """A network on its way through the phases, and the checkpoints that it leaves in its run.
+
+    Each phase begins with the best weights so far, a new optimizer, and the metric to beat:
+    `watched` finds it in a row of metrics.csv, `mode` says which of two values is better.
+    `description` are the entries of both checkpoints besides the weights, `more` returns those of
+    last.pt alone.
+    """
+
+    def __init__(
+        self,
+        phases: Sequence[Phase],
+        optimization: Optimization,
+        job: Job,
+        run: RunFolder,
+        description: Mapping[str, Any],
+        watched: Callable[[dict[str, Any]], float],
+        mode: Literal["max", "min"] = "min",
+        more: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        self.phases, self.index = phases, 0
+        self._how, self._job, self._run = optimization, job, run
+        self._model = job.network.model
+        self._description, self._more = description, more
+        self._watched, self._mode = watched, mode
+        self.progress = self._begin()
+        job.rescue.append(self.save_last)
+
+    def _begin(self, best: float | None = None) -> Progress:
+        phase, how = self.phases[self.index], self._how
+        unfreeze(self._model, phase.stages)
+        optimizer = make_optimizer(
+            self._model,
+            phase.lr,
+            weight_decay=how.weight_decay,
+            body_lr_factor=how.body_lr_factor,
+        )
+        stopping = EarlyStopping(phase.patience, self._mode, best=best)
+        average = WeightAverage(self._model, how.ema_decay) if how.ema_decay else None
+        return Progress(optimizer, self._job.network.grad_scaler(), stopping, average=average)
+
+    def has_epoch(self) -> bool:
+        """Check whether an epoch is left, in this phase or in a next one, which then begins.
+
+        That is saved at once: a stop right after its first best weights must not begin it with
+        those.
+        """
+        phase = self.phases[self.index]
+        if len(self.rows()) < phase.epochs and not self.progress.stopping.should_stop:
+            return True
+        if self.progress.stopping.best is None:
+            raise UserError(
+                f"{self._run.path}: no network was chosen, as in no epoch both the training loss "
+                'and the validation were finite; lower the learning rate, set PRECISION = "fp32", '
+                "or see in errors.csv whether images of the validation split can be read"
+            )
+        if self.index + 1 == len(self.phases):
+            self._job.rescue.clear()  # from here on the network holds the best weights
+            return False
+        self.index += 1
+        self._model.load_state_dict(checkpoints.load(self._run.best)["model"])
+        before, self.progress = self.progress, self._begin(self.progress.stopping.best)
+        self.progress.history, self.progress.epoch = before.history, before.epoch
+        self.save_last()
+        return True
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows of this phase's epochs so far."""
+        return [row for row in self.progress.history if row["phase"] == self.index + 1]
+
+    def rate(self) -> Callable[[float], float]:
+        """Return the learning rate as a function of the epochs done."""
+        how, phase, rows = self._how, self.phases[self.index], self.rows()
+        lr, first_epoch = phase.lr, self.progress.epoch.epoch - len(rows)
+        if how.schedule == "plateau":
+            lr *= plateau_factor(map(self._watched, rows), how.plateau_patience, self._mode)
+
+        def rate(epochs: float) -> float:
+            done = (epochs - first_epoch) / phase.epochs
+            return lr * lr_factor(done, how.schedule, how.warmup_frac)
+
+        return rate
+
+    def end_epoch(
+        self, val: Evaluation, accuracies: Mapping[str, float]
+    ) -> tuple[dict[str, Any], bool]:
+        """Write metrics.csv, last.pt and, where it is the best so far, best.pt.
+
+        Returns the epoch's row of metrics.csv, and whether it is the best.
+        """
+        progress, state = self.progress, self.progress.epoch
+        row = {
+            "phase": self.index + 1,
+            "epoch": state.epoch + 1,
+            "train_loss": state.mean_loss,
+            "val_loss": val.loss,
+            **accuracies,
+            "learning_rate": progress.optimizer.param_groups[0]["lr"],
+            "train_images_per_s": state.num_images / max(state.seconds, 1e-9),
+            "train_s": state.seconds,
+            "num_unreadable": state.num_unreadable,
+            "num_skipped_steps": state.num_skipped_steps,
+        }
+        progress.history.append(row)
+        # A network that saw no step, or that answers NaN, is not chosen, whatever else it answers.
+        any_known = any(matrix.any() for matrix in val.confusions.values())
+        losses = [row["train_loss"], *[val.loss] * any_known]
+        is_sound = all(map(math.isfinite, losses)) and not val.num_non_finite
+        is_best = progress.stopping.update(self._watched(row) if is_sound else math.nan)
+        if is_best:
+            weights = progress.measured(self._job).network.model.state_dict()
+            made = {"figures": row, "run": run_entry(self._model, self._job.network.device, row)}
+            self._run.save(self._run.best, {**self._description, "model": weights, **made})
+        progress.epoch = state.next_epoch()
+        self._run.write_board(row)
+        self.save_last()
+        self._run.write_metrics(progress.history)
+        self._job.failures.write()
+        return row, is_best
+
+    def save_last(self) -> None:
+        """Write last.pt: what an exact resume needs, the weights included."""
+        row = self.progress.history[-1] if self.progress.history else {}
+        content = {
+            "model": self._model.state_dict(),
+            "run": run_entry(self._model, self._job.network.device, row),
+            "phase": self.index,
+            **self.progress.state_dict(),
+            **self._more(),
+            "failures": self._job.failures.messages,
+        }
+        self._run.save_last({**self._description, **content})
+
+    def resume(self) -> dict[str, Any] | None:
+        """Continue from last.pt, print where that is and return its content; None without one."""
+        if not self._run.last.exists():
+            return None
+        last = checkpoints.load(self._run.last)
+        self.index = last.get("phase", 0)
+        self._model.load_state_dict(last["model"])
+        self.progress = self._begin()
+        self.progress.load_state_dict(last)
+        for row in self.progress.history:  # stage 1 once had no phases
+            row.setdefault("phase", 1)
+        self._job.failures.messages.update(last["failures"])
+        epoch, many = self.progress.epoch, len(self.phases) > 1
+        where = f" (phase {self.index + 1} of {len(self.phases)})" if many else ""
+        print(f"resuming at epoch {epoch.epoch + 1}, step {epoch.step}{where}")
+        return last

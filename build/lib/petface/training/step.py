@@ -1,0 +1,232 @@
+"""A training step that several processes take together: who has how many images, one sum of all.
+
+The losses of the processes' shares sum to the loss of the common batch, so their gradients do too:
+the sum is what one process would have found, up to rounding and to BatchNorm, which sees the images
+of its own process. Its running statistics are averaged over all images, so that every process has
+the same weights and statistics after every step.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from petface import distributed
+from petface.data.loading import Batch
+from petface.devices import is_out_of_memory
+from petface.errors import UserError
+from petface.training.augment.exact import augment
+from petface.training.augment.mixing import Mixed
+from petface.training.augment.regimes import AugmentRegime, draw_parameters
+from petface.training.evaluate import Job
+from petface.training.losses import known_weight
+
+
+@dataclass(frozen=True)
+class Share:
+    """What this process has of a common batch: alone, all of it."""
+
+    first: int  # readable images on the processes before this one
+    num_own: int
+    num_images: int  # readable images on all
+    failures: list[tuple[int, str]]  # of all: (catalog place, message)
+
+
+def share_of(batch: Batch) -> Share:
+    """Count with the other processes who has how many images of this step."""
+    num_own = len(batch.positions)
+    counts = distributed.gather_numbers(num_own, len(batch.failures))
+    readable = [count[0] for count in counts]
+    failures = batch.failures
+    if len(counts) > 1 and any(count[1] for count in counts):
+        lists = distributed.broadcast_object(distributed.gather_objects(batch.failures))
+        failures = [failure for one in lists for failure in one]
+    return Share(sum(readable[: distributed.rank()]), num_own, sum(readable), failures)
+
+
+def augment_share(
+    batch: Batch,
+    share: Share,
+    regimes: tuple[AugmentRegime, AugmentRegime],
+    generator: torch.Generator,
+) -> Tensor:
+    """Augment (B, 3, H, W) uint8 as the common batch would be.
+
+    Every image has its parameters whoever has it.
+    """
+    own = slice(share.first, share.first + share.num_own)
+    is_tail = torch.zeros(share.num_images, dtype=torch.bool)
+    is_tail[own] = batch.is_tail
+    return augment(batch.images, draw_parameters(is_tail, *regimes, generator)[own])
+
+
+def backward(
+    job: Job,
+    batch: Batch,
+    x: Tensor,
+    mixed: Mixed | None,
+    scaler: torch.amp.GradScaler,
+    num_parts: int,
+) -> tuple[Tensor, int]:
+    """Set the parameters' `grad` to the gradients of this process's images.
+
+    Returns this process's part of the loss and the number of parts that were needed. With `mixed`,
+    `x` are mixed images: each answers for its partner's labels too.
+
+    What does not fit into the device's memory at once goes through in twice as many parts. Their
+    sum is the same but for BatchNorm, which sees a part at a time. Of the attempt that failed
+    nothing is left, neither in BatchNorm's statistics nor in the generators that dropout draws
+    from.
+    """
+    totals = {
+        head: known_weight(labels, job.class_weights.get(head)).reshape(1)
+        for head, labels in batch.labels.items()
+    }
+    distributed.sum_in_place(list(totals.values()))
+    batch = replace(batch, totals={head: total[0] for head, total in totals.items()})
+    undo = _undo(job)
+    while True:
+        try:
+            return _in_parts(job, batch, x, mixed, scaler, num_parts), num_parts
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+        undo()  # here, where the error no longer holds what the attempt had computed
+        if len(x) // (2 * num_parts) < 2:
+            raise UserError(
+                f"not enough memory on {job.network.device} for {-(-len(x) // num_parts)} images "
+                f"at once ({reason}); lower IMAGE_SIZE_PX, or free the device"
+            )
+        num_parts *= 2
+        print(
+            f"out of memory: batches of {len(x)} go through in {num_parts} parts from now on, and "
+            "their gradients are summed before each update",
+            file=sys.stderr,
+        )
+
+
+def _undo(job: Job) -> Callable[[], None]:
+    """Return what undoes an attempt at the gradients that begins now."""
+    model, device = job.network.model, job.network.device
+    tables = [buffer for norm in _batchnorms(model) for buffer in norm.buffers()]
+    kept = [torch.empty_like(buffer) for buffer in tables]
+    numbers = [n for n, buffer in enumerate(tables) if buffer.is_floating_point()]
+    counters = [n for n, buffer in enumerate(tables) if not buffer.is_floating_point()]
+    of_cpu = torch.get_rng_state()
+    of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def copy(to: list[Tensor], source: list[Tensor]) -> None:
+        for chosen in filter(None, (numbers, counters)):  # one launch for each type
+            torch._foreach_copy_([to[n] for n in chosen], [source[n] for n in chosen])
+
+    def undo() -> None:
+        for parameter in model.parameters():
+            parameter.grad = None
+        copy(tables, kept)
+        torch.set_rng_state(of_cpu)
+        if of_device is not None:
+            torch.cuda.set_rng_state(of_device, device)
+            torch.cuda.empty_cache()
+
+    copy(kept, tables)
+    return undo
+
+
+def _batchnorms(model: nn.Module) -> list[_BatchNorm]:
+    """List the BatchNorms whose statistics move."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+
+
+@contextmanager
+def _one_image(model: nn.Module) -> Iterator[None]:
+    """Let BatchNorms that see one value per channel, a 1x1 map, normalise it as in evaluation.
+
+    One value has no variance; torch refuses it. Larger maps of one image are normalised as ever.
+    """
+    norms = _batchnorms(model)
+
+    def look(norm: _BatchNorm, inputs: tuple[Tensor]) -> None:
+        norm.training = inputs[0].numel() > inputs[0].shape[1]
+
+    handles = [norm.register_forward_pre_hook(look) for norm in norms]
+    try:
+        yield
+    finally:
+        for norm, handle in zip(norms, handles, strict=True):
+            handle.remove()
+            norm.training = True
+
+
+@contextmanager
+def _counted_together(model: nn.Module) -> Iterator[None]:
+    """Let the counters of all BatchNorms be raised in one launch, not in one for each."""
+    found = ((norm, norm.num_batches_tracked) for norm in _batchnorms(model))
+    counters = {norm: counter for norm, counter in found if counter is not None}
+    for norm in counters:
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, counter in counters.items():
+            norm.num_batches_tracked = counter
+    if counters:
+        torch._foreach_add_(list(counters.values()), 1)
+
+
+def _in_parts(
+    job: Job,
+    batch: Batch,
+    x: Tensor,
+    mixed: Mixed | None,
+    scaler: torch.amp.GradScaler,
+    num: int,
+) -> Tensor:
+    # The totals hold for both: the partners are the same images in another order.
+    targets = [(1.0, batch.labels)]
+    if mixed is not None:
+        targets = [(mixed.share, batch.labels)]
+        targets += [(1 - mixed.share, mixed.partner_labels(batch.labels))]
+    value = torch.zeros((), device=job.network.device)
+    num = min(num, max(1, len(x) // 2))  # a small last batch: two images at least in each part
+    for rows in np.array_split(np.arange(len(x)), num):
+        if len(rows):
+            part = slice(rows[0], rows[-1] + 1)
+            is_one = len(rows) == 1
+            with (_one_image if is_one else _counted_together)(job.network.model):
+                outputs = job.network(x[part])
+            of_part = torch.zeros((), device=job.network.device)
+            for weight, table in targets:
+                labels = {head: label[part] for head, label in table.items()}
+                of_part = of_part + weight * sum(job.loss(outputs, replace(batch, labels=labels)))
+            scaler.scale(of_part).backward()
+            value += of_part.detach()
+    return value
+
+
+def combine(
+    model: nn.Module, parameters: Sequence[nn.Parameter], loss: Tensor, share: Share
+) -> None:
+    """Sum gradients and loss over all processes, in place; average what BatchNorm has counted."""
+    if distributed.world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:  # this process had no image
+            parameter.grad = torch.zeros_like(parameter)
+    statistics = [
+        statistic
+        for norm in _batchnorms(model)
+        for statistic in (norm.running_mean, norm.running_var)
+        if statistic is not None
+    ]
+    for statistic in statistics:
+        statistic.mul_(share.num_own / share.num_images)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    distributed.sum_in_place([*gradients, *statistics, loss])

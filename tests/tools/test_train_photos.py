@@ -1,0 +1,143 @@
+"""From a folder of photos to a network to serve in one command, and the door to every command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import petface_command
+from petface.errors import UserError
+from tests import scripts
+from tools import train_photos
+
+DOOR = scripts.REPOSITORY / "petface_command.py"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Two classes of one colour each, a file that is no photo, and one that is broken."""
+    root = tmp_path_factory.mktemp("own") / "my pets"
+    noise = np.random.default_rng(0)
+    for name, color in (("cat", 200), ("dog", 60)):
+        (root / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = np.clip(noise.normal(color, 20, (40, 50, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.jpg")
+    (root / "cat/notes.txt").write_text("mine")
+    return root
+
+
+def petface(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does who has not installed it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, str(DOOR), *map(str, words)]
+    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_a_folder_of_photos_becomes_a_network_that_predicts_them(photos, tmp_path):
+    chosen = ["--weights", "none", "--epochs", "1", "--image-size-px", "32", "--name", "mine"]
+    first = petface("train", photos, *chosen, cwd=tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "24 photos of 2 classes" in first.stdout and "median side 40 px" in first.stdout
+    final = json.loads((tmp_path / "runs/mine/stage1/final.json").read_text())
+    assert final["test_images"] >= 2 and final["epochs"] == 1
+    made = ["stage1/report.html", "evaluation/petface_eval_summary.json", "audit/audit.html"]
+    assert [name for name in made if not (tmp_path / "runs/mine" / name).exists()] == []
+    assert (tmp_path / "data/mine/left_out.csv").read_text().count("notes.txt") == 1
+    show, predict, serve = first.stdout.partition("\nnext:\n")[2].strip().splitlines()
+    assert shlex.split(serve)[-5:-4] == ["serve"]
+    words = shlex.split(show)
+    shown = petface(*words[words.index("show") :], cwd=tmp_path)
+    assert shown.returncode == 0 and "cat" in shown.stdout, shown.stderr
+    again = petface("train", photos, *chosen, cwd=tmp_path)
+    assert again.returncode == 0 and again.stdout.count("is there already") == 4
+
+
+@pytest.mark.parametrize(
+    ("side_px", "num", "weights", "expected"),
+    [
+        (40, 1500, "none", ("own_photos_scratch", "32", "60")),
+        (300, 1500, "none", ("own_photos_scratch", "128", "60")),
+        (64, 1500, "w.pth", ("own_photos", "160", "10")),
+        (500, 150, "w.pth", ("own_photos", "224", "20")),
+        (500, 1_000_000, "w.pth", ("own_photos", "224", "4")),
+    ],
+)
+def test_size_and_epochs_follow_the_photos(monkeypatch, side_px, num, weights, expected):
+    monkeypatch.setattr(train_photos, "median_side_px", lambda _: side_px)
+    s = train_photos.read_settings(train_photos, ["--weights", weights])
+    found = train_photos.Found("image_folder", Path("x"), entries=[None] * num)
+    flags = train_photos.training_flags(s, found, "x")
+    preset, size, epochs = expected
+    assert flags[1] == f"configs/stage1/{preset}.toml"
+    assert flags[flags.index("--image-size-px") + 1] == size
+    assert flags[flags.index("--epochs") + 1] == epochs
+
+
+def test_weights_that_cannot_be_had_are_said_and_training_begins_from_scratch(monkeypatch):
+    told = "random (ImageNet weights for mobilenet_v2 could not be had: no network)"
+    monkeypatch.setattr(train_photos, "load_torchvision_weights", lambda *_: told)
+    assert train_photos.first_weights("auto") == ("none", told)
+    monkeypatch.setattr(train_photos, "load_torchvision_weights", lambda *_: "torchvision V2")
+    assert train_photos.first_weights("auto")[0] == "torchvision"
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    photos, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one/cat").mkdir(parents=True)
+    (tmp_path / "one/cat/a.jpg").write_bytes((photos / "cat/0.jpg").read_bytes())
+    with pytest.raises(UserError, match="only the class 'cat'"):
+        train_photos.main(["one"])
+    (tmp_path / "data/pets").mkdir(parents=True)
+    (tmp_path / "data/pets/prepared.json").write_text('{"source": "/other", "photos": 3}')
+    with pytest.raises(UserError, match="made of 3 files of /other, not of these 25"):
+        train_photos.main([str(photos), "--name", "pets"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "one"]
+
+
+def test_every_tool_and_script_has_a_door():
+    doors = {text.split()[0] for text, _ in petface_command.COMMANDS.values()}
+    tools = {path.stem for path in (scripts.REPOSITORY / "tools").glob("*.py")}
+    only_imported = {"__init__", "demo_animals", "demo_faces", "hardware"}
+    trainers_and_engine = (scripts.STAGE1, scripts.STAGE2, scripts.INFERENCE)
+    assert doors - tools == {Path(name).stem for name in trainers_and_engine}
+    assert tools - doors == only_imported
+
+
+def test_the_door_lists_its_commands_and_refuses_others(tmp_path):
+    listed, refused = petface(cwd=tmp_path), petface("trian", cwd=tmp_path)
+    assert listed.returncode == 0 and "find-label-errors" in listed.stdout
+    assert refused.returncode == 1 and "no command 'trian'" in refused.stderr
+
+
+@pytest.mark.slow
+def test_an_installation_runs_from_anywhere(tmp_path):
+    """Everything but the packages is in the wheel: scripts, tools, presets, templates, the page."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    place = ["--no-build-isolation", "--target", str(tmp_path / "site"), str(scripts.REPOSITORY)]
+    subprocess.run([*pip, *place], check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    (tmp_path / "tools").mkdir()  # of somebody else
+    for code in (
+        "import inference_engine; inference_engine.Stage1Model",
+        "import sys, petface_command; sys.argv = ['petface', 'sweep', '--help'];"
+        " petface_command.main()",
+    ):
+        line = [sys.executable, "-P", "-c", code]
+        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert str(scripts.REPOSITORY) not in done.stdout
+    site = tmp_path / "site"
+    for name in ("petface/py.typed", "petface/tools/sweep.py", "petface/report/templates"):
+        assert (site / name).exists()
+    assert (site / "share/petface/configs/stage1/own_photos.toml").exists()
