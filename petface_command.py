@@ -52,6 +52,8 @@ def main() -> None:
         sys.exit(f"error: there is no command {name[:80]!r}\n\n{text}")
     script, *words = COMMANDS[name][0].split()
     sys.argv[1:2] = words
+    if TOOLS == "tools":
+        sys.path.insert(0, str(ROOT))
     if not (ROOT / f"{script}.py").is_file():
         script = f"{TOOLS}.{script}"
     runpy.run_module(script, run_name="__main__", alter_sys=True)
