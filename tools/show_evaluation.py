@@ -2,8 +2,9 @@
 
     python -m tools.show_evaluation --config configs/eval/demo.toml
 
-Draws <OUT_DIR>/predictions.png, the photos of the report's page: right answers in green, wrong ones
-in red with the truth behind them, grey where no label is known. A seed chooses the photos.
+Draws <OUT_DIR>/predictions.png, the photos of the report's page, and strip.png, six of them: right
+predictions in green, wrong ones in red with the truth, grey where no label is known. A
+seed chooses the photos.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from petface import files
 from petface.evaluation.details import PER_IMAGE, SUMMARY
 from petface.evaluation.summary import describe_summary
 from petface.report.page import Photo
-from petface.report.photos import PHOTO_PX, prediction_sheet, read_test_rows
+from petface.report.photos import prediction_sheet, read_test_rows
 from petface.settings import read_settings
 
 NUM_COLUMNS, NUM_LINES = 6, 5
-TILE_PX, LINE_PX, MARGIN_PX = 190, 15, 12
+TILE_PX, SHOWN_PX, LINE_PX, FONT_PX, MARGIN_PX = 280, 264, 30, 24, 16  # legible at half its size
 COLORS = {"right": "#1a7f37", "wrong": "#c62828", "pale": "#7a7a7a"}
 
 
@@ -46,28 +47,32 @@ def main() -> None:
         raise UserError(f"{what}; {way_out}") from error
     strip = prediction_sheet(read_test_rows(out), Path(settings.IMAGES_ROOT))
     photos = [photo for photo in strip.shown if isinstance(photo, Photo)]
-    with files.atomic_write(picture) as handle:
-        draw_sheet(photos).save(handle, format="PNG", optimize=True)
+    six = photos[:: max(1, len(photos) // NUM_COLUMNS)][:NUM_COLUMNS]
+    for path, shown in ((picture, photos), (out / "strip.png", six)):
+        with files.atomic_write(path) as handle:
+            draw_sheet(shown).save(handle, format="PNG", optimize=True)
     print(f"\nper_image: {out / PER_IMAGE}\nsummary: {summary_file}\npicture: {picture}")
 
 
 def draw_sheet(photos: Sequence[Photo]) -> Image.Image:
     """Format photos in rows of `NUM_COLUMNS`, each with its answers below."""
-    height_px = PHOTO_PX + NUM_LINES * LINE_PX + MARGIN_PX
+    height_px = SHOWN_PX + NUM_LINES * LINE_PX + MARGIN_PX
     num_rows = -(-len(photos) // NUM_COLUMNS)
     size = NUM_COLUMNS * TILE_PX + MARGIN_PX, num_rows * height_px + MARGIN_PX
     sheet = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_PX)
     for number, photo in enumerate(photos):
         row, column = divmod(number, NUM_COLUMNS)
         left, top = MARGIN_PX + column * TILE_PX, MARGIN_PX + row * height_px
         if photo.source:  # empty where the file is gone
             jpeg = base64.b64decode(photo.source.partition(",")[2])
-            sheet.paste(Image.open(io.BytesIO(jpeg)), (left, top))
+            shown = Image.open(io.BytesIO(jpeg))
+            larger = SHOWN_PX / max(shown.size)
+            sheet.paste(shown.resize([round(s * larger) for s in shown.size]), (left, top))
         for line, (text, kind) in enumerate(photo.lines[:NUM_LINES]):
             while draw.textlength(text, font) > TILE_PX - MARGIN_PX:
                 text = text.rstrip("…")[:-1].rstrip() + "…"
-            draw.text((left, top + PHOTO_PX + 2 + line * LINE_PX), text, COLORS[kind], font)
+            draw.text((left, top + SHOWN_PX + 2 + line * LINE_PX), text, COLORS[kind], font)
     return sheet
 
 

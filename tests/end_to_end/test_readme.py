@@ -23,14 +23,15 @@ SCRIPTS = {
     "petface_command.py": OWN,
 }
 ONE_PHOTO = "data/demo/images/cat/000000/00.png"
+PAGES = ("README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md") if p.stem != "log"))
 SWITCHES = ("all", "check", "json")
 SMALL = ["--image-size-px", "32"]
 
 
-def commands() -> list[str]:
-    """Lines of the README's sh blocks that call python or petface, with comments cut off."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+def commands(page: str = "README.md") -> list[str]:
+    """Lines of a page's sh blocks that call python or petface, with comments cut off."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = [line.strip() for line in "\n".join(blocks).split("\n")]
     lines = [re.sub("^petface ", "python petface_command.py ", line) for line in lines]
     return [line.partition("  #")[0].strip() for line in lines if line.startswith("python ")]
@@ -85,8 +86,8 @@ def serve(folder: Path, arguments: list[str]) -> None:
         server.kill()
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if " -m pip " not in c])
-def test_a_command_of_the_readme_names_what_there_is(command):
+@pytest.mark.parametrize("command", [c for p in PAGES for c in commands(p) if " -m pip " not in c])
+def test_a_command_of_a_page_names_what_there_is(command):
     script, *arguments = shlex.split(command)[1:]
     if script == "-m":
         script = arguments.pop(0).replace(".", "/") + ".py"

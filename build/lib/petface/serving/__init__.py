@@ -1,1 +1,0 @@
-"""The HTTP server: photos in, answers out, within fixed limits; `app` puts the parts together."""
