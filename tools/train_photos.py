@@ -81,7 +81,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"\n{made} is there already; left out: {shown(words)}")
         elif code := done(words):
             return code
-    print(f"\npages: {run}/stage1/report.html, {run}/evaluation/report.html\n\nnext:")
+    test = files.read_json(run / "evaluation" / SUMMARY)["splits"]["test"]["stage1"]["overall"]
+    print(f"\ntest_images: {test['num']}\ntest_accuracy: {test['accuracy']:.4f}")
+    print(f"pages: {run}/stage1/report.html, {run}/evaluation/report.html\n\nnext:")
     for words in (
         ["show", found.entries[0].path, *models],
         ["predict", found.source, *models, "--out", f"{name}_predictions.csv"],
@@ -115,7 +117,7 @@ def training_flags(s: Settings, found: Found, name: str) -> list[str]:
     weights, why = first_weights(s.WEIGHTS)
     if weights == "none":
         print(f"no ImageNet weights ({why}): trains from scratch, which needs many more photos")
-        preset, size_px, epochs = "own_photos_scratch", min(128, max(32, side_px // 32 * 32)), 60
+        preset, size_px, epochs = "own_photos_scratch", min(96, max(32, side_px // 32 * 32)), 40
     else:
         preset, size_px, epochs = "own_photos", 224 if side_px >= 192 else 160, 10
     epochs = max(4, min(2 * epochs, round(epochs * 1500 / num)))  # so many for 1,500 photos

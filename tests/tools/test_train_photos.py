@@ -64,8 +64,8 @@ def test_a_folder_of_photos_becomes_a_network_that_predicts_them(photos, tmp_pat
 @pytest.mark.parametrize(
     ("side_px", "num", "weights", "expected"),
     [
-        (40, 1500, "none", ("own_photos_scratch", "32", "60")),
-        (300, 1500, "none", ("own_photos_scratch", "128", "60")),
+        (40, 1500, "none", ("own_photos_scratch", "32", "40")),
+        (300, 1500, "none", ("own_photos_scratch", "96", "40")),
         (64, 1500, "w.pth", ("own_photos", "160", "10")),
         (500, 150, "w.pth", ("own_photos", "224", "20")),
         (500, 1_000_000, "w.pth", ("own_photos", "224", "4")),
