@@ -79,6 +79,7 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
     A stopped evaluation resumes at its last whole slice. `UserError` for a finished one unless
     `force`, and for one that was begun with other models, data or arithmetic.
     """
+    gc.collect()  # folded networks are in cycles of torch.fx: those of an earlier evaluation go
     dataset = load_dataset(
         options.images_root,
         options.annotations_root,
