@@ -7,6 +7,7 @@ all, one after the other, are those of one process alone; the first puts them to
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
