@@ -2,11 +2,9 @@
 
     python -m tools.compare runs/evaluation_a runs/evaluation_b --out runs/comparison
 
-They are compared photo by photo: differences of accuracy with intervals, and tests that respect
-that photos of one animal belong together. Writes compare.html (one page, opens without a network,
-no photos), compare.json, and changed.csv with every photo whose answer changed, into OUT. Of more
-folders the first is A, and each other one is compared with it; the second comparison's files are
-compare_2.json and changed_2.csv.
+Writes compare.html (no photos, opens without a network), compare.json and changed.csv (every photo
+whose prediction changed) into OUT. Intervals and tests keep the photos of one animal together. Each
+folder is compared with the first, A; the second comparison's files end in _2.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from pathlib import Path
 from petface import files
 from petface.analysis.compare import compare_evaluations, describe_comparison, read_pair
 from petface.errors import SettingsError, UserError, run_script
-from petface.report.compare_page import comparison_page
+from petface.report.compare_page import changed_words, comparison_page
 from petface.settings import read_settings
 
 # ---- Comparison ----
@@ -43,7 +41,9 @@ def main() -> None:
         suffix = "" if number == 1 else f"_{number}"
         comparison, rows = compare_evaluations(read_pair(a, b))
         files.write_csv(out / f"changed{suffix}.csv", list(rows), rows.itertuples(index=False))
+        comparison["num_changed"] = len(rows)
         print(describe_comparison(comparison))
+        print(changed_words(comparison))
         files.write_json(out / f"compare{suffix}.json", comparison)
         comparisons.append(comparison)
     with files.atomic_write(out / "compare.html", "w") as handle:

@@ -1,16 +1,17 @@
 """What a network learnt from: the fingerprint of its data, which its checkpoints carry.
 
-Records are 8-byte hashes of species and name, so that the records of two checkpoints, or of a
-checkpoint and a dataset, can be compared without their names: 2 MB for PetFace's 257,484 records.
+Records are 8-byte hashes of species and name, which compare without the names: 2 MB for PetFace.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -67,6 +68,7 @@ def describe_data(
         "labels": {} if vocabularies is None else labels,
         "not_learnt": labels if vocabularies is None else {},
         "photos": describe_photos(catalog, names),
+        "made_up": (Path(os.fsdecode(catalog.root)).parent / "demo.json").is_file(),
         "versions": versions(),
     }
 
@@ -109,7 +111,7 @@ def read_data(content: Mapping[str, Any]) -> Data | None:
         is_plain = False
     if not is_plain:
         raise ValueError('"data", what it learnt from, makes no sense')
-    return {**{name: {} for name in _TABLES}, "split": "", **data}
+    return {**{name: {} for name in _TABLES}, "split": "", "made_up": False, **data}
 
 
 def to_json(data: Data | None) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def to_json(data: Data | None) -> dict[str, Any]:
         return {}
     sets = {**data["records"], "inherited": data["inherited"]}
     texts = {name: base64.b64encode(sets[name].numpy().tobytes()).decode() for name in _SEEN}
-    return {**texts, "unknown": data["unknown"]}
+    return {**texts, "unknown": data["unknown"], "made_up": data["made_up"]}
 
 
 def from_json(table: Mapping[str, Any]) -> Data | None:
@@ -126,12 +128,10 @@ def from_json(table: Mapping[str, Any]) -> Data | None:
     if not table:
         return None
     sets = {
-        name: torch.frombuffer(bytearray(base64.b64decode(table[name])), dtype=torch.int64)
-        if table.get(name)
-        else torch.empty(0, dtype=torch.int64)
+        name: torch.tensor(np.frombuffer(base64.b64decode(table.get(name, "")), np.int64))
         for name in (*_SEEN, "test")
     }
-    return read_data({"data": {**sets, "records": sets, "unknown": table.get("unknown", [])}})
+    return read_data({"data": {"unknown": [], **table, **sets, "records": sets}})
 
 
 # ---- Comparing ----

@@ -136,6 +136,8 @@ def describe_model(
         "sources": content.sources,
         "calibration": {head: asdict(fitted) for head, fitted in content.calibration.items()},
         "split": content.data and content.data["split"],
+        "num_animals": content.data and len(content.data["records"]["train"]),
+        "made_up": content.data and bool(content.data["made_up"]),
     }
 
 
@@ -150,10 +152,7 @@ def find_model(path: str | Path, species: str | None) -> Path:
 
 
 def find_specialist(species: str, checkpoint_or_folder: str | Path) -> Path | None:
-    """Find a specialist's checkpoint or export; None where a folder holds none.
-
-    Names that leave the folder are refused.
-    """
+    """Find a specialist's file, None where a folder holds none; refuse names that leave it."""
     path = Path(checkpoint_or_folder)
     if runs.run_path(str(path), species).name != species:
         raise UserError(f"species {species!r} must be a plain name")

@@ -20,7 +20,7 @@ _SPECIES_COLUMNS = (
     "species photos records records_per_split.train records_per_split.val records_per_split.test "
     "unreadable too_large mean_brightness"
 )
-_MAX_PAIRS, _MAX_EXAMPLES, _MAX_LISTED = 8, 4, 100  # the CSV files hold all
+_MAX_PAIRS, _MAX_EXAMPLES, _MAX_ISSUES, _MAX_LISTED = 8, 4, 5, 100  # the CSV files hold all
 
 
 def audit_page(audit: Audit, dataset: Dataset, title: str, *, with_photos: bool) -> str:
@@ -33,40 +33,40 @@ def audit_page(audit: Audit, dataset: Dataset, title: str, *, with_photos: bool)
     classes = audit.classes.assign(testable=audit.classes["test"] > 0)
     listed = classes[(classes["records"] < MIN_RECORDS) | ~classes["testable"]]
     listed = listed.sort_values(["testable", "records"], kind="stable")
-    untestable = int((~classes["testable"]).sum())
-    looked = f"{summary['looked_at']:,} of {summary['photos']:,} photos looked at"
-    notes = []
-    if leaks:
-        notes.append(f"{leaks:,} pairs of equal photos lie in different parts of the split.")
+    untestable = (~classes["testable"]).sum()
+    told = f"{leaks:,} pairs of duplicates lie in different parts of the split."
+    notes = [told] if leaks else []
     if summary["duplicates"]["crowded"]:
         notes.append("Some hashes are so common that not all their pairs were compared.")
     page = Page(
         title,
         "Data audit",
-        f"{looked}; sizes, brightness and duplicates speak of these.",
+        f"{summary['looked_at']:,} of {summary['photos']:,} photos were read for the counts of "
+        "sizes, brightness and duplicates.",
         notes,
-        _photos(audit, dataset, Path(title), with_photos=with_photos),
+        {},
         [
             Metric("photos", f"{summary['photos']:,}", [f"{summary['records']:,} animals"]),
             Metric("species", f"{summary['species']:,}", [f"{len(audit.classes):,} classes"]),
-            Metric("cannot be used", f"{bad:,}", [f"of {summary['looked_at']:,} looked at"]),
+            Metric("unusable", f"{bad:,}", [f"of {summary['looked_at']:,} read"]),
             Metric("duplicate pairs", f"{len(pairs):,}", [f"{leaks:,} across the split"]),
-            Metric("classes without a test record", f"{untestable:,}", ["not measurable"]),
+            Metric("untestable classes", f"{untestable:,}", ["without a test record"]),
         ],
         {
+            "Issues (all in issues.csv)": [table(_issues(audit))],
+            **_photos(audit, dataset, Path(title), with_photos=with_photos),
             "Species": [table(rows(summary, "per_species.{species}"), _SPECIES_COLUMNS)],
-            "What the photos are like": [Strip(_charts(summary))],
+            "Sizes and brightness": [Strip(_charts(summary))],
         },
         {
-            **_issues(audit),
-            "Duplicates (duplicates.csv holds all)": [
+            "Duplicates (all in duplicates.csv)": [
                 table(_first(pairs), "kind path_a split_a path_b split_b difference")
             ],
             "Attributes": [table(rows(summary, "heads.{species}.{attribute}"))],
-            "Rare and untestable classes (classes.csv holds all)": [
+            "Rare and untestable classes (all in classes.csv)": [
                 table(_first(listed), "species feature class records train val test")
             ],
-            "Notes of the readers": [table({"note": note} for note in summary["notes"])],
+            "Notes from reading the data": [table({"note": note} for note in summary["notes"])],
         },
     )
     return render(page)
@@ -81,7 +81,6 @@ def _photos(
         return {}
     first = np.unique(dataset.catalog.class_index, return_index=True)[1].tolist()
     shown: dict[str, list[tuple[str, str, str]]] = {  # path, words, their mark
-        "One photo of each species": [(path_text(dataset, place), "", "") for place in first],
         "Duplicates under two records": [
             (pair[f"path_{side}"], f"{pair['kind']}, {pair[f'split_{side}']}",
              "pale" if pair["split_a"] == pair["split_b"] else "wrong")
@@ -93,6 +92,7 @@ def _photos(
             for kind, places in audit.examples.items()
             for place in places[:_MAX_EXAMPLES]
         ],
+        "One photo of each species": [(path_text(dataset, place), "", "") for place in first],
     }  # fmt: skip
     return {
         title: [Strip([photos.photo(root, p, (w, m), (p, "pale")) for p, w, m in own], "photos")]
@@ -104,19 +104,19 @@ def _charts(summary: dict[str, Any]) -> list[Any]:
     levels, step = summary["brightness_histogram"], 256 // len(summary["brightness_histogram"])
     grey = {f"{k * step}-{k * step + step - 1}": num for k, num in enumerate(levels)}
     return [
-        charts.bars("Photos per record", summary["photos_per_record"], "records"),
-        charts.bars("Mean grey level, 0 black to 255 white", grey, "photos"),
-        charts.bars("Most common sizes, pixels", summary["sizes"], "photos"),
+        charts.bars("Photos per record", summary["photos_per_record"], "records", "photos"),
+        charts.bars("Mean grey level", grey, "photos", "0 black to 255 white"),
+        charts.bars("Most common sizes", summary["sizes"], "photos", "pixels"),
     ]
 
 
-def _issues(audit: Audit) -> dict[str, list[Any]]:
-    return {
-        f"{str(kind).replace('_', ' ')}: {len(found):,} (issues.csv holds all)": [
-            table(_first(found), "path_or_record detail")
-        ]
+def _issues(audit: Audit) -> list[dict[Any, Any]]:
+    """List the first issues of each kind, with how many there are of it."""
+    return [
+        {"issue": f"{str(kind).replace('_', ' ')} ({len(found):,})", **row}
         for kind, found in audit.issues.groupby("kind", sort=False)
-    }
+        for row in _first(found.drop(columns="kind"), _MAX_ISSUES)
+    ]
 
 
 def _first(found: pd.DataFrame, num: int = _MAX_LISTED) -> list[dict[Any, Any]]:

@@ -32,8 +32,10 @@ Panel = Callable[[Any], None]
 BLUE, ORANGE, GREY = "#3f85c6", "#d9752b", "#8a949e"
 INK = "#010203"  # becomes the page's text colour in SVG
 _SIZE_IN = (4.5, 2.9)
+_WHOLE_NUMBERS: Any = {"integer": True, "nbins": 6, "min_n_ticks": 1}  # also of a single epoch
 MAX_CLASSES: Final = 40  # of a confusion matrix with names
-_MAX_LETTERS, _MAX_COUNTED = 28, 20  # of a name; classes up to which counts stand in the cells
+_MAX_LETTERS, _MAX_ROW_LETTERS = 28, 44  # of a name beside a confusion matrix, beside a row
+_MAX_COUNTED = 20  # classes up to which counts stand in the cells
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "petface",  # the same chart is the same file
@@ -51,6 +53,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.1,
     **dict.fromkeys(("grid.color", "axes.edgecolor", "xtick.color", "ytick.color"), GREY),
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
 }
@@ -83,16 +86,17 @@ def training(history: pd.DataFrame) -> list[Panel]:
             for name in history.columns[history.columns.str.endswith(ending)]:
                 known = history[["epoch", name]].replace(np.inf, np.nan).dropna()
                 if len(known):
-                    label = visible(name.removesuffix("_frac").replace("_", " "))
+                    label = re.sub("^val_(?!loss)|(_accuracy)?_frac$|_loss$", "", name)
                     scale = 100 if ending == "_frac" else 1
                     dots = {"marker": "o" if len(known) <= 30 else "", "markersize": 3}
+                    label = visible(label.replace("_", " "))
                     axes.plot(known["epoch"], known[name] * scale, label=label, **dots)
             for number, epoch in enumerate(first_epochs[1:]):
                 style = {"color": GREY, "linewidth": 0.9, "linestyle": ":"}
                 axes.axvline(epoch - 0.5, label=None if number else "next phase", **style)
             top = {"top": 102} if ending == "_frac" else {}
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]), **top)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            axes.xaxis.set_major_locator(MaxNLocator(**_WHOLE_NUMBERS))
             _finish(axes, title, "epoch", unit)
 
         return draw
@@ -137,8 +141,8 @@ def confidence(fitted: Mapping[str, Any]) -> list[Panel]:
         if is_number(accuracy):
             place = fitted["coverage"] * 100, accuracy * 100
             axes.plot(*place, "o", color=ORANGE, label="chosen threshold")
-        axes.set(xlim=(0, 102), ylim=(min(curve[:, 1], default=0) * 0.8, 102))
-        _finish(axes, f"{head}: leaving out the unsure", "photos answered, %", "accuracy, %")
+        axes.set(xlim=(0, 102), ylim=(0, 102))
+        _finish(axes, f"{head}: accuracy without the unsure", "photos answered, %", "accuracy, %")
 
     return [draw_reliability, draw_coverage]
 
@@ -193,28 +197,26 @@ def intervals(title: str, rows: Iterable[Mapping[str, Any]], columns: str, label
         low, high = np.array([row.get(interval) or (np.nan, np.nan) for row in rows], float).T * 100
         axes.hlines(places, low, high, color=BLUE, linewidth=2, alpha=0.6)
         axes.plot([row[share] * 100 for row in rows], places, "o", color=BLUE, markersize=5)
-        if reference:
-            marks = np.array([row.get(reference) for row in rows], float) * 100
+        marks = np.array([row.get(reference) for row in rows], float) * 100
+        if np.isfinite(marks).any():
             style = {"color": ORANGE, "markersize": 11, "mew": 2}
             axes.plot(marks, places, "|", label=reference.replace("_", " "), **style)
         elif share == "change":
             axes.axvline(0, color=GREY, linewidth=1)
-        _name_rows(axes, [row[name] for row in rows])
-        _finish(axes, title, label, "")
+        _finish(axes, title, label, name)
 
-    return svg(draw, (_SIZE_IN[0], 0.9 + 0.2 * len(rows))) if rows else Markup()
+    return _rows_svg(draw, [row[name] for row in rows])
 
 
-def bars(title: str, counts: Mapping[str, int], label: str) -> Markup:
-    """Draw a bar per entry."""
+def bars(title: str, counts: Mapping[str, int], label: str, rows_label: str) -> Markup:
+    """Draw a bar per entry; `label` and `rows_label` say what is counted, and of what."""
 
     def draw(axes: Any) -> None:
         axes.barh(range(len(counts)), list(counts.values()), color=BLUE, height=0.7)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        _name_rows(axes, list(counts))
-        _finish(axes, title, label, "")
+        axes.xaxis.set_major_locator(MaxNLocator(**_WHOLE_NUMBERS))
+        _finish(axes, title, label, rows_label)
 
-    return svg(draw, (_SIZE_IN[0], 0.9 + 0.2 * len(counts))) if counts else Markup()
+    return _rows_svg(draw, list(counts))
 
 
 def _draw(
@@ -231,25 +233,32 @@ def _draw(
         figure.savefig(handle, format=form, dpi=110, **options)
 
 
-def _name_rows(axes: Any, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), [_short(name) for name in names])
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(visible=False, axis="y")
+def _rows_svg(draw: Panel, names: Sequence[str]) -> Markup:
+    """Draw a panel with named rows, from top to bottom; a long name makes it wider."""
+    labels = [_short(name, _MAX_ROW_LETTERS) for name in names]
+
+    def draw_named(axes: Any) -> None:
+        draw(axes)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+
+    width_in = max(_SIZE_IN[0], 2.6 + 0.075 * max(map(len, labels), default=0))
+    return svg(draw_named, (width_in, 0.9 + 0.2 * len(labels))) if labels else Markup()
 
 
 def _finish(axes: Any, title: str, x_label: str, y_label: str) -> None:
-    """Write what the axes mean; a legend of more than the y label stands above, outside."""
+    """Write what the axes mean; a legend stands above, outside, below the title."""
     axes.set(xlabel=x_label, ylabel=y_label)
-    names = axes.get_legend_handles_labels()[1]
-    if not names or names == [y_label]:
+    if not axes.get_legend_handles_labels()[1]:
         axes.set_title(visible(title))
         return
     legend = axes.legend(
-        title=visible(title), alignment="left", ncols=2, loc="lower left", bbox_to_anchor=(0, 1)
+        title=visible(title), alignment="left", ncols=3, loc="lower left", bbox_to_anchor=(0, 1)
     )
     legend.get_title().set(weight="bold", size=9.5)
 
 
-def _short(name: str) -> str:
+def _short(name: str, most: int = _MAX_LETTERS) -> str:
     name = visible(name)
-    return name if len(name) <= _MAX_LETTERS else name[: _MAX_LETTERS - 1] + "…"
+    return name if len(name) <= most else name[: most - 1] + "…"

@@ -10,13 +10,21 @@ from petface.report import charts
 from petface.report.folders import flat, rows
 from petface.report.page import Metric, Page, Strip, render, table
 
-_VIEWS = {"conditional": "species right in both", "end_to_end": "end to end"}
+_VIEWS = {"conditional": "species right", "end_to_end": "end to end"}
+_COLUMNS = "head view num num_records A_accuracy {}_accuracy change interval_95 p_holm verdict"
 _METHOD = (
-    "Photos of one animal are right or wrong together, so everything is counted by record. "
-    "Intervals: whole records drawn again. p-values: the two answers swapped in whole records, "
-    "adjusted for the number of tests by Holm's method; the verdict is at 5 %."
+    "Photos of one animal tend to be right or wrong together. Intervals therefore resample whole "
+    "records, and p-values swap the predictions of whole records. They are adjusted for the number "
+    "of tests by Holm's method. The verdict is at the 5 % level."
 )
-_COLUMNS = "head num num_records accuracy_a accuracy_b change interval_95 p_holm verdict"
+
+
+def changed_words(comparison: dict[str, Any], letter: str = "B") -> str:
+    """Return a sentence on how many predictions differ; it says so where none does."""
+    num, photos = comparison["num_changed"], comparison["images"]["common"]
+    if num:
+        return f"{num:,} predictions on {photos:,} photos differ between A and {letter}."
+    return f"A and {letter} are identical: all predictions on {photos:,} photos are the same."
 
 
 def comparison_page(comparisons: Sequence[dict[str, Any]]) -> str:
@@ -30,31 +38,36 @@ def comparison_page(comparisons: Sequence[dict[str, Any]]) -> str:
     folded: dict[str, Any] = {}
     for letter, comparison in zip("BCDEFGHIJKLMNOPQRSTUVWXYZ", comparisons, strict=False):
         test, val = (_tests(comparison, split, letter) for split in ("test", "val"))
-        pair = f"{letter} minus A"
+        pair, shown = f"{letter} minus A", test if comparison["num_changed"] else []
         metrics += [
             Metric(
-                f"{letter} - A, {t['head'].partition(',')[0]}",
+                f"{pair}, {t['head']}",
                 f"{points(t['change'])} points",
                 [f"95 %: {interval(t['interval_95'], points) or 'too few animals'}", t["verdict"]],
             )
-            for t in test
-            if _VIEWS["conditional"] not in t["head"]
+            for t in shown
+            if t["view"] != _VIEWS["conditional"]
         ]
-        drawn = charts.intervals(f"Accuracy, {pair}", test, "head change interval_95", "points")
-        sections[f"{pair}, test split"] = [Strip([drawn]), table(test, _COLUMNS)]
-        sides = {"A": flat(comparison["a"]), "other": flat(comparison["b"])}
+        views = {view: [t for t in shown if t["view"] in ("", view)] for view in _VIEWS.values()}
+        drawn = [
+            charts.intervals(f"{pair}: {view}", own, "head change interval_95", "points")
+            for view, own in views.items()
+        ]
+        sections[f"{pair}, test split"] = [
+            *(changed_words(comparison, letter), Strip(drawn)),
+            table(test, _COLUMNS.format(letter)),
+        ]
+        sides = {"A": flat(comparison["a"]), letter: flat(comparison["b"])}
         differing = [
             {"what": key, **{side: str(own.get(key, "none")) for side, own in sides.items()}}
-            for key in {**sides["A"], **sides["other"]}
-            if sides["A"].get(key) != sides["other"].get(key)
+            for key in {**sides["A"], **sides[letter]}
+            if sides["A"].get(key) != sides[letter].get(key)
         ]
         folded |= {
-            f"{pair}: who is right": [table(test, "head both_right only_a only_b both_wrong")],
-            f"{pair}: validation split": [table(val, _COLUMNS)],
-            f"What differs between A and {letter}, and how it was done": [
-                _METHOD, table(differing)
-            ],
-        }  # fmt: skip
+            f"{pair}: who is right": [table(test, "head view both_right only_a only_b both_wrong")],
+            f"{pair}: validation split": [table(val, _COLUMNS.format(letter))],
+            f"Differences between A and {letter}; method": [_METHOD, table(differing)],
+        }
     kind = f"{len(folders)} {first['kind']}"
     return render(Page(kind, "Comparison", about, [*notes], {}, metrics, sections, folded))
 
@@ -63,9 +76,9 @@ def _tests(comparison: dict[str, Any], split: str, letter: str) -> list[dict[str
     return [
         {
             **test,
-            "head": ", ".join(
-                [test["head"], *[_VIEWS[test["view"]]] * (test["head"] != "species")]
-            ),
+            "view": "" if test["head"] == "species" else _VIEWS[test["view"]],
+            "A_accuracy": test["accuracy_a"],
+            f"{letter}_accuracy": test["accuracy_b"],
             "change": test["difference"],
             "verdict": test["verdict"].replace("B ", f"{letter} "),
         }

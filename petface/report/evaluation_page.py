@@ -34,31 +34,16 @@ _SURE_COLUMNS = (
     "conformal.coverage end_to_end.coverage end_to_end.accuracy_of_answered "
     "end_to_end.conformal_coverage"
 )
-_TEST_WORDS = (
-    "Attributes are predicted where the species is right; end to end, the headline above, counts a "
-    "wrong species as a wrong answer."
-)
-_SEEN_WORDS = (
-    "The networks have seen the photos of the train split: its numbers, and those of all splits "
-    "together, are not accuracy on new animals. Train far above test tells of overfitting."
-)
+_TEST_WORDS = "End-to-end accuracy, shown above, counts a wrong species as a wrong prediction."
+_SEEN_WORDS = "Trained on the train split: its metrics do not hold for new animals."
 _SURE_WORDS = (
-    "Test split; temperature and threshold were fitted on the validation split. Answers of a "
-    "confidence at or above the threshold count as sure. End to end, a photo whose species is "
-    "wrong counts as a sure answer that is wrong: the worst case."
+    "Test split. Temperature and threshold were fitted on the validation split. A prediction is "
+    "sure where its confidence reaches the threshold. End to end, a photo whose species is wrong "
+    "counts as sure and wrong: the worst case."
 )
-_PROBE_WORDS = (
-    "The same test photos shifted, or with a painted border, with 95 % intervals. A large "
-    "loss under a small shift says that a network leans on how the faces were cut."
-)
-_SLICE_WORDS = (
-    "A group stands out where its interval leaves out the accuracy of all; in one of twenty "
-    "groups chance alone does that."
-)
-_SUSPECT_WORDS = (
-    "Records whose label a model contradicts that saw none of their photos: a list to look "
-    "through, not a verdict."
-)
+_PROBE_WORDS = "The test photos shifted or with a painted border: how much the crop matters."
+_SLICE_WORDS = "A group stands out where its interval excludes the accuracy of all photos."
+_SUSPECT_WORDS = "Contradicted by a model that saw none of their photos: to review, no verdict."
 # Folded tables: title, where the rows lie, columns or "" for all, words above.
 _SUMMARY_TABLES = (
     ("Train, validation and test", "figures.{split}.{head}", _SPLIT_COLUMNS, _SEEN_WORDS),
@@ -66,11 +51,11 @@ _SUMMARY_TABLES = (
     ("Most frequent confusions", "top_confusions.{head}", "", ""),
     ("Hardest classes", "hardest_classes.{head}", "", ""),
     ("Several photos of one animal", "per_record.test.{head}.by_num_photos", "", ""),
-    ("Do the two colours fit together?", "consistency.test.per_species.{species}", "", ""),
+    ("Consistency of the two colours", "consistency.test.per_species.{species}", "", ""),
 )
 _ERROR_TABLES = (
-    ("Surest mistakes (analysis/mistakes.csv holds all)", "mistakes.{head}", "", ""),
-    ("Accuracy by kind of animal", "slices.{head}.{property}.bins", "", _SLICE_WORDS),
+    ("Most confident mistakes (all in analysis/mistakes.csv)", "mistakes.{head}", "", ""),
+    ("Accuracy by group of photos", "slices.{head}.{property}.bins", "", _SLICE_WORDS),
 )
 
 
@@ -106,6 +91,7 @@ def evaluation_page(
     species = read_confusion(folder / "confusion" / "test_species.csv")
     drawn = charts.confusion("species", *species) if species else Markup()
     by_species = [*rows(summary, "per_species.test.{species}.{head}")]
+    dots = _dots(by_species, "species accuracy interval_95 majority_baseline", "accuracy, %")
     sure = [row for row in rows(summary, "confidence.{head}.{species}") if row.get("num")]
     curves = [charts.confidence(row) for row in sure if row["species"] == "all"]
     files = [{"model": "stage 1", **row} for row in rows(models, "stage1")]
@@ -118,7 +104,7 @@ def evaluation_page(
         problems,
         metrics=[headline(row) for row in read.headlines(summary)],
         sections={
-            "Confusion matrix": [Strip([drawn], "wide")],
+            "Species": [Strip([drawn, *dots.shown[:1]], "wide")],
             "Test split": [
                 f"{read.test_words(summary)} {_TEST_WORDS}",
                 table(read.test_heads(summary), _HEAD_COLUMNS),
@@ -126,7 +112,7 @@ def evaluation_page(
         },
         folded={
             "By species": [
-                _dots(by_species, "species accuracy interval_95 majority_baseline", "accuracy, %"),
+                Strip(dots.shown[1:]),
                 table(by_species, _SPLIT_COLUMNS.replace("split", "species")),
             ],
             "Confidence": [
@@ -136,9 +122,8 @@ def evaluation_page(
             ],
             "Confusion matrices of the attributes": _attribute_maps(folder),
             **tables(summary, *_SUMMARY_TABLES),
-            "State of all photos": [leaves(summary.get("status_counts") or {})],
-            "Models": [table(files, "model path sha256")],
-            "Data": [leaves(others)],
+            "Status of all photos": [leaves(summary.get("status_counts") or {})],
+            "Models and data": [table(files, "model path sha256"), leaves(others)],
         },
     )
 
@@ -159,15 +144,15 @@ def _errors(folder: Path, problems: list[str], root: Path | None) -> dict[str, A
     ]
     pictures = sorted((folder / "analysis" / "photos").glob("*.png")) if root else []
     return {
-        "What the answers depend on": [
+        "Sensitivity to shifts and borders": [
             _PROBE_WORDS,
             _dots(probes, "probe change interval_95", "change of accuracy, points"),
             table(probes, "head probe accuracy change interval_95 agreement"),
         ],
         **tables(analysis, *_ERROR_TABLES),
         "Grad-CAM of single photos": [*map(photos.picture, pictures)],
-        "Likely wrong labels": [_SUSPECT_WORDS, Strip(shown, "photos"), table(suspects)],
-        **tables(labels, ("Heads searched for wrong labels", "heads", "", "")),
+        "Likely label errors": [_SUSPECT_WORDS, Strip(shown, "photos"), table(suspects)],
+        **tables(labels, ("Label errors per head", "heads", "", "")),
     }
 
 
@@ -199,5 +184,5 @@ def _attribute_maps(folder: Path) -> list[Any]:
     ]
     found.sort(key=lambda each: -each[1][1].sum())
     drawn = [charts.confusion(title, *matrix) for title, matrix in found[:_MAX_MAPS]]
-    words = f"The {len(drawn)} of {len(found)} with most photos; confusion/ holds them all."
+    words = f"The {len(drawn)} of {len(found)} with the most photos; all are in confusion/."
     return [words, Strip(drawn, "wide")]

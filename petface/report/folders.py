@@ -85,8 +85,8 @@ def read_run(folder: Path) -> Run:
         problems.append(f"{SETTINGS} cannot be read: {error}")
     cells = pd.DataFrame(read_csv(folder / METRICS, problems), dtype=object)
     history = cells.apply(pd.to_numeric, errors="coerce")
-    made_by = re.match(r"# All constants of a run of (\S+\.py);", text)
-    script = made_by[1] if made_by else ""
+    made_by = re.match(r"# All constants of a run of (.+\.py);", text)
+    script = Path(made_by[1]).name if made_by else ""
     stage = 0 if not script else 2 if script.startswith("stage2") else 1
     holder = ""
     with suppress(OSError), (folder / LOCK).open("rb", buffering=0) as handle:
@@ -126,8 +126,8 @@ def read_evaluation_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any],
 
 
 def test_words(summary: dict[str, Any]) -> str:
-    """Say of the test split what is known: whether it is new to the networks."""
-    lines = contamination_lines(summary) or ["Animals that no network was trained or chosen on"]
+    """Return what is known of the test split: whether it is new to the networks."""
+    lines = contamination_lines(summary) or ["Animals that no network was trained or selected on"]
     return " ".join(f"{line}." for line in lines)
 
 

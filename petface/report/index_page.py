@@ -47,7 +47,7 @@ def index_page(root: Path, found: list[dict[str, Any]]) -> Page:
     return Page(
         "Runs and evaluations",
         "Index",
-        f"{root}: accuracy on the test split; attributes of an evaluation end to end",
+        f"{root}: accuracy on the test split; for attributes of an evaluation, end to end",
         metrics=[Metric(name, f"{num:,}") for name, num in numbers.items()],
         sections={g: [table((e for e in found if e["group"] == g), _COLUMNS)] for g in _GROUPS},
     )
@@ -80,8 +80,10 @@ def _entry(folder: Path) -> dict[str, Any]:
     except Exception as error:  # nothing in one folder may cost the whole index
         return {**entry, "state": f"cannot be read: {type(error).__name__}: {error}"}
     first, *others = own.pop("heads") or [{}]
-    other_heads = " · ".join(f"{row['head']} {percent(row['accuracy'])}" for row in others)
-    return {**entry, **first, **own, "other_heads": other_heads}
+    each = Markup("{}&nbsp;{}")  # a line breaks between heads alone
+    heads = [each.format(row["head"], percent(row["accuracy"])) for row in others]
+    when = Markup("<time>{}</time>").format(visible(own["when"]))
+    return {**entry, **first, **own, "other_heads": Markup(" · ").join(heads), "when": when}
 
 
 def _run(folder: Path) -> dict[str, Any]:

@@ -22,10 +22,11 @@ _NAMES = {
     "num": "photos",
     "num_records": "animals",
     "interval_95": "95 % interval",
-    "accuracy_a": "A",
-    "accuracy_b": "other",
+    **{f"records_per_split.{split}": f"{split} records" for split in ("train", "val", "test")},
     "p_holm": "p, adjusted",
-    "by_split": "train, val, test",
+    "headline": "accuracy, %",
+    "other_heads": "other accuracies, %",
+    "link": "folder",
 }
 _SHARES = re.compile(
     "accuracy|recall|precision|f1|top[35]|share|frac|probability|agreement|baseline|coverage|in_stage|"

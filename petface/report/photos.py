@@ -49,7 +49,8 @@ def photo(images_root: Path, name: str, *lines: tuple[str, str]) -> Photo:
 def picture(path: Path) -> Markup:
     """Embed a PNG that an analysis drew."""
     with Image.open(path) as opened:
-        return Markup('<img class=picture src="{}" alt="">').format(_jpeg(opened.convert("RGB")))
+        drawn, words = _jpeg(opened.convert("RGB")), path.stem.replace("_", " ")
+    return Markup('<img class=picture src="{}" alt="{}">').format(drawn, words)
 
 
 def read_test_rows(folder: Path) -> pd.DataFrame:

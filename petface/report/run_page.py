@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ _SURE_COLUMNS = (
     "ece_after ece_null_after coverage accuracy_of_answered wanted_accuracy"
 )
 _SURE_WORDS = (
-    "Fitted on the validation split, measured on the test split. ECE: mean distance between "
-    "confidence and accuracy; chance alone gives a faultless network its null level. Coverage: "
-    "photos whose confidence reaches the threshold."
+    "Fitted on the validation split, measured on the test split. ECE is the mean distance between "
+    "confidence and accuracy; its null level is what chance alone gives a perfect network. "
+    "Coverage is the share of photos whose confidence reaches the threshold."
 )
 
 
@@ -64,23 +63,18 @@ def run_page(run: read.Run) -> Page:
         metrics=[*(headline(row, " (by photo)") for row in heads), _work(run)],
         sections={
             "Training curves": [Strip([*map(charts.svg, charts.training(run.history))])],
-            "Confusion matrix": [
-                Strip([charts.confusion(h, *m) for h, m in matrices.items()], "wide")
-            ],
-            "Species" if run.stage == 1 else "Attributes": [
-                table(_species(matrices)) if run.stage == 1 else table(heads, _HEAD_COLUMNS)
+            "Test split": [
+                Strip([charts.confusion(h, *m) for h, m in matrices.items()], "wide"),
+                table(_species(matrices)) if run.stage == 1 else table(heads, _HEAD_COLUMNS),
             ],
         },
         folded={
-            "Most frequent confusions": [
-                Strip([_confusion_bars(head, *m) for head, m in matrices.items()], "wide"),
-                table(_confusions(matrices)),
-            ],
+            "Most frequent confusions": [table(_confusions(matrices))],
             "Recall and sampling weight per class (classes.csv)": [table(_class_history(run))],
             "Confidence": [_SURE_WORDS, Strip(panels), table(_calibrations(run), _SURE_COLUMNS)],
             "Settings": _settings(run),
-            "Photos that could not be read (errors.csv)": [table(unreadable)],
-            "Labels that contradict each other (label_conflicts.csv)": [table(conflicts)],
+            "Unreadable photos (errors.csv)": [table(unreadable)],
+            "Contradictory labels (label_conflicts.csv)": [table(conflicts)],
             "All epochs (metrics.csv)": [table(epochs)],
             "Versions, machine, command": [leaves(run.environment)],
         },
@@ -118,23 +112,14 @@ def _species(matrices: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _class_history(run: read.Run) -> list[dict[str, Any]]:
-    """List what each class was like in the first and the last epoch; classes.csv has them all."""
-    found = read.read_csv(run.folder / "classes.csv", run.problems)
-    ends = [
-        {r["species"]: r for r in found if r["epoch"] == found[end]["epoch"]} for end in (0, -1)
-    ]
-    keys, names = ("recall", "sampling_weight"), ("first epoch", "last epoch")
-    return [
-        {"species": species}
-        | {f"{k}, {n}": end[species][k] for k in keys for n, end in zip(names, ends, strict=True)}
-        for species in ends[0]
-    ]
-
-
-def _confusion_bars(head: str, names: Sequence[str], counts: np.ndarray) -> Markup:
-    found = metrics.top_confusions(counts, names, 10)
-    pairs = {f"{pair.true} as {pair.predicted}": pair.num for pair in found}
-    return charts.bars(f"{head}: true as predicted", pairs, "photos")
+    """List each class's values in the first and the last epoch; classes.csv has all epochs."""
+    found = pd.DataFrame(read.read_csv(run.folder / "classes.csv", run.problems))
+    if found.empty:
+        return []
+    numbers = found.set_index("species").apply(pd.to_numeric, errors="coerce")
+    ends = [numbers[numbers["epoch"] == numbers["epoch"].iloc[end]] for end in (0, -1)]
+    first, last = ends[0].add_suffix(", first epoch"), ends[1].add_suffix(", last epoch")
+    return first.join(last).filter(regex="recall|weight").reset_index().to_dict("records")
 
 
 def _confusions(matrices: dict[str, Any]) -> list[dict[str, Any]]:
@@ -167,6 +152,6 @@ def _settings(run: read.Run) -> list[Any]:
                 now = {"this run": str(run.settings[name]), "default": str(default)}
                 rows.append({"setting": name, **now})
     lines = "\n".join(map(visible, run.settings_text.splitlines()))
-    whole = Markup("<pre>{}</pre>").format(lines) if lines else ""
-    words = f"What differs from the constants of {run.script} as they stand now, then all of them."
+    whole = Markup("<pre tabindex=0>{}</pre>").format(lines) if lines else ""
+    words = f"Settings that differ from the constants in {run.script} as it stands now; then all."
     return [words, table(rows), whole]

@@ -24,7 +24,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from petface.data import images
+from petface.data import encoded, images
 from petface.data.images import ImageError
 from petface.data.room import SMALL_PIXELS
 from petface.errors import MachineError, UserError
@@ -244,7 +244,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     started_s = time.monotonic()
     names = ("max_photos", "max_body_mb", "max_pixels")
     limits = {name: getattr(service.limits, name) for name in names}
-    card = {**service.engine.describe(), "limits": limits}
+    card = {**service.engine.describe(), "limits": limits, "formats": encoded.formats()}
 
     @app.get("/health")
     async def health() -> JSONResponse:

@@ -197,6 +197,6 @@ def make_comparison(names: list[str]) -> dict[str, Any]:
             "interval_95": [0.1, 0.4], "p_holm": 0.04, "verdict": "B better"}  # fmt: skip
     return {
         "kind": "evaluations", "a": {"folder": names[0]}, "b": {"folder": names[-1]},
-        "notes": names,
+        "notes": names, "num_changed": 7, "images": {"common": 1234},
         "figures": {"test": {"species": {"conditional": test}}, "val": {}},
     }  # fmt: skip

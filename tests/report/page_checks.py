@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-VOID = {"meta", "img", "br", "hr", "link", "input"}
+VOID = {"meta", "img", "br", "hr", "link", "input", "wbr"}
 LINKS = {"src", "href", "xlink:href", "srcset", "action", "data"}
 FORBIDDEN = {"script", "iframe", "object", "embed", "link", "form", "base"}
 

@@ -32,12 +32,12 @@ def cards(folder, **more) -> tuple[str, str]:
 
 def test_the_headline_comes_first_with_its_interval_and_baseline(tmp_path):
     model, data = cards(make_evaluation(tmp_path / "e"))
-    start = " ".join(model.split("\n\n")[1].split())
+    start = " ".join(model.split("\n- ")[0].split("\n\n")[1].split())
     assert start == (
-        "**91.9 % of 120 test photos get the right species** (95 %: 86.9 - 96.9; always the most "
-        "common: 22.2 %)."
+        "**91.9 % of 120 test photos get the right species** (95 %: 86.9 - 96.9; majority "
+        "baseline: 22.2 %)"
     )
-    assert "- breed, from the photo alone: 57.6 %" in model
+    assert "- breed, end to end: 57.6 %" in model
     assert "- Owner: TO BE FILLED IN" in model and r"- Contact: me\_and\_you" in model
     row = "| breed | 100 | 50 | 61.6 | 56.6 - 66.6 | 22.2 | 50.1 | 57.6 | 73.7 | 49.1 | 93.2 |"
     assert row in model

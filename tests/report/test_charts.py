@@ -32,12 +32,15 @@ def test_training_curves_over_whole_epochs():
     np.testing.assert_allclose(drawn.get_ydata(), [1, 1 / 2, 1 / 3, 1 / 4])
     np.testing.assert_allclose(accuracy.get_lines()[0].get_ydata(), [20, 40, 60, 80])
     names = [text.get_text() for text in loss.get_legend().get_texts()]
-    assert names == ["train loss", "next phase"]  # val loss has no number: not drawn, not named
+    assert names == ["train", "next phase"]  # val loss has no number: not drawn, not named
+    assert accuracy.get_legend_handles_labels()[1] == ["accuracy", "next phase"]
     assert loss.get_lines()[1].get_xdata()[0] == 2.5
     for axes in (loss, accuracy, rate):
         assert isinstance(axes.xaxis.get_major_locator(), MaxNLocator)
         assert all(tick == int(tick) for tick in axes.get_xticks())
         assert axes.get_xlabel() == "epoch" and axes.get_ylabel()
+    for axes in map(axes_of, charts.training(HISTORY[:1])):  # a single epoch too
+        assert all(tick == int(tick) for tick in axes.get_xticks())
     assert charts.training(pd.DataFrame()) == []
 
 
@@ -79,6 +82,7 @@ def test_intervals_are_drawn_in_percent(reference):
     drawn = charts.intervals("breed", rows, columns, "accuracy, %")
     assert ">cat<" in drawn and ">dog<" in drawn and ">none<" not in drawn
     assert ("majority baseline" in drawn) == bool(reference)
+    assert ">species<" in drawn and ">accuracy, %<" in drawn  # what the axes mean
     assert charts.intervals("breed", rows[1:2], columns, "accuracy, %") == ""
 
 

@@ -27,6 +27,7 @@ from petface.serving.server import bind, make_server
 
 RULE = Preprocessing(8)
 CLASSES = ("red", "green", "blue")
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)  # how a phone's photo begins
 PATIENCE_S = 30.0  # for what takes milliseconds on a machine that is not busy
 
 
@@ -72,6 +73,7 @@ class FakeEngine:
 
     def describe(self) -> dict[str, Any]:
         network = {"sha256": "0123456789abcdef" * 4, "preprocessing": {"resize": "stretch"}}
+        network |= {"num_animals": 720, "made_up": True}
         return {
             "engine": "fake",
             "precision": "fp32",

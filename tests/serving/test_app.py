@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tempfile
 import threading
@@ -9,10 +10,12 @@ import threading
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from petface.data.encoded import has_heic
 from petface.serving.requests import Limits
 from tests.conftest import bomb
-from tests.serving.made_server import form, photo, post, running, until
+from tests.serving.made_server import HEIC, form, photo, post, running, until
 
 LIMITS = Limits(max_queue=4, max_batch=2, max_photos=3, max_body_mb=0.1, max_pixels=10_000)
 RED, BLUE = photo((200, 20, 10)), photo((10, 20, 200))
@@ -83,6 +86,16 @@ def test_photos_need_no_file_name(server, path, field, named):
     assert answer.get("animal", answer)["species"]["label"] == "red"
 
 
+def test_photos_of_phones_are_read_or_named(server):
+    stream = io.BytesIO()
+    Image.new("RGB", (12, 12), (200, 20, 10)).save(stream, "AVIF")
+    answer = server.send(post("/predict", form(stream.getvalue()))).json()
+    assert answer["species"]["label"] == "red"
+    if not has_heic():
+        message = failed(server.send(post("/predict", form(HEIC))), 400, "unreadable")
+        assert "a HEIC photo; to read it: python -m pip install" in message
+
+
 def test_photos_of_an_animal_keep_their_places(server):
     body = form(RED, b"no photo", BLUE, field="photos")
     answer = server.send(post("/predict_animal", body)).json()
@@ -95,6 +108,7 @@ def test_photos_of_an_animal_keep_their_places(server):
 def test_the_card_names_models_and_limits(server):
     card = server.get("/model_card").json()
     assert card["stage1"]["heads"]["species"] == ["red", "green", "blue"]
+    assert "AVIF" in card["formats"]
     assert card["limits"] == {"max_photos": 3, "max_body_mb": 0.1, "max_pixels": 10_000}
 
 

@@ -44,7 +44,8 @@ def test_it_writes_its_five_files_and_prints_the_figures(flags, tmp_path, script
     page = (out / "audit.html").read_text(encoding="utf-8")
     check_page(page)
     assert page.count("<img ") == 1 + 2 * 5  # of the one species, of each pair
-    assert page.index("<img ") < page.index("12</bdi>") < page.index("<table")
+    assert page.index("12</bdi>") < page.index("Issues") < page.index("<table")
+    assert page.index("<table") < page.index("<img ")  # the issues stand on top
 
 
 def test_a_sample_is_what_it_looks_at_and_a_wrong_folder_is_one_line(flags, tmp_path, script):

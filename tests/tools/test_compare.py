@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,8 +32,13 @@ def test_two_evaluations(tmp_path, monkeypatch, script) -> None:
     test = comparison["figures"]["test"]["species"]["conditional"]
     row = next(row for row in found.rows if row[0] == "species")
     right = f"{test['accuracy_a'] * 100:.1f}"
-    assert row[1:4] == [str(test["num"]), str(test["num_records"]), right]
+    assert row[2:5] == [str(test["num"]), str(test["num_records"]), right]
     assert f"{test['difference'] * 100:+.1f} points" in found.texts
+    assert "identical" not in done.out
+    shutil.copytree(a, tmp_path / "same")
+    done = script("tools/compare.py", [a, tmp_path / "same", "--out", tmp_path / "twice"])
+    words = "A and B are identical: all predictions on "
+    assert words in done.out and words in (tmp_path / "twice/compare.html").read_text("utf-8")
     c = make_evaluation(tmp_path / "c", images, 0.6, 3)
     words = [a, b, c, "--out", tmp_path / "again"]
     monkeypatch.setattr(sys, "argv", ["compare", *map(str, words)])

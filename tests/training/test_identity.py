@@ -198,7 +198,9 @@ def test_a_checkpoint_says_what_it_learnt_from_and_who_made_it(stage1_run, stage
     seen = hashes[(dataset.record_split < 2) & (dataset.catalog.record_class > 0)]
     assert set(inherited.tolist()) == set(seen.tolist())
     assert json.dumps(fingerprint.to_json(cat["data"]))
-    back = fingerprint.from_json(json.loads(json.dumps(fingerprint.to_json(cat["data"]))))
+    drawn = {**cat["data"], "made_up": True}  # an export keeps it, too
+    back = fingerprint.from_json(json.loads(json.dumps(fingerprint.to_json(drawn))))
+    assert cat["data"]["made_up"] is False and back["made_up"] is True
     assert (fingerprint.seen_by(back, hashes) == fingerprint.seen_by(cat["data"], hashes)).all()
 
 

@@ -25,25 +25,25 @@ export function answerView(answer, why = () => null, isFolded = false) {
   const grid = heads.length > 0 && make("div.attributes", {}, ...views);
   const names = heads.map(([head]) => headName(head)).join(", ");
   return [
+    headView("species", species, why("species", species.label)),
     answer.message && make("p.note.bad", {}, make("b", {}, describeProblem(answer).title), " ",
       bdi(answer.message)),
-    headView("species", species, why("species", species.label)),
     answer.status === "no_specialist" && make("p.note.quiet", {},
       "There is no specialist for ", bdi(species.label),
       " on this server, so breed, colours and gender were not predicted."),
-    grid && species.sure === false && make("p.small.given", {},
-      "What follows holds only if it is: ", bdi(species.label), "."),
     grid && isFolded ? make("details.rest.folded", {}, make("summary", {}, names), grid) : grid,
+    grid && species.sure === false && make("p.small.foot", {},
+      `${names}: valid only if the species is right (`, bdi(species.label), ")."),
     [species, ...Object.values(attributes)].some(({ sure }) => sure == null) && make(
-      "p.small.foot", {}, "Not every answer here was calibrated: where it was not, nothing says " +
-      "when there is little evidence."),
+      "p.small.foot", {}, "Not every network here was calibrated, so an answer can be unsure " +
+      "without saying so."),
   ];
 }
 
 function headView(head, entry, whyButton) {
   const isUnsure = entry.sure === false;
   const answer = make("p.answer", {}, bdi(entry.label), isUnsure && " ",
-    isUnsure && make("span.guess.doubt", {}, "little evidence"));
+    isUnsure && make("span.guess.doubt", {}, "unsure"));
   const mayBe = entry.may_be?.length > (isUnsure ? 0 : 1) && mayBeView(entry.may_be);
   return make(`section.head.${head === "species" ? "first" : "other"}`, {},
     make("div.line", {}, make("h4", {}, headName(head)), whyButton),
@@ -69,8 +69,8 @@ function barsView(name, topk, isUnsure) {
 function mayBeView(labels) {
   const shown = labels.slice(0, MAX_MAY_BE).flatMap((label) => [", ", bdi(label)]).slice(1);
   const more = labels.length - MAX_MAY_BE;
-  return make("p.small.may-be", {}, "It may be ", ...shown, more > 0 && ` or ${more} more`,
-    ". Lists like this hold the true one in 9 of 10 photos.");
+  return make("p.small.may-be", {}, "Possible: ", ...shown, more > 0 && ` or ${more} more`,
+    ". Such a list holds the true label in 9 of 10 photos.");
 }
 
 /** Say that photos of one animal were taken for different species; null where they agree. */
@@ -86,16 +86,24 @@ export function disagreementNote(photos) {
     ...parts.slice(1), ". Do all of them show one animal?");
 }
 
+/** Say on what the networks were trained, as far as their files know it. */
+export function trainingWords({ stage1: { made_up: isMadeUp, num_animals: number } = {} }) {
+  if (!number) return "";
+  const trained = `Trained on ${isMadeUp ? "drawings" : "photos"} of ${count(number, "animal")}`;
+  return isMadeUp ? `${trained}: answers to real photos mean little.` : `${trained}.`;
+}
+
 /** Lay the model card out. */
 export function cardView(card) {
   if (!card) {
-    return [make("p.note.quiet", {}, "The server gave no model card. Is it running?")];
+    return [make("p.note.quiet", {}, "The server sent no model card. Is it running?")];
   }
   const { limits = {}, stage1 = {}, specialists = {} } = card;
   const rows = [
     ["Engine", `${card.engine}, ${card.precision}`],
     ["Species", (stage1.heads?.species ?? []).join(", ")],
     ["No specialist", (card.no_specialist ?? []).join(", ")],
+    ["Formats", (card.formats ?? []).join(", ")],
     ["Limits", `${count(limits.max_photos, "photo")} of one animal, ` +
       `${size(limits.max_body_mb * 1e6)} in one upload`],
   ].filter(([, text]) => text);

@@ -38,7 +38,7 @@ export function photoCard(photo, actions) {
       if (url) frame.append(whyPicture(url, label, actions.isStretched(head) && picture));
       frame.classList.toggle("covered", Boolean(url));
       caption.replaceChildren(...(url
-        ? ["Red raised ", make("b", {}, bdi(label)), " most, blue least."]
+        ? ["Red: raised ", make("b", {}, bdi(label)), " most; blue: least."]
         : [words || size(photo.file.size)]));
       for (const button of body.querySelectorAll(".whybutton")) {
         button.ariaPressed = String(Boolean(url || words) && button.dataset.head === head);
@@ -71,7 +71,7 @@ export function animalCard(animal, photos, actions) {
         make("div.strip", {}, ...photos.map((photo) => pictureOf(photo, true))),
         make("h3", {}, animal.name), make("p.pale", {}, note));
       fill(node, body, animal, animal.answer?.species
-        ? [disagreementNote(photos), ...answerView(animal.answer)] : stateView(animal, actions));
+        ? [...answerView(animal.answer), disagreementNote(photos)] : stateView(animal, actions));
     },
   };
 }
@@ -94,7 +94,7 @@ function stateView(subject, actions) {
   if (subject.state !== "done") {
     if (subject.state === "new") return [make("p.pale", {}, "Not predicted on its own yet.")];
     const text = subject.wait > 0 ? `The server is busy: trying again in ${subject.wait} s.`
-      : subject.state === "running" ? "Looking …" : "Waiting for its turn …";
+      : subject.state === "running" ? "Predicting …" : "Waiting for its turn …";
     return [make("p.busy", {}, make("i.dot", { ariaHidden: "true" }), text)];
   }
   const problem = subject.problem ?? subject.answer;

@@ -1,6 +1,6 @@
 // The page: photos come in, answers are shown. Nothing is stored.
 
-import { bdi, cardView, make } from "./answers.js";
+import { bdi, cardView, make, trainingWords } from "./answers.js";
 import { animalCard, photoCard } from "./cards.js";
 import { Problem, explain, predict, readCard } from "./server.js";
 import { count, describeProblem, inShort } from "./words.js";
@@ -99,7 +99,7 @@ function predictTogether() {
       Object.assign(photo, { answer: found.photos[place], problem: null, state: "done" });
       photo.card.show();
     });
-    if (!found.animal) throw new Problem(200, "none_readable");
+    if (!found.animal) throw new Problem(200, "unreadable");
     return found.animal;
   });
 }
@@ -135,7 +135,7 @@ async function toggleWhy(photo, head, label) {
   photo.shown = photo.shown === key ? "" : key;
   if (!photo.shown) return photo.card.showWhy(head, label, null);
   const { signal } = round;
-  let words = "Looking for the reasons …";
+  let words = "Computing the reasons …";
   if (!photo.reasons.has(key)) {
     photo.card.showWhy(head, label, null, words);
     try {
@@ -153,19 +153,14 @@ async function toggleWhy(photo, head, label) {
 // ---- The frame around the cards ----
 
 function showProgress() {
-  const isBusy = [...photos, animal].some(isOpen);
   const numDone = photos.filter(({ answer }) => answer?.species).length;
-  at("meter").hidden = !isBusy;
-  at("meter").max = photos.length || 1;
-  at("meter").value = photos.filter(({ state }) => state === "done").length;
   at("progress").textContent = `${numDone} of ${count(photos.length, "photo")} answered`;
 }
 
 async function readFacts() {
   card = await readCard();
   at("facts").replaceChildren(...cardView(card));
-  const wanted = card?.stage1?.calibration?.species?.wanted_accuracy;
-  at("wanted").textContent = wanted ? ` (wanted: ${Math.round(wanted * 100)} %)` : "";
+  at("trained").textContent = card ? trainingWords(card) : "";
 }
 
 // ---- Hands ----

@@ -4,7 +4,6 @@ const HEADS = {
   species: "Species", breed: "Breed", gender: "Gender",
   color: "Colour", color1: "Colour 1", color2: "Colour 2",
 };
-const FORMATS = "PNG, JPEG, WEBP, GIF, BMP or TIFF";
 
 export const headName = (head) => HEADS[head] ?? head;
 
@@ -27,44 +26,45 @@ export function inShort({ answer, problem }) {
   if (!answer?.species) return describeProblem(problem ?? answer).title;
   return [["species", answer.species], ...Object.entries(answer.attributes)]
     .map(([head, { label, topk, sure }]) => `${headName(head)}: ${
-      sure === false ? `${label}, little evidence` : `${label}, ${percent(topk[0]?.[1])}`}`)
+      sure === false ? `${label}, unsure` : `${label}, ${percent(topk[0]?.[1])}`}`)
     .join(", ");
 }
 
 /** What went wrong, what to do, and whether trying again can help. */
-export function describeProblem({ code = 0, status = "" }) {
-  return PROBLEMS[status] ?? (code >= 500 ? PROBLEMS.failed : PROBLEMS.odd);
+export function describeProblem({ code = 0, status = "", message = "" }) {
+  const kind = message.includes("HEIC photo") ? "heic" : status;
+  return PROBLEMS[kind] ?? (code >= 500 ? PROBLEMS.failed : PROBLEMS.odd);
 }
 
 const PROBLEMS = {
   unreadable: {
-    title: `This file is not a picture I can read (${FORMATS}).`,
+    title: "Not a photo that the server can read.",
     advice: "Open it in a picture program, save it as JPEG or PNG, then choose it again.",
   },
+  heic: {
+    title: "This is a HEIC photo, which this server does not read.",
+    advice: "Save it as JPEG. An iPhone takes JPEG by Settings, Camera, Formats, Most Compatible.",
+  },
   too_large: {
-    title: "This picture is larger than this server takes.",
+    title: "This photo is larger than the server accepts.",
     advice: "Save it smaller, then choose it again.",
   },
-  none_readable: {
-    title: "None of these files is a picture I can read.",
-    advice: `Choose photos of one of these kinds: ${FORMATS}.`,
-  },
   non_finite: {
-    title: "The network gave no number for this photo.",
-    advice: "That is a fault of the network. Other photos may work; a training in fp32 helps.",
+    title: "The network's output for this photo is not a number.",
+    advice: "That is a fault of the network. Other photos may work; training in fp32 helps.",
   },
   refused: {
     title: "The server refuses requests from this page.",
     advice: "Open the page under the address that the server printed.",
   },
   timeout: { title: "Sending the photo took too long.", canRetry: true },
-  invalid: { title: "The server does not take these photos together." },
-  busy: { title: "The server is busy.", advice: "It was tried several times.", canRetry: true },
+  invalid: { title: "The server does not accept these photos together." },
+  busy: { title: "The server is busy.", advice: "Several attempts failed.", canRetry: true },
   offline: {
-    title: "The server cannot be reached, or the file was moved.",
-    advice: "Is it still running? Start it with python -m tools.serve.",
+    title: "The server does not answer, or the file was moved.",
+    advice: "Is the server still running? Start it with python -m tools.serve.",
     canRetry: true,
   },
   failed: { title: "Something failed on the server; its log says what.", canRetry: true },
-  odd: { title: "The server gave an answer that I do not understand.", canRetry: true },
+  odd: { title: "The server sent an answer that this page does not understand.", canRetry: true },
 };
