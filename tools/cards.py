@@ -2,9 +2,8 @@
 
     python -m tools.cards --evaluation runs/evaluation --audit runs/audit
 
-Writes model_card.md and data_card.md into OUT. Every number and fact comes from the evaluation, the
-runs behind it and the audit; what is not there is "not measured". What a person must say (OWNER,
-LICENSE, CONTACT) is marked until it is given. Needs no model to run; a second.
+Writes model_card.md and data_card.md into OUT, in a second. All facts come from the evaluation, its
+runs and the audit; OWNER, LICENSE and CONTACT are marked until they are given.
 """
 
 from __future__ import annotations

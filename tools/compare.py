@@ -18,7 +18,6 @@ from petface.errors import SettingsError, UserError, run_script
 from petface.report.compare_page import changed_words, comparison_page
 from petface.settings import read_settings
 
-# ---- Comparison ----
 OUT: str = "runs/comparison"  # an earlier comparison there is replaced
 
 

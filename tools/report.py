@@ -2,14 +2,11 @@
 
     python -m tools.report                           # everything under RUNS_ROOT
     python -m tools.report runs/demo/evaluation --with-photos
-    python -m tools.report --runs-root /data/runs
 
-Writes <run>/report.html with curves.png and confidence.png, <evaluation>/report.html (with the
-error analysis where there is one) and <RUNS_ROOT>/index.html. Each page stands alone: it opens
-without a network and runs no script. Unfinished and broken folders get a page or a row that says
-so. Photos of real animals stand in a page only --with-photos: a page without them may be passed on
-where the photos may not. Made-up photos (tools.make_demo_data) always do. About 1 s for a run and
-3 s for an evaluation on one CPU core. Needs the extra `report`.
+Writes <run>/report.html with curves.png and confidence.png, <evaluation>/report.html with its error
+analysis, and <RUNS_ROOT>/index.html. Pages open without a network and run no script. They show
+photos of real animals only --with-photos, because such a page must not be passed on; made-up photos
+always. About 1 s for a run and 3 s for an evaluation on one CPU core. Needs the extra `report`.
 """
 
 from __future__ import annotations

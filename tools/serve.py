@@ -5,11 +5,9 @@
     curl -F photo=@photo.jpg http://127.0.0.1:8000/predict
 
 POST /predict (field `photo`), /predict_animal (field `photos`) and /explain (Grad-CAM as PNG);
-GET / (the page), /health, /model_card, /metrics (Prometheus) and /openapi.json. One line per
-request goes to stderr. Photos stay in memory while they are answered and are kept nowhere.
-
-Ctrl-C or SIGTERM: no more is taken in, what was is answered, exit code 0; a second Ctrl-C leaves
-at once. There is no authentication: leave HOST as it is, or put a proxy in front that has one.
+GET / (the page), /health, /model_card, /metrics (Prometheus) and /openapi.json. Prints one line per
+request to stderr. Photos are kept nowhere. Ctrl-C answers what was accepted and stops; a second one
+stops at once. There is no authentication: leave HOST as it is, or put a proxy with one in front.
 Needs: python -m pip install ".[serve]"
 """
 

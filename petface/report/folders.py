@@ -127,7 +127,7 @@ def read_evaluation_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any],
 
 def test_words(summary: dict[str, Any]) -> str:
     """Return what is known of the test split: whether it is new to the networks."""
-    lines = contamination_lines(summary) or ["Animals that no network was trained or selected on"]
+    lines = contamination_lines(summary) or ["Animals that no network was trained or chosen on"]
     return " ".join(f"{line}." for line in lines)
 
 
