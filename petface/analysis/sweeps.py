@@ -13,17 +13,12 @@ import pandas as pd
 from petface import files
 from petface.drawing import figure_maker, save_png, tidy
 
-RULE: Final = (
-    "Chosen by the validation part alone, by mean - standard deviation over the runs; all heads "
-    "count. The test part is measured once per run, for the report."
-)
+RULE: Final = "Chosen by the validation split alone: mean - standard deviation, of all heads."
 
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One finished run: its preset, what was varied (a seed or a fold), its species in stage 2, and
-    what its final.json says.
-    """
+    """One finished run: its preset, its seed or fold, its species in stage 2, its final.json."""
 
     preset: str
     variant: str
@@ -32,7 +27,7 @@ class SweepRun:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Return the accuracies of both parts by name, without those that nothing was known for."""
+        """Return the accuracies of both splits by name, without those that are not known."""
         return {
             key: float(value)
             for key, value in self.final.items()
@@ -115,7 +110,7 @@ def _text(summary: pd.DataFrame, keys: Sequence[str], watched: Sequence[str]) ->
 
 
 def _draw(path: Path, table: pd.DataFrame, figure_name: str) -> None:
-    """Draw the test figure of every run against its minutes of training."""
+    """Draw a test accuracy against minutes of training: each run, and mean ± deviation of each."""
     make_figure = figure_maker(path)
     if make_figure is None:
         return
@@ -124,9 +119,13 @@ def _draw(path: Path, table: pd.DataFrame, figure_name: str) -> None:
     if figure_name in table:
         groups = table.dropna(subset=[figure_name]).groupby(["preset", "species"], sort=False)
         for number, (name, own) in enumerate(groups):
-            marker, label = "os^Dv<>Pp*"[number % 10], " ".join(map(str, name)).strip()
-            axes.plot(own["train_minutes"], own[figure_name] * 100, marker, label=label, alpha=0.8)
-        axes.legend(frameon=False, fontsize=8)
+            style: Any = {"fmt": "os^Dv<>Pp*"[number % 10], "color": f"C{number % 10}"}
+            minutes, accuracy = own["train_minutes"], own[figure_name] * 100
+            axes.errorbar(minutes, accuracy, alpha=0.25, **style)
+            style["label"] = " ".join(map(str, name)).strip()
+            axes.errorbar(minutes.mean(), accuracy.mean(), accuracy.std(), capsize=4, **style)
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     axes.set(xlabel="minutes of training", ylabel=f"{figure_name.replace('_', ' ')}, %")
+    axes.set_title("mean ± standard deviation, and each run", fontsize=9, loc="left")
     tidy(axes)
     save_png(figure, path, 120)

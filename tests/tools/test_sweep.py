@@ -57,7 +57,7 @@ def test_a_sweep_is_taken_up_compared_and_refused_and_names_what_failed(tree, tm
     done = script(SWEEP, [preset, *flags, 2])
     assert done.code == 0, done.err
     assert "2 runs, 1 of them finished before" in done.out
-    assert "best by val balanced accuracy: tiny. Chosen by the validation part" in done.out
+    assert "best by val balanced accuracy: tiny. Chosen by the validation split" in done.out
     runs = rows_of(out / "runs.csv")
     assert [row["variant"] for row in runs] == ["seed1", "seed2"]
     for row in runs:
