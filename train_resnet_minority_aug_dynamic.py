@@ -139,7 +139,7 @@ def main() -> int:
     dataset = load_dataset(s.IMAGES_ROOT, s.ANNOTATIONS_ROOT, **read)
     print("\n".join(dataset.notes))
     if audit := optional_room("analysis.audit"):
-        print(audit.quick_audit_line(dataset, annotations_root=s.ANNOTATIONS_ROOT))
+        print(audit.quick_audit_line(dataset, s.ANNOTATIONS_ROOT, s.IMAGE_SIZE_PX))
     folder = runs.run_path(s.RUNS_ROOT, s.RUN_NAME)
     print(runs.late_report(folder), end="")
     with (
