@@ -9,12 +9,12 @@ Without an installation, `python petface_command.py` does the same.
 
 from __future__ import annotations
 
+import importlib
 import runpy
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-TOOLS = "tools" if (ROOT / "tools").is_dir() else "petface.tools"  # where pip puts them
 COMMANDS = {
     "train": ("train_photos", "your own photos, <folder>/<class>/<photo>: the whole way at once"),
     "train-species": ("train_resnet_minority_aug_dynamic", "stage 1: a network that names species"),
@@ -52,10 +52,12 @@ def main() -> None:
         sys.exit(f"error: there is no command {name[:80]!r}\n\n{text}")
     script, *words = COMMANDS[name][0].split()
     sys.argv[1:2] = words
-    if TOOLS == "tools":
+    if (ROOT / "tools").is_dir():
         sys.path.insert(0, str(ROOT))
+    else:  # pip puts them into the package
+        sys.modules["tools"] = importlib.import_module("petface.tools")
     if not (ROOT / f"{script}.py").is_file():
-        script = f"{TOOLS}.{script}"
+        script = f"tools.{script}"
     runpy.run_module(script, run_name="__main__", alter_sys=True)
 
 

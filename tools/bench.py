@@ -53,8 +53,7 @@ from petface.training.augment.exact import augment
 from petface.training.augment.regimes import MILD, NONE, STRONG, AugmentRegime, draw_parameters
 from petface.training.runs import FailureLog, RunFolder
 from petface.training.schedule import EarlyStopping
-
-from .hardware import hardware_name
+from tools.hardware import hardware_name
 
 # ---- What is measured ----
 ONLY: tuple[Literal["epochs", "evaluation"], ...] = ()  # parts; () = all

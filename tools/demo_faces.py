@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .demo_animals import BREEDS, FACES, IRISES, PARTS, PROFILES, RGB, Face
+from tools.demo_animals import BREEDS, FACES, IRISES, PARTS, PROFILES, RGB, Face
 
 WIDTH_STD = 0.045  # spread of the face width between individuals, as a fraction
 GENDER_SHIFT = 0.385 * WIDTH_STD  # males wider, females narrower: the best guess is right for 65 %

@@ -31,8 +31,7 @@ from petface.files import write_csv, write_error, write_json
 from petface.progress import progress
 from petface.settings import Fraction, NonNegative, Range, Seed, read_settings
 from petface.taxonomy import SPECIES_FEATURES
-
-from .demo_animals import (
+from tools.demo_animals import (
     BREEDS,
     COLOURS,
     SPECIES,
@@ -40,7 +39,7 @@ from .demo_animals import (
     long_tailed,
     record_counts,
 )
-from .demo_faces import draw_individual, draw_photo
+from tools.demo_faces import draw_individual, draw_photo
 
 # ---- What is drawn ----
 RECORDS: Annotated[int, Range(60, 257_484)] = 900  # animals

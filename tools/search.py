@@ -28,8 +28,7 @@ import pandas as pd
 from petface import files
 from petface.settings import Positive, Seed, Settings, read_settings
 from petface.streams import outlive_reader
-
-from .sweep import ROOT, flag_of_change, last_line, started, trainers_of
+from tools.sweep import ROOT, flag_of_change, last_line, started, trainers_of
 
 if TYPE_CHECKING:
     import optuna

@@ -33,8 +33,7 @@ from petface.data.sources.layout import MARKER, Found, prepare, safe_name
 from petface.evaluation.details import SUMMARY
 from petface.models.backbones import build_body, load_torchvision_weights
 from petface.settings import NonNegative, Settings, read_settings
-
-from .prepare_data import describe
+from tools.prepare_data import describe
 
 # ---- Photos and folders ----
 NAME: str = ""  # data/<NAME> and runs/<NAME>; "" = the name of the folder of photos
