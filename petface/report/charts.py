@@ -34,8 +34,7 @@ INK = "#010203"  # becomes the page's text colour in SVG
 _SIZE_IN = (4.5, 2.9)
 _WHOLE_NUMBERS: Any = {"integer": True, "nbins": 6, "min_n_ticks": 1}  # also of a single epoch
 MAX_CLASSES: Final = 40  # of a confusion matrix with names
-_MAX_LETTERS, _MAX_ROW_LETTERS = 28, 44  # of a name beside a confusion matrix, beside a row
-_MAX_COUNTED = 20  # classes up to which counts stand in the cells
+_MAX_LETTERS, _MAX_ROW_LETTERS, _MAX_COUNTED = 28, 44, 20  # of names; classes with counts in cells
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "petface",  # the same chart is the same file
@@ -135,7 +134,7 @@ def confidence(fitted: Mapping[str, Any]) -> list[Panel]:
     def draw_coverage(axes: Any) -> None:
         curve = np.array(fitted.get("curve") or np.zeros((0, 3)), float) * 100
         wanted, accuracy = fitted.get("wanted_accuracy"), fitted.get("accuracy_of_answered")
-        axes.plot(curve[:, 0], curve[:, 1], label="any threshold")
+        axes.plot(curve[:, 0], curve[:, 1], "o-"[len(curve) > 1], label="any threshold")
         if is_number(wanted):
             axes.axhline(wanted * 100, color=GREY, linewidth=1, linestyle="--", label="wanted")
         if is_number(accuracy):

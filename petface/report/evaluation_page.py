@@ -43,7 +43,7 @@ _SURE_WORDS = (
 )
 _PROBE_WORDS = "The test photos shifted or with a painted border: how much the crop matters."
 _SLICE_WORDS = "A group stands out where its interval excludes the accuracy of all photos."
-_SUSPECT_WORDS = "Contradicted by a model that saw none of their photos: to review, no verdict."
+_SUSPECT_WORDS = "To review: labels and, below, what a model says that saw none of these photos."
 # Folded tables: title, where the rows lie, columns or "" for all, words above.
 _SUMMARY_TABLES = (
     ("Train, validation and test", "figures.{split}.{head}", _SPLIT_COLUMNS, _SEEN_WORDS),
@@ -134,7 +134,7 @@ def _errors(folder: Path, problems: list[str], root: Path | None) -> dict[str, A
     labels = read.read_json(folder / "label_errors.json", problems)
     suspects = read.read_csv(folder / "label_errors.csv", problems, read.MAX_ROWS)
     shown = [
-        photos.photo(root, row["image"], (row["suggested"], "wrong"), (row["label"], "pale"))
+        photos.photo(root, row["image"], (row["label"], "wrong"), (row["suggested"], "pale"))
         for row in suspects[:_NUM_SUSPECTS]
         if root
     ]
