@@ -25,13 +25,12 @@ import torch
 
 from petface import distributed
 from petface.data.dataset import Dataset, choose_species, load_dataset
-from petface.data.images import STATISTICS, Preprocessing
 from petface.data.loading import Samples, worker_count
 from petface.data.pack import image_source
 from petface.data.splits import SPLITS
 from petface.models import checkpoints
 from petface.models.architecture import Architecture
-from petface.models.backbones import BackboneName
+from petface.models.backbones import input_rule
 from petface.models.first_weights import describe_learnt, initialise
 from petface.models.multi_head import _MultiHeadModel
 from petface.models.network import Network
@@ -63,9 +62,9 @@ SPLIT_SEED: Seed = 0  # used when splits.csv is made, never after
 ALIASES_FILE: str = ""  # a CSV species,feature,label,alias_of: labels that are one class
 COLUMNS: tuple[str, ...] = ()  # over SPECIES_CONFIG: "cat.breed=Rasse", "cat.file=cats.csv"
 SPECIES: str | tuple[str, ...] = "all"  # one species, several, or "all"
-IMAGE_SIZE_PX: Positive = 224  # both sides
+IMAGE_SIZE_PX: NonNegative = 224  # both sides; 0 = what the weights of BACKBONE were made for
 RESIZE_RULE: Literal["stretch", "center_crop", "letterbox"] = "stretch"
-NORMALIZE: Literal["none", "imagenet"] = "imagenet"  # none: RGB in [0, 1]
+NORMALIZE: Literal["none", "imagenet", "backbone"] = "imagenet"  # none: RGB in [0, 1]
 MAX_BAD_FRACTION: Fraction = 0.01  # a run stops when more images than this cannot be read
 
 # ---- Run ----
@@ -81,13 +80,13 @@ WANDB: str = ""  # project of Weights & Biases; "" = off; WANDB_MODE=offline nee
 SPREAD: bool = False  # under torchrun: True = each process trains other species, alone
 
 # ---- Network and optimisation ----
-BACKBONE: BackboneName = "resnet18"  # resnet34/50, efficientnet_b0, mobilenet_v2/v3_small
+BACKBONE: str = "resnet18"  # resnet34/50, efficientnet_b0, mobilenet_v2/v3_small, timm/<name>
 ATTENTION: Literal["none", "se"] = "none"  # se: squeeze-excitation after the last stage
 HEAD_HIDDEN: NonNegative = 0  # units of a layer between features and answers; 0 = none
 DROPOUT: Fraction = 0.0  # share of the features that a head does without in training; 0 = off
 BODIES: Positive = 1  # networks side by side, their features in a row
-WEIGHTS: str | tuple[str, ...] = "torchvision"  # none, a file; or a list: one for each body
-PRETRAINED: Literal["auto", "require", "none"] = "auto"  # when torchvision's weights cannot be had
+WEIGHTS: str | tuple[str, ...] = "torchvision"  # none, timm, a file; or one for each body
+PRETRAINED: Literal["auto", "require", "none"] = "auto"  # when these weights cannot be had
 FREEZE_BATCHNORM: bool = False  # True for weights whose BatchNorm was folded away, and tiny data
 PHASE_STAGES: tuple[str, ...] = ("layer4", "layer4+layer3")  # besides the heads; or all, heads
 PHASE_LR: tuple[PositiveFloat, ...] = (1e-3, 3e-4)  # AdamW, made anew in each phase
@@ -172,7 +171,7 @@ def main() -> int:
         runs.replace_finished(folders)
     mine = chosen
     if s.SPREAD:
-        rule = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE)
+        rule = input_rule(s.BACKBONE, s.IMAGE_SIZE_PX, s.RESIZE_RULE, s.NORMALIZE)
         image_source(dataset.catalog, s.PACK, rule)  # a pack is made before they part
         mine = distributed.part_ways(chosen)
     with runs.StopRequest() as stop:
@@ -207,7 +206,7 @@ def main() -> int:
 
 def phases_of(s: Settings) -> list[Phase]:
     """Read the phases of the training."""
-    return make_phases(s.PHASE_STAGES, s.PHASE_LR, s.PHASE_EPOCHS, s.PHASE_PATIENCE)
+    return make_phases(s.PHASE_STAGES, s.PHASE_LR, s.PHASE_EPOCHS, s.PHASE_PATIENCE, s.BACKBONE)
 
 
 def train_specialist(
@@ -317,7 +316,7 @@ def make_job(
     run: runs.RunFolder,
 ) -> Job:
     """Gather what every pass needs; the network goes to the device."""
-    preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
+    preprocessing = input_rule(s.BACKBONE, s.IMAGE_SIZE_PX, s.RESIZE_RULE, s.NORMALIZE)
     network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
     labels, (weights, classes) = parts["train"].labels, class_weights(s, parts["train"], head)
     weight_alphas = dict.fromkeys(model.head_sizes, s.CLASS_WEIGHT_ALPHA)

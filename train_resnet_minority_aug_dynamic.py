@@ -22,13 +22,12 @@ import torch
 
 from petface import distributed, metrics
 from petface.data.dataset import Dataset, load_dataset
-from petface.data.images import STATISTICS, Preprocessing
 from petface.data.loading import Samples, worker_count
 from petface.data.pack import image_source
 from petface.data.splits import SPLITS
 from petface.models import checkpoints
 from petface.models.architecture import Architecture, build_classifier
-from petface.models.backbones import BackboneName
+from petface.models.backbones import input_rule
 from petface.models.first_weights import describe_learnt, initialise
 from petface.models.network import Network
 from petface.settings import (
@@ -56,9 +55,9 @@ ANNOTATIONS_ROOT: str = "data/PetFace/annotations"  # <species>.csv
 SPLITS_FILE: str = ""  # "" = splits.csv beside the images folder; a folder = official split files
 SPLIT_SEED: Seed = 0  # used when splits.csv is made, never after
 ALIASES_FILE: str = ""  # a CSV species,feature,label,alias_of, as in stage 2: splits are stratified
-IMAGE_SIZE_PX: Positive = 224  # both sides
+IMAGE_SIZE_PX: NonNegative = 224  # both sides; 0 = what the weights of BACKBONE were made for
 RESIZE_RULE: Literal["stretch", "center_crop", "letterbox"] = "stretch"
-NORMALIZE: Literal["none", "imagenet"] = "none"  # none: RGB in [0, 1]
+NORMALIZE: Literal["none", "imagenet", "backbone"] = "none"  # none: RGB in [0, 1]
 MAX_BAD_FRACTION: Fraction = 0.01  # the run stops when more images than this cannot be read
 
 # ---- Run ----
@@ -73,13 +72,13 @@ TENSORBOARD: bool = False  # the figures of every epoch as event files too
 WANDB: str = ""  # project of Weights & Biases; "" = off; WANDB_MODE=offline needs no network
 
 # ---- Network and optimisation ----
-BACKBONE: BackboneName = "resnet18"  # resnet34/50, efficientnet_b0, mobilenet_v2/v3_small
+BACKBONE: str = "resnet18"  # resnet34/50, efficientnet_b0, mobilenet_v2/v3_small, timm/<name>
 ATTENTION: Literal["none", "se"] = "none"  # se: squeeze-excitation after the last stage
 HEAD_HIDDEN: NonNegative = 0  # units of a layer between features and answers; 0 = none
 DROPOUT: Fraction = 0.0  # share of the features that a head does without in training; 0 = off
 BODIES: Positive = 1  # networks side by side, their features in a row
-WEIGHTS: str | tuple[str, ...] = "none"  # none, torchvision, a file; or a list: one for each body
-PRETRAINED: Literal["auto", "require", "none"] = "auto"  # when torchvision's weights cannot be had
+WEIGHTS: str | tuple[str, ...] = "none"  # none, torchvision, timm, a file; or one for each body
+PRETRAINED: Literal["auto", "require", "none"] = "auto"  # when these weights cannot be had
 FREEZE_BATCHNORM: bool = False  # True for weights whose BatchNorm was folded away, and tiny data
 PHASE_STAGES: tuple[str, ...] = ("all",)  # besides the head: all, heads (alone), layer4+layer3
 EPOCHS: Positive | tuple[Positive, ...] = 30  # at most; a list has one for each phase
@@ -162,7 +161,7 @@ def main() -> int:
 
 def phases_of(s: Settings) -> list[Phase]:
     """Read the phases of the training."""
-    return make_phases(s.PHASE_STAGES, s.LR, s.EPOCHS, s.PATIENCE)
+    return make_phases(s.PHASE_STAGES, s.LR, s.EPOCHS, s.PATIENCE, s.BACKBONE)
 
 
 def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopRequest) -> int:
@@ -315,7 +314,7 @@ def make_job(
     shown = np.bincount(labels, minlength=num_classes).astype(float)
     if s.SAMPLER == "weighted":
         shown *= sampler.weights
-    preprocessing = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE, *STATISTICS[s.NORMALIZE])
+    preprocessing = input_rule(s.BACKBONE, s.IMAGE_SIZE_PX, s.RESIZE_RULE, s.NORMALIZE)
     network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
     class_weights, loss = recipe.heads_loss(
         {"species": shown},

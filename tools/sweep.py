@@ -37,10 +37,10 @@ import petface
 from petface import files
 from petface.analysis.sweeps import SweepRun, write_sweep
 from petface.data.dataset import fold_files
-from petface.data.images import Preprocessing
 from petface.data.pack import image_source
 from petface.data.sources.petface import scan
 from petface.devices import num_cores
+from petface.models.backbones import input_rule
 from petface.settings import NonNegative, Positive, Seed, Settings, read_settings
 from petface.streams import outlive_reader
 
@@ -200,10 +200,10 @@ def make_packs(todo: list[Planned]) -> None:
     made = set()
     for run in todo:
         s = run.settings
-        key = (s.IMAGES_ROOT, s.PACK, s.IMAGE_SIZE_PX, s.RESIZE_RULE)
+        rule = input_rule(s.BACKBONE, s.IMAGE_SIZE_PX, s.RESIZE_RULE, "none")
+        key = (s.IMAGES_ROOT, s.PACK, rule)
         if s.PACK and key not in made:
             made.add(key)
-            rule = Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE)
             image_source(scan(s.IMAGES_ROOT).catalog, s.PACK, rule)
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from petface.errors import UserError, does_not_load
+from petface.data.images import STATISTICS, Preprocessing
+from petface.errors import SettingsError, UserError, does_not_load
 from petface.files import network_patience
 
 try:
@@ -22,9 +23,7 @@ except Exception as error:  # one that was built for another torch raises whatev
     raise does_not_load("torchvision", error) from error
 
 STAGE_NAMES: Final = ("stem", "layer1", "layer2", "layer3", "layer4")
-BackboneName = Literal[
-    "resnet18", "resnet34", "resnet50", "efficientnet_b0", "mobilenet_v3_small", "mobilenet_v2"
-]
+TIMM: Final = "timm/"  # what the names of the package timm begin with here
 REDUCTION: Final = 16  # of the channels, between the two layers of squeeze-excitation
 _OPEN: Final = 3.0  # sigmoid(3) = 0.95
 
@@ -36,12 +35,15 @@ class Backbone:
     A ResNet has its stages by name. Others are a row of blocks, `features`, and `first_blocks` are
     the numbers of those that layer1 to layer4 begin with: the sides of their maps are a 4th, 8th,
     16th and 32nd of the image's. `map_channels` are those of what layer1 to layer4 give out.
+    `made_for` is the input of its published weights.
     """
 
     num_features: int
     classifier: str
     map_channels: tuple[int, ...]
     first_blocks: tuple[int, ...] = ()
+    made_for: Preprocessing = Preprocessing(224, "stretch", *STATISTICS["imagenet"])
+    is_size_fixed: bool = False
 
 
 BACKBONES: Final[Mapping[str, Backbone]] = {
@@ -56,9 +58,29 @@ BACKBONES: Final[Mapping[str, Backbone]] = {
 
 def describe(name: str) -> Backbone:
     """Look a backbone up by name; an unknown one is refused with the list."""
+    if isinstance(name, str) and name.startswith(TIMM):
+        return timm_part().describe(name)
     if not isinstance(name, str) or name not in BACKBONES:
-        raise UserError(f"unknown backbone {name!r:.60}; known: {', '.join(BACKBONES)}")
+        known = f"{', '.join(BACKBONES)}, {TIMM}<name>"
+        raise UserError(f"unknown backbone {name!r:.60}; known: {known}")
     return BACKBONES[name]
+
+
+def timm_part() -> Any:
+    """Import what knows the backbones of timm, which stands on this module."""
+    from petface.models import timm_backbones
+
+    return timm_backbones
+
+
+def input_rule(name: str, size_px: int, resize: str, normalize: str) -> Preprocessing:
+    """Build the preprocessing of a network: size 0 and "backbone" are what its weights know."""
+    backbone = describe(name)
+    own = backbone.made_for
+    if backbone.is_size_fixed and size_px not in (0, own.size_px):
+        raise SettingsError(f"{name} takes {own.size_px} px alone: set IMAGE_SIZE_PX = 0")
+    numbers = (own.mean, own.std) if normalize == "backbone" else STATISTICS[normalize]
+    return Preprocessing(size_px or own.size_px, resize, *numbers)
 
 
 def build_body(name: str) -> nn.Module:
@@ -67,6 +89,8 @@ def build_body(name: str) -> nn.Module:
     Its names are torchvision's; `backbone` tells its own.
     """
     backbone = describe(name)
+    if name.startswith(TIMM):
+        return timm_part().TimmBody(name)
     network: Any = getattr(torchvision.models, name)(weights=None)
     setattr(network, backbone.classifier, nn.Identity())
     network.backbone = name
@@ -80,6 +104,8 @@ def add_attention(body: Any) -> None:
     Hu et al. 2018, arXiv 1709.01507, section 3. All channels begin with the same weight,
     sigmoid(3) = 0.95, so that trained weights in front of it answer as before but for the scale.
     """
+    if body.backbone.startswith(TIMM):
+        raise UserError(f'{body.backbone} takes no attention: set ATTENTION = "none"')
     channels = describe(body.backbone).map_channels[-1]
     block = SqueezeExcitation(channels, channels // REDUCTION)
     nn.init.zeros_(block.fc2.weight)
@@ -125,7 +151,9 @@ def forward_with_maps(network: Any, x: Tensor) -> tuple[Tensor, tuple[Tensor, ..
     network would mix up the passes of two threads.
     """
     backbone = describe(network.backbone)
-    maps = []
+    maps: list[Tensor] = []
+    if network.backbone.startswith(TIMM):
+        raise UserError(f"this is not done with {network.backbone}: take a backbone of torchvision")
     if backbone.first_blocks:
         ends = [*(first - 1 for first in backbone.first_blocks[1:]), len(network.features) - 1]
         for number, block in enumerate(network.features):
@@ -143,6 +171,8 @@ def forward_with_maps(network: Any, x: Tensor) -> tuple[Tensor, tuple[Tensor, ..
 
 def stage_of(name: str, parameter: str) -> str:
     """Return which stage a body parameter belongs to; every parameter is in exactly one."""
+    if name.startswith(TIMM):
+        return timm_part().stages(name)[parameter]
     first, _, rest = parameter.partition(".")
     blocks = describe(name).first_blocks
     if blocks and first == "features":
@@ -154,6 +184,8 @@ def stage_of(name: str, parameter: str) -> str:
 
 def stage_end(body: Any, stage: str) -> nn.Module:
     """Find the module whose output is that of a stage; `UserError` where a body has no stages."""
+    if getattr(body, "backbone", "").startswith(TIMM):
+        return timm_part().stage_end(body, stage)
     blocks = describe(body.backbone).first_blocks if hasattr(body, "backbone") else ()
     if blocks:
         ends = [*(first - 1 for first in blocks), len(body.features) - 1]
@@ -165,15 +197,21 @@ def stage_end(body: Any, stage: str) -> nn.Module:
 
 
 def load_torchvision_weights(body: nn.Module, name: str, policy: str) -> str:
-    """Fill `body` in place with torchvision's ImageNet weights, downloaded once; return their name.
+    """Fill `body` in place with ImageNet weights, downloaded once; return their name.
 
-    Where they cannot be had, `policy` "require" raises `UserError`; "auto" leaves the random
-    weights and says so in the returned text.
+    They are torchvision's, or for a backbone of timm its hub's. Where they cannot be had, `policy`
+    "require" raises `UserError`; "auto" leaves the random weights and says so in the returned text.
     """
     try:
         with network_patience(20.0):
-            enum = torchvision.models.get_model_weights(name).DEFAULT
-            state = enum.get_state_dict(progress=False, check_hash=True)
+            if name.startswith(TIMM):
+                told, state = timm_part().hub_weights(name)
+            else:
+                enum = torchvision.models.get_model_weights(name).DEFAULT
+                told, state = (
+                    f"torchvision {enum}",
+                    enum.get_state_dict(progress=False, check_hash=True),
+                )
     except (OSError, RuntimeError) as error:  # no network, or a damaged download
         if policy == "require":
             raise UserError(
@@ -182,4 +220,4 @@ def load_torchvision_weights(body: nn.Module, name: str, policy: str) -> str:
             ) from error
         return f"random (ImageNet weights for {name} could not be had: {error})"
     fill_body(body, name, state)
-    return f"torchvision {enum}"
+    return told

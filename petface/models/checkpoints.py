@@ -21,8 +21,8 @@ from torch import Tensor
 from petface import files, taxonomy
 from petface.data.fingerprint import Data, read_data
 from petface.data.images import Preprocessing
-from petface.errors import UserError
-from petface.models import bounds, layouts, multi_head
+from petface.errors import UserError, install_line
+from petface.models import backbones, bounds, layouts, multi_head
 from petface.models.architecture import Architecture, build_classifier
 
 if TYPE_CHECKING:
@@ -119,6 +119,8 @@ def load(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(path, "no such file", "train first, or check the path")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
     content, refusal = None, ""
     try:
         # files of torch before 1.6 are no archives, and have no checksum
@@ -160,6 +162,19 @@ def load(path: str | Path) -> dict[str, Any]:
             path, f"has format {number}, newer than {FORMAT}", "update PetFace, or train again"
         )
     return content
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    """Read a file of tensors and nothing else."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise CheckpointError(path, f"needs safetensors: {install_line('timm')}") from error
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(path, f"damaged or not safetensors ({error})", _COPY_AGAIN) from error
 
 
 def read_stage1(path: str | Path) -> Stage1Checkpoint:
@@ -312,6 +327,7 @@ def _fill(path: str | Path, model: Any, state: Mapping[str, Tensor]) -> None:
         raise CheckpointError(path, f"weights do not fit the network ({reason})", _OTHER_NETWORK)
     fitting = {name: t.detach().to(own[name].dtype).contiguous() for name, t in state.items()}
     model.load_state_dict(fitting, assign=True)
+    backbones.timm_part().fill_buffers(model)
     model.eval()
 
 

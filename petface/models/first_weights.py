@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from petface.errors import SettingsError
 from petface.models import backbones, checkpoints, layouts
 from petface.models.architecture import bodies_of, head_of, states_of_bodies
 from petface.models.checkpoints import CheckpointError
+
+HUBS: Final = ("torchvision", "timm")  # where a network fetches ImageNet weights
 
 
 def initialise(
@@ -35,7 +37,7 @@ def initialise(
     bodies, backbone = getattr(model, "body", model), model.architecture.backbone
     told = initialise_body(bodies, backbone, weights, policy, species)
     source, *others = _sources(weights, len(bodies_of(bodies)), species)
-    if others or policy == "none" or source in ("none", "torchvision"):
+    if others or policy == "none" or source in ("none", *HUBS):
         return told
     kept = ", ".join(_keep_known_rows(model, source, vocabularies, species))
     return f"{told}, heads as in the file for {kept}" if kept else told
@@ -70,7 +72,7 @@ def initialise_body(
 ) -> str:
     """Fill one body or several of a backbone with first weights in place; return their origin.
 
-    `weights`: "none", "torchvision" (ImageNet) or the path of a checkpoint or state dictionary, one
+    `weights`: "none", one of `HUBS` (ImageNet) or the path of a checkpoint or state dictionary, one
     for all bodies or a list with one for each; `{species}` in a path becomes `species`. `policy`:
     "require", "auto" or "none", see `backbones.load_torchvision_weights`. A local file that does
     not fit is always an error; one of several bodies fits as many.
@@ -109,7 +111,7 @@ def describe_learnt(
     own = np.concatenate([data["records"][part].numpy() for part in ("train", "val")])
     inherited, unknown = [np.empty(0, np.int64)], list[str]()
     for path in sources:
-        if policy == "none" or path in ("none", "torchvision"):
+        if policy == "none" or path in ("none", *HUBS):
             continue
         if found := checkpoints.fingerprint_in(path, checkpoints.load(path)):
             sets = [*(found["records"][part] for part in ("train", "val")), found["inherited"]]
@@ -121,7 +123,9 @@ def describe_learnt(
 
 def _fill(bodies: list[nn.Module], weights: str, name: str, policy: str) -> str:
     told = "random"
-    if weights == "torchvision":
+    if weights in HUBS:
+        if (weights == "timm") != name.startswith(backbones.TIMM):
+            raise SettingsError(f'WEIGHTS = "{weights}" has none of BACKBONE = "{name}"')
         for body in bodies:
             told = backbones.load_torchvision_weights(body, name, policy)
             if told.startswith("random"):  # no network: the next ones would wait for it as long
@@ -137,7 +141,10 @@ def _fill_from_file(bodies: list[nn.Module], path: str, name: str) -> str:
     own = bodies[0].state_dict()
     first = next(iter(own))
     prefix = _prefix(path, state, first)
-    if prefix is None:  # a ResNet that was kept as a row of layers
+    if prefix is None and name.startswith(backbones.TIMM):
+        state = backbones.timm_part().own_names(name, state)
+        prefix = ""
+    elif prefix is None:  # a ResNet that was kept as a row of layers
         state = {layouts.torchvision_name(key): tensor for key, tensor in state.items()}
         prefix = _prefix(path, state, first) or ""
     inner = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}

@@ -198,7 +198,7 @@ def _as_float(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def fold_batchnorm(model: nn.Module) -> int:
-    """Fold each BatchNorm that follows a convolution into it, in place; return how many are left.
+    """Fold each BatchNorm after a convolution into it, in place; return how many norms are left.
 
     For a model in evaluation mode that is never trained again: convolutions get a bias, an identity
     takes the place of the BatchNorm, all names stay. A model that cannot be traced is left alone.
@@ -207,7 +207,7 @@ def fold_batchnorm(model: nn.Module) -> int:
     try:
         graph = fx.Tracer().trace(model)
     except fx.proxy.TraceError:
-        return _num_batchnorms(model)
+        return _num_norms(model)
     modules = dict(model.named_modules())
     for node in graph.nodes:
         norm = modules.get(node.target) if node.op == "call_module" else None
@@ -218,7 +218,7 @@ def fold_batchnorm(model: nn.Module) -> int:
         if isinstance(conv, nn.Conv2d) and len(before.users) == 1:
             _put(model, before.target, fuse_conv_bn_eval(conv, norm))
             _put(model, node.target, nn.Identity())
-    return _num_batchnorms(model)
+    return _num_norms(model)
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -226,5 +226,6 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), last, module)
 
 
-def _num_batchnorms(model: nn.Module) -> int:
-    return sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+def _num_norms(model: nn.Module) -> int:
+    kinds = nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm
+    return sum(isinstance(m, kinds) for m in model.modules())

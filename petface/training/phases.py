@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from petface.errors import SettingsError, UserError
 from petface.models import checkpoints
-from petface.models.backbones import STAGE_NAMES
+from petface.models.backbones import STAGE_NAMES, describe
 from petface.models.multi_head import unfreeze
 from petface.training.epoch import Progress
 from petface.training.evaluate import Evaluation, Job
@@ -50,11 +50,16 @@ def make_phases(
     lr: float | Sequence[float],
     epochs: int | Sequence[int],
     patience: int | Sequence[int],
+    backbone: str = "resnet18",
 ) -> list[Phase]:
     """Build a phase for each entry of `stages`, names joined by "+".
 
-    The other values are one for all phases, or a list with one for each.
+    The other values are one for all phases, or a list with one for each; `backbone` must be known.
     """
+    try:
+        describe(backbone)
+    except UserError as error:
+        raise SettingsError(f"BACKBONE: {error}") from error
     all_stages = [tuple(entry.split("+")) for entry in stages]
     unknown = [stage for phase in all_stages for stage in phase if stage not in STAGES]
     if unknown:
