@@ -112,7 +112,7 @@ def training(history: pd.DataFrame) -> list[Panel]:
 
 
 def confidence(fitted: Mapping[str, Any]) -> list[Panel]:
-    """Build reliability before and after calibration, and accuracy over the photos answered.
+    """Build reliability before and after calibration, and accuracy by coverage.
 
     `head`, `reliability`, `raw_reliability` and `curve` as `petface.calibration` computes them.
     """
@@ -141,7 +141,7 @@ def confidence(fitted: Mapping[str, Any]) -> list[Panel]:
             place = fitted["coverage"] * 100, accuracy * 100
             axes.plot(*place, "o", color=ORANGE, label="chosen threshold")
         axes.set(xlim=(0, 102), ylim=(0, 102))
-        _finish(axes, f"{head}: accuracy without the unsure", "photos answered, %", "accuracy, %")
+        _finish(axes, f"{head}: accuracy by coverage", "coverage, % of photos", "accuracy, %")
 
     return [draw_reliability, draw_coverage]
 

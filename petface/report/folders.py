@@ -132,7 +132,7 @@ def test_words(summary: dict[str, Any]) -> str:
 
 
 def test_heads(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the test metrics per head: where it was asked, and `end_to_end.*`."""
+    """Return the test metrics per head: where it was predicted, and `end_to_end.*`."""
     fused = {row["head"]: row for row in rows(summary, "per_record.test.{head}")}
     return [
         {**row, "per_record.accuracy": fused.get(row["head"], {}).get("accuracy_fused")}

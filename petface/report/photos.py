@@ -54,31 +54,31 @@ def picture(path: Path) -> Markup:
 
 
 def read_test_rows(folder: Path) -> pd.DataFrame:
-    """Read the answered test photos of an evaluation as text, true labels beside predictions."""
+    """Read the test photos of an evaluation that have predictions, beside their true labels."""
     rows = pd.read_csv(folder / PER_IMAGE, dtype=str, keep_default_na=False)
     rows = rows[(rows["split"] == "test") & (rows["species_pred"] != "")].reset_index(drop=True)
     return rows.assign(species_true=rows["species"])
 
 
 def prediction_sheet(rows: pd.DataFrame, images_root: Path, seed: int = 0) -> Strip:
-    """Show test photos of every species, drawn by a seed and not by their answers."""
+    """Show test photos of every species, chosen by a seed and not by their predictions."""
     each = max(1, NUM_SHOWN // max(1, rows["species"].nunique()))
     drawn = rows.sample(frac=1, random_state=seed).groupby("species").head(each)
     drawn = drawn.sort_values(["species", "image"], kind="stable").head(2 * NUM_SHOWN)
-    return Strip([_answered(images_root, row) for row in drawn.to_dict("records")], "photos")
+    return Strip([_predicted(images_root, row) for row in drawn.to_dict("records")], "photos")
 
 
 def worst_mistakes(rows: pd.DataFrame, images_root: Path, heads: Sequence[str]) -> Strip:
-    """Show the wrong answers that the networks were surest of, one of each animal."""
+    """Show the most confident of the wrong predictions, one of each animal."""
     wrong = pd.concat([rows[rows[f"{head}_correct"] == "0"].assign(head=head) for head in heads])
     wrong["sure"] = [float(row[f"{row['head']}_prob"]) for row in wrong.to_dict("records")]
     wrong = wrong.sort_values("sure", ascending=False, kind="stable")
     shown = wrong.drop_duplicates(["species", "record"]).head(NUM_MISTAKES).to_dict("records")
-    return Strip([_answered(images_root, row, (row["head"],)) for row in shown], "photos")
+    return Strip([_predicted(images_root, row, (row["head"],)) for row in shown], "photos")
 
 
-def _answered(root: Path, row: dict[Any, Any], heads: Sequence[str] = HEADS) -> Photo:
-    """Show a photo with a line per head that was asked."""
+def _predicted(root: Path, row: dict[Any, Any], heads: Sequence[str] = HEADS) -> Photo:
+    """Show a photo with a line per predicted head."""
     lines = []
     for head in heads:
         predicted, true = plain_cell(row[f"{head}_pred"]), plain_cell(row[f"{head}_true"])

@@ -191,7 +191,7 @@ def _add_photo_routes(app: FastAPI, service: Service) -> None:
 
     @post("/predict", openapi_extra=_form("photo"))
     async def predict(request: Request, topk: Topk = 3) -> JSONResponse:
-        """Answer one photo."""
+        """Predict one photo."""
         answer = await service.answer(
             request, "photo", 1, lambda photos: service.batcher.answer((photos[0], topk))
         )
@@ -200,7 +200,7 @@ def _add_photo_routes(app: FastAPI, service: Service) -> None:
 
     @post("/predict_animal", openapi_extra=_form("photos"))
     async def predict_animal(request: Request, topk: Topk = 3) -> JSONResponse:
-        """Answer photos of one animal, each and together; what is no photo is left out."""
+        """Predict photos of one animal, each and together; files that are no photo are left out."""
         answer = await service.answer(
             request, "photos", most, lambda photos: call(service.fuse, photos, topk)
         )
@@ -215,7 +215,7 @@ def _add_photo_routes(app: FastAPI, service: Service) -> None:
         head: Name = "species",
         label: Name | None = None,
     ) -> Response:
-        """Show which places of a photo raised an answer (Grad-CAM), as a PNG."""
+        """Return which regions of a photo raised an answer (Grad-CAM), as a PNG."""
         if not service.engine.can_explain:
             raise RefusedError(409, "not_explained", "exported models cannot be explained")
         explained = partial(service.engine.explain, species=species, head=head, label=label)

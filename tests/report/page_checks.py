@@ -23,6 +23,9 @@ class Checker(HTMLParser):
     def handle_starttag(self, tag, attrs):
         assert tag not in FORBIDDEN and not [name for name, _ in attrs if name.startswith("on")]
         assert not [value for name, value in attrs if name == "style" and "url(" in value]
+        # what axe asks for: who has no mouse can scroll, who sees nothing is told
+        assert tag != "pre" and ("class", "scroll") not in attrs or ("tabindex", "0") in attrs
+        assert tag != "img" or dict(attrs).get("alt")
         self.links += [value for name, value in attrs if name in LINKS]
         self.ids += [value for name, value in attrs if name == "id"]
         if tag == "tr":

@@ -160,6 +160,7 @@ function showProgress() {
 async function readFacts() {
   card = await readCard();
   at("facts").replaceChildren(...cardView(card));
+  if (card?.formats?.includes("HEIF")) at("choose").accept = "image/*,.heic,.heif";
   at("trained").textContent = card ? trainingWords(card) : "";
 }
 
