@@ -83,6 +83,8 @@ SPREAD: bool = False  # under torchrun: True = each process trains other species
 BACKBONE: str = "resnet18"  # resnet34/50, efficientnet_b0, mobilenet_v2/v3_small, timm/<name>
 ATTENTION: Literal["none", "se"] = "none"  # se: squeeze-excitation after the last stage
 HEAD_HIDDEN: NonNegative = 0  # units of a layer between features and answers; 0 = none
+HEAD_BATCHNORM: bool = False  # BatchNorm of the features, where the head begins
+POOLING: Literal["average", "both"] = "average"  # both: the maximum of each map, too
 DROPOUT: Fraction = 0.0  # share of the features that a head does without in training; 0 = off
 BODIES: Positive = 1  # networks side by side, their features in a row
 WEIGHTS: str | tuple[str, ...] = "torchvision"  # none, timm, a file; or one for each body
@@ -116,6 +118,7 @@ SAMPLER_ALPHA: NonNegativeFloat = 0.7  # (largest / count) ^ this; 1 = equally o
 TAIL_QUANTILE: Fraction = 0.5  # minority = classes of that head up to this quantile; 0 = smallest
 BASE_AUGMENT: Strength = "reference"  # none, mild, strong, crop (strong, a part enlarged)
 TAIL_AUGMENT: Strength = "reference"  # for minority classes; reference: a bit stronger
+BLUR: Fraction = 0.0  # share of the images that are blurred, by up to 2 px; 0 = off
 MIX: MixKind = "none"  # pairs of images: mixup, cutmix, both (one of them by lot)
 MIX_PROBABILITY: Fraction = 0.5  # share of the batches that are mixed
 MIX_ADAPTS: bool = False  # True: up to MIX_PROBABILITY, more while the validation loss rises
@@ -217,13 +220,14 @@ def train_specialist(
     sampler_head = next((h for h in PRIMARY_ATTR_PRIORITY[:-1] if h in vocabularies), None)
     parts = split_into_samples(s, dataset, species, vocabularies, sampler_head)
     torch.manual_seed(s.SEED)
-    architecture = Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
+    body = s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES
+    architecture = Architecture(*body, s.POOLING, s.HEAD_BATCHNORM)
     model = _MultiHeadModel({h: len(names) for h, names in vocabularies.items()}, architecture)
     pretrained = initialise(model, s.WEIGHTS, s.PRETRAINED, vocabularies, species)
     job = make_job(s, dataset, model, parts, sampler_head, run)
     distributed.copy_from_main(model)
     draw = make_draw(s, parts["train"], sampler_head)
-    regimes = regimes_of(s.BASE_AUGMENT, s.TAIL_AUGMENT)
+    regimes = regimes_of(s.BASE_AUGMENT, s.TAIL_AUGMENT, s.BLUR)
     description = {
         "kind": "stage2",
         "species": species,
@@ -319,14 +323,13 @@ def make_job(
     preprocessing = input_rule(s.BACKBONE, s.IMAGE_SIZE_PX, s.RESIZE_RULE, s.NORMALIZE)
     network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
     labels, (weights, classes) = parts["train"].labels, class_weights(s, parts["train"], head)
-    weight_alphas = dict.fromkeys(model.head_sizes, s.CLASS_WEIGHT_ALPHA)
-    if "gender" in weight_alphas:
-        weight_alphas["gender"] = s.GENDER_WEIGHT_ALPHA
+    num_images = sum(map(len, parts.values()))
+    other = {"gender": s.GENDER_WEIGHT_ALPHA}
+    weight_alphas = {h: other.get(h, s.CLASS_WEIGHT_ALPHA) for h in model.head_sizes}
+    gammas = {"with_color": s.FOCAL_GAMMA_COLOR, "without_color": s.FOCAL_GAMMA_IMBAL}
     of_classes, loss = recipe.heads_loss(
         sampling.shown_counts(labels, model.head_sizes),
-        recipe.focal_gammas(
-            model.head_sizes, with_color=s.FOCAL_GAMMA_COLOR, without_color=s.FOCAL_GAMMA_IMBAL
-        ),
+        recipe.focal_gammas(model.head_sizes, **gammas),
         network.device,
         weight_alphas=weight_alphas if s.CLASS_WEIGHTS == "inverse" else None,
         weight_clip=s.WEIGHT_CLIP,
@@ -334,7 +337,6 @@ def make_job(
         logit_adjustment=s.LOGIT_ADJUSTMENT,
         shown=sampling.shown_counts(labels, model.head_sizes, weights[classes]),
     )
-    num_images = sum(map(len, parts.values()))
     return Job(
         network=network,
         num_classes=model.head_sizes,
@@ -385,8 +387,7 @@ def finish(
     for head in vocabularies:
         known = parts["train"].labels[head], parts["test"].labels[head]
         figures |= specialist.head_figures(head, seen["val"].confusions[head], test[head], *known)
-    figures |= headline_figures(measured)
-    figures["checkpoint"] = str(run.best)
+    figures |= {**headline_figures(measured), "checkpoint": str(run.best)}
     matrices = {"test": test, "all": every}
     specialist.write_specialist_report(run.path, vocabularies, matrices, s.TOP_SUPPORT)
     run.write_metrics(progress.history)  # again: a kill may have come just before the last time

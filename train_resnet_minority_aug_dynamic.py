@@ -75,6 +75,8 @@ WANDB: str = ""  # project of Weights & Biases; "" = off; WANDB_MODE=offline nee
 BACKBONE: str = "resnet18"  # resnet34/50, efficientnet_b0, mobilenet_v2/v3_small, timm/<name>
 ATTENTION: Literal["none", "se"] = "none"  # se: squeeze-excitation after the last stage
 HEAD_HIDDEN: NonNegative = 0  # units of a layer between features and answers; 0 = none
+HEAD_BATCHNORM: bool = False  # BatchNorm of the features, where the head begins
+POOLING: Literal["average", "both"] = "average"  # both: the maximum of each map, too
 DROPOUT: Fraction = 0.0  # share of the features that a head does without in training; 0 = off
 BODIES: Positive = 1  # networks side by side, their features in a row
 WEIGHTS: str | tuple[str, ...] = "none"  # none, torchvision, timm, a file; or one for each body
@@ -115,6 +117,7 @@ MIN_RECALL_SUPPORT: NonNegative = 20  # images that a recall needs to count, els
 RECALL_SPLIT: Literal["val", "train"] = "val"  # whose recall per class tells the difficulty
 BASE_AUGMENT: Strength = "reference"  # none, mild, strong, crop (strong, a part enlarged)
 TAIL_AUGMENT: Strength = "reference"  # for minority classes; reference: a bit stronger
+BLUR: Fraction = 0.0  # share of the images that are blurred, by up to 2 px; 0 = off
 MIX: MixKind = "none"  # pairs of images: mixup, cutmix, both (one of them by lot)
 MIX_PROBABILITY: Fraction = 0.5  # share of the batches that are mixed
 MIX_ADAPTS: bool = False  # True: up to MIX_PROBABILITY, more while the validation loss rises
@@ -171,12 +174,13 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
     sampler = make_sampler(s, parts["train"], len(classes))
     base_weights = sampler.weights.copy()
     torch.manual_seed(s.SEED)
-    architecture = Architecture(s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES)
+    body = s.BACKBONE, s.ATTENTION, s.HEAD_HIDDEN, s.DROPOUT, s.BODIES
+    architecture = Architecture(*body, s.POOLING, s.HEAD_BATCHNORM)
     model = build_classifier(architecture, len(classes))
     pretrained = initialise(model, s.WEIGHTS, s.PRETRAINED, {"species": classes})
     job, draw = make_job(s, dataset, model, parts, sampler, run), make_draw(s, sampler)
     distributed.copy_from_main(model)
-    regimes = regimes_of(s.BASE_AUGMENT, s.TAIL_AUGMENT)
+    regimes = regimes_of(s.BASE_AUGMENT, s.TAIL_AUGMENT, s.BLUR)
     description = {
         "kind": "stage1",
         "class_to_index": {name: index for index, name in enumerate(classes)},
@@ -249,16 +253,9 @@ def split_into_samples(s: Settings, dataset: Dataset) -> dict[str, Samples]:
     class_index, split = dataset.catalog.class_index.astype(np.int64), dataset.image_split
     classes = dataset.catalog.classes
     counts = np.bincount(class_index[split == 0], minlength=len(classes))
-    is_tail = sampling.tail_classes(
-        counts,
-        classes,
-        s.TAIL_MODE,
-        head_classes=s.HEAD_CLASSES,
-        head_exclusion_max=s.HEAD_EXCLUSION_MAX,
-        tail_quantile=s.TAIL_QUANTILE,
-        tail_max=s.TAIL_MAX,
-        tail_share=s.TAIL_SHARE,
-    )
+    limits = {"head_classes": s.HEAD_CLASSES, "head_exclusion_max": s.HEAD_EXCLUSION_MAX}
+    limits |= {"tail_quantile": s.TAIL_QUANTILE, "tail_max": s.TAIL_MAX, "tail_share": s.TAIL_SHARE}
+    is_tail = sampling.tail_classes(counts, classes, s.TAIL_MODE, **limits)
     return sampling.samples_by_split(
         np.arange(len(split)),
         {"species": class_index},

@@ -12,12 +12,14 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from petface.errors import UserError
 from petface.models import backbones
 from petface.models.backbones import describe
 
 ATTENTIONS: Final = ("none", "se")
+POOLINGS: Final = ("average", "both")
 MAX_HIDDEN: Final = 4096  # both are limits for what an untrusted checkpoint may ask to be built
 MAX_BODIES: Final = 8
 HEAD_PREFIXES: Final = ("fc.", "classifier.", "head.", "heads.")  # of parameters, in both stages
@@ -27,7 +29,8 @@ _OF_A_BODY: Final = re.compile(r"bodies\.(\d{1,3})\.(.+)")
 @dataclass(frozen=True)
 class Architecture:
     """A backbone; attention after its last stage; the head's hidden layer (0 = none) and share of
-    features dropped in training (0 = off); how many such bodies stand side by side.
+    features dropped in training (0 = off); how many such bodies stand side by side; whether their
+    maps are pooled by the maximum, too; whether the head begins with BatchNorm.
 
     `UserError`, which is a `ValueError`, where a value is unknown, of another type or too large.
     """
@@ -37,12 +40,17 @@ class Architecture:
     hidden: int = 0
     dropout: float = 0.0
     bodies: int = 1
+    pooling: str = "average"
+    batchnorm: bool = False
 
     def __post_init__(self) -> None:
         describe(self.backbone)
-        if not isinstance(self.attention, str) or self.attention not in ATTENTIONS:
-            known = ", ".join(ATTENTIONS)
-            raise UserError(f"attention is {_said(self.attention)}; known: {known}")
+        for name, known in (("attention", ATTENTIONS), ("pooling", POOLINGS)):
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in known:
+                raise UserError(f"{name} is {_said(value)}; known: {', '.join(known)}")
+        if type(self.batchnorm) is not bool:
+            raise UserError(f"batchnorm is {_said(self.batchnorm)}, not true or false")
         for name, low, high in (("hidden", 0, MAX_HIDDEN), ("bodies", 1, MAX_BODIES)):
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
@@ -59,6 +67,8 @@ class Architecture:
             f"{self.bodies} bodies" if self.bodies > 1 else "",
             f"hidden {self.hidden}" if self.hidden else "",
             f"dropout {self.dropout}" if self.dropout else "",
+            "average and maximum" if self.pooling == "both" else "",
+            "head with BatchNorm" if self.batchnorm else "",
         )
         return ", ".join(filter(None, parts))
 
@@ -70,7 +80,8 @@ class Architecture:
     @property
     def width(self) -> int:
         """Return the number of features that the head gets."""
-        return self.bodies * describe(self.backbone).num_features
+        num_pools = 1 + (self.pooling == "both")
+        return self.bodies * num_pools * describe(self.backbone).num_features
 
     @property
     def map_channels(self) -> tuple[int, ...]:
@@ -146,6 +157,8 @@ def build_body(architecture: Architecture) -> nn.Module:
         bodies.append(backbones.build_body(architecture.backbone))
         if architecture.attention == "se":
             backbones.add_attention(bodies[-1])
+        if architecture.pooling == "both":
+            backbones.pool_both(bodies[-1])
     body: Any = MultiBody(bodies) if architecture.bodies > 1 else bodies[0]
     body.architecture = architecture
     return body
@@ -168,20 +181,26 @@ def head_of(network: Any, name: str) -> nn.Module:
     return heads[name] if heads else getattr(network, _place(network.architecture))
 
 
+class _HeadNorm(nn.BatchNorm1d):
+    """BatchNorm of (B, K) features; one photo alone goes by the statistics."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise by the batch in training, by the statistics else."""
+        by_batch = self.training and len(x) > 1
+        kept = self.running_mean, self.running_var, self.weight, self.bias
+        return functional.batch_norm(x, *kept, by_batch, self.momentum or 0.0, self.eps)
+
+
 def build_head(architecture: Architecture, num_outputs: int) -> nn.Module:
     """Build an untrained head: (B, width) features -> (B, num_outputs) logits."""
     width, hidden, dropout = architecture.width, architecture.hidden, architecture.dropout
-    if not hidden and not dropout:
-        return nn.Linear(width, num_outputs)
-    if not hidden:
-        return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, num_outputs))
-    return nn.Sequential(
-        nn.Dropout(dropout),
-        nn.Linear(width, hidden),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Linear(hidden, num_outputs),
-    )
+    layers: list[nn.Module] = [_HeadNorm(width)] if architecture.batchnorm else []
+    if hidden:
+        layers += [nn.Dropout(dropout), nn.Linear(width, hidden), nn.ReLU()]
+    if hidden or dropout:
+        layers.append(nn.Dropout(dropout))
+    layers.append(nn.Linear(hidden or width, num_outputs))
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
 def bodies_of(network: Any) -> list[nn.Module]:

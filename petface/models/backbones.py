@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -113,6 +114,24 @@ def add_attention(body: Any) -> None:
     getattr(body, _last_stage(body.backbone)).append(block)
 
 
+class AverageAndMaximum(nn.Sequential):
+    """Blocks, if any, and a pooling: (B, C, H, W) -> (B, 2 C, 1, 1), the averages first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool what the blocks give."""
+        x = super().forward(x)
+        return torch.cat([functional.adaptive_avg_pool2d(x, 1), x.amax((2, 3), keepdim=True)], 1)
+
+
+def pool_both(body: Any) -> None:
+    """Let a body give the maximum of each map beside its average, in place."""
+    if body.backbone.startswith(TIMM):
+        raise UserError(f'{body.backbone} pools in its own way: set POOLING = "average"')
+    if not hasattr(body, "avgpool"):  # MobileNetV2 averages in its `forward`: of 1 x 1 it is this
+        body.features = AverageAndMaximum(*body.features)
+    body.avgpool = AverageAndMaximum()
+
+
 def _last_stage(name: str) -> str:
     return "features" if describe(name).first_blocks else "layer4"
 
@@ -165,7 +184,7 @@ def forward_with_maps(network: Any, x: Tensor) -> tuple[Tensor, tuple[Tensor, ..
         for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
             x = stage(x)
             maps.append(x)
-    pooled = functional.adaptive_avg_pool2d(x, (1, 1)).flatten(1)
+    pooled = getattr(network, "avgpool", nn.AdaptiveAvgPool2d(1))(x).flatten(1)
     return getattr(network, backbone.classifier)(pooled), tuple(maps)
 
 

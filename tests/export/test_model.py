@@ -48,7 +48,7 @@ def dataset(tree):
 @pytest.mark.parametrize(
     "architecture",
     [
-        Architecture("resnet18", attention="se", hidden=5, dropout=0.5, bodies=2),
+        Architecture("resnet18", "se", 5, 0.5, bodies=2, pooling="both", batchnorm=True),
         *(
             pytest.param(Architecture(name), marks=pytest.mark.slow)
             for name in ("resnet50", "efficientnet_b0", "mobilenet_v3_small", "mobilenet_v2")

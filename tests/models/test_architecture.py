@@ -31,7 +31,8 @@ CASES = [
     *map(Architecture, BACKBONES),
     Architecture("resnet18", "se"),
     Architecture("efficientnet_b0", hidden=8, dropout=0.2),
-    Architecture(SMALL, "se", 8, 0.2, 2),
+    Architecture(SMALL, "se", 8, 0.2, 2, "both", True),
+    Architecture("mobilenet_v2", pooling="both"),
 ]
 
 
@@ -177,6 +178,25 @@ def test_heads() -> None:
     assert [type(part) for part in hidden] == kinds
     assert {part.p for part in (*dropped, *hidden) if isinstance(part, nn.Dropout)} == {0.4}
     assert hidden[1].weight.shape == (9, 576) and hidden[4].weight.shape == (5, 9)
+
+
+def test_a_head_with_batchnorm_normalises_a_batch_and_takes_a_single_photo() -> None:
+    norm, *_ = head = build_head(Architecture(batchnorm=True), 5)
+    x = 3 + 2 * torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
+    expected = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()
+    torch.testing.assert_close(norm(x), expected)
+    torch.testing.assert_close(norm.running_mean, 0.1 * x.mean(0))
+    assert head(x[:1]).shape == (1, 5) and torch.equal(norm(x[:1]), norm.eval()(x[:1]))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_both_poolings_give_the_average_and_the_maximum_of_each_map(name: str) -> None:
+    body = build_body(Architecture(name, pooling="both")).eval()
+    with torch.inference_mode():
+        features, (*_, last) = forward_with_maps(body, images(2, 64))
+        assert torch.equal(features, body(images(2, 64)))
+    expected = torch.cat([last.mean((2, 3)), last.flatten(2).max(2).values], dim=1)
+    torch.testing.assert_close(features, expected)
 
 
 def test_an_architecture_is_kept_only_where_it_is_not_plain() -> None:

@@ -1,7 +1,7 @@
 """Augment a batch by torchvision's formulas (`transforms.v2.functional` on float tensors).
 
 The order is fixed: flip, crop and affine (one bilinear resampling), brightness, contrast,
-saturation, hue, erasing. The device is told about each image in one float32 row of a table.
+saturation, hue, blur, erasing. The device is told about each image in one float32 row of a table.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ INVERSE_AFFINE = slice(0, 6)  # row by row, from output to input pixels, both fr
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 6, 7, 8, 9
 BOX = slice(10, 14)  # left, top, right, bottom in pixels
 CROPPED = 14  # 1 or 0
+BLUR = 15
 STILL: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
@@ -62,6 +63,7 @@ def _augment_part(images: Tensor, flip: Tensor, table: Tensor) -> Tensor:
     if (table[:, SATURATION] != 1).any():
         _saturate(x, per_image(rows, SATURATION))
     x = on_rows(x, rows, table[:, HUE] != 0, _shift_hue)
+    x = on_rows(x, rows, table[:, BLUR] > 0, _blur)
     return on_rows(x, rows, table[:, BOX.stop - 1] > 0, _erase)
 
 
@@ -106,13 +108,23 @@ def _shift_hue(x: Tensor, rows: Tensor) -> Tensor:
     return x
 
 
+def _blur(x: Tensor, rows: Tensor) -> Tensor:
+    """Blur each image by its Gaussian of 9 x 9 pixels, mirrored at the border."""
+    weights = (torch.arange(-4, 5, device=x.device) / rows[:, BLUR, None]).square().div(-2).exp()
+    kernels = (weights / weights.sum(1, keepdim=True)).repeat_interleave(3, dim=0)  # (3 B, 9)
+    planes = F.pad(x, (4, 4, 4, 4), mode="reflect").flatten(0, 1)[None]  # (1, 3 B, H + 8, W + 8)
+    for shape in ((-1, 1, 1, 9), (-1, 1, 9, 1)):
+        planes = F.conv2d(planes, kernels.view(shape), groups=len(kernels))
+    return planes.view_as(x)
+
+
 def _erase(x: Tensor, rows: Tensor) -> Tensor:
     """Blacken the pixels whose centre lies in the box, in place."""
     return x.masked_fill_(in_box(rows[:, BOX], *x.shape[2:]), 0)
 
 
 def make_table(p: AugmentParameters, height: int, width: int) -> Tensor:
-    """Build the table of a batch from its parameters: (B, 15) float32 on the CPU.
+    """Build the table of a batch from its parameters: (B, 16) float32 on the CPU.
 
     The affine takes a position of the output to the flipped image.
     """
@@ -139,7 +151,7 @@ def make_table(p: AugmentParameters, height: int, width: int) -> Tensor:
         *affine,
         *(p.brightness, p.contrast, p.saturation, p.hue),
         *box.unbind(1),
-        is_cropped,
+        *(is_cropped, p.blur_px),
     )
     return torch.stack([column.float() for column in columns], dim=1)
 

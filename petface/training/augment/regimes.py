@@ -24,6 +24,7 @@ class AugmentRegime:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0  # shift drawn from -hue..hue, in turns of the colour circle (at most 0.5)
+    blur_p: float = 0.0  # probability of a Gaussian blur of 0.1 to 2 px, as torchvision's
     erase_p: float = 0.0  # probability of blackening one rectangle
     erase_area_max_frac: float = 0.0  # its largest share of the image, the smallest is a tenth
     crop_area_min_frac: float = 1.0  # share of the image enlarged to the whole: from here to 1
@@ -97,9 +98,10 @@ Strength = Literal["reference", "none", "mild", "strong", "crop"]
 _REGIMES: Final = {"none": NONE, "mild": MILD, "strong": STRONG, "crop": CROP}
 
 
-def regimes_of(base: str, tail: str) -> tuple[AugmentRegime, AugmentRegime]:
+def regimes_of(base: str, tail: str, blur_p: float = 0.0) -> tuple[AugmentRegime, AugmentRegime]:
     """Return the regimes of all classes and of minority classes by the names of their strengths."""
-    return {**_REGIMES, "reference": BASE}[base], {**_REGIMES, "reference": TAIL}[tail]
+    pair = {**_REGIMES, "reference": BASE}[base], {**_REGIMES, "reference": TAIL}[tail]
+    return replace(pair[0], blur_p=blur_p), replace(pair[1], blur_p=blur_p)
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class AugmentParameters:
     contrast: Tensor
     saturation: Tensor
     hue: Tensor  # in turns
+    blur_px: Tensor  # standard deviation; 0: none
     erase_box_frac: Tensor  # (B, 4) left, top, right, bottom of what turns black; all 0: nothing
     crop_box_frac: Tensor  # (B, 4) what of the flipped image fills the output; 0, 0, 1, 1: all
 
@@ -139,6 +142,10 @@ def draw_parameters(
     if base.shear_deg or tail.shear_deg:  # regimes without it draw what they did before it came
         shear_draws = torch.rand(len(is_tail), generator=generator)
 
+    blur_draws = torch.ones(2, len(is_tail))
+    if base.blur_p or tail.blur_p:
+        blur_draws = torch.rand((2, len(is_tail)), generator=generator)
+
     def choose(name: str) -> Tensor:
         return torch.where(is_tail, float(getattr(tail, name)), float(getattr(base, name)))
 
@@ -158,6 +165,7 @@ def draw_parameters(
         contrast=around(1, "contrast", draws[6]),
         saturation=around(1, "saturation", draws[7]),
         hue=around(0, "hue", draws[8]),
+        blur_px=(0.1 + 1.9 * blur_draws[1]) * (blur_draws[0] < choose("blur_p")),
         erase_box_frac=_draw_boxes(erased, choose("erase_area_max_frac"), draws[10:]),
         crop_box_frac=_draw_crops(
             choose("crop_area_min_frac"), choose("crop_aspect_max"), crop_draws

@@ -60,6 +60,7 @@ COLOURS = {
     "contrast": (TF.adjust_contrast, 0.0, 2.0),
     "saturation": (TF.adjust_saturation, 0.0, 2.0),
     "hue": (TF.adjust_hue, -0.5, 0.5),
+    "blur_px": (lambda x, px: TF.gaussian_blur(x, 9, px) if px else x, 0.1, 2.0),
 }
 
 
@@ -96,9 +97,8 @@ def test_affine_equals_torchvision(shape):
 def test_whole_chain_equals_torchvision_in_the_same_order():
     images = pictures(64)
     is_tail = torch.arange(len(images)) % 2 == 1
-    parameters = draw_parameters(
-        is_tail, replace(BASE, erase_p=0.0), replace(TAIL, erase_p=0.0), generator(3)
-    )
+    regimes = (replace(regime, erase_p=0.0, blur_p=0.5) for regime in (BASE, TAIL))
+    parameters = draw_parameters(is_tail, *regimes, generator(3))
     assert parameters.flip.any() and not parameters.flip.all()
     found = augment(images, parameters)
     for i, image in enumerate(images):
