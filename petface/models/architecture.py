@@ -186,9 +186,8 @@ class _HeadNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise by the batch in training, by the statistics else."""
-        by_batch = self.training and len(x) > 1
         kept = self.running_mean, self.running_var, self.weight, self.bias
-        return functional.batch_norm(x, *kept, by_batch, self.momentum or 0.0, self.eps)
+        return functional.batch_norm(x, *kept, self.training and len(x) > 1, 0.1, self.eps)
 
 
 def build_head(architecture: Architecture, num_outputs: int) -> nn.Module:

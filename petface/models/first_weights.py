@@ -142,8 +142,7 @@ def _fill_from_file(bodies: list[nn.Module], path: str, name: str) -> str:
     first = next(iter(own))
     prefix = _prefix(path, state, first)
     if prefix is None and name.startswith(backbones.TIMM):
-        state = backbones.timm_part().own_names(name, state)
-        prefix = ""
+        state, prefix = backbones.timm_part().own_names(name, state), ""
     elif prefix is None:  # a ResNet that was kept as a row of layers
         state = {layouts.torchvision_name(key): tensor for key, tensor in state.items()}
         prefix = _prefix(path, state, first) or ""

@@ -6,7 +6,7 @@ import difflib
 import logging
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from petface.data.images import Preprocessing
 from petface.errors import UserError, install_line
 from petface.models.backbones import STAGE_NAMES, TIMM, Backbone
-
-_PATIENCE_S: Final = 10.0  # the hub's own client would try for three quarters of a minute
 
 
 class TimmBody(nn.Module):
@@ -105,8 +103,7 @@ def stage_end(body: Any, stage: str) -> nn.Module:
     ends, number = _ends(body.timm), STAGE_NAMES.index(stage) - len(STAGE_NAMES)
     are_maps = getattr(body.timm, "output_fmt", "NCHW") == "NCHW"
     if not are_maps or len({info["reduction"] for info in ends}) < 4 or len(ends) < -number:
-        what = f"needs the maps of {stage}, and {body.backbone} has none: transformers give tokens"
-        raise UserError(f"{what}; take a convolutional backbone")
+        raise UserError(f"needs the maps of {stage}: {body.backbone} is a transformer, of tokens")
     return body.timm.get_submodule(ends[number]["module"])
 
 
@@ -135,7 +132,7 @@ def hub_weights(name: str) -> tuple[str, dict[str, Tensor]]:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each attempt is a line there
     try:
         if repository and not hub.try_to_load_from_cache(repository, "model.safetensors"):
-            hub.HfApi().model_info(repository, timeout=_PATIENCE_S)
+            hub.HfApi().model_info(repository, timeout=10.0)  # it would try for 46 s
         state = _create(name, pretrained=True).state_dict()
     except Exception as error:  # whatever a client for HTTP, a hub or a damaged file raises
         raise OSError(str(error) or type(error).__name__) from error

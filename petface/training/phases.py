@@ -56,10 +56,7 @@ def make_phases(
 
     The other values are one for all phases, or a list with one for each; `backbone` must be known.
     """
-    try:
-        describe(backbone)
-    except UserError as error:
-        raise SettingsError(f"BACKBONE: {error}") from error
+    describe(backbone)
     all_stages = [tuple(entry.split("+")) for entry in stages]
     unknown = [stage for phase in all_stages for stage in phase if stage not in STAGES]
     if unknown:

@@ -52,7 +52,7 @@ def test_weights_come_from_a_file_of_timm(tmp_path, kind):
 
 
 def test_what_timm_does_not_have_is_refused_by_name():
-    with pytest.raises(SettingsError, match="unknown backbone 'timm/resnet19'; nearest: timm/resn"):
+    with pytest.raises(UserError, match="unknown backbone 'timm/resnet19'; nearest: timm/resn"):
         make_phases(["all"], 1e-3, 1, 0, "timm/resnet19")
     with pytest.raises(UserError, match="unknown"):
         Architecture("timm/hf-hub:somebody/model")  # an untrusted checkpoint must fetch nothing
