@@ -49,12 +49,12 @@ TEXT = {".py", ".html", ".jinja", ".j2", ".js", ".css", ".svg", ".md"}
 
 # Where the house is still too big: lines today. These only ever get fewer.
 OVER_BUDGET: dict[str, int] = {
-    "stage 1 loads": 9358,
-    "petface": 20166,
+    "stage 1 loads": 9352,
+    "petface": 20157,
     "foundations": 2906,
     "petface/data": 3813,
-    "petface/models": 1745,
-    "petface/training": 2767,
+    "petface/models": 1739,
+    "petface/training": 2764,
     "petface/inference": 1450,
     "petface/evaluation": 1656,
     "petface/analysis": 1746,
