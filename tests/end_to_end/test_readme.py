@@ -76,7 +76,7 @@ def serve(folder: Path, arguments: list[str]) -> None:
         ready = next((line for line in server.stdout if line.startswith("ready: ")), None)
         assert ready, server.stderr.read()
         url = ready.removeprefix("ready: ").strip()
-        assert "<html" in httpx.get(url, trust_env=False).text
+        assert "<html" in httpx.get(url, trust_env=False, timeout=60).text
         photo = {"photo": (folder / "photo.png").read_bytes()}
         answer = httpx.post(f"{url}/predict", files=photo, trust_env=False, timeout=60).json()
         assert answer["species"]["label"]
