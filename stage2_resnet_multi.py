@@ -45,7 +45,7 @@ from petface.settings import (
     read_settings,
 )
 from petface.taxonomy import PRIMARY_ATTR_PRIORITY, SpeciesTable, with_columns
-from petface.training import recipe, runs, sampling, specialist
+from petface.training import batch_picture, recipe, runs, sampling, specialist
 from petface.training.augment.mixing import Mixing, MixKind
 from petface.training.augment.regimes import Strength, regimes_of
 from petface.training.epoch import Progress, train_epoch
@@ -243,10 +243,8 @@ def train_specialist(
     for head, names in vocabularies.items():
         known = int((parts["train"].labels[head] >= 0).sum())
         print(f"  {head:8s} {len(names):4d} classes, {known:,} training images with a known label")
-    how = Optimization(
-        *(s.WEIGHT_DECAY, s.BODY_LR_FACTOR, s.SCHEDULE, s.WARMUP_FRAC),
-        *(s.PLATEAU_PATIENCE, s.EMA_DECAY),
-    )
+    rates = s.BODY_LR_FACTOR, s.SCHEDULE, s.WARMUP_FRAC, s.PLATEAU_PATIENCE, s.EMA_DECAY
+    how = Optimization(s.WEIGHT_DECAY, *rates)
     watched = specialist.watched_loss(parts["val"])
     training = Training(phases_of(s), how, job, run, description, watched)
     mixing = Mixing(s.MIX, s.MIX_PROBABILITY, s.MIX_ALPHA, s.MIX_ADAPTS)
@@ -262,6 +260,7 @@ def train_specialist(
             seed=s.SEED,
             rate=training.rate(),
             mixing=mixing.after([row["val_loss"] for row in training.rows()]),
+            picture=batch_picture.BatchPicture(run.path, vocabularies),
             stop=stop.asked,
         ) and evaluate(measured, parts["val"], "validate", stop=stop.asked)
         if not val:

@@ -40,7 +40,7 @@ from petface.settings import (
     Settings,
     read_settings,
 )
-from petface.training import recipe, runs, sampling
+from petface.training import batch_picture, recipe, runs, sampling
 from petface.training.augment.mixing import Mixing, MixKind
 from petface.training.augment.regimes import Strength, regimes_of
 from petface.training.epoch import Progress, train_epoch
@@ -223,6 +223,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
             seed=s.SEED,
             rate=training.rate(),
             mixing=mixing.after([row["val_loss"] for row in training.rows()]),
+            picture=batch_picture.BatchPicture(run.path, {"species": classes}),
             stop=stop.asked,
         ) and evaluate(measured, parts["val"], "validate", stop=stop.asked)
         if val and adapts and s.RECALL_SPLIT == "train":

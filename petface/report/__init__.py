@@ -19,7 +19,7 @@ def write_report(folder: Path, *, with_photos: bool = False, images_root: str = 
     from petface.report import evaluation_page, folders, run_page
 
     if not folders.is_evaluation(folder):
-        return run_page.write_run_report(folder)
+        return run_page.write_run_report(folder, with_photos)
     return evaluation_page.write_evaluation_report(
         folder, with_photos=with_photos, images_root=images_root
     )

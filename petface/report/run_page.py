@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 import petface
 from petface import metrics
-from petface.report import charts
+from petface.report import charts, photos
 from petface.report import folders as read
 from petface.report.page import Metric, Page, Strip, headline, leaves, table, visible, write
 
@@ -31,7 +31,7 @@ _SURE_WORDS = (
 )
 
 
-def write_run_report(folder: Path) -> Path:
+def write_run_report(folder: Path, with_photos: bool = False) -> Path:
     """Write report.html, curves.png and, where confidence was measured, confidence.png."""
     run = read.read_run(folder)
     curves, confidence = charts.training(run.history), _confidence(run)
@@ -39,10 +39,10 @@ def write_run_report(folder: Path) -> Path:
         charts.write_png(folder / "curves.png", [curves])
     if confidence:
         charts.write_png(folder / "confidence.png", confidence)
-    return write(folder / read.REPORT, run_page(run))
+    return write(folder / read.REPORT, run_page(run, with_photos))
 
 
-def run_page(run: read.Run) -> Page:
+def run_page(run: read.Run, with_photos: bool = False) -> Page:
     """Build the page: metrics, curves, confusion matrices, one table; the rest is folded."""
     heads, folder = run.heads(), run.folder.resolve()
     unreadable, conflicts = (
@@ -72,6 +72,7 @@ def run_page(run: read.Run) -> Page:
             "Most frequent confusions": [table(_confusions(matrices))],
             "Recall and sampling weight per class (classes.csv)": [table(_class_history(run))],
             "Confidence": [_SURE_WORDS, Strip(panels), table(_calibrations(run), _SURE_COLUMNS)],
+            "First batch, as the network saw it": _first_batch(run, with_photos),
             "Settings": _settings(run),
             "Unreadable photos (errors.csv)": [table(unreadable)],
             "Contradictory labels (label_conflicts.csv)": [table(conflicts)],
@@ -79,6 +80,13 @@ def run_page(run: read.Run) -> Page:
             "Versions, machine, command": [leaves(run.environment)],
         },
     )
+
+
+def _first_batch(run: read.Run, with_photos: bool) -> list[Any]:
+    """Show batch.png, which holds photos, where photos may be shown."""
+    path, root = run.folder / "batch.png", str(run.settings.get("IMAGES_ROOT", ""))
+    may_be_shown = photos.photo_root(run.folder, root, with_photos=with_photos)
+    return [photos.picture(path)] if may_be_shown and path.is_file() else []
 
 
 def _notes(run: read.Run) -> list[str]:

@@ -18,6 +18,7 @@ from petface.errors import UserError
 from petface.models.multi_head import train_mode
 from petface.training.augment.mixing import Mixing, mix_batch
 from petface.training.augment.regimes import AugmentRegime
+from petface.training.batch_picture import BatchPicture
 from petface.training.evaluate import Job, bar_of
 from petface.training.recipe import WeightAverage
 from petface.training.schedule import EarlyStopping
@@ -105,6 +106,7 @@ def train_epoch(
     seed: int,
     rate: Callable[[float], float],
     mixing: Mixing = NO_MIXING,
+    picture: BatchPicture | None = None,
     stop: Callable[[], bool] = bool,
 ) -> bool:
     """Run the rest of an epoch over `order` (n,); False when `stop` asked to leave.
@@ -136,6 +138,8 @@ def train_epoch(
                 x = augment_share(batch, share, regimes, generator)
                 mixed = mix_batch(x, mixing, generator)
                 x = x if mixed is None else mixed.images
+                if picture and state.epoch == batch.step == 0 and distributed.is_main():
+                    picture.draw(batch, x, mixed)
                 value, progress.num_parts = backward(
                     job, batch, x, mixed, scaler, progress.num_parts
                 )

@@ -67,6 +67,8 @@ def test_a_run_of_stage_1_calls_itself_stage_1(tmp_path, stage1_run):
     assert run.settings["PHASE_STAGES"]  # as stage 2 has: it tells nothing
     found, text, page = read(report.write_report(folder))
     assert "Stage 1: species" in text and "Stage 2" not in page
+    assert "First batch" not in text  # these photos are not ours
+    assert "First batch" in read(report.write_report(folder, with_photos=True))[1]
     names, counts = run.heads()[0]["matrix"]
     assert "weight, last epoch" in text
     recall = counts[0, 0] / counts[0].sum() * 100
