@@ -1,4 +1,4 @@
-"""Labels of records, from a strictly read CSV: an odd line is named, never shifted."""
+"""Read the labels of records from CSV files; a malformed line is an error that names the line."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from petface.taxonomy import (
 ALIAS_HEADER = ("species", "feature", "label", "alias_of")
 Aliases = Mapping[str, Mapping[str, str]]  # feature -> raw label -> the label it is merged into
 _LOOKS_UNKNOWN = {"none", "null", "nil", "-", "--", "?", "??", "???", ".", "n.a.", "#n/a", "tbd"}
-_STRANGE = UNKNOWN - 1  # codes from here down number values that are none of the classes
+_STRANGE = UNKNOWN - 1  # the code of a value that is none of the classes
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """Rows of one record that name different known values for one feature."""
+    """Rows of one record that give different known values for one feature."""
 
     record: str
     feature: str
     values: tuple[str, ...]  # one per row
-    lines: tuple[int, ...]  # where those rows begin
+    lines: tuple[int, ...]  # on which each of those rows begins
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +51,18 @@ class SpeciesAnnotations:
     vocabularies: dict[str, tuple[str, ...]]  # sorted; () for a head without a known label
     labels: dict[str, np.ndarray]  # feature -> (R,) int32 into the vocabulary, -1 unknown
     conflicts: list[Conflict]
-    notes: list[str]  # lines that the user should read
+    notes: list[str]  # messages for the user
     reading: Mapping[str, Any]  # the arguments of `read_species`; a checkpoint keeps them
 
     @property
     def heads(self) -> dict[str, tuple[str, ...]]:
-        """Return the classes of each head that can be trained: those with a known label."""
+        """Return the classes of each trainable head, which is one with a known label."""
         return {head: names for head, names in self.vocabularies.items() if names}
 
     def align(self, record_names: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the labels in the order of `record_names`, -1 without a row. Each (len,) int32."""
+        """Return the labels in the order of `record_names`, each (len,) int32; -1 if no row."""
         row = np.searchsorted(self.records, record_names)
-        names = np.append(self.records, "")  # for what sorts behind the last record
+        names = np.append(self.records, "")  # for names that sort after the last record
         row = np.where(names[row] == record_names, row, -1)
         padded = {f: np.append(v, np.int32(UNKNOWN)) for f, v in self.labels.items()}
         return {feature: labels[row] for feature, labels in padded.items()}  # -1 reads the last
@@ -75,13 +75,13 @@ def read_species(
     gender_map: Mapping[str, str] = GENDER_MAP,
     table: SpeciesTable | None = None,
 ) -> SpeciesAnnotations:
-    """Read the annotation file of one species; `gender_map` names the class of a lower-case cell.
+    """Read the annotation file of one species.
 
-    `table` says which columns the heads have, see `taxonomy.columns_of`.
-
-    Equal rows of a record merge; where known values disagree, that feature of that record becomes
-    unknown and is listed in `conflicts`. Raises `UserError` with file and line for anything that is
-    not plain UTF-8 CSV with a `Name` column and rows as long as the header.
+    `gender_map` maps a lower-case cell to its class. `table` maps heads to columns, see
+    `taxonomy.columns_of`. Rows of one record are merged. If their known values for a feature
+    disagree, that feature of the record becomes unknown and is listed in `conflicts`. Raises
+    `UserError` with file and line unless the file is UTF-8 CSV with a `Name` column and rows as
+    long as the header.
     """
     assert set(gender_map.values()) <= set(GENDER_VOCABULARY), gender_map
     rows = strict_rows(path)
@@ -100,7 +100,7 @@ def read_species(
     cells_to_codes = [(columns[c], codebooks[f]) for c, f in zip(used, features, strict=True)]
     for line, cells in rows:
         if not cells[name_column].strip():
-            raise line_error(path, line, "the Name cell is empty; every row needs its record")
+            raise line_error(path, line, "the Name cell is empty; every row must name its record")
         record = canonical_record(cells[name_column])
         record_of_row.append(numbers.setdefault(record, len(numbers)))
         line_of_row.append(line)
@@ -120,7 +120,7 @@ def read_species(
     conflicts.sort(key=lambda conflict: (conflict.record, FEATURES.index(conflict.feature)))
     notes += _label_notes(species, vocabularies, codebooks, conflicts)
     if not numbers:
-        notes.append(f"{species}: {path} has a header and no row")
+        notes.append(f"{species}: {path} has a header but no rows")
     own_table = None if table is None else dict(table)
     reading = {"aliases": dict(aliases), "gender_map": dict(gender_map), "table": own_table}
     return SpeciesAnnotations(
@@ -129,7 +129,7 @@ def read_species(
 
 
 def stored_reading(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a specialist's labels were read, as its checkpoint keeps it: {} in an old one."""
+    """Return the settings, kept in a checkpoint, that its labels were read with; {} if none."""
     stored = content.get("labels")
     items = stored.items() if isinstance(stored, dict) else ()
     found = {key: value for key, value in items if isinstance(value, dict)}
@@ -141,8 +141,8 @@ def stored_reading(content: Mapping[str, Any]) -> dict[str, Any]:
 def read_aliases(path: str | Path) -> dict[str, dict[str, dict[str, str]]]:
     """Read a CSV `species,feature,label,alias_of` into {species: {feature: {label: alias_of}}}.
 
-    Raises `UserError` with the line for another header, an unknown feature, gender, an unknown
-    token, a label given twice and a chain of aliases.
+    Raises `UserError` with the line for a different header, an unknown feature, the feature gender,
+    an unknown token, a label given twice, or a chain of aliases.
     """
     rows = strict_rows(path)
     line, header = next(rows)
@@ -154,19 +154,19 @@ def read_aliases(path: str | Path) -> dict[str, dict[str, dict[str, str]]]:
         species, feature, label, target = (cell.strip() for cell in row)
         if feature not in FEATURES or feature == "gender":
             choices = ", ".join(FEATURES[:-1])
-            what = f"feature {feature!r} cannot have aliases; one of {choices}"
+            what = f"feature {feature!r} cannot have aliases; use one of {choices}"
             raise line_error(path, line, what)
         if is_unknown(label) or is_unknown(target):
             raise line_error(path, line, "an unknown token cannot be or have an alias")
         if (species, feature, label) in lines:
             first = lines[species, feature, label]
-            raise line_error(path, line, f"{label!r} has an alias already, on line {first}")
+            raise line_error(path, line, f"{label!r} already has an alias, on line {first}")
         lines[species, feature, label] = line
         aliases.setdefault(species, {}).setdefault(feature, {})[label] = target
     for (species, feature, label), line in lines.items():
         target = aliases[species][feature][label]
         if target in aliases[species][feature]:
-            raise line_error(path, line, f"{target!r} is an alias itself; name the final label")
+            raise line_error(path, line, f"{target!r} is itself an alias; give the final label")
     return aliases
 
 
@@ -181,7 +181,7 @@ def write_conflicts(path: str | Path, annotations: Iterable[SpeciesAnnotations])
 
 
 class _Codebook(dict[str, int]):
-    """From a raw cell to a number: each distinct cell is looked at once, however many rows."""
+    """Map raw cells to codes; each distinct cell is processed once, however many rows have it."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class _Codebook(dict[str, int]):
         self.classes = classes  # () = every known label
         self.names: dict[str, int] = {}  # known label -> code
         self.strange: list[str] = []  # values that are none of the classes
-        self.seen: set[str] = set()  # raw labels, for aliases that meet nothing
+        self.seen: set[str] = set()  # raw labels, to find aliases that match none
         self.row_codes = array("q")
 
     def __missing__(self, cell: str) -> int:
@@ -219,9 +219,9 @@ class _Codebook(dict[str, int]):
 def _merge_rows(
     row_record: np.ndarray, num_records: int, codebook: _Codebook
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reduce rows to records: known wins over unknown, different known values are unknown.
+    """Merge the rows of each record; a known value wins, different known values become unknown.
 
-    Return the (R,) codes, and the numbers of the records whose rows differ.
+    Returns the codes (R,) and the numbers of the records whose rows disagree.
     """
     codes = np.asarray(codebook.row_codes)
     merged = np.full(num_records, UNKNOWN, dtype=np.int32)
@@ -239,7 +239,7 @@ def _conflicts(
     clash: np.ndarray,
     codebook: _Codebook,
 ) -> Iterator[Conflict]:
-    """List the known values of each record of `clash`, with the lines where their rows begin."""
+    """List the known values of each record in `clash`, with the lines on which its rows begin."""
     codes, texts = np.asarray(codebook.row_codes), list(codebook.names)
     rows = np.flatnonzero((codes >= 0) & np.isin(row_record, clash))
     rows = rows[np.argsort(row_record[rows], kind="stable")]
@@ -250,7 +250,7 @@ def _conflicts(
 
 
 def _number_sorted(codes: np.ndarray, codebook: _Codebook) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Renumber codes by the sorted labels that are still in use: (R,) int32 and the vocabulary."""
+    """Renumber codes by the sorted labels still in use; return them (R,) and the vocabulary."""
     texts = list(codebook.names)
     used = np.unique(codes[codes >= 0]).tolist()
     vocabulary = tuple(sorted(texts[code] for code in used))
@@ -260,16 +260,16 @@ def _number_sorted(codes: np.ndarray, codebook: _Codebook) -> tuple[np.ndarray, 
         vocabulary = codebook.classes
     place = {label: number for number, label in enumerate(vocabulary)}
     renumber = np.array([place.get(text, UNKNOWN) for text in texts] + [UNKNOWN], dtype=np.int32)
-    return renumber[codes], vocabulary  # code -1 reads the last entry
+    return renumber[codes], vocabulary  # code -1 indexes the last entry
 
 
 def _find_columns(path: str | Path, header: list[str]) -> dict[str, int]:
-    """Map lower-case header names to positions; refuse a name that stands twice."""
+    """Map lower-case header names to positions; raise `UserError` for a duplicate name."""
     columns: dict[str, int] = {}
     for position, cell in enumerate(header):
         name = cell.strip().lower()
         if name and name in columns:
-            what = f"column {cell.strip()!r} stands twice in the header {header}"
+            what = f"column {cell.strip()!r} appears twice in the header {header}"
             raise line_error(path, 1, what)
         columns[name] = position
     if "name" not in columns:
@@ -285,11 +285,11 @@ def _header_notes(
     used: Collection[str],
     heads: Mapping[str, tuple[str, tuple[str, ...]]],
 ) -> list[str]:
-    """Note which heads lack a column and which columns are of no use."""
+    """List the heads without a column and the columns that are not used."""
     notes = []
     missing = {head: c for head, (c, _) in heads.items() if c.strip().lower() not in used}
     is_own = [*heads] == [*FEATURES] and species not in SPECIES_FEATURES
-    if missing and not is_own:  # other species have the columns that they have
+    if missing and not is_own:  # other species need not have every column
         lost, columns = ", ".join(missing), ", ".join(missing.values())
         notes.append(f"{species}: no column {columns} in {path}, so there is NO {lost} head")
     extra = [cell for cell in header if cell.strip().lower() not in ("name", *used)]
@@ -304,17 +304,17 @@ def _label_notes(
     codebooks: Mapping[str, _Codebook],
     conflicts: list[Conflict],
 ) -> list[str]:
-    """Note what the labels themselves hold that the user should know."""
+    """List what the user should know about the labels themselves."""
     notes = []
     empty = [feature for feature in codebooks if not vocabularies[feature]]
     if empty:
-        listed = ", ".join(f"no known {feature} at all" for feature in empty)
-        notes.append(f"{species}: {listed}; such a head has no class and is left out")
+        listed = ", ".join(f"no known {feature}" for feature in empty)
+        notes.append(f"{species}: {listed}; a head without classes is left out")
     for feature, codebook in codebooks.items():
         if twins := spelling_twins(vocabularies[feature]):
             shown = "; ".join(" and ".join(map(repr, group)) for group in twins[:3])
             notes.append(
-                f"{species}: {len(twins)} groups of {feature} labels differ by spelling alone: "
+                f"{species}: {len(twins)} groups of {feature} labels differ only in spelling: "
                 f"{shown}; rows {','.join(ALIAS_HEADER)} in an ALIASES_FILE merge them"
             )
         if odd := [name for name in vocabularies[feature] if spelling(name) in _LOOKS_UNKNOWN]:
@@ -328,11 +328,11 @@ def _label_notes(
             notes.append(f"{species}: {count} {feature} cells count as unknown, such as {shown}")
         if unused := sorted(set(codebook.aliases) - codebook.seen):
             shown = ", ".join(map(repr, unused[:5]))
-            notes.append(f"{species}: {len(unused)} {feature} aliases meet no label: {shown}")
+            notes.append(f"{species}: {len(unused)} {feature} aliases match no label: {shown}")
     if conflicts:
         count = len({conflict.record for conflict in conflicts})
         notes.append(
-            f"{species}: {count} records have contradictory rows; what they disagree on counts as "
-            "unknown and is listed in label_conflicts.csv"
+            f"{species}: {count} records have contradictory rows; the values they disagree on are "
+            "treated as unknown and listed in label_conflicts.csv"
         )
     return notes

@@ -1,4 +1,4 @@
-"""Tables: images in a few arrays that loader workers share, and CSV files read strictly."""
+"""Image tables in a few arrays that loader workers share, and strict reading of CSV files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WIDE_ARRAY_CHARACTERS = 16_000_000  # 64 MB at four bytes a character
 
 @dataclass(frozen=True, eq=False)
 class Catalog:
-    """N images of R records in some classes, ordered by class, then record, then path.
+    """N images of R records, ordered by class, then record, then path.
 
     Paths are bytes, because a file name need not be UTF-8. Class and record names are text.
     """
@@ -37,16 +37,16 @@ class Catalog:
     record_class: np.ndarray  # (R,) int16
 
     def __len__(self) -> int:
-        """Count the images."""
+        """Return the number of images."""
         return len(self.class_index)
 
     @property
     def num_records(self) -> int:
-        """Count the records, each in exactly one class."""
+        """Return the number of records, each of which is in exactly one class."""
         return len(self.record_names)
 
     def relative_path(self, i: int) -> bytes:
-        """Return the path of image `i` below the root, as the file system spells it."""
+        """Return the path of image `i` relative to the root, in the file system's spelling."""
         start, end = self.path_offsets[i : i + 2]
         return self.path_bytes[start:end].tobytes()
 
@@ -55,7 +55,7 @@ class Catalog:
         return os.fsdecode(os.path.join(self.root, self.relative_path(i)))  # noqa: PTH118 (hot)
 
     def stamps(self, places: np.ndarray) -> np.ndarray:
-        """Return bytes and time in ns of the files at `places`: (n, 2) int64; -1, 0 if missing."""
+        """Return size and mtime in ns of the files at `places`: (n, 2) int64; -1, 0 if missing."""
 
         def stamp(place: int) -> tuple[int, int]:
             path = self.path(place)
@@ -69,7 +69,7 @@ class Catalog:
 
 
 class CatalogBuilder:
-    """Gather records in ascending order, then `build` the table; memory is about that of it."""
+    """Collect records in ascending order, then `build` the catalog in about its own memory."""
 
     def __init__(self, root: str | bytes | Path) -> None:
         self._root = os.fsencode(os.path.abspath(root))
@@ -78,7 +78,7 @@ class CatalogBuilder:
         self._paths, self._offsets = bytearray(), array("q", [0])
 
     def add(self, class_name: str, record: str, relative_paths: Iterable[bytes]) -> None:
-        """Add all images of the next record by class and name; without an image it is not kept."""
+        """Add the images of the next record in order; a record without images is not kept."""
         if not (paths := sorted(relative_paths)):
             return
         assert not self._records or self._records[-1] < (class_name, record), "not in order"
@@ -89,7 +89,7 @@ class CatalogBuilder:
             self._offsets.append(len(self._paths))
 
     def build(self) -> Catalog:
-        """Return the table, ordered by class, record and path."""
+        """Return the catalog, ordered by class, record and path."""
         classes = tuple(sorted({name for name, _ in self._records}))
         assert len(classes) <= np.iinfo(np.int16).max, "too many classes for int16"
         number = {name: place for place, name in enumerate(classes)}
@@ -108,7 +108,7 @@ class CatalogBuilder:
 
 
 def listed_files(root: str | Path, names: Sequence[str]) -> Catalog:
-    """List files below `root` in the order given, as images of one record."""
+    """List the given files below `root` as images of one record, in the given order."""
     paths = [os.fsencode(name) for name in names]
     zeros = np.zeros(len(paths), np.int32)
     return Catalog(
@@ -124,9 +124,9 @@ def listed_files(root: str | Path, names: Sequence[str]) -> Catalog:
 
 
 def string_array(names: Sequence[str]) -> np.ndarray:
-    """Make a (len,) array of text.
+    """Build a (len,) array of text.
 
-    Fixed width where that is small; objects where one long name would make every row wide.
+    Its dtype has a fixed width, or is object if one long name would make every row wide.
     """
     width = max(map(len, names), default=1)
     if width * len(names) > _WIDE_ARRAY_CHARACTERS:
@@ -137,12 +137,12 @@ def string_array(names: Sequence[str]) -> np.ndarray:
 
 
 def strict_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield (first line, cells) of every row that is not blank, the header first.
+    """Yield (first line, cells) of every row that is not blank, header first.
 
-    Raises `UserError` with file and line for bytes that are not UTF-8, NUL, a quote that does not
-    close, a row longer or shorter than the header, and an empty file.
+    Raises `UserError` with file and line for bytes that are not UTF-8, a NUL byte, an unclosed
+    quote, or a row whose length differs from the header's. An empty file raises it, too.
     """
-    if Path(path).exists() and not Path(path).is_file():  # a pipe or a device may have no end
+    if Path(path).exists() and not Path(path).is_file():  # a pipe or a device may never end
         raise UserError(f"cannot read {path}: it is not a regular file")
     try:
         data = files.patiently(Path(path).read_bytes, path)
@@ -164,7 +164,7 @@ def strict_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            what = f"the row that begins here is not valid CSV ({error}); is a quote not closed?"
+            what = f"the row that begins here is not valid CSV ({error}); is a quote unclosed?"
             raise line_error(path, line, what) from error
         if cells is None:
             break
@@ -180,12 +180,12 @@ def strict_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def line_error(path: str | Path, line: int, what: str) -> UserError:
-    """Return an error that names file and line of what the user should mend."""
+    """Return an error that names the file and line the user should fix."""
     return UserError(f"{path}, line {line}: {what}")
 
 
 def _is_blank(cells: list[str], width: int) -> bool:
-    """Check for a blank line, or a row of as many blank cells as the header has."""
+    """Check for a blank line, or a row of as many blank cells as the header has cells."""
     if cells and cells[0].strip():
         return False
     return len(cells) in (0, 1, width) and not any(cell.strip() for cell in cells)

@@ -1,4 +1,4 @@
-"""Everything about one dataset in one object: images, labels and the one split."""
+"""One dataset as one object: images, labels and the split."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from petface.data.twins import identical_records, spelling, spelling_twins
 from petface.errors import UserError
 from petface.taxonomy import GENDER_MAP, PRIMARY_ATTR_PRIORITY, UNKNOWN
 
-Reading = Callable[[str], Mapping[str, Any]]  # of a species: arguments of `read_species`
-_MISSING_SHOWN = 13  # species without annotations that are named, as many as PetFace has
+Reading = Callable[[str], Mapping[str, Any]]  # species -> arguments of `read_species`
+_MISSING_SHOWN = 13  # species without annotations named in a note, as many as PetFace has
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,19 +40,19 @@ class Dataset:
     """N images of R records, the labels of each species and the split of every record."""
 
     catalog: Catalog
-    annotations: dict[str, SpeciesAnnotations]  # without the species that have no annotation file
+    annotations: dict[str, SpeciesAnnotations]  # has no species without an annotation file
     record_split: np.ndarray  # (R,) int8 into `splits.SPLITS`
-    notes: list[str]  # lines that the user should read
+    notes: list[str]  # messages for the user
 
     @property
     def image_split(self) -> np.ndarray:
-        """Return the split of each image, that of its record: (N,) int8."""
+        """Return the split of each image, which is that of its record: (N,) int8."""
         return self.record_split[self.catalog.record_index]
 
     def image_labels(self, species: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return a species' images, (n,) int64 into the catalog, and their labels, each (n,) int32.
 
-        No feature stands there for a species without an annotation file.
+        The labels are empty for a species without an annotation file.
         """
         number = self._class_number(species)
         images = np.flatnonzero(self.catalog.class_index == number)
@@ -64,7 +64,7 @@ class Dataset:
         return images, {feature: labels[records - first] for feature, labels in aligned.items()}
 
     def fingerprint(self) -> str:
-        """Return a hex SHA-256 of images, records, labels and split: what an evaluation uses."""
+        """Return a hex SHA-256 of images, records, labels and split."""
         catalog = self.catalog
         digest = hashlib.sha256(repr(catalog.classes).encode())
         for column in (catalog.path_bytes, catalog.path_offsets, catalog.record_index):
@@ -77,7 +77,7 @@ class Dataset:
         return digest.hexdigest()
 
     def unmatched(self, species: str) -> tuple[list[str], list[str]]:
-        """List the records without a row, and the rows without a record that has an image."""
+        """List the records without a row, and the rows without a record that has images."""
         records = _records_of(self.catalog, self._class_number(species))
         table = self.annotations.get(species)
         named = table.records if table else records[:0]
@@ -102,14 +102,14 @@ def load_dataset(
     gender_map: Mapping[str, str] = GENDER_MAP,
     reading_of: Reading = lambda _: {},
 ) -> Dataset:
-    """Scan the images, read the labels, and read the split or make it once.
+    """Scan the images, read the labels, and read the split or create it once.
 
-    `reading_of(species)` are arguments of `read_species` that win over `aliases_file` and
-    `gender_map`; the name of the annotation file may stand in its table.
+    `reading_of(species)` returns arguments of `read_species` that override `aliases_file` and
+    `gender_map`. Its `table` may name the annotation file.
 
-    `splits_file` is by default `splits.csv` beside `images_root`; a folder holds official lists.
-    Where it is absent it is made with `seed` and `fractions` from the whole tree, also when
-    `species` restricts what is loaded. Raises `UserError` for what the user has to mend.
+    `splits_file` defaults to `splits.csv` beside `images_root`; a folder holds official lists. A
+    missing file is created with `seed` and `fractions` from the whole tree, even if `species`
+    restricts what is loaded. Raises `UserError` for problems that the user can fix.
     """
     found = scan(images_root, species)
     how = aliases_file, gender_map, reading_of
@@ -121,7 +121,7 @@ def load_dataset(
         record_split, split_notes = read_official(path, species_of, catalog.record_names)
     else:
         with distributed.main_first():
-            if not (path.exists() or path.is_symlink()):  # a dead link may come back
+            if not (path.exists() or path.is_symlink()):  # the target of a dead link may come back
                 if path.suffix != ".csv":
                     what = "neither a folder of official lists nor a file name ending in .csv"
                     raise UserError(f"SPLITS_FILE {path} is {what}")
@@ -155,9 +155,9 @@ def fold_files(
     seed: int,
     splits_file: str | Path = "",
 ) -> list[Path]:
-    """Write one split file per fold of the whole tree into `folder`, unless it is there already.
+    """Write one split file per fold of the whole tree into `folder`, unless it exists.
 
-    `make_folds` says what they hold; `splits_file` is the dataset's own split, see `load_dataset`.
+    See `make_folds` for the folds; `splits_file` is the dataset's own split, see `load_dataset`.
     """
     paths = [
         folder / f"fold{number}_of_{num_folds}_seed{seed}.csv" for number in range(1, num_folds + 1)
@@ -203,19 +203,19 @@ def _read_annotations(
         else:
             alike = {spelling(stem): found.name for stem, found in tables.items()}
             near = difflib.get_close_matches(spelling(name), list(alike), n=1, cutoff=0.8)
-            hint = f" (there is {alike[near[0]]}: rename it if it is meant)" if near else ""
+            hint = f" (there is {alike[near[0]]}: rename it if it belongs here)" if near else ""
             what = f"{name}: no {path}{files.dead_link(path)}{hint}"
-            missing.append(f"{what}, so it trains in stage 1 and has NO specialist")
+            missing.append(f"{what}; it is trained in stage 1 but has NO specialist")
     notes += missing[:_MISSING_SHOWN]
     if (more := len(missing) - _MISSING_SHOWN) > 0:
-        notes.append(f"... and so it is for {more} species more")
+        notes.append(f"... and the same for {more} more species")
     if not annotations and (root / "annotations").is_dir():
         raise UserError(f"{root} holds no annotation file; use {root / 'annotations'} instead")
     return annotations, notes
 
 
 def strata_of_records(catalog: Catalog, annotations: dict[str, SpeciesAnnotations]) -> np.ndarray:
-    """Return the class of each record's primary attribute, -1 where there is none: (R,) int32."""
+    """Return the class of each record's primary attribute, -1 if unknown: (R,) int32."""
     strata = np.full(catalog.num_records, UNKNOWN, dtype=np.int32)
     for name, table in annotations.items():
         if feature := primary_attribute(table):
@@ -225,7 +225,7 @@ def strata_of_records(catalog: Catalog, annotations: dict[str, SpeciesAnnotation
 
 
 def primary_attribute(table: SpeciesAnnotations) -> str | None:
-    """Return the first feature with a known class, in the order of `PRIMARY_ATTR_PRIORITY`."""
+    """Return the first feature, in the order of `PRIMARY_ATTR_PRIORITY`, with a known class."""
     ranked = (feature for feature in PRIMARY_ATTR_PRIORITY if table.vocabularies.get(feature))
     return next(ranked, None)
 
@@ -235,42 +235,42 @@ def _scan_notes(found: Scan) -> list[str]:
     if found.num_strays:
         notes.append(found.stray_text())
     if found.empty_species:
-        notes.append(f"species folders without an image: {', '.join(found.empty_species)}")
+        notes.append(f"species folders without images: {', '.join(found.empty_species)}")
     if found.empty_records:
-        notes.append(f"{len(found.empty_records)} record folders without an image")
+        notes.append(f"{len(found.empty_records)} record folders without images")
     if found.num_merged_folders:
-        notes.append(f"{found.num_merged_folders} record folders name a record another folder has")
+        notes.append(f"{found.num_merged_folders} record folders share a record with another one")
     return notes
 
 
 def _provenance_notes(path: Path, seed: int, fractions: Sequence[float]) -> list[str]:
-    """Note an existing split file made with another seed or fractions, or taken from a source."""
+    """Describe an existing split file made with another seed or fractions, or from a source."""
     made = read_side_file(path)
     if made.get("origin"):
-        return [f"the split in {path} is that of {made['origin']}"]
+        return [f"the split in {path} was taken from {made['origin']}"]
     num = made.get("num_sharing_files")
     notes = [f"{num} records share a photo with another record: the split keeps them together"]
     notes = notes if num else []
     if (made["seed"], made["fractions"]) == (seed, list(fractions)):
         return notes
     how = f"seed {made['seed']} and fractions {made['fractions']}"
-    return [*notes, f"the split in {path} was made with {how} and stays as it is"]
+    return [*notes, f"the split in {path} was made with {how} and is kept"]
 
 
 def _label_notes(dataset: Dataset) -> list[str]:
-    """Note records and rows without each other, and classes with too few records to be tested."""
+    """List records and rows without a counterpart, and classes with too few records to test."""
     notes, few_notes = [], []
     for number, name in enumerate(dataset.catalog.classes):
         if twins := spelling_twins(_records_of(dataset.catalog, number).tolist()):
             shown = "; ".join(" and ".join(map(repr, group)) for group in twins[:3])
-            what = "records have the name of another one but for its spelling"
+            what = "records differ from another only in the spelling of the name"
             notes.append(f"{name}: {sum(map(len, twins))} {what}: {shown}")
     for name, table in dataset.annotations.items():
         no_row, no_record = dataset.unmatched(name)
         if no_row:
-            notes.append(f"{name}: {len(no_row)} records have no row: all their labels are unknown")
+            notes.append(f"{name}: {len(no_row)} records have no row; all their labels are unknown")
         if no_record:
-            notes.append(f"{name}: {len(no_record)} rows have no record with an image: not used")
+            notes.append(f"{name}: {len(no_record)} rows have no record with images: unused")
         if not (feature := primary_attribute(table)):
             continue
         own = _records_of(dataset.catalog, dataset.catalog.classes.index(name))
@@ -295,10 +295,10 @@ def species_of_records(catalog: Catalog) -> np.ndarray:
 def choose_species(
     dataset: Dataset, wanted: str | Sequence[str], annotations_root: str
 ) -> tuple[list[str], list[str]]:
-    """List the species that can have a specialist: of "all", of one or of several by name.
+    """List the species that can have a specialist: "all", or one or several by name.
 
-    Of "all", those without a known label are left out, with a note for each; by name they are a
-    `UserError`, as it is where none is left.
+    With "all", species without a known label are skipped with a note. A named species without one
+    raises `UserError`, and so does an empty result.
     """
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     is_all = names == ["all"]
@@ -308,7 +308,7 @@ def choose_species(
         if annotations is not None and any(annotations.vocabularies.values()):
             chosen.append(species)
             continue
-        reason = f"{species}: no known label in {annotations_root}, so no specialist"
+        reason = f"{species}: no known label in {annotations_root}; no specialist can be trained"
         if not is_all:
             known = ", ".join(dataset.catalog.classes)
             raise UserError(f"SPECIES {reason} (species found: {known})")

@@ -1,4 +1,4 @@
-"""Encoded photos: their formats and suffixes, and their bytes without what is not pixels."""
+"""Formats and suffixes of encoded photos, and their bytes reduced to the pixel data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SUFFIXES: Final = frozenset(
     (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".webp")
     + (".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif", ".avifs")
 )
-_OTHERS: Final = {  # how well-known files begin that are not read
+_OTHERS: Final = {  # first bytes of well-known formats that are not supported
     b"\0\0\0\x0cjP  ": "JPEG 2000",
     b"\xff\x4f\xff\x51": "JPEG 2000",
     b"\0\0\0\x0cJXL ": "JPEG XL",
@@ -39,13 +39,13 @@ _EXIF: Final = b"Exif\0\0"
 
 
 def has_heic() -> bool:
-    """Return whether the optional package that reads HEIC is installed."""
+    """Check whether the optional package that reads HEIC is installed."""
     return find_spec("pillow_heif") is not None
 
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Return the formats that are read, by Pillow's names."""
+    """Return the supported formats by Pillow's names."""
     if not has_heic():
         return FORMATS
     import pillow_heif
@@ -55,7 +55,7 @@ def formats() -> tuple[str, ...]:
 
 
 def not_a_photo_name(name: str | bytes) -> str | None:
-    """Return why a file of this name is not taken for a photo; None where it is."""
+    """Return why a file of this name is not taken as a photo, or None if it is."""
     suffix = os.path.splitext(os.fsdecode(name))[1].lower()
     if suffix in _HEIC_SUFFIXES and not has_heic():
         return f"HEIC, which needs {install_line('heic')}"
@@ -63,7 +63,7 @@ def not_a_photo_name(name: str | bytes) -> str | None:
 
 
 def not_read_text(data: bytes) -> str:
-    """Return what bytes are that no format of `formats` fits."""
+    """Describe bytes that match none of the supported formats."""
     wanted, kind = ", ".join(formats()), data[8:12]
     if data[4:8] == b"ftyp":
         if kind.startswith(_HEIC_BRANDS) and not has_heic():
@@ -74,17 +74,17 @@ def not_read_text(data: bytes) -> str:
 
 
 def header_size(data: bytes) -> tuple[int, int] | None:
-    """Return width and height that the header of a PNG declares; None for anything else."""
+    """Return the width and height in a PNG header, or None for anything else."""
     if not data.startswith(_PNG) or data[12:16] != b"IHDR" or len(data) < 33:
         return None
     return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
 
 
 def attempts(data: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Yield bytes to decode, with less and less beside the pixels, and whether they are plain.
+    """Yield bytes to decode, each time with less metadata, and whether they are plain.
 
-    Plain is a PNG file with nothing beside the pixels. The first that can be decoded counts: text,
-    profiles and previews decide nothing. Raises `ValueError` for damaged pixels of a PNG file.
+    Plain means a PNG file of pixels alone. The first that can be decoded is used, whatever text,
+    profiles and previews hold. Raises `ValueError` for damaged pixels of a PNG file.
     """
     if data.startswith(_PNG):
         yield from _png_attempts(data)
@@ -96,7 +96,7 @@ def attempts(data: bytes) -> Iterator[tuple[bytes, bool]]:
 
 
 def _png_attempts(data: bytes) -> Iterator[tuple[bytes, bool]]:
-    """See `attempts`. Pillow skips the checksums of the pixels and gives wrong pixels instead."""
+    """Yield `attempts` of a PNG; Pillow ignores pixel checksums and would return wrong pixels."""
     chunks: list[tuple[bytes, memoryview]] = []  # kind, whole chunk
     at, view = len(_PNG), memoryview(data)
     while len(data) >= at + 8 and (kind := data[at + 4 : at + 8]) != b"IEND":
@@ -122,7 +122,7 @@ def _png_attempts(data: bytes) -> Iterator[tuple[bytes, bool]]:
 
 
 def _jpeg_pixels(data: bytes, *, with_exif: bool) -> bytes:
-    """Drop what lies before the pixels of a JPEG file and says nothing about them."""
+    """Remove metadata before the pixels of a JPEG file that does not affect them."""
     parts, at = [data[:2]], 2
     while data[at : at + 1] == b"\xff" and (marker := data[at + 1 : at + 2]) != b"\xda":
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")

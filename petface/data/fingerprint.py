@@ -1,4 +1,4 @@
-"""What a network learnt from: the fingerprint of its data, which its checkpoints carry.
+"""The fingerprint of the data that a network was trained on, which its checkpoints carry.
 
 Records are 8-byte hashes of species and name, which compare without the names: 2 MB for PetFace.
 """
@@ -21,14 +21,14 @@ from petface.data.catalog import Catalog
 from petface.data.dataset import Dataset, species_of_records
 from petface.data.splits import SPLITS
 
-Data = dict[str, Any]  # as it stands in a checkpoint: tensors, text, plain tables
+Data = dict[str, Any]  # as stored in a checkpoint: tensors, text, plain tables
 PACKAGES: Final = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
 _TABLES = ("classes", "labels", "not_learnt", "photos", "versions")
-_SEEN = ("train", "val", "inherited")  # the sets that an export keeps, too
+_SEEN = ("train", "val", "inherited")  # the sets that an export keeps
 
 
 def record_hashes(species: Sequence[str], records: Sequence[str]) -> np.ndarray:
-    """Hash records, without a salt: (R,) int64, the first 8 bytes of SHA-256 each."""
+    """Hash records without a salt: (R,) int64, the first 8 bytes of SHA-256 each."""
     texts = (f"{name}\n{record}" for name, record in zip(species, records, strict=True))
     digests = (hashlib.sha256(text.encode("utf-8", "backslashreplace")) for text in texts)
     return np.frombuffer(b"".join(digest.digest()[:8] for digest in digests), "<i8")
@@ -45,7 +45,7 @@ def describe_data(
     species: str | None = None,
     vocabularies: Mapping[str, Sequence[str]] | None = None,
 ) -> Data:
-    """Describe what stage 1 (`species` None) or a specialist with `vocabularies` learns from."""
+    """Describe the training data of stage 1 (`species` None) or a specialist (`vocabularies`)."""
     catalog, split = dataset.catalog, dataset.record_split
     hashes, species_of = hashes_of(dataset), species_of_records(catalog)
     names = list(catalog.classes) if species is None else [species]
@@ -61,8 +61,8 @@ def describe_data(
     classes = {"species": names} if vocabularies is None else vocabularies
     return {
         "records": {p: torch.tensor(own) for p, own in zip(SPLITS, records, strict=True)},
-        "inherited": torch.empty(0, dtype=torch.int64),  # what the first weights learnt from
-        "unknown": [],  # first weights that do not say it
+        "inherited": torch.empty(0, dtype=torch.int64),  # what the initial weights were trained on
+        "unknown": [],  # initial weights without a fingerprint
         "split": _digest(b"\n".join(own.tobytes() for own in records)),
         "classes": {head: list(listed) for head, listed in classes.items()},
         "labels": {} if vocabularies is None else labels,
@@ -74,7 +74,7 @@ def describe_data(
 
 
 def describe_photos(catalog: Catalog, names: Sequence[str]) -> dict[str, str]:
-    """Hash names, sizes and times of the photos of some classes, in hex."""
+    """Hash names, sizes and times of the photos of some classes; hex digest per class."""
     found = {}
     for name in names:
         places = np.flatnonzero(catalog.class_index == catalog.classes.index(name))
@@ -98,7 +98,7 @@ def _digest(content: bytes) -> str:
 
 
 def read_data(content: Mapping[str, Any]) -> Data | None:
-    """Read the fingerprint in a checkpoint; None where it has none, `ValueError` for nonsense."""
+    """Read the fingerprint in a checkpoint, or None; raise `ValueError` if it is malformed."""
     data = content.get("data")
     if data is None:
         return None
@@ -110,12 +110,12 @@ def read_data(content: Mapping[str, Any]) -> Data | None:
     except (AttributeError, KeyError, TypeError):
         is_plain = False
     if not is_plain:
-        raise ValueError('"data", what it learnt from, makes no sense')
+        raise ValueError('"data", the fingerprint of the training data, is malformed')
     return {**{name: {} for name in _TABLES}, "split": "", "made_up": False, **data}
 
 
 def to_json(data: Data | None) -> dict[str, Any]:
-    """Return what a network has seen as JSON values; `from_json` reads it back."""
+    """Return what a network has seen as JSON values, which `from_json` reads back."""
     if data is None:
         return {}
     sets = {**data["records"], "inherited": data["inherited"]}
@@ -124,7 +124,7 @@ def to_json(data: Data | None) -> dict[str, Any]:
 
 
 def from_json(table: Mapping[str, Any]) -> Data | None:
-    """Read what `to_json` wrote; None where there is nothing, `ValueError` for nonsense."""
+    """Read what `to_json` wrote, or None if it is empty; raise `ValueError` if it is malformed."""
     if not table:
         return None
     sets = {
@@ -138,19 +138,19 @@ def from_json(table: Mapping[str, Any]) -> Data | None:
 
 
 def seen_by(data: Data, hashes: np.ndarray, *, chosen: bool = True) -> np.ndarray:
-    """Mark the records (R,) that a network learnt from, inherits or was `chosen` by: (R,) bool."""
+    """Mark the records (R,) that were trained on, inherited, or selected by (`chosen`): (R,)."""
     sets = {**data["records"], "inherited": data["inherited"]}
     names = [name for name in _SEEN if chosen or name != "val"]
     return np.isin(hashes, np.concatenate([sets[name].numpy() for name in names]))
 
 
 def contaminated(num: int, total: int) -> str:
-    """Format how many test records weights have learnt from, in the words used everywhere."""
+    """Format how many test records were trained on, in the wording used everywhere."""
     return f"{num} of {total} records"
 
 
 def changes(before: Data, now: Data) -> list[str]:
-    """List what changed in the data between two fingerprints; empty where nothing did."""
+    """List the changes in the data between two fingerprints."""
     found = []
     for head in {**before["classes"], **now["classes"]}:
         old, new = (list(data["classes"].get(head, [])) for data in (before, now))
@@ -167,7 +167,7 @@ def changes(before: Data, now: Data) -> list[str]:
     stayed = sum(len(np.intersect1d(*pair)) for pair in zip(*parts_of, strict=True))
     moved = sum(map(len, parts_of[0])) - gone - stayed
     found += [f"records: {new_ones} are new, {gone} are gone"] * bool(gone or new_ones)
-    found += [f"split: {moved} records are in another part"] * bool(moved)
+    found += [f"split: {moved} records are in another split"] * bool(moved)
     if not (gone or new_ones) and (names := _unequal(before["labels"], now["labels"])):
         found.append(f"labels of {', '.join(names)}")
     both = before["photos"].keys() & now["photos"].keys()
@@ -177,14 +177,14 @@ def changes(before: Data, now: Data) -> list[str]:
 
 
 def notes_on(before: Data, now: Data) -> list[str]:
-    """List what differs and does not matter for going on: versions, labels that are not learnt."""
+    """List differences that do not prevent resuming: versions, and labels not used in training."""
     pairs = [
         f"{name} {before['versions'].get(name)} -> {now['versions'].get(name)}"
         for name in _unequal(before["versions"], now["versions"])
     ]
     labels = _unequal(before["not_learnt"], now["not_learnt"])
-    found = [f"versions changed since it began: {', '.join(pairs)}"] * bool(pairs)
-    return found + [f"labels changed, not learnt here: {', '.join(labels)}"] * bool(labels)
+    found = [f"versions changed since the run began: {', '.join(pairs)}"] * bool(pairs)
+    return found + [f"labels changed, unused in training: {', '.join(labels)}"] * bool(labels)
 
 
 def _unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

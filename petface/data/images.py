@@ -1,19 +1,18 @@
-"""The one place that turns a file, bytes, a PIL image or an array into RGB uint8; and resizes it.
+"""Decode a file, bytes, a PIL image or an array to RGB uint8, and resize it.
 
-Rules, the same in training, evaluation and serving:
+Training, evaluation and serving follow the same rules:
 
-- Regular files only (a pipe would hang) that hold PNG, JPEG (and MPO), WEBP, GIF, BMP, TIFF or
-  AVIF, or HEIC with the extra `heic`, whatever their suffix.
-- What is not pixels (text, profiles, previews) never makes an image unreadable.
-- More than `MAX_PIXELS`, or a side above `MAX_SIDE_PX`, is refused from the header, before anything
-  is decoded.
-- EXIF orientation is applied; a damaged EXIF block counts as none.
-- 16-bit grey is scaled to 8 bit, v / 257 rounded; 32-bit whole numbers are clipped to 16 bit first;
-  float grey runs from 0 to 1. Of 16-bit colour Pillow gives the high byte.
+- Only regular files are read (a pipe would hang): PNG, JPEG (also MPO), WEBP, GIF, BMP, TIFF, AVIF,
+  and HEIC with the extra `heic`, whatever the suffix.
+- Metadata (text, profiles, previews) never makes an image unreadable.
+- An image above `MAX_PIXELS`, or with a side above `MAX_SIDE_PX`, is rejected by its header.
+- EXIF orientation is applied; a damaged EXIF block is ignored.
+- 16-bit grey is scaled to 8 bits by round(v / 257). 32-bit integers are first clipped to 16 bits.
+  Float grey ranges from 0 to 1. Pillow reduces 16-bit colour to its high byte.
 - Transparency (alpha channel, palette alpha, colour key) is composited on black.
-- Animated files give their first frame; other modes become RGB as Pillow converts them.
-- What is damaged raises `ImageError`. A flipped bit in a PNG file is found by its checksums; in the
-  other formats, which have none, only one that stops the decoder is.
+- Of animated files the first frame is used. Pillow converts other modes to RGB.
+- Damaged images raise `ImageError`. PNG checksums detect any flipped bit; the other formats have no
+  checksums, so only damage that stops the decoder is detected.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ from petface import files
 from petface.data import encoded
 from petface.errors import UserError
 
-if TYPE_CHECKING:  # decoding alone needs no torch
+if TYPE_CHECKING:  # decoding alone does not need torch
     from torch import Tensor
 
-MAX_PIXELS: Final = 50_000_000  # 150 MB as RGB; up to 1 GB on the way there
-MAX_SIDE_PX: Final = 20_000  # longer than the panoramas of phones; each row costs a decoder time
-MAX_FILE_BYTES: Final = 400_000_000  # as many pixels of 64 bits
+MAX_PIXELS: Final = 50_000_000  # 150 MB as RGB; up to 1 GB while decoding
+MAX_SIDE_PX: Final = 20_000  # longer than phone panoramas; each row costs a decoder time
+MAX_FILE_BYTES: Final = 400_000_000  # `MAX_PIXELS` at 64 bits each
 RESIZE_RULES: Final = ("stretch", "center_crop", "letterbox")
 
 # Mean and standard deviation per channel on the scale 0..1, by the name that settings use.
@@ -55,7 +54,7 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndar
 
 _PNG_RGB = b"\x08\x02\0\0\0"  # 8 bit, colour, no interlace; no alpha
 _EXIF_ORIENTATION = 0x0112
-_TIFF_TILE_WIDTH = 322  # and the length is the next tag
+_TIFF_TILE_WIDTH = 322  # the length is the next tag
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -68,13 +67,13 @@ _TRANSPOSE = {
 
 _Made = TypeVar("_Made")
 
-# Pillow keeps four blocks of pixels (64 MB at most) for its next images. Else the C library gives
-# each image's memory back and faults it in again: half the time of a small JPEG.
+# Pillow keeps four blocks of pixels (at most 64 MB) for the next images. Otherwise the C library
+# frees and page-faults the memory of each image, which is half the time of a small JPEG.
 Image.core.set_blocks_max(4)
 
 
 class ImageError(UserError):
-    """An image that cannot be used; `reason` ("unreadable", "too_large") is its row's `status`."""
+    """An unusable image; `reason` ("unreadable", "too_large") becomes the `status` of its row."""
 
     def __init__(self, message: str, reason: str = "unreadable") -> None:
         super().__init__(message)
@@ -82,15 +81,16 @@ class ImageError(UserError):
 
 
 class MissingError(ImageError):
-    """There is no such file."""
+    """The file does not exist."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes network input; stored in checkpoints, obeyed by everything downstream.
+    """How an image becomes network input; stored in checkpoints and used by everything downstream.
 
-    "stretch" takes both sides to `size_px`, "center_crop" the short side, and keeps the centre,
-    "letterbox" the long side, with black borders. Nonsense raises `UserError`.
+    "stretch" resizes both sides to `size_px`. "center_crop" resizes the short side and keeps the
+    centre. "letterbox" resizes the long side and pads with black. Raises `UserError` for invalid
+    values.
     """
 
     size_px: int = 224
@@ -100,7 +100,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if type(self.size_px) is not int or self.size_px < 1:
-            raise UserError(f"preprocessing: size_px {self.size_px!r} is not an integer from 1 up")
+            raise UserError(f"preprocessing: size_px {self.size_px!r} is not a positive integer")
         if self.resize not in RESIZE_RULES:
             raise UserError(f"preprocessing: resize must be in {RESIZE_RULES}, not {self.resize!r}")
         if (self.mean is None) != (self.std is None):
@@ -111,13 +111,13 @@ class Preprocessing:
             raise UserError(f"preprocessing: std must be above 0, not {self.std}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain Python (no tuples), ready for JSON and for a checkpoint."""
+        """Return plain Python values without tuples, for JSON and for a checkpoint."""
         values = asdict(self)
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Read what `to_dict` gave; a missing, unknown or nonsensical entry raises `UserError`."""
+        """Read the result of `to_dict`; missing, unknown or invalid entries raise `UserError`."""
         names = {field.name for field in fields(cls)}
         if not isinstance(values, Mapping) or set(values) != names:
             raise UserError(
@@ -127,7 +127,7 @@ class Preprocessing:
 
 
 def num_pixels(source: ImageSource) -> int:
-    """Return how many pixels a file or bytes announce; 0 for decoded and for damaged ones."""
+    """Return the pixel count that a file or bytes declare; 0 if decoded already or damaged."""
     if isinstance(source, np.ndarray | Image.Image):
         return 0
     with suppress(Exception):
@@ -138,13 +138,13 @@ def num_pixels(source: ImageSource) -> int:
 
 
 def decode(source: ImageSource, max_pixels: int | None = None) -> np.ndarray:
-    """Decode one image to (H, W, 3) uint8, C-contiguous, writable, sharing nothing with `source`.
+    """Decode one image to (H, W, 3) uint8, C-contiguous, writable, sharing no memory with `source`.
 
     `source` is a path, the bytes of an encoded image, a PIL image (at its current frame) or an
     array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8, (H, W) uint16 or bool. Raises
-    `ImageError` naming the source and what is wrong, whatever the bytes are; more than `max_pixels`
-    (`MAX_PIXELS`) is "too_large". A file that the machine fails to give is tried again, then
-    `MachineError`: that says nothing about the photo.
+    `ImageError` with the source and the reason for any unusable image. Above `max_pixels`
+    (default `MAX_PIXELS`) the reason is "too_large". Read failures of the machine are retried, then
+    raise `MachineError`, because they say nothing about the photo.
     """
     name = name_of(source)
     return files.patiently(partial(_decode, source, name, max_pixels or MAX_PIXELS), name)
@@ -163,7 +163,7 @@ def _decode(source: ImageSource, name: str, max_pixels: int) -> np.ndarray:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name}: more than {max_pixels:,} pixels", "too_large") from error
-    except Exception as error:  # damaged bytes make Pillow raise nearly every type there is
+    except Exception as error:  # damaged bytes make Pillow raise nearly every type of exception
         if files.is_of_machine(error):
             raise
         detail = (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -173,8 +173,8 @@ def _decode(source: ImageSource, name: str, max_pixels: int) -> np.ndarray:
 def resize(image: np.ndarray, size_px: int, rule: str) -> np.ndarray:
     """Resize (H, W, 3) uint8 to (size_px, size_px, 3) by one of `RESIZE_RULES`, C-contiguous.
 
-    Bilinear with antialiasing, as torchvision's `Resize` does on PIL images. An image that has this
-    size already is given back as it is, not copied.
+    Resizing is bilinear with antialiasing, as in torchvision's `Resize` of PIL images. An image of
+    this size is returned as it is, not copied.
     """
     assert rule in RESIZE_RULES, rule
     height, width = image.shape[:2]
@@ -185,7 +185,7 @@ def resize(image: np.ndarray, size_px: int, rule: str) -> np.ndarray:
     if rule == "stretch":
         return np.array(picture.resize((size_px, size_px), bilinear))
     if rule == "center_crop":
-        # Cropped in source pixels: a whole 1x5000 strip would take 750 MB once resized.
+        # Crop in source pixels: a whole 1x5000 strip would take 750 MB once resized.
         box = _center_box(width, height, size_px)
         return np.array(picture.resize((size_px, size_px), bilinear, box=box))
     scale = size_px / max(width, height)
@@ -197,9 +197,9 @@ def resize(image: np.ndarray, size_px: int, rule: str) -> np.ndarray:
 
 
 def _center_box(width: int, height: int, size_px: int) -> tuple[float, float, float, float]:
-    """Return the source box (left, top, right, bottom) that lands on the central square.
+    """Return the source box (left, top, right, bottom) of the central square.
 
-    Same rounding as torchvision's `Resize(size_px)` followed by `CenterCrop(size_px)`.
+    It rounds as torchvision's `Resize(size_px)` followed by `CenterCrop(size_px)`.
     """
     short = min(width, height)
     starts, lengths = [], []
@@ -212,7 +212,7 @@ def _center_box(width: int, height: int, size_px: int) -> tuple[float, float, fl
 
 
 def read_photo(path: str | os.PathLike[str], name: str) -> bytes:
-    """Read a regular file; anything else at that path is refused before it is opened."""
+    """Read a regular file; reject anything else before it is opened."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -227,18 +227,18 @@ def read_photo(path: str | os.PathLike[str], name: str) -> bytes:
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[int, int, str]:
-    """Return width, height and Pillow's mode of a photo that can be decoded, as its file says."""
+    """Return width, height and Pillow's mode from the header of a photo that can be decoded."""
     data = files.patiently(partial(read_photo, path, name_of(path)), name_of(path))
     return _first_that_works(data, lambda image, _: (image.width, image.height, image.mode))
 
 
 def _decode_bytes(data: bytes, name: str, max_pixels: int) -> np.ndarray:
-    """Decode an encoded image; what is not pixels is left out where it stands in the way."""
+    """Decode an encoded image, without its metadata if that cannot be read."""
 
     def pixels(image: Image.Image, plain: bytes) -> np.ndarray:
         _check_pixels(*_size(image), name, max_pixels)
         if plain[24:29] == _PNG_RGB and (decoder := _png_decoder()):
-            with suppress(Exception):  # then Pillow says what is wrong
+            with suppress(Exception):  # Pillow then reports what is wrong
                 return np.asarray(decoder(plain))
         return _rgb_array(image, name, max_pixels)
 
@@ -253,7 +253,7 @@ def _decode_bytes(data: bytes, name: str, max_pixels: int) -> np.ndarray:
 
 
 def _first_that_works(data: bytes, work: Callable[[Image.Image, bytes], _Made]) -> _Made:
-    """Call `work` with the opened image, and its bytes where they are plain; see `attempts`."""
+    """Call `work` on the first of `attempts` that opens, with its bytes if they are plain."""
     first: Exception | None = None
     for attempt, is_plain in encoded.attempts(data):
         try:
@@ -268,7 +268,7 @@ def _first_that_works(data: bytes, work: Callable[[Image.Image, bytes], _Made]) 
 
 @cache
 def _png_decoder() -> Callable[[bytes], Any] | None:
-    """Return a decoder of plain PNG bytes, nearly twice as fast as Pillow, with the same pixels.
+    """Return a decoder of plain PNG bytes with Pillow's pixels in half the time.
 
     None without imagecodecs (extra `decode`).
     """
@@ -276,12 +276,12 @@ def _png_decoder() -> Callable[[bytes], Any] | None:
         return None
     import imagecodecs
 
-    # Not png_decode: in 2026.3.6 every failure drops a reference to None, and at last the process.
+    # Not png_decode: in 2026.3.6 each failure drops a reference to None and finally crashes Python.
     return imagecodecs.spng_decode if imagecodecs.SPNG.available else None
 
 
 def _image_of(array: np.ndarray, name: str) -> Image.Image:
-    """Wrap an array, so that it takes the same way as a file."""
+    """Wrap an array as a PIL image."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     is_grey = array.ndim == 2 and array.dtype in (np.uint8, np.uint16, np.bool_)
@@ -295,7 +295,7 @@ def _image_of(array: np.ndarray, name: str) -> Image.Image:
 
 
 def _size(image: Image.Image) -> tuple[int, int]:
-    """Return the width and height that are decoded: a TIFF's tiles may be larger than the image."""
+    """Return the decoded width and height; the tiles of a TIFF can exceed the image."""
     tags = getattr(image, "tag_v2", {})
     width, height = tags.get(_TIFF_TILE_WIDTH, 0), tags.get(_TIFF_TILE_WIDTH + 1, 0)
     return max(image.width, width), max(image.height, height)
@@ -311,7 +311,7 @@ def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
 
 
 def _rgb_array(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
-    """Bring any PIL image to (H, W, 3) uint8 by the rules at the top of this file."""
+    """Convert any PIL image to (H, W, 3) uint8 by the rules at the top of this file."""
     _check_pixels(*image.size, name, max_pixels)
     image.load()
     orientation = _orientation(image)  # after load(): TIFF applies its own there and drops the tag
@@ -330,7 +330,7 @@ def _rgb_array(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
 
 
 def _eight_bit(grey: np.ndarray) -> np.ndarray:
-    """Scale deep grey to uint8: whole numbers from 0..65535, floats from 0..1 (NaN is black)."""
+    """Scale deep grey to uint8: integers from 0..65535, floats from 0..1 (NaN is black)."""
     if grey.dtype.kind == "f":
         return np.rint(np.clip(np.nan_to_num(grey), 0, 1) * 255).astype(np.uint8)
     return ((np.clip(grey, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -344,7 +344,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def name_of(source: ImageSource) -> str:
-    """Return the name of the source in messages, with bytes that are not UTF-8 escaped."""
+    """Return the name of a source for messages; bytes that are not UTF-8 are escaped."""
     if isinstance(source, np.ndarray):
         return f"array {source.shape} {source.dtype}"
     if isinstance(source, Image.Image):
@@ -367,12 +367,12 @@ def _three_numbers(name: str, values: Any) -> tuple[float, ...] | None:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Turn (B, 3, H, W) uint8 into float32 in [0, 1]: what `augment` does without any change."""
+    """Convert (B, 3, H, W) uint8 to float32 in [0, 1], as `augment` does without augmentation."""
     return images.float().div_(255)
 
 
 def normalise(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
-    """Return (images - mean) / std per channel of (B, 3, H, W), dtype kept; as is for None."""
+    """Return (images - mean) / std per channel of (B, 3, H, W); unchanged if None; dtype kept."""
     if mean is None or std is None:
         return images
     from petface.devices import constant

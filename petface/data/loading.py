@@ -1,4 +1,4 @@
-"""From image files to batches on the device: decoded ahead, uint8, with labels and masks."""
+"""Load image files as uint8 batches on the device, decoded ahead, with labels and masks."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from petface.data.images import ImageError, MissingError, Preprocessing
 from petface.devices import num_cores, to_device
 from petface.errors import UserError
 
-OK, UNREADABLE, TOO_LARGE = 0, 1, 2  # what became of an image, one byte each
+OK, UNREADABLE, TOO_LARGE = 0, 1, 2  # the status of an image, one byte each
 STATUS_NAMES = ("ok", "unreadable", "too_large")
 
 Item = TypeVar("Item")
 
-_OF_WORK = "Caught "  # how torch begins what it brings here of an error in a worker's work
+_OF_WORK = "Caught "  # how torch begins an error that it forwards from a worker
 _NO_ROOM = re.compile(r"shared memory|unable to (resize|allocate|mmap|open) |No space left")
 
-_DEPTH = 3  # slices decoded ahead, of each worker
-_num_deaths = 0  # of workers, since this process began
+_DEPTH = 3  # slices decoded ahead per worker
+_num_deaths = 0  # of workers since this process began
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Which images a pass works on, with their labels (-1 unknown) and their regime."""
+    """The images of a pass over the data, with their labels (-1 unknown) and regime."""
 
     images: np.ndarray  # (M,) int64 into the catalog
     labels: dict[str, np.ndarray]  # each (M,) int64
@@ -55,7 +55,7 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One batch of readable images; unreadable ones are left out and named in `failures`."""
+    """One batch of readable images; `failures` lists the unreadable ones."""
 
     step: int
     positions: np.ndarray  # (B,) int64 into the samples
@@ -63,13 +63,13 @@ class Batch:
     labels: dict[str, Tensor]  # each (B,) int64, on the device
     is_tail: Tensor  # (B,) bool, on the CPU
     failures: list[tuple[int, str]] = field(default_factory=list)  # (catalog place, message)
-    # Known weight per head of the whole batch, where this is a part of it.
+    # Known weight per head of the common batch, if this is one process's share of it.
     totals: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """A slice of the catalog after decoding: one array per preprocessing, status of every image."""
+    """A decoded slice of the catalog: one array per preprocessing, the status of every image."""
 
     arrays: tuple[Tensor, ...]  # each (number of ok images, size, size, 3) uint8
     status: np.ndarray  # (n,) uint8
@@ -77,17 +77,17 @@ class Decoded:
 
 
 class ImageReader(Protocol):
-    """What reads the pixels of catalog images: `FileImages`, or a pack."""
+    """A reader of the pixels of catalog images: `FileImages` or a pack."""
 
     catalog: Catalog
-    decodes: bool  # worth worker processes
+    decodes: bool  # whether worker processes are worthwhile
 
     def read(self, indices: np.ndarray) -> Decoded:
         """Read the images at `indices` (n,) of the catalog."""
 
 
 class FileImages:
-    """Images read from their files, decoded once and resized to each of `rules`."""
+    """Images read from their files, decoded once, then resized for each of `rules`."""
 
     decodes = True
 
@@ -117,20 +117,20 @@ class FileImages:
 def decode_listed(catalog: Catalog, index: int) -> np.ndarray:
     """Decode an image of a catalog as `images.decode` does.
 
-    One that is missing is an `ImageError` where what was listed beside it is still there, else it
-    is the drive, the mount or the folder that is gone: `MachineError`.
+    A missing file raises `ImageError` if its neighbours in the catalog still exist. Otherwise the
+    drive, mount or folder is gone, which raises `MachineError`.
     """
     path = catalog.path(index)
     try:
         return images.decode(path)
     except MissingError:
         check_place(catalog, index)
-        return images.decode(path)  # it may be back
+        return images.decode(path)  # it may have come back
 
 
 def check_place(catalog: Catalog, index: int) -> None:
-    """Raise `MachineError` where more than the file of an image is missing: its class, the folder
-    that its link leads to, or the nearest and farther images of the catalog.
+    """Raise `MachineError` if more than one image file is missing: its class folder, the target
+    folder of its link, or its neighbours in the catalog.
     """
     path = catalog.path(index)
 
@@ -143,7 +143,7 @@ def check_place(catalog: Catalog, index: int) -> None:
         others = [place for place in others if 0 <= place < len(catalog)]
         is_gone |= bool(others) and not any(Path(catalog.path(p)).exists() for p in others)
         if is_gone:
-            raise OSError(errno.ENODEV, "gone, with what lay beside it (drive, mount or folder)")
+            raise OSError(errno.ENODEV, "gone with its neighbours (drive, mount or folder)")
 
     files.patiently(check, path)
 
@@ -157,13 +157,13 @@ def _has_entry(folder: Path) -> bool:
 def read_ahead(
     source: ImageReader, slices: Sequence[np.ndarray], num_workers: int
 ) -> Generator[Decoded, None, None]:
-    """Yield `source.read(s)` for each slice in order, decoded some ahead of the consumer.
+    """Yield `source.read(s)` for each slice in order, decoding ahead of the consumer.
 
-    `num_workers` 0 decodes in one thread of this process, more in that many worker processes. What
-    need not be decoded is always read in one thread. A worker dies where memory runs out, where
-    /dev/shm is too small for what it hands over, or when someone kills it: half as many then go on
-    at the first item that is missing, at last a thread; later calls begin with as few. The items
-    stay the same. What `source.read` raises is raised here.
+    With `num_workers` 0, one thread of this process decodes; otherwise that many processes. A
+    source that does not decode is always read in one thread. A worker dies when memory runs out,
+    /dev/shm is too small for its output, or it is killed. Then half as many workers, and finally a
+    thread, resume at the first missing item. Later calls start with that number. The items stay
+    the same. Exceptions of `source.read` are raised here.
     """
     global _num_deaths
     num_done = 0
@@ -177,18 +177,18 @@ def read_ahead(
             return
         except (RuntimeError, OSError, EOFError) as error:
             for part in (error, error.__cause__, error.__context__):
-                if part is not None:  # its frames hold the loader, and so the other workers
+                if part is not None:  # its frames hold the loader and thus the other workers
                     traceback.clear_frames(part.__traceback__)
             if str(error).startswith(_OF_WORK) and not _NO_ROOM.search(str(error)):
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         _num_deaths += 1
         left = num_workers >> _num_deaths
-        how = f"{left} go on" if left else "a thread of this process goes on"
+        how = f"{left} workers continue" if left else "a thread of this process continues"
         print(
             f"a loading process failed ({reason.removeprefix('RuntimeError: ')}); {how}, slower, "
-            "with the same result. If it happens again: lower NUM_WORKERS, free memory, or give "
-            "/dev/shm more room (of a container: --shm-size)",
+            "with the same result. If it happens again: lower NUM_WORKERS, free memory, or enlarge "
+            "/dev/shm (in a container: --shm-size)",
             file=sys.stderr,
         )
     yield from in_thread((source.read(part) for part in slices[num_done:]), _DEPTH)
@@ -206,8 +206,8 @@ def _from_processes(slices: _Slices, num_workers: int) -> Iterator[Decoded | Use
     if threading.current_thread() is not threading.main_thread():
         yield from loader
         return
-    # torch raises the death of a worker wherever this process happens to be, in an update of the
-    # weights for one. Asked for the next item it finds out as well, after 5 s at most.
+    # torch's SIGCHLD handler raises a worker's death anywhere in this process, even in a weight
+    # update. Without it, the next request for an item notices the death within 5 s.
     before = signal.getsignal(signal.SIGCHLD)
     items = iter(loader)
     signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
@@ -215,7 +215,7 @@ def _from_processes(slices: _Slices, num_workers: int) -> Iterator[Decoded | Use
 
 
 class _Slices(Dataset):
-    """What a DataLoader reads: item k is the decoded slice k."""
+    """The dataset of a DataLoader whose item k is decoded slice k."""
 
     def __init__(self, source: ImageReader, slices: Sequence[np.ndarray]) -> None:
         self.source, self.slices = source, slices
@@ -226,10 +226,10 @@ class _Slices(Dataset):
     def __getitem__(self, place: int) -> Decoded | UserError:
         try:
             item = self.source.read(self.slices[place])
-        except UserError as error:  # torch would bring it with a traceback as its message
+        except UserError as error:  # torch would raise it with a traceback as its message
             return error
-        # Here no room is an error that can be seen. The queue to the parent would drop the item,
-        # and the parent would wait for it for ever.
+        # Here a full /dev/shm raises an error. Otherwise the queue to the parent would drop the
+        # item, and the parent would wait for it forever.
         for tensor in item.arrays:
             tensor.share_memory_()
         return item
@@ -240,19 +240,19 @@ class _Slices(Dataset):
 
 
 def _leave_signals_to_parent(_number: int) -> None:
-    """Ignore what reaches every process of a terminal: the parent ends its step first."""
+    """Ignore terminal signals that reach every process; the parent finishes its step first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked one would only note it and live on
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else a forked worker lives on
 
 
 def in_thread(items: Generator[Item, None, None], depth: int) -> Iterator[Item]:
-    """Yield `items` in order, made in one thread up to `depth` ahead of the consumer.
+    """Yield `items` in order, produced in one thread up to `depth` ahead of the consumer.
 
-    What making an item raises is raised here. A consumer that leaves early ends the thread.
+    Exceptions of `items` are raised here. The thread ends when the consumer leaves early.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
-        ahead = deque(pool.submit(next, items, None) for _ in range(depth + 1))  # one is being made
+        ahead = deque(pool.submit(next, items, None) for _ in range(depth + 1))  # one in the making
         try:
             while (item := ahead.popleft().result()) is not None:
                 ahead.append(pool.submit(next, items, None))
@@ -274,11 +274,10 @@ def batches(
     first_step: int = 0,
     cut: Callable[[np.ndarray, int], list[np.ndarray]] | None = None,
 ) -> Iterator[Batch]:
-    """Yield device batches of `samples` in `order` (n,) from `first_step` on.
+    """Yield device batches of `samples` in `order` (n,), starting at `first_step`.
 
-    Batches hold `batch_size` images or a few fewer: sizes are evened out, so that no batch is tiny.
-    `cut` makes other slices than `even_slices`. To a CUDA device the next batch is uploaded
-    while this one is computed on.
+    Batches hold at most `batch_size` images, evened out so that no batch is tiny. `cut` replaces
+    `even_slices`. On a CUDA device the next batch is uploaded during the computation on this one.
     """
     slices = (cut or even_slices)(order, batch_size)[first_step:]
     made = _make_batches(source, samples, slices, device, num_workers, first_step)
@@ -289,14 +288,14 @@ def batches(
         here = torch.cuda.current_stream(device)
         here.wait_event(uploaded)
         for tensor in (batch.images, *batch.labels.values()):
-            tensor.record_stream(here)  # its memory is not used again before `here` is through
+            tensor.record_stream(here)  # its memory is not reused before `here` is done
         yield batch
 
 
 def _on_stream(
     made: Iterator[Batch], stream: torch.cuda.Stream
 ) -> Generator[tuple[Batch, torch.cuda.Event], None, None]:
-    """Make each batch on `stream`; the event is over when its upload is."""
+    """Prepare each batch on `stream`; its event completes with the upload."""
     while True:
         with torch.cuda.stream(stream):
             batch = next(made, None)
@@ -333,14 +332,14 @@ def _make_batches(
 
 
 def even_slices(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Cut (n,) into the fewest parts of at most `batch_size`, equal in size to within one."""
+    """Cut (n,) into the fewest slices of at most `batch_size`, with sizes equal to within one."""
     return np.array_split(order, -(-len(order) // batch_size)) if len(order) else []
 
 
 def own_share(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Cut (n,) into the batches of all processes together; return this one's share of each.
+    """Cut (n,) into the common batches of all processes; return this process's share of each.
 
-    A common batch holds `batch_size` images for every process; a share may be empty.
+    A common batch holds up to `batch_size` images per process; a share may be empty.
     """
     rank, world_size = distributed.rank(), distributed.world_size()
     whole = even_slices(order, batch_size * world_size)
@@ -348,12 +347,12 @@ def own_share(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def own_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Cut (n,) as one process does; return the batches whose turn is this process's."""
+    """Cut (n,) as a single process does; return every W-th batch, which is this process's turn."""
     return even_slices(order, batch_size)[distributed.rank() :: distributed.world_size()]
 
 
 def worker_count(wanted: int) -> int:
-    """Resolve -1: none up to 4 cores, where a thread does as well, else one per core up to 16."""
+    """Resolve -1: 0 on up to 4 cores, where a thread is as fast, else one per core up to 16."""
     if wanted >= 0:
         return wanted
     cores = num_cores() // distributed.local_world_size()

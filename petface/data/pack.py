@@ -1,9 +1,8 @@
-"""Pre-decoded images in one file: decoded and resized once, then only read.
+"""Packs: images decoded and resized once into one file that is only read afterwards.
 
-Layout: `head_bytes`; the pixels of one readable image after the other, (size, size, 3) uint8 each;
-one element of `ENTRY` per image of the catalog; `TAIL`. Read with pread and not through a memory
-map: as fast, and a file that shrinks under a running training is an error with a name instead of a
-signal.
+Layout: `head_bytes`; the pixels of each readable image, (size, size, 3) uint8; one element of
+`ENTRY` per image of the catalog; `TAIL`. Packs are read with pread instead of a memory map, which
+is as fast. If the file shrinks during training, that is an error with a name, not a signal.
 """
 
 from __future__ import annotations
@@ -46,29 +45,30 @@ ENTRY = np.dtype(
         ("status", "u1"),
         ("crc32", "<u4"),  # of the pixels
         ("length", "<u4"),  # bytes; 0 for an image that cannot be read
-        ("file_bytes", "<i8"),  # of the image file when it was packed, to see that it changed
+        ("file_bytes", "<i8"),  # of the image file when it was packed, to detect changes
         ("file_mtime_ns", "<i8"),
     ]
 )
-TAIL = struct.Struct("<Q32s16s")  # where the entries begin, SHA-256 of header and entries, MAGIC
+TAIL = struct.Struct("<Q32s16s")  # offset of the entries, SHA-256 of header and entries, MAGIC
 IMAGES_PER_SLICE = 64
-SAMPLE = 1000  # files compared with their stamps when a pack is opened; kept images when resumed
+SAMPLE = 1000  # files compared with their stamps on opening; packed images checked on resuming
 _LENGTH = struct.Struct("<Q")
 _ALIGN = 4096
 
 
 def pack_path(images_root: str | Path, rule: Preprocessing) -> Path:
-    """Return the place of a tree's pack: beside the images folder, named after size and rule."""
+    """Return the path of a tree's pack: beside the images folder, named after size and rule."""
     return Path(images_root).absolute().parent / f"pack_{rule.size_px}_{rule.resize}.bin"
 
 
 def image_source(
     catalog: Catalog, pack: str, *rules: Preprocessing, num_workers: int = -1, together: bool = True
 ) -> FileImages | PackedImages:
-    """Return what reads the images of `catalog` for `rules`.
+    """Return the reader of the images of `catalog` for `rules`.
 
-    `pack` is "" for the files, "auto" for the pack beside the images folder, made now where there
-    is none, or a path. Of several processes the first makes it; they must call `together` then.
+    `pack` is "" for the image files, the path of a pack, or "auto" for the pack beside the images
+    folder, which is built if missing. The first of several processes builds it; they must call this
+    function `together`.
     """
     if not pack:
         return FileImages(catalog, *rules)
@@ -76,7 +76,7 @@ def image_source(
     if pack == "auto":
         with distributed.main_first() if together else nullcontext():
             if not path.exists():
-                whole = scan(os.fsdecode(catalog.root)).catalog  # all classes, whichever are read
+                whole = scan(os.fsdecode(catalog.root)).catalog  # in use or not
                 make_pack(path, whole, rules[0], num_workers=worker_count(num_workers))
     return PackedImages(path, catalog, *rules)
 
@@ -84,8 +84,8 @@ def image_source(
 class PackedImages:
     """Images read from a pack, in place of `FileImages`.
 
-    Raises `UserError` where the file is damaged, was made of other images or by another rule. The
-    checksum of an image is compared when it is first read.
+    Raises `UserError` if the file is damaged or was built from other images or by another rule. The
+    checksum of an image is verified when it is first read.
     """
 
     decodes = False
@@ -104,13 +104,13 @@ class PackedImages:
         for rule in rules:
             held = (self.header["size_px"], self.header["resize"])
             if (rule.size_px, rule.resize) != held:
-                self._refuse(f"holds {held} px and rule, not {(rule.size_px, rule.resize)}")
+                self._refuse(f"holds {held} (size in px, rule), not {(rule.size_px, rule.resize)}")
         self._is_checked = np.zeros(len(catalog), bool)
         sample = np.linspace(0, len(catalog) - 1, min(SAMPLE, len(catalog))).astype(np.int64)
         self._refuse_changed(sample)
 
     def _read_index(self) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-        """Return the header, and of every image its entry and where its bytes begin."""
+        """Return the header, the entry of every image, and the offsets of their pixels."""
         descriptor = self._file.fileno()
         size = os.fstat(descriptor).st_size
 
@@ -119,7 +119,7 @@ class PackedImages:
 
         tail = pread(TAIL.size, max(size - TAIL.size, 0))
         if len(tail) != TAIL.size or not tail.endswith(MAGIC):
-            self._refuse("is no pack, or its end is missing")
+            self._refuse("is not a pack, or its end is missing")
         index_at, digest, _ = TAIL.unpack(tail)
         length = size - TAIL.size - index_at
         if length < 0 or length % ENTRY.itemsize:
@@ -133,11 +133,11 @@ class PackedImages:
             self._refuse("its list of images is damaged")
         header = _header_of(head[len(MAGIC) + _LENGTH.size :].rstrip(b"\0"), len(entries))
         if header is None:
-            self._refuse("its header is not one that was written here")
+            self._refuse("its header was not written by this program")
         return header, entries, data_at + np.cumsum(lengths) - lengths
 
     def _find(self, catalog: Catalog) -> np.ndarray:
-        """Return the place in the pack of each image of a catalog of some of its classes."""
+        """Return the index in the pack of each image of a catalog of some of its classes."""
         starts, first = {}, 0
         for name, num, digest in self.header["classes"]:
             starts[name, num, digest] = first
@@ -151,7 +151,7 @@ class PackedImages:
 
     def _refuse(self, why: str) -> NoReturn:
         raise UserError(
-            f"pack {self.path}: {why}; delete it and make it again: python -m tools.pack_images"
+            f"pack {self.path}: {why}; delete it and build it again: python -m tools.pack_images"
         )
 
     def _refuse_changed(self, places: np.ndarray) -> None:
@@ -160,11 +160,11 @@ class PackedImages:
             path = self.catalog.path(place)
             if not Path(path).exists():
                 check_place(self.catalog, place)
-            self._refuse(f"{path} changed since it was made")
+            self._refuse(f"{path} changed since the pack was built")
 
     @property
     def num_unreadable(self) -> int:
-        """Count the images that could not be read when the pack was made."""
+        """Count the images that could not be read when the pack was built."""
         return int((self._entries["status"] != OK).sum())
 
     def read(self, indices: np.ndarray) -> Decoded:
@@ -178,7 +178,7 @@ class PackedImages:
         return Decoded((torch.from_numpy(pixels),) * max(len(self.rules), 1), status, failures)
 
     def _fetch(self, index: int, out: memoryview) -> None:
-        """Read the pixels of an image, compared with their checksum once."""
+        """Read the pixels of an image; verify their checksum the first time."""
         begin, descriptor = int(self._begins[index]), self._file.fileno()
         num_read = files.patiently(lambda: os.preadv(descriptor, [out], begin), self.path)
         is_whole = num_read == len(out) == self._entries["length"][index]
@@ -188,16 +188,16 @@ class PackedImages:
         self._is_checked[index] = True
 
     def _why(self, index: int) -> str:
-        """Return why an image cannot be read, in the words of the decoder."""
+        """Return the decoder's reason why an image cannot be read."""
         path = self.catalog.path(index)
         try:
             images.decode(path)
         except UserError as error:
             return str(error)
-        return f"{path}: could not be read when the pack was made"
+        return f"{path}: could not be read when the pack was built"
 
     def check(self) -> None:
-        """Compare every checksum and the stamp of every file; `UserError` at the first damage."""
+        """Verify every checksum and file stamp; raise `UserError` at the first mismatch."""
         everything = np.arange(len(self.catalog))
         self._refuse_changed(everything)
         with progress(total=len(everything), desc="check") as bar:
@@ -209,17 +209,17 @@ class PackedImages:
 def make_pack(
     path: str | Path, catalog: Catalog, rule: Preprocessing, *, num_workers: int = 0
 ) -> None:
-    """Decode every image of `catalog` into a pack; an interrupted start is resumed.
+    """Decode every image of `catalog` into a pack; resume an interrupted build.
 
-    Raises `UserError` where the disk is too small, before it is filled, and where another process
-    makes the same pack. The file has its final name only when it is whole.
+    Raises `UserError` if the disk is too small, before filling it, or if another process builds the
+    same pack. The file takes its final name only when it is complete.
     """
     path = Path(path)
     header = {
         "classes": class_digests(catalog),
         "size_px": rule.size_px,
         "resize": rule.resize,
-        "compression": "none",  # what readers of this format expect
+        "compression": "none",  # readers of this format expect it
     }
     bytes_per_image = 3 * rule.size_px**2
     with _unfinished(path) as (data, index):
@@ -228,7 +228,7 @@ def make_pack(
         needed, free = len(left) * bytes_per_image, shutil.disk_usage(path.parent).free
         text = f"{path}: {len(left):,} images to pack, {needed / 1e9:.2f} GB; {free / 1e9:.2f} GB "
         if needed > free:
-            raise UserError(f"{text}are free; take another disk")
+            raise UserError(f"{text}are free; use another disk")
         print(f"{text}are free", flush=True)
         slices = even_slices(left, IMAGES_PER_SLICE)
         decoded = read_ahead(FileImages(catalog, rule), slices, num_workers)
@@ -255,7 +255,7 @@ def make_pack(
 
 @contextmanager
 def _unfinished(path: Path) -> Iterator[tuple[FileIO, FileIO]]:
-    """Open data and list of an unfinished pack; `UserError` where another process has them."""
+    """Open data and index of an unfinished pack; raise `UserError` if another process has them."""
     name = path.with_name(path.name + ".unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -268,13 +268,13 @@ def _unfinished(path: Path) -> Iterator[tuple[FileIO, FileIO]]:
         if path.exists():
             name.unlink()
             name.with_name(name.name + ".index").unlink(missing_ok=True)
-            raise UserError(f"{path} is there already; delete it to make it again")
+            raise UserError(f"{path} already exists; delete it to build it again")
         with FileIO(name.with_name(name.name + ".index"), "a+") as index:
             yield data, index
 
 
 def _keep(data: FileIO, index: FileIO, header: dict[str, Any], catalog: Catalog) -> int:
-    """Cut both files back to whole images of the same making; return how many these are."""
+    """Truncate both files to the whole images of the same build; return their number."""
     head = head_bytes(header)
     data.seek(0)
     index.seek(0)
@@ -285,7 +285,7 @@ def _keep(data: FileIO, index: FileIO, header: dict[str, Any], catalog: Catalog)
     kept = int(np.searchsorted(ends, os.fstat(data.fileno()).st_size, side="right"))
     changed = _has_changed(catalog, np.arange(kept), entries[:kept])
     kept = int(np.append(changed, True).argmax())
-    for place in range(max(kept - SAMPLE, 0), kept):  # what a power cut may have left half done
+    for place in range(max(kept - SAMPLE, 0), kept):  # a power cut may have left these incomplete
         data.seek(int(ends[place]) - int(entries["length"][place]))
         stored = data.read(int(entries["length"][place]))
         if zlib.crc32(stored) != entries["crc32"][place] and entries["status"][place] == OK:
@@ -308,13 +308,13 @@ def _append(path: Path, handle: FileIO, content: bytes) -> None:
 
 
 def class_digests(catalog: Catalog) -> list[tuple[str, int, str]]:
-    """Return name, number of images and a hex SHA-256 of the paths in their order, per class."""
+    """Return name, number of images and hex SHA-256 of the paths in order, for each class."""
     limits = np.searchsorted(catalog.class_index, np.arange(len(catalog.classes) + 1)).tolist()
     found = []
     for name, first, end in zip(catalog.classes, limits, limits[1:], strict=False):
         offsets = catalog.path_offsets[first : end + 1]
         digest = hashlib.sha256(catalog.path_bytes[offsets[0] : offsets[-1]].tobytes())
-        digest.update((offsets - offsets[0]).tobytes())  # where one path ends and the next begins
+        digest.update((offsets - offsets[0]).tobytes())  # to delimit the paths
         found.append((name, end - first, digest.hexdigest()))
     return found
 
@@ -327,7 +327,7 @@ def head_bytes(header: dict[str, Any]) -> bytes:
 
 
 def _header_of(text: bytes, num_images: int) -> dict[str, Any] | None:
-    """Read a header that `make_pack` wrote for so many images; None where it is another's."""
+    """Read a header written by `make_pack` for `num_images` images, or None if it is another's."""
     with suppress(ValueError, TypeError, KeyError, RecursionError):
         header = json.loads(text)
         kinds = {tuple(map(type, entry)) for entry in header["classes"]}
@@ -340,7 +340,7 @@ def _header_of(text: bytes, num_images: int) -> dict[str, Any] | None:
 
 
 def head_length(begin: bytes) -> int:
-    """Return the length of the header from the first bytes of a pack; 0 where they are none."""
+    """Return the header length from the first bytes of a pack; 0 if they are not a pack's."""
     if not begin.startswith(MAGIC) or len(begin) < len(MAGIC) + _LENGTH.size:
         return 0
     (length,) = _LENGTH.unpack_from(begin, len(MAGIC))
@@ -348,7 +348,7 @@ def head_length(begin: bytes) -> int:
 
 
 def _stamps(catalog: Catalog, places: np.ndarray) -> np.ndarray:
-    """Return (n,) of `ENTRY` with size and time of the files at `places`; -1 for missing ones."""
+    """Return (n,) of `ENTRY` with size and mtime of the files at `places`; -1 for missing ones."""
     rows = np.zeros(len(places), ENTRY)
     rows["file_bytes"], rows["file_mtime_ns"] = catalog.stamps(places).T
     return rows

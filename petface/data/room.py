@@ -1,4 +1,4 @@
-"""How many pixels the threads of a process hold decoded at the same time."""
+"""A bound on the pixels that the threads of a process hold decoded at the same time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 from petface.data.images import MAX_PIXELS, ImageSource, num_pixels
 
-SMALL_PIXELS: Final = 1_000_000  # fewer are decoded without waiting for room
+SMALL_PIXELS: Final = 1_000_000  # smaller photos do not wait for room
 
 _turn: Lock
 _room: Semaphore
@@ -27,10 +27,10 @@ os.register_at_fork(after_in_child=_make_room)  # what other threads hold would 
 
 @contextmanager
 def room_for(source: ImageSource) -> Iterator[None]:
-    """Wait until there is room to decode a photo and to make it small; leave when it is.
+    """Wait until there is room to decode and resize a photo; free it at the end of the block.
 
-    What the threads of this process hold decoded within this is `MAX_PIXELS` at most, but for small
-    photos, which never wait.
+    Within such blocks, the threads of this process hold at most `MAX_PIXELS` decoded, not counting
+    small photos, which never wait.
     """
     num = min(num_pixels(source), MAX_PIXELS) // SMALL_PIXELS
     if num:

@@ -1,4 +1,4 @@
-"""Stratified samples that are always the same: of rows with a label, and of photos."""
+"""Deterministic stratified samples of labelled rows and of photos."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from petface.taxonomy import PRIMARY_ATTR_PRIORITY
 
 
 def shuffled_by_class(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Shuffle the rows of each class, and lay one class after the other.
+    """Shuffle the rows of each class and concatenate the classes.
 
-    Return the order, (N,) rows, and how many rows of its class stand before each of them, (N,).
+    Return the order, (N,) rows, and the number of earlier rows of the same class, (N,).
     """
     labels = np.asarray(labels)
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -22,18 +22,18 @@ def shuffled_by_class(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.nda
 
 
 def sample_evenly(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
-    """Draw at most `most` rows, as evenly over the classes of `labels` (N,) as they allow; rising.
+    """Draw at most `most` rows, as evenly over the classes of `labels` (N,) as possible, sorted.
 
-    Rare classes are taken whole before a frequent one has more.
+    Rare classes are used up before a frequent one contributes more rows.
     """
     order, num_before = shuffled_by_class(labels, seed)
     return np.sort(order[np.argsort(num_before, kind="stable")[:most]])
 
 
 def sample_places(dataset: Dataset, part: str, species: str | None, num: int) -> np.ndarray:
-    """Draw at most `num` images of a split, (M,) places in the catalog, rising; always the same.
+    """Draw at most `num` images of a split, (M,) places in the catalog, sorted; deterministic.
 
-    Strata, the species or the labels of one species' first feature, give as many photos each.
+    The strata contribute equally: species, or the labels of the first feature of one species.
     """
     if species is None:
         places = np.arange(len(dataset.catalog))

@@ -1,4 +1,4 @@
-"""One split of the records into train, val and test for the whole system, made once and checked."""
+"""One split of the records into train, val and test for the whole system, created once."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ FRACTIONS: Final = (0.8, 0.1, 0.1)
 MIN_RECORDS_FOR_TEST = 3  # a class with fewer keeps all its records in train
 MIN_RECORDS_FOR_VAL = 4
 _CSV_HEADER = ("species", "record", "split")
-_MAX_DISTORTION = 0.5  # how far a class's share may leave the fraction, to mend the species' total
-_OFFICIAL_FILES = (  # file, side, needed: the first two share individuals
+_MAX_DISTORTION = 0.5  # how far a stratum may deviate to correct the species' total
+_OFFICIAL_FILES = (  # file, split, whether required; the first two share individuals
     ("train.csv", TRAIN, True),
     ("reidentification.csv", TRAIN, False),
     ("val.txt", VAL, True),
@@ -41,18 +41,18 @@ def make_splits(
     seed: int,
     fractions: Sequence[float] = FRACTIONS,
 ) -> np.ndarray:
-    """Assign each record to a split, stratified inside its species: (R,) int8 into `SPLITS`.
+    """Assign each record to a split, stratified within its species: (R,) int8 into `SPLITS`.
 
-    `strata` are class indices inside a species; -1 is a stratum like any other. A record's place
-    depends on the seed and on its own species alone, not on the order given. A stratum of three
-    records or more has at least one in test, from four on at least one in val.
+    `strata` are class indices within a species; -1 is a stratum like any other. The split of a
+    record depends only on the seed and on its own species, not on the order given. A stratum of at
+    least three records has one or more in test, and of at least four one or more in val.
     """
     _check_fractions(fractions)
     species, strata = np.asarray(species), np.asarray(strata)
     order = draw_order(species, records, strata, seed=seed)
     result = np.full(len(order), TRAIN, dtype=np.int8)
     for rows in _runs(order, species):
-        # small strata first, so that the large ones can mend the total
+        # small strata first, so that the large ones can correct the total
         groups = sorted(_runs(rows, strata), key=len)
         sizes = [len(group) for group in groups]
         for_val = [int(size >= MIN_RECORDS_FOR_VAL and fractions[VAL] > 0) for size in sizes]
@@ -67,13 +67,13 @@ def make_splits(
 def make_folds(
     species: np.ndarray, records: np.ndarray, strata: np.ndarray, *, num_folds: int, seed: int
 ) -> list[np.ndarray]:
-    """Return one split per fold, each (R,) int8: every record is in the test part of exactly one.
+    """Return one split per fold, each (R,) int8; every record is in the test split of exactly one.
 
-    Inside each species the strata are dealt out in turn, so a class is spread over the folds as
-    evenly as it can be. Of the rest of a fold a tenth of all records is its validation part.
+    Within each species the strata are dealt out in turn, so each class is spread over the folds as
+    evenly as possible. A tenth of all records becomes the validation split of each fold.
     """
     if not 2 <= num_folds <= len(records):
-        raise UserError(f"FOLDS must be from 2 to the {len(records)} records, not {num_folds}")
+        raise UserError(f"FOLDS must lie between 2 and the {len(records)} records, not {num_folds}")
     fold_of = np.empty(len(records), np.int64)
     fold_of[draw_order(species, records, strata, seed=seed)] = np.arange(len(records)) % num_folds
     val_frac = FRACTIONS[VAL] * num_folds / (num_folds - 1)
@@ -90,12 +90,12 @@ def make_folds(
 def draw_order(
     species: np.ndarray, records: np.ndarray, strata: np.ndarray, *, seed: int
 ) -> np.ndarray:
-    """Order (R,) records by species, then stratum, then by lot: the draw behind splits and folds.
+    """Order (R,) records by species, then stratum, then at random, for splits and folds.
 
-    A lot is a hash of seed, species and record: the same on every machine and library version.
+    The random key is a hash of seed, species and record, equal on every machine and version.
     """
     pairs = list(zip(np.asarray(species).tolist(), np.asarray(records).tolist(), strict=True))
-    assert len(set(pairs)) == len(pairs), "a record stands twice"
+    assert len(set(pairs)) == len(pairs), "a record appears twice"
     assert len(strata) == len(pairs)
     texts = (f"{seed}\n{name}\n{record}".encode() for name, record in pairs)
     lots = np.array([hashlib.sha256(text).hexdigest() for text in texts], dtype="S64")
@@ -103,13 +103,13 @@ def draw_order(
 
 
 def _runs(order: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:
-    """Cut rows that lie side by side by key into one array per key."""
+    """Split ordered rows into one array per key."""
     ordered = keys[order]
     return np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1) if len(order) else []
 
 
 def untestable_classes(labels: np.ndarray, vocabulary: Sequence[str]) -> list[tuple[str, int]]:
-    """List (class, records) of the classes with too few records to keep one for the test."""
+    """List (class, records) of the classes with too few records to keep one for testing."""
     known = np.asarray(labels)[np.asarray(labels) >= 0]
     counts = np.bincount(known, minlength=len(vocabulary)).tolist()
     pairs = zip(vocabulary, counts, strict=True)
@@ -117,7 +117,7 @@ def untestable_classes(labels: np.ndarray, vocabulary: Sequence[str]) -> list[tu
 
 
 def side_file(path: str | Path) -> Path:
-    """Return the path of the JSON file that holds a split file's hash and how it was made."""
+    """Return the path of the JSON file with a split file's hash and how it was made."""
     return Path(path).with_suffix(".json")
 
 
@@ -132,11 +132,11 @@ def write_splits(
     origin: str = "",
     first: np.ndarray | None = None,
 ) -> None:
-    """Write `splits.csv` (species, record, split) and its side file, each whole or not at all.
+    """Write `splits.csv` (species, record, split) and its side file, each atomically.
 
-    What another process has written since the caller looked stays as it is. `origin` names the
-    source that the split was taken from, where it was not drawn. `first` (R,) is the first of the
-    records that share files, see `twins.identical_records`.
+    A split that another process has written meanwhile is kept. `origin` names the source of a split
+    that was not drawn. `first` (R,) is the first of the records that share files, see
+    `twins.identical_records`.
     """
     path = Path(path)
     assert side_file(path) != path, "a split file ends in .csv"
@@ -162,7 +162,7 @@ def write_splits(
         with files.turn_in(path.parent):
             if path.exists():
                 return
-            # first: where the table is, its side file is too
+            # first, so that a table always has its side file
             files.write_json(side_file(path), facts)
             with files.atomic_write(path) as handle:
                 handle.write(table)
@@ -172,23 +172,23 @@ def write_splits(
 
 
 def num_sharing(first: np.ndarray) -> int:
-    """Count the records that share a file with another one."""
+    """Count the records that share a file with another record."""
     return int((np.bincount(first, minlength=1)[first] > 1).sum())
 
 
 def read_side_file(path: str | Path) -> dict[str, Any]:
-    """Read how the split file at `path` was made (`seed`, `fractions` ...), after checking it."""
+    """Check the split file at `path` and read how it was made (`seed`, `fractions` ...)."""
     side = side_file(path)
     try:
         text = files.patiently(side.read_bytes, side) if side.is_file() else b""
         facts = json.loads(text.decode())
         if facts["format"] > FORMAT:
-            raise UserError(f"{side} is of format {facts['format']}, newer than this program reads")
+            raise UserError(f"{side} is of format {facts['format']}, newer than this version reads")
         expected, _, _ = facts["sha256_of_csv"], facts["seed"], facts["fractions"]
     except UserError:
         raise
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        what = f"{side}, which belongs to {path}, cannot be read"
+        what = f"{side}, the side file of {path}, cannot be read"
         raise UserError(f"{what}. {_way_out(path)}") from error
     if files.patiently(lambda: files.sha256_of_file(path), path) != expected:
         raise UserError(f"{path} was edited since it was made: its hash differs. {_way_out(path)}")
@@ -198,8 +198,8 @@ def read_side_file(path: str | Path) -> dict[str, Any]:
 def read_splits(path: str | Path, species: np.ndarray, records: np.ndarray) -> np.ndarray:
     """Read the split of each given record: (R,) int8 into `SPLITS`.
 
-    The given species may be some of those in the file, but each with exactly the records it had
-    when the file was made. Raises `UserError` for an edited file and for changed data.
+    The file may hold more species than given. Each given species must have exactly the records it
+    had when the file was made. Raises `UserError` for an edited file and for changed data.
     """
     path = Path(path)
     if not path.is_file():
@@ -210,7 +210,7 @@ def read_splits(path: str | Path, species: np.ndarray, records: np.ndarray) -> n
     for line, (name, record, split) in _rows(path, _CSV_HEADER):
         name, record = (normalize("NFC", files.plain_cell(cell)) for cell in (name, record))
         if split not in codes or record in in_file.setdefault(name, {}):
-            raise line_error(path, line, f"{name},{record},{split} is not one record in one split")
+            raise line_error(path, line, f"{name},{record},{split} is not a record and its split")
         in_file[name][record] = codes[split]
     names, ids = np.asarray(species).tolist(), np.asarray(records).tolist()
     changes = []
@@ -230,8 +230,8 @@ def read_official(
 ) -> tuple[np.ndarray, list[str]]:
     """Read PetFace's own lists, `folder/<species>/{train.csv, val.txt, test.txt, ...}`.
 
-    Returns (R,) int8 into `SPLITS` and notes. A record in no list goes to train and is counted; a
-    record on two sides raises `UserError`.
+    Returns (R,) int8 into `SPLITS` and notes. A record in no list goes into train, with a note. A
+    record in two splits raises `UserError`.
     """
     result = np.full(len(records), TRAIN, dtype=np.int8)
     notes = []
@@ -245,16 +245,16 @@ def read_official(
                 where = f"{file_name} line {line}"
                 first_side, first_where = sides.setdefault(record, (side, where))
                 if first_side != side:
-                    what = f"record {record} is in {SPLITS[side]} and, by {first_where}, in "
+                    what = f"record {record} is in {SPLITS[side]} and, in {first_where}, in "
                     raise line_error(path, line, f"{what}{SPLITS[first_side]}")
         unlisted = 0
         for row in np.flatnonzero(np.asarray(species) == name).tolist():
             result[row], where = sides.pop(str(records[row]), (TRAIN, ""))
             unlisted += not where
         if unlisted:
-            notes.append(f"{name}: {unlisted} records are in no official list and go to train")
+            notes.append(f"{name}: {unlisted} records are in no official list and go into train")
         if sides:
-            notes.append(f"{name}: {len(sides)} records of the official lists have no image")
+            notes.append(f"{name}: {len(sides)} records in the official lists have no image")
     return result, notes
 
 
@@ -269,7 +269,7 @@ def _official_records(path: Path, species: str) -> Iterator[tuple[int, str]]:
 
 
 def _rows(path: Path, header: tuple[str, ...] | None) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows below `header`; None means that the first row is data already."""
+    """Yield the rows below `header`; with None the first row is data already."""
     for number, (line, cells) in enumerate(strict_rows(path)):
         if number == 0 and header is not None:
             if tuple(cells) != header:
@@ -279,10 +279,10 @@ def _rows(path: Path, header: tuple[str, ...] | None) -> Iterator[tuple[int, lis
 
 
 def _apportion(sizes: list[int], taken: list[int], frac: float, minimum: int) -> list[int]:
-    """Return a whole number near `frac` of each size, so that the sum is near `frac` of all too.
+    """Apportion about `frac` of each size in whole numbers whose sum is about `frac` of the total.
 
-    What small strata round away is shared out among the larger ones that follow. A stratum smaller
-    than `minimum` gets none, any other at least one, and one record at least stays for train.
+    Later, larger strata make up for the rounding of small ones. A stratum smaller than `minimum`
+    gets 0, any other at least 1. At least one record stays for train.
     """
     target, left = frac * sum(sizes), sum(sizes)
     counts = []
@@ -306,7 +306,7 @@ def _check_fractions(fractions: Sequence[float]) -> None:
 
 
 def _group(rows: Iterable[tuple[str, ...]]) -> dict[str, set[str]]:
-    """Collect the second column by the first."""
+    """Group the second column by the first."""
     groups: dict[str, set[str]] = {}
     for name, record, *_ in rows:
         groups.setdefault(name, set()).add(record)
@@ -324,6 +324,6 @@ def _some(records: list[str]) -> str:
 
 def _way_out(path: str | Path) -> str:
     return (
-        f"Restore the files, or delete {path} and {side_file(path)} to make a new split: models "
-        "and figures made with the old one are then no longer comparable"
+        f"Restore the files, or delete {path} and {side_file(path)} to create a new split. Models "
+        "and metrics of the old split are then not comparable"
     )

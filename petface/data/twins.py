@@ -1,4 +1,4 @@
-"""What is one thing under two names: identical files of two records, names of equal spelling."""
+"""Find duplicates: records with identical files, and names that differ only in spelling."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _Groups = list[list[int]]
 
 
 def identical_records(catalog: Catalog) -> np.ndarray:
-    """Return the first of the records that share a file with each one, directly or through others.
+    """Map each record to the first record that shares a file with it, directly or via others.
 
-    (R,) int64; itself where there is none. Files are the same where their bytes are, so links count
-    too; empty files and those that cannot be read do not, nor does a placeholder, a file of more
-    than `MAX_SHARING` records: it shows none of them.
+    Returns (R,) int64; a record that shares none maps to itself. Files are compared by content, so
+    links count. Ignored are empty and unreadable files, and placeholders, which are files of more
+    than `MAX_SHARING` records.
     """
     sizes = catalog.stamps(np.arange(len(catalog)))[:, 0]
     order = np.argsort(sizes, kind="stable")
@@ -55,7 +55,7 @@ def identical_records(catalog: Catalog) -> np.ndarray:
 
 
 def _regroup(groups: _Groups, catalog: Catalog, read: Callable[[str], Any]) -> _Groups:
-    """Cut groups of images by what is read of their files; unreadable ones are left out."""
+    """Split groups of images by what `read` returns of their files; drop unreadable ones."""
 
     def key(place: int) -> Any:
         path = catalog.path(place)
@@ -85,12 +85,12 @@ def _tail(path: str) -> bytes:
 
 
 def spelling(name: str) -> str:
-    """Return what names that differ by case, blanks, width or composition have in common."""
+    """Normalise a name so that case, blanks, width and composition do not matter."""
     return " ".join(normalize("NFKC", name).casefold().split())
 
 
 def spelling_twins(names: Iterable[str]) -> list[Sequence[str]]:
-    """Group the names that differ by spelling alone."""
+    """Group the names that differ only in spelling."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(spelling(name), []).append(name)

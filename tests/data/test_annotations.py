@@ -170,7 +170,7 @@ def test_align_follows_any_order_and_leaves_the_rest_unknown(tmp_path):
     ("text", "message"),
     [
         ("Name;Gender\n1;F\n", "line 1: .*separated by commas"),
-        ("Name,Gender,gender \n1,F,F\n", "line 1: column 'gender' stands twice"),
+        ("Name,Gender,gender \n1,F,F\n", "line 1: column 'gender' appears twice"),
         ("Name,Gender,Breed\n1,F,a\n ,M,b\n", "line 3: the Name cell is empty"),
     ],
 )
@@ -192,7 +192,7 @@ def test_aliases_merge_before_rows_are_compared(tmp_path):
     got = read(tmp_path, text, aliases=aliases["dog"])
     assert got.vocabularies["breed"] == ("Abbysinian", "German Shepherd")
     assert got.conflicts == [] and got.labels["breed"].tolist() == [1, 0]
-    assert any("1 breed aliases meet no label: 'Alsation'" in note for note in got.notes)
+    assert any("1 breed aliases match no label: 'Alsation'" in note for note in got.notes)
 
 
 @pytest.mark.parametrize(
@@ -200,8 +200,8 @@ def test_aliases_merge_before_rows_are_compared(tmp_path):
     [
         ("dog,gender,f,m", "line 2: feature 'gender'"),
         ("dog,bred,a,b", "line 2: feature 'bred'"),
-        ("dog,breed,a,b\ndog,breed,a,c", "line 3: 'a' has an alias already, on line 2"),
-        ("dog,breed,a,b\ndog,breed,b,c", "line 2: 'b' is an alias itself"),
+        ("dog,breed,a,b\ndog,breed,a,c", "line 3: 'a' already has an alias, on line 2"),
+        ("dog,breed,a,b\ndog,breed,b,c", "line 2: 'b' is itself an alias"),
         ("dog,breed,a,unknown", "line 2: an unknown token"),
         ("dog,breed,NA,a", "line 2: an unknown token"),
     ],

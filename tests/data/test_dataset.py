@@ -76,8 +76,8 @@ def test_the_split_is_made_once_for_the_whole_tree_and_then_kept(tmp_path):
     dogs = whole.catalog.record_class == 1
     assert whole.record_split[dogs].tolist() == some.record_split.tolist()
     assert (tmp_path / "splits.csv").read_bytes() == text
-    assert any("seed 1" in note and "stays as it is" in note for note in whole.notes)
-    assert not any("stays as it is" in note for note in load(tmp_path, seed=1).notes)
+    assert any("seed 1" in note and "and is kept" in note for note in whole.notes)
+    assert not any("and is kept" in note for note in load(tmp_path, seed=1).notes)
 
 
 def test_strata_are_the_first_attribute_with_a_known_class(tmp_path):
@@ -114,7 +114,7 @@ def test_species_without_annotations_have_images_no_labels_and_few_notes(tmp_pat
     images, labels = data.image_labels("kind07")
     assert len(images) > 0 and labels == {} and data.unmatched("kind07") == (["000000"], [])
     assert sum("NO specialist" in note for note in data.notes) == 13
-    assert "... and so it is for 7 species more" in data.notes
+    assert "... and the same for 7 more species" in data.notes
     (tmp_path / "annotations/cat.csv").unlink()
     assert ["no table of labels" in note for note in load(tmp_path).notes] == [True]
     with pytest.raises(UserError, match="did you mean 'cat'"):
@@ -135,7 +135,7 @@ def test_a_split_of_a_file_or_of_official_lists_says_where_it_was_taken_from(tmp
     species, split = np.array(["dog"] * 4), np.array([2, 1, 0, 0], np.int8)
     write_splits(path, species, records, split, seed=0, origin="the best lists")
     data = load(tmp_path, splits_file=path, seed=7)
-    assert f"the split in {path} is that of the best lists" in data.notes
+    assert f"the split in {path} was taken from the best lists" in data.notes
     assert data.record_split.tolist() == split.tolist()
     assert not any("was made with seed" in note for note in data.notes)
 

@@ -207,7 +207,7 @@ def test_what_goes_wrong_in_the_reader_is_raised_and_not_tried_again(num_workers
 
 @pytest.mark.parametrize(
     ("num_deaths", "words"),
-    [(1, ["1 go on"]), (9, ["1 go on", "a thread of this process goes on"])],
+    [(1, ["1 workers continue"]), (9, ["1 workers continue", "a thread of this process"])],
 )
 def test_a_worker_that_dies_is_replaced_by_fewer(tmp_path, capfd, num_deaths, words):
     source = Squares(folder=tmp_path, num_deaths=num_deaths)
@@ -229,7 +229,7 @@ def test_the_death_of_a_worker_is_noticed_outside_the_main_thread_too(tmp_path, 
     thread.start()
     thread.join()
     assert values(found) == [place * place for place in range(12)]
-    assert "1 go on" in capfd.readouterr().err
+    assert "1 workers continue" in capfd.readouterr().err
 
 
 SMALL_MEMORY = """
@@ -261,7 +261,7 @@ def test_too_small_a_shared_memory_is_said_and_does_without_workers():
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[0, 1, 4, 9, 16, 25, 36, 49, 64]\n"
     assert "No space left on device" in done.stderr and "--shm-size" in done.stderr
-    assert "2 go on" in done.stderr and "Traceback" not in done.stderr
+    assert "2 workers continue" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_consumer_that_leaves_early_takes_the_reader_with_it(catalog, all_samples):

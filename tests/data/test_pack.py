@@ -94,7 +94,7 @@ def test_a_source_is_chosen_by_one_word(tree, catalog, tmp_path) -> None:
     assert len(image_source(catalog, str(made.path), RULE, RULE).read(np.arange(3)).arrays) == 2
     with pytest.raises(UserError, match=r"none: .*No such file.*python -m tools\.pack_images"):
         image_source(catalog, str(tmp_path / "none"), RULE)
-    with pytest.raises(UserError, match="there already"):
+    with pytest.raises(UserError, match="already exists"):
         make_pack(made.path, catalog, RULE)
 
 
@@ -114,7 +114,7 @@ def test_damage_anywhere_is_refused(catalog, path) -> None:
             damaged = bytearray(whole)
             damaged[offset] ^= 1 << int(draw.integers(8))
             path.write_bytes(damaged)
-            with pytest.raises(UserError, match="make it again") as error:
+            with pytest.raises(UserError, match="build it again") as error:
                 assert_same_reading(PackedImages(path, catalog, RULE), files)
             assert str(path) in str(error.value)
 
@@ -157,7 +157,7 @@ def test_a_compressed_pack_of_an_older_version_is_refused(tree, catalog, monkeyp
     head_bytes = module.head_bytes
     monkeypatch.setattr(module, "head_bytes", lambda h: head_bytes({**h, "compression": "zlib"}))
     make_pack(pack_path(tree, RULE), catalog, RULE)
-    with pytest.raises(UserError, match="compressed.*make it again"):
+    with pytest.raises(UserError, match="compressed.*build it again"):
         PackedImages(pack_path(tree, RULE), catalog, RULE)
 
 
@@ -213,5 +213,5 @@ def test_a_second_process_and_a_small_disk_are_refused(tree, catalog, monkeypatc
         make_pack(path, catalog, RULE)
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match=r"200 images to pack, 0\.00 GB; 0\.00 GB are free; take"):
+    with pytest.raises(UserError, match=r"200 images to pack, 0\.00 GB; 0\.00 GB are free; use"):
         make_pack(path, catalog, RULE)

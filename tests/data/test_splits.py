@@ -164,7 +164,7 @@ def test_every_record_is_in_the_test_part_of_one_fold(num_folds):
 
 @pytest.mark.parametrize("num_folds", [1, 132])
 def test_impossible_numbers_of_folds_are_refused(num_folds):
-    with pytest.raises(UserError, match="FOLDS must be from 2 to the 131 records"):
+    with pytest.raises(UserError, match="FOLDS must lie between 2 and the 131 records"):
         make_folds(*TWO_SPECIES, num_folds=num_folds, seed=0)
 
 
@@ -291,9 +291,9 @@ def test_official_lists(tmp_path):
     names = np.array([f"{i:06d}" for i in (6, 5, 4, 3, 2, 1, 7)])
     split, notes = read_official(tmp_path, np.array(["dog"] * 7), names)
     assert [SPLITS[code] for code in split] == ["test", "test", "val", *["train"] * 4]
-    assert notes == ["dog: 1 records are in no official list and go to train"]
+    assert notes == ["dog: 1 records are in no official list and go into train"]
     _, notes = read_official(tmp_path, np.array(["dog"] * 2), names[:2])
-    assert notes == ["dog: 4 records of the official lists have no image"]
+    assert notes == ["dog: 4 records in the official lists have no image"]
 
 
 def test_official_lists_that_contradict_themselves_are_refused(tmp_path):
@@ -303,9 +303,9 @@ def test_official_lists_that_contradict_themselves_are_refused(tmp_path):
         with pytest.raises(UserError, match=words):
             read_official(tmp_path, np.array(["dog"]), np.array(["000001"]))
 
-    refused(r"test.txt, line 1: record 000004 is in test and, by val")
+    refused(r"test.txt, line 1: record 000004 is in test and, in val")
     make_official(tmp_path, test=[9])
-    refused("record 000009 is in test and, by reidentification")
+    refused("record 000009 is in test and, in reidentification")
     (tmp_path / "dog/test.txt").write_text("dog/000005/00.png\ncat/000006/00.png\n")
     refused("test.txt, line 2: 'cat/000006/00.png' is not dog/")
     (tmp_path / "dog/test.txt").unlink()

@@ -119,8 +119,8 @@ def test_equal_spellings_and_labels_that_look_unknown_are_listed_and_aliases_mer
     own = {f"cat/{n}": [n.encode()] for n in names}
     root = make(tmp_path / "data", own, rows)
     text = notes(root)
-    assert "5 records have the name of another one but for its spelling" in text
-    assert "2 groups of breed labels differ by spelling alone" in text and "ALIASES_FILE" in text
+    assert "5 records differ from another only in the spelling" in text
+    assert "2 groups of breed labels differ only in spelling" in text and "ALIASES_FILE" in text
     assert "'?', 'None' counts as a class" in text
     (root / "annotations/aliases.csv").write_text(
         "species,feature,label,alias_of\ncat,breed,maine  coon,Maine Coon\n", encoding="utf-8"

@@ -26,7 +26,7 @@ def pack(tree, tmp_path_factory):
     assert done.figures()["unreadable"] == "3"
     scripts.run_forked(PACK_TOOL, [*flags, "--check"], folder).checked()
     again = scripts.run_forked(PACK_TOOL, flags, folder)
-    assert again.code == 1 and "there already" in again.err
+    assert again.code == 1 and "already exists" in again.err
     assert sorted(p.name for p in folder.iterdir()) == ["stderr.txt", "stdout.txt", "tiny.bin"]
     return path
 

@@ -183,5 +183,5 @@ def test_a_table_that_has_no_end_is_refused_before_it_is_opened(tmp_path, make):
     (tmp_path / "splits.csv").write_text("species,record,split\n")
     with pytest.raises(UserError, match=r"cat\.csv: it is not a regular file"):
         read_species(tmp_path / "cat.csv", "cat")
-    with pytest.raises(UserError, match=r"splits\.json, which belongs to .* cannot be read"):
+    with pytest.raises(UserError, match=r"splits\.json, the side file of .* cannot be read"):
         splits.read_side_file(tmp_path / "splits.csv")

@@ -38,8 +38,8 @@ def test_empty_folders_and_what_is_no_image_are_counted(tree):
     (tree / "images/dog/000099").mkdir()
     data = load(tree)
     assert data.catalog.classes == ("cat", "dog") and data.catalog.num_records == 12
-    assert any("without an image: hen" in note for note in data.notes)
-    assert any("1 record folders without an image" in note for note in data.notes)
+    assert any("without images: hen" in note for note in data.notes)
+    assert any("1 record folders without images" in note for note in data.notes)
     assert any("entries of the tree are no image" in note for note in data.notes)
 
 

@@ -42,7 +42,7 @@ def test_oxford_says_what_it_found_and_which_presets_come_next(
     total = ["3", "classes", "23", "2"] if stages == "one" else ["2", "classes", "22", "3"]
     assert ["all", *total, "13"] in rows(out)
     assert "left out, a photo in no official list: 1, such as images/Bengal_7.jpg" in out
-    assert "no val part: cut from train, 10% of each class" in out
+    assert "no val split: drawn from train, 10% of each class" in out
     figures = scripts.Result(0, out, "").figures()
     assert figures["folder"] == f"data/{name}"
     assert (figures["photos"], figures["left_out"]) == ("38", "3")
@@ -58,7 +58,7 @@ def test_other_sources_name_the_folders_in_their_commands(tmp_path, capsys, monk
     source = tree(tmp_path / "pets", *(f"train/cat/{n}.png" for n in range(30)), "test/cat/1.png")
     tree(source, "test/hen/1.png", "test/hen/2.png", "train/cat/notes.txt")
     out, (first, second) = run(capsys, "image_folder", "--source", source, "--out", "my out")
-    assert "1 classes of the test part are not in the train part: hen (2 photos)" in out
+    assert "1 test classes are not in the train split: hen (2 photos)" in out
     assert ["cat", "27", "3", "1"] in rows(out)
     folders = ["--images-root", "my out/images", "--annotations-root", "my out/annotations"]
     preset = ["--config", "configs/stage1/own_photos.toml"]
@@ -122,7 +122,7 @@ def test_the_evaluation_compares_names_not_numbers(tmp_path, capsys):
             photo(tmp_path / f"photos/{name}/{number}.png")
     flags = ["--source", tmp_path / "photos", "--out", tmp_path / "out", "--checkpoint", checkpoint]
     out, (words,) = run(capsys, "image_folder", *flags)
-    assert "1 classes of the test part are not known to the checkpoint: hen (2 photos)" in out
+    assert "1 test classes are not known to the checkpoint: hen (2 photos)" in out
     assert words[1:5] == [scripts.INFERENCE, "evaluate", "--stage1-checkpoint", str(checkpoint)]
     summary = evaluate_full_dataset(
         tmp_path / "out/images",
@@ -149,7 +149,7 @@ def test_a_small_oxford_is_trained_and_evaluated(tmp_path, script, capsys):
             "--batch-size", 8, "--num-workers", 0, "--precision", "fp32"]  # fmt: skip
     done = script(training[1], [*training[2:], *tiny, "--runs-root", tmp_path / "runs"])
     assert done.code == 0, done.err
-    assert "is that of oxford_pets in" in done.out
+    assert "was taken from oxford_pets in" in done.out
     folder = tmp_path / "runs/oxford_pets/stage1"
     final = json.loads((folder / "final.json").read_text(encoding="utf-8"))
     assert final["test_images"] == sum(row[3] for row in OXFORD_BREEDS.values())

@@ -32,7 +32,7 @@ KILLED = ("stage1", "stage2", "pack", "evaluate")
 _LOOK_EVERY_S = 0.0005
 _MAX_WRITES = 8  # how many writes of one start are let pass before a kill
 _START_SHARE = 0.1  # of a run, that counts as its start
-_ENDED = ("holds a finished run", "is a finished table", "is there already")  # killed at the end
+_ENDED = ("holds a finished run", "is a finished table", "already exists")  # killed at the end
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""Read folders of classes: `<class>/<image>` or `<class>/<record>/<image>`, alone or below train,
-val and test.
+"""Read class folders, `<class>/<image>` or `<class>/<record>/<image>`, at the top level or in
+train, val and test.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ PART_OF = {
 
 
 def read_image_folder(source: str | Path) -> Found:
-    """List the photos of a tree of class folders; each photo is a record of its own unless it lies
-    in a folder inside its class.
+    """List the photos of a tree of class folders.
 
-    Raises `UserError` where the folder is missing, holds no class with a photo, or has two folders
-    for one part. No file is opened.
+    Each photo is its own record unless it lies in a folder inside its class. Raises `UserError` if
+    the folder is missing, has no class with a photo, or has two folders for one split. No file is
+    opened.
     """
     root = Path(os.path.abspath(source))
     if not root.is_dir():
@@ -53,18 +53,18 @@ def read_image_folder(source: str | Path) -> Found:
 
 
 class _Reader:
-    """The walk over one tree, and what it has met so far."""
+    """The walk over one tree, and its results so far."""
 
     def __init__(self, found: Found) -> None:
         self.found = found
-        self.loose_photos = 0  # where a class folder belongs
+        self.loose_photos = 0  # in place of a class folder
         self.parts_of: dict[tuple[str, str], set[str]] = defaultdict(set)  # class, record folder
 
     def leave_out(self, path: bytes, reason: str) -> None:
         self.found.leave_out(os.path.relpath(path, os.fsencode(self.found.source)), reason)
 
     def read_part(self, folder: bytes, part: str) -> None:
-        """Read every class folder of one part."""
+        """Read every class folder of one split."""
         for entry in sorted_entries(folder):
             if reason := not_a_folder(entry):
                 self.loose_photos += not_an_image(entry) is None
@@ -78,7 +78,7 @@ class _Reader:
             self.read_photos(entry.path, name, part, record="")
 
     def read_photos(self, folder: bytes, species: str, part: str, record: str) -> None:
-        """Read the photos of a class, and of the record folders in it; or of one record."""
+        """Read the photos of a class and of its record folders, or the photos of one record."""
         num_before = len(self.found.entries)
         for entry in sorted_entries(folder):
             reason, path = not_an_image(entry), os.fsdecode(entry.path)
@@ -96,18 +96,18 @@ class _Reader:
             self.parts_of[species, record].add(part)
 
     def add_notes(self) -> None:
-        """Note record folders that stand in more than one part."""
+        """Add a note about record folders that occur in more than one split."""
         if shared := [key for key, parts in self.parts_of.items() if len(parts) > 1]:
             species, record = min(shared)
             self.found.notes.append(
-                f"{len(shared)} record folders have their name in more than one part, such as "
-                f"{species}/{record}: they are taken for different animals. If they are the same, "
-                "the test photos are not of unseen animals"
+                f"{len(shared)} record folders have the same name in more than one split, such as "
+                f"{species}/{record}: they count as different animals. If they are the same, "
+                "the test photos do not show unseen animals"
             )
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
-    """Find the folders of the parts; none where the tree has class folders at its top."""
+    """Find the folders of the splits; none if the tree has class folders at its top level."""
     found: dict[str, Path] = {}
     for entry in sorted_entries(os.fsencode(root)):
         name = os.fsdecode(entry.name)
@@ -116,7 +116,7 @@ def _part_folders(root: Path) -> dict[str, Path]:
             continue
         if part in found:
             raise UserError(
-                f"--source {root} has two folders for the {part} part, {found[part].name} and "
+                f"--source {root} has two folders for the {part} split, {found[part].name} and "
                 f"{name}: move one of them away"
             )
         found[part] = root / name

@@ -1,7 +1,7 @@
-"""Turn what a source holds into a PetFace tree, `images/<species>/<record>/<image>`, with a split.
+"""Convert a source to a PetFace tree, `images/<species>/<record>/<image>`, with a split.
 
-A reader lists the photos of its source as `Found`; `prepare` decides what stays, gives every photo
-its place, and writes the tree as links or copies, whole or not at all.
+A reader lists the photos of its source as `Found`. `prepare` selects photos, assigns their paths,
+and writes the tree as links or copies, atomically.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from petface.progress import progress
 from petface.taxonomy import canonical_record, is_unknown
 
 MARKER = "prepared.json"
-CUT_FRAC = 0.1  # of the train part, for each part that the source lacks
-_MAX_CLASS_BYTES, _MAX_NAME_BYTES = 200, 80  # a file system takes 255
+CUT_FRAC = 0.1  # of the train split, for each split that the source lacks
+_MAX_CLASS_BYTES, _MAX_NAME_BYTES = 200, 80  # file systems allow 255
 _NAMES_SHOWN = 40
 
 
@@ -40,44 +40,44 @@ class Entry:
     """One photo of a source."""
 
     species: str  # its class in stage 1, as `class_name` returns it
-    record: str  # what the source calls the animal; from `name_photos` on, its folder in the tree
-    animal: str  # photos of one species and part that share it show one animal
-    path: str  # absolute; bytes that are no UTF-8 are surrogate escapes
-    part: str = ""  # of `SPLITS`; "" where the source does not say
+    record: str  # the source's name of the animal; after `name_photos`, its folder in the tree
+    animal: str  # photos of one species and split with the same value show one animal
+    path: str  # absolute; bytes that are not UTF-8 become surrogate escapes
+    part: str = ""  # of `SPLITS`; "" if the source has no split
     breed: str = ""
-    image: str = ""  # file name in the tree, from `name_photos` on
+    image: str = ""  # file name in the tree, set by `name_photos`
 
 
 @dataclass
 class Found:
-    """What a source holds: its photos in a fixed order, and everything that is left out."""
+    """The photos of a source in a fixed order, and everything that is left out."""
 
     kind: str  # such as "image_folder"
     source: Path
     entries: list[Entry] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)  # what, reason
-    notes: list[str] = field(default_factory=list)  # lines that the user should read
+    notes: list[str] = field(default_factory=list)  # messages for the user
 
     @property
     def parts(self) -> set[str]:
-        """Return the parts that have a photo; empty where the source has no parts."""
+        """Return the splits that have photos; empty if the source has no split."""
         return {entry.part for entry in self.entries} - {""}
 
     @property
     def classes(self) -> list[str]:
-        """Return the classes that have a photo, sorted."""
+        """Return the classes that have photos, sorted."""
         return sorted({entry.species for entry in self.entries})
 
     def leave_out(self, what: str | bytes, reason: str) -> None:
-        """Note something that is not used, as text that any file can hold."""
+        """Record an unused item, escaped so that any file can hold it."""
         raw = what if isinstance(what, bytes) else what.encode("utf-8", "surrogateescape")
         self.left_out.append((raw.decode("utf-8", "backslashreplace"), reason))
 
 
 def class_name(text: str) -> str:
-    """Return the one spelling of a class: Unicode's composed form, without the blanks around it.
+    """Normalise the name of a class to Unicode's composed form, stripped of blanks.
 
-    Raises `UserError` with the reason for what cannot be the name of a class and of a folder.
+    Raises `UserError` with the reason if it cannot name a class and a folder.
     """
     name = unicodedata.normalize("NFC", text).strip()
     if re.search(r"[\x00-\x1f\x7f]", name):
@@ -85,7 +85,7 @@ def class_name(text: str) -> str:
     if re.search(r"[\ud800-\udfff]", name):
         raise UserError("a class name that is not UTF-8")
     if is_unknown(name):
-        raise UserError("a class name that means not known; rename it to use it")
+        raise UserError("a class name that means unknown; rename it to use it")
     if len(name.encode("utf-8")) > _MAX_CLASS_BYTES:
         raise UserError(f"a class name longer than {_MAX_CLASS_BYTES} bytes")
     try:
@@ -107,13 +107,13 @@ def safe_name(text: str) -> str:
 
 
 class UniqueNames:
-    """Names that stay apart on any file system: `cat`, `cat_2` ..., whatever their case."""
+    """Unique names on any file system, whatever their case: `cat`, `cat_2` ..."""
 
     def __init__(self) -> None:
         self._next: dict[str, int] = {}
 
     def take(self, wanted: str) -> str:
-        """Return `wanted`, or the first of `wanted_2`, `wanted_3` ... that is free."""
+        """Return `wanted`, or the first unused of `wanted_2`, `wanted_3` ..."""
         name, folded = wanted, unicodedata.normalize("NFC", wanted.casefold())
         key, number = folded, self._next.get(folded, 1)
         while key in self._next:
@@ -133,17 +133,17 @@ def prepare(
     checkpoint_classes: Sequence[str] | None = None,
     val_as: str = "test",
 ) -> None:
-    """Write the tree of a source at `out`; `found` then holds what is in it, with every note.
+    """Write the tree of a source to `out`; `found` then lists its contents and all notes.
 
-    `link` is "symbolic", "hard" or "copy"; where links are not possible the photos are copied.
-    Without parts the split is made when the tree is first loaded. Raises `UserError` where nothing
-    is left, and where `out` exists, lies in the source, or cannot be written.
+    `link` is "symbolic", "hard" or "copy". Photos are copied if links are not possible. Without
+    splits in the source, the split is created when the tree is first loaded. Raises `UserError` if
+    no photo is left, or if `out` exists, lies inside the source, or cannot be written.
     """
     out = Path(os.path.abspath(out))
     check_out(out, found.source)
     settle_parts(found, checkpoint_classes=checkpoint_classes, val_as=val_as)
     found.entries = name_photos(found.entries)
-    folder = out.with_name(f"{out.name}.unfinished-{os.getpid()}")  # a kill leaves it behind
+    folder = out.with_name(f"{out.name}.unfinished-{os.getpid()}")  # left behind by a kill
     try:
         folder.mkdir(parents=True)
         _write_tree(found, folder, link, seed)
@@ -169,7 +169,7 @@ def _write_tree(found: Found, folder: Path, link: str, seed: int) -> None:
     if len(catalog) != len(found.entries):
         raise UserError(
             f"{folder} holds {len(catalog)} photos where {len(found.entries)} were placed: was the "
-            "source changed meanwhile? give the command again"
+            "source changed meanwhile? Repeat the command"
         )
     facts = {"photos": len(catalog), "left_out": len(found.left_out), "notes": found.notes}
     of = {"kind": found.kind, "source": str(found.source)}
@@ -177,53 +177,53 @@ def _write_tree(found: Found, folder: Path, link: str, seed: int) -> None:
 
 
 def check_out(out: Path, source: Path) -> None:
-    """Refuse a folder that exists, or that lies in the source (`UserError`)."""
+    """Raise `UserError` if the folder exists or lies inside the source."""
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         what = "holds a prepared tree already" if (out / MARKER).exists() else "exists already"
-        raise UserError(f"--out {out} {what}: use it, delete it yourself, or name another --out")
+        raise UserError(f"--out {out} {what}: use it, delete it, or choose another --out")
     if out.resolve().is_relative_to(source.resolve()):
         raise UserError(
-            f"--out {out} lies in the source {source}, which stays as it is: name another --out"
+            f"--out {out} lies inside the source {source}, which is kept as it is: use another"
         )
 
 
 def settle_parts(found: Found, *, checkpoint_classes: Sequence[str] | None, val_as: str) -> None:
-    """Decide which entries stay and what their part is; what is left out is listed in `found`.
+    """Select entries and settle their splits; list in `found` what is left out.
 
-    A val part without a test part becomes the test part if `val_as` is "test". Classes that a given
-    checkpoint does not know leave the test part, and everything where there is no train part.
-    Without one, classes that have no training photo leave val and test. Raises `UserError` where
-    nothing is left.
+    A val split without a test split becomes the test split if `val_as` is "test". With the classes
+    of a checkpoint, photos of other classes leave the test split, and without a train split leave
+    entirely. Without a checkpoint, classes without training photos leave val and test. Raises
+    `UserError` if no photo is left.
     """
     assert val_as in ("val", "test"), val_as
     if "val" in found.parts and "test" not in found.parts and val_as == "test":
         _rename_part(found, "val", "test")
-        found.notes.append("no test part: the val part is kept for the end, as the test part")
+        found.notes.append("no test split: the val split is used as the test split")
     known, what = set(checkpoint_classes or ()), "known to the checkpoint"
     if checkpoint_classes is not None:
         if not found.parts:
             _rename_part(found, "", "test")
-            found.notes.append("no parts, and a checkpoint: every photo goes into the test part")
-        # The checkpoint's own spelling, where only Unicode's form differs.
+            found.notes.append("no splits, and a checkpoint: every photo goes into the test split")
+        # Use the checkpoint's spelling if it differs only in its Unicode form.
         spelling = {unicodedata.normalize("NFC", name): name for name in known}
         found.entries = [
             replace(e, species=spelling.get(e.species, e.species)) for e in found.entries
         ]
     trained = {entry.species for entry in found.entries if entry.part == "train"}
-    of_train = trained, "in the train part"
+    of_train = trained, "in the train split"
     if checkpoint_classes is None:
         known, what = of_train
-    if not known:  # neither a train part nor a checkpoint: any class may be tested
+    if not known:  # neither a train split nor a checkpoint: keep any class
         return
     _leave_out(found, "test", known, what)
     _leave_out(found, "val", *(of_train if trained else (known, what)))
     if checkpoint_classes is not None and (absent := sorted(known - set(found.classes))):
         found.notes.append(
-            f"{len(absent)} classes of the checkpoint have no photo: {_some(absent)}"
+            f"{len(absent)} classes of the checkpoint have no photos: {_some(absent)}"
         )
     if not found.entries:
         raise UserError(
-            f"no photo is left of {found.source}: the known classes are {_some(sorted(known))}"
+            f"no photo of {found.source} is left; the known classes are {_some(sorted(known))}"
         )
 
 
@@ -232,14 +232,14 @@ def _rename_part(found: Found, old: str, new: str) -> None:
 
 
 def _leave_out(found: Found, part: str, allowed: set[str], what: str) -> None:
-    """Take the photos of other classes out of a part, and list them."""
+    """Remove the photos of other classes from a split, and list them."""
     kept, gone = [], Counter[str]()
     for entry in found.entries:
         if entry.part != part or entry.species in allowed:
             kept.append(entry)
             continue
         path = os.path.relpath(entry.path, found.source)
-        found.leave_out(path, f"of the {part} part, and its class is not {what}")
+        found.leave_out(path, f"of the {part} split, and its class is not {what}")
         gone[entry.species] += 1
     found.entries = kept
     if gone:
@@ -248,7 +248,7 @@ def _leave_out(found: Found, part: str, allowed: set[str], what: str) -> None:
         for name, num in sorted(gone.items()):
             near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.85)
             names.append(f"{name} ({num} photos{f', is it {folded[near[0]]!r}?' if near else ''})")
-        found.notes.append(f"{len(gone)} classes of the {part} part are not {what}: {_some(names)}")
+        found.notes.append(f"{len(gone)} {part} classes are not {what}: {_some(names)}")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -257,7 +257,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def name_photos(entries: Sequence[Entry]) -> list[Entry]:
-    """Assign each entry its record and image name; animals of different parts never share one."""
+    """Assign each entry its record and image name; animals of different splits never share one."""
     records: dict[tuple[str, str, str], str] = {}
     names: dict[str, UniqueNames] = defaultdict(UniqueNames)  # of the records of a species
     images: dict[tuple[str, str], UniqueNames] = defaultdict(UniqueNames)  # of a record
@@ -273,7 +273,7 @@ def name_photos(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _first_sharing(catalog: Catalog) -> dict[tuple[str, str], int]:
-    """Return for each species and record the first one that shares a file with it."""
+    """Map each species and record to the first record that shares a file with it."""
     names = zip(species_of_records(catalog).tolist(), catalog.record_names.tolist(), strict=True)
     return dict(zip(names, identical_records(catalog).tolist(), strict=True))
 
@@ -281,10 +281,10 @@ def _first_sharing(catalog: Catalog) -> dict[tuple[str, str], int]:
 def cut_parts(
     found: Found, seed: int, first_sharing: Callable[[], Mapping[tuple[str, str], int]] = dict
 ) -> None:
-    """Cut the val and the test part that the source lacks from its train part, by record.
+    """Draw the missing val and test splits from the train split, by record.
 
-    Stratified by class, and by breed within it. Photos without a train part stay as they are.
-    Records for which `first_sharing`, by species and record, is the same stay together.
+    The draw is stratified by class, and by breed within it. Without a train split nothing changes.
+    Records with the same value of `first_sharing`, by species and record, stay together.
     """
     lacking = [part for part in ("val", "test") if part not in found.parts]
     if "train" not in found.parts or not lacking:
@@ -307,23 +307,23 @@ def cut_parts(
         for e in found.entries
     ]
     for part in lacking:
-        found.notes.append(f"no {part} part: cut from train, {CUT_FRAC:.0%} of each class")
+        found.notes.append(f"no {part} split: drawn from train, {CUT_FRAC:.0%} of each class")
 
 
 def _place_photos(found: Found, folder: Path, link: str) -> None:
-    """Link or copy every photo into `folder/images`; a note says where links are not possible."""
+    """Link or copy every photo into `folder/images`; add a note if links are not possible."""
     for name in found.classes:
         try:
             (folder / "images" / name).mkdir(parents=True)
         except FileExistsError as error:
             raise UserError(
-                f"{name!r} and another class differ only in case, and {folder} cannot hold both: "
+                f"{name!r} and another class differ only in case, and {folder} cannot hold both; "
                 "rename one, or choose another --out"
             ) from error
     bar = progress(found.entries, desc=link, leave=False)
     for entry in bar:
         place = folder / "images" / entry.species / entry.record / entry.image
-        place.parent.mkdir(exist_ok=True)  # records differ in more than case, see `UniqueNames`
+        place.parent.mkdir(exist_ok=True)  # records never differ only in case, see `UniqueNames`
         try:
             _place(entry.path, place, link)
         except OSError as error:
@@ -340,7 +340,7 @@ def _place_photos(found: Found, folder: Path, link: str) -> None:
 def _place(source: str, place: Path, link: str) -> None:
     if link == "symbolic":
         place.symlink_to(source)
-    elif link == "hard":  # to the file itself, where the source is a link
+    elif link == "hard":  # to the file itself if the source is a link
         os.link(os.path.realpath(source), place)
     else:
         try:
@@ -352,7 +352,7 @@ def _place(source: str, place: Path, link: str) -> None:
 
 
 def _write_annotations(folder: Path, entries: Sequence[Entry]) -> None:
-    """Write `<species>.csv` (Name, Breed) for each species with breeds, spelt as they are."""
+    """Write `<species>.csv` (Name, Breed) for each species with breeds, in their own spelling."""
     folder.mkdir()
     breeds: dict[str, dict[str, str]] = defaultdict(dict)
     for entry in entries:

@@ -22,15 +22,15 @@ DOWNLOADED = "oxford-iiit-pet"  # the folder that torchvision makes
 SPECIES = {"1": "cat", "2": "dog"}
 STAGES = ("one", "two")
 _LISTS = {"trainval.txt": "train", "test.txt": "test"}
-_AGAIN = f"fetch the list again from {HOME}"
+_AGAIN = f"download the list again from {HOME}"
 
 
 def read_oxford_pets(source: str | Path, stages: str) -> Found:
-    """List the photos of the official lists; trainval.txt becomes the train part.
+    """List the photos of the official lists; trainval.txt becomes the train split.
 
-    With `stages` "one" the 37 breeds are the classes of stage 1; with "two" they are cat and dog,
-    and the breed is an attribute. Each photo is a record. Raises `UserError` where the folder is
-    not the data set, and for a list that makes no sense.
+    With `stages` "one", the 37 breeds are the classes of stage 1. With "two", the classes are cat
+    and dog, and the breed is an attribute. Each photo is its own record. Raises `UserError` if the
+    folder is not the dataset or a list is malformed.
     """
     assert stages in STAGES, stages
     root = _find(Path(os.path.abspath(source)))
@@ -61,9 +61,9 @@ def read_oxford_pets(source: str | Path, stages: str) -> Found:
 
 
 def download_oxford_pets(source: str | Path) -> None:
-    """Download the 800 MB into `source` with torchvision, unless they are there.
+    """Download the dataset (800 MB) into `source` with torchvision, unless it exists.
 
-    Raises `UserError` that says how to do it by hand where there is no network.
+    Without a network, raises `UserError` with instructions for a manual download.
     """
     try:
         from torchvision.datasets import OxfordIIITPet
@@ -79,20 +79,20 @@ def download_oxford_pets(source: str | Path) -> None:
 
 def _by_hand(root: Path) -> str:
     return (
-        f"fetch images.tar.gz and annotations.tar.gz from {HOME}\n"
-        f"and unpack both in {root}, so that these are there:\n"
+        f"download images.tar.gz and annotations.tar.gz from {HOME}\n"
+        f"and unpack both in {root}, which then holds:\n"
         f"    {root}/images/Abyssinian_1.jpg ...\n"
         f"    {root}/annotations/trainval.txt and test.txt"
     )
 
 
 def _find(source: Path) -> Path:
-    """Find the folder that holds images and annotations: `source`, or the one torchvision made."""
+    """Find the folder with images and annotations: `source`, or the one torchvision creates."""
     for root in (source, source / DOWNLOADED):
         if (root / "images").is_dir() and (root / "annotations").is_dir():
             return root
     what = "is not Oxford-IIIT Pets" if source.exists() else "does not exist"
-    way_out = "where a network is, give --download true; elsewhere"
+    way_out = "with a network, add --download true; without one"
     raise UserError(f"--source {source} {what}; {way_out}\n{_by_hand(source)}")
 
 
@@ -105,7 +105,7 @@ def _photos_in(folder: Path, found: Found) -> dict[str, str]:
             reason = "a folder among the photos" if entry.is_dir() else reason
             found.leave_out(b"images/" + entry.name, reason)
         elif stem in photos:
-            found.leave_out(b"images/" + entry.name, "a second photo of that name")
+            found.leave_out(b"images/" + entry.name, "a second photo of the same name")
         else:
             photos[stem] = os.fsdecode(entry.path)
     return photos

@@ -24,34 +24,34 @@ EXPECTED_TREE = """the expected tree is
     data/PetFace/
       images/<species>/<record>/<image>.png    e.g. images/cat/000000/00.png
       annotations/<species>.csv
-      split/<species>/...                      only for the official splits"""
+      split/<species>/...                      only for the official split"""
 MAX_STRAYS_LISTED = 10_000
 _NO_IMAGE = "holds no image at the expected depth"
 _ROOT_NAMES = ("images", "PetFace/images", "PetFace")
 NESTED = "a folder inside a record folder"
 DEAD = "broken link"
-_ENTRIES_LOOKED_AT = 1000  # while guessing which folder was meant
+_ENTRIES_LOOKED_AT = 1000  # while guessing the intended folder
 
 
 @dataclass
 class Scan:
-    """What a tree holds: the images, and everything that is not one."""
+    """The contents of a tree: its images, and everything that is not an image."""
 
     catalog: Catalog
-    strays: list[tuple[bytes, str]] = field(default_factory=list)  # path, reason; the first ones
-    stray_counts: Counter[str] = field(default_factory=Counter)  # reason -> all of them
-    dead_link: str = ""  # the first one, and where it leads
-    empty_species: list[str] = field(default_factory=list)  # folders without an image: no class
+    strays: list[tuple[bytes, str]] = field(default_factory=list)  # path, reason; truncated
+    stray_counts: Counter[str] = field(default_factory=Counter)  # reason -> number of all strays
+    dead_link: str = ""  # the first one, with its target
+    empty_species: list[str] = field(default_factory=list)  # folders without images: no class
     empty_records: list[bytes] = field(default_factory=list)  # relative to the root
-    num_merged_folders: int = 0  # record folders whose canonical name another folder has too
+    num_merged_folders: int = 0  # record folders whose canonical name another folder has, too
 
     @property
     def num_strays(self) -> int:
-        """Count everything that is not an image, listed or not."""
+        """Return the number of entries that are not images, listed or not."""
         return sum(self.stray_counts.values())
 
     def stray_text(self) -> str:
-        """Return how many entries are no images and why, with an example; "" where all are."""
+        """Describe how many entries are not images, and why, with an example; "" if none."""
         if not self.strays:
             return ""
         example = self.dead_link or files.readable_name(self.strays[0][0])
@@ -62,9 +62,9 @@ class Scan:
 def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
     """List every regular image file of the tree, in the same order on every file system.
 
-    `species` restricts the scan to those folders. Raises `UserError` where the folder is missing,
-    at the wrong level or without images, and for an unknown species. No file is opened, so a FIFO
-    or a broken image cannot stop the scan.
+    `species` restricts the scan to those folders. Raises `UserError` for an unknown species, and if
+    the folder is missing, at the wrong level, or without images. No file is opened, so a FIFO or a
+    broken image cannot stop the scan.
     """
     root = Path(os.path.abspath(images_root))
     if species is not None:
@@ -99,21 +99,21 @@ def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
 
 
 def check_species_name(name: str) -> None:
-    """Refuse a species name that could lead out of the data folder (`UserError`)."""
+    """Raise `UserError` for a species name that could lead out of the data folder."""
     if name in ("", ".", "..") or name.startswith(".") or any(sign in name for sign in "/\\\0"):
         raise UserError(
-            f"species name {name!r} is refused: give the plain name of a folder, such as 'cat'"
+            f"species name {name!r} is refused: use the plain name of a folder, such as 'cat'"
         )
 
 
 class _Scanner:
-    """The walk over one tree, and what it has met so far."""
+    """The walk over one tree, and its results so far."""
 
     def __init__(self, root: Path) -> None:
         self.root = os.fsencode(root)
         self.builder = CatalogBuilder(self.root)
         self.result = Scan(CatalogBuilder(self.root).build())  # empty until the walk ends
-        self.folders: dict[str, list[bytes]] = {}  # species in NFC -> as the disk spells it
+        self.folders: dict[str, list[bytes]] = {}  # species in NFC -> spelling on disk
 
     def stray(self, path: bytes, reason: str) -> None:
         self.result.stray_counts[reason] += 1
@@ -123,7 +123,7 @@ class _Scanner:
             self.result.strays.append((path, reason))
 
     def species_folders(self) -> list[str]:
-        """List the folders of the root that can be species; note the rest as strays."""
+        """List the folders of the root that can be species; record the rest as strays."""
         for entry in sorted_entries(self.root):
             if reason := not_a_folder(entry):
                 self.stray(entry.name, reason)
@@ -144,7 +144,7 @@ class _Scanner:
                 path = prefix + b"/" + entry.name
                 if reason := not_a_folder(entry):
                     self.stray(path, reason)
-                else:  # a name that is not UTF-8 becomes readable text; the path keeps its bytes
+                else:  # bytes that are not UTF-8 are escaped in the name, not in the path
                     text = entry.name.decode("utf-8", "backslashreplace")
                     folders.setdefault(canonical_record(text), []).append(path)
         any_image = False
@@ -181,7 +181,7 @@ class _Scanner:
 def sorted_entries(folder: bytes) -> list[os.DirEntry[bytes]]:
     """List a folder in the same order on every file system.
 
-    `UserError` where it is not there or not ours to read, `MachineError` where the disk fails.
+    Raises `UserError` if it is missing or not readable, `MachineError` if the disk fails.
     """
 
     def listed() -> list[os.DirEntry[bytes]]:
@@ -198,22 +198,22 @@ def sorted_entries(folder: bytes) -> list[os.DirEntry[bytes]]:
 
 
 def link_text(path: bytes) -> str:
-    """Return a link and where it leads."""
+    """Format a link with its target."""
     return f"{files.readable_name(path)} -> {files.readable_name(os.readlink(path))}"
 
 
 def reasons_text(counts: Counter[str]) -> str:
-    """Return how often each reason was met."""
+    """Format how often each reason occurred."""
     return ", ".join(f"{count} {why}" for why, count in sorted(counts.items()))
 
 
 def not_an_image(entry: os.DirEntry[bytes]) -> str | None:
-    """Return why an entry of a record folder is not an image; None for an image."""
+    """Return why an entry of a record folder is not an image, or None if it is one."""
     name = entry.name
     if name.startswith(b"."):
         return "hidden"
     try:
-        # From the folder listing itself: no stat, except for links.
+        # Taken from the folder listing: no stat, except for links.
         if files.patiently(entry.is_file, entry.path):
             return not_a_photo_name(name)
         if entry.is_dir():
@@ -224,7 +224,7 @@ def not_an_image(entry: os.DirEntry[bytes]) -> str | None:
 
 
 def not_a_folder(entry: os.DirEntry[bytes]) -> str | None:
-    """Return why an entry above the record level is no species or record; None for a folder."""
+    """Return why an entry above the record level is not a species or record, or None if it is."""
     if entry.name.startswith(b"."):
         return "hidden"
     try:
@@ -236,10 +236,10 @@ def not_a_folder(entry: os.DirEntry[bytes]) -> str | None:
 
 
 def unknown_species(name: str, known: Sequence[str], where: str = "") -> UserError:
-    """Return the error for a species that is not there, with the nearest one."""
+    """Return the error for an unknown species, with the nearest name."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    listed = ", ".join(known) or "no species folder at all"
+    listed = ", ".join(known) or "no species folders"
     return UserError(f"no species {name!r}{where}{hint}; there are: {listed}")
 
 
@@ -250,7 +250,7 @@ def _wrong_root(root: Path, what: str) -> UserError:
 
 
 def _other_root(root: Path) -> Path | None:
-    """Find a folder one or two levels up or down that has the expected shape."""
+    """Find a folder, one or two levels up or down, that has the expected layout."""
     bases = (root, root.parent, root.parent.parent)
     candidates = [base / name for base in bases for name in _ROOT_NAMES]
     if not root.exists() or _holds_images(root, depth=2):  # such as images/cat
@@ -261,6 +261,6 @@ def _other_root(root: Path) -> Path | None:
 
 
 def _holds_images(root: Path, depth: int) -> bool:
-    """Look at some entries exactly `depth` levels down: is one of them an image?"""
+    """Check whether one of some entries exactly `depth` levels down is an image."""
     some = islice(root.glob("/".join(["[!.]*"] * depth)), _ENTRIES_LOOKED_AT)
     return any(not not_a_photo_name(path.name) and path.is_file() for path in some)

@@ -66,7 +66,7 @@ def test_what_is_no_photo_is_listed_by_reason_and_the_source_stays_as_it_is(tmp_
         "cat/fifo.png": "not a regular file",
         "photo.png": "a file where a folder belongs",
         ".git": "hidden",
-        "unknown": "a class name that means not known; rename it to use it",
+        "unknown": "a class name that means unknown; rename it to use it",
         "hen/x.txt": "not an image suffix",
         "hen": "a class folder without a photo",
         "\\xff": "a class name that is not UTF-8",
@@ -89,7 +89,7 @@ def test_spellings_of_one_class_are_one_and_an_animal_in_two_parts_is_noted(tmp_
         (["1.png", "2.png"], "holds photos and no class folders"),
         (["cat/x.txt"], "holds no photo"),
         (["train/1.png"], "holds photos and no class folders"),
-        (["val/cat/1.png", "valid/cat/1.png"], "two folders for the val part, val and valid"),
+        (["val/cat/1.png", "valid/cat/1.png"], "two folders for the val split, val and valid"),
     ],
 )
 def test_a_wrong_tree_is_named(tmp_path, paths, words):

@@ -59,7 +59,7 @@ def test_what_is_not_there_is_counted_and_listed(root):
     assert dict(found.left_out) == {
         "train_val/owl/c.jpg": "in the JSON, and no such photo",
         "train_val/owl/x.gif.txt": "not an image suffix",
-        "train_val/unknown/d.jpg": "a class name that means not known; rename it to use it",
+        "train_val/unknown/d.jpg": "a class name that means unknown; rename it to use it",
     }
     assert found.notes == ["1 photos are listed twice, and used once"]
 

@@ -132,7 +132,7 @@ def test_a_folder_for_evaluation_alone_holds_the_known_classes_alone():
     rows = [("", "cat", 2), ("", "hen", 2), ("", "caf\u00e9", 1)]
     found = settled(*rows, classes=("cat", "cafe\u0301"))
     assert counts(found) == {("test", "cat", 2), ("test", "cafe\u0301", 1)}
-    with pytest.raises(UserError, match="no photo is left of /source: the known classes are yak"):
+    with pytest.raises(UserError, match="no photo of /source is left; the known classes are yak"):
         settled(("", "cat", 2), classes=("yak",))
 
 
@@ -212,7 +212,7 @@ def test_oxford_is_loaded_with_its_official_test_part(tmp_path):
     ]
     # 25 photos in trainval: one in val of each breed that has at least four
     assert per_class == [[11, 1, 5], [3, 0, 2], [9, 1, 6]]
-    assert any("is that of oxford_pets in" in note for note in data.notes)
+    assert any("was taken from oxford_pets in" in note for note in data.notes)
     assert not any("was made with seed" in note for note in data.notes)
 
 
@@ -314,7 +314,7 @@ def test_a_folder_that_exists_is_refused_and_left_alone(source, tmp_path):
     for path, words in {
         out: "holds a prepared tree already: .* another --out",
         tmp_path / "other": "exists already",
-        source / "deep/out": "lies in the source",
+        source / "deep/out": "lies inside the source",
     }.items():
         with pytest.raises(UserError, match=words):
             prepare(read_image_folder(source), path)

@@ -50,7 +50,7 @@ def test_a_line_that_makes_no_sense_is_named(tmp_path, row, words):
     root = oxford(tmp_path / "pets")
     with (root / "annotations/test.txt").open("ab") as handle:
         handle.write(row.encode("utf-8", "surrogateescape") + b"\n")
-    with pytest.raises(UserError, match=f"pets/annotations.*{words}.*fetch the list again"):
+    with pytest.raises(UserError, match=f"pets/annotations.*{words}.*download the list again"):
         read_oxford_pets(root, "one")
 
 
