@@ -49,10 +49,10 @@ TEXT = {".py", ".html", ".jinja", ".j2", ".js", ".css", ".svg", ".md"}
 
 # Where the house is still too big: lines today. These only ever get fewer.
 OVER_BUDGET: dict[str, int] = {
-    "stage 1 loads": 9410,
-    "petface": 20217,
+    "stage 1 loads": 9409,
+    "petface": 20216,
     "foundations": 2906,
-    "petface/data": 3813,
+    "petface/data": 3812,
     "petface/models": 1739,
     "petface/training": 2816,
     "petface/inference": 1450,
