@@ -5,10 +5,10 @@
     python stage2_resnet_multi.py --config configs/stage2/demo.toml
     torchrun --nproc-per-node 8 stage2_resnet_multi.py --spread true   # a species for each GPU
 
-Out comes runs/<RUN_NAME>/<species>/: <species>_best.pt and <species>_last.pt, metrics.csv and
+Writes into runs/<RUN_NAME>/<species>: <species>_best.pt and <species>_last.pt, metrics.csv and
 curves.png, confidence.png, confusion_test_<head>.csv and confusion_all_<head>.csv, errors.csv,
-label_conflicts.csv, eval_summary_stage2.txt, settings.toml, environment.json and final.json. A
-finished specialist is left alone: the same command goes on after a stop. Expected: see the presets.
+label_conflicts.csv, eval_summary_stage2.txt, settings.toml, environment.json and final.json. After
+a stop the same command resumes; finished specialists are kept. Expected: see the presets.
 """
 
 from __future__ import annotations
@@ -146,6 +146,11 @@ SPECIES_CONFIG: Final[dict[str, SpeciesTable]] = {
     "pig": {"breed": "Breed", "color1": "Color1", "color2": "Color2", "gender": "Gender"},
     "rabbit": {"breed": "Breed", "color1": "Color1", "color2": "Color2", "gender": "Gender"},
 }
+HELP: Final = (  # what --help shows; --help-all shows every constant
+    *("IMAGES_ROOT", "ANNOTATIONS_ROOT", "SPECIES", "IMAGE_SIZE_PX", "RUN_NAME", "SEED", "DEVICE"),
+    *("PRECISION", "PACK", "BACKBONE", "WEIGHTS", "PHASE_EPOCHS", "BATCH_SIZE", "PHASE_LR"),
+    *("PHASE_PATIENCE", "BASE_AUGMENT", "TAIL_AUGMENT"),
+)
 # What a resumed run may set otherwise, and what where its data is the same.
 MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD", "WANDB", "SPECIES", "SPREAD")
 LIMITS: Final = (
@@ -159,6 +164,8 @@ def main() -> int:
     distributed.start(s.DEVICE)
     print(s.provenance())
     phases_of(s)  # refused before anything is read
+    if isinstance(s.SPECIES, str) and s.SPECIES != "all":
+        runs.refuse_finished(runs.run_path(s.RUNS_ROOT, f"{s.RUN_NAME}/{s.SPECIES}"), s.switches)
     tables = with_columns(SPECIES_CONFIG, s.COLUMNS)
     read = {"splits_file": s.SPLITS_FILE, "seed": s.SPLIT_SEED, "aliases_file": s.ALIASES_FILE}
     read |= {"gender_map": GENDER_MAP, "reading_of": lambda name: {"table": tables.get(name)}}
@@ -179,13 +186,13 @@ def main() -> int:
         mine = distributed.part_ways(chosen)
     with runs.StopRequest() as stop:
         for number, species in enumerate(mine, start=1):
-            folder = runs.run_path(s.RUNS_ROOT, f"{s.RUN_NAME}/{species}")
+            folder = folders[chosen.index(species)]
             if len(chosen) > 1 and (folder / "final.json").exists() and not extend:
                 late = runs.late_report(folder)
                 print(f"{species}: finished before, left alone ({folder}){late}")
                 continue
-            print(f"\n== {species} ({number} of {len(mine)}) =={runs.late_report(folder)}")
             heads, bodies = dataset.annotations[species].heads, s.BODIES
+            print(f"\n== {species} ({number} of {len(mine)}) =={runs.late_report(folder)}")
             learnt = (dataset, s.WEIGHTS, s.PRETRAINED, bodies, species, heads)
             with runs.open_run(
                 folder,
@@ -200,10 +207,14 @@ def main() -> int:
                 prefix=f"{species}_",
             ) as run:
                 run.write_conflicts([dataset.annotations[species]])
+                run.is_one_of_many = len(chosen) > 1
+                run.later = specialist.share_of_work(dataset, species, mine[number:])
                 if code := train_specialist(s, dataset, species, run, stop):
                     return code
     runs.end_of_force(folders)
     specialist.pool_species(runs.run_path(s.RUNS_ROOT, s.RUN_NAME))
+    if len(chosen) > 1:
+        print(f"\n{specialist.table_of(folders)}")
     return 0
 
 
@@ -237,18 +248,13 @@ def train_specialist(
         "pretrained": pretrained,
         "labels": dataset.annotations[species].reading,
     }
-    print(f"training on {job.network}{distributed.describe(s.BATCH_SIZE)}")
-    print(f"first weights: {pretrained}")
-    print(f"images: {', '.join(f'{name} {len(part):,}' for name, part in parts.items())}")
-    for head, names in vocabularies.items():
-        known = int((parts["train"].labels[head] >= 0).sum())
-        print(f"  {head:8s} {len(names):4d} classes, {known:,} training images with a known label")
     rates = s.BODY_LR_FACTOR, s.SCHEDULE, s.WARMUP_FRAC, s.PLATEAU_PATIENCE, s.EMA_DECAY
     how = Optimization(s.WEIGHT_DECAY, *rates)
     watched = specialist.watched_loss(parts["val"])
     training = Training(phases_of(s), how, job, run, description, watched)
     mixing = Mixing(s.MIX, s.MIX_PROBABILITY, s.MIX_ALPHA, s.MIX_ADAPTS)
     training.resume()
+    training.announce(parts)
     while training.has_epoch():
         epoch, measured = training.progress.epoch.epoch, training.progress.measured(job)
         val = train_epoch(
@@ -267,13 +273,7 @@ def train_specialist(
             training.save_last()
             return stop.leave(f"in epoch {epoch + 1}")
         accuracies = {f"val_{head}_accuracy_frac": val.accuracy(head) for head in vocabularies}
-        row, is_best = training.end_epoch(val, accuracies)
-        shares = "  ".join(f"{head} {val.accuracy(head):.3f}" for head in vocabularies)
-        print(
-            f"phase {training.index + 1} epoch {epoch + 1:3d}  loss {row['train_loss']:.3f}  "
-            f"val loss {row['val_loss']:.3f}  {shares}  {row['train_images_per_s']:.0f} img/s"
-            f"{'  best' * is_best}"
-        )
+        training.end_epoch(val, accuracies)
     return finish(s, run, job, parts, vocabularies, training.progress, stop)
 
 

@@ -4,9 +4,9 @@
     python train_resnet_minority_aug_dynamic.py --config configs/stage1/demo.toml  # made-up data
     torchrun --nproc-per-node 8 train_resnet_minority_aug_dynamic.py               # eight GPUs
 
-Out comes runs/<RUN_NAME>/: best.pt, last.pt, metrics.csv, classes.csv and curves.png, errors.csv,
+Writes into runs/<RUN_NAME>: best.pt, last.pt, metrics.csv, classes.csv and curves.png, errors.csv,
 confidence.png, settings.toml (itself a preset), environment.json and final.json. The test split is
-looked at once, at the end. Expected: see each preset; PetFace itself has not been trained here.
+evaluated once, at the end. Expected: see each preset; PetFace itself has not been trained here.
 """
 
 from __future__ import annotations
@@ -123,6 +123,11 @@ MIX_PROBABILITY: Fraction = 0.5  # share of the batches that are mixed
 MIX_ADAPTS: bool = False  # True: up to MIX_PROBABILITY, more while the validation loss rises
 MIX_ALPHA: PositiveFloat = 1.0  # of the Beta distribution of the shares
 
+HELP: Final = (  # what --help shows; --help-all shows every constant
+    *("IMAGES_ROOT", "ANNOTATIONS_ROOT", "IMAGE_SIZE_PX", "RUN_NAME", "SEED", "DEVICE"),
+    *("PRECISION", "PACK", "BACKBONE", "WEIGHTS", "EPOCHS", "BATCH_SIZE", "LR", "PATIENCE"),
+    *("BASE_AUGMENT", "TAIL_AUGMENT"),
+)
 MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD", "WANDB")  # when resumed
 LIMITS: Final = (  # these, too, where its data is the same
     *("IMAGES_ROOT", "ANNOTATIONS_ROOT", "SPLITS_FILE", "RUNS_ROOT", "RUN_NAME"),
@@ -137,13 +142,13 @@ def main() -> int:
     if s.MIN_WEIGHT_PER_CLASS > s.MAX_UPWEIGHT_PER_CLASS:
         raise UserError("MIN_WEIGHT_PER_CLASS must not exceed MAX_UPWEIGHT_PER_CLASS")
     phases_of(s)  # refused before anything is read
+    folder = runs.run_path(s.RUNS_ROOT, s.RUN_NAME)
+    runs.refuse_finished(folder, s.switches)
     read = {"splits_file": s.SPLITS_FILE, "seed": s.SPLIT_SEED, "aliases_file": s.ALIASES_FILE}
     dataset = load_dataset(s.IMAGES_ROOT, s.ANNOTATIONS_ROOT, **read)
     print("\n".join(dataset.notes))
     if audit := optional_room("analysis.audit"):
         print(audit.quick_audit_line(dataset, s.ANNOTATIONS_ROOT, s.IMAGE_SIZE_PX))
-    folder = runs.run_path(s.RUNS_ROOT, s.RUN_NAME)
-    print(runs.late_report(folder), end="")
     with (
         runs.open_run(
             folder,
@@ -207,9 +212,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
     if last := training.resume():
         sampler.set_weights(last["sampler_weights"])
         class_history += last.get("class_history", [])
-    print(f"training on {job.network}{distributed.describe(s.BATCH_SIZE)}")
-    print(f"first weights: {pretrained}")
-    print(f"images: {', '.join(f'{name} {len(part):,}' for name, part in parts.items())}")
+    training.announce(parts)
     print("\n".join(sampling.class_lines(parts["train"], classes, base_weights)))
     adapts = s.SAMPLER == "weighted" and s.PERF_ALPHA > 0
     while training.has_epoch():
@@ -241,11 +244,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
             sampling.write_class_history(run.path / "classes.csv", classes, class_history)
         accuracy, balanced = val.accuracy("species"), val.balanced_accuracy("species")
         scores = {"val_accuracy_frac": accuracy, "val_balanced_accuracy_frac": balanced}
-        row, is_best = training.end_epoch(val, scores)
-        print(
-            f"epoch {epoch + 1:3d}  loss {row['train_loss']:.3f}  val accuracy {accuracy:.3f}  "
-            f"balanced {balanced:.3f}  {row['train_images_per_s']:.0f} img/s{'  best' * is_best}"
-        )
+        training.end_epoch(val, scores)
     return finish(s, run, job, parts, classes, training.progress, stop)
 
 

@@ -433,14 +433,14 @@ def test_help_shows_everything(module: ModuleType, capsys: pytest.CaptureFixture
     assert end.value.code == 0
     text = capsys.readouterr().out
     for line in (
-        "usage: python train.py [--config PRESET.toml ...] [--flag value ...] [photos ...]",
+        "usage: python train.py [--flag value ...] [photos ...]",
         "Train something small.",
         "Data:",
         "      Where the photos lie. One folder per class.",
         "      never minority",
-        '  --tail-mode  one of head_exclusion, quantile, none; in the file: "head_exclusion"',
-        "  --use-amp, --no-use-amp  true or false; in the file: true",
-        "  --label-smoothing  a number >= 0 and < 1; in the file: 0.0",
+        '  --tail-mode  one of head_exclusion, quantile, none; default: "head_exclusion"',
+        "  --use-amp, --no-use-amp  true or false; default: true",
+        "  --label-smoothing  a number >= 0 and < 1; default: 0.0",
         "      overwrite",
     ):
         assert line in text.split("\n"), line
@@ -448,6 +448,20 @@ def test_help_shows_everything(module: ModuleType, capsys: pytest.CaptureFixture
     heads = [line.split()[0].strip(",") for line in text.split("\n") if line.startswith("  --")]
     flags = ["--" + n.lower().replace("_", "-") for n in read_settings(module, []).as_dict()]
     assert heads == [*flags, "--force", "--config"]
+
+
+@pytest.mark.parametrize("flag", ["--help", "--help-all"])
+def test_help_shows_what_the_script_names(
+    module: ModuleType, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    module.HELP = ("LR", "SEED")
+    num = len(read_settings(module, []).as_dict())
+    with pytest.raises(SystemExit):
+        read_settings(module, [flag])
+    text = capsys.readouterr().out
+    shown = re.findall(r"^  (--[a-z-]+)  .*default", text, re.M)
+    assert (shown == ["--lr", "--seed"]) == (flag == "--help") and len(shown) in (2, num)
+    assert (f"show all {num} constants" in text) == (flag == "--help")
 
 
 # --- The object ---
@@ -470,10 +484,10 @@ def test_provenance(module: ModuleType) -> None:
     one = preset("SEED = 1\nBATCH_SIZE = 64\nNOTE = 'a\"b'\n")
     settings = read_settings(module, ["--config", one, "--lr", "0.5"])
     assert settings.provenance().split("\n") == [
-        "BATCH_SIZE = 64      from a.toml:2 (train.py: 256)",
-        "LR         = 0.5     from --lr (train.py: 0.001)",
-        'NOTE       = "a\\"b"  from a.toml:3 (train.py: "none")',
-        "SEED       = 1       from a.toml:1 (train.py: 0)",
+        "BATCH_SIZE = 64      from a.toml:2 (default: 256)",
+        "LR         = 0.5     from --lr (default: 0.001)",
+        'NOTE       = "a\\"b"  from a.toml:3 (default: "none")',
+        "SEED       = 1       from a.toml:1 (default: 0)",
     ]
 
 

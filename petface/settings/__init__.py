@@ -87,7 +87,7 @@ class Settings:
         name_width, value_width = max(map(len, shown)), max(map(len, shown.values()))
         return "\n".join(
             f"{c.name:<{name_width}} = {shown[c.name]:<{value_width}}  from {self._origins[c.name]}"
-            f" ({self._script}: {to_toml(c.default)})"
+            f" (default: {to_toml(c.default)})"
             for c in changed
         )
 
@@ -125,8 +125,8 @@ def read_settings(
     script, constants = script_name(module), gather(module)
     argv, switches = sys.argv[1:] if argv is None else argv, switches or {}
     line = split_command_line(argv, constants, list(switches), takes_words=positional is not None)
-    if line.wants_help:
-        print_help(module, constants, switches, positional)
+    if line.help:
+        print_help(module, constants, switches, positional, line.help)
         sys.exit(0)
     hints = {c.name: c.hint for c in constants}
     values = {c.name: c.default for c in constants}

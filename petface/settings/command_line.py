@@ -7,6 +7,7 @@ errors differently from one Python to the next.
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from petface.errors import SettingsError
 from petface.settings.constants import Constant, flag_of, nearest, script_name
 from petface.settings.value_types import describe, is_list, to_toml
 
+_WIDTH = 79  # of the help: a terminal has 80 columns
+
 
 @dataclass
 class CommandLine:
@@ -27,7 +30,7 @@ class CommandLine:
     presets: list[str] = field(default_factory=list)
     switches: set[str] = field(default_factory=set)
     words: list[str] = field(default_factory=list)
-    wants_help: bool = False
+    help: str = ""  # --help or --help-all, where it was asked for
 
 
 def split_command_line(
@@ -44,14 +47,14 @@ def split_command_line(
     by_flag = {constant.flag: constant for constant in constants}
     negative = {flag_of(f"no_{c.name}"): c.name for c in constants if c.hint is bool}
     switch = {flag_of(name): name for name in switches}
-    known = [*by_flag, *switch, "--config", "--help"]
+    known = [*by_flag, *switch, "--config", "--help", "--help-all"]
     assert len(set(known)) == len(known), "two constants or switches share one flag"
     line, rest = CommandLine(), deque(argv)
     while rest:
         token = rest.popleft()
         flag, equals, text = token.partition("=")
-        if token in ("-h", "--help"):
-            line.wants_help = True
+        if token in ("-h", "--help", "--help-all"):
+            line.help = token
         elif token == "--":
             line.words += rest
             rest.clear()
@@ -89,27 +92,33 @@ def print_help(
     constants: Sequence[Constant],
     switches: Mapping[str, str],
     positional: tuple[str, str] | None,
+    wanted: str,
 ) -> None:
-    """Print the script's docstring, then each flag with its type, value in the file, comment."""
+    """Print the script's docstring, then each flag with its type, default and comment.
+
+    `--help` shows the constants that the script names in `HELP`, where it does; `--help-all` all.
+    """
+    most = getattr(module, "HELP", None) if wanted != "--help-all" else None
+    shown = [constant for constant in constants if most is None or constant.name in most]
+    assert most is None or len(shown) == len(most), "HELP names what is no constant"
     words = f" [{positional[0]} ...]" if positional else ""
-    lines = [
-        f"usage: python {script_name(module)} [--config PRESET.toml ...] [--flag value ...]{words}"
-    ]
-    lines += ["", inspect.cleandoc(module.__doc__)] if module.__doc__ else []
+    name = re.sub(r"^tools/(\w+)\.py$", r"-m tools.\1", script_name(module))
+    lines = [f"usage: python {name} [--flag value ...]{words}"]
+    lines += ["", *_fitted(inspect.cleandoc(module.__doc__))] if module.__doc__ else []
     if positional:
         what = f"{positional[1]}; a list before them ends with --"
         lines += ["", *_item(f"{positional[0]} ...", what)]
-    for group, members in groupby(constants, key=lambda constant: constant.group):
+    for group, members in groupby(shown, key=lambda constant: constant.group):
         lines += ["", f"{group or 'Constants'}:"]
         for constant in members:
             no = f", {flag_of('no_' + constant.name)}" if constant.hint is bool else ""
-            default = f"{describe(constant.hint)}; in the file: {to_toml(constant.default)}"
+            default = f"{describe(constant.hint)}; default: {to_toml(constant.default)}"
             lines += _item(f"{constant.flag}{no}  {default}", constant.comment)
     others = {flag_of(name): text for name, text in switches.items()}
-    others["--config PRESET.toml"] = (
-        "lay a preset over the constants; repeatable, later wins, flags win"
-    )
-    others["-h, --help"] = "show this and end"
+    others["--config PRESET.toml"] = "take values from a file; repeatable, later wins, flags win"
+    others["-h, --help"] = "show this and exit"
+    if len(shown) < len(constants):
+        others["--help-all"] = f"show all {len(constants)} constants and exit"
     lines += ["", "Switches:"]
     for head, text in others.items():
         lines += _item(head, text)
@@ -117,9 +126,29 @@ def print_help(
     print("\n".join(lines))
 
 
+def _fitted(text: str) -> list[str]:
+    """Break paragraphs into lines of the width; the comment of a long command goes above it."""
+    lines: list[str] = []
+    for line in re.sub(r"(?<=\S)\n(?=\S)", " ", text).split("\n"):
+        command, _, comment = line.partition("  #")
+        if comment and len(line) > _WIDTH:
+            line = f"{command.rstrip()}  #{comment}"
+        if len(line) > _WIDTH and line.startswith(" "):
+            lines += [f"    # {comment.strip()}"] if comment else []
+            lines.append(" \\\n".join(_wrapped(command.rstrip(), " " * 8, _WIDTH - 2)))
+        else:
+            lines += _wrapped(line) or [""]
+    return lines
+
+
 def _item(head: str, text: str) -> list[str]:
-    indent = " " * 6
-    return [f"  {head}", *textwrap.wrap(text, 96, initial_indent=indent, subsequent_indent=indent)]
+    return [*_wrapped(f"  {head}", " " * 8), *_wrapped(" " * 6 + text, " " * 6)]
+
+
+def _wrapped(text: str, indent: str = "", width: int = _WIDTH) -> list[str]:
+    return textwrap.wrap(
+        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _values(flag: str, rest: deque[str], *, several: bool = False) -> list[str]:

@@ -63,6 +63,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
     num_parts: int = 1  # of a batch that does not fit into memory at once; not kept
     average: WeightAverage | None = None  # of the weights, where it is what is measured
+    left: Callable[[float], str] = "".format  # tells the time left, with this share of it done
     settle: Callable[[], object] = bool  # lets the epoch's state know of all steps so far
 
     def measured(self, job: Job) -> Job:
@@ -153,7 +154,8 @@ def train_epoch(
             state.seconds = seconds_before + time.perf_counter() - begun
             best = progress.stopping.best
             shown = "" if best is None else f", best so far {best:.3f}"
-            bar.set_postfix_str(f"loss {state.mean_loss:.3f}{shown}", refresh=False)
+            left = progress.left(state.step / num_steps)
+            bar.set_postfix_str(f"loss {state.mean_loss:.3f}{shown}{left}", refresh=False)
             bar.update(share.num_images + len(share.failures))
             if stop():
                 return False

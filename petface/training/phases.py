@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from petface import distributed
+from petface.data.loading import Samples
 from petface.errors import SettingsError, UserError
 from petface.models import checkpoints
 from petface.models.backbones import STAGE_NAMES, describe
 from petface.models.multi_head import unfreeze
+from petface.progress import LINE_EVERY_S
 from petface.training.epoch import Progress
 from petface.training.evaluate import Evaluation, Job
 from petface.training.provenance import run_entry
@@ -97,6 +101,7 @@ class Training:
         more: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.phases, self.index = phases, 0
+        self._began_s, self._told_s, self._pace_s = 0.0, -LINE_EVERY_S, 0.0
         self._how, self._job, self._run = optimization, job, run
         self._model = job.network.model
         self._description, self._more = description, more
@@ -115,7 +120,31 @@ class Training:
         )
         stopping = EarlyStopping(phase.patience, self._mode, best=best)
         average = WeightAverage(self._model, how.ema_decay) if how.ema_decay else None
-        return Progress(optimizer, self._job.network.grad_scaler(), stopping, average=average)
+        scaler = self._job.network.grad_scaler()
+        return Progress(optimizer, scaler, stopping, average=average, left=self.time_left)
+
+    def announce(self, samples: Mapping[str, Samples]) -> None:
+        """Print what is trained, and on how many images of each split."""
+        job, images = self._job, [f"{name} {len(part):,}" for name, part in samples.items()]
+        classes = [f"{head} {num}" for head, num in job.num_classes.items()]
+        print(f"training on {job.network}{distributed.describe(job.batch_size)}")
+        print(f"first weights: {self._description['pretrained']}")
+        print(f"images: {', '.join(images)}; classes: {', '.join(classes)}")
+
+    def time_left(self, share_done: float = 0.0) -> str:
+        """Format how long the run takes at most, with this share of an epoch done; "" if unknown.
+
+        An epoch with its validation takes as long as the one before.
+        """
+        phase, progress = self.phases[self.index], self.progress
+        epochs: float = sum(after.epochs for after in self.phases[self.index + 1 :])
+        epochs += self._run.later * sum(phase.epochs for phase in self.phases)
+        if not progress.stopping.should_stop:
+            epochs += phase.epochs - len(self.rows()) - share_done
+        pace_s = self._pace_s or (share_done and progress.epoch.seconds / share_done)
+        hours, minutes = divmod(math.ceil(pace_s * epochs / 60), 60)
+        told = f"{hours} h {minutes} min" if hours else f"{minutes} min"
+        return f", at most {told} left" if hours or minutes else ""
 
     def has_epoch(self) -> bool:
         """Check whether an epoch is left, in this phase or in a next one, which then begins.
@@ -123,7 +152,7 @@ class Training:
         That is saved at once: a stop right after its first best weights must not begin it with
         those.
         """
-        phase = self.phases[self.index]
+        phase, self._began_s = self.phases[self.index], time.monotonic()
         if len(self.rows()) < phase.epochs and not self.progress.stopping.should_stop:
             return True
         if self.progress.stopping.best is None:
@@ -162,7 +191,7 @@ class Training:
     def end_epoch(
         self, val: Evaluation, accuracies: Mapping[str, float]
     ) -> tuple[dict[str, Any], bool]:
-        """Write metrics.csv, last.pt and, where it is the best so far, best.pt.
+        """Write metrics.csv, last.pt and, where it is the best so far, best.pt; print a line.
 
         Returns the epoch's row of metrics.csv, and whether it is the best.
         """
@@ -194,7 +223,22 @@ class Training:
         self.save_last()
         self._run.write_metrics(progress.history)
         self._job.failures.write()
+        now = time.monotonic()
+        self._pace_s = now - self._began_s
+        if not self._run.is_one_of_many or now - self._told_s >= LINE_EVERY_S:
+            self._told_s = now
+            print(self._line(row, accuracies, is_best))
         return row, is_best
+
+    def _line(self, row: dict[str, Any], accuracies: Mapping[str, float], is_best: bool) -> str:
+        names = [n.removeprefix("val_").removesuffix("_frac").replace("_", " ") for n in accuracies]
+        told = [f"{n} {value:.3f}" for n, value in zip(names, accuracies.values(), strict=True)]
+        phase = f"phase {row['phase']} " * (len(self.phases) > 1)
+        return (
+            f"{phase}epoch {row['epoch']:3d}  loss {row['train_loss']:.3f}  "
+            f"val loss {row['val_loss']:.3f}  {'  '.join(told)}  "
+            f"{row['train_images_per_s']:.0f} img/s{'  best' * is_best}{self.time_left()}"
+        )
 
     def save_last(self) -> None:
         """Write last.pt: what an exact resume needs, the weights included."""

@@ -41,6 +41,9 @@ _COPY_S = 5.0  # between two signals that count as one under torchrun
 class RunFolder:
     """A folder that this process holds; see `open_run`."""
 
+    is_one_of_many = False  # as of stage 2: prints little, a table at the end has the metrics
+    later = 0.0  # how many times its work the others of them may be that follow
+
     def __init__(
         self,
         path: Path,
@@ -90,7 +93,8 @@ class RunFolder:
         summary = {**summary, **self.doubts()}
         known = {k: None if isinstance(v, float) and v != v else v for k, v in summary.items()}
         files.write_json(self.path / "final.json", {**known, **details})
-        print(f"{summary_block(summary)}\n{report_line(self.path)}")
+        print("" if self.is_one_of_many else f"{summary_block(summary)}\n", end="")
+        print(report_line(self.path))
 
     def doubts(self) -> dict[str, str]:
         """Return what forbids to call the test split unseen, by the name of the doubt."""
@@ -148,12 +152,8 @@ def open_run(
     run = RunFolder(path, prefix, global_batch_size=global_batch_size, tracking=tracking)
     with lock:
         _hold(lock, path)
+        refuse_finished(path, ["force"] * force + ["extend"] * extend)
         is_finished = (path / "final.json").exists()
-        if is_finished and not (force or extend):
-            raise UserError(
-                f"{path} holds a finished run; choose another RUN_NAME, or --force to replace it, "
-                "or --extend with more epochs or patience to go on from it"
-            )
         run.data = describe() if describe else None
         if force and is_finished:
             _clear(path)
@@ -172,6 +172,19 @@ def open_run(
         files.write_json(path / "environment.json", environment())
         distributed.barrier()
         yield run
+
+
+def refuse_finished(path: Path, switches: Collection[str]) -> None:
+    """Raise `UserError` for a finished run unless a switch says what becomes of it.
+
+    Its report is written first where a stop came just before it.
+    """
+    print(late_report(path), end="")
+    if (path / "final.json").exists() and not {"force", "extend"} & {*switches}:
+        raise UserError(
+            f"{path} holds a finished run; choose another RUN_NAME, or --force to replace it, "
+            "or --extend with more epochs or patience to go on from it"
+        )
 
 
 def replace_finished(folders: Sequence[Path]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from petface import distributed, files, metrics
+from petface.data.dataset import Dataset
 from petface.data.loading import Samples
 from petface.models import checkpoints
 from petface.sureness import pool_thresholds
+from petface.taxonomy import FEATURES
 
 _TITLES = {
     "test": "test part (records that nothing was trained or chosen on)",
@@ -66,11 +68,36 @@ def pool_species(folder: Path) -> None:
         rows = {name: saved[name]["pool"][head] for name in own if head in saved[name]["pool"]}
         for name, entry in pool_thresholds(own, rows).items():
             fitted[name][head] = entry
-            shown = f"{entry['threshold']:.3f}, of {len(entry['pooled_over'])} species together"
-            print(f"{name}: {head} is sure from {shown}")
     for name, entries in fitted.items():
         if entries != saved[name]["calibration"]:
             checkpoints.save(paths[name], {**saved[name], "calibration": entries})
+
+
+def table_of(folders: Iterable[Path]) -> str:
+    """Format what finished specialists reached, a line for each."""
+    paths = [folder / "final.json" for folder in folders]
+    finals = {path.parent.name: files.read_json(path) for path in paths if path.is_file()}
+    heads = [h for h in FEATURES if any(f"test_{h}_accuracy" in final for final in finals.values())]
+    compared = "accuracy", "majority_baseline"
+    lines = ["accuracy on the test split, % (majority baseline), and minutes of training:"]
+    lines.append(f"{'species':11s}{''.join(f'{head:>12s}' for head in heads)}{'minutes':>8s}")
+    for name, final in finals.items():
+        row = f"{name:11s}"
+        for head in heads:
+            accuracy, baseline = (final.get(f"test_{head}_{name}") for name in compared)
+            shown = "-" if accuracy is None else f"{100 * accuracy:.1f}"
+            shown += "" if baseline is None else f" ({100 * baseline:.0f})"
+            row += f"{shown:>12s}"
+        lines.append(f"{row}{final['train_minutes']:8.1f}")
+    return "\n".join(lines)
+
+
+def share_of_work(dataset: Dataset, species: str, others: Iterable[str]) -> float:
+    """Return how many times the training images of a species those of the others are."""
+    classes, of_train = dataset.catalog.classes, dataset.image_split == 0
+    counts = np.bincount(dataset.catalog.class_index[of_train], minlength=len(classes))
+    num = dict(zip(classes, counts.tolist(), strict=True))
+    return sum(num[name] for name in others) / max(num[species], 1)
 
 
 def head_figures(
