@@ -28,7 +28,7 @@ from petface.inference.loading import ComputeOptions
 from petface.inference.predict import find_photos, predict_files
 from petface.inference.two_stage import readable
 from petface.inference.views import Views
-from petface.settings import Positive, Seed, read_settings
+from petface.settings import Positive, Seed, Settings, read_settings
 from petface.streams import outlive_reader
 from petface.training.runs import late_report, report_line
 
@@ -175,6 +175,17 @@ def evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def own_folder(s: Settings) -> str | None:
+    """Return the folder of specialists; None where only another system's could be meant.
+
+    Specialists of another data set or split do not belong to a checkpoint that is named alone.
+    """
+    if s.is_set("STAGE2_FOLDER"):
+        return s.STAGE2_FOLDER
+    is_default = not s.is_set("STAGE1_CHECKPOINT") and Path(s.STAGE2_FOLDER).is_dir()
+    return s.STAGE2_FOLDER if is_default else None
+
+
 def predict(arguments: list[str]) -> int:
     """Predict files and folders of photos without labels."""
     s = read_settings(
@@ -194,7 +205,7 @@ def predict(arguments: list[str]) -> int:
     counts = predict_files(
         TwoStageInference(
             s.STAGE1_CHECKPOINT,
-            s.STAGE2_FOLDER,
+            own_folder(s),
             options=options,
             annotations_root=s.ANNOTATIONS_ROOT,
         ),
@@ -222,7 +233,7 @@ def show(arguments: list[str]) -> int:
     if not s.positional:
         raise SettingsError("give a photo, or: python inference_engine.py evaluate; see --help")
     inference = TwoStageInference(
-        s.STAGE1_CHECKPOINT, s.STAGE2_FOLDER, s.DEVICE, annotations_root=s.ANNOTATIONS_ROOT
+        s.STAGE1_CHECKPOINT, own_folder(s), s.DEVICE, annotations_root=s.ANNOTATIONS_ROOT
     )
     answers = [inference.infer(photo, s.TOPK) for photo in s.positional]
     for answer in answers:

@@ -82,6 +82,7 @@ def run_script(main: Callable[[], object]) -> NoReturn:
     its traceback. PETFACE_TRACEBACK=1 shows that of all others too.
     """
     streams.guard()
+    os.umask(os.umask(0) & 0o077)  # what a script writes it reads again, and so do libraries
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # not under nohup
             signal.signal(number, _interrupt)

@@ -28,11 +28,10 @@ class _Lines:
 def progress(items: Iterable[Any] | None = None, *, shown: bool = True, **options: Any) -> tqdm:
     """Return a bar of tqdm on standard error, or what prints a line every half minute in a log.
 
-    `options` are tqdm's. A log has no bar that a terminal would take away again (`leave=False`)
-    before half a minute is over, and none that is not `shown`.
+    `options` are tqdm's. What takes less than half a minute leaves no line in a log.
     """
     options = {"unit": "img", "mininterval": 0.5, **options}
     if sys.stderr is not None and not sys.stderr.isatty():
         options |= {"file": _Lines(sys.stderr), "mininterval": LINE_EVERY_S, "ascii": True}
-        options |= {} if options.get("leave", True) else {"delay": LINE_EVERY_S}
+        options["delay"] = LINE_EVERY_S
     return tqdm(items, disable=not shown or sys.stderr is None, **options)

@@ -21,6 +21,17 @@ from petface.errors import UserError
 _Item = TypeVar("_Item")
 
 
+def refuse_finished(path: Path, force: bool) -> None:
+    """Raise `UserError` where a table is finished and `force` does not replace it."""
+    if path.exists() and not force:
+        _identity_path(path).unlink(missing_ok=True)  # its maker was killed before this was done
+        raise UserError(f"{path} is a finished table; use --force or another folder")
+
+
+def _identity_path(path: Path) -> Path:
+    return path.with_name(path.name + ".identity.json")
+
+
 class ResumableTable:
     """Rows go into `<path>.unfinished`, which becomes `path` at the end.
 
@@ -42,16 +53,14 @@ class ResumableTable:
     ) -> None:
         self.path = path
         self.unfinished = path.with_name(path.name + ".unfinished")
-        self._identity_path = path.with_name(path.name + ".identity.json")
+        self._identity_path = _identity_path(path)
         self._header = None if header is None else files.csv_line(header)
         self._identity, self._force = json.loads(json.dumps(identity)), force
         self._replaced = (*replaced, path)
         self._handle: FileIO
 
     def __enter__(self) -> ResumableTable:
-        if self.path.exists() and not self._force:
-            self._identity_path.unlink(missing_ok=True)  # its maker was killed before this was done
-            raise UserError(f"{self.path} is a finished table; use --force or another folder")
+        refuse_finished(self.path, self._force)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._handle = FileIO(self.unfinished, "a+")

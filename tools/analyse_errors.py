@@ -1,9 +1,10 @@
 """Analyse the errors of a finished evaluation: where they are, what the networks look at, and
 whether they lean on how photos are cut.
 
-    python -m tools.analyse_errors --out-dir runs/evaluation
+    python -m tools.analyse_errors runs/evaluation
+    python -m tools.analyse_errors --config configs/eval/demo.toml
 
-Writes into OUT_DIR/analysis, all on the test part: analysis.json; mistakes.csv, every wrong answer,
+Writes into OUT_DIR/analysis, for the test split: analysis.json; mistakes.csv, every wrong answer,
 the surest first; slices.csv, accuracy by the animal's number of photos and label frequency;
 probes.csv, answers to shifted photos and to those with a painted border. Grad-CAM pictures of the
 surest mistakes, which show photos, are in analysis/photos.
@@ -24,6 +25,7 @@ from petface.errors import UserError, run_script
 import numpy as np
 import pandas as pd
 
+import inference_engine
 from inference_engine import Stage1Model, Stage2Model
 from petface import files
 from petface.analysis import attention, errors, probes
@@ -36,7 +38,7 @@ from petface.settings import NonNegative, Positive, read_settings
 from petface.taxonomy import UNKNOWN
 
 # ---- Evaluation ----
-OUT_DIR: str = "runs/evaluation"  # the evaluation's folder
+OUT_DIR: str = "runs/evaluation"  # the evaluation's folder, where none is named
 IMAGES_ROOT: str = ""  # "" = where the evaluation found the photos
 STAGE1_CHECKPOINT: str = ""  # "" = the file that was evaluated; another must have its bytes
 STAGE2_FOLDER: str = ""  # "" = likewise; holds <species>/<species>_best.pt
@@ -54,10 +56,12 @@ SHOWN = ("left 10 %", "down 10 %", "outer 10 % black", "outer 10 % mean colour")
 
 
 def main() -> None:
-    s = read_settings(sys.modules[__name__])
+    words = "FOLDER", "the evaluation's folder, in place of OUT_DIR"
+    s = read_settings(sys.modules[__name__], positional=words, presets_of=inference_engine)
     start = time.perf_counter()
-    evaluation = read_evaluation(s.OUT_DIR)
-    out = Path(s.OUT_DIR) / "analysis"
+    folder = Path((s.positional or [s.OUT_DIR])[0])
+    evaluation = read_evaluation(folder)
+    out = folder / "analysis"
     root = s.IMAGES_ROOT or evaluation.models["images_root"]
     nothing = UserError(f"no test photo below {root} can be read; set --images-root")
     if not Path(root).is_dir():
@@ -68,6 +72,11 @@ def main() -> None:
     worst = errors.write_mistakes(out / "mistakes.csv", evaluation)
     slices = errors.make_slices(evaluation)
     errors.write_slices(out / "slices.csv", slices)
+    chance, num_test = errors.count_standing_out(slices), (evaluation.rows["split"] == "test").sum()
+    print(
+        f"test split: {num_test:,} photos; {chance['stand_out']} of {chance['bins']} slices stand "
+        f"out, about {chance['by_chance']} would by chance\nmistakes: {out / 'mistakes.csv'}"
+    )
     figures, pictures, told = run_networks(evaluation, work, s)
     if told["num_unreadable"] == len(work.sample):
         raise nothing
@@ -76,12 +85,12 @@ def main() -> None:
         picture = out / "photos" / f"gradcam_{head}_mistakes.png"
         attention.draw_mistakes(picture, work.mistakes[head], found)
     result = {
-        "num_test": int((evaluation.rows["split"] == "test").sum()),
+        "num_test": int(num_test),
         "sample": len(work.sample),
         **told,
         "mistakes": worst,
         "slices": slices,
-        "slices_standing_out": errors.count_standing_out(slices),
+        "slices_standing_out": chance,
         "probes": figures,
         "seconds": round(time.perf_counter() - start, 1),
     }
@@ -89,7 +98,7 @@ def main() -> None:
     files.write_json(out / "analysis.json", {**result, "files": sorted(written)})
     print(describe(result))
     print(f"seconds: {result['seconds']}\nanalysis: {out / 'analysis.json'}")
-    print(report_line(out.parent))
+    print(report_line(folder))
 
 
 def run_networks(
@@ -119,6 +128,9 @@ def run_networks(
             kept[head].append(
                 (predicted[:, use], confidence[:, use], true[use], records[asked[use]])
             )
+            if use.any():
+                share = (predicted[0] == true)[use].mean()
+                print(f"{species or 'all'} {head}: {share:.1%} right of {use.sum():,} photos")
             pictures[head] |= attention.explain(work, network, head, number, names, species)
         if species is None:
             right, answered = predicted[0] == true, predicted[0] >= 0
@@ -163,8 +175,7 @@ def check_bytes(path: str | Path, model: dict[str, Any]) -> None:
 
 
 def describe(result: dict[str, Any]) -> str:
-    """Format what an analysis found: of the probes, the change in points."""
-    chance = result["slices_standing_out"]
+    """Format what the probes changed, in points."""
     rows = {
         head: {
             "probed": entry["baseline"]["num"],
@@ -174,10 +185,8 @@ def describe(result: dict[str, Any]) -> str:
         for head, entry in result["probes"].items()
     }
     lines = [
-        f"test part: {result['num_test']:,} photos; {result['sample']:,} probed, "
-        f"{result['num_unreadable']:,} of them cannot be read",
-        f"slices: {chance['stand_out']} of {chance['bins']} bins stand out; about "
-        f"{chance['by_chance']} would by chance",
+        f"probed: {result['sample']:,} photos, {result['num_unreadable']:,} of them unreadable; "
+        "change in points:",
         pd.DataFrame.from_dict(rows, orient="index").to_string(float_format="{:.1f}".format),
     ]
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """Show a finished evaluation: its held-out table, and a picture of photos with their answers.
 
+    python -m tools.show_evaluation runs/evaluation
     python -m tools.show_evaluation --config configs/eval/demo.toml
 
 Draws <OUT_DIR>/predictions.png, the photos of the report's page, and strip.png, six of them: right
@@ -22,11 +23,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 import inference_engine
 from petface import files
-from petface.evaluation.details import PER_IMAGE, SUMMARY
+from petface.evaluation.details import MODELS, PER_IMAGE, SUMMARY
 from petface.evaluation.summary import describe_summary
 from petface.report.page import Photo
 from petface.report.photos import prediction_sheet, read_test_rows
 from petface.settings import read_settings
+
+OUT_DIR: str = "runs/evaluation"  # the evaluation's folder, where none is named
+IMAGES_ROOT: str = ""  # "" = where the evaluation found the photos
 
 NUM_COLUMNS, NUM_LINES = 6, 5
 TILE_PX, SHOWN_PX, LINE_PX, FONT_PX, MARGIN_PX = 280, 264, 30, 24, 16  # legible at half its size
@@ -34,8 +38,9 @@ COLORS = {"right": "#1a7f37", "wrong": "#c62828", "pale": "#7a7a7a"}
 
 
 def main() -> None:
-    settings = read_settings(inference_engine)
-    out = Path(settings.OUT_DIR)
+    words = "FOLDER", "the evaluation's folder, in place of OUT_DIR"
+    s = read_settings(sys.modules[__name__], positional=words, presets_of=inference_engine)
+    out = Path((s.positional or [s.OUT_DIR])[0])
     summary_file, picture = out / SUMMARY, out / "predictions.png"
     if not summary_file.exists():
         raise UserError(f"{out} holds no finished evaluation; run: inference_engine.py evaluate")
@@ -45,7 +50,8 @@ def main() -> None:
         what = f"{summary_file} is damaged or of an earlier version ({short(repr(error))})"
         way_out = f"run: python inference_engine.py evaluate --out-dir {out} --force"
         raise UserError(f"{what}; {way_out}") from error
-    strip = prediction_sheet(read_test_rows(out), Path(settings.IMAGES_ROOT))
+    root = s.IMAGES_ROOT or files.read_json(out / MODELS)["images_root"]
+    strip = prediction_sheet(read_test_rows(out), Path(root))
     photos = [photo for photo in strip.shown if isinstance(photo, Photo)]
     six = photos[:: max(1, len(photos) // NUM_COLUMNS)][:NUM_COLUMNS]
     for path, shown in ((picture, photos), (out / "strip.png", six)):
@@ -77,5 +83,4 @@ def draw_sheet(photos: Sequence[Photo]) -> Image.Image:
 
 
 if __name__ == "__main__":
-    sys.argv[0] = "tools.show_evaluation"
     run_script(main)

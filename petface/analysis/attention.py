@@ -19,6 +19,7 @@ from petface.errors import UserError
 from petface.evaluation.details import HEADS, Evaluation, class_numbers
 from petface.inference.gradcam import finest_useful_layer, gradcams, overlay
 from petface.models.network import Network
+from petface.progress import progress
 
 PICTURE_PX: Final = 128
 _FONT_PX, _TEXT_PX = 11, 512
@@ -74,7 +75,8 @@ def explain(
     layer, _ = finest_useful_layer(network)
     mistakes = work.mistakes[head]
     own = mistakes[(mistakes["species"] == species) | (species is None)]
-    for place, *answers in own[["predicted", "true"]].itertuples(name=None):
+    answered = list(own[["predicted", "true"]].itertuples(name=None))
+    for place, *answers in progress(answered, desc=f"Grad-CAM, {head}", leave=False):
         classes = class_numbers(answers, names)
         classes = classes[classes >= 0]
         pixels = source.read(np.array([place])).arrays[0]

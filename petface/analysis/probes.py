@@ -76,24 +76,26 @@ def predict_under_probes(
 
     Returns class numbers, -1 where a photo cannot be read or an answer is not finite, and their
     probabilities, NaN likewise: (1 + P, M, heads) int16 and float32. A probe changes the resized
-    pixels on the device. A bar shows photos per second.
+    pixels on the device. A bar shows predictions per second.
     """
     shape = 1 + len(PROBES), len(places), num_heads
     predicted, confidence = np.full(shape, -1, np.int16), np.full(shape, np.nan, np.float32)
     slices = even_slices(np.arange(len(places)), batch_size)
     source = FileImages(catalog, network.preprocessing)
     decoded = read_ahead(source, [places[part] for part in slices], num_workers)
-    with progress(total=len(places), desc=description) as bar:
+    with progress(total=shape[0] * len(places), desc=description) as bar:
         for part, item in zip(slices, decoded, strict=True):
             rows = part[item.status == OK]
             photos = item.arrays[0].permute(0, 3, 1, 2).to(network.device)
-            for k, change in enumerate([Tensor.clone, *PROBES.values()] if len(rows) else ()):
+            for k, change in enumerate([Tensor.clone, *PROBES.values()]):
+                bar.update(len(part))
+                if not len(rows):
+                    continue
                 heads = network.probabilities(network.logits(change(photos)))
                 for head, p in enumerate(heads):
                     best, number = p.cpu().max(dim=1)
                     confidence[k, rows, head] = best.numpy()
                     predicted[k, rows, head] = np.where(best.isfinite(), number, -1)
-            bar.update(len(part))
     return predicted, confidence
 
 

@@ -50,7 +50,7 @@ from petface.inference.loading import (
 )
 from petface.models import checkpoints
 from petface.progress import progress
-from petface.resumable import ResumableRecords, ResumableTable, write_behind
+from petface.resumable import ResumableRecords, ResumableTable, refuse_finished, write_behind
 
 Models = dict[str, Any]  # JSON values: the models, the data and the arithmetic of an evaluation
 Rows = tuple[str, np.ndarray]  # the lines of a slice of n images, and (n,) of `DETAILS`
@@ -81,6 +81,11 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
     `force`, and for one that was begun with other models, data or arithmetic.
     """
     gc.collect()  # folded networks are in cycles of torch.fx: those of an earlier evaluation go
+    out = Path(options.out_dir)
+    own_table, own_details = own_path(out / PER_IMAGE), own_path(out / DETAILS_FILE)
+    if own_table.exists() and distributed.is_main():  # killed when only this was left to do
+        remove_parts(own_table, own_details)
+    refuse_finished(out / PER_IMAGE, options.force)
     dataset = load_dataset(
         options.images_root,
         options.annotations_root,
@@ -89,7 +94,7 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
         reading_of=partial(_reading, options),
     )
     print("\n".join(dataset.notes))
-    models, out = _describe_models(options, dataset, how), Path(options.out_dir)
+    models = _describe_models(options, dataset, how)
     for line in difference_lines(models["class_differences"]):
         print(line)
     rule = Preprocessing(**models["stage1"]["preprocessing"])
@@ -104,16 +109,14 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
     stage1 = load_stage(models["stage1"]["path"], None, how)
     plan = own_slices(plan_slices(dataset.catalog.class_index, options.batch_size))
     num_own = len(dataset.catalog) if distributed.is_main() else sum(map(len, plan))
-    records = ResumableRecords(own_path(out / DETAILS_FILE), DETAILS, num_own)
+    records = ResumableRecords(own_details, DETAILS, num_own)
     table = ResumableTable(
-        own_path(out / PER_IMAGE),
+        own_table,
         WRITTEN_COLUMNS,
         _identity(models),
         force=options.force,
         replaced=(out / SUMMARY, out / "report.html"),
     )
-    if table.path.exists() and distributed.is_main():  # killed when only this was left to do
-        remove_parts(table.path, records.path)
     with table:
         num_done = _resume(plan, table, records)
         num_rows = sum(map(len, plan[:num_done]))

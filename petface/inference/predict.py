@@ -31,7 +31,7 @@ from petface.files import sha256_of_file
 from petface.inference.stages import Photo
 from petface.inference.two_stage import TwoStageInference, refusal
 from petface.progress import progress
-from petface.resumable import ResumableTable, write_behind
+from petface.resumable import ResumableTable, refuse_finished, write_behind
 from petface.taxonomy import FEATURES
 
 COLUMNS: Final = (
@@ -115,6 +115,7 @@ def predict_files(
     out = Path(out)
     if out.suffix not in (".csv", ".jsonl"):
         raise UserError(f"{out}: predictions are written as .csv or .jsonl; name such a file")
+    refuse_finished(out, force)
     is_csv, listed = out.suffix == ".csv", listed_files(Path.cwd(), photos)
     names = "\n".join(photos).encode("utf-8", "surrogateescape")
     paths = {name: model.path for name, model in engine.load_all().items()}

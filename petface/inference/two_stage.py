@@ -36,8 +36,8 @@ class TwoStageInference:
     """Stage 1, then the specialist of the species it names; specialists are loaded when first
     needed.
 
-    A bundle takes the place of both checkpoints: `TwoStageInference("runs/bundle")`. `options` take
-    the place of `device` and `precision`.
+    A bundle takes the place of both checkpoints: `TwoStageInference("runs/bundle")`. A checkpoint
+    without a folder predicts the species alone. `options` replace `device` and `precision`.
     """
 
     def __init__(
@@ -51,18 +51,18 @@ class TwoStageInference:
     ) -> None:
         if exported.is_bundle(stage1_checkpoint):
             stage2_folder = stage1_checkpoint
-        if stage2_folder is None:
-            raise UserError(f"{stage1_checkpoint} is no bundle: name the folder of specialists too")
         self.options = options or ComputeOptions.choose(device, precision)
         self.stage1 = Stage1Model(stage1_checkpoint, options=self.options)
-        self.stage2_folder, self.annotations_root = Path(stage2_folder), annotations_root
+        self.stage2_folder = None if stage2_folder is None else Path(stage2_folder)
+        self.annotations_root = annotations_root
         self._specialists: dict[str, Stage2Model | None] = {}
         self.rules: list[Preprocessing] = []  # of all networks, once all are loaded
 
     def specialist(self, species: str) -> Stage2Model | None:
         """Return the specialist of `species`, None where there is none."""
         if species not in self._specialists:
-            path, how = find_specialist(species, self.stage2_folder), self.options
+            folder, how = self.stage2_folder, self.options
+            path = find_specialist(species, folder) if folder else None
             stage = load_stage(path, species, how, self.annotations_root) if path else None
             self._specialists[species] = Stage2Model(stage) if stage else None
         return self._specialists[species]
@@ -102,7 +102,7 @@ class TwoStageInference:
         for place, answer in enumerate(answers):
             if answer["species"] is not None:
                 of_species.setdefault(answer["species"]["label"], []).append(place)
-        for name, places in of_species.items():
+        for name, places in of_species.items() if self.stage2_folder else ():
             specialist = self.specialist(name)
             own = [photos[place] for place in places]
             heads = specialist.probabilities(own) if specialist else ()
@@ -129,7 +129,7 @@ class TwoStageInference:
         fused = self._species_answer(probabilities[finite].mean(dim=0), topk)  # of none it is NaN
         del fused["image"]
         fused["num_photos"] = len(finite)
-        if not finite:
+        if not finite or self.stage2_folder is None:
             return fused
         specialist = self.specialist(fused["species"]["label"])
         heads = specialist.probabilities([photos[n] for n in finite]) if specialist else ()

@@ -74,6 +74,10 @@ class Settings:
             )
         return self._values[name]
 
+    def is_set(self, name: str) -> bool:
+        """Check whether a preset or a flag has set a constant."""
+        return name in self._origins
+
     def as_dict(self) -> dict[str, Any]:
         """Copy the values, in the order of the script."""
         return dict(self._values)
@@ -114,11 +118,13 @@ def read_settings(
     *,
     switches: Mapping[str, str] | None = None,
     positional: tuple[str, str] | None = None,
+    presets_of: ModuleType | None = None,
 ) -> Settings:
     """Lay presets (`--config`, later wins) and then flags over the constants of `module`.
 
     `switches` maps action flags (`force`) to their help; `positional` is (name, help) of further
-    words, refused without it. `argv` is by default the command line; `--help` prints and exits 0.
+    words, refused without it. In a preset, constants that only the script `presets_of` has are
+    passed over. `argv` is by default the command line; `--help` prints and exits 0.
     Raises SettingsError for an unknown name, a wrong type or a value out of range, whether in the
     script, a preset or a flag.
     """
@@ -130,9 +136,12 @@ def read_settings(
         sys.exit(0)
     hints = {c.name: c.hint for c in constants}
     values = {c.name: c.default for c in constants}
+    passed_over = {c.name for c in gather(presets_of)} - hints.keys() if presets_of else set()
     origins: dict[str, str] = {}
     for preset in line.presets:
         for name, (place, value) in _read_preset(preset).items():
+            if name in passed_over:
+                continue
             if name not in hints:
                 way_out = nearest(name, hints) or "; --help lists them all"
                 raise SettingsError(f"{place}: {script} has no constant {short(name)}{way_out}")

@@ -102,7 +102,7 @@ def print_help(
     shown = [constant for constant in constants if most is None or constant.name in most]
     assert most is None or len(shown) == len(most), "HELP names what is no constant"
     words = f" [{positional[0]} ...]" if positional else ""
-    name = re.sub(r"^tools/(\w+)\.py$", r"-m tools.\1", script_name(module))
+    name = re.sub(r"^.*\btools/(\w+)\.py$", r"-m tools.\1", script_name(module))
     lines = [f"usage: python {name} [--flag value ...]{words}"]
     lines += ["", *_fitted(inspect.cleandoc(module.__doc__))] if module.__doc__ else []
     if positional:

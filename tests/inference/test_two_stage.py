@@ -192,7 +192,9 @@ def test_the_engine_describes_its_models_without_their_folders(
     assert str(folder) not in str(facts)
 
 
-def test_a_checkpoint_needs_a_folder_of_specialists(folder: Path) -> None:
-    with pytest.raises(UserError, match="is no bundle"):
-        TwoStageInference(folder / "best.pt")
+def test_a_checkpoint_alone_predicts_the_species(folder: Path) -> None:
+    engine = TwoStageInference(folder / "best.pt")
+    photos = [engine.prepare(np.full((9, 9, 3), shade, np.uint8)) for shade in (0, 99, 255)]
+    answers = [*engine.answer(photos), engine.fuse(photos)]
+    assert {answer["status"] for answer in answers} == {"ok"} and not engine.load_all()
     assert refusal(ImageError("gone", "too_large"))["status"] == "too_large"

@@ -94,6 +94,8 @@ def _existing(path: Path, root: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.exists() and not path.is_file():  # a pipe or a device may have no end
+        raise UserError(f"cannot read {path}: it is not a regular file")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
