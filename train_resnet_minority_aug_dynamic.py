@@ -97,7 +97,7 @@ LOGIT_ADJUSTMENT: NonNegativeFloat = 0.0  # by the shares of the classes; 1 = ba
 CLIP_NORM: NonNegativeFloat = 0.0  # gradients are scaled down to this norm; 0 = off
 EMA_DECAY: Fraction = 0.0  # of the average of the weights, which is then measured; 0 = off
 PATIENCE: NonNegative | tuple[NonNegative, ...] = 7  # epochs without a better SELECT_BY; 0 = off
-SELECT_BY: Literal["accuracy", "balanced_accuracy", "loss"] = "accuracy"  # on the validation part
+SELECT_BY: Literal["accuracy", "balanced_accuracy", "loss"] = "accuracy"  # on the validation split
 WANTED_ACCURACY: Fraction = 0.9  # of the answers that count as sure; 0 = all do
 
 # ---- Minority classes: who they are and how often they are shown ----

@@ -36,7 +36,7 @@ _BISECTIONS = 36  # halvings of the log range: 1e-10 of it
 
 @dataclass(frozen=True)
 class HeadCalibration:
-    """What was fitted on the validation part; the limits hold for softmax(logits / temperature)."""
+    """What was fitted on the validation split; limits hold for softmax(logits / temperature)."""
 
     temperature: float
     threshold: float | None  # the confidence from which answers are sure; None = never

@@ -114,7 +114,7 @@ def cohen_kappa(
 
 
 def majority_baseline(train_counts: np.ndarray, test_counts: np.ndarray) -> float:
-    """Return the accuracy on the test part of always answering the most frequent training class.
+    """Return the accuracy on the test split of always answering the most frequent training class.
 
     Both (K,) counts per class; the first of equally frequent classes is taken. NaN where a part has
     no known label.

@@ -7,7 +7,7 @@ Writes label_errors.csv and label_errors.json into OUT; no annotation is changed
 judged by a logistic regression that saw none of its photos, in FOLDS folds over records, on
 features of stage 1, which learnt species alone. Records that these features learnt from are
 counted, "contaminated: n of m records", and marked in the last column. What the specialists think
-of the labels of the test part is in mistakes.csv of tools.analyse_errors.
+of the labels of the test split is in mistakes.csv of tools.analyse_errors.
 """
 
 from __future__ import annotations

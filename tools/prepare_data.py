@@ -46,8 +46,8 @@ VAL: str = ""  # inat_json: JSON of the validation photos
 
 # ---- What becomes of it ----
 OUT: str = ""  # new folder; "" = data/oxford_pets, data/oxford_pets_two or data/<source>_petface
-CHECKPOINT: str = ""  # best.pt of stage 1: classes it does not know leave the test part
-VAL_AS: Literal["test", "val"] = "test"  # what a val part is where there is no test part
+CHECKPOINT: str = ""  # best.pt of stage 1: classes it does not know leave the test split
+VAL_AS: Literal["test", "val"] = "test"  # what a val split is where there is no test split
 LINK: Literal["symbolic", "hard", "copy"] = "symbolic"  # how photos get there
 SEED: Seed = 0  # of the parts that are cut from train
 

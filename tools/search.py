@@ -1,4 +1,4 @@
-"""Look for good constants of a preset with Optuna; the validation part decides.
+"""Look for good constants of a preset with Optuna; the validation split decides.
 
     python -m pip install ".[search]"
     python -m tools.search configs/stage1/tinypets.toml LR=1e-4..1e-2 MIX=none,mixup,both
@@ -6,9 +6,9 @@
 A range `a..b` of whole numbers is drawn evenly, one of other numbers by its logarithm where `a` is
 above 0; `a,b,c` are choices; `NAME=value` is the same for all trials. Each trial is a run of its
 own in OUT/<preset>/trial<n> with the preset's seed; bad ones are given up early by the median of
-the others at the same epoch. The same command goes on where it was stopped: the study stands in
-OUT/study.db. Prints the best trial and its command. What it found was chosen by the validation part
-of one seed: repeat it with tools.sweep before you believe it.
+the others at the same epoch. The same command resumes the study, which stands in OUT/study.db.
+Prints the best trial and its command. It was chosen by the validation split of one seed: repeat it
+with tools.sweep before you believe it.
 """
 
 from __future__ import annotations

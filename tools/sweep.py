@@ -5,11 +5,11 @@
     python -m tools.sweep configs/stage1/tinypets.toml --out runs/lr LR=0.003 EPOCHS=10
     python -m tools.sweep configs/stage1/tinypets.toml+configs/stage1/tinypets_plain.toml
 
-Each run has its own folder, OUT/<preset>/seed42 or OUT/<preset>/fold1_seed42. A finished run stays
-as it is and an unfinished one goes on, so the same command takes a sweep up where it stopped; a
-finished run of other settings is refused. Writes runs.csv (a row per run), summary.csv (mean and
-standard deviation) and accuracy_time.png into OUT. The best preset is named by the validation part.
-With --folds every record is in the test part of one fold; splits.csv is left alone.
+Each run has its own folder, OUT/<preset>/seed42 or OUT/<preset>/fold1_seed42. The same command
+resumes a sweep: finished runs stay as they are, and those of other settings are refused. Writes
+runs.csv (a row per run), summary.csv (mean and standard deviation) and accuracy_time.png into OUT.
+The best preset is named by the validation split.
+With --folds every record is in the test split of one fold; splits.csv is left alone.
 """
 
 from __future__ import annotations

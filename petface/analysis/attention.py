@@ -32,7 +32,7 @@ class Work:
     catalog: Catalog
     rows: np.ndarray  # (M,) int64 of the evaluation, ascending
     answers: pd.DataFrame  # (M,) these rows
-    sample: np.ndarray  # (S,) places of those that stand for the whole test part
+    sample: np.ndarray  # (S,) places of those that stand for the whole test split
     mistakes: dict[str, pd.DataFrame]  # per head, of `worst_mistakes`, by place
 
     def labels(self, column: str, places: np.ndarray) -> list[str]:
@@ -43,12 +43,12 @@ class Work:
 def choose_photos(evaluation: Evaluation, root: str, num_sampled: int, num_mistakes: int) -> Work:
     """Choose the photos to look at, and list their files below `root`.
 
-    The sample is `num_sampled` rows of the test part at equal distances, 0 = all, so that species
+    The sample is `num_sampled` rows of the test split at equal distances, 0 = all, so that species
     keep their shares; of each head `num_mistakes` of the surest mistakes.
     """
     test = np.flatnonzero(evaluation.rows["split"] == "test")
     if not len(test):
-        raise UserError(f"{evaluation.folder} has no photo in the test part")
+        raise UserError(f"{evaluation.folder} has no photo in the test split")
     worst = {head: worst_mistakes(evaluation, head, num_mistakes) for head in HEADS}
     sample = test
     if 0 < num_sampled < len(test):

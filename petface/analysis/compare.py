@@ -269,7 +269,7 @@ def _adjust(heads: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def describe_comparison(comparison: dict[str, Any]) -> str:
-    """Format the comparison on the test part, then what to know."""
+    """Format the comparison on the test split, then what to know."""
     images, heads = comparison["images"], comparison["figures"]["test"]
     rows = {
         name: {
@@ -290,7 +290,7 @@ def describe_comparison(comparison: dict[str, Any]) -> str:
         f"{images['common']:,} common images: "
         + ", ".join(f"{images[part]:,} {part}" for part in PARTS),
         "",
-        f"test part, in %; p by flipping whole records, {len(rows)} tests, adj. by Holm:",
+        f"test split, in %; p by flipping whole records, {len(rows)} tests, adj. by Holm:",
         pd.DataFrame.from_dict(rows, orient="index").to_string()
         if rows
         else "no photo that both answered has a known label",

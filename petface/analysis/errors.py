@@ -1,4 +1,4 @@
-"""Where an evaluation's test part is wrong: the surest mistakes, and accuracy by kind of animal.
+"""Where an evaluation's test split is wrong: the surest mistakes, and accuracy by kind of animal.
 
 Slices cut the test answers by what the animal or its label is like.
 """
@@ -24,7 +24,7 @@ _SLICE_COLUMNS: Final = (
 
 
 def asked_places(evaluation: Evaluation, head: str) -> np.ndarray:
-    """Return the rows of the test part that a head answered and whose label is known: (M,) int64.
+    """Return the rows of the test split that a head answered and whose label is known: (M,) int64.
 
     For attributes these are rows whose species was predicted right; others were not asked.
     """
@@ -38,7 +38,7 @@ def true_column(head: str) -> str:
 
 
 def worst_mistakes(evaluation: Evaluation, head: str, num: int | None = None) -> pd.DataFrame:
-    """Return a head's wrong answers in the test part, the most confident first.
+    """Return a head's wrong answers in the test split, the most confident first.
 
     `place` is the row of the evaluation. `true_probability` is exp(-nll), NaN where the network has
     no class of that name; `rank` is the place of the truth among the answers, 1 = first. `num` of
@@ -65,7 +65,7 @@ def worst_mistakes(evaluation: Evaluation, head: str, num: int | None = None) ->
 
 
 def write_mistakes(path: Path, evaluation: Evaluation, num_kept: int = 20) -> dict[str, Any]:
-    """Write every wrong answer of the test part as a CSV; return the worst per head, for JSON."""
+    """Write every wrong answer of the test split as a CSV; return the worst per head, for JSON."""
     every = pd.concat([worst_mistakes(evaluation, head) for head in HEADS], ignore_index=True)
     every = every.drop(columns="place").round(6).astype(object)
     every = every.where(every.notna(), None)

@@ -15,8 +15,8 @@ from petface.sureness import pool_thresholds
 from petface.taxonomy import FEATURES
 
 _TITLES = {
-    "test": "test part (records that nothing was trained or chosen on)",
-    "all": "all images (the training part is in here: agreement, not held-out accuracy)",
+    "test": "test split (records that nothing was trained or chosen on)",
+    "all": "all images (the training split is in here: agreement, not held-out accuracy)",
 }
 
 

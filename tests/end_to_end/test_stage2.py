@@ -138,7 +138,7 @@ def sections(text):
     found, part, lines = {}, "", []
     for line in text.splitlines():
         if line.startswith("== "):
-            part = "test" if "test part" in line else "all"
+            part = "test" if "test split" in line else "all"
         elif match := re.match(r"(\w+): ", line):
             lines = found.setdefault((part, match[1]), [line])
         elif line.strip():
@@ -173,7 +173,7 @@ def test_the_summary_says_what_scikit_learn_says_about_the_table(folder, species
 
 
 def test_a_part_without_a_known_label_has_no_figure(folder):
-    """Chimp's gender is known for one record, of the training part."""
+    """Chimp's gender is known for one record, of the training split."""
     final = json.loads((folder / "chimp/final.json").read_text())
     assert final["test_gender_known"] == 0 and final["test_gender_accuracy"] is None
     _, matrix = read_confusion(folder / "chimp/confusion_all_gender.csv")

@@ -24,7 +24,7 @@ def flags(tree, tmp_path):
 def test_passes_that_measure_are_left_too_and_the_run_equals_the_straight_one(
     script, flags, stage1_run, tmp_path
 ):
-    """An epoch has 12 steps; the validation part has 3 batches, and so has the test part."""
+    """An epoch has 12 steps; the validation split has 3 batches, and so has the test split."""
     stage1, folder = partial(script, scripts.STAGE1, flags), tmp_path / "runs/broken"
     done = stage1(scripts.SignalAtStep(3 + 2, signal.SIGTERM, **BATCH))
     assert done.code == 143 and "stopped in epoch 2; " in done.out
@@ -49,7 +49,7 @@ def test_passes_that_measure_are_left_too_and_the_run_equals_the_straight_one(
 
 
 def test_the_passes_of_a_specialist_are_left_too(script, stage2_flags, stage2_run, tmp_path):
-    """Chimp: the validation part has one batch, the three parts of the last passes have 5."""
+    """Chimp: the validation split has one batch, the three parts of the last passes have 5."""
     flags = [*stage2_flags, "--runs-root", tmp_path, "--run-name", "broken", "--species", "chimp"]
     stage2, folder = partial(script, scripts.STAGE2, flags), tmp_path / "broken/chimp"
     done = stage2(scripts.SignalAtStep(2, signal.SIGTERM, **BATCH))
