@@ -82,7 +82,6 @@ def run_script(main: Callable[[], object]) -> NoReturn:
     its traceback. PETFACE_TRACEBACK=1 shows that of all others too.
     """
     streams.guard()
-    os.umask(os.umask(0) & 0o077)  # what a script writes it reads again, and so do libraries
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # not under nohup
             signal.signal(number, _interrupt)
@@ -108,6 +107,7 @@ def watch_imports() -> None:
     script, root = getattr(sys.modules["__main__"], "__file__", None), Path(__file__).parents[1]
     if script and Path(script).parent in (root, root / "tools"):
         sys.excepthook = _show
+        os.umask(os.umask(0) & 0o077)  # libraries read again what they write, from their import on
 
 
 def _end_with_input() -> None:
