@@ -61,7 +61,7 @@ OVER_BUDGET: dict[str, int] = {
     "petface/report": 1955,
     "petface/export": 523,
     "petface/serving": 1613,
-    "tools": 2854,
+    "tools": 2855,
     "tests": 26646,
 }
 

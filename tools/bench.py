@@ -47,6 +47,7 @@ from petface.models import checkpoints
 from petface.models.architecture import PLAIN, build_classifier
 from petface.models.multi_head import ChinchillaMultiHeadResNet18
 from petface.models.network import Network
+from petface.progress import progress
 from petface.settings import NonNegative, read_settings
 from petface.training import epoch, evaluate, losses
 from petface.training.augment.exact import augment
@@ -212,13 +213,13 @@ def our_epoch(tree: Tree, source: ImageReader, device: torch.device, batch_size:
         num_workers=worker_count(-1),
         failures=FailureLog(RunFolder(tree.folder), tree.catalog, len(tree.catalog), 0.0),
     )
-    progress = epoch.Progress(optimizer, network.grad_scaler(), EarlyStopping(0, mode="max"))
+    state = epoch.Progress(optimizer, network.grad_scaler(), EarlyStopping(0, mode="max"))
     train, val = (tree.samples(places) for places in tree.train_and_val())
 
     def run() -> int:
-        progress.epoch = progress.epoch.next_epoch()
-        order = np.random.default_rng(progress.epoch.epoch).permutation(len(train))
-        epoch.train_epoch(job, progress, train, order, (MILD, STRONG), seed=0, rate=lambda _: 1e-4)
+        state.epoch = state.epoch.next_epoch()
+        order = np.random.default_rng(state.epoch.epoch).permutation(len(train))
+        epoch.train_epoch(job, state, train, order, (MILD, STRONG), seed=0, rate=lambda _: 1e-4)
         evaluate.evaluate(job, val, "validate")
         return len(tree.catalog)
 
@@ -315,15 +316,15 @@ PARTS = {"epochs": epochs, "evaluation": evaluation}
 def measure(part: Part, rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Return images/s of each round: contenders take turns, after a round that does not count."""
     rates: dict[str, list[float]] = {name: [] for name in part.contenders}
-    for number in range(rounds + 1):
-        for name, run in part.contenders.items():
-            start = time.perf_counter()
-            with redirect_stderr(io.StringIO()):  # progress bars
-                num_images = run()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if number:
-                rates[name].append(num_images / (time.perf_counter() - start))
+    turns = [(number, name) for number in range(rounds + 1) for name in part.contenders]
+    for number, name in progress(turns, desc=part.name, unit="turn", leave=False):
+        start = time.perf_counter()
+        with redirect_stderr(io.StringIO()):  # progress bars
+            num_images = part.contenders[name]()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if number:
+            rates[name].append(num_images / (time.perf_counter() - start))
     return rates
 
 
