@@ -62,7 +62,7 @@ OVER_BUDGET: dict[str, int] = {
     "petface/export": 523,
     "petface/serving": 1613,
     "tools": 2855,
-    "tests": 26646,
+    "tests": 26647,
 }
 
 

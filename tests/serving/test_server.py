@@ -100,7 +100,7 @@ def test_pipelined_requests_are_answered_in_turn(server):
 def test_connections_beyond_the_limit_are_refused_and_later_ones_are_not():
     with running(Limits(max_connections=3)) as server:
         held = [server.client() for _ in range(3)]
-        assert held[0].ask(HEALTH).code == 503
+        until(lambda: held[0].ask(HEALTH).code == 503)  # once all three are taken in
         for client in held:
             client.socket.close()
         until(lambda: server.get("/health").code == 200)

@@ -52,12 +52,13 @@ def torture_settings(num_files: int, seed: int, place: Path) -> Outcome:
 def preset_fuzzer(folder: str) -> Fuzzer:
     """Mutate a preset, or put something else in its place; it is for every script in turn."""
     place = Path(folder) / "presets"
-    presets = sorted((REPOSITORY / "configs").glob("*/*.toml"))
+    folders = [REPOSITORY / "configs" / kind for kind in ("stage1", "stage2", "eval")]
+    presets = [sorted(folder.glob("*.toml")) for folder in folders]
     names = [[*read_settings(script, []).as_dict()] for script in SCRIPTS]
 
     def draw_file(number: int, draw: random.Random) -> tuple[str, Any]:
         name = draw.choice(names[number % 3])
-        whole = draw.choice(presets).read_bytes()
+        whole = draw.choice(presets[number % 3]).read_bytes()
         other = "".join(draw.sample(name, len(name)))
         nearly = draw.choice([name[:-1], name.lower(), name + "S", f" {name}", f'"{name} "', other])
         deep = draw.choice([100, 3000, 100_000])
