@@ -134,7 +134,7 @@ def exit_code_of(error: BaseException) -> int | None:
     is_first = os.environ.get("RANK", "0") == "0"
     if isinstance(error, KeyboardInterrupt):  # nothing is lost, there is nothing to trace
         if is_first:
-            print("\nstopped; give the same command again to go on", file=sys.stderr)
+            print("\nstopped; the same command resumes", file=sys.stderr)
         return error.args[0] if error.args else 130
     is_foreseen = isinstance(error, UserError)
     message = str(error) if is_foreseen else failure_of_machine(error)

@@ -120,7 +120,7 @@ def _machine_text(name: str, error: Exception) -> str:
     what = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return (
         f"{name}: {what}{code}, {len(_PAUSES_S) + 1} times. Disk, network or system fail, not the "
-        "file, so nothing was noted about it: mend that, and give the same command again to go on"
+        "file, so nothing was noted about it: mend that; the same command resumes"
     )
 
 

@@ -101,7 +101,7 @@ def _are_texts(values: Any) -> bool:
 def with_columns(
     tables: Mapping[str, SpeciesTable], columns: Sequence[str]
 ) -> dict[str, SpeciesTable]:
-    """Lay `columns`, each "species.head=column" or "species.file=name.csv", over the tables."""
+    """Apply `columns`, each "species.head=column" or "species.file=name.csv", to the tables."""
     merged = dict(tables)
     for entry in columns:
         match = re.fullmatch(r"([^.=]+)\.([^.=]+)=(.+)", entry)

@@ -158,7 +158,7 @@ def _values(folder: Path, figure: str) -> list[float]:
 
 
 def _figure_of(s: Settings) -> str:
-    """Name the column that the kept checkpoint is chosen by.
+    """Return the column that the kept checkpoint is chosen by.
 
     Stage 2 has no SELECT_BY: its loss compares only trials of the same losses.
     """

@@ -168,7 +168,7 @@ def main() -> int:
         print(write_sweep(Path(settings.OUT), runs))
     if failed := [str(run.folder) for run, code in zip(todo, codes, strict=True) if code]:
         names = ", ".join(failed)
-        print(f"not finished: {names}; the same command goes on there", file=sys.stderr)
+        print(f"not finished: {names}; the same command resumes there", file=sys.stderr)
     return int(bool(failed))
 
 

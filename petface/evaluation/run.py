@@ -321,7 +321,7 @@ def own_path(path: Path, rank: int | None = None) -> Path:
 
 
 def take_in_parts(table: ResumableTable, records: ResumableRecords, num_rows: int) -> None:
-    """Put what the others have written behind the `num_rows` of the first process."""
+    """Append what the others have written to the `num_rows` of the first process."""
     for rank in range(1, distributed.world_size()):
         rows, details = (
             f"{own_path(path, rank)}.unfinished" for path in (table.path, records.path)

@@ -264,7 +264,7 @@ def describe_summary(summary: dict[str, Any]) -> str:
 
 
 def worst_of(summary: dict[str, Any]) -> dict[str, str]:
-    """Name the species and the class where each head is weakest, of those with photos enough."""
+    """List the species and the class where each head is weakest, of those with photos enough."""
     found = {}
     for head, classes in summary.get("hardest_classes", {}).items():
         places = [

@@ -110,7 +110,7 @@ class Stage1Model:
         return _probabilities(self.network, photos)[0]
 
     def describe(self, probabilities: Tensor, topk: int) -> Stage1Prediction:
-        """Put (K,) probabilities into words."""
+        """Format (K,) probabilities as a prediction."""
         best = _best(probabilities, self.classes, topk)
         fitted = self.stage.calibration.get("species")
         return Stage1Prediction(best[0][0], best, fitted.is_sure(best[0][1]) if fitted else None)
@@ -156,7 +156,7 @@ class Stage2Model:
         return _probabilities(self.network, photos)
 
     def describe(self, probabilities: Sequence[Tensor], topk: int) -> dict[str, HeadPrediction]:
-        """Put (K,) probabilities per head into words."""
+        """Format (K,) probabilities per head as predictions."""
         predictions = {}
         for head, p in zip(self.heads, probabilities, strict=True):
             names, fitted = self.vocabularies[head], self.stage.calibration.get(head)

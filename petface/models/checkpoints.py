@@ -320,7 +320,7 @@ def weights_in(path: str | Path, content: Mapping[str, Any]) -> dict[str, Tensor
 
 
 def _fill(path: str | Path, model: Any, state: Mapping[str, Tensor]) -> None:
-    """Lay weights into a network without any, on "meta": nothing is built that they lack."""
+    """Load weights into a network without any, on "meta": nothing is built that they lack."""
     own = model.state_dict()
     if reason := misfit(own, state):
         raise CheckpointError(path, f"weights do not fit the network ({reason})", _OTHER_NETWORK)

@@ -67,7 +67,7 @@ class Network:
         precision: str,
         temperatures: tuple[float, ...] = (),
     ) -> Network:
-        """Put `model` on the device and in the precision that settings name ("auto" and others)."""
+        """Move `model` to the device and the precision that settings name ("auto" and others)."""
         on = choose_device(device)
         set_arithmetic(exact=False)
         return cls(model, preprocessing, on, choose_precision(precision, on), temperatures)
@@ -175,7 +175,7 @@ class Network:
 
 
 def to_cpu(heads: Outputs) -> Outputs:
-    """Bring (B, K) of each head to the CPU in one copy, so that a GPU is waited for once."""
+    """Copy (B, K) of each head to the CPU in one copy, so that a GPU is waited for once."""
     if heads[0].device.type == "cpu":
         return heads
     return torch.cat(heads, dim=1).cpu().split([head.shape[1] for head in heads], dim=1)

@@ -108,7 +108,7 @@ def stage_end(body: Any, stage: str) -> nn.Module:
 
 
 def own_names(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the weights of one of timm's files the names that they have in a `TimmBody`."""
+    """Rename the weights of one of timm's files as they are called in a `TimmBody`."""
     heads = _outline(name).pretrained_cfg["classifier"] or ()
     left_out = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
     return {f"timm.{key}": tensor for key, tensor in state.items() if not key.startswith(left_out)}

@@ -120,7 +120,7 @@ def read_settings(
     positional: tuple[str, str] | None = None,
     presets_of: ModuleType | None = None,
 ) -> Settings:
-    """Lay presets (`--config`, later wins) and then flags over the constants of `module`.
+    """Apply presets (`--config`, later wins) and then flags to the constants of `module`.
 
     `switches` maps action flags (`force`) to their help; `positional` is (name, help) of further
     words, refused without it. In a preset, constants that only the script `presets_of` has are

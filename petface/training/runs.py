@@ -29,8 +29,8 @@ from petface.training.tracking import Tracking
 
 _WRITTEN = (".pt", ".csv", ".json", ".png", ".txt", ".html", files.TEMPORARY_SUFFIX)
 SWITCHES = {
-    "force": "replace the finished run of this name; after a stop the same command goes on",
-    "extend": "go on from the finished run of this name, with a higher limit of epochs or patience",
+    "force": "replace the finished run of this name; after a stop the same command resumes",
+    "extend": "continue the finished run of this name, with a higher limit of epochs or patience",
 }
 _FORCED = "forced.txt"
 NO_TRACKING = Tracking()
@@ -183,7 +183,7 @@ def refuse_finished(path: Path, switches: Collection[str]) -> None:
     if (path / "final.json").exists() and not {"force", "extend"} & {*switches}:
         raise UserError(
             f"{path} holds a finished run; choose another RUN_NAME, or --force to replace it, "
-            "or --extend with more epochs or patience to go on from it"
+            "or --extend with more epochs or patience to continue it"
         )
 
 

@@ -53,7 +53,7 @@ def watched_loss(val: Samples) -> Callable[[Mapping[str, float]], float]:
 
 
 def pool_species(folder: Path) -> None:
-    """Give finished specialists of a run the threshold that their animals are too few for alone.
+    """Set for finished specialists of a run the threshold that their animals are too few for alone.
 
     The same twice changes nothing; a specialist trained later is pooled when it is finished.
     """
