@@ -7,7 +7,7 @@ It looks at the photos, lays them out in data/<NAME>, splits them, trains a netw
 weights where they can be had, else from scratch), evaluates it on photos that it has not seen,
 writes the pages, and prints the commands that come next. Each step is printed as a command and can
 be given alone. After an interruption the same command resumes. 1,500 photos of 6 classes take
-8 minutes on two CPU cores.
+8 minutes of one CPU core.
 """
 
 from __future__ import annotations
