@@ -161,7 +161,7 @@ def test_a_split_that_the_disk_does_not_give_is_not_to_be_deleted(tmp_path, monk
     (tmp_path / name).unlink()
     (tmp_path / name).symlink_to("/proc/self/mem")
     monkeypatch.setattr(files, "_PAUSES_S", (0.0,))
-    with pytest.raises(MachineError, match=rf"{name}: .*EIO.*give the same command again"):
+    with pytest.raises(MachineError, match=rf"{name}: .*EIO.*the same command resumes"):
         splits.read_splits(path, *one)
 
 
