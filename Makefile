@@ -5,7 +5,7 @@
 # make lock      requirements.lock anew, after a change of requirements.txt or pyproject.toml
 # make audit     look the locked packages up among known vulnerabilities; needs the network
 # VENV=/path     share one environment between checkouts
-# CPU=1          the CPU build of torch, 1.5 GB instead of 5.5; versions as pinned, no checksums
+# CPU=1          the CPU build of torch, without CUDA; versions as pinned, no checksums
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -104,8 +104,9 @@ def watch_imports() -> None:
 
     They import this module first, before numpy and torch.
     """
-    script, root = getattr(sys.modules["__main__"], "__file__", None), Path(__file__).parents[1]
-    if script and Path(script).parent in (root, root / "tools"):
+    script, package = getattr(sys.modules["__main__"], "__file__", None), Path(__file__).parent
+    root = package.parent
+    if script and Path(script).parent in (root, root / "tools", package / "tools"):
         sys.excepthook = _show
         os.umask(os.umask(0) & 0o077)  # libraries read again what they write, from their import on
 

@@ -111,7 +111,16 @@ def lay_out(found: Found, tree: Path) -> None:
 
 
 def training_flags(s: Settings, found: Found, name: str) -> list[str]:
-    """Choose preset, weights, size and epochs of the training, and say why."""
+    """Choose preset, weights, size and epochs of the training, and say why.
+
+    A training that was begun resumes with its own settings, whether or not a network is there now.
+    """
+    chosen = {"--image-size-px": s.IMAGE_SIZE_PX, "--epochs": s.EPOCHS}
+    given = [word for flag, value in chosen.items() if value for word in (flag, str(value))]
+    given += ["--device", s.DEVICE]
+    begun = Path(s.RUNS_ROOT, name, "stage1/settings.toml")
+    if begun.exists():
+        return ["--config", str(begun), *given]
     side_px, num = median_side_px(found), len(found.entries)
     weights, why = first_weights(s.WEIGHTS)
     if weights == "none":
@@ -123,8 +132,8 @@ def training_flags(s: Settings, found: Found, name: str) -> list[str]:
     size_px, epochs = s.IMAGE_SIZE_PX or size_px, s.EPOCHS or epochs
     print(f"{preset}: {size_px} px (photos: median side {side_px} px), {epochs} epochs")
     flags = ["--config", f"configs/stage1/{preset}.toml", "--weights", weights]
-    flags += ["--runs-root", s.RUNS_ROOT, "--run-name", f"{name}/stage1", "--device", s.DEVICE]
-    return [*flags, "--image-size-px", str(size_px), "--epochs", str(epochs)]
+    flags += ["--runs-root", s.RUNS_ROOT, "--run-name", f"{name}/stage1"]
+    return [*flags, "--image-size-px", str(size_px), "--epochs", str(epochs), *given]
 
 
 def median_side_px(found: Found) -> int:

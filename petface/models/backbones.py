@@ -227,10 +227,8 @@ def load_torchvision_weights(body: nn.Module, name: str, policy: str) -> str:
                 told, state = timm_part().hub_weights(name)
             else:
                 enum = torchvision.models.get_model_weights(name).DEFAULT
-                told, state = (
-                    f"torchvision {enum}",
-                    enum.get_state_dict(progress=False, check_hash=True),
-                )
+                told = f"torchvision {enum}"
+                state = enum.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network, or a damaged download
         if policy == "require":
             raise UserError(

@@ -175,7 +175,7 @@ class Network:
 
 
 def to_cpu(heads: Outputs) -> Outputs:
-    """Copy (B, K) of each head to the CPU in one copy, so that a GPU is waited for once."""
+    """Move (B, K) of each head to the CPU in one copy, so that a GPU is waited for once."""
     if heads[0].device.type == "cpu":
         return heads
     return torch.cat(heads, dim=1).cpu().split([head.shape[1] for head in heads], dim=1)

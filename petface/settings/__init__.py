@@ -143,7 +143,7 @@ def read_settings(
             if name in passed_over:
                 continue
             if name not in hints:
-                way_out = nearest(name, hints) or "; --help lists them all"
+                way_out = nearest(name, hints) or "; --help-all lists them"
                 raise SettingsError(f"{place}: {script} has no constant {short(name)}{way_out}")
             values[name] = checked(value, hints[name], f"{place}: {name}")
             origins[name] = place

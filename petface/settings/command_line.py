@@ -72,7 +72,7 @@ def split_command_line(
             line.texts[constant.name] = flag, text
         elif flag not in switch and flag not in negative:
             raise SettingsError(
-                f"unknown flag {flag}{nearest(flag, [*known, *negative]) or '; see --help'}"
+                f"unknown flag {flag}{nearest(flag, [*known, *negative]) or '; see --help-all'}"
             )
         elif equals:
             raise SettingsError(f"{flag} takes no value, not {text!r}")

@@ -82,6 +82,20 @@ def test_size_and_epochs_follow_the_photos(monkeypatch, side_px, num, weights, e
     assert flags[flags.index("--epochs") + 1] == epochs
 
 
+def test_a_training_that_was_begun_resumes_with_its_own_settings(monkeypatch, tmp_path):
+    """It began without a network; that there is one now must not make it another training."""
+    monkeypatch.setattr(train_photos, "first_weights", lambda _: pytest.fail("asked again"))
+    begun = tmp_path / "x/stage1/settings.toml"
+    begun.parent.mkdir(parents=True)
+    begun.touch()
+    s = train_photos.read_settings(
+        train_photos, ["--runs-root", str(tmp_path), "--epochs", "7", "--device", "cpu"]
+    )
+    found = train_photos.Found("image_folder", Path("x"), entries=[None])
+    flags = train_photos.training_flags(s, found, "x")
+    assert flags == ["--config", str(begun), "--epochs", "7", "--device", "cpu"]
+
+
 def test_weights_that_cannot_be_had_are_said_and_training_begins_from_scratch(monkeypatch):
     told = "random (ImageNet weights for mobilenet_v2 could not be had: no network)"
     monkeypatch.setattr(train_photos, "load_torchvision_weights", lambda *_: told)
