@@ -101,7 +101,7 @@ def evaluate_full_dataset(
     annotations_root: str | Path,
     *,
     stage1_checkpoint: str | Path,
-    stage2_folder: str | Path,
+    stage2_folder: str | Path | None,
     out_dir: str | Path,
     splits_file: str = "",
     split_seed: int = 0,
@@ -116,10 +116,10 @@ def evaluate_full_dataset(
 ) -> dict[str, Any]:
     """Predict every image under `images_root`; write the files of an evaluation.
 
-    Stage 2 predicts only where stage 1 is right. A stopped evaluation resumes at its last whole
-    batch; the files are byte for byte those of an undisturbed one. A finished one is refused
-    unless `force`. Returns the summary that is also written as JSON. Under torchrun each process
-    predicts some of the images; the files are the same.
+    Stage 2 predicts only where stage 1 is right, and nothing without its folder. A stopped
+    evaluation resumes at its last whole batch; the files are byte for byte those of an undisturbed
+    one. A finished one is refused unless `force`. Returns the summary that is also written as
+    JSON. Under torchrun each process predicts some of the images; the files are the same.
     """
     options = EvaluationOptions(
         images_root=images_root,
@@ -155,7 +155,7 @@ def evaluate(arguments: list[str]) -> int:
         s.IMAGES_ROOT,
         s.ANNOTATIONS_ROOT,
         stage1_checkpoint=s.STAGE1_CHECKPOINT,
-        stage2_folder=s.STAGE2_FOLDER,
+        stage2_folder=own_folder(s),
         out_dir=out,
         splits_file=s.SPLITS_FILE,
         split_seed=s.SPLIT_SEED,

@@ -14,6 +14,8 @@ import runpy
 import sys
 from pathlib import Path
 
+from petface.settings import command_line
+
 ROOT = Path(__file__).resolve().parent
 COMMANDS = {
     "train": ("train_photos", "your own photos, <folder>/<class>/<photo>: the whole way at once"),
@@ -51,6 +53,8 @@ def main() -> None:
             return
         sys.exit(f"error: there is no command {name[:80]!r}\n\n{text}")
     script, *words = COMMANDS[name][0].split()
+    door = Path(sys.argv[0])
+    command_line.door = f"{'petface' if door.suffix != '.py' else f'python {door}'} {name}"
     sys.argv[1:2] = words
     if (ROOT / "tools").is_dir():
         sys.path.insert(0, str(ROOT))

@@ -360,7 +360,7 @@ def finish(
     stop: runs.StopRequest,
 ) -> int:
     """Calibrate <species>_best.pt, measure it on the test split and on all photos."""
-    from petface.calibration import calibrate_heads, headline_figures, rows_to_pool
+    from petface.calibration import calibrate_heads, headline_metrics, rows_to_pool
 
     best = checkpoints.load(run.best)
     job.network.model.load_state_dict(best["model"])
@@ -386,7 +386,7 @@ def finish(
     for head in vocabularies:
         known = parts["train"].labels[head], parts["test"].labels[head]
         figures |= specialist.head_figures(head, seen["val"].confusions[head], test[head], *known)
-    figures |= {**headline_figures(measured), "checkpoint": str(run.best)}
+    figures |= {**headline_metrics(measured), "checkpoint": str(run.best)}
     matrices = {"test": test, "all": every}
     specialist.write_specialist_report(run.path, vocabularies, matrices, s.TOP_SUPPORT)
     run.write_metrics(progress.history)  # again: a kill may have come just before the last time

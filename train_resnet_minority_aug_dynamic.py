@@ -345,7 +345,7 @@ def finish(
     stop: runs.StopRequest,
 ) -> int:
     """Calibrate best.pt, measure it on the test split, mark the run as finished."""
-    from petface.calibration import calibrate_heads, headline_figures
+    from petface.calibration import calibrate_heads, headline_metrics
 
     best = checkpoints.load(run.best)
     job.network.model.load_state_dict(best["model"])
@@ -372,7 +372,7 @@ def finish(
         "test_accuracy": test.accuracy("species"),
         "test_balanced_accuracy": test.balanced_accuracy("species"),
         "test_majority_baseline": metrics.majority_baseline(counts[0], counts[2]),
-        **headline_figures(measured),
+        **headline_metrics(measured),
         "num_unreadable": len(job.failures.messages),
         "checkpoint": str(run.best),
     }

@@ -47,7 +47,7 @@ class HeadCalibration:
 
     def is_sure(self, probability: float) -> bool:
         """Check whether an answer of this probability is right as often as was wanted."""
-        # Fitted in float64, asked in float32: the photo at the threshold must not fall below it.
+        # Fitted in float64, compared in float32: the photo at the threshold must not fall below it.
         return self.threshold is not None and probability >= self.threshold - 1e-6
 
 
@@ -101,7 +101,7 @@ def expected_calibration_error(
 ) -> float:
     """Average |accuracy - confidence| over bins of equal mass, weighted by count.
 
-    Chance alone gives about 0.3 sqrt(num_bins / N): never compare parts of different size. Source:
+    Chance alone gives about 0.3 sqrt(num_bins / N): never compare splits of different size. Source:
     Guo et al. 2017, equation 3, with the bins of Nguyen & O'Connor 2015, arXiv 1508.05154.
     """
     mean, accuracy, num = reliability_bins(confidence, correct, num_bins)
@@ -129,7 +129,7 @@ def reliability_rows(confidence: np.ndarray, correct: Truths) -> list[list[float
     """Return [mean confidence, accuracy, photos, low, high] of each bin, as a JSON file holds it.
 
     Low and high are the exact 95 % interval of that many coin tosses. Small splits get fewer bins:
-    an interval as high as the whole diagram says nothing.
+    an interval as high as the whole diagram is useless.
     """
     num_bins = min(_MAX_BINS, 1 + len(correct) // _PHOTOS_PER_BIN)
     mean, accuracy, num = reliability_bins(confidence, correct, num_bins)
@@ -157,7 +157,7 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
     """Return the T in [0.05, 20] with the least `nll(logits, labels, T)`.
 
     The loss is convex in 1 / T, so the sign of its derivative is bisected in log T. 1.0 where the
-    labels cannot tell: fewer than `MIN_ROWS_FOR_TEMPERATURE` rows, a single class among them, or
+    labels cannot decide: fewer than `MIN_ROWS_FOR_TEMPERATURE` rows, a single class among them, or
     not one wrong answer, where the optimum would be certainty. Source: Guo et al. 2017, arXiv
     1706.04599, section 4.2.
     """
@@ -202,8 +202,8 @@ def conformal_quantile(
     scores = scores[np.lexsort((scores, animals))]  # no matter how the rows stand
     if len(photos) == len(scores):
         return float(np.sort(scores)[rank - 1])
-    part = np.random.default_rng(0).random((_NUM_DRAWS, len(photos)))
-    drawn = scores[np.cumsum(photos) - photos + (part * photos).astype(np.int64)]
+    chance = np.random.default_rng(0).random((_NUM_DRAWS, len(photos)))
+    drawn = scores[np.cumsum(photos) - photos + (chance * photos).astype(np.int64)]
     return float(np.partition(drawn, rank - 1, axis=1)[:, rank - 1].mean())
 
 
@@ -260,7 +260,7 @@ def calibrate_head(
     """Fit one head; plain numbers for the checkpoint.
 
     `threshold` is None where no threshold is sure to reach `wanted_accuracy` (`coverage` 0, and
-    `reason` says why), and `conformal_quantile` where the part is too small. Both hold for
+    `reason` says why), and `conformal_quantile` where the split is too small. Both hold for
     probabilities at `temperature`.
     """
     z, y, kept = _known_rows(logits, labels)
@@ -291,37 +291,37 @@ def measure_head(
     answers at the threshold, `conformal_coverage` and `conformal_mean_size` to the sets.
     """
     z, y, _ = _known_rows(logits, labels)
-    figures: dict[str, Any] = {"num": len(y)}
+    values: dict[str, Any] = {"num": len(y)}
     reliability = {}
     for name, temperature in (("before", 1.0), ("after", fitted["temperature"])):
         p = softmax(z, temperature)
         confidence, correct = p.max(axis=1), p.argmax(axis=1) == y
-        figures[f"nll_{name}"] = nll(z, y, temperature)
-        figures[f"brier_{name}"] = brier(p, y)
-        figures[f"ece_{name}"] = expected_calibration_error(confidence, correct)
-        figures[f"ece_null_{name}"] = null_calibration_error(confidence)
+        values[f"nll_{name}"] = nll(z, y, temperature)
+        values[f"brier_{name}"] = brier(p, y)
+        values[f"ece_{name}"] = expected_calibration_error(confidence, correct)
+        values[f"ece_null_{name}"] = null_calibration_error(confidence)
         reliability[name] = reliability_rows(confidence, correct)
     threshold, q = fitted["threshold"], fitted["conformal_quantile"]
     answered = confidence >= (math.inf if threshold is None else threshold)
     sets = conformal_set(p, math.nan if q is None else q)
-    figures["coverage"] = _mean(answered)
-    figures["accuracy"] = _mean(correct[answered])
-    figures["overconfident_error_share"] = overconfident_error_share(confidence, correct)
-    figures["conformal_coverage"] = None if q is None else _mean(_at(sets, y))
-    figures["conformal_mean_size"] = None if q is None else _mean(sets.sum(axis=1))
-    figures["reliability"], figures["raw_reliability"] = reliability["after"], reliability["before"]
-    figures["curve"] = coverage_rows(confidence, correct, 100)
-    return {k: None if v != v else v for k, v in figures.items()}
+    values["coverage"] = _mean(answered)
+    values["accuracy"] = _mean(correct[answered])
+    values["overconfident_error_share"] = overconfident_error_share(confidence, correct)
+    values["conformal_coverage"] = None if q is None else _mean(_at(sets, y))
+    values["conformal_mean_size"] = None if q is None else _mean(sets.sum(axis=1))
+    values["reliability"], values["raw_reliability"] = reliability["after"], reliability["before"]
+    values["curve"] = coverage_rows(confidence, correct, 100)
+    return {k: None if v != v else v for k, v in values.items()}
 
 
-def headline_figures(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+def headline_metrics(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Return what a run prints of `calibrate_heads`: seven metrics per head, NaN if undefined."""
     same = ("nll_after", "brier_after", "ece_before", "ece_after", "ece_null_after")
     names = {name: name for name in (*same, "overconfident_error_share")}
     names |= {"coverage": "answered_share"}
     return {
-        f"test_{head}_{shown}": math.nan if figures[name] is None else figures[name]
-        for head, figures in measured.items()
+        f"test_{head}_{shown}": math.nan if values[name] is None else values[name]
+        for head, values in measured.items()
         for name, shown in names.items()
     }
 

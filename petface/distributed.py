@@ -1,4 +1,4 @@
-"""What torchrun tells a process about its place among others, and what they do together.
+"""A process's place among those of torchrun, and what they do together.
 
 Alone, or under `torchrun --nproc-per-node 1`, everything here is a no-op.
 """

@@ -174,9 +174,9 @@ def failure_of_machine(error: BaseException) -> str | None:
         named = " -> ".join(short(n) for n in names if not isinstance(n, int))
         if not named and error.errno == errno.ENOENT and not _working_folder():
             return "the working folder is gone; change into another one"
-        said = error.strerror or reason or type(error).__name__
+        what = error.strerror or reason or type(error).__name__
         way_out = _WAYS_OUT.get(error.errno or 0, "mend that, then give the same command again")
-        return f"{named}: {said}; {way_out}" if named else f"{said}; {way_out}"
+        return f"{named}: {what}; {way_out}" if named else f"{what}; {way_out}"
     is_said = isinstance(error, RuntimeError | ValueError | ImportError)  # has no class of its own
     if isinstance(error, MemoryError) or is_said and NO_MEMORY.search(str(error)):
         text = f" ({reason})" if reason else ""

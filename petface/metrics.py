@@ -116,8 +116,8 @@ def cohen_kappa(
 def majority_baseline(train_counts: np.ndarray, test_counts: np.ndarray) -> float:
     """Return the accuracy on the test split of always answering the most frequent training class.
 
-    Both (K,) counts per class; the first of equally frequent classes is taken. NaN where a part has
-    no known label.
+    Both (K,) counts per class; the first of equally frequent classes is taken. NaN where a split
+    has no known label.
     """
     if not np.any(train_counts) or not np.any(test_counts):
         return float("nan")
@@ -136,8 +136,8 @@ def cluster_interval(
     """Return the 95 % interval of a value in lowest..1 whose photos come in animals; the one way.
 
     All (M,), of the photos: `influence`, what each moves the value by, together 0 (the derivative
-    of the value by the photo's weight); `weight`, its part in the value, together 1; `record`, the
-    animal. None below `MIN_RECORDS` animals: too few to tell.
+    of the value by the photo's weight); `weight`, its share of the value, together 1; `record`, the
+    animal. None below `MIN_RECORDS` animals: too few to judge.
 
     The photos of one animal are right or wrong together, so they count for less than their number:
     p (1 - p) / variance over animals, times (z / t)^2 for the animals' degrees of freedom; where
@@ -219,9 +219,9 @@ def macro_f1_interval(
     f1 = 2.0 * np.bincount(t[t == p], minlength=len(seen)) / seen
     value = float(f1.mean()) if len(f1) else 0.0
     centre = np.where(_is_lonely(both, np.tile(record, 2)), value, f1)
-    part = 1.0 / (seen * len(seen))  # of a photo in its class; photos are in two
-    moved = 2.0 * (t == p) * part[t] - centre[t] * part[t] - centre[p] * part[p]
-    return cluster_interval(value, moved, part[t] + part[p], record, num_classes=len(seen))
+    share = 1.0 / (seen * len(seen))  # of a photo in its class; photos are in two
+    moved = 2.0 * (t == p) * share[t] - centre[t] * share[t] - centre[p] * share[p]
+    return cluster_interval(value, moved, share[t] + share[p], record, num_classes=len(seen))
 
 
 def _is_lonely(k: np.ndarray, record: np.ndarray) -> npt.NDArray[np.bool_]:

@@ -132,7 +132,7 @@ class ResumableTable:
         self.write_lines("".join(files.csv_line(map(files.safe_cell, row)) for row in rows))
 
     def write_lines(self, text: str) -> None:
-        """Append whole rows that are laid out already, in one write.
+        """Append rows that are formatted already, in one write.
 
         On a full disk `UserError` names path and free bytes, and the table ends on a whole row.
         """

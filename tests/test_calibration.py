@@ -24,7 +24,7 @@ from petface.calibration import (
     coverage_curve,
     expected_calibration_error,
     fit_temperature,
-    headline_figures,
+    headline_metrics,
     measure_head,
     nll,
     null_calibration_error,
@@ -416,7 +416,7 @@ def test_heads_are_fitted_on_one_part_and_measured_on_the_other() -> None:
     own = measure_head(*test[:2], fitted["breed"])
     assert measured["breed"] == {"head": "breed", **own, "fitted": fitted["breed"]}
     json.dumps(measured, allow_nan=False)
-    shown = headline_figures(measured)
+    shown = headline_metrics(measured)
     for name in HEADLINES:
         assert shown.pop(f"test_breed_{name}") == own[name]
     assert shown.pop("test_breed_answered_share") == own["coverage"] > 0.1

@@ -22,6 +22,7 @@ from petface.errors import SettingsError, UserError, run_script
 # isort: split
 import torch
 
+from inference_engine import own_folder
 from petface.devices import choose_device, num_cores
 from petface.inference.two_stage import TwoStageInference
 from petface.settings import NonNegative, Positive, PositiveFloat, read_settings
@@ -29,7 +30,7 @@ from petface.streams import outlive_reader
 
 # ---- Models ----
 STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"  # or a bundle of exported models
-STAGE2_FOLDER: str = "runs/stage2"  # holds <species>/<species>_best.pt; "" = all in the bundle
+STAGE2_FOLDER: str = "runs/stage2"  # holds <species>/<species>_best.pt; "" = the bundle's, or none
 DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
 PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  # fp32 = as inference_engine.py answers
 
@@ -84,7 +85,8 @@ def main() -> None:
     taken = bind(s.HOST, s.PORT)
     if s.NUM_THREADS:
         torch.set_num_threads(s.NUM_THREADS)
-    engine = TwoStageInference(s.STAGE1_CHECKPOINT, s.STAGE2_FOLDER or None, s.DEVICE, s.PRECISION)
+    specialists = own_folder(s) or None
+    engine = TwoStageInference(s.STAGE1_CHECKPOINT, specialists, s.DEVICE, s.PRECISION)
     engine.load_all()
     address, port = taken.getsockname()[:2]
     hosts = s.ALLOWED_HOSTS

@@ -64,7 +64,7 @@ class EvaluationOptions:
     images_root: str | Path
     annotations_root: str | Path
     stage1_checkpoint: str | Path
-    stage2_folder: str | Path
+    stage2_folder: str | Path | None
     out_dir: str | Path
     splits_file: str = ""
     split_seed: int = 0
@@ -153,7 +153,8 @@ def _describe_models(options: EvaluationOptions, dataset: Dataset, how: ComputeO
         stage1, folder = find_model(stage1, None), stage1
     found = {name: find_specialist(name, folder) for name in dataset.catalog.classes}
     if missing := [name for name, path in found.items() if path is None]:
-        print(f"no specialist in {folder} for: {', '.join(missing)}")
+        where = f"no specialist in {folder}" if folder else "no STAGE2_FOLDER"
+        print(f"{where} for: {', '.join(missing)}")
     models = {
         "stage1": describe_model(stage1, None),
         "specialists": {

@@ -69,8 +69,8 @@ def describe(name: str, card: Mapping[str, Any]) -> str:
         f"{name}: {card['precision']}, {card['bytes'] / 1e6:.1f} MB, fp32 logits within "
         f"{largest:.2g} of torch's on {parity['num_photos']} photos"
     )
-    if told := card["measured"].get("contaminated"):
-        line += f"\n  contaminated: {told}; what is measured on them is not on unseen animals"
+    if why := card["measured"].get("contaminated"):
+        line += f"\n  contaminated: {why}; what is measured on them is not on unseen animals"
     if int8 is None:
         return line
     verdict = "kept" if int8["kept"] else "not kept, fp32 stays"

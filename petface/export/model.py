@@ -49,7 +49,7 @@ _FILTER = (
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What is wanted of an export; the constants of tools/export.py say what each means."""
+    """Options of an export; the constants of tools/export.py explain each."""
 
     precision: str = "fp32"
     max_logit_difference: float = 1e-3
@@ -85,8 +85,8 @@ def export_model(
     exact = torch_network.answer_pixels(photos.pixels)
     graph = network_graph(checkpoint.model, rule, heads)
     found = differences(_opened(graph, checkpoint).answer_pixels(photos.pixels), exact, heads)
-    for head, figures in found.items():
-        largest = figures["max_logit_difference"]
+    for head, values in found.items():
+        largest = values["max_logit_difference"]
         if not largest <= options.max_logit_difference:  # NaN is refused, too
             raise UserError(
                 f"{path}: logits of head {head} differ by {largest:.3g} from torch's, more than "

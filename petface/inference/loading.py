@@ -151,8 +151,10 @@ def find_model(path: str | Path, species: str | None) -> Path:
     return file
 
 
-def find_specialist(species: str, checkpoint_or_folder: str | Path) -> Path | None:
+def find_specialist(species: str, checkpoint_or_folder: str | Path | None) -> Path | None:
     """Find a specialist's file, None where a folder holds none; refuse names that leave it."""
+    if checkpoint_or_folder is None:
+        return None
     path = Path(checkpoint_or_folder)
     if runs.run_path(str(path), species).name != species:
         raise UserError(f"species {species!r} must be a plain name")

@@ -62,7 +62,7 @@ class TwoStageInference:
         """Return the specialist of `species`, None where there is none."""
         if species not in self._specialists:
             folder, how = self.stage2_folder, self.options
-            path = find_specialist(species, folder) if folder else None
+            path = find_specialist(species, folder)
             stage = load_stage(path, species, how, self.annotations_root) if path else None
             self._specialists[species] = Stage2Model(stage) if stage else None
         return self._specialists[species]

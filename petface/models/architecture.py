@@ -20,7 +20,7 @@ from petface.models.backbones import describe
 
 ATTENTIONS: Final = ("none", "se")
 POOLINGS: Final = ("average", "both")
-MAX_HIDDEN: Final = 4096  # both are limits for what an untrusted checkpoint may ask to be built
+MAX_HIDDEN: Final = 4096  # both are limits for what an untrusted checkpoint may want to have built
 MAX_BODIES: Final = 8
 HEAD_PREFIXES: Final = ("fc.", "classifier.", "head.", "heads.")  # of parameters, in both stages
 _OF_A_BODY: Final = re.compile(r"bodies\.(\d{1,3})\.(.+)")
@@ -94,7 +94,7 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: Any) -> Architecture:
-        """Read what `to_dict` returned; `ValueError` says what makes no sense."""
+        """Read what `to_dict` returned; `ValueError` names what makes no sense."""
         names = {field.name for field in fields(cls)}
         if not isinstance(values, Mapping) or not set(values) <= names:
             raise ValueError(f"is not a table of {', '.join(sorted(names))}")
@@ -109,7 +109,7 @@ class Architecture:
     def from_stored(cls, content: Mapping[str, Any]) -> Architecture:
         """Read a checkpoint's entries; without any, a plain ResNet-18 was meant.
 
-        `ValueError` says what makes no sense. What other programs call "architecture" is left
+        `ValueError` names what makes no sense. What other programs call "architecture" is left
         alone.
         """
         plain = cls(content.get("backbone", "resnet18"))

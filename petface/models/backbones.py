@@ -87,7 +87,7 @@ def input_rule(name: str, size_px: int, resize: str, normalize: str) -> Preproce
 def build_body(name: str) -> nn.Module:
     """Build an untrained body without classifier: (B, 3, H, W) float -> (B, num_features).
 
-    Its names are torchvision's; `backbone` tells its own.
+    Its names are torchvision's; `backbone` is its own name.
     """
     backbone = describe(name)
     if name.startswith(TIMM):
@@ -219,15 +219,15 @@ def load_torchvision_weights(body: nn.Module, name: str, policy: str) -> str:
     """Fill `body` in place with ImageNet weights, downloaded once; return their name.
 
     They are torchvision's, or for a backbone of timm its hub's. Where they cannot be had, `policy`
-    "require" raises `UserError`; "auto" leaves the random weights and says so in the returned text.
+    "require" raises `UserError`; "auto" leaves the random weights, and the returned text names it.
     """
     try:
         with network_patience(20.0):
             if name.startswith(TIMM):
-                told, state = timm_part().hub_weights(name)
+                origin, state = timm_part().hub_weights(name)
             else:
                 enum = torchvision.models.get_model_weights(name).DEFAULT
-                told = f"torchvision {enum}"
+                origin = f"torchvision {enum}"
                 state = enum.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network, or a damaged download
         if policy == "require":
@@ -237,4 +237,4 @@ def load_torchvision_weights(body: nn.Module, name: str, policy: str) -> str:
             ) from error
         return f"random (ImageNet weights for {name} could not be had: {error})"
     fill_body(body, name, state)
-    return told
+    return origin

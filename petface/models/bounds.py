@@ -1,6 +1,6 @@
 """What a file of a stranger may declare: checked before anything of that size is built.
 
-torch's own reader executes nothing, but builds what it is told: `bytearray(10**11)`, a sparse
+torch's own reader executes nothing, but builds what a file describes: `bytearray(10**11)`, a sparse
 tensor, one number expanded to terabytes. Here a pickle is read as a list of instructions first.
 """
 

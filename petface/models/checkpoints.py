@@ -338,13 +338,13 @@ def misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
         if name in state and state[name].shape != tensor.shape
     ]
     missing, unknown = ([n for n in a if n not in b] for a, b in ((own, state), (state, own)))
-    told = [
+    faults = [
         f"{word} {', '.join(sorted(names, key=lambda name: not name.startswith('heads'))[:2])}"
         + (f" and {len(names) - 2} more" if len(names) > 2 else "")
         for word, names in (("missing", missing), ("unknown", unknown), ("shape:", shapes))
         if names
     ]
-    return "; ".join(told)
+    return "; ".join(faults)
 
 
 def read_preprocessing(path: str | Path, content: Mapping[str, Any]) -> Preprocessing:

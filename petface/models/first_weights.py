@@ -32,15 +32,15 @@ def initialise(
 
     Bodies as `initialise_body` does. One checkpoint of ours for all of them also gives the heads of
     equal name (`vocabularies`: head -> classes, "species" in stage 1) the rows of the classes that
-    both know, so that a network goes on with one class more; rows of new classes stay drawn.
+    both know, so that a network can learn one class more; rows of new classes stay random.
     """
     bodies, backbone = getattr(model, "body", model), model.architecture.backbone
-    told = initialise_body(bodies, backbone, weights, policy, species)
+    origin = initialise_body(bodies, backbone, weights, policy, species)
     source, *others = _sources(weights, len(bodies_of(bodies)), species)
     if others or policy == "none" or source in ("none", *HUBS):
-        return told
+        return origin
     kept = ", ".join(_keep_known_rows(model, source, vocabularies, species))
-    return f"{told}, heads as in the file for {kept}" if kept else told
+    return f"{origin}, heads as in the file for {kept}" if kept else origin
 
 
 def _keep_known_rows(
@@ -82,8 +82,8 @@ def initialise_body(
     each = _sources(weights, len(bodies), species)
     if policy == "none":
         return "random"
-    told = [_fill(*pair, name, policy) for pair in zip(groups, each, strict=True)]
-    return " + ".join(told)
+    origin = [_fill(*pair, name, policy) for pair in zip(groups, each, strict=True)]
+    return " + ".join(origin)
 
 
 def _sources(weights: str | Sequence[str], num_bodies: int, species: str) -> list[str]:
@@ -108,13 +108,13 @@ def describe_learnt(
     """Describe what a network learns from, see `describe_data`, and what its first weights did."""
     sources = dict.fromkeys(_sources(weights, num_bodies, species or ""))
     data = describe_data(dataset, species, vocabularies)
-    own = np.concatenate([data["records"][part].numpy() for part in ("train", "val")])
+    own = np.concatenate([data["records"][split].numpy() for split in ("train", "val")])
     inherited, unknown = [np.empty(0, np.int64)], list[str]()
     for path in sources:
         if policy == "none" or path in ("none", *HUBS):
             continue
         if found := checkpoints.fingerprint_in(path, checkpoints.load(path)):
-            sets = [*(found["records"][part] for part in ("train", "val")), found["inherited"]]
+            sets = [*(found["records"][split] for split in ("train", "val")), found["inherited"]]
             inherited += [t.numpy() for t in sets]
         unknown += found["unknown"] if found else [f"weights of {Path(path).name}"]
     more = np.setdiff1d(np.concatenate(inherited), own)
@@ -122,21 +122,21 @@ def describe_learnt(
 
 
 def _fill(bodies: list[nn.Module], weights: str, name: str, policy: str) -> str:
-    told = "random"
+    origin = "random"
     if weights in HUBS:
         if (weights == "timm") != name.startswith(backbones.TIMM):
             raise SettingsError(f'WEIGHTS = "{weights}" has none of BACKBONE = "{name}"')
         for body in bodies:
-            told = backbones.load_torchvision_weights(body, name, policy)
-            if told.startswith("random"):  # no network: the next ones would wait for it as long
+            origin = backbones.load_torchvision_weights(body, name, policy)
+            if origin.startswith("random"):  # no network: the next ones would wait for it as long
                 break
     elif weights != "none":
-        told = f"file {Path(weights).name}{_fill_from_file(bodies, weights, name)}"
-    return told
+        origin = f"file {Path(weights).name}{_fill_from_file(bodies, weights, name)}"
+    return origin
 
 
 def _fill_from_file(bodies: list[nn.Module], path: str, name: str) -> str:
-    """Fill bodies with those of a file, whatever stands around them; say what was left out."""
+    """Fill bodies with those of a file, whatever stands around them; return what was left out."""
     state = checkpoints.weights_in(path, checkpoints.load(path))
     own = bodies[0].state_dict()
     first = next(iter(own))

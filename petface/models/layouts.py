@@ -20,7 +20,7 @@ _NAME_KEYS = ("classes", "class_names", "labels", "vocab", "names", "idx_to_clas
 
 @dataclass(frozen=True)
 class Found:
-    """A specialist in parts: its body, with torchvision's names, and each head with its classes."""
+    """A specialist taken apart: its body, by torchvision's names, and its heads with classes."""
 
     body: dict[str, Tensor]
     heads: dict[str, dict[str, Tensor]]  # head -> name within it -> tensor
@@ -33,7 +33,7 @@ class Found:
 
 
 def read(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Found:
-    """Split a state dictionary and the checkpoint around it; `ValueError` says what is missing.
+    """Split a state dictionary and the checkpoint around it; `ValueError` names what is missing.
 
     Layouts known: `head_vocabs`; `feature_infos`; `heads_meta`; `vocabs` + `heads`; and the legacy
     one with flat `head_<name>.*` weights and no vocabulary, whose classes follow from the shapes.
@@ -63,7 +63,7 @@ def read(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Found:
 def read_own(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Found:
     """Split a state dictionary with the names of `_MultiHeadModel`, whatever is within its heads.
 
-    `ValueError` says what is missing.
+    `ValueError` names what is missing.
     """
     found = Found({}, {}, _vocabularies(content))
     for key, value in state.items():

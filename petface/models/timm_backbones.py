@@ -58,7 +58,7 @@ def _outline(name: str) -> Any:
 
 
 def describe(name: str) -> Backbone:
-    """Look a model up, by what timm says of it."""
+    """Look a model up in timm's own description of it."""
     network = _outline(name)
     cfg = network.pretrained_cfg
     return Backbone(
@@ -71,7 +71,7 @@ def describe(name: str) -> Backbone:
 
 
 def _ends(network: Any) -> list[dict[str, Any]]:
-    """List what timm says of the ends of stem (where it says so) and layer1 to layer4.
+    """List what timm knows of the ends of stem (where it does) and layer1 to layer4.
 
     They are where the sides of the maps are halved next; of a transformer, whose sides stay, four
     blocks at equal distances.
@@ -85,7 +85,7 @@ def _ends(network: Any) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=64)
 def stages(name: str) -> dict[str, str]:
-    """Return the stage of each parameter: what timm tells no stages of is layer4 as a whole."""
+    """Return the stage of each parameter: a model without stages is layer4 as a whole."""
     names = [key for key, _ in _outline(name).named_parameters()]
     ends = [f"{info['module']}." for info in _ends(_outline(name))]
     befores = [-1] * 4  # the last parameter of stem, layer1, layer2 and layer3

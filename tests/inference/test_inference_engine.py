@@ -312,3 +312,19 @@ def test_constructors_without_arguments_take_the_constants(monkeypatch, tmp_path
     ):
         with pytest.raises(UserError, match=name):
             make()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [([], "runs/stage2"), (["--stage1-checkpoint", "a.pt"], None), (["--stage2-folder", "b"], "b")],
+)
+def test_specialists_of_another_system_are_not_evaluated_unasked(
+    monkeypatch, tmp_path, words, expected
+):
+    (tmp_path / "runs/stage2").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    given = {}
+    monkeypatch.setattr(inference_engine, "evaluate_full_dataset", lambda *_, **how: given | how)
+    monkeypatch.setattr(inference_engine, "describe_summary", given.update)
+    inference_engine.evaluate(words)
+    assert given["stage2_folder"] == expected

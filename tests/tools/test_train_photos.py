@@ -151,6 +151,7 @@ def test_an_installation_runs_from_anywhere(tmp_path):
         done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert str(scripts.REPOSITORY) not in done.stdout
+    assert done.stdout.startswith("usage: petface sweep [")
     site = tmp_path / "site"
     for name in ("petface/py.typed", "petface/tools/sweep.py", "petface/report/templates"):
         assert (site / name).exists()
