@@ -159,9 +159,9 @@ def main() -> int:
     with ThreadPoolExecutor(settings.JOBS) as pool:
         try:
             codes = list(pool.map(lambda pair: train(settings.JOBS, *pair), enumerate(todo)))
-        except BaseException:
+        except BaseException as stop:
             for trainer in list(RUNNING):
-                trainer.terminate()
+                end(trainer, stop)
             raise
     runs = [found for run in plan for found in run.finished()]
     if runs:
@@ -227,9 +227,9 @@ def train(num_jobs: int, number: int, run: Planned) -> int:
 
 @contextmanager
 def started(
-    command: Sequence[str], log: IO[bytes], environment: Mapping[str, str] = os.environ
+    command: Sequence[str], log: IO[bytes] | None, environment: Mapping[str, str] = os.environ
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a trainer that ends with this process, however that ends.
+    """Start a script that ends with this process, however that ends; without `log` it prints here.
 
     Its input is a pipe that nobody writes to and that closes with this process.
     """
@@ -237,17 +237,24 @@ def started(
         [sys.executable, *command],
         stdin=subprocess.PIPE,
         stdout=log,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.STDOUT if log else None,
         env={**environment, ENDS_WITH_INPUT: "1"},
     ) as process:
         RUNNING.add(process)
         try:
             yield process
-        except BaseException:
-            process.terminate()
+        except BaseException as stop:
+            end(process, stop)
+            process.wait()
             raise
         finally:
             RUNNING.discard(process)
+
+
+def end(process: subprocess.Popen[bytes], stop: BaseException) -> None:
+    """End a script, unless it ends by itself: Ctrl-C reaches both, a signal this process alone."""
+    if not isinstance(stop, KeyboardInterrupt) or stop.args:
+        process.terminate()
 
 
 def last_line(path: Path) -> str:

@@ -15,11 +15,10 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-from petface.errors import ENDS_WITH_INPUT, SettingsError, UserError, run_script
+from petface.errors import SettingsError, UserError, run_script
 
 # isort: split
 import numpy as np
@@ -34,6 +33,7 @@ from petface.evaluation.details import SUMMARY
 from petface.models.backbones import build_body, load_torchvision_weights
 from petface.settings import NonNegative, Settings, read_settings
 from tools.prepare_data import describe
+from tools.sweep import started
 
 # ---- Photos and folders ----
 NAME: str = ""  # data/<NAME> and runs/<NAME>; "" = the name of the folder of photos
@@ -161,17 +161,8 @@ def first_weights(wanted: str) -> tuple[str, str]:
 def done(words: list[str | Path]) -> int:
     """Run a command of petface to its end; return its exit code."""
     print(f"\n$ {shown(words)}", flush=True)
-    command = [sys.executable, str(DOOR), *map(str, words)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, env={**os.environ, ENDS_WITH_INPUT: "1"}
-    ) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt as stop:
-            if stop.args:  # a signal to this process alone; Ctrl-C went to both
-                process.terminate()
-            process.wait()
-            raise
+    with started([str(DOOR), *map(str, words)], log=None) as process:
+        return process.wait()
 
 
 def shown(words: list[str | Path]) -> str:
