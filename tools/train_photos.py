@@ -64,8 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     name = s.NAME or safe_name(found.source.name)
     tree, run = Path(s.DATA_ROOT, name), Path(s.RUNS_ROOT, name)
     roots = ["--images-root", f"{tree}/images", "--annotations-root", f"{tree}/annotations"]
-    checkpoint = ["--stage1-checkpoint", f"{run}/stage1/best.pt"]
-    models = [*checkpoint, "--stage2-folder", f"{run}/stage2"]
+    models = ["--stage1-checkpoint", f"{run}/stage1/best.pt"]
     lay_out(found, tree)
     steps = [
         (run / "audit/audit.html", ["audit", *roots, "--out", run / "audit"]),

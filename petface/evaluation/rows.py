@@ -50,9 +50,15 @@ class SpeciesRows:
     """Builds the rows of one species' images, by columns, each text made safe once."""
 
     def __init__(
-        self, dataset: Dataset, species: str, stage1: Stage, specialist: Stage | None
+        self,
+        dataset: Dataset,
+        species: str,
+        stage1: Stage,
+        specialist: Stage | None,
+        is_alone: bool = False,  # stage 1: no specialist is missed
     ) -> None:
         self._dataset, self._stage1, self._specialist = dataset, stage1, specialist
+        self._without = OK if is_alone else _NO_SPECIALIST
         names = {**stage1.names, **(_named(specialist) if specialist else {})}
         (self.species_number,) = class_numbers([species], names["species"]).tolist()
         images, labels = dataset.image_labels(species)
@@ -92,7 +98,7 @@ class SpeciesRows:
             (self._stage1, readable, (predicted.species,))
         ]
         if self._specialist is None:
-            status[right] = _NO_SPECIALIST
+            status[right] = self._without
         elif len(right):
             answered.append((self._specialist, right, predicted.heads))
         for stage, rows, logits in answered:

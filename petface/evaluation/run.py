@@ -130,6 +130,7 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
             plan[num_done:],
             num_workers=worker_count(options.num_workers),
             pack=options.pack,
+            is_alone=options.stage2_folder is None and not models["specialists"],
         )
         num_rows = _write(slices, records, table, num_rows, sum(map(len, plan)))
         distributed.barrier()
@@ -152,9 +153,10 @@ def _describe_models(options: EvaluationOptions, dataset: Dataset, how: ComputeO
     if onnx_models.is_bundle(stage1):
         stage1, folder = find_model(stage1, None), stage1
     found = {name: find_specialist(name, folder) for name in dataset.catalog.classes}
-    if missing := [name for name, path in found.items() if path is None]:
-        where = f"no specialist in {folder}" if folder else "no STAGE2_FOLDER"
-        print(f"{where} for: {', '.join(missing)}")
+    if folder is None:
+        print("stage 1 alone: no STAGE2_FOLDER is given")
+    elif missing := [name for name, path in found.items() if path is None]:
+        print(f"no specialist in {folder} for: {', '.join(missing)}")
     models = {
         "stage1": describe_model(stage1, None),
         "specialists": {
@@ -231,6 +233,7 @@ def predict_slices(
     *,
     num_workers: int,
     pack: str,
+    is_alone: bool,
 ) -> Generator[Callable[[], Rows], None, None]:
     """Predict each slice of `plan`; yield what builds its rows, in order.
 
@@ -249,7 +252,7 @@ def predict_slices(
         # the same pixels for both stages are made once
         by_size = {(rule.size_px, rule.resize): rule for rule in rules}
         source = image_source(catalog, pack, *by_size.values(), together=False)
-        rows = SpeciesRows(dataset, species, stage1, specialist)
+        rows = SpeciesRows(dataset, species, stage1, specialist, is_alone)
         with closing(read_ahead(source, slices, num_workers)) as decoded:
             for places, item in zip(slices, decoded, strict=True):
                 predicted = predict(places, item, stage1, specialist, rows.species_number)

@@ -53,7 +53,11 @@ def test_a_folder_of_photos_becomes_a_network_that_predicts_them(photos, tmp_pat
     assert [name for name in made if not (tmp_path / "runs/mine" / name).exists()] == []
     assert (tmp_path / "data/mine/left_out.csv").read_text().count("notes.txt") == 1
     show, predict, serve = first.stdout.partition("\nnext:\n")[2].strip().splitlines()
-    assert shlex.split(serve)[-5:-4] == ["serve"]
+    assert shlex.split(serve)[-3:-2] == ["serve"]
+    assert (
+        "no_specialist"
+        not in (tmp_path / "runs/mine/evaluation/petface_eval_per_image.csv").read_text()
+    )
     words = shlex.split(show)
     shown = petface(*words[words.index("show") :], cwd=tmp_path)
     assert shown.returncode == 0 and "cat" in shown.stdout, shown.stderr
