@@ -251,14 +251,12 @@ def read_stage2(path: str | Path, species: str, labels_of: Labels = dict) -> Sta
         model = kind(sizes, architecture)
     state = {f"body.{key}": value for key, value in found.body.items()}
     for head in sizes:
-        tensors = found.heads[own_names[head]]
-        state |= {f"heads.{head}.{name}": tensor for name, tensor in tensors.items()}
+        state |= {f"heads.{head}.{n}": t for n, t in found.heads[own_names[head]].items()}
     _fill(path, model, state)
     rule, calibration = read_preprocessing(path, content), read_calibration(path, content, names)
-    learnt = fingerprint_in(path, content)
     return Stage2Checkpoint(
         *(vocabularies, sources, rule, calibration, model, architecture, species),
-        data=learnt,
+        data=fingerprint_in(path, content),
         notes=tuple(notes),
     )
 

@@ -139,7 +139,8 @@ def _fill_from_file(bodies: list[nn.Module], path: str, name: str) -> str:
     """Fill bodies with those of a file, whatever stands around them; return what was left out."""
     state = checkpoints.weights_in(path, checkpoints.load(path))
     own = bodies[0].state_dict()
-    first = next(iter(own))
+    # not conv1.weight of a ResNet: each of its blocks has one of that name
+    first = next(key for key in own if not any(other.endswith(f".{key}") for other in own))
     prefix = _prefix(path, state, first)
     if prefix is None and name.startswith(backbones.TIMM):
         state, prefix = backbones.timm_part().own_names(name, state), ""

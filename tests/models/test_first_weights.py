@@ -61,14 +61,16 @@ def test_each_body_begins_with_its_own_file_or_all_with_one(tmp_path: Path) -> N
     assert is_of(single, stage2, "body.")
 
 
-def test_a_file_of_several_bodies_fills_as_many(tmp_path: Path) -> None:
-    stage1, stage2 = written(tmp_path, TWO)
-    network = build_classifier(TWO, 9)
+@pytest.mark.parametrize("backbone", ["resnet18", SMALL])
+def test_a_file_of_several_bodies_fills_as_many(tmp_path: Path, backbone: str) -> None:
+    two = Architecture(backbone, bodies=2)
+    stage1, stage2 = written(tmp_path, two)
+    network = build_classifier(two, 9)
     for path, prefix in ((stage1, ""), (stage2, "body.")):
-        initialise_body(network, SMALL, str(path), "auto")
+        initialise_body(network, backbone, str(path), "auto")
         pairs = enumerate(bodies_of(network))
         assert all(is_of(body, path, f"{prefix}bodies.{k}.") for k, body in pairs)
-    for num in (1, 3):
+    for num in (1, 3) if backbone == SMALL else ():
         with pytest.raises(CheckpointError, match=f"has 2 bodies, but is to fill {num}"):
             initialise_body(build_body(Architecture(SMALL, bodies=num)), SMALL, str(stage1), "auto")
 
@@ -197,6 +199,7 @@ def test_weights_that_do_not_fit_are_refused(
         initialise_body(build_body(Architecture(SMALL)), SMALL, str(path), "auto")
 
 
+@pytest.mark.parametrize("backbone", [SMALL, "resnet18"])
 @pytest.mark.parametrize(
     ("wrap", "told"),
     [
@@ -220,13 +223,16 @@ def test_weights_that_do_not_fit_are_refused(
         (lambda s: named(s, "module.body."), ""),
     ],
 )
-def test_what_trainers_wrap_around_weights_is_taken_off(tmp_path: Path, wrap, told: str) -> None:
+def test_what_trainers_wrap_around_weights_is_taken_off(
+    tmp_path: Path, backbone: str, wrap, told: str
+) -> None:
     torch.manual_seed(0)
-    state = build_classifier(Architecture(SMALL), 3).half().float().state_dict()
+    state = build_classifier(Architecture(backbone), 3).half().float().state_dict()
+    state = {name: t for name, t in state.items() if not name.startswith("fc.")}
     path = tmp_path / "theirs.pt"
     torch.save(wrap(state), path)
-    body = build_body(Architecture(SMALL))
-    assert initialise_body(body, SMALL, str(path), "auto") == f"file theirs.pt{told}"
+    body = build_body(Architecture(backbone))
+    assert initialise_body(body, backbone, str(path), "auto") == f"file theirs.pt{told}"
     assert all(torch.equal(tensor, state[name]) for name, tensor in body.state_dict().items())
 
 
