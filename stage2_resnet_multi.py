@@ -172,7 +172,7 @@ def main() -> int:
     dataset = load_dataset(s.IMAGES_ROOT, s.ANNOTATIONS_ROOT, **read)
     print("\n".join(dataset.notes))
     if audit := optional_room("analysis.audit"):
-        print(audit.quick_audit_line(dataset, s.ANNOTATIONS_ROOT, s.IMAGE_SIZE_PX))
+        print(audit.quick_audit_line(dataset, s.ANNOTATIONS_ROOT, s.IMAGE_SIZE_PX, s.COLUMNS))
     force, extend = (name in s.switches for name in ("force", "extend"))
     chosen, notes = choose_species(dataset, s.SPECIES, s.ANNOTATIONS_ROOT)
     print("\n".join(notes), end="\n" * bool(notes))

@@ -18,7 +18,6 @@ from pathlib import Path
 from petface import files
 from petface.analysis.audit import describe_audit, make_audit, write_audit
 from petface.analysis.photos import look_at
-from petface.data.dataset import load_dataset
 from petface.data.sample import sample_evenly
 from petface.data.sources.petface import scan
 from petface.errors import run_script
@@ -30,6 +29,8 @@ IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
 ANNOTATIONS_ROOT: str = "data/PetFace/annotations"  # <species>.csv
 SPLITS_FILE: str = ""  # "" = splits.csv beside the images, made if it is not there yet
 SPLIT_SEED: Seed = 0  # used when splits.csv is made, never after
+COLUMNS: tuple[str, ...] = ()  # as in stage 2: "cat.breed=Rasse"; then not as in STAGE2_FOLDER
+STAGE2_FOLDER: str = "runs/stage2"  # labels are read as its specialists were trained; "" = not
 
 # ---- Audit ----
 OUT: str = "runs/audit"  # an earlier audit there is replaced
@@ -43,15 +44,12 @@ def main() -> None:
     settings = read_settings(
         sys.modules[__name__], switches={"all": "look at every photo, whatever SAMPLE says"}
     )
+    from tools.labels import load_as_trained  # a second and a half, that --help does not wait
+
     out = Path(settings.OUT)
     out.mkdir(parents=True, exist_ok=True)
     found = scan(settings.IMAGES_ROOT)
-    dataset = load_dataset(
-        settings.IMAGES_ROOT,
-        settings.ANNOTATIONS_ROOT,
-        splits_file=settings.SPLITS_FILE,
-        seed=settings.SPLIT_SEED,
-    )
+    dataset = load_as_trained(settings)
     species = dataset.catalog.class_index
     num = 0 if "all" in settings.switches else settings.SAMPLE
     places = sample_evenly(species, num or len(species), settings.SAMPLE_SEED)

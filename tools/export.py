@@ -17,10 +17,10 @@ import sys
 import time
 from typing import Literal
 
-from petface.data.dataset import load_dataset
 from petface.errors import UserError, run_script
 from petface.inference.loading import find_specialist
 from petface.settings import Fraction, Positive, PositiveFloat, Seed, read_settings
+from tools.labels import load_as_trained
 
 # ---- What is exported ----
 STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"
@@ -57,9 +57,7 @@ def main() -> None:
     force_int8 = "force_int8" in s.switches
     if s.PRECISION == "fp32" and force_int8:
         raise UserError("--force-int8 needs --precision int8")
-    dataset = load_dataset(
-        s.IMAGES_ROOT, s.ANNOTATIONS_ROOT, splits_file=s.SPLITS_FILE, seed=s.SPLIT_SEED
-    )
+    dataset = load_as_trained(s)
     found = {name: find_specialist(name, s.STAGE2_FOLDER) for name in dataset.catalog.classes}
     specialists = {name: path for name, path in found.items() if path is not None}
     if missing := [name for name in found if name not in specialists]:

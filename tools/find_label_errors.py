@@ -26,7 +26,7 @@ import pandas as pd
 from petface import files
 from petface.analysis import label_errors
 from petface.analysis.label_errors import Head
-from petface.data.dataset import Dataset, load_dataset
+from petface.data.dataset import Dataset
 from petface.data.fingerprint import contaminated, hashes_of, seen_by
 from petface.data.loading import worker_count
 from petface.evaluation.details import SUMMARY
@@ -36,12 +36,15 @@ from petface.models.network import Network
 from petface.report import report_line
 from petface.settings import Positive, PositiveFloat, Seed, Settings, read_settings
 from petface.taxonomy import FEATURES as ALL_FEATURES
+from tools.labels import load_as_trained
 
 # ---- Data ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
 ANNOTATIONS_ROOT: str = "data/PetFace/annotations"  # <species>.csv
 SPLITS_FILE: str = ""  # "" = splits.csv beside the images
 SPLIT_SEED: Seed = 0  # used when splits.csv is made, never after
+COLUMNS: tuple[str, ...] = ()  # as in stage 2: "cat.breed=Rasse"; then not as in STAGE2_FOLDER
+STAGE2_FOLDER: str = "runs/stage2"  # labels are read as its specialists were trained; "" = not
 SPECIES: str | tuple[str, ...] = "all"  # one species, several, or "all"
 FEATURES: tuple[str, ...] = ("breed", "color", "color1", "color2", "gender")
 
@@ -72,9 +75,7 @@ def main() -> None:
     if unknown := [name for name in s.FEATURES if name not in ALL_FEATURES]:
         raise SettingsError(f"FEATURES: no {unknown[0]!r}; there are: {', '.join(ALL_FEATURES)}")
     start = time.perf_counter()
-    dataset = load_dataset(
-        s.IMAGES_ROOT, s.ANNOTATIONS_ROOT, splits_file=s.SPLITS_FILE, seed=s.SPLIT_SEED
-    )
+    dataset = load_as_trained(s)
     names = [s.SPECIES] if isinstance(s.SPECIES, str) else list(s.SPECIES)
     chosen = dataset.catalog.classes if names == ["all"] else names
     heads = {species: label_errors.heads_of(dataset, species, s.FEATURES) for species in chosen}

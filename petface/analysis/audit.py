@@ -6,7 +6,7 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -338,7 +338,11 @@ def describe_audit(summary: dict[str, Any]) -> str:
 
 
 def quick_audit_line(
-    dataset: Dataset, annotations_root: str | Path = "", size_px: int = 0, sample: int = 500
+    dataset: Dataset,
+    annotations_root: str | Path = "",
+    size_px: int = 0,
+    columns: Sequence[str] = (),
+    sample: int = 500,
 ) -> str:
     """Return in one line, in under two seconds, what a first look at the data shows.
 
@@ -357,7 +361,8 @@ def quick_audit_line(
             bad += 1
     root = Path(os.fsdecode(catalog.root))
     labels = annotations_root or root.parent / "annotations"
-    flags = f"--images-root {shlex.quote(str(root))} --annotations-root {shlex.quote(str(labels))}"
+    own = ["--columns", *columns] if columns else []
+    flags = shlex.join(["--images-root", str(root), "--annotations-root", str(labels), *own])
     strays = [note.split()[0] for note in dataset.notes if " entries of the tree are no " in note]
     own_px = int(np.median(sides)) if sides else size_px
     hint = ""

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from petface import distributed, files
-from petface.data.annotations import stored_reading
 from petface.data.dataset import Dataset, load_dataset
 from petface.data.fingerprint import describe_photos
 from petface.data.images import Preprocessing
@@ -47,8 +46,8 @@ from petface.inference.loading import (
     find_model,
     find_specialist,
     load_stage,
+    reading_of,
 )
-from petface.models import checkpoints
 from petface.progress import progress
 from petface.resumable import ResumableRecords, ResumableTable, refuse_finished, write_behind
 
@@ -73,6 +72,12 @@ class EvaluationOptions:
     pack: str = ""
     force: bool = False
 
+    @property
+    def specialists(self) -> str | Path:
+        """Return where the specialists are: a bundle brings its own."""
+        is_bundle = onnx_models.is_bundle(self.stage1_checkpoint)
+        return self.stage1_checkpoint if is_bundle else self.stage2_folder
+
 
 def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[str, Any]:
     """Predict every image, write the files of an evaluation and return its summary.
@@ -91,7 +96,7 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
         options.annotations_root,
         splits_file=options.splits_file,
         seed=options.split_seed,
-        reading_of=partial(_reading, options),
+        reading_of=partial(reading_of, stage2_folder=options.specialists),
     )
     print("\n".join(dataset.notes))
     models = _describe_models(options, dataset, how)
@@ -141,17 +146,9 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
     return distributed.broadcast_object(summary)
 
 
-def _reading(options: EvaluationOptions, species: str) -> dict[str, Any]:
-    """Return how the labels of a species are read: as its specialist says that it was trained."""
-    path = find_specialist(species, options.stage2_folder)
-    return stored_reading(checkpoints.load(path)) if path and path.suffix == ".pt" else {}
-
-
 def _describe_models(options: EvaluationOptions, dataset: Dataset, how: ComputeOptions) -> Models:
     """Describe all that the answers depend on, as JSON values for `MODELS`."""
-    stage1, folder = options.stage1_checkpoint, options.stage2_folder
-    if onnx_models.is_bundle(stage1):
-        stage1, folder = find_model(stage1, None), stage1
+    stage1, folder = find_model(options.stage1_checkpoint, None), options.specialists
     found = {name: find_specialist(name, folder) for name in dataset.catalog.classes}
     if folder is None:
         print("stage 1 alone: no STAGE2_FOLDER is given")

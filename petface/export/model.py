@@ -27,6 +27,7 @@ from petface.export.int8 import quantise
 from petface.export.parity import Photos, accuracies, differences, read_photos
 from petface.files import sha256_of_file
 from petface.inference import onnx_models
+from petface.inference.loading import reading_of
 from petface.inference.onnx_models import INPUT, OnnxNetwork
 from petface.models import checkpoints
 from petface.models.checkpoints import Checkpoint
@@ -73,7 +74,9 @@ def export_model(
     if species is None:
         checkpoint = checkpoints.read_stage1(path)
     else:
-        checkpoint = checkpoints.read_stage2(path, species)
+        table = dataset.annotations.get(species)
+        names = table.vocabularies if table else {}
+        checkpoint = checkpoints.read_stage2(path, species, lambda: names)
     for split in ("val", "train"):
         photos = read_photos(dataset, options.pack, species, checkpoint, split, options.num_parity)
         if len(photos):
@@ -114,6 +117,7 @@ def export_model(
         "sha256": hashlib.sha256(content).hexdigest(),
         "bytes": len(content),
         "data": to_json(checkpoint.data),
+        "labels": reading_of(species, path) if species else {},
         "test_vector": _test_vector(_opened(graph, checkpoint), heads),
         "measured": measured,
     }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from petface.calibration import HeadCalibration
-from petface.data.annotations import read_species
+from petface.data.annotations import read_species, stored_reading
 from petface.data.fingerprint import Data
 from petface.devices import choose_device, choose_precision
 from petface.errors import SettingsError, UserError
@@ -166,6 +166,18 @@ def find_specialist(species: str, checkpoint_or_folder: str | Path | None) -> Pa
         if candidate.is_file():
             return candidate
     return exported.find(path, species)
+
+
+def reading_of(species: str, stage2_folder: str | Path) -> dict[str, Any]:
+    """Return how the labels of a species are read: as its specialist says that it was trained.
+
+    The arguments of `read_species`, of a checkpoint or of an export; {} where there is none.
+    """
+    path = find_specialist(species, stage2_folder)
+    if path is None:
+        return {}
+    is_export = path.suffix == exported.SUFFIX
+    return stored_reading(exported.card_of(path) if is_export else checkpoints.load(path))
 
 
 def _read(

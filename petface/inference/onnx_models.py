@@ -124,6 +124,12 @@ def read(path: str | Path, species: str | None = None) -> Exported:
     )
 
 
+def card_of(path: Path) -> dict[str, Any]:
+    """Read the card of an exported model, unchecked: `read` compares it with the model."""
+    path = path.with_suffix(".json")
+    return _table_of(path, _bytes_of(path, MAX_CARD_BYTES))
+
+
 def _bytes_of(path: Path, most: int, folder: Path | None = None) -> bytes:
     """Read a regular file of at most `most` bytes; of a bundle, only what lies in its folder."""
     try:

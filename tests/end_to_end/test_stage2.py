@@ -277,3 +277,21 @@ def test_columns_of_another_name_reach_the_checkpoint_and_the_evaluation(
     cats = table[table["species"] == "cat"]
     assert set(cats["breed_true"].dropna()) == {"Bulldog, Olde mix", "P. t. verus"}
     assert set(cats["color1_true"].dropna()) == {"Black", "White"}
+    # a bundle and the tools read labels as the specialist does
+    out, models = tmp_path / "out", models[:2] + models[4:6]
+    script("tools/export.py", [*data.flags, *models, "--out", out]).checked()
+    flags = [*data.flags, "--stage1-checkpoint", out, "--out-dir", tmp_path / "of_bundle"]
+    script(scripts.INFERENCE, ["evaluate", *flags]).checked()
+    again = pandas.read_csv(tmp_path / "of_bundle/petface_eval_per_image.csv")
+    for head in ("breed", "color1", "gender"):
+        assert again[f"{head}_true"].equals(table[f"{head}_true"])
+    for folder in (tmp_path / "stage2", out):
+        flags = [*data.flags, "--stage2-folder", folder, "--out", tmp_path / "tool"]
+        script("tools/audit.py", flags).checked()
+        classes = pandas.read_csv(tmp_path / "tool/classes.csv")
+        cats = classes[(classes["species"] == "cat") & (classes["feature"] == "breed")]
+        assert list(cats["class"]) == ["Bulldog, Olde mix", "P. t. verus"]
+        finder = ["--checkpoint", models[1], "--species", "cat", "--features", "breed"]
+        script("tools/find_label_errors.py", [*flags, *finder]).checked()
+        judged = json.loads((tmp_path / "tool/label_errors.json").read_text())["heads"]
+        assert [head["num_known"] for head in judged] == [cats["records"].sum()]
