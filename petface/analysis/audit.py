@@ -31,7 +31,7 @@ MIN_RECORDS = 10  # a class with fewer is rare
 BRIGHTNESS_BINS = 16
 SMALL_PX, ELONGATED = 32, 3.0  # a side shorter than this; one side this many times the other
 DARK, BRIGHT = 10.0, 245.0  # mean grey level of a photo that shows next to nothing
-QUICK_LIMIT_S = 1.2  # `quick_audit_line` stops looking at photos then
+QUICK_SAMPLE, QUICK_LIMIT_S = 500, 1.2  # `quick_audit_line` stops looking at photos then
 _MANY_PHOTOS = 12  # records with more are counted together
 _MOST_SIZES = 12
 _PAIRS_AT_ONCE = 8192  # 64 MB as float32 thumbnails
@@ -338,19 +338,15 @@ def describe_audit(summary: dict[str, Any]) -> str:
 
 
 def quick_audit_line(
-    dataset: Dataset,
-    annotations_root: str | Path = "",
-    size_px: int = 0,
-    columns: Sequence[str] = (),
-    sample: int = 500,
+    dataset: Dataset, annotations_root: str = "", size_px: int = 0, columns: Sequence[str] = ()
 ) -> str:
     """Return in one line, in under two seconds, what a first look at the data shows.
 
     Another line follows where the photos are much smaller than the `size_px` of the training.
-    Photos are looked at in random order until there were `sample` of them or time is up.
+    Photos are looked at in random order until there were `QUICK_SAMPLE` of them or time is up.
     """
     start, looked_at, bad, catalog = time.perf_counter(), 0, 0, dataset.catalog
-    places, sides = sample_evenly(catalog.class_index, sample), list[int]()
+    places, sides = sample_evenly(catalog.class_index, QUICK_SAMPLE), list[int]()
     for place in np.random.default_rng(0).permutation(places).tolist():
         if looked_at and time.perf_counter() - start > QUICK_LIMIT_S:
             break
@@ -361,8 +357,8 @@ def quick_audit_line(
             bad += 1
     root = Path(os.fsdecode(catalog.root))
     labels = annotations_root or root.parent / "annotations"
-    own = ["--columns", *columns] if columns else []
-    flags = shlex.join(["--images-root", str(root), "--annotations-root", str(labels), *own])
+    flags = f"--images-root {shlex.quote(str(root))} --annotations-root {shlex.quote(str(labels))}"
+    flags += f" --columns {shlex.join(columns)}" if columns else ""
     strays = [note.split()[0] for note in dataset.notes if " entries of the tree are no " in note]
     own_px = int(np.median(sides)) if sides else size_px
     hint = ""

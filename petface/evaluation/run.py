@@ -73,7 +73,7 @@ class EvaluationOptions:
     force: bool = False
 
     @property
-    def specialists(self) -> str | Path:
+    def specialists(self) -> str | Path | None:
         """Return where the specialists are: a bundle brings its own."""
         is_bundle = onnx_models.is_bundle(self.stage1_checkpoint)
         return self.stage1_checkpoint if is_bundle else self.stage2_folder

@@ -74,8 +74,7 @@ def export_model(
     if species is None:
         checkpoint = checkpoints.read_stage1(path)
     else:
-        table = dataset.annotations.get(species)
-        names = table.vocabularies if table else {}
+        names = getattr(dataset.annotations.get(species), "vocabularies", {})
         checkpoint = checkpoints.read_stage2(path, species, lambda: names)
     for split in ("val", "train"):
         photos = read_photos(dataset, options.pack, species, checkpoint, split, options.num_parity)

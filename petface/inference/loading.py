@@ -168,16 +168,11 @@ def find_specialist(species: str, checkpoint_or_folder: str | Path | None) -> Pa
     return exported.find(path, species)
 
 
-def reading_of(species: str, stage2_folder: str | Path) -> dict[str, Any]:
-    """Return how the labels of a species are read: as its specialist says that it was trained.
-
-    The arguments of `read_species`, of a checkpoint or of an export; {} where there is none.
-    """
+def reading_of(species: str, stage2_folder: str | Path | None) -> dict[str, Any]:
+    """Return the arguments of `read_species` that a specialist or its export was trained with."""
     path = find_specialist(species, stage2_folder)
-    if path is None:
-        return {}
-    is_export = path.suffix == exported.SUFFIX
-    return stored_reading(exported.card_of(path) if is_export else checkpoints.load(path))
+    read = exported.card_of if path and path.suffix == exported.SUFFIX else checkpoints.load
+    return stored_reading(read(path)) if path else {}
 
 
 def _read(

@@ -126,8 +126,7 @@ def read(path: str | Path, species: str | None = None) -> Exported:
 
 def card_of(path: Path) -> dict[str, Any]:
     """Read the card of an exported model, unchecked: `read` compares it with the model."""
-    path = path.with_suffix(".json")
-    return _table_of(path, _bytes_of(path, MAX_CARD_BYTES))
+    return _table_of(card := path.with_suffix(".json"), _bytes_of(card, MAX_CARD_BYTES))
 
 
 def _bytes_of(path: Path, most: int, folder: Path | None = None) -> bytes:

@@ -65,7 +65,7 @@ def find_photos(places: Sequence[str]) -> tuple[list[str], Counter[str]]:
 
 def _photos_below(folder: str, left_out: Counter[str]) -> Iterator[str]:
     """Yield the photos of a folder and of those below."""
-    todo, first_dead, seen = [folder], "", set[tuple[int, int]]()
+    todo, dead, seen = [folder], "", set[tuple[int, int]]()
     while todo:
         folder, below = todo.pop(), []
         status = files.patiently(Path(folder).stat, folder)
@@ -86,10 +86,8 @@ def _photos_below(folder: str, left_out: Counter[str]) -> Iterator[str]:
             if why == NESTED:
                 below.append(path)
             elif why == DEAD:
-                first_dead = (
-                    first_dead or f"link that leads nowhere, such as {link_text(entry.path)}"
-                )
-                left_out[first_dead] += 1
+                dead = dead or f"link that leads nowhere, such as {link_text(entry.path)}"
+                left_out[dead] += 1
             elif why:
                 left_out[why] += 1
             else:
@@ -117,16 +115,13 @@ def predict_files(
         raise UserError(f"{out}: predictions are written as .csv or .jsonl; name such a file")
     refuse_finished(out, force)
     is_csv, listed = out.suffix == ".csv", listed_files(Path.cwd(), photos)
-    names = "\n".join(photos).encode("utf-8", "surrogateescape")
+    shown = "\n".join(photos).encode("utf-8", "surrogateescape")
+    shown += listed.stamps(np.arange(len(photos))).tobytes()
     paths = {name: model.path for name, model in engine.load_all().items()}
+    paths = {"stage1": engine.stage1.path, **paths}
     identity = {
-        "models": {
-            name: sha256_of_file(path)
-            for name, path in {"stage1": engine.stage1.path, **paths}.items()
-        },
-        "photos": hashlib.sha256(
-            names + listed.stamps(np.arange(len(photos))).tobytes()
-        ).hexdigest(),
+        "models": {name: sha256_of_file(path) for name, path in paths.items()},
+        "photos": hashlib.sha256(shown).hexdigest(),
         **engine.options.identity(),
         "topk": topk,
     }
