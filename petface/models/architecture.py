@@ -88,35 +88,25 @@ class Architecture:
         """Return the channels of the maps of layer1 to layer4, of all bodies together."""
         return tuple(self.bodies * channels for channels in describe(self.backbone).map_channels)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a checkpoint."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Any) -> Architecture:
-        """Read what `to_dict` returned; `ValueError` names what makes no sense."""
-        names = {field.name for field in fields(cls)}
-        if not isinstance(values, Mapping) or not set(values) <= names:
-            raise ValueError(f"is not a table of {', '.join(sorted(names))}")
-        return cls(**values)
-
     def stored(self) -> dict[str, Any]:
         """Return a checkpoint's entries: of a plain network the backbone's name alone."""
         entries = {"backbone": self.backbone}
-        return entries if self.is_plain else {**entries, "architecture": self.to_dict()}
+        return entries if self.is_plain else {**entries, "architecture": asdict(self)}
 
     @classmethod
     def from_stored(cls, content: Mapping[str, Any]) -> Architecture:
         """Read a checkpoint's entries; without any, a plain ResNet-18 was meant.
 
-        `ValueError` names what makes no sense. What other programs call "architecture" is left
-        alone.
+        `ValueError` names what makes no sense. "architecture" of other programs is left alone.
         """
         plain = cls(content.get("backbone", "resnet18"))
         if "architecture" not in content or "format" not in content:
             return plain
+        values, names = content["architecture"], sorted(field.name for field in fields(cls))
         try:
-            found = cls.from_dict(content["architecture"])
+            if not isinstance(values, Mapping) or not set(values) <= set(names):
+                raise UserError(f"is not a table of {', '.join(names)}")
+            found = cls(**values)
         except ValueError as error:
             raise ValueError(f'"architecture": {error}') from error
         if found.backbone != plain.backbone:

@@ -107,11 +107,12 @@ def add_attention(body: Any) -> None:
     """
     if body.backbone.startswith(TIMM):
         raise UserError(f'{body.backbone} takes no attention: set ATTENTION = "none"')
-    channels = describe(body.backbone).map_channels[-1]
+    backbone = describe(body.backbone)
+    channels = backbone.map_channels[-1]
     block = SqueezeExcitation(channels, channels // REDUCTION)
     nn.init.zeros_(block.fc2.weight)
     nn.init.constant_(block.fc2.bias, _OPEN)
-    getattr(body, _last_stage(body.backbone)).append(block)
+    (body.features if backbone.first_blocks else body.layer4).append(block)
 
 
 class AverageAndMaximum(nn.Sequential):
@@ -132,16 +133,11 @@ def pool_both(body: Any) -> None:
     body.avgpool = AverageAndMaximum()
 
 
-def _last_stage(name: str) -> str:
-    return "features" if describe(name).first_blocks else "layer4"
-
-
-def _attention_keys(network: nn.Module, name: str) -> set[str]:
-    stage = _last_stage(name)
-    blocks: Any = getattr(network, stage, ())
-    if not len(blocks) or not isinstance(blocks[-1], SqueezeExcitation):
-        return set()
-    return {f"{stage}.{len(blocks) - 1}.{key}" for key in blocks[-1].state_dict()}
+def _attention_keys(network: nn.Module) -> set[str]:
+    """Return the names of what `add_attention` appended; a backbone's own stand within blocks."""
+    kind = SqueezeExcitation
+    ends = [n for n, m in network.named_modules() if isinstance(m, kind) and n.count(".") == 1]
+    return {key for key in network.state_dict() if ".".join(key.split(".")[:2]) in ends}
 
 
 def fill_body(network: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:
@@ -155,7 +151,7 @@ def fill_body(network: nn.Module, name: str, state: Mapping[str, Tensor]) -> Non
     body = {key: value for key, value in state.items() if not key.startswith(prefix)}
     lacking, unexpected = network.load_state_dict(body, strict=False)
     missing = [key for key in lacking if not key.startswith(prefix)]
-    attention = _attention_keys(network, name)
+    attention = _attention_keys(network)
     if attention <= set(missing):
         missing = [key for key in missing if key not in attention]
     if missing or unexpected:

@@ -83,14 +83,10 @@ def oddity(content: Any, num_bytes: int) -> str:
         if isinstance(value, Tensor):
             if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
                 return f"a tensor without plain values ({value.layout}, {value.device})"
-            size = value.untyped_storage().nbytes()
-            if (
-                value.dtype not in _DTYPES
-                or not value.numel() * value.itemsize <= size <= num_bytes
-            ):
-                return (
-                    f"a tensor that declares {list(value.shape)} {value.dtype}, not what is there"
-                )
+            declared, size = value.numel() * value.itemsize, value.untyped_storage().nbytes()
+            if value.dtype not in _DTYPES or not declared <= size <= num_bytes:
+                what = f"{list(value.shape)} {value.dtype}"
+                return f"a tensor that declares {what}, not what is there"
         elif isinstance(value, dict):
             todo += [(part, depth + 1) for pair in value.items() for part in pair]
         elif isinstance(value, (list, tuple, set)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -204,12 +205,11 @@ def fold_batchnorm(model: nn.Module) -> int:
     takes the place of the BatchNorm, all names stay. A model that cannot be traced is left alone.
     """
     assert not model.training, "statistics still move: folding would freeze them"
-    try:
-        graph = fx.Tracer().trace(model)
-    except fx.proxy.TraceError:
-        return _num_norms(model)
+    nodes: Any = ()
+    with suppress(fx.proxy.TraceError):
+        nodes = fx.Tracer().trace(model).nodes
     modules = dict(model.named_modules())
-    for node in graph.nodes:
+    for node in nodes:
         norm = modules.get(node.target) if node.op == "call_module" else None
         if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
             continue
@@ -218,14 +218,10 @@ def fold_batchnorm(model: nn.Module) -> int:
         if isinstance(conv, nn.Conv2d) and len(before.users) == 1:
             _put(model, before.target, fuse_conv_bn_eval(conv, norm))
             _put(model, node.target, nn.Identity())
-    return _num_norms(model)
+    kinds = nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm
+    return sum(isinstance(m, kinds) for m in model.modules())
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
-
-
-def _num_norms(model: nn.Module) -> int:
-    kinds = nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm
-    return sum(isinstance(m, kinds) for m in model.modules())

@@ -15,6 +15,14 @@ from petface.data.images import Preprocessing
 from petface.errors import UserError, install_line
 from petface.models.backbones import STAGE_NAMES, TIMM, Backbone
 
+# What efficientnet_pytorch calls the layers of timm: outside of its one row of blocks, in a block
+# without an expansion and in one with it.
+_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+_NARROW = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_NARROW |= {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+_WIDE = _NARROW | {"_expand_conv": "conv_pw", "_project_conv": "conv_pwl"}
+_WIDE |= {"_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3"}
+
 
 class TimmBody(nn.Module):
     """A model of timm, and `fc` in its classifier's place: (B, 3, H, W) float -> (B, features)."""
@@ -111,7 +119,22 @@ def own_names(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the weights of one of timm's files as they are called in a `TimmBody`."""
     heads = _outline(name).pretrained_cfg["classifier"] or ()
     left_out = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+    if "_conv_stem.weight" in state:
+        state, left_out = _from_one_row(name, state), ("_fc.",)
     return {f"timm.{key}": tensor for key, tensor in state.items() if not key.startswith(left_out)}
+
+
+def _from_one_row(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename weights of efficientnet_pytorch as timm has them; what is unknown keeps its name."""
+    if not name.startswith(f"{TIMM}tf_"):  # others fit, too, but pad and normalise in another way
+        raise UserError(f"{name} is of other weights than the file: set BACKBONE to a {TIMM}tf_...")
+    last, table = "conv_dw.weight", dict(_OUTSIDE)
+    blocks = [key.removesuffix(last) for key in _outline(name).state_dict() if key.endswith(last)]
+    for k, block in enumerate(blocks):
+        kind = _WIDE if f"_blocks.{k}._expand_conv.weight" in state else _NARROW
+        table |= {f"_blocks.{k}.{old}": block + new for old, new in kind.items()}
+    parts = [(key.rpartition("."), tensor) for key, tensor in state.items()]
+    return {f"{table.get(layer, layer)}.{kind}": tensor for (layer, _, kind), tensor in parts}
 
 
 def fill_buffers(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ from petface.errors import SettingsError, UserError
 from petface.inference.gradcam import gradcams
 from petface.models import backbones, checkpoints
 from petface.models.architecture import Architecture, build_classifier
+from petface.models.checkpoints import CheckpointError
 from petface.models.first_weights import initialise
 from petface.models.network import Network
 from petface.training.phases import make_phases
@@ -49,6 +50,57 @@ def test_weights_come_from_a_file_of_timm(tmp_path, kind):
     assert initialise(model, str(tmp_path / kind), "require", {}).startswith(f"file {kind}")
     own = model.timm.state_dict()
     assert all(torch.equal(own[key], state[key]) for key in own) and len(own) > 200
+
+
+def in_one_row(state):
+    """What efficientnet_pytorch calls these weights: the last layers of a block are in each."""
+    layers = list(dict.fromkeys(key.rpartition(".")[0] for key in state))
+    outside = ("conv_stem", "bn1", "conv_head", "bn2", "classifier")
+    names = dict(zip(outside, ("_conv_stem", "_bn0", "_conv_head", "_bn1", "_fc"), strict=True))
+    row = list(dict.fromkeys(name[:11] for name in layers if name.startswith("blocks.")))
+    for k, block in enumerate(row):
+        own = [name for name in layers if name.startswith(block)]
+        for mark, theirs in (
+            (".conv_", ("_expand_conv", "_depthwise_conv", "_project_conv")),
+            (".bn", ("_bn0", "_bn1", "_bn2")),
+            (".se.", ("_se_reduce", "_se_expand")),
+        ):
+            found = [
+                name for name in own if mark in name and (mark != ".conv_" or "se." not in name)
+            ]
+            pairs = zip(reversed(found), reversed(theirs), strict=False)
+            names |= {name: f"_blocks.{k}.{old}" for name, old in pairs}
+    split = {key: key.rpartition(".") for key in state}
+    return {f"{names[split[key][0]]}.{split[key][2]}": tensor for key, tensor in state.items()}
+
+
+@pytest.mark.parametrize("model", ["tf_efficientnet_lite0", "tf_efficientnet_b0"])
+def test_weights_come_from_a_row_of_blocks(tmp_path, model):
+    state, path = timm.create_model(model).state_dict(), tmp_path / "theirs.pth"
+    rows, network = in_one_row(state), build_classifier(Architecture(f"timm/{model}"), 3)
+    torch.save(rows, path)
+    assert initialise(network, str(path), "require", {}) == "file theirs.pth"
+    own = network.timm.state_dict()
+    assert len(own) == len(state) - 2 and all(torch.equal(own[key], state[key]) for key in own)
+    stem, more = "_conv_stem.weight", {"_blocks.99._bn0.weight": torch.ones(3)}
+    for wrong, words in (
+        ({**rows, **more}, r"_blocks\.99\._bn0\.weight"),
+        (
+            {key: t for key, t in rows.items() if "2._bn1.bias" not in key},
+            r"blocks\.\d\.\d\.bn2\.bias",
+        ),
+        ({**rows, stem: torch.ones(32, 3, 5, 5)}, r"conv_stem\.weight is \[32, 3, 5, 5\], not"),
+    ):
+        torch.save(wrong, path)
+        with pytest.raises(
+            CheckpointError, match=f"does not fit a timm/{model} body.*{words}"
+        ) as told:
+            initialise(network, str(path), "require", {})
+        assert "\n" not in str(told.value)
+    torch.save(rows, path)
+    other = f"timm/{model.removeprefix('tf_')}"  # of the same shapes, padded in another way
+    with pytest.raises(UserError, match=f"{other} is of other weights.*timm/tf_"):
+        initialise(build_classifier(Architecture(other), 3), str(path), "require", {})
 
 
 def test_what_timm_does_not_have_is_refused_by_name():
