@@ -121,8 +121,8 @@ def read_species(
     notes += _label_notes(species, vocabularies, codebooks, conflicts)
     if not numbers:
         notes.append(f"{species}: {path} has a header but no rows")
-    own_table = None if table is None else dict(table)
-    reading = {"aliases": dict(aliases), "gender_map": dict(gender_map), "table": own_table}
+    own = table and dict(table)
+    reading = {"aliases": dict(aliases), "gender_map": dict(gender_map), "table": own}
     return SpeciesAnnotations(
         species, records[order], features, vocabularies, labels, conflicts, notes, reading
     )
@@ -135,6 +135,9 @@ def stored_reading(content: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in items if isinstance(value, dict)}
     if not all(name in GENDER_VOCABULARY for name in found.get("gender_map", {}).values()):
         del found["gender_map"]
+    tables = [own if isinstance(own, dict) else {0: 0} for own in found.get("aliases", {}).values()]
+    if any(type(text) is not str for own in tables for pair in own.items() for text in pair):
+        del found["aliases"]
     return {key: found[key] for key in ("aliases", "gender_map", "table") if key in found}
 
 

@@ -70,6 +70,8 @@ def test_a_table_of_other_columns_and_fixed_classes(tmp_path):
     assert table_of(again) == table_of(got)
     odd = {"labels": {"gender_map": {"x": ["?"]}, "table": 3, "aliases": {}}}
     assert stored_reading(odd) == {"aliases": {}} and stored_reading({}) == {}
+    for aliases in ({"breed": 3}, {"breed": {"a": 3}}, {"breed": {3: "a"}}):
+        assert stored_reading({"labels": {"aliases": aliases}}) == {}
 
 
 @pytest.mark.parametrize(

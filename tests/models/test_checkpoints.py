@@ -168,6 +168,9 @@ GENDER = {"heads_meta": {"Gender": {"classes": [], "num_classes": 2}, "Breed": l
         ("javasparrow", {"attr2": 3, "color1": 2}, {}, {"color": "012", "color1": "pq"}, None),
         ("hamster", {"breed": 2, "attr2": 2}, {}, {"breed": "01", "color1": "pq"}, None),
         ("dog", {"Breed": 3, "Gender": 2}, GENDER, {"breed": "abc"}, ["checkpoint", "gender"]),
+        ("chimp", {"breed": 5}, {"breed_vocab": list("abcde")}, {"breed": "abcde"}, ["checkpoint"]),
+        ("chimp", {"breed": 3}, {}, {"breed": "xyz"}, ["annotations"]),
+        ("chimp", {"breed": 5}, {}, {"breed": "01234"}, ["index"]),
         ("cat", {"Color1": 2}, {"vocabs": {"color1": list("ab")}}, {"color1": "ab"}, None),
         ("cat", {"color1": 2}, {"feature_infos": {"Color1": list("ab")}}, {"color1": "ab"}, None),
         (
