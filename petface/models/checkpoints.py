@@ -306,7 +306,7 @@ def weights_in(path: str | Path, content: Mapping[str, Any]) -> dict[str, Tensor
     for key, value in content.items():
         parts = [part for part in str(key).split(".") if part not in ("module", "_orig_mod")]
         name = ".".join(parts)
-        if isinstance(value, Tensor) and name != "n_averaged":
+        if isinstance(value, Tensor) and parts[-1:] != ["n_averaged"]:
             if name in state:
                 raise CheckpointError(path, f"has two weights named {name}", _OTHER_NETWORK)
             state[name] = value

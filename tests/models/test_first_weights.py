@@ -211,6 +211,7 @@ def test_weights_that_do_not_fit_are_refused(
         (lambda s: {"net": s}, ""),
         (lambda s: {"model_ema": {**named(s, "module."), "n_averaged": torch.tensor(3)}}, ""),
         (lambda s: {"state_dict": {"model": named(s, "module.model._orig_mod.")}}, ""),
+        (lambda s: named({**s, "n_averaged": torch.tensor(3)}, "module.model."), ""),
         (lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()}, ""),
         (
             lambda s: named(s, "backbone."),
