@@ -121,10 +121,9 @@ def read_species(
     notes += _label_notes(species, vocabularies, codebooks, conflicts)
     if not numbers:
         notes.append(f"{species}: {path} has a header but no rows")
-    own = table and dict(table)
-    reading = {"aliases": dict(aliases), "gender_map": dict(gender_map), "table": own}
+    how = {"aliases": dict(aliases), "gender_map": dict(gender_map), "table": table and dict(table)}
     return SpeciesAnnotations(
-        species, records[order], features, vocabularies, labels, conflicts, notes, reading
+        species, records[order], features, vocabularies, labels, conflicts, notes, how
     )
 
 
@@ -272,8 +271,8 @@ def _find_columns(path: str | Path, header: list[str]) -> dict[str, int]:
     for position, cell in enumerate(header):
         name = cell.strip().lower()
         if name and name in columns:
-            what = f"column {cell.strip()!r} appears twice in the header {header}"
-            raise line_error(path, 1, what)
+            twice = f"column {cell.strip()!r} appears twice in the header {header}"
+            raise line_error(path, 1, twice)
         columns[name] = position
     if "name" not in columns:
         hint = "; cells must be separated by commas" if len(header) == 1 else ""
@@ -309,8 +308,7 @@ def _label_notes(
 ) -> list[str]:
     """List what the user should know about the labels themselves."""
     notes = []
-    empty = [feature for feature in codebooks if not vocabularies[feature]]
-    if empty:
+    if empty := [feature for feature in codebooks if not vocabularies[feature]]:
         listed = ", ".join(f"no known {feature}" for feature in empty)
         notes.append(f"{species}: {listed}; a head without classes is left out")
     for feature, codebook in codebooks.items():

@@ -9,9 +9,10 @@ import torch
 
 from inference_engine import evaluate_full_dataset
 from petface.data.annotations import read_species
+from petface.export.model import ExportOptions, export_model
 from petface.models import checkpoints
 from tests import reference_networks as reference
-from tests.made_bundle import RULE, write_checkpoints
+from tests.made_bundle import RULE, dataset_of, write_checkpoints
 
 
 @pytest.mark.parametrize("num_more", [0, 2])
@@ -43,3 +44,7 @@ def test_a_legacy_dog_is_scored_where_its_classes_have_names(
     assert (found["num"] > 0 and found["correct"] > 0) == (num_more == 0)
     assert ("not scored" in said.out) == (num_more > 0)
     assert "head attr2 is read as breed" in said.err
+    if not num_more:  # a bundle keeps the names
+        path = folder / "dog_best.pt"
+        _, card = export_model(path, "dog", dataset_of(tree), ExportOptions(num_parity=2))
+        assert card["sources"] == {"breed": "annotations"} and card["labels"] == {}
