@@ -28,7 +28,7 @@ from petface.inference.loading import ComputeOptions
 from petface.inference.predict import find_photos, predict_files
 from petface.inference.two_stage import readable
 from petface.inference.views import Views
-from petface.settings import Positive, Seed, Settings, read_settings
+from petface.settings import NonNegative, Positive, Seed, Settings, read_settings
 from petface.streams import outlive_reader
 from petface.training.runs import late_report, report_line
 
@@ -52,7 +52,7 @@ ANNOTATIONS_ROOT: str = "data/PetFace/annotations"  # <species>.csv
 SPLITS_FILE: str = ""  # "" = splits.csv beside the images, the one the models were trained with
 SPLIT_SEED: Seed = 0  # used when splits.csv is made, never after
 OUT_DIR: str = "runs/evaluation"
-BATCH_SIZE: Positive = 64
+BATCH_SIZE: NonNegative = 0  # photos at once; 0 = 256 on a GPU, else 64
 PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
 
@@ -107,7 +107,7 @@ def evaluate_full_dataset(
     split_seed: int = 0,
     device: str | None = None,
     precision: str = "auto",
-    batch_size: int = 64,
+    batch_size: int = 0,
     num_workers: int = -1,
     pack: str = "",
     compiled: bool = False,
@@ -121,6 +121,7 @@ def evaluate_full_dataset(
     one. A finished one is refused unless `force`. Returns the summary that is also written as
     JSON. Under torchrun each process predicts some of the images; the files are the same.
     """
+    how = ComputeOptions.choose(device, precision, compiled, tta, stage1=stage1_checkpoint)
     options = EvaluationOptions(
         images_root=images_root,
         annotations_root=annotations_root,
@@ -129,12 +130,11 @@ def evaluate_full_dataset(
         out_dir=out_dir,
         splits_file=splits_file,
         split_seed=split_seed,
-        batch_size=batch_size,
+        batch_size=batch_size or (256 if how.device.startswith("cuda") else 64),
         num_workers=num_workers,
         pack=pack,
         force=force,
     )
-    how = ComputeOptions.choose(device, precision, compiled, tta, stage1=stage1_checkpoint)
     return evaluate_dataset(options, how)
 
 

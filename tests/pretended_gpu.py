@@ -132,6 +132,7 @@ class PretendedGpu(TorchDispatchMode):
         """Begin to count anew."""
         self.launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
+        self.later: Counter[str] = Counter()
         self.uploads: Counter[str] = Counter()
         self.pageable: Counter[str] = Counter()
 
@@ -251,7 +252,7 @@ def _where() -> str:
 
 
 class _Nothing:
-    """A stream or an event that nobody waits for."""
+    """A stream or an event; `later` counts who waits for what was begun before."""
 
     def __init__(self, *_: object, **__: object) -> None:
         self.device = GPU
@@ -261,6 +262,9 @@ class _Nothing:
 
     def __exit__(self, *_: object) -> None:
         return None
+
+    def synchronize(self) -> None:
+        _gpus[-1].later[_where()] += 1
 
     def __getattr__(self, _: str) -> Any:
         return lambda *_, **__: True

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -281,29 +281,42 @@ def batches(
     """
     slices = (cut or even_slices)(order, batch_size)[first_step:]
     made = _make_batches(source, samples, slices, device, num_workers, first_step)
+    yield from ahead(made, device, lambda batch: (batch.images, *batch.labels.values()))
+
+
+def uploaded(decoded: Iterator[Decoded], device: torch.device) -> Generator[Decoded, None, None]:
+    """Yield decoded slices with their pixels on the device."""
+    made = (replace(d, arrays=tuple(to_device(a, device) for a in d.arrays)) for d in decoded)
+    return ahead(made, device, lambda item: item.arrays)
+
+
+def ahead(
+    made: Iterator[Item], device: torch.device, tensors_of: Callable[[Item], Sequence[Tensor]]
+) -> Generator[Item, None, None]:
+    """Yield `made`, which uploads; on a CUDA device in a thread and on a stream of its own."""
     if device.type != "cuda":
         yield from made
         return
-    for batch, uploaded in in_thread(_on_stream(made, torch.cuda.Stream(device)), 1):
+    for item, arrived in in_thread(_on_stream(made, torch.cuda.Stream(device)), 1):
         here = torch.cuda.current_stream(device)
-        here.wait_event(uploaded)
-        for tensor in (batch.images, *batch.labels.values()):
+        here.wait_event(arrived)
+        for tensor in tensors_of(item):
             tensor.record_stream(here)  # its memory is not reused before `here` is done
-        yield batch
+        yield item
 
 
 def _on_stream(
-    made: Iterator[Batch], stream: torch.cuda.Stream
-) -> Generator[tuple[Batch, torch.cuda.Event], None, None]:
-    """Prepare each batch on `stream`; its event completes with the upload."""
+    made: Iterator[Item], stream: torch.cuda.Stream
+) -> Generator[tuple[Item, torch.cuda.Event], None, None]:
+    """Make each item on `stream`; its event completes with the upload."""
     while True:
         with torch.cuda.stream(stream):
-            batch = next(made, None)
-            if batch is None:
+            item = next(made, None)
+            if item is None:
                 return
-            uploaded = torch.cuda.Event()
-            uploaded.record(stream)
-        yield batch, uploaded
+            arrived = torch.cuda.Event()
+            arrived.record(stream)
+        yield item, arrived
 
 
 def _make_batches(

@@ -12,8 +12,10 @@ import json
 import os
 import shutil
 import struct
+import weakref
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
 from io import FileIO
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from petface import distributed, files
 from petface.data import images
@@ -36,6 +39,7 @@ from petface.data.loading import (
     worker_count,
 )
 from petface.data.sources.petface import scan
+from petface.devices import num_cores
 from petface.errors import UserError
 from petface.progress import progress
 
@@ -52,6 +56,7 @@ ENTRY = np.dtype(
 TAIL = struct.Struct("<Q32s16s")  # offset of the entries, SHA-256 of header and entries, MAGIC
 IMAGES_PER_SLICE = 64
 SAMPLE = 1000  # files compared with their stamps on opening; packed images checked on resuming
+_MOST_THREADS, _BYTES_PER_THREAD = 8, 1 << 20  # for less a thread does not pay
 _LENGTH = struct.Struct("<Q")
 _ALIGN = 4096
 
@@ -106,6 +111,10 @@ class PackedImages:
             if (rule.size_px, rule.resize) != held:
                 self._refuse(f"holds {held} (size in px, rule), not {(rule.size_px, rule.resize)}")
         self._is_checked = np.zeros(len(catalog), bool)
+        cores = num_cores() // distributed.local_world_size()
+        self._num_threads = min(_MOST_THREADS, cores // 2)  # the others compute
+        self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="pack")
+        self._kept: list[np.ndarray] = []  # memory of pixels that nobody needs any more
         sample = np.linspace(0, len(catalog) - 1, min(SAMPLE, len(catalog))).astype(np.int64)
         self._refuse_changed(sample)
 
@@ -170,22 +179,51 @@ class PackedImages:
     def read(self, indices: np.ndarray) -> Decoded:
         """Read the images at `indices` (n,) of the catalog as `FileImages.read` does."""
         status = self._entries["status"][indices]
-        size_px, wanted = self.header["size_px"], indices[status == OK].tolist()
-        pixels = np.empty((len(wanted), size_px, size_px, 3), np.uint8)
-        for row, index in enumerate(wanted):
-            self._fetch(index, pixels[row].reshape(-1).data)
+        size_px, wanted = self.header["size_px"], indices[status == OK]
+        pixels = self._room(len(wanted), 3 * size_px**2)
+        num = max(1, min(self._num_threads, pixels.numel() // _BYTES_PER_THREAD))
+        places, rows = np.array_split(wanted, num), np.array_split(pixels.numpy(), num)
+        others = [self._threads.submit(self._fetch, places[k], rows[k]) for k in range(1, num)]
+        try:
+            self._fetch(places[0], rows[0])
+        finally:
+            wait(others)  # what they write into is used again
+        for part in others:
+            part.result()
         failures = [(place, self._why(place)) for place in indices[status != OK].tolist()]
-        return Decoded((torch.from_numpy(pixels),) * max(len(self.rules), 1), status, failures)
+        shaped = pixels.view(-1, size_px, size_px, 3)
+        return Decoded((shaped,) * max(len(self.rules), 1), status, failures)
 
-    def _fetch(self, index: int, out: memoryview) -> None:
-        """Read the pixels of an image; verify their checksum the first time."""
-        begin, descriptor = int(self._begins[index]), self._file.fileno()
-        num_read = files.patiently(lambda: os.preadv(descriptor, [out], begin), self.path)
-        is_whole = num_read == len(out) == self._entries["length"][index]
-        is_checked = self._is_checked[index] or zlib.crc32(out) == self._entries["crc32"][index]
-        if not is_whole or not is_checked:
-            self._refuse(f"the copy of {self.catalog.path(index)} is damaged")
-        self._is_checked[index] = True
+    def _room(self, num: int, num_bytes: int) -> Tensor:
+        """Return (num, num_bytes) uint8 in memory that is kept: new pages take as long as reading.
+
+        Where a GPU is in use it is pinned, and torch keeps it until it is uploaded.
+        """
+        if torch.cuda.is_initialized():
+            return torch.empty((num, num_bytes), dtype=torch.uint8, pin_memory=True)
+        kept = self._kept.pop() if self._kept else np.empty(0, np.uint8)
+        if len(kept) < num * num_bytes:
+            kept = np.empty(num * num_bytes, np.uint8)
+        rows = kept[: num * num_bytes].reshape(num, num_bytes)
+        weakref.finalize(rows, self._kept.append, kept).atexit = False  # when no tensor has it
+        return torch.from_numpy(rows)
+
+    def _fetch(self, places: np.ndarray, rows: np.ndarray) -> None:
+        """Read the pixels of images into (n, bytes); verify their checksums the first time."""
+        descriptor, entries = self._file.fileno(), self._entries[places]
+        wanted = (places, self._begins[places], entries["length"], entries["crc32"])
+        checked = self._is_checked[places].tolist()
+
+        def read() -> None:
+            for row, is_checked, index, begin, length, crc32 in zip(
+                rows, checked, *map(np.ndarray.tolist, wanted), strict=True
+            ):
+                is_whole = os.preadv(descriptor, [row], begin) == length
+                if not is_whole or not (is_checked or zlib.crc32(row) == crc32):
+                    self._refuse(f"the copy of {self.catalog.path(index)} is damaged")
+
+        files.patiently(read, self.path)
+        self._is_checked[places] = True
 
     def _why(self, index: int) -> str:
         """Return the decoder's reason why an image cannot be read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -86,8 +86,9 @@ class SpeciesRows:
                 more = np.where(true == NOT_A_CLASS, f" {head}", "").astype(object)
                 self._unknown = self._unknown + more
 
-    def build(self, predicted: Predicted) -> tuple[str, np.ndarray]:
+    def build(self, finish: Callable[[], Predicted]) -> tuple[str, np.ndarray]:
         """Build the lines of a slice of n images, and their details, (n,) of `DETAILS`."""
+        predicted = finish()
         status = predicted.status.copy()
         details = np.empty(len(status), DETAILS)
         for head in HEADS:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from petface import distributed, files
 from petface.data.dataset import Dataset, load_dataset
 from petface.data.fingerprint import describe_photos
 from petface.data.images import Preprocessing
-from petface.data.loading import Decoded, even_slices, read_ahead, worker_count
+from petface.data.loading import Decoded, even_slices, read_ahead, uploaded, worker_count
 from petface.data.pack import image_source
 from petface.evaluation.details import (
     DETAILS,
@@ -48,6 +48,7 @@ from petface.inference.loading import (
     load_stage,
     reading_of,
 )
+from petface.models.network import begin_copy
 from petface.progress import progress
 from petface.resumable import ResumableRecords, ResumableTable, refuse_finished, write_behind
 
@@ -250,31 +251,48 @@ def predict_slices(
         by_size = {(rule.size_px, rule.resize): rule for rule in rules}
         source = image_source(catalog, pack, *by_size.values(), together=False)
         rows = SpeciesRows(dataset, species, stage1, specialist, is_alone)
-        with closing(read_ahead(source, slices, num_workers)) as decoded:
-            for places, item in zip(slices, decoded, strict=True):
+        made = uploaded(read_ahead(source, slices, num_workers), stage1.network.device)
+        with closing(made) as items:
+            for places, item in zip(slices, items, strict=True):
                 predicted = predict(places, item, stage1, specialist, rows.species_number)
                 yield partial(rows.build, predicted)
 
 
 def predict(
     places: np.ndarray, item: Decoded, stage1: Stage, specialist: Stage | None, species_number: int
-) -> Predicted:
+) -> Callable[[], Predicted]:
     """Predict a decoded slice by stage 1, and by the specialist where that says `species_number`.
 
-    Where logits are not finite there is no answer.
+    What is returned waits for the answers. A GPU would be waited for here to know where stage 1 is
+    right: there the specialist predicts all. Where logits are not finite there is no answer.
     """
+    status, failures = item.status, item.failures
     if not len(item.arrays[0]):
         nothing = np.empty((0, len(stage1.names["species"])), np.float32)
-        return Predicted(places, item.status, nothing, np.empty(0, bool), (), item.failures)
-    (logits,) = stage1.network.answer_pixels(item.arrays[0])
-    species = logits.numpy()
-    is_right = (species.argmax(axis=1) == species_number) & np.isfinite(species).all(axis=1)
-    heads: tuple[np.ndarray, ...] = ()
-    if specialist is not None and is_right.any():
+        return lambda: Predicted(places, status, nothing, np.empty(0, bool), (), failures)
+    outputs = stage1.network.answer_pixels(item.arrays[0])
+    is_of_all = outputs[0].device.type == "cuda"
+    if specialist is not None:
         pixels = item.arrays[-1]
-        pixels = pixels if is_right.all() else pixels[torch.from_numpy(is_right)]
-        heads = tuple(head.numpy() for head in specialist.network.answer_pixels(pixels))
-    return Predicted(places, item.status, species, is_right, heads, item.failures)
+        if not is_of_all:
+            own = is_answer(outputs[0].cpu(), species_number)
+            pixels = pixels if own.all() else pixels[own]
+        if len(pixels):
+            outputs += specialist.network.answer_pixels(pixels)
+    arrive = begin_copy(outputs)
+
+    def finish() -> Predicted:
+        species, *heads = arrive()
+        right = is_answer(species, species_number)
+        found = tuple((head[right] if is_of_all else head).numpy() for head in heads)
+        return Predicted(places, status, species.numpy(), right.numpy(), found, failures)
+
+    return finish
+
+
+def is_answer(logits: Tensor, number: int) -> Tensor:
+    """Return where (B, K) logits are finite and the largest is that of a class: (B,) bool."""
+    return (logits.argmax(dim=1) == number) & logits.isfinite().all(dim=1)
 
 
 def _write(

@@ -209,6 +209,8 @@ class OnnxNetwork:
     On the GPU where one is wanted and can be had. `name` stands in errors.
     """
 
+    device = torch.device("cpu")  # of pixels and answers
+
     def __init__(
         self,
         model: bytes,

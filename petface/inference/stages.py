@@ -15,7 +15,7 @@ from petface.calibration import conformal_set
 from petface.data import images
 from petface.data.images import ImageSource, Preprocessing
 from petface.inference.loading import ComputeOptions, Stage, load_stage
-from petface.models.network import NOT_FINITE, Answerer, NonFiniteError, tempered
+from petface.models.network import NOT_FINITE, Answerer, NonFiniteError, tempered, to_cpu
 
 UNSURE = "unsure"
 
@@ -173,7 +173,8 @@ class Stage2Model:
 
 def _probabilities(network: Answerer, photos: Sequence[Photo]) -> tuple[Tensor, ...]:
     pixels = np.stack([photo.at(network.preprocessing) for photo in photos])
-    return tempered(network.answer_pixels(torch.from_numpy(pixels)), network.temperatures)
+    outputs = to_cpu(network.answer_pixels(torch.from_numpy(pixels)))
+    return tempered(outputs, network.temperatures)
 
 
 def _predict(network: Answerer, image: Any, describe: Callable[[Sequence[Tensor]], Any]) -> Any:

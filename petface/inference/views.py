@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from petface.devices import to_device
 from petface.models.network import Answerer, Outputs
 
 Views = Literal["none", "flip", "five"]
@@ -24,10 +25,12 @@ class AveragedViews:
     def __init__(self, network: Answerer, views: Views) -> None:
         self.network, self.views = network, views
         self.preprocessing, self.temperatures = network.preprocessing, network.temperatures
+        self.device = network.device
 
     def answer_pixels(self, pixels: Tensor) -> Outputs:
-        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
-        answers = [self.network.answer_pixels(view) for view in views_of(pixels, self.views)]
+        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the device."""
+        views = views_of(to_device(pixels, self.device), self.views)
+        answers = [self.network.answer_pixels(view) for view in views]
         return tuple(torch.stack(heads).mean(dim=0) for heads in zip(*answers, strict=True))
 
 

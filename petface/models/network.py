@@ -43,8 +43,12 @@ class Answerer(Protocol):
     def temperatures(self) -> tuple[float, ...]:
         """What the logits of each head are divided by; empty = all 1."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where answers are, and pixels are best."""
+
     def answer_pixels(self, pixels: Tensor) -> Outputs:
-        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
+        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the device."""
 
 
 @dataclass(eq=False)
@@ -138,8 +142,8 @@ class Network:
         return self._in_pieces(batch, predict)
 
     def answer_pixels(self, pixels: Tensor) -> Outputs:
-        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU; as `logits`."""
-        return to_cpu(self.logits(pixels.permute(0, 3, 1, 2)))
+        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the device."""
+        return self.logits(pixels.permute(0, 3, 1, 2))
 
     def _in_pieces(self, batch: Tensor, predict: Callable[[Tensor], Outputs]) -> Outputs:
         """Call `predict` with as many of (B, 3, H, W) as the device takes; join the results."""
@@ -169,7 +173,7 @@ class Network:
         """Decode one image and return (K,) probabilities per head; may raise `NonFiniteError`."""
         rule = self.preprocessing
         pixels = images.resize(images.decode(image), rule.size_px, rule.resize)
-        heads = self.probabilities(self.answer_pixels(torch.from_numpy(pixels)[None]))
+        heads = self.probabilities(to_cpu(self.answer_pixels(torch.from_numpy(pixels)[None])))
         if any(bool(torch.isnan(head).any()) for head in heads):
             raise NonFiniteError(NOT_FINITE)
         return tuple(head[0] for head in heads)
@@ -177,9 +181,25 @@ class Network:
 
 def to_cpu(heads: Outputs) -> Outputs:
     """Move (B, K) of each head to the CPU in one copy, so that a GPU is waited for once."""
-    if heads[0].device.type == "cpu":
-        return heads
-    return torch.cat(heads, dim=1).cpu().split([head.shape[1] for head in heads], dim=1)
+    return begin_copy(heads)()
+
+
+def begin_copy(heads: Outputs) -> Callable[[], Outputs]:
+    """Start to move (B, K) of each head to the CPU; what is returned waits for them."""
+    if heads[0].device.type != "cuda":
+        here = tuple(head.cpu() for head in heads)
+        return lambda: here
+    packed = torch.cat(heads, dim=1)
+    copy = torch.empty(packed.shape).pin_memory().copy_(packed, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(packed.device))
+    widths = [head.shape[1] for head in heads]
+
+    def arrive() -> Outputs:
+        arrived.synchronize()
+        return copy.split(widths, dim=1)
+
+    return arrive
 
 
 def tempered(outputs: Outputs, temperatures: tuple[float, ...]) -> Outputs:

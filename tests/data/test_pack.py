@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from petface.data import pack as module
@@ -22,6 +23,13 @@ from petface.errors import UserError
 DATA_AT = 4096
 RULE = Preprocessing(12, "letterbox")
 NUM_IMAGES = 200  # several slices
+
+
+@pytest.fixture(autouse=True)
+def _many_threads(monkeypatch) -> None:
+    """As on a machine of many cores, for photos that are not tiny."""
+    monkeypatch.setattr(module, "num_cores", lambda: 16)
+    monkeypatch.setattr(module, "_BYTES_PER_THREAD", 3000)
 
 
 @pytest.fixture
@@ -73,6 +81,19 @@ def test_a_pack_reads_as_the_files_do(tree, catalog, workers) -> None:
     assert pack.num_unreadable == 2
     pack.check()
     assert sorted(p.name for p in tree.parent.iterdir()) == ["images", "pack_12_letterbox.bin"]
+
+
+def test_memory_of_pixels_is_used_again_when_nobody_has_them(catalog, path) -> None:
+    pack = PackedImages(path, catalog, RULE)
+    first = pack.read(np.arange(10, 60)).arrays[0]
+    wanted, view = first.clone(), first[3:]
+    place = first.data_ptr()
+    del first
+    others = [pack.read(np.arange(n, n + 60)).arrays[0] for n in (60, 110)]
+    assert len({tensor.data_ptr() for tensor in others} | {place}) == 3
+    assert torch.equal(view, wanted[3:])
+    del view
+    assert pack.read(np.arange(10, 50)).arrays[0].data_ptr() == place
 
 
 def test_bytes_lie_where_the_format_says(catalog, path) -> None:

@@ -7,10 +7,12 @@ from collections import Counter
 import pytest
 import torch
 
+from inference_engine import evaluate_full_dataset
 from petface.evaluation.details import read_evaluation
 from petface.evaluation.summary import summarise
 from tests import naive, scripts
 from tests.conftest import BOMB, EMPTY, TRUNCATED
+from tests.pretended_gpu import pretended_gpu
 from tests.sameness import assert_same
 
 BAD = {TRUNCATED: "unreadable", BOMB: "too_large", EMPTY: "unreadable"}
@@ -218,3 +220,31 @@ def test_a_photo_that_breaks_in_between_changes_its_own_row_alone(
                 assert float(now[column]) == pytest.approx(float(before[column]), abs=1e-5)
             else:
                 assert now[column] == before[column]
+
+
+def test_on_a_gpu_a_slice_goes_up_once_and_nobody_waits_before_its_rows_are_written(
+    tree, rows, stage1_run, stage2_run, tmp_path
+):
+    """But for what the networks upload when they are loaded."""
+    with pretended_gpu() as gpu:
+        evaluate_full_dataset(
+            tree.images,
+            tree.annotations,
+            stage1_checkpoint=stage1_run.folder / "best.pt",
+            stage2_folder=stage2_run.folder,
+            out_dir=tmp_path,
+            device="cuda",
+            precision="fp32",
+            batch_size=8,
+            num_workers=0,
+        )
+    num_slices = sum(-(-num // 8) for num in Counter(row["species"] for row in rows).values())
+    wanted = {"waits": 0, "pageable": 0, "uploads": num_slices, "later": num_slices}
+    for kind, num in wanted.items():
+        counts = getattr(gpu, kind).items()
+        lines = {k: n for k, n in counts if "model.to(" not in k and "tensor(values)" not in k}
+        assert sum(lines.values()) == num, (kind, lines)
+    for one, other in zip(naive.rows_of(tmp_path / FILES[0]), rows, strict=True):
+        assert [one[k] for k in one if "_prob" not in k] == [
+            other[k] for k in one if "_prob" not in k
+        ]

@@ -57,7 +57,7 @@ def test_a_specialist_predicts_where_stage_1_is_right(
 ) -> None:
     (stage1, _), (specialist, network) = stage(), stage(2)
     places = np.arange(7, 8 + len(logits))
-    found = predict(places, decoded(logits), stage1, specialist, 1)
+    found = predict(places, decoded(logits), stage1, specialist, 1)()
     assert found.places is places and found.status.tolist() == [1, *[0] * len(logits)]
     assert found.is_right.tolist() == right and found.species.shape == (len(logits), 3)
     wanted = np.array([z for z, ok in zip(logits, right, strict=True) if ok], np.float32)
@@ -65,7 +65,7 @@ def test_a_specialist_predicts_where_stage_1_is_right(
     for head, answer in enumerate(found.heads):
         np.testing.assert_array_equal(answer, wanted * (1 + head))
     assert len(found.heads) == (2 if len(wanted) else 0)
-    alone = predict(places, decoded(logits), stage1, None, 1)
+    alone = predict(places, decoded(logits), stage1, None, 1)()
     assert alone.is_right.tolist() == right and alone.heads == ()
 
 

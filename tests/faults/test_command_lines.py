@@ -41,7 +41,7 @@ def test_a_preset_is_named_with_its_line(script, tmp_path, name):
     for text, words in [
         ("\nBATCH_SIZ = 8", ["mine.toml:2", "BATCH_SIZ", "nearest: BATCH_SIZE"]),
         ('BATCH_SIZE = "many"', ["mine.toml:1", "BATCH_SIZE", "'many'"]),
-        ("\n\nBATCH_SIZE = 0", ["mine.toml:3", "BATCH_SIZE", "0"]),
+        ("\n\nBATCH_SIZE = -1", ["mine.toml:3", "BATCH_SIZE", "-1"]),
         ("BATCH_SIZE = ", ["mine.toml:1"]),
     ]:
         preset.write_text(text)
@@ -51,7 +51,7 @@ def test_a_preset_is_named_with_its_line(script, tmp_path, name):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--batch-size", "0"), ("--batch-size", "8.5"), ("--precision", "fp8")]
+    ("flag", "value"), [("--batch-size", "-1"), ("--batch-size", "8.5"), ("--precision", "fp8")]
 )
 def test_a_value_out_of_range_is_named_with_its_flag(script, name, flag, value):
     refused(script(name, [*COMMAND.get(name, []), flag, value]), flag, f"'{value}'")
