@@ -41,8 +41,7 @@ SPECIES_FEATURES: Final[dict[str, tuple[str, ...]]] = {
 
 # Used only for heads whose checkpoint carries no vocabulary and whose size fits. Only lists that
 # are public fact stand here: a guessed list would print wrong labels. Gender has its own fall-back.
-# A published chimp has five, one of them mixed; how that is written is not documented, so such a
-# checkpoint is named by its own vocabulary or by the annotation file, else it answers numbers.
+# Published chimps have five, one mixed, whose names are not documented: five need names elsewhere.
 FALLBACK_VOCABULARIES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "chimp": {
         "breed": ("P. t. ellioti", "P. t. schweinfurthii", "P. t. troglodytes", "P. t. verus")

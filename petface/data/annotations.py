@@ -155,8 +155,7 @@ def read_aliases(path: str | Path) -> dict[str, dict[str, dict[str, str]]]:
     for line, row in rows:
         species, feature, label, target = (cell.strip() for cell in row)
         if feature not in FEATURES or feature == "gender":
-            choices = ", ".join(FEATURES[:-1])
-            what = f"feature {feature!r} cannot have aliases; use one of {choices}"
+            what = f"feature {feature!r} cannot have aliases; use one of {', '.join(FEATURES[:-1])}"
             raise line_error(path, line, what)
         if is_unknown(label) or is_unknown(target):
             raise line_error(path, line, "an unknown token cannot be or have an alias")
