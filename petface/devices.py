@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -38,11 +40,45 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
-@cache
 def constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """Return numbers as float32 (N,) on a device, where they are uploaded once."""
+    return constants(values, device)
+
+
+@cache
+def constants(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Return what `constant` does; that one is told to torch's compiler, which sees no caches."""
     with torch.inference_mode(False):
         return torch.tensor(values).to(device)
+
+
+class Compiled:
+    """A function of tensors, compiled at its first call on a GPU; where that fails, as it is."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self._used: Callable[..., Any] | None = None
+
+    def __call__(self, *values: Any) -> Any:
+        """Call the function."""
+        if not any(getattr(value, "is_cuda", False) for value in values):
+            return self.function(*values)
+        # A GPU computes sooner again than it reads what it wrote.
+        limits = ("realize_reads", "realize_opcount", "realize_acc_reads")
+        options: dict[str, Any] = {f"{limit}_threshold": 1 << 20 for limit in limits}
+        try:
+            if self._used is None:
+                torch.compiler.assume_constant_result(constant)
+                self._used = torch.compile(self.function, options=options)
+            return self._used(*values)
+        except Exception as error:  # no C compiler, no Triton for this system, too old a GPU
+            if self._used is self.function or is_out_of_memory(error):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            name = self.function.__name__.strip("_")
+            print(f"{name} is not compiled ({reason}): slower, the same result", file=sys.stderr)
+        self._used = self.function
+        return self.function(*values)
 
 
 def num_cores() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -121,12 +121,23 @@ class Network:
 
     def __call__(self, x: Tensor) -> Outputs:
         """(B, 3, H, W) float in [0, 1] -> logits of each head, in the network's precision."""
+        return self.forward(self.prepare(x))
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Normalise (B, 3, H, W) float in [0, 1], in the type of convolutions."""
         x = normalise(x, self.preprocessing.mean, self.preprocessing.std)
-        if self.is_cast:
-            out = self.model(x.to(self.precision.dtype))
-        else:
-            with self.precision.autocast(self.device):
-                out = self.model(x)
+        return x.to(self.precision.dtype or x.dtype)
+
+    def unprepared(self, x: Tensor) -> Tensor:
+        """Return what `prepare` was given, but for its rounding."""
+        rule, x = self.preprocessing, x.float()
+        std, mean = x.new_tensor((rule.std or (1, 1, 1), rule.mean or (0, 0, 0))).view(2, 3, 1, 1)
+        return x * std + mean
+
+    def forward(self, x: Tensor) -> Outputs:
+        """(B, 3, H, W) prepared -> logits of each head."""
+        with nullcontext() if self.is_cast else self.precision.autocast(self.device):
+            out = self.model(x)
         return (out,) if isinstance(out, Tensor) else out
 
     def logits(self, batch: Tensor) -> Outputs:

@@ -136,11 +136,13 @@ def train_epoch(
                 numbers = seed, state.epoch, batch.step
                 generator.manual_seed(_step_seed(*numbers))
                 torch.manual_seed(_step_seed(*numbers, *distributed.place()))  # dropout
-                x = augment_share(batch, share, regimes, generator)
+                finish = Tensor.float if mixing.kind != "none" else job.network.prepare
+                x = augment_share(batch, share, regimes, generator, finish)
                 mixed = mix_batch(x, mixing, generator)
-                x = x if mixed is None else mixed.images
+                if mixing.kind != "none":  # pixels are mixed, not what the network makes of them
+                    x = job.network.prepare(x if mixed is None else mixed.images)
                 if picture and state.epoch == batch.step == 0 and distributed.is_main():
-                    picture.draw(batch, x, mixed)
+                    picture.draw(batch, job.network.unprepared(x), mixed)
                 value, progress.num_parts = backward(
                     job, batch, x, mixed, scaler, progress.num_parts
                 )

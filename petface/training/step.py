@@ -20,13 +20,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from petface import distributed
 from petface.data.loading import Batch
-from petface.devices import is_out_of_memory
+from petface.devices import Compiled, constant, is_out_of_memory, to_device
 from petface.errors import UserError
-from petface.training.augment.exact import augment
+from petface.models.network import Outputs
+from petface.training.augment.exact import Finish, augment
 from petface.training.augment.mixing import Mixed
 from petface.training.augment.regimes import AugmentRegime, draw_parameters
 from petface.training.evaluate import Job
 from petface.training.losses import known_weight
+from petface.training.recipe import Loss
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def augment_share(
     share: Share,
     regimes: tuple[AugmentRegime, AugmentRegime],
     generator: torch.Generator,
+    finish: Finish,
 ) -> Tensor:
     """Augment (B, 3, H, W) uint8 as the common batch would be.
 
@@ -64,7 +67,7 @@ def augment_share(
     own = slice(share.first, share.first + share.num_own)
     is_tail = torch.zeros(share.num_images, dtype=torch.bool)
     is_tail[own] = batch.is_tail
-    return augment(batch.images, draw_parameters(is_tail, *regimes, generator)[own])
+    return augment(batch.images, draw_parameters(is_tail, *regimes, generator)[own], finish)
 
 
 def backward(
@@ -85,14 +88,10 @@ def backward(
     nothing is left, neither in BatchNorm's statistics nor in the generators that dropout draws
     from.
     """
-    totals = {
-        head: known_weight(labels, job.class_weights.get(head)).reshape(1)
-        for head, labels in batch.labels.items()
-    }
-    distributed.sum_in_place(list(totals.values()))
-    batch = replace(batch, totals={head: total[0] for head, total in totals.items()})
-    undo = _undo(job)
+    is_one, undo = distributed.world_size() == 1 and mixed is None, _undo(job)
     while True:
+        if not batch.totals and not (is_one and num_parts == 1):  # else the loss finds its own
+            batch = replace(batch, totals=_totals(job, batch))
         try:
             return _in_parts(job, batch, x, mixed, scaler, num_parts), num_parts
         except (RuntimeError, MemoryError) as error:
@@ -111,6 +110,16 @@ def backward(
             "their gradients are summed before each update",
             file=sys.stderr,
         )
+
+
+def _totals(job: Job, batch: Batch) -> dict[str, Tensor]:
+    """Sum the known weight of each head over all processes."""
+    totals = {
+        head: known_weight(labels, job.class_weights.get(head)).reshape(1)
+        for head, labels in batch.labels.items()
+    }
+    distributed.sum_in_place(list(totals.values()))
+    return {head: total[0] for head, total in totals.items()}
 
 
 def _undo(job: Job) -> Callable[[], None]:
@@ -190,25 +199,42 @@ def _in_parts(
     num: int,
 ) -> Tensor:
     # The totals hold for both: the partners are the same images in another order.
-    targets = [(1.0, batch.labels)]
+    targets, one = [batch.labels], constant((1.0,), job.network.device)
+    scale, shares = scaler.scale(one), one
     if mixed is not None:
-        targets = [(mixed.share, batch.labels)]
-        targets += [(1 - mixed.share, mixed.partner_labels(batch.labels))]
-    value = torch.zeros((), device=job.network.device)
+        targets.append(mixed.partner_labels(batch.labels))
+        shares = to_device(torch.tensor([mixed.share, 1 - mixed.share]), one.device)
+    values = []
     num = min(num, max(1, len(x) // 2))  # a small last batch: two images at least in each part
     for rows in np.array_split(np.arange(len(x)), num):
         if len(rows):
             part = slice(rows[0], rows[-1] + 1)
             is_one = len(rows) == 1
             with (_one_image if is_one else _counted_together)(job.network.model):
-                outputs = job.network(x[part])
-            of_part = torch.zeros((), device=job.network.device)
-            for weight, table in targets:
-                labels = {head: label[part] for head, label in table.items()}
-                of_part = of_part + weight * sum(job.loss(outputs, replace(batch, labels=labels)))
-            scaler.scale(of_part).backward()
-            value += of_part.detach()
-    return value
+                outputs = job.network.forward(x[part])
+            batches = [
+                replace(batch, labels={head: label[part] for head, label in table.items()})
+                for table in targets
+            ]
+            found = tuple(output.detach() for output in outputs)
+            gradients, value = _differentiate(job.loss, found, batches, shares, scale)
+            torch.autograd.backward(outputs, gradients)
+            values.append(value)
+    return sum(values[1:], values[0]) if values else one[0] * 0
+
+
+@Compiled
+def _differentiate(
+    loss: Loss, outputs: Outputs, batches: Sequence[Batch], shares: Tensor, scale: Tensor
+) -> tuple[Outputs, Tensor]:
+    """Return the gradients of the outputs, times `scale`, and the loss: its share of each batch."""
+
+    def scaled(outputs: Outputs) -> tuple[Tensor, Tensor]:
+        losses = [sum(loss(outputs, batch)) for batch in batches]
+        value = sum(share * of for share, of in zip(shares, losses, strict=True))
+        return value * scale[0], value
+
+    return torch.func.grad(scaled, has_aux=True)(outputs)
 
 
 def combine(

@@ -2,6 +2,8 @@
 
 The order is fixed: flip, crop and affine (one bilinear resampling), brightness, contrast,
 saturation, hue, blur, erasing. The device is told about each image in one float32 row of a table.
+On a GPU torch's compiler makes a few kernels of all; elsewhere each operation is done to the images
+alone that it changes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from petface.data.images import to_float
-from petface.devices import constant, to_device
+from petface.devices import Compiled, constant, to_device
 from petface.training.augment.regimes import AugmentParameters
 
 _SUB_BATCH_PIXELS: Final = 1 << 18  # on a CPU larger temporaries fall out of the cache
@@ -25,70 +27,127 @@ GREY_WEIGHTS: Final = (0.2989, 0.587, 0.114)  # torchvision's
 INVERSE_AFFINE = slice(0, 6)  # row by row, from output to input pixels, both from the centre
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 6, 7, 8, 9
 BOX = slice(10, 14)  # left, top, right, bottom in pixels
-CROPPED = 14  # 1 or 0
-BLUR = 15
+CROPPED, FLIPPED = 14, 15  # 1 or 0
+BLUR = 16
 STILL: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
+Operation = Callable[[Tensor, Tensor], Tensor]  # of images and their rows
+Finish = Callable[[Tensor], Tensor]  # of images
 
-def augment(images: Tensor, parameters: AugmentParameters) -> Tensor:
+
+def augment(images: Tensor, parameters: AugmentParameters, finish: Finish = Tensor.float) -> Tensor:
     """Augment (B, 3, H, W) uint8 to (B, 3, H, W) float32 in [0, 1] on the same device.
 
     An image without any change is exactly `images / 255`, and no image depends on its neighbours.
+    `finish` is then done to the images, such as normalising them.
     """
+    assert len(parameters.flip) == len(images), (len(parameters.flip), len(images))
+    table = make_table(parameters, *images.shape[2:])
+    return augment_by(table, to_device(table, images.device), images, finish)
+
+
+def augment_by(table: Tensor, rows: Tensor, images: Tensor, finish: Finish) -> Tensor:
+    """Augment by a `table` on the CPU and the same on the device, `rows`; as `augment`."""
     assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3, images.shape
     num_images, _, height, width = images.shape
-    assert len(parameters.flip) == num_images, (len(parameters.flip), num_images)
-    table = make_table(parameters, height, width)
+    if images.device.type == "cuda":
+        return _on_gpu(images, rows, finish, bool(table[:, BLUR].any()))
     step = max(1, num_images)
     if images.device.type == "cpu":
         step = max(1, _SUB_BATCH_PIXELS // (height * width))
-    output = torch.empty(images.shape, device=images.device)
+    output = finish(images[:0].float()).new_empty(images.shape)
     for start in range(0, num_images, step):
         part = slice(start, start + step)
-        output[part] = _augment_part(images[part], parameters.flip[part], table[part])
+        output[part] = finish(_augment_part(images[part], rows[part], table[part]))
     return output
 
 
-def _augment_part(images: Tensor, flip: Tensor, table: Tensor) -> Tensor:
-    """Augment (B, 3, H, W) uint8 to float32; `flip` and `table` stay on the CPU: no waiting."""
-    rows = to_device(table, images.device)
-    moved = (table[:, INVERSE_AFFINE] != torch.tensor(STILL)).any(dim=1)
-    x = on_rows(images, rows, flip, lambda chosen, _: chosen.flip(-1))
-    move = partial(_move, has_crop=bool(table[:, CROPPED].any()))
-    x = on_rows(to_float(x), rows, moved, move)
-    if moved.any() or (table[:, BRIGHTNESS] != 1).any():  # moving can round to just above 1
-        x.mul_(per_image(rows, BRIGHTNESS)).clamp_(max=1)
-    if (table[:, CONTRAST] != 1).any():
-        _contrast(x, per_image(rows, CONTRAST))
-    if (table[:, SATURATION] != 1).any():
-        _saturate(x, per_image(rows, SATURATION))
-    x = on_rows(x, rows, table[:, HUE] != 0, _shift_hue)
-    x = on_rows(x, rows, table[:, BLUR] > 0, _blur)
-    return on_rows(x, rows, table[:, BOX.stop - 1] > 0, _erase)
+@Compiled
+def _on_gpu(images: Tensor, rows: Tensor, finish: Finish, has_blur: bool) -> Tensor:
+    x = finish(_augment_part(images, rows, has_blur=has_blur))
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _augment_part(
+    images: Tensor, rows: Tensor, table: Tensor | None = None, *, has_blur: bool = True
+) -> Tensor:
+    """Augment (B, 3, H, W) uint8 to float32.
+
+    `table`, the rows on the CPU, tells without waiting which images an operation changes. Without
+    it each is done to all, at fixed shapes, and taken where the row says so.
+    """
+    known = rows if table is None else table
+
+    def on_rows(x: Tensor, chosen: Tensor, operation: Operation) -> Tensor:
+        if table is None:
+            return torch.where(chosen.view(-1, 1, 1, 1), operation(x.clone(), rows), x)
+        if chosen.all():
+            return operation(x, rows)
+        if not chosen.any():
+            return x
+        index = to_device(chosen.nonzero().flatten(), x.device)
+        changed = operation(x.index_select(0, index), rows.index_select(0, index))
+        return x.index_copy(0, index, changed)
+
+    x = on_rows(images, known[:, FLIPPED] > 0, lambda flipped, _: flipped.flip(-1))
+    moved = (known[:, INVERSE_AFFINE] != constant(STILL, known.device)).any(dim=1)
+    move = partial(_move, has_crop=table is None or bool(table[:, CROPPED].any()))
+    x = on_rows(to_float(x), moved, move)
+    x = on_rows(x, moved | (known[:, BRIGHTNESS] != 1), _brighten)  # moving can round to above 1
+    x = on_rows(x, known[:, CONTRAST] != 1, _contrast)
+    x = on_rows(x, known[:, SATURATION] != 1, _saturate)
+    x = on_rows(x, known[:, HUE] != 0, _shift_hue)
+    if has_blur:
+        x = on_rows(x, known[:, BLUR] > 0, _blur)
+    return on_rows(x, known[:, BOX.stop - 1] > 0, _erase)
 
 
 def _move(x: Tensor, rows: Tensor, *, has_crop: bool) -> Tensor:
-    """Resample by the inverse affine, bilinear, black outside."""
-    grid = sampling_grid(rows, *x.shape[2:], has_crop=has_crop)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    """Resample by the inverse affine, bilinear, black outside.
+
+    Of a cropped image the outer half of a border pixel is that pixel, as when an image is enlarged;
+    else it fades to black, as torchvision's affine does.
+    """
+    height, width = x.shape[2:]
+    across = torch.arange(width, device=x.device).sub((width - 1) / 2).view(1, 1, -1)
+    down = torch.arange(height, device=x.device).sub((height - 1) / 2).view(1, -1, 1)
+    affine = rows[:, INVERSE_AFFINE].reshape(-1, 2, 3, 1, 1)
+    # Not F.affine_grid: its matrix product loses whole tenths of a pixel under TF32 or autocast.
+    grid = []
+    for axis, side in ((0, width), (1, height)):
+        a, b, c = (affine[:, axis] / (0.5 * side)).unbind(1)
+        place = (a * across + c).add(b * down)
+        if has_crop:
+            border = (side - 1) / side  # the centre of the outermost pixel
+            is_edge = (place.abs() <= 1) & (rows[:, CROPPED, None, None] > 0)
+            place = torch.where(is_edge, place.clamp(-border, border), place)
+        grid.append(place)
+    places = torch.stack(grid, dim=-1)
+    return F.grid_sample(x, places, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _contrast(x: Tensor, factor: Tensor) -> None:
+def _brighten(x: Tensor, rows: Tensor) -> Tensor:
+    return x.mul_(rows[:, BRIGHTNESS, None, None, None]).clamp_(max=1)
+
+
+def _contrast(x: Tensor, rows: Tensor) -> Tensor:
     """Blend with the mean grey of each image, in place."""
+    factor = rows[:, CONTRAST, None, None, None]
     mean_grey = (x.mean((2, 3)) * constant(GREY_WEIGHTS, x.device)).sum(1).view(-1, 1, 1, 1)
-    x.mul_(factor).add_(mean_grey * (1 - factor)).clamp_(0, 1)
+    return x.mul_(factor).add_(mean_grey * (1 - factor)).clamp_(0, 1)
 
 
-def _saturate(x: Tensor, factor: Tensor) -> None:
+def _saturate(x: Tensor, rows: Tensor) -> Tensor:
     """Blend with the grey of each pixel, in place."""
+    factor = rows[:, SATURATION, None, None, None]
     red, green, blue = x.split(1, dim=1)
     grey = (red * GREY_WEIGHTS[0]).add_(green, alpha=GREY_WEIGHTS[1])
     grey.add_(blue, alpha=GREY_WEIGHTS[2]).mul_(1 - factor)
-    x.mul_(factor).add_(grey).clamp_(0, 1)
+    return x.mul_(factor).add_(grey).clamp_(0, 1)
 
 
 def _shift_hue(x: Tensor, rows: Tensor) -> Tensor:
-    """Turn the hue, value and saturation kept, in place: HSV without a comparison.
+    """Turn the hue, value and saturation kept: HSV without a comparison.
 
     Masks and `where` cost several times plain arithmetic on a CPU. With hue in sixths of a turn,
     signed from red, |hue| * chroma = chroma + max(g, b) - r + max(0, min(g, b) - r), its sign is
@@ -100,12 +159,10 @@ def _shift_hue(x: Tensor, rows: Tensor) -> Tensor:
     chroma = torch.maximum(larger, red).sub_(low)
     hue = larger.sub_(red).add_(chroma).add_(smaller.sub_(red).clamp_(min=0))
     hue.div_(chroma.clamp(min=1e-12)).copysign_(green - blue)
-    hue.add_(rows[:, HUE].view(-1, 1, 1), alpha=6)
+    hue.add_(rows[:, HUE, None, None], alpha=6)
     hue.sub_((hue / 6).round_(), alpha=6)  # back into -3..3
-    torch.addcmul(low, chroma, hue.abs().neg_().add_(2).clamp_(0, 1), out=red)
-    torch.addcmul(low, chroma, (hue + 1).abs_().sub_(1).clamp_(0, 1), out=green)
-    torch.addcmul(low, chroma, (hue - 1).abs_().sub_(1).clamp_(0, 1), out=blue)
-    return x
+    shares = 2 - hue.abs(), (hue + 1).abs_().sub_(1), (hue - 1).abs_().sub_(1)
+    return torch.stack([torch.addcmul(low, chroma, s.clamp_(0, 1)) for s in shares], dim=1)
 
 
 def _blur(x: Tensor, rows: Tensor) -> Tensor:
@@ -120,11 +177,15 @@ def _blur(x: Tensor, rows: Tensor) -> Tensor:
 
 def _erase(x: Tensor, rows: Tensor) -> Tensor:
     """Blacken the pixels whose centre lies in the box, in place."""
-    return x.masked_fill_(in_box(rows[:, BOX], *x.shape[2:]), 0)
+    left, top, right, bottom = rows[:, BOX].reshape(-1, 4, 1, 1, 1).unbind(1)
+    across = torch.arange(x.shape[3], device=x.device).add(0.5)
+    down = torch.arange(x.shape[2], device=x.device).add(0.5).view(-1, 1)
+    inside = (across >= left) & (across < right) & (down >= top) & (down < bottom)
+    return x.masked_fill_(inside, 0)
 
 
 def make_table(p: AugmentParameters, height: int, width: int) -> Tensor:
-    """Build the table of a batch from its parameters: (B, 16) float32 on the CPU.
+    """Build the table of a batch from its parameters: (B, 17) float32 on the CPU.
 
     The affine takes a position of the output to the flipped image.
     """
@@ -151,54 +212,6 @@ def make_table(p: AugmentParameters, height: int, width: int) -> Tensor:
         *affine,
         *(p.brightness, p.contrast, p.saturation, p.hue),
         *box.unbind(1),
-        *(is_cropped, p.blur_px),
+        *(is_cropped, p.flip, p.blur_px),
     )
     return torch.stack([column.float() for column in columns], dim=1)
-
-
-def sampling_grid(rows: Tensor, height: int, width: int, *, has_crop: bool) -> Tensor:
-    """Return the (B, H, W, 2) positions for `grid_sample`, x and y in -1..1.
-
-    `rows` is the table on the device. Of a cropped image the outer half of a border pixel is that
-    pixel, as when an image is enlarged; else it fades to black, as torchvision's affine does.
-    """
-    across = torch.arange(width, device=rows.device).sub((width - 1) / 2).view(1, 1, -1)
-    down = torch.arange(height, device=rows.device).sub((height - 1) / 2).view(1, -1, 1)
-    affine = rows[:, INVERSE_AFFINE].reshape(-1, 2, 3, 1, 1)
-    # Not F.affine_grid: its matrix product loses whole tenths of a pixel under TF32 or autocast.
-    grid = torch.empty((len(rows), height, width, 2), device=rows.device)
-    for axis, side in ((0, width), (1, height)):
-        a, b, c = (affine[:, axis] / (0.5 * side)).unbind(1)
-        torch.add(a * across + c, b * down, out=grid[..., axis])
-        if has_crop:
-            border = (side - 1) / side  # the centre of the outermost pixel
-            is_edge = (grid[..., axis].abs() <= 1) & (rows[:, CROPPED] > 0).view(-1, 1, 1)
-            inside = grid[..., axis].clamp(-border, border)
-            grid[..., axis] = torch.where(is_edge, inside, grid[..., axis])
-    return grid
-
-
-def on_rows(
-    x: Tensor, rows: Tensor, chosen: Tensor, operation: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
-    """Apply `operation` to the `chosen` images alone: the others stay as they are, bit for bit."""
-    if chosen.all():
-        return operation(x, rows)
-    if not chosen.any():
-        return x
-    index = to_device(chosen.nonzero().flatten(), x.device)
-    return x.index_copy(0, index, operation(x.index_select(0, index), rows.index_select(0, index)))
-
-
-def per_image(rows: Tensor, column: int) -> Tensor:
-    """Return a column as (B, 1, 1, 1)."""
-    return rows[:, column].view(-1, 1, 1, 1)
-
-
-def in_box(box: Tensor, height: int, width: int) -> Tensor:
-    """Return which pixels have their centre in the box of their image: (B, 1, H, W) bool."""
-    left, top, right, bottom = box.view(-1, 4, 1, 1).unbind(1)
-    across = torch.arange(width, device=box.device).add(0.5).view(1, 1, -1)
-    down = torch.arange(height, device=box.device).add(0.5).view(1, -1, 1)
-    inside = (across >= left) & (across < right) & (down >= top) & (down < bottom)
-    return inside.unsqueeze(1)

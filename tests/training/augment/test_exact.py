@@ -10,6 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from petface.data.images import normalise
+from petface.training.augment import exact
 from petface.training.augment.exact import augment
 from petface.training.augment.regimes import (
     BASE,
@@ -200,6 +201,10 @@ def test_the_memory_format_and_autocast_change_nothing_and_the_input_stays():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(augment(images, parameters), wanted)
     assert augment(images[:0], parameters[:0]).shape == (0, 3, 40, 52)
+    fixed = exact._on_gpu.function(
+        images, exact.make_table(parameters, 40, 52), torch.Tensor.float, True
+    )
+    assert torch.equal(fixed, wanted)  # as on a GPU: every operation done to every image
 
 
 @pytest.mark.parametrize(
