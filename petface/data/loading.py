@@ -39,6 +39,7 @@ _NO_ROOM = re.compile(r"shared memory|unable to (resize|allocate|mmap|open) |No 
 
 _DEPTH = 3  # slices decoded ahead per worker
 _num_deaths = 0  # of workers since this process began
+_waiting: list[tuple[ImageReader, DataLoader, list[Any]]] = []  # the workers of the last pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +170,7 @@ def read_ahead(
     num_done = 0
     while source.decodes and (num := num_workers >> _num_deaths) > 0:
         try:
-            for item in _from_processes(_Slices(source, slices[num_done:]), num):
+            for item in _from_processes(source, slices[num_done:], num):
                 if isinstance(item, UserError):
                     raise item
                 num_done += 1
@@ -194,48 +195,52 @@ def read_ahead(
     yield from in_thread((source.read(part) for part in slices[num_done:]), _DEPTH)
 
 
-def _from_processes(slices: _Slices, num_workers: int) -> Iterator[Decoded | UserError]:
-    loader = DataLoader(
-        slices,
-        batch_size=None,
-        num_workers=min(num_workers, len(slices)),
-        prefetch_factor=_DEPTH if len(slices) else None,
-        collate_fn=_Slices.as_is,
-        worker_init_fn=_leave_signals_to_parent,
-    )
-    if threading.current_thread() is not threading.main_thread():
-        yield from loader
+def _from_processes(
+    source: ImageReader, slices: Sequence[np.ndarray], most: int
+) -> Iterator[Decoded | UserError]:
+    """Yield what workers read; those of a pass that ended wait for the next over its source."""
+    num = min(most, len(slices))
+    if num == 0:
         return
+    of, loader, order = _waiting.pop() if _waiting else (None, None, [])
+    if loader is None or of is not source or not num <= loader.num_workers <= most:
+        loader, order = None, []  # the workers of another end before these begin
+        loader = DataLoader(
+            _Slices(source),
+            batch_size=None,
+            sampler=order,
+            num_workers=num,
+            prefetch_factor=_DEPTH,
+            worker_init_fn=_leave_signals_to_parent,
+            persistent_workers=True,
+            generator=torch.Generator(),  # or each worker's seed moves on torch's own
+        )
+    order[:] = slices
     # torch's SIGCHLD handler raises a worker's death anywhere in this process, even in a weight
     # update. Without it, the next request for an item notices the death within 5 s.
     before = signal.getsignal(signal.SIGCHLD)
     items = iter(loader)
-    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
     yield from items
+    _waiting[:] = [(source, loader, order)]
 
 
 class _Slices(Dataset):
-    """The dataset of a DataLoader whose item k is decoded slice k."""
+    """The dataset of a DataLoader whose item at a slice is what it decodes to."""
 
-    def __init__(self, source: ImageReader, slices: Sequence[np.ndarray]) -> None:
-        self.source, self.slices = source, slices
+    def __init__(self, source: ImageReader) -> None:
+        self.source = source
 
-    def __len__(self) -> int:
-        return len(self.slices)
-
-    def __getitem__(self, place: int) -> Decoded | UserError:
+    def __getitem__(self, part: np.ndarray) -> Decoded | UserError:
         try:
-            item = self.source.read(self.slices[place])
+            item = self.source.read(part)
         except UserError as error:  # torch would raise it with a traceback as its message
             return error
         # Here a full /dev/shm raises an error. Otherwise the queue to the parent would drop the
         # item, and the parent would wait for it forever.
         for tensor in item.arrays:
             tensor.share_memory_()
-        return item
-
-    @staticmethod
-    def as_is(item: Any) -> Any:
         return item
 
 
@@ -365,8 +370,8 @@ def own_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def worker_count(wanted: int) -> int:
-    """Resolve -1: 0 on up to 4 cores, where a thread is as fast, else one per core up to 16."""
+    """Resolve -1: 0 on up to 4 cores, where a thread is as fast, else one per core up to 64."""
     if wanted >= 0:
         return wanted
     cores = num_cores() // distributed.local_world_size()
-    return 0 if cores <= 4 else min(16, cores)
+    return 0 if cores <= 4 else min(64, cores)

@@ -241,6 +241,7 @@ def predict_slices(
     catalog = dataset.catalog
     firsts = np.array([places[0] for places in plan], np.int64)
     owner = catalog.class_index[firsts] if len(plan) else firsts
+    sources: dict[tuple[Any, ...], Any] = {}  # workers and checksums stay between species
     for number, species in enumerate(catalog.classes):
         slices = [plan[place] for place in np.flatnonzero(owner == number).tolist()]
         if not slices:
@@ -249,7 +250,10 @@ def predict_slices(
         rules = [stage.network.preprocessing for stage in (stage1, specialist) if stage]
         # the same pixels for both stages are made once
         by_size = {(rule.size_px, rule.resize): rule for rule in rules}
-        source = image_source(catalog, pack, *by_size.values(), together=False)
+        if tuple(by_size) not in sources:
+            own = image_source(catalog, pack, *by_size.values(), together=False)
+            sources[tuple(by_size)] = own
+        source = sources[tuple(by_size)]
         rows = SpeciesRows(dataset, species, stage1, specialist, is_alone)
         made = uploaded(read_ahead(source, slices, num_workers), stage1.network.device)
         with closing(made) as items:

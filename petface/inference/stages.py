@@ -15,7 +15,7 @@ from petface.calibration import conformal_set
 from petface.data import images
 from petface.data.images import ImageSource, Preprocessing
 from petface.inference.loading import ComputeOptions, Stage, load_stage
-from petface.models.network import NOT_FINITE, Answerer, NonFiniteError, tempered, to_cpu
+from petface.models.network import NOT_FINITE, Answerer, NonFiniteError, begin_copy, tempered
 
 UNSURE = "unsure"
 
@@ -173,7 +173,7 @@ class Stage2Model:
 
 def _probabilities(network: Answerer, photos: Sequence[Photo]) -> tuple[Tensor, ...]:
     pixels = np.stack([photo.at(network.preprocessing) for photo in photos])
-    outputs = to_cpu(network.answer_pixels(torch.from_numpy(pixels)))
+    outputs = begin_copy(network.answer_pixels(torch.from_numpy(pixels)))()
     return tempered(outputs, network.temperatures)
 
 

@@ -184,19 +184,15 @@ class Network:
         """Decode one image and return (K,) probabilities per head; may raise `NonFiniteError`."""
         rule = self.preprocessing
         pixels = images.resize(images.decode(image), rule.size_px, rule.resize)
-        heads = self.probabilities(to_cpu(self.answer_pixels(torch.from_numpy(pixels)[None])))
+        outputs = begin_copy(self.answer_pixels(torch.from_numpy(pixels)[None]))()
+        heads = self.probabilities(outputs)
         if any(bool(torch.isnan(head).any()) for head in heads):
             raise NonFiniteError(NOT_FINITE)
         return tuple(head[0] for head in heads)
 
 
-def to_cpu(heads: Outputs) -> Outputs:
-    """Move (B, K) of each head to the CPU in one copy, so that a GPU is waited for once."""
-    return begin_copy(heads)()
-
-
 def begin_copy(heads: Outputs) -> Callable[[], Outputs]:
-    """Start to move (B, K) of each head to the CPU; what is returned waits for them."""
+    """Start to move (B, K) of each head to the CPU in one copy; what is returned waits for it."""
     if heads[0].device.type != "cuda":
         here = tuple(head.cpu() for head in heads)
         return lambda: here

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from petface import distributed, metrics
 from petface.data.loading import Batch, ImageReader, Samples, batches, own_batches
 from petface.errors import MachineError
-from petface.models.network import Network, Outputs, to_cpu
+from petface.models.network import Network, Outputs, begin_copy
 from petface.progress import progress
 from petface.taxonomy import UNKNOWN
 from petface.training.losses import known_weight
@@ -156,7 +156,7 @@ def _answer_batch(job: Job, batch: Batch, keep_answers: bool) -> _Seen:
     predicted = torch.stack([logits.argmax(dim=1) for logits in outputs]).where(finite, -1)
     together = torch.cat([predicted.double(), _loss_per_head(job, outputs, batch)], dim=1)
     told = together.cpu().numpy()  # one copy: a GPU is waited for once
-    logits = [head.numpy() for head in to_cpu(outputs)] if keep_answers else []
+    logits = [head.numpy() for head in begin_copy(outputs)()] if keep_answers else []
     classes = told[:, :-2].astype(np.int64)
     return _Seen(batch.positions, classes, told[:, -2:], logits, batch.failures)
 

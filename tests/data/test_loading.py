@@ -28,6 +28,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _nothing_has_died(monkeypatch):
     monkeypatch.setattr(module, "_num_deaths", 0)
+    yield
+    module._waiting.clear()
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +146,13 @@ def test_batches_uploaded_ahead_are_those_of_the_cpu(catalog, all_samples):
 
 
 def test_worker_count_follows_the_cores_unless_it_is_told(monkeypatch):
-    for cores, expected in [(1, 0), (4, 0), (8, 8), (64, 16)]:
+    for cores, expected in [(1, 0), (4, 0), (8, 8), (64, 64), (128, 64)]:
         monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _, n=cores: range(n))
         assert module.worker_count(-1) == expected
         assert module.worker_count(0) == 0 and module.worker_count(3) == 3
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):  # torchrun: its processes share the cores
         monkeypatch.setenv(name, "8")
-    assert module.worker_count(-1) == 8
+    assert module.worker_count(-1) == 16
 
 
 # ---- readers that fail, die, or are left early ----
@@ -217,10 +219,31 @@ def test_a_worker_that_dies_is_replaced_by_fewer(tmp_path, capfd, num_deaths, wo
     said = [line for line in capfd.readouterr().err.splitlines() if "process failed" in line]
     assert len(said) == len(words) == len(list(tmp_path.iterdir()))
     assert all(word in line for word, line in zip(words, said, strict=True))
+    assert len(multiprocessing.active_children()) == 2 - len(words), "they wait for the next pass"
+    module._waiting.clear()
     assert not multiprocessing.active_children()
     assert signal.getsignal(signal.SIGCHLD) == before  # torch's own would raise anywhere
     again = values(read_ahead(source, slices(12), 2))
     assert again == found and capfd.readouterr().err == "", "as few as were left begin"
+
+
+def test_workers_stay_for_the_next_pass_over_their_source_and_for_no_other():
+    def children():
+        return {child.pid for child in multiprocessing.active_children()}
+
+    source, other, random = Squares(), Squares(), torch.get_rng_state()
+    assert values(read_ahead(source, slices(12), 2)) == [place * place for place in range(12)]
+    before = children()
+    assert values(read_ahead(source, slices(9)[3:], 2)) == [9, 16, 25, 36, 49, 64]
+    assert list(read_ahead(source, [], 2)) == []
+    assert children() == before and len(before) == 2
+    assert values(read_ahead(other, slices(4), 2)) == [0, 1, 4, 9]
+    assert len(children()) == 2 and not children() & before
+    assert torch.equal(torch.get_rng_state(), random)
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+    assert values(read_ahead(other, slices(4), 2)) == [0, 1, 4, 9]
 
 
 def test_the_death_of_a_worker_is_noticed_outside_the_main_thread_too(tmp_path, capfd):
