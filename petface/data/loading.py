@@ -285,8 +285,25 @@ def batches(
     `even_slices`. On a CUDA device the next batch is uploaded during the computation on this one.
     """
     slices = (cut or even_slices)(order, batch_size)[first_step:]
-    made = _make_batches(source, samples, slices, device, num_workers, first_step)
-    yield from ahead(made, device, lambda batch: (batch.images, *batch.labels.values()))
+
+    def made() -> Iterator[Batch]:
+        decoded = read_ahead(source, [samples.images[part] for part in slices], num_workers)
+        for step, (part, item) in enumerate(zip(slices, decoded, strict=True), start=first_step):
+            positions = part[item.status == OK]
+            pixels = item.arrays[0].permute(0, 3, 1, 2)  # (B, 3, H, W), channels_last in memory
+            yield Batch(
+                step,
+                positions,
+                to_device(pixels, device),
+                {
+                    name: to_device(torch.from_numpy(label[positions].astype(np.int64)), device)
+                    for name, label in samples.labels.items()
+                },
+                torch.from_numpy(samples.is_tail[positions]),
+                item.failures,
+            )
+
+    yield from ahead(made(), device, lambda batch: (batch.images, *batch.labels.values()))
 
 
 def uploaded(decoded: Iterator[Decoded], device: torch.device) -> Generator[Decoded, None, None]:
@@ -322,31 +339,6 @@ def _on_stream(
             arrived = torch.cuda.Event()
             arrived.record(stream)
         yield item, arrived
-
-
-def _make_batches(
-    source: ImageReader,
-    samples: Samples,
-    slices: Sequence[np.ndarray],
-    device: torch.device,
-    num_workers: int,
-    first_step: int,
-) -> Iterator[Batch]:
-    decoded = read_ahead(source, [samples.images[part] for part in slices], num_workers)
-    for step, (part, item) in enumerate(zip(slices, decoded, strict=True), start=first_step):
-        positions = part[item.status == OK]
-        pixels = item.arrays[0].permute(0, 3, 1, 2)  # (B, 3, H, W), channels_last in memory
-        yield Batch(
-            step,
-            positions,
-            to_device(pixels, device),
-            {
-                name: to_device(torch.from_numpy(label[positions].astype(np.int64)), device)
-                for name, label in samples.labels.items()
-            },
-            torch.from_numpy(samples.is_tail[positions]),
-            item.failures,
-        )
 
 
 def even_slices(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

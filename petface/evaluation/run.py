@@ -11,7 +11,8 @@ import gc
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -239,21 +240,14 @@ def predict_slices(
     by whoever writes them, while the device works on the next slice.
     """
     catalog = dataset.catalog
-    firsts = np.array([places[0] for places in plan], np.int64)
-    owner = catalog.class_index[firsts] if len(plan) else firsts
-    sources: dict[tuple[Any, ...], Any] = {}  # workers and checksums stay between species
-    for number, species in enumerate(catalog.classes):
-        slices = [plan[place] for place in np.flatnonzero(owner == number).tolist()]
-        if not slices:
-            continue
+    opened = cache(partial(image_source, catalog, pack, together=False))  # workers stay
+    for number, group in groupby(plan, lambda places: int(catalog.class_index[places[0]])):
+        species, slices = catalog.classes[number], list(group)
         specialist = load(species)
         rules = [stage.network.preprocessing for stage in (stage1, specialist) if stage]
         # the same pixels for both stages are made once
         by_size = {(rule.size_px, rule.resize): rule for rule in rules}
-        if tuple(by_size) not in sources:
-            own = image_source(catalog, pack, *by_size.values(), together=False)
-            sources[tuple(by_size)] = own
-        source = sources[tuple(by_size)]
+        source = opened(*by_size.values())
         rows = SpeciesRows(dataset, species, stage1, specialist, is_alone)
         made = uploaded(read_ahead(source, slices, num_workers), stage1.network.device)
         with closing(made) as items:
