@@ -256,8 +256,10 @@ def _is_gpu(value: object) -> bool:
 def _where() -> str:
     """Name the innermost line of the project, tests aside."""
     for frame in reversed(traceback.extract_stack()):
-        if frame.filename.startswith(ROOT) and f"{ROOT}/tests/" not in frame.filename:
-            return f"{frame.filename[len(ROOT) + 1 :]}:{frame.lineno} {frame.line}"
+        name = frame.filename
+        others = "site-packages" in name or f"{ROOT}/tests/" in name  # an environment lies in ROOT
+        if name.startswith(ROOT) and not others:
+            return f"{name[len(ROOT) + 1 :]}:{frame.lineno} {frame.line}"
     return "tests"
 
 
