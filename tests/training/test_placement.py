@@ -116,14 +116,13 @@ def test_a_training_step_never_waits(sizes, options, most):
 
 
 def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(monkeypatch, capfd):
-    with pretended_gpu() as gpu:
-        monkeypatch.setattr(torch, "compile", mock.Mock(side_effect=RuntimeError("no compiler")))
+    with pretended_gpu() as gpu, monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", mock.Mock(side_effect=RuntimeError("no compiler")))
         plain = trained(gpu, HEADS).progress.epoch
         assert not gpu.waits and not gpu.pageable
     said = capfd.readouterr().err
     for name in ("on_gpu", "differentiate"):
         assert said.count(f"{name} is not compiled (no compiler): slower, the same result") == 1
-    monkeypatch.undo()
     with pretended_gpu() as gpu:
         assert trained(gpu, HEADS).progress.epoch == plain
 
