@@ -8,6 +8,7 @@ take are not pretended.
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -256,9 +257,8 @@ def _is_gpu(value: object) -> bool:
 def _where() -> str:
     """Name the innermost line of the project, tests aside."""
     for frame in reversed(traceback.extract_stack()):
-        name = frame.filename
-        others = "site-packages" in name or f"{ROOT}/tests/" in name  # an environment lies in ROOT
-        if name.startswith(ROOT) and not others:
+        name = frame.filename  # an environment lies in ROOT, too
+        if re.match(f"{ROOT}/(?!tests/|.*site-packages)", name):
             return f"{name[len(ROOT) + 1 :]}:{frame.lineno} {frame.line}"
     return "tests"
 

@@ -62,7 +62,7 @@ OVER_BUDGET: dict[str, int] = {
     "petface/export": 526,
     "petface/serving": 1613,
     "tools": 2907,
-    "tests": 26932,
+    "tests": 26933,
 }
 
 
