@@ -28,7 +28,7 @@ from petface.inference.loading import ComputeOptions
 from petface.inference.predict import find_photos, predict_files
 from petface.inference.two_stage import readable
 from petface.inference.views import Views
-from petface.settings import NonNegative, Positive, Seed, Settings, read_settings
+from petface.settings import NonNegative, Positive, Seed, read_settings
 from petface.streams import outlive_reader
 from petface.training.runs import late_report, report_line
 
@@ -155,7 +155,7 @@ def evaluate(arguments: list[str]) -> int:
         s.IMAGES_ROOT,
         s.ANNOTATIONS_ROOT,
         stage1_checkpoint=s.STAGE1_CHECKPOINT,
-        stage2_folder=own_folder(s),
+        stage2_folder=s.own_folder("STAGE2_FOLDER", of="STAGE1_CHECKPOINT"),
         out_dir=out,
         splits_file=s.SPLITS_FILE,
         split_seed=s.SPLIT_SEED,
@@ -173,17 +173,6 @@ def evaluate(arguments: list[str]) -> int:
     if distributed.is_main():
         print(report_line(out))
     return 0
-
-
-def own_folder(s: Settings) -> str | None:
-    """Return the folder of specialists; None where only another system's could be meant.
-
-    Specialists of another data set or split do not belong to a checkpoint that is named alone.
-    """
-    if s.is_set("STAGE2_FOLDER"):
-        return s.STAGE2_FOLDER
-    is_default = not s.is_set("STAGE1_CHECKPOINT") and Path(s.STAGE2_FOLDER).is_dir()
-    return s.STAGE2_FOLDER if is_default else None
 
 
 def predict(arguments: list[str]) -> int:
@@ -205,7 +194,7 @@ def predict(arguments: list[str]) -> int:
     counts = predict_files(
         TwoStageInference(
             s.STAGE1_CHECKPOINT,
-            own_folder(s),
+            s.own_folder("STAGE2_FOLDER", of="STAGE1_CHECKPOINT"),
             options=options,
             annotations_root=s.ANNOTATIONS_ROOT,
         ),
@@ -232,8 +221,9 @@ def show(arguments: list[str]) -> int:
     )
     if not s.positional:
         raise SettingsError("give a photo, or: python inference_engine.py evaluate; see --help")
+    folder = s.own_folder("STAGE2_FOLDER", of="STAGE1_CHECKPOINT")
     inference = TwoStageInference(
-        s.STAGE1_CHECKPOINT, own_folder(s), s.DEVICE, annotations_root=s.ANNOTATIONS_ROOT
+        s.STAGE1_CHECKPOINT, folder, s.DEVICE, annotations_root=s.ANNOTATIONS_ROOT
     )
     answers = [inference.infer(photo, s.TOPK) for photo in s.positional]
     for answer in answers:

@@ -14,8 +14,6 @@ import runpy
 import sys
 from pathlib import Path
 
-from petface.settings import command_line
-
 ROOT = Path(__file__).resolve().parent
 COMMANDS = {
     "train": ("train_photos", "your own photos, <folder>/<class>/<photo>: the whole way at once"),
@@ -53,8 +51,7 @@ def main() -> None:
             return
         sys.exit(f"error: there is no command {name[:80]!r}\n\n{text}")
     script, *words = COMMANDS[name][0].split()
-    door = Path(sys.argv[0])
-    command_line.door = f"{'petface' if door.suffix != '.py' else f'python {door}'} {name}"
+    door = "petface" if Path(sys.argv[0]).suffix != ".py" else f"python {sys.argv[0]}"
     sys.argv[1:2] = words
     if (ROOT / "tools").is_dir():
         sys.path.insert(0, str(ROOT))
@@ -62,7 +59,8 @@ def main() -> None:
         sys.modules["tools"] = importlib.import_module("petface.tools")
     if not (ROOT / f"{script}.py").is_file():
         script = f"tools.{script}"
-    runpy.run_module(script, run_name="__main__", alter_sys=True)
+    typed = {"door": f"{door} {name}"}  # for the usage line
+    runpy.run_module(script, typed, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -42,12 +42,11 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """Return numbers as float32 (N,) on a device, where they are uploaded once."""
-    return constants(values, device)
+    return uploaded(values, device)  # torch's compiler sees no caches, but is told of `constant`
 
 
 @cache
-def constants(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Return what `constant` does; that one is told to torch's compiler, which sees no caches."""
+def uploaded(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):
         return torch.tensor(values).to(device)
 
@@ -60,16 +59,14 @@ class Compiled:
         self._used: Callable[..., Any] | None = None
 
     def __call__(self, *values: Any) -> Any:
-        """Call the function."""
         if not any(getattr(value, "is_cuda", False) for value in values):
             return self.function(*values)
         # A GPU computes sooner again than it reads what it wrote.
-        limits = ("realize_reads", "realize_opcount", "realize_acc_reads")
-        options: dict[str, Any] = {f"{limit}_threshold": 1 << 20 for limit in limits}
+        how: Any = {f"realize_{k}_threshold": 1 << 20 for k in ("reads", "opcount", "acc_reads")}
         try:
             if self._used is None:
                 torch.compiler.assume_constant_result(constant)
-                self._used = torch.compile(self.function, options=options)
+                self._used = torch.compile(self.function, options=how)
             return self._used(*values)
         except Exception as error:  # no C compiler, no Triton for this system, too old a GPU
             if self._used is self.function or is_out_of_memory(error):

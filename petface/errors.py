@@ -105,8 +105,8 @@ def watch_imports() -> None:
     They import this module first, before numpy and torch.
     """
     script, package = getattr(sys.modules["__main__"], "__file__", None), Path(__file__).parent
-    root = package.parent
-    if script and Path(script).parent in (root, root / "tools", package / "tools"):
+    places = package.parent, package.parent / "tools", package / "tools"
+    if "petface_command" in sys.modules or script and Path(script).parent in places:
         sys.excepthook = _show
         os.umask(os.umask(0) & 0o077)  # libraries read again what they write, from their import on
 

@@ -333,7 +333,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         health = "_accelerator_graph_capture_health_check"
         patch.setattr(torch.optim.Optimizer, health, lambda _: None, raising=False)
         patch.setattr("petface.data.loading.in_thread", lambda items, _: items)
-        devices.constants.cache_clear()
+        devices.uploaded.cache_clear()
         if OnGpu not in _foreach_supported_types:
             _foreach_supported_types.append(OnGpu)
         overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
@@ -342,7 +342,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
             with gpu:
                 yield gpu
         finally:
-            devices.constants.cache_clear()
+            devices.uploaded.cache_clear()
             torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
 
 

@@ -49,7 +49,7 @@ def main() -> None:
     out = Path(settings.OUT)
     out.mkdir(parents=True, exist_ok=True)
     found = scan(settings.IMAGES_ROOT)
-    dataset = load_as_trained(settings, settings.COLUMNS)
+    dataset = load_as_trained(settings, "IMAGES_ROOT", settings.COLUMNS)
     species = dataset.catalog.class_index
     num = 0 if "all" in settings.switches else settings.SAMPLE
     places = sample_evenly(species, num or len(species), settings.SAMPLE_SEED)

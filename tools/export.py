@@ -57,11 +57,12 @@ def main() -> None:
     force_int8 = "force_int8" in s.switches
     if s.PRECISION == "fp32" and force_int8:
         raise UserError("--force-int8 needs --precision int8")
-    dataset = load_as_trained(s)
-    found = {name: find_specialist(name, s.STAGE2_FOLDER) for name in dataset.catalog.classes}
+    folder = s.own_folder("STAGE2_FOLDER", of="STAGE1_CHECKPOINT")
+    dataset = load_as_trained(s, "STAGE1_CHECKPOINT")
+    found = {name: find_specialist(name, folder) for name in dataset.catalog.classes}
     specialists = {name: path for name, path in found.items() if path is not None}
     if missing := [name for name in found if name not in specialists]:
-        print(f"no specialist in {s.STAGE2_FOLDER} for: {', '.join(missing)}")
+        print(f"no specialist in {folder or 'STAGE2_FOLDER, not given,'} for: {', '.join(missing)}")
     options = ExportOptions(
         precision=s.PRECISION,
         max_logit_difference=s.MAX_LOGIT_DIFFERENCE,

@@ -75,7 +75,7 @@ def main() -> None:
     if unknown := [name for name in s.FEATURES if name not in ALL_FEATURES]:
         raise SettingsError(f"FEATURES: no {unknown[0]!r}; there are: {', '.join(ALL_FEATURES)}")
     start = time.perf_counter()
-    dataset = load_as_trained(s, s.COLUMNS)
+    dataset = load_as_trained(s, "IMAGES_ROOT", s.COLUMNS)
     names = [s.SPECIES] if isinstance(s.SPECIES, str) else list(s.SPECIES)
     chosen = dataset.catalog.classes if names == ["all"] else names
     heads = {species: label_errors.heads_of(dataset, species, s.FEATURES) for species in chosen}

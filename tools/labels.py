@@ -8,12 +8,13 @@ from petface.settings import Settings
 from petface.taxonomy import with_columns
 
 
-def load_as_trained(s: Settings, columns: tuple[str, ...] = ()) -> Dataset:
-    """Load the dataset of a tool's settings; labels are read as STAGE2_FOLDER was trained with.
+def load_as_trained(s: Settings, of: str, columns: tuple[str, ...] = ()) -> Dataset:
+    """Load the dataset of a tool; labels are read as STAGE2_FOLDER, if it is `of`'s, was trained.
 
     Where `columns` are given, they are read by these instead, as COLUMNS of stage 2 does.
     """
-    tables, folder = with_columns({}, columns), None if columns else s.STAGE2_FOLDER or None
+    tables = with_columns({}, columns)
+    folder = None if columns else s.own_folder("STAGE2_FOLDER", of)
     return load_dataset(
         s.IMAGES_ROOT,
         s.ANNOTATIONS_ROOT,

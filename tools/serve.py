@@ -22,7 +22,6 @@ from petface.errors import SettingsError, UserError, run_script
 # isort: split
 import torch
 
-from inference_engine import own_folder
 from petface.devices import choose_device, num_cores
 from petface.inference.two_stage import TwoStageInference
 from petface.settings import NonNegative, Positive, PositiveFloat, read_settings
@@ -85,7 +84,7 @@ def main() -> None:
     taken = bind(s.HOST, s.PORT)
     if s.NUM_THREADS:
         torch.set_num_threads(s.NUM_THREADS)
-    specialists = own_folder(s) or None
+    specialists = s.own_folder("STAGE2_FOLDER", of="STAGE1_CHECKPOINT")
     engine = TwoStageInference(s.STAGE1_CHECKPOINT, specialists, s.DEVICE, s.PRECISION)
     engine.load_all()
     address, port = taken.getsockname()[:2]

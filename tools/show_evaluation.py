@@ -4,8 +4,7 @@
     python -m tools.show_evaluation --config configs/eval/demo.toml
 
 Draws <OUT_DIR>/predictions.png, the photos of the report's page, and strip.png, six of them: right
-predictions in green, wrong ones in red with the truth, grey where no label is known. A seed chooses
-the photos.
+predictions in green, wrong in red with the truth, grey without a known label. By a seed.
 """
 
 from __future__ import annotations

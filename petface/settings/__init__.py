@@ -78,6 +78,11 @@ class Settings:
         """Check whether a preset or a flag has set a constant."""
         return name in self._origins
 
+    def own_folder(self, name: str, of: str) -> str | None:
+        """Return a folder; None where only its default is there, which is not the set `of`'s."""
+        is_default = not self.is_set(of) and Path(self._values[name]).is_dir()
+        return self._values[name] or None if self.is_set(name) or is_default else None
+
     def as_dict(self) -> dict[str, Any]:
         """Copy the values, in the order of the script."""
         return dict(self._values)

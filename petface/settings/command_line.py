@@ -21,8 +21,6 @@ from petface.settings.value_types import describe, is_list, to_toml
 
 _WIDTH = 79  # of the help: a terminal has 80 columns
 
-door = ""  # how a script was started, where not by its own file: "petface audit"
-
 
 @dataclass
 class CommandLine:
@@ -105,7 +103,7 @@ def print_help(
     assert most is None or len(shown) == len(most), "HELP names what is no constant"
     words = f" [{positional[0]} ...]" if positional else ""
     script = re.sub(r"^.*\btools/(\w+)\.py$", r"-m tools.\1", script_name(module))
-    lines = [f"usage: {door or f'python {script}'} [--flag value ...]{words}"]
+    lines = [f"usage: {getattr(module, 'door', f'python {script}')} [--flag value ...]{words}"]
     lines += ["", *_fitted(inspect.cleandoc(module.__doc__))] if module.__doc__ else []
     if positional:
         what = f"{positional[1]}; a list before them ends with --"

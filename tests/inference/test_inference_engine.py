@@ -318,9 +318,7 @@ def test_constructors_without_arguments_take_the_constants(monkeypatch, tmp_path
     ("words", "expected"),
     [([], "runs/stage2"), (["--stage1-checkpoint", "a.pt"], None), (["--stage2-folder", "b"], "b")],
 )
-def test_specialists_of_another_system_are_not_evaluated_unasked(
-    monkeypatch, tmp_path, words, expected
-):
+def test_another_systems_specialists_are_not_asked(monkeypatch, tmp_path, words, expected):
     (tmp_path / "runs/stage2").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     given = {}

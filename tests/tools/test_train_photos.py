@@ -19,6 +19,7 @@ from tests import scripts
 from tools import train_photos
 
 DOOR = scripts.REPOSITORY / "petface_command.py"
+CONSOLE = "import petface_command; petface_command.main()"
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +36,10 @@ def photos(tmp_path_factory) -> Path:
     return root
 
 
-def petface(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def petface(*words: object, cwd: Path, door: Path = DOOR) -> subprocess.CompletedProcess[str]:
     """Run the command as a user does who has not installed it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, str(DOOR), *map(str, words)]
+    line = [sys.executable, str(door), *map(str, words)]
     return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
@@ -54,10 +55,8 @@ def test_a_folder_of_photos_becomes_a_network_that_predicts_them(photos, tmp_pat
     assert (tmp_path / "data/mine/left_out.csv").read_text().count("notes.txt") == 1
     show, predict, serve = first.stdout.partition("\nnext:\n")[2].strip().splitlines()
     assert shlex.split(serve)[-3:-2] == ["serve"]
-    assert (
-        "no_specialist"
-        not in (tmp_path / "runs/mine/evaluation/petface_eval_per_image.csv").read_text()
-    )
+    table = tmp_path / "runs/mine/evaluation/petface_eval_per_image.csv"
+    assert "no_specialist" not in table.read_text()
     words = shlex.split(show)
     shown = petface(*words[words.index("show") :], cwd=tmp_path)
     assert shown.returncode == 0 and "cat" in shown.stdout, shown.stderr
@@ -126,16 +125,19 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
 def test_every_tool_and_script_has_a_door():
     doors = {text.split()[0] for text, _ in petface_command.COMMANDS.values()}
     tools = {path.stem for path in (scripts.REPOSITORY / "tools").glob("*.py")}
-    only_imported = {"__init__", "demo_animals", "demo_faces", "hardware", "labels"}
     trainers_and_engine = (scripts.STAGE1, scripts.STAGE2, scripts.INFERENCE)
     assert doors - tools == {Path(name).stem for name in trainers_and_engine}
-    assert tools - doors == only_imported
+    assert tools - doors == {"__init__", "demo_animals", "demo_faces", "hardware", "labels"}
 
 
 def test_the_door_lists_its_commands_and_refuses_others(tmp_path):
     listed, refused = petface(cwd=tmp_path), petface("trian", cwd=tmp_path)
     assert listed.returncode == 0 and "find-label-errors" in listed.stdout
     assert refused.returncode == 1 and "no command 'trian'" in refused.stderr
+    (tmp_path / "torch.py").write_text("raise MemoryError")
+    (tmp_path / "pip").write_text(f"import sys; sys.path.append({str(DOOR.parent)!r}); {CONSOLE}")
+    broken = petface("serve", cwd=tmp_path, door=tmp_path / "pip")
+    assert "not enough memory" in broken.stderr and "Traceback" not in broken.stderr
 
 
 @pytest.mark.slow
@@ -148,8 +150,7 @@ def test_an_installation_runs_from_anywhere(tmp_path):
     (tmp_path / "tools").mkdir()  # of somebody else
     for code in (
         "import inference_engine; inference_engine.Stage1Model",
-        "import sys, petface_command; sys.argv = ['petface', 'sweep', '--help'];"
-        " petface_command.main()",
+        f"import sys; sys.argv = ['petface', 'sweep', '--help']; {CONSOLE}",
     ):
         line = [sys.executable, "-P", "-c", code]
         done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)

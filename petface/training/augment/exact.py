@@ -41,15 +41,11 @@ def augment(images: Tensor, parameters: AugmentParameters, finish: Finish = Tens
     An image without any change is exactly `images / 255`, and no image depends on its neighbours.
     `finish` is then done to the images, such as normalising them.
     """
-    assert len(parameters.flip) == len(images), (len(parameters.flip), len(images))
-    table = make_table(parameters, *images.shape[2:])
-    return augment_by(table, to_device(table, images.device), images, finish)
-
-
-def augment_by(table: Tensor, rows: Tensor, images: Tensor, finish: Finish) -> Tensor:
-    """Augment by a `table` on the CPU and the same on the device, `rows`; as `augment`."""
     assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3, images.shape
     num_images, _, height, width = images.shape
+    assert len(parameters.flip) == num_images, (len(parameters.flip), num_images)
+    table = make_table(parameters, height, width)
+    rows = to_device(table, images.device)
     if images.device.type == "cuda":
         return _on_gpu(images, rows, finish, bool(table[:, BLUR].any()))
     step = max(1, num_images)
