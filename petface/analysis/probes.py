@@ -19,7 +19,7 @@ from petface import files
 from petface.data.catalog import Catalog
 from petface.data.loading import OK, FileImages, even_slices, read_ahead
 from petface.metrics import gain_interval
-from petface.models.network import Network
+from petface.models.network import Network, tempered
 from petface.progress import progress
 
 _COLUMNS: Final = (
@@ -91,7 +91,7 @@ def predict_under_probes(
                 bar.update(len(part))
                 if not len(rows):
                     continue
-                heads = network.probabilities(network.logits(change(photos)))
+                heads = tempered(network.logits(change(photos)), network.temperatures)
                 for head, p in enumerate(heads):
                     best, number = p.cpu().max(dim=1)
                     confidence[k, rows, head] = best.numpy()

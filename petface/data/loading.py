@@ -306,9 +306,12 @@ def batches(
     yield from ahead(made(), device, lambda batch: (batch.images, *batch.labels.values()))
 
 
-def uploaded(decoded: Iterator[Decoded], device: torch.device) -> Generator[Decoded, None, None]:
-    """Yield decoded slices with their pixels on the device."""
-    made = (replace(d, arrays=tuple(to_device(a, device) for a in d.arrays)) for d in decoded)
+def uploaded(
+    source: ImageReader, slices: Sequence[np.ndarray], num_workers: int, device: torch.device
+) -> Generator[Decoded, None, None]:
+    """Yield what `read_ahead` does with the pixels on the device."""
+    read = read_ahead(source, slices, num_workers)
+    made = (replace(d, arrays=tuple(to_device(a, device) for a in d.arrays)) for d in read)
     return ahead(made, device, lambda item: item.arrays)
 
 

@@ -23,7 +23,7 @@ from petface import distributed, files
 from petface.data.dataset import Dataset, load_dataset
 from petface.data.fingerprint import describe_photos
 from petface.data.images import Preprocessing
-from petface.data.loading import Decoded, even_slices, read_ahead, uploaded, worker_count
+from petface.data.loading import Decoded, even_slices, uploaded, worker_count
 from petface.data.pack import image_source
 from petface.evaluation.details import (
     DETAILS,
@@ -249,8 +249,7 @@ def predict_slices(
         by_size = {(rule.size_px, rule.resize): rule for rule in rules}
         source = opened(*by_size.values())
         rows = SpeciesRows(dataset, species, stage1, specialist, is_alone)
-        made = uploaded(read_ahead(source, slices, num_workers), stage1.network.device)
-        with closing(made) as items:
+        with closing(uploaded(source, slices, num_workers, stage1.network.device)) as items:
             for places, item in zip(slices, items, strict=True):
                 predicted = predict(places, item, stage1, specialist, rows.species_number)
                 yield partial(rows.build, predicted)

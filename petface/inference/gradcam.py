@@ -23,7 +23,7 @@ from petface.data.images import ImageSource, to_float
 from petface.errors import UserError
 from petface.models.architecture import bodies_of
 from petface.models.backbones import STAGE_NAMES, stage_end
-from petface.models.network import Network
+from petface.models.network import NOT_FINITE, Network, NonFiniteError
 
 Map = npt.NDArray[np.float32]
 LAST: Final = STAGE_NAMES[-1]
@@ -126,10 +126,13 @@ def overlay_png(
     """Explain one photo as a PNG at the network's size; without a class, the predicted one."""
     rule = network.preprocessing
     pixels = images.resize(images.decode(image), rule.size_px, rule.resize)
-    if class_index is None:
-        class_index = int(network.answer(pixels)[head].argmax())
     layer, _ = finest_useful_layer(network)
     batch = torch.from_numpy(pixels)[None]
+    if class_index is None:
+        logits = network.answer_pixels(batch)[head]
+        if not bool(logits.isfinite().all()):
+            raise NonFiniteError(NOT_FINITE)
+        class_index = int(logits.argmax())
     (cam,) = gradcams(network, batch, head, np.array([class_index]), layer)
     stream = io.BytesIO()
     Image.fromarray(overlay(pixels, cam)).save(stream, format="PNG")

@@ -229,7 +229,7 @@ class OnnxNetwork:
         """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the CPU."""
         parts = [
             self._session.run(self._heads, {INPUT: as_image(part)})
-            for part in pixels.split(self._rows or len(pixels))
+            for part in pixels.cpu().split(self._rows or len(pixels))
         ]
         columns = zip(*parts, strict=True)
         return tuple(torch.cat([*map(torch.from_numpy, column)]) for column in columns)

@@ -6,9 +6,11 @@ import csv
 import hashlib
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +19,7 @@ import numpy as np
 from petface import files
 from petface.data.catalog import listed_files
 from petface.data.images import ImageError
-from petface.data.loading import OK, STATUS_NAMES, Decoded, FileImages, even_slices, read_ahead
+from petface.data.loading import OK, STATUS_NAMES, Decoded, FileImages, even_slices, uploaded
 from petface.data.sources.petface import (
     DEAD,
     NESTED,
@@ -28,8 +30,8 @@ from petface.data.sources.petface import (
 )
 from petface.errors import MachineError, UserError
 from petface.files import sha256_of_file
-from petface.inference.stages import Photo
-from petface.inference.two_stage import TwoStageInference, refusal
+from petface.inference.stages import Pixels
+from petface.inference.two_stage import Answers, TwoStageInference, refusal
 from petface.progress import progress
 from petface.resumable import ResumableTable, refuse_finished, write_behind
 from petface.taxonomy import FEATURES
@@ -134,13 +136,22 @@ def predict_files(
         done = table.batches_kept([len(part) for part in slices])
         bar.update(sum(len(part) for part in slices[:done]))
 
-        def answers() -> Iterator[list[dict[str, Any]]]:
-            with closing(read_ahead(source, slices[done:], num_workers)) as decoded:
-                for part, item in zip(slices[done:], decoded, strict=True):
-                    names = [photos[place] for place in part.tolist()]
-                    yield _answer(engine, item, list(rules), names, topk)
+        def answers() -> Iterator[Callable[[], Answers]]:
+            kept: deque[Decoded] = deque()
 
-        def write(batch: list[dict[str, Any]]) -> None:
+            def pixels_of(item: Decoded) -> Pixels:
+                kept.append(replace(item, arrays=()))
+                return Pixels((), dict(zip(rules, item.arrays, strict=True)))
+
+            left, device = slices[done:], engine.stage1.network.device
+            with closing(uploaded(source, left, num_workers, device)) as items:
+                finished = engine.answer_batches(map(pixels_of, items), topk)
+                for part, finish in zip(left, finished, strict=True):
+                    names = [photos[place] for place in part.tolist()]
+                    yield partial(_answers, finish, kept.popleft(), names)
+
+        def write(finish: Callable[[], Answers]) -> None:
+            batch = finish()
             if is_csv:
                 table.write([_cells(answer) for answer in batch])
             else:
@@ -156,17 +167,9 @@ def predict_files(
     return counts
 
 
-def _answer(
-    engine: TwoStageInference,
-    item: Decoded,
-    rules: list[tuple[int, str]],
-    names: list[str],
-    topk: int,
-) -> list[dict[str, Any]]:
-    """Predict a decoded slice of photos, in the order of their names."""
-    arrays = [array.numpy() for array in item.arrays]
-    good = [Photo(None, dict(zip(rules, made, strict=True))) for made in zip(*arrays, strict=True)]
-    answers, messages = iter(engine.answer(good, topk)), iter(item.failures)
+def _answers(finish: Callable[[], Answers], item: Decoded, names: list[str]) -> Answers:
+    """Return an answer for each photo of a slice, in the order of their names."""
+    answers, messages = iter(finish()), iter(item.failures)
     found = [
         next(answers)
         if status == OK

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -14,6 +14,7 @@ from torch import Tensor
 from petface.calibration import conformal_set
 from petface.data import images
 from petface.data.images import ImageSource, Preprocessing
+from petface.devices import to_device
 from petface.inference.loading import ComputeOptions, Stage, load_stage
 from petface.models.network import NOT_FINITE, Answerer, NonFiniteError, begin_copy, tempered
 
@@ -77,6 +78,36 @@ class Photo:
         return self._made[key]
 
 
+class Pixels:
+    """A batch of photos whose pixels go to the device once for each size that networks take.
+
+    `made`: (B, size, size, 3) uint8 by size and rule; what is missing there is made from `photos`.
+    """
+
+    def __init__(
+        self, photos: Sequence[Photo], made: Mapping[tuple[int, str], Tensor] | None = None
+    ) -> None:
+        self._photos, self._made = photos, dict(made or {})
+        self.of_stage1: tuple[Tensor, ...] = ()  # its probabilities, once they are known
+
+    def __len__(self) -> int:
+        return next(map(len, self._made.values()), len(self._photos))
+
+    def probabilities(
+        self, network: Answerer, rows: Sequence[int] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return (B, K) per head, on the network's device, NaN where not finite."""
+        rule = network.preprocessing
+        key = rule.size_px, rule.resize
+        if key not in self._made:
+            stacked = torch.from_numpy(np.stack([photo.at(rule) for photo in self._photos]))
+            self._made[key] = to_device(stacked, network.device)
+        pixels = self._made[key]
+        if rows is not None and len(rows) < len(pixels):
+            pixels = pixels[to_device(torch.tensor(rows), pixels.device)]
+        return tempered(network.answer_pixels(pixels), network.temperatures)
+
+
 class Stage1Model:
     """The species classifier of a checkpoint or a bundle; on the GPU where there is one.
 
@@ -104,10 +135,6 @@ class Stage1Model:
         of a list of them as one batch.
         """
         return _predict(self.network, image, lambda heads: self.describe(heads[0], topk))
-
-    def probabilities(self, photos: Sequence[Photo]) -> Tensor:
-        """Return (B, K) probabilities, NaN where not finite."""
-        return _probabilities(self.network, photos)[0]
 
     def describe(self, probabilities: Tensor, topk: int) -> Stage1Prediction:
         """Format (K,) probabilities as a prediction."""
@@ -151,10 +178,6 @@ class Stage2Model:
         """Predict every head for a path, bytes, PIL image or array, or for a list of them."""
         return _predict(self.network, image, lambda heads: self.describe(heads, topk_per_head))
 
-    def probabilities(self, photos: Sequence[Photo]) -> tuple[Tensor, ...]:
-        """Return (B, K) probabilities per head, NaN where not finite."""
-        return _probabilities(self.network, photos)
-
     def describe(self, probabilities: Sequence[Tensor], topk: int) -> dict[str, HeadPrediction]:
         """Format (K,) probabilities per head as predictions."""
         predictions = {}
@@ -171,20 +194,12 @@ class Stage2Model:
         return predictions
 
 
-def _probabilities(network: Answerer, photos: Sequence[Photo]) -> tuple[Tensor, ...]:
-    pixels = np.stack([photo.at(network.preprocessing) for photo in photos])
-    outputs = begin_copy(network.answer_pixels(torch.from_numpy(pixels)))()
-    return tempered(outputs, network.temperatures)
-
-
 def _predict(network: Answerer, image: Any, describe: Callable[[Sequence[Tensor]], Any]) -> Any:
     """Describe (K,) per head of one image or of each in a list; `NonFiniteError` for NaN."""
-    asked, photos = image if isinstance(image, list) else [image], []
-    for one in asked:
-        photos.append(Photo(images.decode(one)))
-        photos[-1].at(network.preprocessing)
-        photos[-1].source = None
-    heads = _probabilities(network, photos) if photos else ()
+    asked = image if isinstance(image, list) else [image]
+    key = network.preprocessing.size_px, network.preprocessing.resize
+    photos = [Photo(None, {key: images.resize(images.decode(one), *key)}) for one in asked]
+    heads = begin_copy(Pixels(photos).probabilities(network))() if photos else ()
     if any(bool(torch.isnan(head).any()) for head in heads):
         raise NonFiniteError(NOT_FINITE)
     found = [describe(rows) for rows in zip(*heads, strict=True)]

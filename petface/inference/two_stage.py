@@ -7,7 +7,9 @@ batches of them in one.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,10 @@ from petface.inference.loading import (
     find_specialist,
     load_stage,
 )
-from petface.inference.stages import UNSURE, Photo, Stage1Model, Stage2Model, lay_out
-from petface.models.network import NOT_FINITE, Network, NonFiniteError
+from petface.inference.stages import UNSURE, Photo, Pixels, Stage1Model, Stage2Model, lay_out
+from petface.models.network import NOT_FINITE, Network, NonFiniteError, Outputs, begin_copy
+
+Answers = list[dict[str, Any]]  # one per photo, see `TwoStageInference.infer`
 
 
 class TwoStageInference:
@@ -87,28 +91,57 @@ class TwoStageInference:
                 photo.source = None
             return photo
 
-    def answer(
-        self, photos: Sequence[Photo], topk: int = 3, stage1: Tensor | None = None
-    ) -> list[dict[str, Any]]:
-        """Predict prepared photos as one batch; see `infer` for what each answer holds.
+    def answer(self, photos: Sequence[Photo] | Pixels, topk: int = 3) -> Answers:
+        """Predict prepared photos as one batch; see `infer` for what each answer holds."""
+        pixels = photos if isinstance(photos, Pixels) else Pixels(photos)
+        (finish,) = self.answer_batches([pixels], topk)
+        return finish()
 
-        `stage1` is what `Stage1Model.probabilities` gave for them, where that is known already.
+    def answer_batches(
+        self, batches: Iterable[Pixels], topk: int = 3
+    ) -> Iterator[Callable[[], Answers]]:
+        """Predict one batch after the other; yield what builds the answers of each, in order.
+
+        A GPU is waited for once a batch: what stage 1 says of it comes back together with what the
+        specialists say of the one before, while stage 1 computes the next.
         """
-        if not photos:
-            return []
-        probabilities = self.stage1.probabilities(photos) if stage1 is None else stage1
-        answers = [self._species_answer(row, topk) for row in probabilities]
-        of_species: dict[str, list[int]] = {}
+        before: Pixels | None = None
+        finish: Callable[[Outputs], Answers] | None = None
+        arrive, heads = begin_copy(()), Outputs()
+        for pixels in chain(batches, (None, None)):
+            if pixels:
+                pixels.of_stage1 = pixels.probabilities(self.stage1.network)
+            arrived, num = arrive(), len(heads)
+            if finish:
+                yield partial(finish, arrived[:num])
+            heads, finish = (), None
+            if before is not None:
+                heads, finish = self._ask_specialists(before, arrived[num:], topk)
+            arrive = begin_copy((*heads, *(pixels.of_stage1 if pixels else ())))
+            before = pixels
+
+    def _ask_specialists(
+        self, pixels: Pixels, stage1: Outputs, topk: int
+    ) -> tuple[Outputs, Callable[[Outputs], Answers]]:
+        """Return what the specialists say on the device, and what makes answers of it here."""
+        answers = [self._species_answer(row, topk) for rows in stage1 for row in rows]
+        places: dict[str, list[int]] = {}
         for place, answer in enumerate(answers):
-            if answer["species"] is not None:
-                of_species.setdefault(answer["species"]["label"], []).append(place)
-        for name, places in of_species.items() if self.stage2_folder else ():
-            specialist = self.specialist(name)
-            own = [photos[place] for place in places]
-            heads = specialist.probabilities(own) if specialist else ()
-            for number, place in enumerate(places):
-                answers[place] |= _attributes(specialist, [head[number] for head in heads], topk)
-        return answers
+            if answer["species"] is not None and self.stage2_folder:
+                places.setdefault(answer["species"]["label"], []).append(place)
+        asked = [(self.specialist(name), own) for name, own in places.items()]
+        found = [pixels.probabilities(s.network, own) if s else () for s, own in asked]
+
+        def finish(arrived: Outputs) -> Answers:
+            left = iter(arrived)
+            for (specialist, own), of_device in zip(asked, found, strict=True):
+                heads = [next(left) for _ in of_device]
+                for number, place in enumerate(own):
+                    row = [head[number] for head in heads]
+                    answers[place] |= _attributes(specialist, row, topk)
+            return answers
+
+        return sum(found, ()), finish
 
     def _species_answer(self, probabilities: Tensor, topk: int) -> dict[str, Any]:
         """Return the answer to (K,) of stage 1, still without attributes."""
@@ -116,23 +149,24 @@ class TwoStageInference:
             return _no_answer("non_finite", NOT_FINITE)
         return {**_no_answer("ok"), "species": lay_out(self.stage1.describe(probabilities, topk))}
 
-    def fuse(
-        self, photos: Sequence[Photo], topk: int = 3, stage1: Tensor | None = None
-    ) -> dict[str, Any]:
+    def fuse(self, photos: Sequence[Photo] | Pixels, topk: int = 3) -> dict[str, Any]:
         """Predict one animal from all its photos together: each head by its mean probability.
 
         Laid out as `infer` does, with `num_photos` that had a finite answer. `sure` was
         fitted on single photos.
         """
-        probabilities = self.stage1.probabilities(photos) if stage1 is None else stage1
-        finite = [n for n, row in enumerate(probabilities) if not bool(torch.isnan(row).any())]
-        fused = self._species_answer(probabilities[finite].mean(dim=0), topk)  # of none it is NaN
+        pixels = photos if isinstance(photos, Pixels) else Pixels(photos)
+        known = pixels.of_stage1 or pixels.probabilities(self.stage1.network)
+        (stage1,) = begin_copy(known)()
+        finite = [n for n, row in enumerate(stage1) if not bool(torch.isnan(row).any())]
+        fused = self._species_answer(stage1[finite].mean(dim=0), topk)  # of none it is NaN
         del fused["image"]
         fused["num_photos"] = len(finite)
         if not finite or self.stage2_folder is None:
             return fused
         specialist = self.specialist(fused["species"]["label"])
-        heads = specialist.probabilities([photos[n] for n in finite]) if specialist else ()
+        heads = pixels.probabilities(specialist.network, finite) if specialist else ()
+        heads = begin_copy(heads)()
         return fused | _attributes(specialist, [head.nanmean(dim=0) for head in heads], topk)
 
     def infer(self, image_path: ImageSource, topk: int = 3) -> dict[str, Any]:
@@ -164,12 +198,11 @@ class TwoStageInference:
         What could not be decoded keeps its place and is left out of the fused answer, which is None
         where nothing is left.
         """
-        good = [photo for photo in photos if isinstance(photo, Photo)]
-        stage1 = self.stage1.probabilities(good) if good else None
-        answers = iter(self.answer(good, topk, stage1))
+        good = Pixels([photo for photo in photos if isinstance(photo, Photo)])
+        answers = iter(self.answer(good, topk))
         return {
             "photos": [refusal(p) if isinstance(p, ImageError) else next(answers) for p in photos],
-            "animal": self.fuse(good, topk, stage1) if good else None,
+            "animal": self.fuse(good, topk) if good else None,
         }
 
     @property

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from petface.data import images
-from petface.data.images import ImageSource, Preprocessing, normalise, to_float
+from petface.data.images import Preprocessing, normalise, to_float
 from petface.devices import (
     Precision,
     choose_device,
@@ -176,35 +175,22 @@ class Network:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def probabilities(self, outputs: Outputs) -> Outputs:
-        """Return what `tempered` returns at the network's temperatures."""
-        return tempered(outputs, self.temperatures)
-
-    def answer(self, image: ImageSource) -> Outputs:
-        """Decode one image and return (K,) probabilities per head; may raise `NonFiniteError`."""
-        rule = self.preprocessing
-        pixels = images.resize(images.decode(image), rule.size_px, rule.resize)
-        outputs = begin_copy(self.answer_pixels(torch.from_numpy(pixels)[None]))()
-        heads = self.probabilities(outputs)
-        if any(bool(torch.isnan(head).any()) for head in heads):
-            raise NonFiniteError(NOT_FINITE)
-        return tuple(head[0] for head in heads)
-
 
 def begin_copy(heads: Outputs) -> Callable[[], Outputs]:
-    """Start to move (B, K) of each head to the CPU in one copy; what is returned waits for it."""
-    if heads[0].device.type != "cuda":
+    """Start to move logits of any shapes to the CPU in one copy; what is returned waits for it."""
+    if {head.device.type for head in heads} != {"cuda"}:
         here = tuple(head.cpu() for head in heads)
         return lambda: here
-    packed = torch.cat(heads, dim=1)
+    packed = torch.cat([head.flatten() for head in heads])
     copy = torch.empty(packed.shape).pin_memory().copy_(packed, non_blocking=True)
     arrived = torch.cuda.Event()
     arrived.record(torch.cuda.current_stream(packed.device))
-    widths = [head.shape[1] for head in heads]
+    shapes = [head.shape for head in heads]
 
     def arrive() -> Outputs:
         arrived.synchronize()
-        return copy.split(widths, dim=1)
+        parts = copy.split([shape.numel() for shape in shapes])
+        return tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
 
     return arrive
 

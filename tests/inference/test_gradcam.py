@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from petface.data.images import Preprocessing
+from petface.data.images import Preprocessing, resize
 from petface.errors import UserError
 from petface.inference import gradcam
 from petface.models.architecture import Architecture, build_classifier
 from petface.models.backbones import BACKBONES
 from petface.models.multi_head import ChinchillaMultiHeadResNet18
-from petface.models.network import Network
+from petface.models.network import Network, NonFiniteError
 
 
 class Tiny(nn.Module):
@@ -191,12 +191,12 @@ def test_it_leaves_the_network_as_it_was_and_works_in_inference_mode():
     model = Tiny()
     network = network_of(model, 16)
     photo = photos(1, 16)[0]
-    before = network.answer(photo)[0]
+    before = network.answer_pixels(torch.from_numpy(photo)[None])[0]
     first = gradcam_of(network, photo, 0, 1)
     with torch.inference_mode():
         second = gradcam_of(network, photo, 0, 1)
     np.testing.assert_array_equal(first, second)
-    assert torch.equal(before, network.answer(photo)[0])
+    assert torch.equal(before, network.answer_pixels(torch.from_numpy(photo)[None])[0])
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not model.layer4._forward_hooks
 
@@ -247,6 +247,10 @@ def test_a_png_for_one_photo_explains_the_answer_given():
     photo = photos(1, 50)[0]
     png = gradcam.overlay_png(network, photo)
     assert np.asarray(Image.open(io.BytesIO(png))).shape == (64, 64, 3)
-    best = int(network.answer(photo)[0].argmax())
+    small = torch.from_numpy(resize(photo, 64, "stretch"))[None]
+    best = int(network.answer_pixels(small)[0].argmax())
     assert png == gradcam.overlay_png(network, photo, 0, best)
     assert png != gradcam.overlay_png(network, photo, 0, (best + 1) % 3)
+    network.model.fc.bias.data[1] = torch.nan
+    with pytest.raises(NonFiniteError):
+        gradcam.overlay_png(network, photo)
