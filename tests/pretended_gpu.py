@@ -314,7 +314,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         "current_stream": _Nothing,
         "empty_cache": lambda: None,
         "synchronize": lambda *_: gpu._wait("synchronize"),
-        "manual_seed_all": lambda _: None,
+        "manual_seed": lambda _: None,
         "get_rng_state": lambda *_: state,
         "set_rng_state": lambda *_: None,
         "is_current_stream_capturing": lambda: False,

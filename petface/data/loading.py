@@ -66,6 +66,7 @@ class Batch:
     failures: list[tuple[int, str]] = field(default_factory=list)  # (catalog place, message)
     # Known weight per head of the common batch, if this is one process's share of it.
     totals: dict[str, Tensor] = field(default_factory=dict)
+    draws: Any = None  # what was drawn for them ahead; its `uploads` lie on the device
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,11 +279,13 @@ def batches(
     num_workers: int = 0,
     first_step: int = 0,
     cut: Callable[[np.ndarray, int], list[np.ndarray]] | None = None,
+    draw: Callable[[Batch], Any] | None = None,
 ) -> Iterator[Batch]:
     """Yield device batches of `samples` in `order` (n,), starting at `first_step`.
 
     Batches hold at most `batch_size` images, evened out so that no batch is tiny. `cut` replaces
-    `even_slices`. On a CUDA device the next batch is uploaded during the computation on this one.
+    `even_slices`. On a CUDA device the next batch is uploaded during the computation on this one;
+    `draw` makes its `draws` there, too.
     """
     slices = (cut or even_slices)(order, batch_size)[first_step:]
 
@@ -291,7 +294,7 @@ def batches(
         for step, (part, item) in enumerate(zip(slices, decoded, strict=True), start=first_step):
             positions = part[item.status == OK]
             pixels = item.arrays[0].permute(0, 3, 1, 2)  # (B, 3, H, W), channels_last in memory
-            yield Batch(
+            batch = Batch(
                 step,
                 positions,
                 to_device(pixels, device),
@@ -302,8 +305,12 @@ def batches(
                 torch.from_numpy(samples.is_tail[positions]),
                 item.failures,
             )
+            yield replace(batch, draws=draw(batch)) if draw else batch
 
-    yield from ahead(made(), device, lambda batch: (batch.images, *batch.labels.values()))
+    def tensors_of(batch: Batch) -> Sequence[Tensor]:
+        return batch.images, *batch.labels.values(), *getattr(batch.draws, "uploads", ())
+
+    yield from ahead(made(), device, tensors_of)
 
 
 def uploaded(

@@ -16,13 +16,15 @@ from petface import distributed
 from petface.data.loading import Samples, own_share
 from petface.errors import UserError
 from petface.models.multi_head import train_mode
-from petface.training.augment.mixing import Mixing, mix_batch
+from petface.training.augment.exact import augment_by
+from petface.training.augment.mixing import Mixing
 from petface.training.augment.regimes import AugmentRegime
 from petface.training.batch_picture import BatchPicture
+from petface.training.draws import Draws, Lots, seed_dropout
 from petface.training.evaluate import Job, bar_of
 from petface.training.recipe import WeightAverage
 from petface.training.schedule import EarlyStopping
-from petface.training.step import augment_share, backward, combine, share_of
+from petface.training.step import backward, combine, share_of
 
 NO_MIXING = Mixing()
 MAX_BAD_STEPS = 10  # non-finite steps in a row before a run stops
@@ -120,25 +122,29 @@ def train_epoch(
     """
     state = progress.epoch
     train_mode(job.network.model, job.freeze_batchnorm)
-    optimizer, scaler, generator = progress.optimizer, progress.scaler, torch.Generator()
+    optimizer, scaler, lots = (
+        progress.optimizer,
+        progress.scaler,
+        Lots(seed, state.epoch, regimes, mixing),
+    )
+    finish = Tensor.float if mixing.kind != "none" else job.network.prepare
+    ahead = lots.draw if distributed.world_size() == 1 else None  # else others have images, too
     num_steps = -(-len(order) // (job.batch_size * distributed.world_size()))
     begun, seconds_before = time.perf_counter(), state.seconds
     done = state.num_images + state.num_unreadable
     losses = _Losses(state, job.network.device)
     progress.settle = losses.settle
     with bar_of(f"epoch {state.epoch + 1} train", len(order), done) as bar:
-        for batch in job.batches(samples, order, own_share, state.step):
+        for batch in job.batches(samples, order, own_share, state.step, ahead):
             for group in optimizer.param_groups:
                 group["lr"] = rate(state.epoch + batch.step / num_steps) * group.get("lr_factor", 1)
             share = share_of(batch)
             job.failures.add(share.failures)
             if share.num_images:
-                numbers = seed, state.epoch, batch.step
-                generator.manual_seed(_step_seed(*numbers))
-                torch.manual_seed(_step_seed(*numbers, *distributed.place()))  # dropout
-                finish = Tensor.float if mixing.kind != "none" else job.network.prepare
-                x = augment_share(batch, share, regimes, generator, finish)
-                mixed = mix_batch(x, mixing, generator)
+                draws: Draws = batch.draws or lots.draw(batch, share)
+                seed_dropout(draws.dropout_seed, job.network.device)
+                x = augment_by(draws.table, batch.images, finish)
+                mixed = draws.mix(x) if draws.mix else None
                 if mixing.kind != "none":  # pixels are mixed, not what the network makes of them
                     x = job.network.prepare(x if mixed is None else mixed.images)
                 if picture and state.epoch == batch.step == 0 and distributed.is_main():
@@ -251,8 +257,3 @@ def _account(state: EpochState, num_images: int, value: float, finite: bool) -> 
             f"epoch {state.epoch + 1}, step {state.step} (loss {value}); lower LR, or set "
             'PRECISION = "fp32"; best.pt is whole'
         )
-
-
-def _step_seed(*numbers: int) -> int:
-    """Mix numbers into one 63-bit seed."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class Job:
         order: np.ndarray,
         cut: Callable[[np.ndarray, int], list[np.ndarray]],
         first_step: int = 0,
+        draw: Callable[[Batch], Any] | None = None,
     ) -> Iterator[Batch]:
         """Yield this process's batches of a pass."""
         made = batches(
@@ -58,6 +59,7 @@ class Job:
             num_workers=self.num_workers,
             first_step=first_step,
             cut=cut,
+            draw=draw,
         )
         try:
             yield from made

@@ -23,9 +23,7 @@ from petface.data.loading import Batch
 from petface.devices import Compiled, constant, is_out_of_memory, to_device
 from petface.errors import UserError
 from petface.models.network import Outputs
-from petface.training.augment.exact import Finish, augment
 from petface.training.augment.mixing import Mixed
-from petface.training.augment.regimes import AugmentRegime, draw_parameters
 from petface.training.evaluate import Job
 from petface.training.losses import known_weight
 from petface.training.recipe import Loss
@@ -51,23 +49,6 @@ def share_of(batch: Batch) -> Share:
         lists = distributed.broadcast_object(distributed.gather_objects(batch.failures))
         failures = [failure for one in lists for failure in one]
     return Share(sum(readable[: distributed.rank()]), num_own, sum(readable), failures)
-
-
-def augment_share(
-    batch: Batch,
-    share: Share,
-    regimes: tuple[AugmentRegime, AugmentRegime],
-    generator: torch.Generator,
-    finish: Finish,
-) -> Tensor:
-    """Augment (B, 3, H, W) uint8 as the common batch would be.
-
-    Every image has its parameters whoever has it.
-    """
-    own = slice(share.first, share.first + share.num_own)
-    is_tail = torch.zeros(share.num_images, dtype=torch.bool)
-    is_tail[own] = batch.is_tail
-    return augment(batch.images, draw_parameters(is_tail, *regimes, generator)[own], finish)
 
 
 def backward(

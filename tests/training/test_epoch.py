@@ -13,13 +13,14 @@ from petface.data.images import to_float
 from petface.errors import UserError
 from petface.models import checkpoints
 from petface.training import epoch
-from petface.training.augment.mixing import Mixing, mix_batch
+from petface.training.augment.mixing import Mixing, draw_mix
 from petface.training.augment.regimes import draw_parameters, regimes_of
+from petface.training.draws import step_seed
 from petface.training.epoch import EpochState, train_epoch
 from petface.training.evaluate import evaluate
 from petface.training.recipe import WeightAverage
 from tests import naive
-from tests.training.small import HEADS, SIZE, progress_of, same, state_of, train
+from tests.training.small import CPU, HEADS, SIZE, progress_of, same, state_of, train
 
 NONE = regimes_of("none", "none")
 STRONG = regimes_of("mild", "strong")
@@ -71,10 +72,10 @@ def test_a_mixed_batch_answers_for_both_labels_and_clipped_gradients_have_their_
     """The reference mixes the plain photos with the draws of the first step of that seed."""
     job.network.model.drop.p = 0.0
     reference, mixing, chosen = copy.deepcopy(job.network.model), Mixing("both", 1.0), readable[:8]
-    generator = torch.Generator().manual_seed(epoch._step_seed(1, 0, 0))
+    generator = torch.Generator().manual_seed(step_seed(1, 0, 0))
     draw_parameters(torch.zeros(8, dtype=torch.bool), *NONE, generator)
-    mixed = mix_batch(to_float(pixels_of(paths, chosen)), mixing, generator)
-    assert mixed and 0.05 < mixed.share < 0.95
+    mixed = draw_mix(8, mixing, generator, CPU)(to_float(pixels_of(paths, chosen)))
+    assert 0.05 < mixed.share < 0.95
     own = [torch.from_numpy(samples.labels[head][chosen]) for head in HEADS]
     partners = [labels[mixed.partner] for labels in own]
     outputs = reference.train()(mixed.images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from types import SimpleNamespace
 from unittest import mock
 
@@ -113,6 +114,22 @@ def test_a_training_step_never_waits(sizes, options, most):
         assert not gpu.waits and not gpu.pageable
         assert sum(gpu.launches.values()) <= most * STEPS, sum(gpu.launches.values()) / STEPS
     assert state.epoch == 2
+
+
+def test_what_a_step_draws_is_made_and_sent_where_its_images_are():
+    """That is the thread that uploads; the main thread pins nothing."""
+    with pretended_gpu() as gpu:
+        pin, pinned_by = gpu.pin, []
+
+        def noted(tensor):
+            pinned_by.append({frame.name for frame in traceback.extract_stack()})
+            return pin(tensor)
+
+        gpu.pin = noted
+        trained(gpu, HEADS, architecture=TWO)
+    ahead = [names for names in pinned_by if "train_epoch" in names]
+    assert len(ahead) == (1 + STEPS) * (2 + len(HEADS)) + 2  # the losses of two epochs are kept
+    assert sum("made" in names for names in ahead) == len(ahead) - 2
 
 
 def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(monkeypatch, capfd):

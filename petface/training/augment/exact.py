@@ -9,6 +9,7 @@ alone that it changes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -41,13 +42,33 @@ def augment(images: Tensor, parameters: AugmentParameters, finish: Finish = Tens
     An image without any change is exactly `images / 255`, and no image depends on its neighbours.
     `finish` is then done to the images, such as normalising them.
     """
+    height, width = images.shape[2:]
+    return augment_by(Table.of(parameters, height, width, images.device), images, finish)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What is done to each image: (B, 17) float32, on the CPU and on the device of the images."""
+
+    known: Tensor
+    rows: Tensor
+    has_blur: bool
+
+    @classmethod
+    def of(cls, p: AugmentParameters, height: int, width: int, device: torch.device) -> Table:
+        """Build the table of a batch from its parameters and upload it."""
+        known = make_table(p, height, width)
+        return cls(known, to_device(known, device), bool(known[:, BLUR].any()))
+
+
+def augment_by(by: Table, images: Tensor, finish: Finish) -> Tensor:
+    """Augment images by a table, as `augment` does."""
     assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3, images.shape
     num_images, _, height, width = images.shape
-    assert len(parameters.flip) == num_images, (len(parameters.flip), num_images)
-    table = make_table(parameters, height, width)
-    rows = to_device(table, images.device)
+    table, rows = by.known, by.rows
+    assert len(rows) == num_images, (len(rows), num_images)
     if images.device.type == "cuda":
-        return _on_gpu(images, rows, finish, bool(table[:, BLUR].any()))
+        return _on_gpu(images, rows, finish, by.has_blur)
     step = max(1, num_images)
     if images.device.type == "cpu":
         step = max(1, _SUB_BATCH_PIXELS // (height * width))

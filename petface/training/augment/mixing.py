@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -49,23 +50,25 @@ class Mixed:
         return {head: label[self.partner] for head, label in labels.items()}
 
 
-def mix_batch(images: Tensor, mixing: Mixing, generator: torch.Generator) -> Mixed | None:
-    """Mix (B, C, H, W) float images; None where the lot says that this batch stays as it is.
+def draw_mix(
+    num: int, mixing: Mixing, generator: torch.Generator, device: torch.device
+) -> partial[Mixed] | None:
+    """Return what mixes (B, C, H, W) float images; None where the lot says that they stay.
 
     `generator` is on the CPU. All that it decides before the partners depends on its state alone,
-    so processes that share a batch mix it alike, each within its own images.
+    so processes that share a batch mix it alike, each within its own `num` images.
     """
     if mixing.kind == "none" or mixing.probability == 0:
         return None
     lot, coin = torch.rand(2, generator=generator).tolist()
     share = _draw_share(mixing.alpha, generator)
     centre = torch.rand(2, generator=generator).tolist()
-    partner = to_device(torch.randperm(len(images), generator=generator), images.device)
     if lot >= mixing.probability:
         return None
+    partner = to_device(torch.randperm(num, generator=generator), device)
     if mixing.kind == "mixup" or (mixing.kind == "both" and coin < 0.5):
-        return mixup(images, partner, share)
-    return cutmix(images, partner, share, (centre[0], centre[1]))
+        return partial(mixup, partner=partner, share=share)
+    return partial(cutmix, partner=partner, wanted_share=share, centre=(centre[0], centre[1]))
 
 
 def mixup(images: Tensor, partner: Tensor, share: float) -> Mixed:

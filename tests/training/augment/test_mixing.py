@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from petface.training.augment.mixing import Mixing, adapted_probability, cutmix, mix_batch, mixup
+from petface.training.augment.mixing import Mixing, adapted_probability, cutmix, draw_mix, mixup
 
 IMAGES = torch.rand((40, 3, 11, 14), generator=torch.Generator().manual_seed(1))
 PARTNER = torch.randperm(40, generator=torch.Generator().manual_seed(2))
@@ -13,6 +13,11 @@ PARTNER = torch.randperm(40, generator=torch.Generator().manual_seed(2))
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def mix_batch(images, mixing, draw):
+    mix = draw_mix(len(images), mixing, draw, images.device)
+    return mix and mix(images)
 
 
 def test_mixup_blends_each_image_with_its_partner():
