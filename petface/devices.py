@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from petface import distributed
 from petface.errors import NO_MEMORY, UserError
 
-# How cuBLAS and cuDNN say that their workspace does not fit, besides the words of `NO_MEMORY`.
-_NO_WORKSPACE: Final = re.compile(
-    "(?i)CUBLAS_STATUS_NOT_INITIALIZED|CUDNN_STATUS_(NOT_SUPPORTED|INTERNAL_ERROR)|"
-    "(valid cuDNN|find an) (algorithm|engine)"
-)
-
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Check whether a computation failed because its device had too little memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error) if isinstance(error, RuntimeError) else ""
-    return bool(NO_MEMORY.search(text) or _NO_WORKSPACE.search(text))
+    return isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error)))
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

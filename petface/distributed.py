@@ -8,7 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TextIO, TypeVar, cast
@@ -21,7 +21,8 @@ from petface import streams
 from petface.errors import NO_MEMORY, UserError
 
 HOST_TIMEOUT = timedelta(hours=2)  # the first process may be making a pack meanwhile
-DEVICE_TIMEOUT = timedelta(minutes=10)  # between steps that all take at once
+STEP_TIMEOUT = timedelta(minutes=10)  # between steps that all take at once
+DEVICE_TIMEOUT = timedelta(minutes=15)  # NCCL ends the process, so gloo shall say it before
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _is_parted = False
 _on_devices: dist.ProcessGroup | None = None
@@ -96,8 +97,10 @@ def start(device: str) -> None:
 
 
 def stop() -> None:
-    """Leave the other processes."""
+    """Leave the other processes, and what GPUs still wait for: one of them may be gone."""
     global _on_devices
+    if _on_devices is not None:
+        dist.distributed_c10d._abort_process_group(_on_devices)
     if dist.is_initialized():
         dist.destroy_process_group()
     _on_devices = None
@@ -136,15 +139,20 @@ def main_first() -> Iterator[None]:
         barrier()
 
 
-def gather_numbers(*numbers: int) -> list[list[int]]:
-    """Return the numbers of every process, in their order: a list of W lists."""
-    own = torch.tensor(numbers, dtype=torch.int64)
-    if world_size() == 1:
-        return [own.tolist()]
-    every = [torch.empty_like(own) for _ in range(world_size())]
-    with _others():
-        dist.all_gather(every, own)
-    return [one.tolist() for one in every]
+def begin_gather(*numbers: float) -> Callable[[], list[list[float]]]:
+    """Begin to collect numbers; calling what this returns waits for those of every process.
+
+    They come in the order of the processes, a list of W lists.
+    """
+    own = torch.tensor(numbers, dtype=torch.float64)
+    every = [own.clone() for _ in range(world_size())]
+    wait = _begun(lambda: dist.all_gather(every, own, async_op=True), STEP_TIMEOUT)
+
+    def answers() -> list[list[float]]:
+        wait()
+        return [one.tolist() for one in every]
+
+    return answers
 
 
 def gather_objects(own: T) -> list[T]:
@@ -167,17 +175,25 @@ def broadcast_object(own: T) -> T:
     return cast(T, box[0])
 
 
-def sum_in_place(tensors: Sequence[Tensor]) -> None:
-    """Replace float32 tensors of one device by their sums over all processes, in one transfer."""
-    if world_size() == 1 or not tensors:
-        return
-    flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+def begin_sum(numbers: Tensor) -> Callable[[], None]:
+    """Begin to replace a tensor by its sum over all processes; what this returns waits for it."""
+    group = _on_devices if numbers.is_cuda else None
+    limit = () if numbers.is_cuda else (STEP_TIMEOUT,)  # with one, the host waits for a GPU, too
+    return _begun(lambda: dist.all_reduce(numbers, group=group, async_op=True), *limit)
+
+
+def _begun(begin: Callable[[], dist.Work], *limit: timedelta) -> Callable[[], None]:
+    """Begin what all processes do together; return what waits for its end."""
+    if world_size() == 1:
+        return lambda: None
     with _others():
-        dist.all_reduce(flat, group=_on_devices if flat.is_cuda else None)
-    sizes = [tensor.numel() for tensor in tensors]
-    with torch.no_grad():
-        for tensor, piece in zip(tensors, flat.split(sizes), strict=True):
-            tensor.copy_(piece.view(tensor.shape))
+        work = begin()
+
+    def wait() -> None:
+        with _others():
+            work.wait(*limit)
+
+    return wait
 
 
 def copy_from_main(model: nn.Module) -> None:
@@ -207,7 +223,7 @@ def _others() -> Iterator[None]:
             raise  # of this one
         raise UserError(
             f"process {_number('RANK', 0)} of {_number('WORLD_SIZE', 1)} lost the others: one has "
-            f"ended, and what it said counts ({str(error).splitlines()[0]})"
+            f"ended or hangs, and what it said counts ({str(error).splitlines()[0]})"
         ) from error
 
 

@@ -43,9 +43,10 @@ _WAYS_OUT = {
     errno.EEXIST: "something of this name is in the way",
     errno.ELOOP: "links lead round in a circle",
 }
-NO_MEMORY: Final = re.compile(  # how allocators say it, as RuntimeErrors
+NO_MEMORY: Final = re.compile(  # how allocators, cuBLAS and cuDNN say it, as RuntimeErrors
     "(?i)out of memory|allocate memory|alloc(ation)?_failed|bad_alloc|memoryallocation|"
-    "not enough memory|map segment"
+    "not enough memory|map segment|CUBLAS_STATUS_NOT_INITIALIZED|"
+    "CUDNN_STATUS_(NOT_SUPPORTED|INTERNAL_ERROR)|(valid cuDNN|find an) (algorithm|engine)"
 )
 _OUTSIDE = re.compile(
     "new thread|terminated abruptly|CUDA error(?!.*assert)|Exceeds the limit|embedded null|Symlink"

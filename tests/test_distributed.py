@@ -55,7 +55,7 @@ def test_half_an_environment_is_refused_in_one_line(monkeypatch, set_names, mess
 def test_torchrun_with_one_process_is_a_process_alone(monkeypatch):
     place(monkeypatch, 0, 1)
     distributed.start("cpu")
-    assert distributed.gather_numbers(3, 4) == [[3, 4]]
+    assert distributed.begin_gather(3, 4)() == [[3, 4]]
     assert distributed.gather_objects("x") == ["x"] and distributed.broadcast_object(5) == 5
     assert distributed.part_ways([1, 2, 3]) == [1, 2, 3] and distributed.describe(64) == ""
     assert distributed.local_rank() is None and distributed.place() == ()
@@ -115,6 +115,26 @@ def test_auto_is_cuda_then_mps_then_the_cpu(monkeypatch, cuda, mps, wanted):
     assert device.type == wanted
     if wanted == "mps":
         assert str(devices.choose_precision("auto", device)) == "fp32"
+
+
+def test_a_named_gpu_is_that_of_what_names_no_number(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name, wanted in (("cuda:1", [torch.device("cuda", 1)]), ("cuda", []), ("cpu", [])):
+        assert str(devices.choose_device(name)) == name
+        assert chosen == wanted
+        chosen.clear()
+
+
+def test_gpus_are_not_waited_for_at_the_end(monkeypatch):
+    done = []
+    monkeypatch.setattr(distributed, "_on_devices", "NCCL")
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: done.append("all"))
+    monkeypatch.setattr(distributed.dist.distributed_c10d, "_abort_process_group", done.append)
+    distributed.stop()
+    assert done == ["NCCL", "all"] and distributed._on_devices is None
 
 
 def test_devices_and_precisions_are_chosen_or_refused_by_name():

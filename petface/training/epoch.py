@@ -22,9 +22,10 @@ from petface.training.augment.regimes import AugmentRegime
 from petface.training.batch_picture import BatchPicture
 from petface.training.draws import Draws, Lots, seed_dropout
 from petface.training.evaluate import Job, bar_of
+from petface.training.gradients import summing
 from petface.training.recipe import WeightAverage
 from petface.training.schedule import EarlyStopping
-from petface.training.step import backward, combine, share_of
+from petface.training.step import backward, shared
 
 NO_MIXING = Mixing()
 MAX_BAD_STEPS = 10  # non-finite steps in a row before a run stops
@@ -134,11 +135,14 @@ def train_epoch(
     done = state.num_images + state.num_unreadable
     losses = _Losses(state, job.network.device)
     progress.settle = losses.settle
-    with bar_of(f"epoch {state.epoch + 1} train", len(order), done) as bar:
-        for batch in job.batches(samples, order, own_share, state.step, ahead):
+    with (
+        bar_of(f"epoch {state.epoch + 1} train", len(order), done) as bar,
+        summing(job.network.model) as sums,
+    ):
+        own = job.batches(samples, order, own_share, state.step, ahead)
+        for batch, share in shared(job, samples, own):
             for group in optimizer.param_groups:
                 group["lr"] = rate(state.epoch + batch.step / num_steps) * group.get("lr_factor", 1)
-            share = share_of(batch)
             job.failures.add(share.failures)
             if share.num_images:
                 draws: Draws = batch.draws or lots.draw(batch, share)
@@ -150,9 +154,10 @@ def train_epoch(
                 if picture and state.epoch == batch.step == 0 and distributed.is_main():
                     picture.draw(batch, job.network.unprepared(x), mixed)
                 value, progress.num_parts = backward(
-                    job, batch, x, mixed, scaler, progress.num_parts
+                    job, batch, x, mixed, scaler, progress.num_parts, sums
                 )
-                combine(job.network.model, _parameters(optimizer), value, share)
+                if sums is not None:
+                    sums.finish(value, share.num_own / share.num_images)
                 good = _update(value, optimizer, scaler, job.clip_norm)
                 if progress.average is not None:
                     progress.average.update(job.network.model, good)

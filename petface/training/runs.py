@@ -332,6 +332,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._noted_at = 0.0
+        self._answers: Callable[[], list[list[float]]] = lambda: [[0]]  # of all, when last asked
         self._is_over = False  # nothing is left that a signal must wait for
         self._before: dict[int, Any] = {}
 
@@ -358,8 +359,13 @@ class StopRequest:
             print("\nstopping after this step; once more to leave at once", file=sys.stderr)
 
     def asked(self) -> bool:
-        """Check whether a signal has come to any process; all must ask at the same place."""
-        asked = max(numbers[0] for numbers in distributed.gather_numbers(self.signal_number or 0))
+        """Check whether a signal has come to any process; all must ask at the same place.
+
+        Several processes answer one call later, so that none waits for the others.
+        """
+        before, self._answers = self._answers, distributed.begin_gather(self.signal_number or 0)
+        answers = self._answers if distributed.world_size() == 1 else before
+        asked = int(max(numbers[0] for numbers in answers()))
         if asked:  # not where nobody was: one may have come since
             self.signal_number = self.signal_number or asked
         return asked > 0

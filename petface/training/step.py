@@ -9,7 +9,8 @@ the same weights and statistics after every step.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from petface import distributed
-from petface.data.loading import Batch
+from petface.data.loading import Batch, Samples
 from petface.devices import Compiled, constant, is_out_of_memory, to_device
 from petface.errors import UserError
 from petface.models.network import Outputs
 from petface.training.augment.mixing import Mixed
 from petface.training.evaluate import Job
+from petface.training.gradients import GradientSum, batchnorms
 from petface.training.losses import known_weight
 from petface.training.recipe import Loss
 
@@ -39,16 +41,44 @@ class Share:
     failures: list[tuple[int, str]]  # of all: (catalog place, message)
 
 
-def share_of(batch: Batch) -> Share:
-    """Count with the other processes who has how many images of this step."""
-    num_own = len(batch.positions)
-    counts = distributed.gather_numbers(num_own, len(batch.failures))
-    readable = [count[0] for count in counts]
+def shared(job: Job, samples: Samples, own: Iterable[Batch]) -> Iterator[tuple[Batch, Share]]:
+    """Yield this process's batches of `samples`, and who has how many images of each step.
+
+    Several processes tell each other a batch ahead, so that none waits for the answers. What they
+    know of a head's labels is told, too: each has its share of one mean.
+    """
+    if distributed.world_size() == 1:
+        for batch in own:
+            num = len(batch.positions)
+            yield batch, Share(0, num, num, batch.failures)
+        return
+    weights = {head: w if w is None else w.cpu() for head, w in job.class_weights.items()}
+    asked: deque[tuple[Batch, Callable[[], list[list[float]]]]] = deque()
+    for batch in own:
+        labels = {
+            head: torch.from_numpy(of[batch.positions]) for head, of in samples.labels.items()
+        }
+        known = [float(known_weight(of, weights.get(head))) for head, of in labels.items()]
+        counts = len(batch.positions), len(batch.failures)
+        asked.append((batch, distributed.begin_gather(*counts, *known)))
+        if len(asked) > 1:
+            yield _told(*asked.popleft())
+    if asked:
+        yield _told(*asked.popleft())
+
+
+def _told(batch: Batch, answers: Callable[[], list[list[float]]]) -> tuple[Batch, Share]:
+    numbers = np.array(answers())
+    readable, bad = numbers[:, :2].astype(int).T
     failures = batch.failures
-    if len(counts) > 1 and any(count[1] for count in counts):
+    if bad.any():
         lists = distributed.broadcast_object(distributed.gather_objects(batch.failures))
         failures = [failure for one in lists for failure in one]
-    return Share(sum(readable[: distributed.rank()]), num_own, sum(readable), failures)
+    totals = torch.from_numpy(numbers[:, 2:].sum(0)).float()
+    totals = to_device(totals, batch.images.device)
+    batch = replace(batch, totals=dict(zip(batch.labels, totals, strict=True)))
+    first = int(readable[: distributed.rank()].sum())
+    return batch, Share(first, len(batch.positions), int(readable.sum()), failures)
 
 
 def backward(
@@ -58,6 +88,7 @@ def backward(
     mixed: Mixed | None,
     scaler: torch.amp.GradScaler,
     num_parts: int,
+    sums: GradientSum | None = None,
 ) -> tuple[Tensor, int]:
     """Set the parameters' `grad` to the gradients of this process's images.
 
@@ -69,12 +100,13 @@ def backward(
     nothing is left, neither in BatchNorm's statistics nor in the generators that dropout draws
     from.
     """
-    is_one, undo = distributed.world_size() == 1 and mixed is None, _undo(job)
+    undo = _undo(job)
     while True:
-        if not batch.totals and not (is_one and num_parts == 1):  # else the loss finds its own
-            batch = replace(batch, totals=_totals(job, batch))
+        if not batch.totals and (mixed or num_parts > 1):  # else the loss finds its own
+            totals = {h: known_weight(v, job.class_weights.get(h)) for h, v in batch.labels.items()}
+            batch = replace(batch, totals=totals)
         try:
-            return _in_parts(job, batch, x, mixed, scaler, num_parts), num_parts
+            return _in_parts(job, batch, x, mixed, scaler, num_parts, sums), num_parts
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -93,20 +125,10 @@ def backward(
         )
 
 
-def _totals(job: Job, batch: Batch) -> dict[str, Tensor]:
-    """Sum the known weight of each head over all processes."""
-    totals = {
-        head: known_weight(labels, job.class_weights.get(head)).reshape(1)
-        for head, labels in batch.labels.items()
-    }
-    distributed.sum_in_place(list(totals.values()))
-    return {head: total[0] for head, total in totals.items()}
-
-
 def _undo(job: Job) -> Callable[[], None]:
     """Return what undoes an attempt at the gradients that begins now."""
     model, device = job.network.model, job.network.device
-    tables = [buffer for norm in _batchnorms(model) for buffer in norm.buffers()]
+    tables = [buffer for norm in batchnorms(model) for buffer in norm.buffers()]
     kept = [torch.empty_like(buffer) for buffer in tables]
     numbers = [n for n, buffer in enumerate(tables) if buffer.is_floating_point()]
     counters = [n for n, buffer in enumerate(tables) if not buffer.is_floating_point()]
@@ -130,18 +152,13 @@ def _undo(job: Job) -> Callable[[], None]:
     return undo
 
 
-def _batchnorms(model: nn.Module) -> list[_BatchNorm]:
-    """List the BatchNorms whose statistics move."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
-
-
 @contextmanager
 def _one_image(model: nn.Module) -> Iterator[None]:
     """Let BatchNorms that see one value per channel, a 1x1 map, normalise it as in evaluation.
 
     One value has no variance; torch refuses it. Larger maps of one image are normalised as ever.
     """
-    norms = _batchnorms(model)
+    norms = batchnorms(model)
 
     def look(norm: _BatchNorm, inputs: tuple[Tensor]) -> None:
         norm.training = inputs[0].numel() > inputs[0].shape[1]
@@ -158,7 +175,7 @@ def _one_image(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _counted_together(model: nn.Module) -> Iterator[None]:
     """Let the counters of all BatchNorms be raised in one launch, not in one for each."""
-    found = ((norm, norm.num_batches_tracked) for norm in _batchnorms(model))
+    found = ((norm, norm.num_batches_tracked) for norm in batchnorms(model))
     counters = {norm: counter for norm, counter in found if counter is not None}
     for norm in counters:
         norm.num_batches_tracked = None
@@ -178,6 +195,7 @@ def _in_parts(
     mixed: Mixed | None,
     scaler: torch.amp.GradScaler,
     num: int,
+    sums: GradientSum | None,
 ) -> Tensor:
     # The totals hold for both: the partners are the same images in another order.
     targets, one = [batch.labels], constant((1.0,), job.network.device)
@@ -187,6 +205,8 @@ def _in_parts(
         shares = to_device(torch.tensor([mixed.share, 1 - mixed.share]), one.device)
     values = []
     num = min(num, max(1, len(x) // 2))  # a small last batch: two images at least in each part
+    if sums is not None:
+        sums.begin(num)
     for rows in np.array_split(np.arange(len(x)), num):
         if len(rows):
             part = slice(rows[0], rows[-1] + 1)
@@ -216,24 +236,3 @@ def _differentiate(
         return value * scale[0], value
 
     return torch.func.grad(scaled, has_aux=True)(outputs)
-
-
-def combine(
-    model: nn.Module, parameters: Sequence[nn.Parameter], loss: Tensor, share: Share
-) -> None:
-    """Sum gradients and loss over all processes, in place; average what BatchNorm has counted."""
-    if distributed.world_size() == 1:
-        return
-    for parameter in parameters:
-        if parameter.grad is None:  # this process had no image
-            parameter.grad = torch.zeros_like(parameter)
-    statistics = [
-        statistic
-        for norm in _batchnorms(model)
-        for statistic in (norm.running_mean, norm.running_var)
-        if statistic is not None
-    ]
-    for statistic in statistics:
-        statistic.mul_(share.num_own / share.num_images)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    distributed.sum_in_place([*gradients, *statistics, loss])

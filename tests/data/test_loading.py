@@ -96,8 +96,12 @@ def test_an_order_may_repeat_images_and_positions_are_places_in_the_samples(cata
 
 @pytest.mark.parametrize(("first", "num_workers"), [(0, 2), (1, 0), (5, 2), (8, 0)])
 def test_workers_and_a_later_first_step_give_the_same_batches(
-    catalog, all_samples, first, num_workers
+    catalog, all_samples, first, num_workers, monkeypatch
 ):
+    """Workers are forked where a GPU may be in use: they must not touch it."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("CUDA in a worker"))
     order, source = np.arange(len(catalog))[:60], FileImages(catalog, Preprocessing(8))
     options = {"num_workers": num_workers, "first_step": first}
     whole = list(batches(source, all_samples, order, 8, CPU))

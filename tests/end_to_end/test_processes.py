@@ -42,15 +42,15 @@ def test_two_processes_stopped_and_killed_equal_two_that_ran_through(
 
     done = together("broken", hooks=(None, scripts.SignalAtStep(5, signal.SIGTERM)))
     assert [one.code for one in done] == [143, 143]  # both, although one was asked
-    assert loads(folder / "last.pt") == (0, 5)
+    assert loads(folder / "last.pt") == (0, 6)  # asked in the step before
     photo = tree.images / "yak/000000/00.png"
     before = photo.stat()
     os.utime(photo, ns=(5, 5))
     done = together("broken")
     assert 1 in [one.code for one in done] and "with other data: photos" in done[0].err, done
     os.utime(photo, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert loads(folder / "last.pt") == (0, 5)
-    kill = scripts.SignalAtStep(7 + 4, signal.SIGKILL)  # in the second epoch
+    assert loads(folder / "last.pt") == (0, 6)
+    kill = scripts.SignalAtStep(6 + 4, signal.SIGKILL)  # in the second epoch
     assert [one.code for one in together("broken", hooks=(kill, kill))] == [-9, -9]
     assert loads(folder / "last.pt") == (1, 0)
 

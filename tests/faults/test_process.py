@@ -65,6 +65,7 @@ def of_torch(name, text):
         (of_torch("OutOfMemoryError", "CUDA out of memory. Tried"), ["not enough memory (CUDA"]),
         (RuntimeError("[enforce fail] can't allocate memory: you tried"), ["not enough memory"]),
         (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling"), ["not enough memory"]),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), ["not enough memory"]),
         (RuntimeError("CUDA error: unspecified launch failure"), ["CUDA error"]),
         (RuntimeError("can't start new thread"), ["start new thread"]),
         (RecursionError("maximum recursion depth exceeded"), ["nested too deeply"]),

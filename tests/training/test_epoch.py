@@ -2,13 +2,16 @@
 
 import copy
 import math
+import re
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from petface import errors
 from petface.data.images import to_float
 from petface.errors import UserError
 from petface.models import checkpoints
@@ -227,6 +230,18 @@ def test_a_batch_without_a_known_label_trains_on_nothing(job, unknown):
     train(job, progress, unknown, ALL, NONE, rate=1.0)
     assert same(before, parameters)
     assert progress.epoch.mean_loss == 0.0 and progress.epoch.num_skipped_steps == 0
+
+
+@pytest.mark.parametrize("place", ["augment_by", "_update"])
+def test_out_of_memory_outside_the_backward_pass_is_one_line(
+    job, unknown, place, monkeypatch, capsys
+):
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried")
+    monkeypatch.setattr(epoch, place, mock.Mock(side_effect=error))
+    with pytest.raises(torch.OutOfMemoryError):
+        train(job, progress_of(job), unknown, ALL, NONE)
+    assert errors.exit_code_of(error) == 1
+    assert re.fullmatch("error: not enough memory (.*)\n", capsys.readouterr().err)
 
 
 def progress_in_fp16(job):

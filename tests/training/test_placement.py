@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from petface import devices
+from petface import devices, distributed
 from petface.data.images import STATISTICS, Preprocessing
 from petface.data.loading import Batch, Decoded, Samples
 from petface.devices import Precision
@@ -86,9 +86,9 @@ def trained(
         progress.epoch = progress.epoch.next_epoch()
         return samples
 
-    epoch(BATCH)
+    epoch(BATCH * distributed.world_size())
     gpu.clear()
-    samples = epoch(BATCH * STEPS)
+    samples = epoch(BATCH * STEPS * distributed.world_size())
     return SimpleNamespace(job=job, progress=progress, samples=samples)
 
 
@@ -130,6 +130,30 @@ def test_what_a_step_draws_is_made_and_sent_where_its_images_are():
     ahead = [names for names in pinned_by if "train_epoch" in names]
     assert len(ahead) == (1 + STEPS) * (2 + len(HEADS)) + 2  # the losses of two epochs are kept
     assert sum("made" in names for names in ahead) == len(ahead) - 2
+
+
+@pytest.mark.parametrize("sizes", [SPECIES, HEADS])
+def test_several_processes_sum_gradients_in_few_kernels_during_the_backward_pass(
+    sizes, monkeypatch
+):
+    def begin_sum(numbers):
+        sums.append((numbers.numel(), torch._C._current_graph_task_id() >= 0))
+        return lambda: None
+
+    launches = []
+    for num in (1, 2):
+        sums = []
+        monkeypatch.setattr(distributed, "world_size", lambda num=num: num)
+        monkeypatch.setattr(distributed, "begin_gather", lambda *own: lambda: [own] * 2)
+        monkeypatch.setattr(distributed, "begin_sum", begin_sum)
+        with pretended_gpu() as gpu:
+            model = trained(gpu, sizes).job.network.model
+            assert sum(gpu.waits.values()) <= len(sizes), "class weights, once an epoch"
+        assert not gpu.pageable
+        launches.append(sum(gpu.launches.values()) / STEPS)
+    assert launches[1] - launches[0] <= 6 + 5 / STEPS  # buffers, once an epoch
+    assert [is_early for _, is_early in sums] == [True, True, True, False] * (1 + STEPS)
+    assert sum(numel for numel, _ in sums[:3]) > sum(p.numel() for p in model.parameters()) / 2
 
 
 def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(monkeypatch, capfd):

@@ -3,6 +3,10 @@
 import copy
 import multiprocessing
 import socket
+import time
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
@@ -14,15 +18,16 @@ from torch.nn import functional as F
 
 from petface import distributed
 from petface.data.images import Preprocessing
-from petface.data.loading import Batch
+from petface.data.loading import Batch, Samples
 from petface.devices import Precision
 from petface.errors import UserError
 from petface.models.network import Network
 from petface.training import losses
 from petface.training.augment.regimes import regimes_of
 from petface.training.evaluate import evaluate
+from petface.training.gradients import GradientSum
 from petface.training.recipe import heads_loss
-from petface.training.step import Share, backward, combine, share_of
+from petface.training.step import backward, shared
 from tests import scripts
 from tests.training.small import (
     CPU,
@@ -50,6 +55,8 @@ def train_and_measure(images, folder, batch_size, num):
     order = np.arange(num)  # so that the known labels of a head lie with few processes
     one, two = np.where(order < num // 2, order % 3, -1), np.where(order % 3 == 0, order % 2, -1)
     job, samples = job_of(images, folder, batch_size), samples_of(order, one, two)
+    if batch_size > 1 and distributed.rank() == 1:
+        job.network.model.body[0].weight.register_hook(fail_once())
     progress = progress_of(job, torch.optim.SGD(job.network.model.parameters(), lr=1.0, fused=True))
     assert train(job, progress, samples, order, STRONG, rate=0.3, seed=3)
     seen = evaluate(job, samples, "all", keep_answers=True)
@@ -59,14 +66,25 @@ def train_and_measure(images, folder, batch_size, num):
     return model, (progress.epoch.loss_sum, progress.epoch.num_images), seen, fresh, failures
 
 
-def _work(place, pipe, arguments):
+def fail_once():
+    """A hook that runs out of memory: at the last gradient, when others are on their way."""
+    left = [torch.OutOfMemoryError("CUDA out of memory")]
+
+    def fail(_):
+        if left:
+            raise left.pop()
+
+    return fail
+
+
+def _work(place, pipe, function, arguments):
     place()
     distributed.start("cpu")
-    pipe.send(train_and_measure(*arguments))
+    pipe.send(function(*arguments))
 
 
-def together(world_size, *arguments):
-    """Call `train_and_measure` in several processes."""
+def together(world_size, function, *arguments, hook=None):
+    """Call a function in several processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -76,8 +94,8 @@ def together(world_size, *arguments):
     with mock.patch.dict("os.environ", scripts.ENVIRONMENT):
         for rank in range(world_size):
             here, there = context.Pipe()
-            place = scripts.Place(rank, world_size, port)
-            process = context.Process(target=_work, args=(place, there, arguments))
+            place = scripts.Place(rank, world_size, port, hook)
+            process = context.Process(target=_work, args=(place, there, function, arguments))
             process.start()
             there.close()
             started.append((process, here))
@@ -91,11 +109,14 @@ def together(world_size, *arguments):
 def test_processes_together_are_one_process_with_all_images(
     tree, tmp_path, world_size, batch_size, num
 ):
-    """Photos that cannot be read are among them; of 3 + 2 + 2 images one process gets none."""
+    """Photos that cannot be read are among them; of 3 + 2 + 2 images one process gets none.
+
+    One of two processes runs out of memory.
+    """
     alone = train_and_measure(tree.images, tmp_path, batch_size * world_size, num)
     small = train_and_measure(tree.images, tmp_path, batch_size, num)
     model, (loss_sum, num_images), _, _, failures = alone
-    first, *others = together(world_size, tree.images, tmp_path, batch_size, num)
+    first, *others = together(world_size, train_and_measure, tree.images, tmp_path, batch_size, num)
     for name, tensor in model.items():
         np.testing.assert_allclose(first[0][name], tensor, rtol=0, atol=1e-5)
         for other in others:
@@ -115,6 +136,23 @@ def test_processes_together_are_one_process_with_all_images(
     for head, answers in small[3].answers.items():
         for found, expected in zip(first[3].answers[head], answers, strict=True):
             assert np.array_equal(found, expected)
+
+
+def wait_in_vain(sleep_s):
+    """Return what the first process says where the second does not answer."""
+    if distributed.rank():
+        return time.sleep(sleep_s)
+    with pytest.raises(UserError) as said:
+        distributed.begin_gather(1)()
+    return str(said.value)
+
+
+@pytest.mark.parametrize(("sleep_s", "reason"), [(0, "tcp"), (4, "timed out")])
+def test_a_process_that_ends_or_hangs_is_told_in_one_line(sleep_s, reason):
+    limit = scripts.SetConstant("petface.distributed", "STEP_TIMEOUT", timedelta(seconds=2))
+    said, _ = together(2, wait_in_vain, sleep_s, hook=limit)
+    assert "process 0 of 2 lost the others: one has ended or hangs" in said
+    assert reason in said and "\n" not in said
 
 
 def batch_of(num):
@@ -146,20 +184,22 @@ def test_losses_of_parts_sum_to_the_loss_of_the_whole():
 
 
 def test_failures_on_one_process_alone_reach_all(monkeypatch):
-    """What a process has read is counted before it; a step without a failure sends no message."""
-    sent = []
-    for name in ("rank", "broadcast_object"):
-        monkeypatch.setattr(distributed, name, {"rank": lambda: 1}.get(name, lambda own: own))
-    monkeypatch.setattr(
-        distributed, "gather_objects", lambda own: sent.append(own) or [[(7, "bad")], own]
-    )
-    batch, _ = batch_of(2)
-    for num_bad, failures in ((1, [(7, "bad")]), (0, [])):
-        counts = [[3, num_bad], [2, 0]]
-        monkeypatch.setattr(distributed, "gather_numbers", lambda *_, counts=counts: counts)
-        found = share_of(batch)
-        assert (found.first, found.num_own, found.num_images) == (3, 2, 5)
-        assert found.failures == failures
+    """Each batch is told while the one before is used; without a failure, by numbers alone."""
+    told, sent, others = [], [], iter([(3, 1, 2.5, 0), (3, 0, 2.5, 0)])
+    two = {"rank": lambda: 1, "world_size": lambda: 2, "broadcast_object": lambda own: own}
+    two["gather_objects"] = lambda own: sent.append(own) or [[(7, "bad")], own]
+    two["begin_gather"] = lambda *own: told.append(own) or partial(list, [next(others), own])
+    for name, function in two.items():
+        monkeypatch.setattr(distributed, name, function)
+    batch, x = batch_of(2)
+    samples = Samples(np.arange(2), {h: v.numpy() for h, v in batch.labels.items()}, batch.is_tail)
+    job = SimpleNamespace(class_weights={"one": torch.tensor([0.5, 1, 1])})
+    both = shared(job, samples, [replace(batch, images=x)] * 2)
+    for failures in ([(7, "bad")], []):
+        found, share = next(both)
+        assert (share.first, share.num_own, share.num_images) == (3, 2, 5)
+        assert share.failures == failures and told == [(2, 0, 0.5, 1.0)] * 2
+        assert found.totals == {"one": 3.0, "two": 1.0}
     assert sent == [[]]
 
 
@@ -168,9 +208,8 @@ def test_gradients_are_summed_and_statistics_averaged_over_all_images(monkeypatc
     model, loss, first = Small(), torch.tensor(2.0), torch.ones(4, 3, 3, 3)
     model.body[1].running_mean.fill_(4.0)
     model.body[0].weight.grad = first.clone()
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "sum_in_place", lambda tensors: [t.mul_(2) for t in tensors])
-    combine(model, list(model.parameters()), loss, Share(0, 3, 4, []))
+    monkeypatch.setattr(distributed, "begin_sum", lambda numbers: numbers.mul_(2).sum)
+    GradientSum(model).finish(loss, 3 / 4)
     assert loss == 4 and torch.equal(model.body[0].weight.grad, first * 2)
     assert model.body[1].running_mean.tolist() == [4.0 * 3 / 4 * 2] * 4
     assert all(p.grad is not None for p in model.parameters())  # 0 where it had no image
@@ -196,12 +235,12 @@ class Cramped(Small):
         raise torch.OutOfMemoryError("CUDA out of memory in backward")
 
 
-def gradients_of(model, batch, x, num_parts=1):
+def gradients_of(model, batch, x, num_parts=1, sums=None):
     """(value, number of parts) of a batch; its gradients are left in the model."""
     network = Network(model, Preprocessing(SIZE), CPU, Precision(None))
     class_weights, loss = heads_loss(SHOWN, dict.fromkeys(HEADS, 2.0), CPU)
     job = SimpleNamespace(network=network, loss=loss, class_weights=class_weights)
-    return backward(job, batch, x, None, network.grad_scaler(), num_parts)
+    return backward(job, batch, x, None, network.grad_scaler(), num_parts, sums)
 
 
 def gradients(model, num):
@@ -273,6 +312,16 @@ def test_of_an_attempt_that_ran_out_of_memory_nothing_is_left(error, place):
     found, wanted = attempt(1, error, place), attempt(2)
     assert wanted["body.1.num_batches_tracked"] == 2
     assert same(found, wanted)
+
+
+def test_a_sum_that_runs_out_of_memory_is_one_line(monkeypatch):
+    """As where NCCL makes its buffers: in the middle of the backward pass."""
+    error = RuntimeError("NCCL error: unhandled cuda error\nCuda failure 2 'out of memory'")
+    monkeypatch.setattr(distributed, "begin_sum", mock.Mock(side_effect=error))
+    model, (batch, x) = Small(), batch_of(4)
+    with pytest.raises(UserError, match=r"not enough memory on cpu for .*\(NCCL error"):
+        gradients_of(model, batch, x, sums=GradientSum(model))
+    assert distributed.begin_sum.call_count == 2
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
