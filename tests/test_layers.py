@@ -21,6 +21,7 @@ LAYERS = (
     ("inference",),
     ("evaluation",),
     ("analysis",),
+    ("identity",),
     ("report",),
     ("export",),
     ("serving",),

@@ -23,6 +23,7 @@ FORMAT = 1
 FRACTIONS: Final = (0.8, 0.1, 0.1)
 MIN_RECORDS_FOR_TEST = 3  # a class with fewer keeps all its records in train
 MIN_RECORDS_FOR_VAL = 4
+_LIST_HEADER = ("filename", "label")
 _CSV_HEADER = ("species", "record", "split")
 _MAX_DISTORTION = 0.5  # how far a stratum may deviate to correct the species' total
 _OFFICIAL_FILES = (  # file, split, whether required; the first two share individuals
@@ -241,7 +242,7 @@ def read_official(
             path = Path(folder) / name / file_name
             if not needed and not path.exists():
                 continue
-            for line, record in _official_records(path, name):
+            for line, ((record, _),), _ in official_rows(path, name):
                 where = f"{file_name} line {line}"
                 first_side, first_where = sides.setdefault(record, (side, where))
                 if first_side != side:
@@ -258,21 +259,29 @@ def read_official(
     return result, notes
 
 
-def _official_records(path: Path, species: str) -> Iterator[tuple[int, str]]:
-    """Yield (line, record) of each `<species>/<record>/<image>` in a list."""
-    header = ("filename", "label") if path.suffix == ".csv" else None
+def official_rows(
+    path: Path, species: str, num_photos: int = 1
+) -> Iterator[tuple[int, list[tuple[str, str]], str]]:
+    """Yield line, (record, file name) of each `<species>/<record>/<image>` there, the last cell.
+
+    A CSV of one photo a row has the header filename,label; that of pairs is not looked at.
+    """
+    header = None if path.suffix != ".csv" else _LIST_HEADER if num_photos == 1 else ()
     for line, cells in _rows(path, header):
-        parts = PurePosixPath(cells[0].strip()).parts
-        if len(parts) < 3 or normalize("NFC", parts[-3]) != species:
-            raise line_error(path, line, f"{cells[0]!r} is not {species}/<record>/<image>")
-        yield line, canonical_record(parts[-2])
+        photos = []
+        for cell in cells[:num_photos]:
+            parts = PurePosixPath(cell.strip()).parts
+            if len(parts) < 3 or normalize("NFC", parts[-3]) != species:
+                raise line_error(path, line, f"{cell!r} is not {species}/<record>/<image>")
+            photos.append((canonical_record(parts[-2]), parts[-1]))
+        yield line, photos, cells[-1]
 
 
 def _rows(path: Path, header: tuple[str, ...] | None) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows below `header`; with None the first row is data already."""
+    """Yield the rows below `header`, () = any; with None the first row is data already."""
     for number, (line, cells) in enumerate(strict_rows(path)):
         if number == 0 and header is not None:
-            if tuple(cells) != header:
+            if header and tuple(cells) != header:
                 raise line_error(path, line, f"the header must be {','.join(header)}, not {cells}")
             continue
         yield line, cells

@@ -191,7 +191,7 @@ def read_stage1(path: str | Path) -> Stage1Checkpoint:
     architecture = read_architecture(path, content)
     with torch.device("meta"):
         model = build_classifier(architecture, len(classes))
-    _fill(path, model, state)
+    fill(path, model, state)
     rule, calibration = read_preprocessing(path, content), read_calibration(path, content)
     heads, sources = {"species": classes}, {"species": "checkpoint"}
     learnt = fingerprint_in(path, content)
@@ -252,7 +252,7 @@ def read_stage2(path: str | Path, species: str, labels_of: Labels = dict) -> Sta
     state = {f"body.{key}": value for key, value in found.body.items()}
     for head in sizes:
         state |= {f"heads.{head}.{n}": t for n, t in found.heads[own_names[head]].items()}
-    _fill(path, model, state)
+    fill(path, model, state)
     rule, calibration = read_preprocessing(path, content), read_calibration(path, content, names)
     return Stage2Checkpoint(
         *(vocabularies, sources, rule, calibration, model, architecture, species),
@@ -317,7 +317,7 @@ def weights_in(path: str | Path, content: Mapping[str, Any]) -> dict[str, Tensor
     return state
 
 
-def _fill(path: str | Path, model: Any, state: Mapping[str, Tensor]) -> None:
+def fill(path: str | Path, model: Any, state: Mapping[str, Tensor]) -> None:
     """Load weights into a network without any, on "meta": nothing is built that they lack."""
     own = model.state_dict()
     if reason := misfit(own, state):

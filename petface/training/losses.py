@@ -6,6 +6,8 @@ compiles.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -53,6 +55,27 @@ def masked_focal_loss(
         others = log_p.scatter(1, index[:, None], torch.finfo(torch.float32).min)
         loss = torch.exp(gamma * others.logsumexp(dim=1)) * loss
     return _divide(loss.sum(), total)
+
+
+def margin_logits(
+    cosines: Tensor, targets: Tensor, kind: str, margin: float, scale: float
+) -> Tensor:
+    """Make logits of cosines (B, K): the target's is made worse by `margin`, all times `scale`.
+
+    "arcface" adds the margin, in radians, to the target's angle (Deng et al. 2019, arXiv
+    1801.07698, equation 3; where the angle would pass pi, the cosine falls on by margin * sin
+    margin, so that it stays monotone); "cosface" subtracts it from its cosine (Wang et al. 2018,
+    arXiv 1801.09414, equation 4). An unknown target (-1) has none.
+    """
+    known = targets != UNKNOWN
+    index = torch.where(known, targets, 0)[:, None]
+    own = cosines.gather(1, index).clamp(-1 + 1e-7, 1 - 1e-7)
+    if kind == "arcface":
+        angle = torch.acos(own) + margin
+        worse = torch.where(angle <= math.pi, angle.cos(), own - margin * math.sin(margin))
+    else:
+        worse = own - margin
+    return scale * cosines.scatter(1, index, torch.where(known[:, None], worse, own))
 
 
 def logit_adjustment(counts: np.ndarray, tau: float) -> Tensor:

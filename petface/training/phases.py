@@ -234,9 +234,10 @@ class Training:
         names = [n.removeprefix("val_").removesuffix("_frac").replace("_", " ") for n in accuracies]
         told = [f"{n} {value:.3f}" for n, value in zip(names, accuracies.values(), strict=True)]
         phase = f"phase {row['phase']} " * (len(self.phases) > 1)
+        val_loss = "" if math.isnan(row["val_loss"]) else f"val loss {row['val_loss']:.3f}  "
         return (
             f"{phase}epoch {row['epoch']:3d}  loss {row['train_loss']:.3f}  "
-            f"val loss {row['val_loss']:.3f}  {'  '.join(told)}  "
+            f"{val_loss}{'  '.join(told)}  "
             f"{row['train_images_per_s']:.0f} img/s{'  best' * is_best}{self.time_left()}"
         )
 

@@ -18,7 +18,11 @@ TailMode = Literal["none", "head_exclusion", "quantile", "absolute", "cumulative
 TAIL_MODES: Final = get_args(TailMode)
 ClassHistory = list[tuple[int, list[float], list[float]]]  # per epoch: number, recalls, weights
 _DIFFICULTY_EPSILON = 0.01  # one point of recall; used where the median difficulty is 0
-_DRAW_STREAM, _SHUFFLE_STREAM = 0, 1  # so that one seed gives unrelated draws and shuffles
+_DRAW_STREAM, _SHUFFLE_STREAM, _GROUP_STREAM = (
+    0,
+    1,
+    2,
+)  # so that one seed gives unrelated draws and shuffles
 
 
 def samples_by_split(
@@ -310,6 +314,32 @@ class ClassWeightedSampler:
 def shuffled(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """Return a permutation of 0..n-1 that depends on (n, seed, epoch) alone."""
     return _generator(seed, epoch, _SHUFFLE_STREAM).permutation(n)
+
+
+def animal_groups(
+    animals: npt.ArrayLike, photos: int, batch_size: int, seed: int, epoch: int
+) -> npt.NDArray[np.int64]:
+    """Order an epoch so that each animal comes with `photos` of its photos at once ("P x K").
+
+    animals (N,): of each photo. An animal's photos are shuffled and cut into groups; a group that
+    is short is filled up with the first of them. The groups are shuffled, second groups after all
+    first ones, so that nearly every batch shows an animal once.
+    Returns positions (M,) int64: whole batches of `batch_size`; the rest of an epoch is left out.
+    """
+    animals = np.asarray(animals)
+    generator = _generator(seed, epoch, _GROUP_STREAM)
+    order = np.lexsort((generator.random(len(animals)), animals))
+    begins = np.flatnonzero(np.diff(animals[order], prepend=-1))
+    counts = np.diff(begins, append=len(order))
+    per_animal = -(-counts // photos)
+    group = np.repeat(np.arange(len(counts)), per_animal)  # the animal of each group
+    number = np.arange(len(group)) - np.repeat(np.cumsum(per_animal) - per_animal, per_animal)
+    turn = np.lexsort((generator.random(len(group)), number))
+    group, number = group[turn], number[turn]
+    place = (number[:, None] * photos + np.arange(photos)) % counts[group][:, None]
+    positions = order[begins[group][:, None] + place].ravel()
+    whole = len(positions) // batch_size * batch_size
+    return positions[: whole or len(positions)]
 
 
 def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:

@@ -1,0 +1,143 @@
+"""How well embeddings tell animals apart: verification, re-identification, open set; pure numpy.
+
+The intervals are those of `metrics.cluster_interval`: photos of one animal count together.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from petface import metrics
+
+FALSE_MATCH_RATES: Final = (0.01, 0.001)
+_BLOCK: Final = 20_000_000  # similarities in memory at once: 80 MB
+Figures = dict[str, Any]
+
+
+def similarities(embeddings: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the cosines of pairs (P,) of unit embeddings (n, D), in pieces: (P,) float32."""
+    step = max(1, _BLOCK // max(embeddings.shape[1], 1))
+    parts = [
+        np.einsum("pd,pd->p", embeddings[left[k : k + step]], embeddings[right[k : k + step]])
+        for k in range(0, len(left), step)
+    ]
+    return np.concatenate([np.empty(0, np.float32), *parts])
+
+
+def verification(
+    similarity: np.ndarray, is_same: np.ndarray, left: np.ndarray, right: np.ndarray
+) -> Figures:
+    """Measure pairs (P,): the area under the ROC curve, and true matches at rates of false ones.
+
+    `left` and `right` (P,) are the animals of a pair. A pair of two animals counts for both, half
+    for each, in the interval of the area; its influence is that of DeLong, DeLong &
+    Clarke-Pearson 1988, Biometrics 44(3). The other intervals take the threshold as given.
+    """
+    num_same, num_other = int(is_same.sum()), int((~is_same).sum())
+    found: Figures = {"num_pairs": len(is_same), "num_same": num_same}
+    found["num_animals"] = len(np.unique(np.concatenate([left, right])))
+    if not num_same or not num_other:
+        return {**found, "auc": None}
+    same, other = np.sort(similarity[is_same]), np.sort(similarity[~is_same])
+
+    def share_below(sorted_values: np.ndarray, value: np.ndarray) -> np.ndarray:
+        low, high = (np.searchsorted(sorted_values, value, side=s) for s in ("left", "right"))
+        return (low + high) / (2 * len(sorted_values))  # ties count half
+
+    placed = np.where(is_same, share_below(other, similarity), 1 - share_below(same, similarity))
+    auc = float(placed[is_same].mean())
+    weight = np.where(is_same, 1 / num_same, 1 / num_other) / 2
+    influence = (placed - auc) * weight * 2
+    twice = np.concatenate([np.arange(len(is_same)), np.flatnonzero(~is_same)])
+    animal = np.concatenate([left, right[~is_same]])
+    share = np.where(is_same, weight, weight / 2)[twice]
+    found |= {"auc": auc}
+    found["auc_interval_95"] = metrics.cluster_interval(auc, influence[twice], share, animal)
+    for rate in FALSE_MATCH_RATES:
+        threshold = threshold_at(other, rate)
+        name, matched = f"tpr_at_fpr_{rate:g}", similarity[is_same] > threshold
+        if num_other * rate < 1:  # too few pairs of two animals: not one of them might match
+            continue
+        found[name] = float(matched.mean())
+        found[f"{name}_interval_95"] = metrics.accuracy_interval(matched, left[is_same])
+    return found
+
+
+def threshold_at(others: np.ndarray, rate: float) -> float:
+    """Return the lowest similarity above which at most this share of pairs of two animals lies."""
+    ordered = np.sort(others)[::-1]
+    return float(ordered[min(int(rate * len(ordered)), len(ordered) - 1)])
+
+
+def ranks(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    query_animal: np.ndarray,
+    gallery_animal: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Look (Q, D) up in a gallery (G, D) of one species; animals are numbers, -1 = not in it.
+
+    Returns for each query the rank of its animal's best photo (0 = none is in the gallery), its
+    average precision (NaN), its best match's place in the gallery and similarity, each (Q,). A tie
+    counts against the query.
+    """
+    num = len(queries)
+    rank, precision = np.zeros(num, np.int64), np.full(num, np.nan)
+    place, similarity = np.zeros(num, np.int64), np.full(num, np.nan, np.float32)
+    table = torch.from_numpy(gallery)
+    step = max(1, _BLOCK // max(len(gallery), 1))
+    for start in range(0, num, step):
+        part = slice(start, min(start + step, num))
+        found = torch.from_numpy(queries[part]) @ table.T
+        best = found.max(dim=1)
+        place[part], similarity[part] = best.indices.numpy(), best.values.numpy()
+        values = found.numpy()
+        for row in range(len(values)):
+            own = values[row, gallery_animal == query_animal[start + row]]
+            if not len(own):
+                continue
+            own = np.sort(own)[::-1]
+            # equal ones of other animals stand before it
+            before = (values[row] >= own[:, None]).sum(axis=1)
+            before = np.maximum(before, np.arange(1, len(own) + 1))
+            rank[start + row] = before[0]
+            precision[start + row] = (np.arange(1, len(own) + 1) / before).mean()
+    return rank, precision, place, similarity
+
+
+def identification(rank: np.ndarray, precision: np.ndarray, animal: np.ndarray) -> Figures:
+    """Measure queries (Q,) whose animal is in the gallery: top-1, top-5, mean average precision."""
+    found: Figures = {"num_queries": len(rank), "num_animals": len(np.unique(animal))}
+    if not len(rank):
+        return found
+    for most in (1, 5):
+        found[f"top{most}"] = float((rank <= most).mean())
+        found[f"top{most}_interval_95"] = metrics.accuracy_interval(rank <= most, animal)
+    mean, weight = float(precision.mean()), np.full(len(rank), 1 / len(rank))
+    found["mean_average_precision"] = mean
+    found["mean_average_precision_interval_95"] = metrics.cluster_interval(
+        mean, (precision - mean) * weight, weight, animal
+    )
+    return found
+
+
+def open_set(
+    similarity: np.ndarray, is_right: np.ndarray, is_known: np.ndarray, threshold: float
+) -> Figures:
+    """Measure queries (Q,) of animals in the gallery and of others, at a threshold found before.
+
+    `is_right` tells whether the best match is the animal. A query below the threshold is "unknown".
+    """
+    taken = similarity >= threshold
+    known, strangers = is_known.sum(), (~is_known).sum()
+    return {
+        "threshold": threshold,
+        "num_known": int(known),
+        "num_strangers": int(strangers),
+        "found": float((taken & is_right)[is_known].mean()) if known else None,
+        "mistaken_for_another": float((taken & ~is_right)[is_known].mean()) if known else None,
+        "strangers_accepted": float(taken[~is_known].mean()) if strangers else None,
+    }
