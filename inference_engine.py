@@ -2,6 +2,7 @@
 
     python inference_engine.py photo.jpg     # a readable answer; --json for machines
     python inference_engine.py predict folder --out answers.csv     # photos without labels
+    python inference_engine.py identify photo.jpg --gallery known  # <known>/<animal>/<photo>
     python inference_engine.py evaluate      # over every image of the dataset
     python inference_engine.py evaluate --config configs/eval/demo.toml
 
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 from petface import distributed
 from petface.data.loading import worker_count
-from petface.errors import SettingsError, run_script
+from petface.errors import SettingsError, UserError, optional_room, run_script
 from petface.evaluation.details import PER_IMAGE, SUMMARY
 from petface.evaluation.run import EvaluationOptions, evaluate_dataset
 from petface.evaluation.summary import describe_summary
@@ -42,6 +43,8 @@ __all__ = [
 # ---- Models ----
 STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"  # or a bundle of tools.export
 STAGE2_FOLDER: str = "runs/stage2"  # holds <species>/<species>_best.pt; a bundle brings its own
+IDENTITY_CHECKPOINT: str = "runs/identity/best.pt"  # of identify: train_identity.py makes it
+GALLERY: str = ""  # of identify: a folder, <animal>/<photo>, or a file of tools.embed
 DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
 TOPK: Positive = 3  # answers shown per head for a single photo
 OUT: str = "predictions.csv"  # of predict: .csv, or .jsonl with the topk answers of every head
@@ -139,7 +142,7 @@ def evaluate_full_dataset(
 
 
 def main() -> int:
-    commands = {"evaluate": evaluate, "predict": predict}
+    commands = {"evaluate": evaluate, "predict": predict, "identify": identify}
     command = commands.get(sys.argv[1] if len(sys.argv) > 1 else "")
     return command(sys.argv[2:]) if command else show(sys.argv[1:])
 
@@ -209,6 +212,45 @@ def predict(arguments: list[str]) -> int:
     print("\n".join(f"{status}: {num}" for status, num in sorted(counts.items())))
     print(f"photos: {len(photos)}\npredictions: {s.OUT}")
     return 0
+
+
+def identify(arguments: list[str]) -> int:
+    """Name the animal of a photo, or "unknown", among those of a gallery."""
+    if not optional_room("identity.gallery"):
+        raise UserError("identify needs petface/identity, which was deleted")
+    from petface.identity import embed, gallery
+
+    s = read_settings(
+        sys.modules[__name__],
+        arguments,
+        switches={
+            "together": "all photos show one animal: they are fused",
+            "json": "one JSON object per animal and line",
+        },
+        positional=("photos", "photos, and folders of them"),
+    )
+    photos, _ = find_photos(s.positional)
+    if not photos or not s.GALLERY:
+        raise SettingsError("give photos and --gallery: <animal>/<photo>, or a file of tools.embed")
+    options = ComputeOptions.choose(s.DEVICE, "fp32")
+    embedder = embed.load_embedder(s.IDENTITY_CHECKPOINT, options)
+    how = {"batch_size": s.BATCH_SIZE or 64, "num_workers": worker_count(s.NUM_WORKERS)}
+    known = gallery.open_gallery(s.GALLERY, embedder, **how)
+    rows = gallery.embed_files(embedder, photos, **how)
+    groups = [photos] if "together" in s.switches else [[photo] for photo in photos]
+    answers = known.answers(groups, rows, s.TOPK, embedder.threshold)
+    for answer in answers:
+        print(json.dumps(answer, ensure_ascii=False) if "json" in s.switches else told(answer))
+    return int(any(answer["status"] != "ok" for answer in answers))
+
+
+def told(answer: dict[str, Any]) -> str:
+    """Format an answer of `identify` for people."""
+    names = ", ".join(answer["photos"])
+    if answer["status"] != "ok":
+        return f"{names}: cannot be read"
+    listed = "\n".join(f"  {name:30s} {value:6.3f}" for name, value in answer["topk"])
+    return f"{names}: {answer['animal']}\n{listed}"
 
 
 def show(arguments: list[str]) -> int:

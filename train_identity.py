@@ -274,7 +274,7 @@ def finish(
         figures.similarities(table, left, right), s.WANTED_FALSE_MATCHES
     )
     lists, notes = evaluation.choose_lists(dataset, s.SPLITS_FILE, "test", s.SPLIT_SEED)
-    embedder = embed.Embedder(job.network, str(run.best), run.data, threshold)
+    embedder = embed.Embedder(job.network, str(run.best), data=run.data, threshold=threshold)
     how = {"batch_size": job.batch_size, "num_workers": job.num_workers}
     task, ours, others_of = evaluation.run(dataset, *lists, embedder, job.source, {}, **how)
     if not distributed.is_main():

@@ -40,7 +40,7 @@ def species_network(checkpoint: dict) -> torch.nn.Module:
 def specialist_network(checkpoint: dict, head: str) -> torch.nn.Module:
     """A torchvision ResNet-18 whose one layer at the end is one head of a specialist."""
     weights = checkpoint["model"]
-    size = len(checkpoint["head_vocabs"][head])
+    size = len(weights[f"heads.{head}.bias"])
     model = torchvision.models.resnet18(num_classes=size)
     state = {k.removeprefix("body."): v for k, v in weights.items() if k.startswith("body.")}
     state |= {f"fc.{kind}": weights[f"heads.{head}.{kind}"] for kind in ("weight", "bias")}

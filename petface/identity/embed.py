@@ -15,6 +15,7 @@ from petface import distributed
 from petface.data.fingerprint import Data
 from petface.data.images import Preprocessing
 from petface.data.loading import OK, ImageReader, own_batches, read_ahead, uploaded
+from petface.files import sha256_of_file
 from petface.inference.loading import ComputeOptions
 from petface.models import checkpoints
 from petface.models.architecture import Architecture
@@ -31,6 +32,7 @@ class Embedder:
 
     network: Answerer
     name: str
+    sha256: str = ""  # of its file
     data: Data | None = None  # what it learnt from
     threshold: float | None = None  # two photos below this similarity are of two animals
     false_match_rate: float | None = None  # share of pairs of two animals that reach it
@@ -46,12 +48,14 @@ def load_embedder(path: str | Path, options: ComputeOptions) -> Embedder:
     if content.get("kind") == "identity":
         own = read_identity(path, content)
         network = _network(own.model, own.preprocessing, options)
-        return Embedder(network, str(path), own.data, own.threshold, own.false_match_rate)
+        fitted = own.data, own.threshold, own.false_match_rate
+        return Embedder(network, str(path), sha256_of_file(path), *fitted)
     species = content.get("species")
     read = partial(checkpoints.read_stage2, species=species) if species else checkpoints.read_stage1
     found: Checkpoint = read(path)
     model = _headless(found.model, found.architecture)
-    return Embedder(_network(model, found.preprocessing, options), str(path), found.data)
+    network = _network(model, found.preprocessing, options)
+    return Embedder(network, str(path), sha256_of_file(path), found.data)
 
 
 def backbone_features(

@@ -223,3 +223,27 @@ def run(
     for name, (other, images) in baselines.items():
         found[name] = measure(task, other.embed(images, photos, title=name, **how), looks[0], None)
     return task, measure(task, table, looks[0], embedder.threshold), found
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """Format a summary for the terminal: a line for each network, what was left out, and why."""
+    of, asked = summary["verification"], summary["reidentification"]
+    lines = [
+        f"{of['num_pairs']:,} pairs of {of['num_animals']:,} animals; {asked['num_queries']:,} "
+        f"photos looked up, {asked['num_animals']:,} animals",
+        f"{'this network':40s} {headline(summary)}",
+    ]
+    for name, found in summary["baselines"].items():
+        low, high = found["top1_gain_interval_95"] or (None, None)
+        bounds = "" if low is None else f" ({low:+.1%} to {high:+.1%})"
+        gain = f"  top-1 gained over it {found['top1_gain']:+.1%}{bounds}"
+        lines.append(f"{name[-40:]:40s} {headline(found)}{gain}")
+    lines += [f"  {name:38s} {headline(found)}" for name, found in summary["per_species"].items()]
+    if "open_set" in summary:
+        rates = summary["open_set"]
+        told = {key.replace("_", " "): rates[key] for key in list(rates)[3:]}
+        lines.append(
+            "open set, " + ", ".join(f"{k} {v:.1%}" for k, v in told.items() if v is not None)
+        )
+    lines += [f"left out, {k.replace('_', ' ')}: {n}" for k, n in summary["left_out"].items() if n]
+    return "\n".join(lines)

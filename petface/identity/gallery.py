@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,11 @@ import numpy as np
 import torch
 
 from petface import files
-from petface.errors import UserError, install_line
+from petface.data.catalog import listed_files, strict_rows
+from petface.data.loading import FileImages
+from petface.errors import UserError
+from petface.identity.embed import Embedder
+from petface.inference.predict import find_photos
 
 UNKNOWN_ANIMAL: Final = "unknown"
 _BLOCK: Final = 100_000  # rows of the gallery at once: 200 MB of 512 numbers
@@ -36,18 +40,34 @@ class Gallery:
             raise UserError("the gallery holds no photo that can be read")
         return cls(tuple(names.tolist()), fuse(embeddings[readable], number, len(names)))
 
-    def identify(
-        self, query: np.ndarray, topk: int, threshold: float | None
-    ) -> tuple[str, list[tuple[str, float]]]:
-        """Name the animal of a unit embedding (D,), and list the most similar ones.
+    def answers(
+        self,
+        groups: Sequence[Sequence[str]],
+        rows: np.ndarray,
+        topk: int,
+        threshold: float | None,
+    ) -> list[dict[str, Any]]:
+        """Name the animal of each group of photos, whose embeddings (n, D) stand in their order.
 
-        The name is "unknown" where none reaches the threshold; None = one always does.
+        The photos of a group are fused. "animal" is "unknown" where the most similar one does not
+        reach the threshold; None = it always does. `topk` holds (animal, similarity). Where no
+        photo of a group could be read, "status" says so. Ready for JSON.
         """
-        places, similarity = search(query[None], self.embeddings, topk)
-        rows = zip(places[0].tolist(), similarity[0].tolist(), strict=True)
-        listed = [(self.animals[place], value) for place, value in rows]
-        is_known = threshold is None or listed[0][1] >= threshold
-        return listed[0][0] if is_known else UNKNOWN_ANIMAL, listed
+        number = np.repeat(np.arange(len(groups)), [*map(len, groups)])
+        good = np.isfinite(rows).all(axis=1)
+        is_there = np.bincount(number[good], minlength=len(groups)) > 0
+        asked = fuse(rows[good], number[good], len(groups))
+        places, values = search(asked, self.embeddings, topk)
+        found: list[dict[str, Any]] = []
+        for k, photos in enumerate(groups):
+            if not is_there[k]:
+                found.append({"photos": [*photos], "status": "unreadable"})
+                continue
+            best = [*zip((self.animals[p] for p in places[k]), values[k].tolist(), strict=True)]
+            is_known = threshold is None or best[0][1] >= threshold
+            animal = best[0][0] if is_known else UNKNOWN_ANIMAL
+            found.append({"photos": [*photos], "status": "ok", "animal": animal, "topk": best})
+        return found
 
 
 def fuse(embeddings: np.ndarray, number: np.ndarray, num: int) -> np.ndarray:
@@ -74,46 +94,48 @@ def search(queries: np.ndarray, gallery: np.ndarray, topk: int) -> tuple[np.ndar
     return place.numpy(), best.numpy()
 
 
-# ---- Files: .npy with a .csv of the same name, or .parquet ----
+def open_gallery(place: str | Path, embedder: Embedder, **how: Any) -> Gallery:
+    """Make a gallery of a folder, <animal>/<photo>, or of embeddings; see `embed_photos`."""
+    if Path(place).is_dir():
+        found, _ = find_photos([str(place)])
+        names = [os.path.relpath(photo, place) for photo in found]
+        rows = embed_files(embedder, found, title="gallery", **how)
+    else:
+        names, rows = load_embeddings(Path(place), embedder.sha256)
+    animals = [os.path.dirname(name) or Path(name).stem for name in names]  # noqa: PTH120
+    return Gallery.of_photos(rows, animals)
 
 
-def save_embeddings(path: Path, images: Sequence[str], embeddings: np.ndarray) -> None:
-    """Write (n, D) float32 and the photo of each row."""
-    if path.suffix == ".parquet":
-        table = _pandas().DataFrame({"image": images, "embedding": list(embeddings)})
-        with files.atomic_write(path) as handle:
-            table.to_parquet(handle)
-        return
+def embed_files(embedder: Embedder, photos: Sequence[str], **how: Any) -> np.ndarray:
+    """Embed photo files: (n, D), NaN where one cannot be read."""
+    source = FileImages(listed_files(Path.cwd(), photos), embedder.network.preprocessing)
+    return embedder.embed(source, np.arange(len(photos)), **how)
+
+
+# ---- Files: a .npy, and a .csv of the same name with the photo of each row ----
+
+
+def save_embeddings(path: Path, photos: Sequence[str], rows: np.ndarray, sha256: str) -> None:
+    """Write (n, D) float32, the photo of each row, and of what network they are."""
+    if path.suffix != ".npy":
+        raise UserError(f"{path}: embeddings are written as .npy; name such a file")
     with files.atomic_write(path) as handle:
-        np.save(handle, embeddings)
-    files.write_csv(path.with_suffix(".csv"), ["image"], [[image] for image in images])
+        np.save(handle, rows)
+    cells = ([photo, sha256] for photo in photos)
+    files.write_csv(path.with_suffix(".csv"), ["image", "network"], cells)
 
 
-def load_embeddings(path: Path) -> tuple[list[str], np.ndarray]:
-    """Read what `save_embeddings` wrote; `UserError` where it makes no sense."""
+def load_embeddings(path: Path, sha256: str) -> tuple[list[str], np.ndarray]:
+    """Read what `save_embeddings` wrote; `UserError` where it is broken or of another network."""
     try:
-        if path.suffix == ".parquet":
-            table = _pandas().read_parquet(path, columns=["image", "embedding"])
-            images, rows = table["image"].tolist(), np.stack(table["embedding"].tolist())
-        else:
-            rows = np.load(path, allow_pickle=False)
-            with path.with_suffix(".csv").open(encoding="utf-8", newline="") as lines:
-                images = [files.plain_cell(row["image"]) for row in csv.DictReader(lines)]
-    except UserError:
-        raise
-    except Exception as error:  # of numpy, of pyarrow: their types are not told
-        raise UserError(f"{path}: no embeddings of python -m tools.embed ({error})") from error
-    if rows.ndim != 2 or rows.dtype != np.float32 or len(rows) != len(images) or not rows.size:
-        raise UserError(f"{path}: {rows.dtype} {rows.shape} for {len(images)} photos")
-    return images, rows
-
-
-def _pandas() -> Any:
-    import pandas as pd
-
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        way_out = f"{install_line('identity')}, or name a file .npy"
-        raise UserError(f".parquet needs pyarrow: {way_out}") from error
-    return pd
+        rows = np.load(path, allow_pickle=False)
+        lines = [cells for _, cells in strict_rows(path.with_suffix(".csv"))][1:]
+        photos, networks = zip(*lines, strict=True)
+    except (OSError, ValueError) as error:  # a UserError, too
+        what = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: no embeddings of python -m tools.embed ({what})") from error
+    if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != len(photos) or not rows.size:
+        raise UserError(f"{path}: {rows.dtype} {rows.shape} for {len(photos)} photos; embed again")
+    if {*networks} != {sha256}:
+        raise UserError(f"{path}: embeddings of another network than this one; embed again")
+    return [files.plain_cell(photo) for photo in photos], rows

@@ -9,7 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from petface.training.losses import known_weight, logit_adjustment, masked_focal_loss
+from petface.training.losses import (
+    known_weight,
+    logit_adjustment,
+    margin_logits,
+    masked_focal_loss,
+)
 
 every_loss = pytest.mark.parametrize(
     "options",
@@ -164,3 +169,26 @@ def test_the_weight_of_a_head_of_one_class_counts_its_known_rows() -> None:
 def test_targets_below_minus_one_are_refused() -> None:
     with pytest.raises((IndexError, RuntimeError)):
         masked_focal_loss(torch.zeros(1, 3), torch.tensor([-2]), 0.0)
+
+
+@pytest.mark.parametrize("kind", ["arcface", "cosface"])
+def test_margins_are_those_of_the_papers(kind):
+    generator = torch.Generator().manual_seed(0)
+    cosines = torch.rand(40, 7, generator=generator, dtype=torch.float64) * 1.98 - 0.99
+    targets = torch.randint(-1, 7, (40,), generator=generator)
+    found = margin_logits(cosines, targets, kind, 0.3, 20.0)
+    for row, target in enumerate(targets.tolist()):
+        for k in range(7):
+            value = float(cosines[row, k])
+            if k == target and kind == "cosface":
+                value -= 0.3
+            elif k == target:
+                angle = math.acos(value) + 0.3
+                value = math.cos(angle) if angle <= math.pi else value - 0.3 * math.sin(0.3)
+            assert float(found[row, k]) == pytest.approx(20 * value, abs=1e-9)
+
+
+def test_a_margin_has_a_finite_gradient_where_the_cosine_is_1():
+    cosines = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], requires_grad=True)
+    margin_logits(cosines, torch.tensor([0, 0]), "arcface", 0.5, 64.0).sum().backward()
+    assert cosines.grad.isfinite().all()

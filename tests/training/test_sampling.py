@@ -12,6 +12,7 @@ from petface.data.splits import SPLITS
 from petface.errors import UserError
 from petface.training.sampling import (
     ClassWeightedSampler,
+    animal_groups,
     balanced_weights,
     base_weights,
     class_weights,
@@ -283,3 +284,24 @@ def test_the_history_of_the_classes_is_a_row_per_epoch_and_class(tmp_path):
         "2,cat,1.0000,1.5000",
         "2,pig,0.2500,2.0000",
     ]
+
+
+def test_an_epoch_shows_each_animal_with_several_photos_at_once():
+    animals = np.repeat(np.arange(50), np.random.default_rng(0).integers(2, 7, 50))
+    order = animal_groups(animals, 4, 40, seed=1, epoch=0)
+    assert len(order) % 40 == 0
+    groups = animals[order].reshape(-1, 4)
+    assert (groups == groups[:, :1]).all()
+    first = groups[:50, 0]  # every animal once before any comes again
+    assert sorted(first) == list(range(50))
+    counts = np.bincount(animals)
+    for row in order.reshape(-1, 4)[:50]:
+        assert len(set(row.tolist())) == min(4, counts[animals[row[0]]])
+    assert np.array_equal(order, animal_groups(animals, 4, 40, seed=1, epoch=0))
+    assert not np.array_equal(order, animal_groups(animals, 4, 40, seed=1, epoch=1))
+
+
+def test_an_epoch_of_animals_shows_nearly_every_photo_and_never_nothing():
+    animals = np.repeat(np.arange(200), 3)
+    assert len(np.unique(animal_groups(animals, 3, 30, 0, 0))) == 600
+    assert len(animal_groups(np.array([0, 0, 1, 1]), 4, 128, 0, 0)) == 8
