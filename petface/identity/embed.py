@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 from petface import distributed
 from petface.data.fingerprint import Data
 from petface.data.images import Preprocessing
-from petface.data.loading import OK, ImageReader, own_batches, read_ahead, uploaded
+from petface.data.loading import OK, ImageReader, own_batches, uploaded
 from petface.files import sha256_of_file
 from petface.inference.loading import ComputeOptions
 from petface.models import checkpoints
@@ -98,13 +99,13 @@ def embed_photos(
     thumbnail and the sharpness of each photo, see `quality.look_at`.
     """
     slices = own_batches(np.arange(len(places)), batch_size)
-    decoded = read_ahead(source, [places[part] for part in slices], num_workers)
+    read = uploaded(source, [places[part] for part in slices], num_workers, network.device)
     rows: list[tuple[np.ndarray, np.ndarray]] = []
     seen: list[tuple[np.ndarray, np.ndarray]] = []
     if looks is not None:
         from petface.identity.quality import look_at
-    with bar_of(title, len(places)) as bar:
-        for part, item in zip(slices, uploaded(decoded, network.device), strict=True):
+    with bar_of(title, len(places)) as bar, closing(read) as items:
+        for part, item in zip(slices, items, strict=True):
             pixels, ok = item.arrays[0], item.status == OK
             if ok.any():
                 rows.append((part[ok], begin_copy(network.answer_pixels(pixels))()[0].numpy()))
