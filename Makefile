@@ -32,10 +32,11 @@ endif
 	touch $@
 
 # Each step is done once; `make clean-demo` forgets them all.
-demo: runs/demo/evaluation/petface_eval_summary.json
+demo: runs/demo/evaluation/petface_eval_summary.json runs/demo/identity/final.json
 	@$(RUN) -m tools.show_evaluation --config configs/eval/demo.toml
 	@printf '\nnext:\n'
 	@echo '    $(RUN) inference_engine.py data/demo/images/cat/000000/00.png --config configs/eval/demo.toml'
+	@echo '    $(RUN) inference_engine.py identify data/demo/images/cat/000000/01.png --gallery data/demo/images/cat --config configs/eval/demo.toml'
 	@echo '    $(RUN) -m tools.serve --config configs/serve/demo.toml    # then open http://127.0.0.1:8000'
 	@echo '    $(VENV)/bin/petface train my_pets                         # your own photos, <my_pets>/<class>/<photo>'
 
@@ -51,6 +52,9 @@ runs/demo/stage2/finished: | runs/demo/stage1/final.json
 
 runs/demo/evaluation/petface_eval_summary.json: | runs/demo/stage2/finished
 	$(RUN) inference_engine.py evaluate --config configs/eval/demo.toml
+
+runs/demo/identity/final.json: | runs/demo/stage1/final.json
+	$(RUN) train_identity.py --config configs/identity/demo.toml
 
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n 2 --dist loadfile

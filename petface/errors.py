@@ -25,7 +25,7 @@ _FIRST_WORD_S = 2.0
 ENDS_WITH_INPUT: Final = "PETFACE_ENDS_WITH_INPUT"  # set by who starts a trainer with a pipe
 _WAY_OUT = "install the tested pair with: python -m pip install -r requirements.txt"
 _OWN = ("petface", "tools", "tests", "train_resnet_minority_aug_dynamic", "stage2_resnet_multi",
-        "inference_engine")  # fmt: skip
+        "train_identity", "inference_engine")  # fmt: skip
 _NO_SPACE = "free some space there, then give the same command again"
 _NOT_YOURS = "choose a folder that you may write, or change its rights"
 _WAYS_OUT = {

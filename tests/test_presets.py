@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = {
     "stage1": "train_resnet_minority_aug_dynamic",
     "stage2": "stage2_resnet_multi",
+    "identity": "train_identity",
     "eval": "inference_engine",
     "audit": "tools.audit",
     "label_errors": "tools.find_label_errors",

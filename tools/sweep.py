@@ -51,7 +51,11 @@ FOLD_SEED: Seed = 0  # which record is in which fold
 OUT: str = "runs/sweep"
 JOBS: Positive = 1  # runs at once; they share the cores, and take the GPUs in turn
 
-SCRIPTS = {"stage1": "train_resnet_minority_aug_dynamic", "stage2": "stage2_resnet_multi"}
+SCRIPTS = {
+    "stage1": "train_resnet_minority_aug_dynamic",
+    "stage2": "stage2_resnet_multi",
+    "identity": "train_identity",
+}
 ALL_TRAINED = "sweep_finished"  # mark of a run of stage 2 whose last specialist is trained
 ROOT = Path(petface.__file__).resolve().parents[1]  # of the trainers
 RUNNING: Final = set[subprocess.Popen[bytes]]()
@@ -121,7 +125,7 @@ class Planned:
 
     def is_finished(self) -> bool:
         """Return whether there is nothing left to train."""
-        is_whole = self.trainer.script == SCRIPTS["stage1"] or (self.folder / ALL_TRAINED).exists()
+        is_whole = self.trainer.script != SCRIPTS["stage2"] or (self.folder / ALL_TRAINED).exists()
         return bool(self.finished()) and is_whole
 
     def _refuse_other(self, folder: Path) -> None:

@@ -32,7 +32,7 @@ class SweepRun:
             key: float(value)
             for key, value in self.final.items()
             if key.startswith(("val_", "test_"))
-            and key.endswith("_accuracy")
+            and key.endswith(("_accuracy", "_auc", "_top1"))
             and isinstance(value, int | float)
         }
 

@@ -40,7 +40,7 @@ class Run:
     environment: dict[str, Any]
     history: pd.DataFrame  # metrics.csv as numbers
     script: str  # file name of what made the run, "" where it is not known
-    stage: int  # 1 (species), 2 (attributes of one species) or 0 where nothing tells
+    stage: int  # 1 (species), 2 (attributes of one), 3 (identity) or 0 where nothing tells
     state: str  # finished, or running (its lock is held) or stopped with the epochs done
     time: str  # of the training so far
 
@@ -57,6 +57,9 @@ class Run:
         show one animal: its interval takes them for independent.
         """
         found = []
+        if is_number(top1 := self.final.get("test_top1")):
+            row = {"head": "top-1", "accuracy": top1, "num": self.final.get("test_queries")}
+            found.append({**row, "matrix": None})
         for head in HEADS:
             prefix, known = ("test_", "images") if head == "species" else (f"test_{head}_", "known")
             row = {k.removeprefix(prefix): v for k, v in self.final.items() if k.startswith(prefix)}
@@ -87,7 +90,8 @@ def read_run(folder: Path) -> Run:
     history = cells.apply(pd.to_numeric, errors="coerce")
     made_by = re.match(r"# All constants of a run of (.+\.py);", text)
     script = Path(made_by[1]).name if made_by else ""
-    stage = 0 if not script else 2 if script.startswith("stage2") else 1
+    others = {"stage2_resnet_multi.py": 2, "train_identity.py": 3, "": 0}
+    stage = others.get(script, 1)
     holder = ""
     with suppress(OSError), (folder / LOCK).open("rb", buffering=0) as handle:
         holder = "" if final else take(handle)

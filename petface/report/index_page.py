@@ -16,7 +16,10 @@ from petface.report import folders as read
 from petface.report.page import Metric, Page, table, visible, write
 
 INDEX: Final = "index.html"
-_GROUPS = ("Evaluations", "Stage 1: species", "Stage 2: attributes", "Other folders")
+_GROUPS = (
+    *("Evaluations", "Stage 1: species", "Stage 2: attributes", "Identity: single animals"),
+    "Other folders",
+)
 _COLUMNS = "link headline interval_95 majority_baseline other_heads time when state"
 
 
@@ -73,7 +76,7 @@ def _bar(entry: dict[str, Any], is_best: bool) -> str:
 
 def _entry(folder: Path) -> dict[str, Any]:
     """Read what a row shows; entries with the same `rival` were measured on the same thing."""
-    entry = {"folder": folder, "group": _GROUPS[3], "rival": folder, "accuracy": -1.0,
+    entry = {"folder": folder, "group": _GROUPS[4], "rival": folder, "accuracy": -1.0,
              "is_running": False}  # fmt: skip
     try:
         own = _evaluation(folder) if read.is_evaluation(folder) else _run(folder)
@@ -90,7 +93,7 @@ def _run(folder: Path) -> dict[str, Any]:
     run = read.read_run(folder)
     data = run.settings.get("IMAGES_ROOT"), run.settings.get("SPLIT_SEED")
     return {
-        "group": _GROUPS[run.stage or 3],
+        "group": _GROUPS[run.stage or 4],
         "when": read.readable_time(run.environment.get("started"), folder),
         "heads": run.heads(),
         "time": run.time,

@@ -1,4 +1,4 @@
-"""The report of a training run, of either stage."""
+"""The report of a training run, of any of the three trainers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,16 @@ import petface
 from petface import metrics
 from petface.report import charts, photos
 from petface.report import folders as read
+from petface.report.identity_part import identity_parts
 from petface.report.page import Metric, Page, Strip, headline, leaves, table, visible, write
 
 DOUBTS = ("contaminated", "not_known_what_was_learnt_by")  # in final.json
-_KINDS = {1: "Stage 1: species", 2: "Stage 2: attributes", 0: "Training run"}
+_KINDS = {
+    1: "Stage 1: species",
+    2: "Stage 2: attributes",
+    3: "Identity: single animals",
+    0: "Training run",
+}
 _HEAD_COLUMNS = "head num accuracy interval_95 majority_baseline balanced_accuracy"
 _SURE_COLUMNS = (
     "head num fitted.temperature fitted.threshold fitted.reason nll_after brier_after ece_before "
@@ -44,7 +50,7 @@ def write_run_report(folder: Path, with_photos: bool = False) -> Path:
 
 def run_page(run: read.Run, with_photos: bool = False) -> Page:
     """Build the page: metrics, curves, confusion matrices, one table; the rest is folded."""
-    heads, folder = run.heads(), run.folder.resolve()
+    heads, folder = run.heads() if run.stage != 3 else [], run.folder.resolve()
     unreadable, conflicts = (
         read.read_csv(run.folder / name, run.problems, read.MAX_ROWS)
         for name in ("errors.csv", "label_conflicts.csv")
@@ -54,14 +60,17 @@ def run_page(run: read.Run, with_photos: bool = False) -> Page:
     about = (run.script, f"started {started}", run.state, run.device)
     panels = [charts.svg(panel) for row in _confidence(run) for panel in row]
     hidden = run.history.filter(regex="balanced|^num_|images_per_s")  # metrics.csv has all
+    shown, found, own, more = identity_parts(run, with_photos=with_photos)
     epochs: Any = run.history.drop(columns=hidden.columns).to_dict("records")
     return Page(
         "/".join(folder.parts[-2:]),
         _KINDS[run.stage],
         " · ".join(filter(None, about)),
         [*run.problems, *_notes(run)],
-        metrics=[*(headline(row, " (by photo)") for row in heads), _work(run)],
+        photos=shown,
+        metrics=[*found, *(headline(row, " (by photo)") for row in heads), _work(run)],
         sections={
+            **own,
             "Training curves": [Strip([*map(charts.svg, charts.training(run.history))])],
             "Test split": [
                 Strip([charts.confusion(h, *m) for h, m in matrices.items()], "wide"),
@@ -69,6 +78,7 @@ def run_page(run: read.Run, with_photos: bool = False) -> Page:
             ],
         },
         folded={
+            **more,
             "Most frequent confusions": [table(_confusions(matrices))],
             "Recall and sampling weight per class (classes.csv)": [table(_class_history(run))],
             "Confidence": [_SURE_WORDS, Strip(panels), table(_calibrations(run), _SURE_COLUMNS)],

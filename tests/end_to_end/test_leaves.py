@@ -10,7 +10,7 @@ import pytest
 from tests import naive, scripts
 from tests.conftest import TINY
 
-LEAVES = ("report", "analysis", "export", "serving")
+LEAVES = ("report", "analysis", "identity", "export", "serving")
 # One interpreter for all scripts, since loading torch takes longer than they do.
 RUN = """
 import importlib.util, json, runpy, sys
