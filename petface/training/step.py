@@ -55,10 +55,10 @@ def shared(job: Job, samples: Samples, own: Iterable[Batch]) -> Iterator[tuple[B
     weights = {head: w if w is None else w.cpu() for head, w in job.class_weights.items()}
     asked: deque[tuple[Batch, Callable[[], list[list[float]]]]] = deque()
     for batch in own:
-        labels = {
-            head: torch.from_numpy(of[batch.positions]) for head, of in samples.labels.items()
-        }
-        known = [float(known_weight(of, weights.get(head))) for head, of in labels.items()]
+        known = [
+            float(known_weight(torch.from_numpy(of[batch.positions]), weights.get(head)))
+            for head, of in samples.labels.items()
+        ]
         counts = len(batch.positions), len(batch.failures)
         asked.append((batch, distributed.begin_gather(*counts, *known)))
         if len(asked) > 1:
@@ -74,8 +74,7 @@ def _told(batch: Batch, answers: Callable[[], list[list[float]]]) -> tuple[Batch
     if bad.any():
         lists = distributed.broadcast_object(distributed.gather_objects(batch.failures))
         failures = [failure for one in lists for failure in one]
-    totals = torch.from_numpy(numbers[:, 2:].sum(0)).float()
-    totals = to_device(totals, batch.images.device)
+    totals = to_device(torch.from_numpy(numbers[:, 2:].sum(0)).float(), batch.images.device)
     batch = replace(batch, totals=dict(zip(batch.labels, totals, strict=True)))
     first = int(readable[: distributed.rank()].sum())
     return batch, Share(first, len(batch.positions), int(readable.sum()), failures)
