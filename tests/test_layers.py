@@ -52,12 +52,12 @@ TEXT = {".py", ".html", ".jinja", ".j2", ".js", ".css", ".svg", ".md"}
 
 # Where the house is still too big: lines today. These only ever get fewer.
 OVER_BUDGET: dict[str, int] = {
-    "stage 1 loads": 9897,
-    "petface": 21997,
+    "stage 1 loads": 9896,
+    "petface": 21996,
     "foundations": 3002,
     "petface/data": 3881,
     "petface/models": 1857,
-    "petface/training": 3189,
+    "petface/training": 3188,
     "petface/inference": 1520,
     "petface/evaluation": 1682,
     "petface/analysis": 1751,
@@ -65,7 +65,7 @@ OVER_BUDGET: dict[str, int] = {
     "petface/export": 526,
     "petface/serving": 1613,
     "tools": 3049,
-    "tests": 27597,
+    "tests": 27564,
 }
 
 
