@@ -73,6 +73,7 @@ RUN_NAME: str = "stage2"  # folder under RUNS_ROOT; each species gets a folder i
 SEED: Seed = 42
 DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1, mps; under torchrun auto is a GPU for each process
 PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: what is fast on the device
+CUDA_GRAPHS: bool = False  # True: a step is one launch on a GPU; never tried on one
 PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
 TENSORBOARD: bool = False  # the figures of every epoch as event files too
@@ -155,7 +156,7 @@ HELP: Final = (  # what --help shows; --help-all shows every constant
 MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD", "WANDB", "SPECIES", "SPREAD")
 LIMITS: Final = (
     *("IMAGES_ROOT", "ANNOTATIONS_ROOT", "SPLITS_FILE", "RUNS_ROOT", "RUN_NAME"),
-    *("PHASE_EPOCHS", "PHASE_PATIENCE", "MAX_BAD_FRACTION"),
+    *("PHASE_EPOCHS", "PHASE_PATIENCE", "MAX_BAD_FRACTION", "CUDA_GRAPHS"),
 )
 
 
@@ -249,7 +250,7 @@ def train_specialist(
         "labels": dataset.annotations[species].reading,
     }
     rates = s.BODY_LR_FACTOR, s.SCHEDULE, s.WARMUP_FRAC, s.PLATEAU_PATIENCE, s.EMA_DECAY
-    how = Optimization(s.WEIGHT_DECAY, *rates)
+    how = Optimization(s.WEIGHT_DECAY, *rates, s.CUDA_GRAPHS)
     watched = specialist.watched_loss(parts["val"])
     training = Training(phases_of(s), how, job, run, description, watched)
     mixing = Mixing(s.MIX, s.MIX_PROBABILITY, s.MIX_ALPHA, s.MIX_ADAPTS)

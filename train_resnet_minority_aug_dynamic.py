@@ -66,6 +66,7 @@ RUN_NAME: str = "cnn_folder_224_raw_aug"  # folder under RUNS_ROOT
 SEED: Seed = 42
 DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1, mps; under torchrun auto is a GPU for each process
 PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: what is fast on the device
+CUDA_GRAPHS: bool = False  # True: a step is one launch on a GPU; never tried on one
 PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
 TENSORBOARD: bool = False  # the figures of every epoch as event files too
@@ -131,7 +132,7 @@ HELP: Final = (  # what --help shows; --help-all shows every constant
 MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD", "WANDB")  # when resumed
 LIMITS: Final = (  # these, too, where its data is the same
     *("IMAGES_ROOT", "ANNOTATIONS_ROOT", "SPLITS_FILE", "RUNS_ROOT", "RUN_NAME"),
-    *("EPOCHS", "PATIENCE", "MAX_BAD_FRACTION"),
+    *("EPOCHS", "PATIENCE", "MAX_BAD_FRACTION", "CUDA_GRAPHS"),
 )
 
 
@@ -198,7 +199,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
         phases_of(s),
         Optimization(
             *(s.WEIGHT_DECAY, s.BODY_LR_FACTOR, s.SCHEDULE, s.WARMUP_FRAC),
-            *(s.PLATEAU_PATIENCE, s.EMA_DECAY),
+            *(s.PLATEAU_PATIENCE, s.EMA_DECAY, s.CUDA_GRAPHS),
         ),
         job,
         run,

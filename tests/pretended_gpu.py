@@ -137,6 +137,7 @@ class PretendedGpu(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.pinned: dict[int, torch.Tensor] = {}
+        self.graph: _Graph | None = None  # that is being recorded
         self.clear()
 
     def clear(self) -> None:
@@ -163,6 +164,7 @@ class PretendedGpu(TorchDispatchMode):
 
     def _upload(self, source: torch.Tensor, non_blocking: bool) -> None:
         where = _where()
+        assert self.graph is None, f"a graph uploads the same for ever, {where}"
         self.uploads[where] += 1
         if source.numel() > 1 and source.untyped_storage().data_ptr() not in self.pinned:
             self.pageable[where] += 1
@@ -170,6 +172,7 @@ class PretendedGpu(TorchDispatchMode):
             self.waits[f"upload, {where}"] += 1
 
     def _wait(self, what: str) -> None:
+        assert self.graph is None, f"a graph cannot wait: {what}, {_where()}"
         self.waits[f"{what}, {_where()}"] += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -205,8 +208,11 @@ class PretendedGpu(TorchDispatchMode):
         inner = [value.inner if isinstance(value, OnGpu) else value for value in flat]
         inner = [torch.device("cpu") if _is_gpu(value) else value for value in inner]
         found_args, found_kwargs = pytree.tree_unflatten(inner, spec)
-        out = func(*found_args, **found_kwargs)
         is_view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
+        if self.graph is not None and not is_view and name not in NO_KERNEL:
+            out = self.graph.note(func, found_args, found_kwargs)
+        else:
+            out = func(*found_args, **found_kwargs)
         if not is_view and name not in NO_KERNEL:
             self.launches[name] += 1
         before = {id(value.inner): value for value in flat if isinstance(value, OnGpu)}
@@ -223,6 +229,8 @@ class PretendedGpu(TorchDispatchMode):
         non_blocking = kwargs.pop("non_blocking", False)
         out = func(source.inner if is_here else source, **kwargs)
         if stays:
+            if self.graph is not None:
+                out = self.graph.note(func, (source.inner,), kwargs)
             self.launches["aten::_to_copy"] += 1
             return OnGpu(out)
         if is_here:
@@ -261,6 +269,47 @@ def _where() -> str:
         if re.match(f"{ROOT}/(?!tests/|.*site-packages)", name):
             return f"{name[len(ROOT) + 1 :]}:{frame.lineno} {frame.line}"
     return "tests"
+
+
+class _Graph:
+    """A CUDA graph: operations on the same memory again; a recording leaves none of its traces."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[Any, Any, Any, Any]] = []
+        self.before: dict[int, tuple[Any, Any]] = {}  # of all memory that was touched
+
+    def note(self, func: Any, args: Any, kwargs: Any) -> Any:
+        for value in pytree.tree_leaves((args, kwargs)):
+            if isinstance(value, torch.Tensor):
+                memory = value.untyped_storage()
+                self.before.setdefault(memory.data_ptr(), (memory, memory.clone()))
+        out = func(*args, **kwargs)
+        self.done.append((func, args, kwargs, out))
+        return out
+
+    def replay(self) -> None:
+        _gpus[-1].launches["graph"] += 1
+        for func, args, kwargs, out in self.done:
+            again = func(*args, **kwargs)
+            for old, new in zip(pytree.tree_leaves(out), pytree.tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+    def pool(self) -> tuple[int, int]:
+        return (0, 1)
+
+
+@contextmanager
+def _recording(graph: _Graph, *_: Any, **__: Any) -> Iterator[None]:
+    gpu = _gpus[-1]
+    launches, drawn, gpu.graph = gpu.launches.copy(), torch.get_rng_state(), graph
+    try:
+        yield
+    finally:
+        torch.set_rng_state(drawn)
+        gpu.launches, gpu.graph = launches, None
+        for memory, copy in graph.before.values():
+            memory.copy_(copy)
 
 
 class _Nothing:
@@ -317,7 +366,9 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         "manual_seed": lambda _: None,
         "get_rng_state": lambda *_: state,
         "set_rng_state": lambda *_: None,
-        "is_current_stream_capturing": lambda: False,
+        "is_current_stream_capturing": lambda: gpu.graph is not None,
+        "CUDAGraph": _Graph,
+        "graph": _recording,
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in of_cuda.items():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from petface import distributed
-from petface.data.loading import Samples, own_share
+from petface.data.loading import Batch, Samples, own_share
 from petface.errors import UserError
 from petface.models.multi_head import train_mode
 from petface.training.augment.exact import augment_by
@@ -23,6 +23,7 @@ from petface.training.batch_picture import BatchPicture
 from petface.training.draws import Draws, Lots, seed_dropout
 from petface.training.evaluate import Job, bar_of
 from petface.training.gradients import summing
+from petface.training.graphs import StepGraphs
 from petface.training.recipe import WeightAverage
 from petface.training.schedule import EarlyStopping
 from petface.training.step import backward, shared
@@ -66,6 +67,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
     num_parts: int = 1  # of a batch that does not fit into memory at once; not kept
     average: WeightAverage | None = None  # of the weights, where it is what is measured
+    graphs: StepGraphs | None = None  # a GPU's alone
     left: Callable[[float], str] = "".format  # tells the time left, with this share of it done
     settle: Callable[[], object] = bool  # lets the epoch's state know of all steps so far
 
@@ -135,6 +137,21 @@ def train_epoch(
     done = state.num_images + state.num_unreadable
     losses = _Losses(state, job.network.device)
     progress.settle = losses.settle
+
+    def step(batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss, and whether it was finite."""
+        draws: Draws = batch.draws
+        x = augment_by(draws.table, batch.images, finish)
+        mixed = draws.mix(x) if draws.mix else None
+        if mixing.kind != "none":  # pixels are mixed, not what the network makes of them
+            x = job.network.prepare(x if mixed is None else mixed.images)
+        if picture and state.epoch == batch.step == 0 and distributed.is_main():
+            picture.draw(batch, job.network.unprepared(x), mixed)
+        value, progress.num_parts = backward(job, batch, x, mixed, scaler, progress.num_parts, sums)
+        if sums is not None:
+            sums.finish(value, share.num_own / share.num_images)
+        return value, _update(value, optimizer, scaler, job.clip_norm)
+
     with (
         bar_of(f"epoch {state.epoch + 1} train", len(order), done) as bar,
         summing(job.network.model) as sums,
@@ -145,20 +162,14 @@ def train_epoch(
                 group["lr"] = rate(state.epoch + batch.step / num_steps) * group.get("lr_factor", 1)
             job.failures.add(share.failures)
             if share.num_images:
-                draws: Draws = batch.draws or lots.draw(batch, share)
-                seed_dropout(draws.dropout_seed, job.network.device)
-                x = augment_by(draws.table, batch.images, finish)
-                mixed = draws.mix(x) if draws.mix else None
-                if mixing.kind != "none":  # pixels are mixed, not what the network makes of them
-                    x = job.network.prepare(x if mixed is None else mixed.images)
-                if picture and state.epoch == batch.step == 0 and distributed.is_main():
-                    picture.draw(batch, job.network.unprepared(x), mixed)
-                value, progress.num_parts = backward(
-                    job, batch, x, mixed, scaler, progress.num_parts, sums
-                )
-                if sums is not None:
-                    sums.finish(value, share.num_own / share.num_images)
-                good = _update(value, optimizer, scaler, job.clip_norm)
+                if batch.draws is None:
+                    batch = replace(batch, draws=lots.draw(batch, share))
+                seed_dropout(batch.draws.dropout_seed, job.network.device)
+                if progress.num_parts > 1:
+                    progress.graphs = None  # and their memory
+                is_usual = mixing.kind == "none" and share.num_images > 1
+                graphs = progress.graphs if is_usual else None
+                value, good = graphs.take(batch, step) if graphs else step(batch)
                 if progress.average is not None:
                     progress.average.update(job.network.model, good)
                 losses.note(value, good, share.num_images)
@@ -194,7 +205,8 @@ def _update(
     """
     scaler.unscale_(optimizer)
     parameters = _parameters(optimizer)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     good = (norm * 0 + value * 0 == 0).float()  # NaN where one of them is not finite
     if clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
@@ -210,7 +222,7 @@ class _Losses:
 
     def __init__(self, state: EpochState, device: torch.device) -> None:
         self.state, is_gpu = state, device.type == "cuda"
-        self.kept = torch.zeros(2, _NUM_KEPT if is_gpu else 1, device=device)
+        self.kept = torch.zeros(_NUM_KEPT if is_gpu else 1, 2, device=device)
         self.copy = torch.zeros(self.kept.shape).pin_memory() if is_gpu else self.kept
         self.copied = torch.cuda.Event() if is_gpu else None
         self.num_images: list[int] = []  # of each step that is kept
@@ -218,13 +230,12 @@ class _Losses:
 
     def note(self, value: Tensor, good: Tensor, num_images: int) -> None:
         """Keep the loss of a step, whether it counts, and its number of images."""
-        for row, number in enumerate((value, good)):
-            self.kept[row, len(self.num_images)].copy_(number)
+        torch.stack((value, good), out=self.kept[len(self.num_images)])
         self.num_images.append(num_images)
-        if len(self.num_images) == self.kept.shape[1]:
+        if len(self.num_images) == len(self.kept):
             self._read()
             self._start_copy()
-        if self.kept.shape[1] == 1:
+        if len(self.kept) == 1:
             self._read()
 
     def settle(self) -> None:
@@ -242,9 +253,9 @@ class _Losses:
     def _read(self) -> None:
         if self.copied is not None and self.arriving:
             self.copied.synchronize()
-        steps = list(zip(self.arriving, *self.copy.tolist(), strict=False))
+        steps = list(zip(self.arriving, self.copy.tolist(), strict=False)) if self.arriving else []
         self.arriving = []
-        for num_images, value, good in steps:
+        for num_images, (value, good) in steps:
             _account(self.state, num_images, value, bool(good))
 
 

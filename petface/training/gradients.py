@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -15,11 +16,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from petface import distributed
 
 _NUM_SUMS = 4  # messages a step
+_norms: WeakKeyDictionary[nn.Module, list[_BatchNorm]] = WeakKeyDictionary()
 
 
 def batchnorms(model: nn.Module) -> list[_BatchNorm]:
     """List the BatchNorms whose statistics move."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    if (norms := _norms.get(model)) is None:  # looking through a network takes a host long
+        _norms[model] = norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    return [norm for norm in norms if norm.training]
 
 
 class GradientSum:

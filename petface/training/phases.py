@@ -17,6 +17,7 @@ from petface.models.multi_head import unfreeze
 from petface.progress import LINE_EVERY_S
 from petface.training.epoch import Progress
 from petface.training.evaluate import Evaluation, Job
+from petface.training.graphs import StepGraphs
 from petface.training.provenance import run_entry
 from petface.training.recipe import WeightAverage, make_optimizer
 from petface.training.runs import RunFolder
@@ -47,6 +48,7 @@ class Optimization:
     warmup_frac: float = 0.0
     plateau_patience: int = 0
     ema_decay: float = 0.0  # of the average of the weights, which is then measured; 0 = off
+    cuda_graphs: bool = False  # a step is one launch where a GPU is trained on alone
 
 
 def make_phases(
@@ -120,8 +122,15 @@ class Training:
         )
         stopping = EarlyStopping(phase.patience, self._mode, best=best)
         average = WeightAverage(self._model, how.ema_decay) if how.ema_decay else None
-        scaler = self._job.network.grad_scaler()
-        return Progress(optimizer, scaler, stopping, average=average, left=self.time_left)
+        network, graphs = self._job.network, None
+        if how.cuda_graphs and network.device.type == "cuda" and distributed.world_size() == 1:
+            graphs = StepGraphs(optimizer, network.device)
+        return Progress(
+            *(optimizer, network.grad_scaler(), stopping),
+            average=average,
+            graphs=graphs,
+            left=self.time_left,
+        )
 
     def announce(self, samples: Mapping[str, Samples]) -> None:
         """Print what is trained, and on how many images of each split."""

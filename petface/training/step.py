@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -29,6 +31,10 @@ from petface.training.evaluate import Job
 from petface.training.gradients import GradientSum, batchnorms
 from petface.training.losses import known_weight
 from petface.training.recipe import Loss
+
+# Of the norms that move: tables, and where they are kept, by type.
+_Pairs = list[tuple[list[Tensor], list[Tensor]]]
+_statistics: WeakKeyDictionary[nn.Module, tuple[list[_BatchNorm], _Pairs]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,8 @@ def backward(
     nothing is left, neither in BatchNorm's statistics nor in the generators that dropout draws
     from.
     """
-    undo = _undo(job)
+    is_recorded = x.is_cuda and torch.cuda.is_current_stream_capturing()
+    undo = None if is_recorded else _undo(job)
     while True:
         if not batch.totals and (mixed or num_parts > 1):  # else the loss finds its own
             totals = {h: known_weight(v, job.class_weights.get(h)) for h, v in batch.labels.items()}
@@ -107,7 +114,7 @@ def backward(
         try:
             return _in_parts(job, batch, x, mixed, scaler, num_parts, sums), num_parts
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if undo is None or not is_out_of_memory(error):
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0]
         undo()  # here, where the error no longer holds what the attempt had computed
@@ -127,27 +134,29 @@ def backward(
 def _undo(job: Job) -> Callable[[], None]:
     """Return what undoes an attempt at the gradients that begins now."""
     model, device = job.network.model, job.network.device
-    tables = [buffer for norm in batchnorms(model) for buffer in norm.buffers()]
-    kept = [torch.empty_like(buffer) for buffer in tables]
-    numbers = [n for n, buffer in enumerate(tables) if buffer.is_floating_point()]
-    counters = [n for n, buffer in enumerate(tables) if not buffer.is_floating_point()]
+    norms = batchnorms(model)
+    known = _statistics.get(model)
+    if known is None or known[0] != norms:
+        tables = [buffer for norm in norms for buffer in norm.buffers()]
+        kinds = [[b for b in tables if b.is_floating_point() is kind] for kind in (True, False)]
+        pairs = [(kind, [torch.empty_like(b) for b in kind]) for kind in kinds if kind]
+        known = _statistics[model] = norms, pairs
+    pairs = known[1]
     of_cpu = torch.get_rng_state()
     of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def copy(to: list[Tensor], source: list[Tensor]) -> None:
-        for chosen in filter(None, (numbers, counters)):  # one launch for each type
-            torch._foreach_copy_([to[n] for n in chosen], [source[n] for n in chosen])
 
     def undo() -> None:
         for parameter in model.parameters():
             parameter.grad = None
-        copy(tables, kept)
+        for own, kept in pairs:
+            torch._foreach_copy_(own, kept)
         torch.set_rng_state(of_cpu)
         if of_device is not None:
             torch.cuda.set_rng_state(of_device, device)
             torch.cuda.empty_cache()
 
-    copy(kept, tables)
+    for own, kept in pairs:  # one launch for each type
+        torch._foreach_copy_(kept, own)
     return undo
 
 
@@ -174,17 +183,17 @@ def _one_image(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _counted_together(model: nn.Module) -> Iterator[None]:
     """Let the counters of all BatchNorms be raised in one launch, not in one for each."""
-    found = ((norm, norm.num_batches_tracked) for norm in batchnorms(model))
-    counters = {norm: counter for norm, counter in found if counter is not None}
-    for norm in counters:
-        norm.num_batches_tracked = None
+    tables = [norm._buffers for norm in batchnorms(model)]  # a module's own setting is slow
+    counters = [table["num_batches_tracked"] for table in tables]
+    for table in tables:
+        table["num_batches_tracked"] = None
     try:
         yield
     finally:
-        for norm, counter in counters.items():
-            norm.num_batches_tracked = counter
-    if counters:
-        torch._foreach_add_(list(counters.values()), 1)
+        for table, counter in zip(tables, counters, strict=True):
+            table["num_batches_tracked"] = counter
+    if counted := [counter for counter in counters if counter is not None]:
+        torch._foreach_add_(counted, 1)
 
 
 def _in_parts(
@@ -197,30 +206,32 @@ def _in_parts(
     sums: GradientSum | None,
 ) -> Tensor:
     # The totals hold for both: the partners are the same images in another order.
-    targets, one = [batch.labels], constant((1.0,), job.network.device)
+    batches, one = [batch], constant((1.0,), job.network.device)
     scale, shares = scaler.scale(one), one
     if mixed is not None:
-        targets.append(mixed.partner_labels(batch.labels))
+        batches.append(replace(batch, labels=mixed.partner_labels(batch.labels)))
         shares = to_device(torch.tensor([mixed.share, 1 - mixed.share]), one.device)
     values = []
     num = min(num, max(1, len(x) // 2))  # a small last batch: two images at least in each part
     if sums is not None:
         sums.begin(num)
-    for rows in np.array_split(np.arange(len(x)), num):
-        if len(rows):
-            part = slice(rows[0], rows[-1] + 1)
-            is_one = len(rows) == 1
+    ends = [-(-len(x) * k // num) for k in range(num + 1)]
+    for begin, end in pairwise(ends):
+        if begin < end:
+            is_one, is_whole = end - begin == 1, num == 1
             with (_one_image if is_one else _counted_together)(job.network.model):
-                outputs = job.network.forward(x[part])
-            batches = [
-                replace(batch, labels={head: label[part] for head, label in table.items()})
-                for table in targets
-            ]
+                outputs = job.network.forward(x if is_whole else x[begin:end])
+            own = batches if is_whole else [_rows(each, begin, end) for each in batches]
             found = tuple(output.detach() for output in outputs)
-            gradients, value = _differentiate(job.loss, found, batches, shares, scale)
+            gradients, value = _differentiate(job.loss, found, own, shares, scale)
             torch.autograd.backward(outputs, gradients)
             values.append(value)
     return sum(values[1:], values[0]) if values else one[0] * 0
+
+
+def _rows(batch: Batch, begin: int, end: int) -> Batch:
+    labels = {head: label[begin:end] for head, label in batch.labels.items()}
+    return replace(batch, labels=labels)
 
 
 @Compiled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -23,8 +24,10 @@ from petface.training.augment.mixing import Mixing
 from petface.training.augment.regimes import draw_parameters, regimes_of
 from petface.training.epoch import NO_MIXING, Progress, train_epoch
 from petface.training.evaluate import Job, evaluate
+from petface.training.graphs import StepGraphs
 from petface.training.recipe import WeightAverage, heads_loss, make_optimizer
 from petface.training.schedule import EarlyStopping
+from tests import pretended_gpu as pretended
 from tests.pretended_gpu import pretended_gpu
 
 SIZE, BATCH, STEPS = 32, 4, 2
@@ -45,6 +48,7 @@ class Pixels:
 def trained(
     gpu, sizes, precision="bf16", architecture=PLAIN, *,
     clip=0.0, decay=0.0, mixing=NO_MIXING, normalise=False, after_step=lambda _: False,
+    epochs=(STEPS * BATCH,), graphs=False,
 ):  # fmt: skip
     """Train a step to make the optimizer's state, then `STEPS` that count."""
     torch.manual_seed(0)
@@ -74,13 +78,14 @@ def trained(
     optimizer = make_optimizer(model, 1e-3, weight_decay=0.01)
     progress = Progress(optimizer, network.grad_scaler(), EarlyStopping(0, mode="max"))
     progress.average = WeightAverage(model, decay) if decay else None
+    progress.graphs = StepGraphs(optimizer, network.device) if graphs else None
     rng = np.random.default_rng(1)
 
     def epoch(num):
         labels = {h: rng.integers(-1, k, num) for h, k in sizes.items()}
         samples = Samples(np.arange(num), labels, np.arange(num) % 2 == 0)
         order, regimes = np.arange(num), regimes_of("mild", "strong")
-        how = {"seed": 0, "rate": lambda _: 1e-3, "mixing": mixing}
+        how = {"seed": 0, "rate": lambda t: 2.0 ** -(9 + t // 0.5), "mixing": mixing}
         how["stop"] = lambda: after_step(progress)
         assert train_epoch(job, progress, samples, order, regimes, **how)
         progress.epoch = progress.epoch.next_epoch()
@@ -88,7 +93,7 @@ def trained(
 
     epoch(BATCH * distributed.world_size())
     gpu.clear()
-    samples = epoch(BATCH * STEPS * distributed.world_size())
+    samples = [epoch(num * distributed.world_size()) for num in epochs][-1]
     return SimpleNamespace(job=job, progress=progress, samples=samples)
 
 
@@ -99,13 +104,13 @@ TWO = Architecture("resnet18", "se", 8, 0.1, 2)
 @pytest.mark.parametrize(
     ("sizes", "options", "most"),
     [
-        (SPECIES, {"precision": "fp32"}, 165),
-        (SPECIES, {}, 209),
-        (SPECIES, {"precision": "fp16"}, 218),
-        (SPECIES, {"clip": 1.0, "decay": 0.9}, 219),
-        (SPECIES, {"architecture": TWO}, 446),
-        (HEADS, {}, 243),
-        (HEADS, {"mixing": BOTH, "normalise": True, "decay": 0.9}, 274),
+        (SPECIES, {"precision": "fp32"}, 164),
+        (SPECIES, {}, 208),
+        (SPECIES, {"precision": "fp16"}, 217),
+        (SPECIES, {"clip": 1.0, "decay": 0.9}, 218),
+        (SPECIES, {"architecture": TWO}, 445),
+        (HEADS, {}, 242),
+        (HEADS, {"mixing": BOTH, "normalise": True, "decay": 0.9}, 273),
     ],
 )
 def test_a_training_step_never_waits(sizes, options, most):
@@ -114,6 +119,42 @@ def test_a_training_step_never_waits(sizes, options, most):
         assert not gpu.waits and not gpu.pageable
         assert sum(gpu.launches.values()) <= most * STEPS, sum(gpu.launches.values()) / STEPS
     assert state.epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "epochs", "num", "options"),
+    [
+        (SPECIES, (12,), 1, {"precision": "fp16", "clip": 1.0, "decay": 0.9}),
+        (HEADS, (9, 10, 8), 3, {"architecture": Architecture(dropout=0.5), "normalise": True}),
+    ],
+)
+def test_a_recorded_step_is_one_launch_and_learns_the_same(sizes, epochs, num, options):
+    """Batches of 4 | 3 3 3 | 4 3 3 | 4 4: from the fourth of a size on; rate and dropout change."""
+    found = []
+    for graphs in (False, True):
+        with pretended_gpu() as gpu:
+            run = trained(gpu, sizes, **options, epochs=epochs, graphs=graphs)
+            found.append((run.progress.epoch, run.progress.optimizer.state_dict()))
+            found[-1] += ({k: v.inner for k, v in run.job.network.model.state_dict().items()},)
+            assert not gpu.waits and not gpu.pageable
+            assert gpu.launches["graph"] == num * graphs
+    (state, optimizer, model), (graphed_state, graphed_optimizer, graphed_model) = found
+    assert state == replace(graphed_state, seconds=state.seconds)
+    assert optimizer["param_groups"] == graphed_optimizer["param_groups"]
+    for name, tensor in model.items():
+        assert torch.equal(graphed_model[name], tensor), name
+
+
+def test_what_cannot_be_recorded_is_launched_one_by_one(capfd):
+    """Mixed batches are not tried, a failure ends the trying."""
+    with pretended_gpu() as gpu, mock.patch.object(pretended._Graph, "note") as note:
+        note.side_effect = torch.OutOfMemoryError("CUDA out of memory")
+        trained(gpu, HEADS, mixing=BOTH, graphs=True, epochs=(16,))
+        assert not note.called
+        run = trained(gpu, HEADS, graphs=True, epochs=(16,))
+        assert note.call_count == 1 and not gpu.launches["graph"]
+    assert capfd.readouterr().err.count("steps are not recorded (CUDA out of memory)") == 1
+    assert run.progress.optimizer.param_groups[0]["lr"] == 2.0**-12
 
 
 def test_what_a_step_draws_is_made_and_sent_where_its_images_are():
