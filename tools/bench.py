@@ -58,7 +58,7 @@ from petface.training.schedule import EarlyStopping
 from tools.hardware import hardware_name
 
 # ---- What is measured ----
-ONLY: tuple[Literal["epochs", "evaluation"], ...] = ()  # parts; () = all
+ONLY: tuple[Literal["epochs", "host", "evaluation"], ...] = ()  # parts; () = all
 DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
 ROUNDS: NonNegative = 0  # that count; 0 = 5, with --quick 2
 OUT: str = ""  # CSV to write; "" = results/bench_<hardware>.csv where all is measured in full
@@ -69,6 +69,7 @@ MAX_DRAWN = 1536  # photos; more are links to these
 GOALS = {  # img/s on one H200 with 16 cores: calculated from its limits, never measured
     ("epochs, 224 px", "ours, from a pack"): 14_000,
     ("evaluation, whole", "pack, without the start"): 30_000,
+    ("main thread", "steps of 64, a network that costs nothing"): 64_000,  # 1 ms a step
 }
 HEADER = ("part", "what", "images_per_s", "slowest_round", "fastest_round", "limit", "of_limit",
           "yardstick", "times_yardstick", "rounds", "threads", "device", "precision")  # fmt: skip
@@ -204,17 +205,38 @@ def epochs(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
         yield Part(f"epochs, {size_px} px", contenders, *list(contenders)[-2:])
 
 
-def network_and_optimizer(tree: Tree, device: torch.device) -> tuple[Network, torch.optim.AdamW]:
-    """Build what the trainers train by default."""
+def host(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
+    """Processor time of the main thread; without a GPU it draws and augments, too."""
+    tree = make_photos(folder, 240 if quick else 7680, 8)
+    nothing = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, len(SPECIES)))
+    train = our_epoch(tree, tree.pack(), device, 64, nothing)
+
+    def run() -> tuple[int, float]:
+        begin, num = time.thread_time(), train()
+        return num, time.thread_time() - begin
+
+    yield Part("main thread", {"steps of 64, a network that costs nothing": run})
+
+
+def network_and_optimizer(
+    tree: Tree, device: torch.device, model: nn.Module | None = None
+) -> tuple[Network, torch.optim.AdamW]:
+    """Build what the trainers train by default, or for another model."""
     torch.manual_seed(0)
-    model = build_classifier(PLAIN, len(SPECIES))
+    model = model or build_classifier(PLAIN, len(SPECIES))
     network = Network.build(model, tree.rule, str(device), "auto")
     return network, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
 
-def our_epoch(tree: Tree, source: ImageReader, device: torch.device, batch_size: int) -> Run:
-    """Train and validate with the trainers' own functions on all cores."""
-    network, optimizer = network_and_optimizer(tree, device)
+def our_epoch(
+    tree: Tree,
+    source: ImageReader,
+    device: torch.device,
+    batch_size: int,
+    model: nn.Module | None = None,
+) -> Run:
+    """Train and validate with the trainers' own functions on all cores; `model` trains alone."""
+    network, optimizer = network_and_optimizer(tree, device, model)
     job = evaluate.Job(
         network=network,
         num_classes={"species": len(SPECIES)},
@@ -231,6 +253,8 @@ def our_epoch(tree: Tree, source: ImageReader, device: torch.device, batch_size:
         state.epoch = state.epoch.next_epoch()
         order = np.random.default_rng(state.epoch.epoch).permutation(len(train))
         epoch.train_epoch(job, state, train, order, (MILD, STRONG), seed=0, rate=lambda _: 1e-4)
+        if model is not None:
+            return len(train)
         evaluate.evaluate(job, val, "validate")
         return len(tree.catalog)
 
@@ -328,7 +352,7 @@ def write_networks(tree: Tree) -> tuple[nn.Module, nn.Module]:
     return first, heads
 
 
-PARTS = {"epochs": epochs, "evaluation": evaluation}
+PARTS = {"epochs": epochs, "host": host, "evaluation": evaluation}
 
 
 def measure(part: Part, rounds: int, device: torch.device) -> dict[str, list[float]]:
