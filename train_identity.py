@@ -23,7 +23,7 @@ import torch
 
 from petface import distributed
 from petface.data.dataset import Dataset, load_dataset
-from petface.data.loading import Batch, Samples, worker_count
+from petface.data.loading import Samples, worker_count
 from petface.data.pack import image_source
 from petface.identity import embed, figures, protocols
 from petface.identity import evaluate as evaluation
@@ -32,7 +32,7 @@ from petface.models.architecture import Architecture
 from petface.models.backbones import input_rule
 from petface.models.embedding import EmbeddingModel, keep_distances
 from petface.models.first_weights import describe_learnt, initialise_body
-from petface.models.network import Network, Outputs
+from petface.models.network import Network
 from petface.settings import (
     Fraction,
     NonNegative,
@@ -43,7 +43,7 @@ from petface.settings import (
     Settings,
     read_settings,
 )
-from petface.training import batch_picture, losses, runs, sampling
+from petface.training import batch_picture, recipe, runs, sampling
 from petface.training.augment.regimes import Strength, regimes_of
 from petface.training.epoch import train_epoch
 from petface.training.evaluate import Evaluation, Job
@@ -234,18 +234,10 @@ def make_job(
     """Gather what every pass needs; the network goes to the device."""
     preprocessing = input_rule(s.BACKBONE, s.IMAGE_SIZE_PX, s.RESIZE_RULE, s.NORMALIZE)
     network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
-    margin = s.MARGIN_KIND, s.MARGIN, s.SCALE
-    smoothing = s.LABEL_SMOOTHING
-
-    def loss(outputs: Outputs, batch: Batch) -> list[torch.Tensor]:
-        labels, total = batch.labels["animals"], batch.totals.get("animals")
-        logits = losses.margin_logits(outputs[0], labels, *margin)
-        return [losses.masked_focal_loss(logits, labels, 0.0, None, smoothing, total)]
-
     return Job(
         network=network,
         num_classes={"animals": int(samples.labels["animals"].max()) + 1},
-        loss=loss,
+        loss=recipe.margin_loss("animals", s.MARGIN_KIND, s.MARGIN, s.SCALE, s.LABEL_SMOOTHING),
         source=image_source(dataset.catalog, s.PACK, preprocessing),
         batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS),

@@ -122,6 +122,17 @@ def heads_loss(
     return weights, loss
 
 
+def margin_loss(head: str, kind: str, margin: float, scale: float, smoothing: float = 0.0) -> Loss:
+    """Build the loss of cosines to the directions of classes; see `losses.margin_logits`."""
+
+    def loss(outputs: Outputs, batch: Batch) -> list[Tensor]:
+        labels, total = batch.labels[head], batch.totals.get(head)
+        logits = losses.margin_logits(outputs[0], labels, kind, margin, scale)
+        return [losses.masked_focal_loss(logits, labels, 0.0, None, smoothing, total)]
+
+    return loss
+
+
 def focal_gammas(
     heads: Collection[str], *, with_color: float, without_color: float
 ) -> dict[str, float]:

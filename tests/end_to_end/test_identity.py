@@ -141,3 +141,16 @@ def test_a_species_network_is_no_identity_network(run, script, animals):
     photo = animals.images / "dog" / "000004" / "00.png"
     told = script(scripts.INFERENCE, [photo, "--stage1-checkpoint", run.folder / "best.pt"])
     scripts.assert_refused(told, "best.pt", "class_to_index")
+
+
+def test_two_processes_learn_what_one_does(run, flags, module_folder, tmp_path):
+    arguments = [*flags, "--batch-size", 4, "--runs-root", module_folder, "--run-name", "two"]
+    done = scripts.run_together(IDENTITY, arguments, tmp_path)
+    assert [one.code for one in done] == [0, 0], done[0].err + done[1].err
+    assert not done[1].out
+    one, two = (
+        json.loads((run.folder.parent / n / "final.json").read_text()) for n in ("straight", "two")
+    )
+    assert two["test_pairs"] == one["test_pairs"] and two["epochs"] == one["epochs"]
+    first = torch.load(module_folder / "two" / "best.pt", weights_only=True)
+    assert first["animals"] == torch.load(run.folder / "best.pt", weights_only=True)["animals"]

@@ -16,6 +16,7 @@ from petface.data.images import STATISTICS, Preprocessing
 from petface.data.loading import Batch, Decoded, Samples
 from petface.devices import Precision
 from petface.models.architecture import PLAIN, Architecture, build_classifier
+from petface.models.embedding import EmbeddingModel
 from petface.models.multi_head import _MultiHeadModel
 from petface.models.network import Network
 from petface.training import step
@@ -25,13 +26,14 @@ from petface.training.augment.regimes import draw_parameters, regimes_of
 from petface.training.epoch import NO_MIXING, Progress, train_epoch
 from petface.training.evaluate import Job, evaluate
 from petface.training.graphs import StepGraphs
-from petface.training.recipe import WeightAverage, heads_loss, make_optimizer
+from petface.training.recipe import WeightAverage, heads_loss, make_optimizer, margin_loss
 from petface.training.schedule import EarlyStopping
 from tests import pretended_gpu as pretended
 from tests.pretended_gpu import pretended_gpu
 
 SIZE, BATCH, STEPS = 32, 4, 2
 SPECIES, HEADS = {"species": 3}, {"breed": 5, "color": 4, "gender": 2}
+ANIMALS = {"animals": 6}
 
 
 class Pixels:
@@ -54,6 +56,8 @@ def trained(
     torch.manual_seed(0)
     is_one = sizes is SPECIES
     model = build_classifier(architecture, 3) if is_one else _MultiHeadModel(sizes, architecture)
+    if sizes is ANIMALS:
+        model = EmbeddingModel(8, 6, architecture)
     rule = Preprocessing(SIZE, "stretch", *STATISTICS["imagenet" if normalise else "none"])
     network = Network.build(model, rule, "cuda", precision)
     counts = {head: np.arange(1, num + 1) for head, num in sizes.items()}
@@ -64,6 +68,8 @@ def trained(
         weight_alphas=None if is_one else dict.fromkeys(sizes, 1.0),
         label_smoothing=0.1 if mixing.kind != "none" else 0.0,
     )
+    if sizes is ANIMALS:
+        loss = margin_loss("animals", "arcface", 0.3, 16.0)
     job = Job(
         network=network,
         num_classes=sizes,
@@ -109,6 +115,7 @@ TWO = Architecture("resnet18", "se", 8, 0.1, 2)
         (SPECIES, {"precision": "fp16"}, 217),
         (SPECIES, {"clip": 1.0, "decay": 0.9}, 218),
         (SPECIES, {"architecture": TWO}, 445),
+        (ANIMALS, {}, 248),
         (HEADS, {}, 242),
         (HEADS, {"mixing": BOTH, "normalise": True, "decay": 0.9}, 273),
     ],
