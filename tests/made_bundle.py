@@ -8,11 +8,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import torch
+
 from petface.data.dataset import Dataset, load_dataset
 from petface.data.images import Preprocessing
 from petface.export.bundle import write_bundle
 from petface.export.model import ExportOptions
 from petface.models import checkpoints
+from petface.models.architecture import Architecture
+from petface.models.embedding import EmbeddingModel
 from tests import reference_networks as reference
 from tests.conftest import Tree
 
@@ -29,7 +33,7 @@ CALIBRATION = {
 
 
 def write_checkpoints(folder: Path) -> tuple[Path, Path]:
-    """Write a stage 1, and a specialist for cats, where a run leaves them."""
+    """Write a stage 1, a specialist for cats and an identity network, where a run leaves them."""
     ((weight, bias),) = reference.linear_heads(fc=len(SPECIES)).values()
     stage1 = folder / "stage1" / "best.pt"
     checkpoints.save(
@@ -51,6 +55,20 @@ def write_checkpoints(folder: Path) -> tuple[Path, Path]:
             "calibration": {"breed": CALIBRATION},
         },
     )
+    torch.manual_seed(0)
+    architecture = Architecture("resnet18")
+    checkpoints.save(
+        folder / "identity" / "best.pt",
+        {
+            "kind": "identity",
+            "model": EmbeddingModel(16, 0, architecture).state_dict(),
+            "embedding_size": 16,
+            "animals": [],
+            **architecture.stored(),
+            "preprocessing": RULE.to_dict(),
+            "matching": {"threshold": 0.5, "false_match_rate": 0.01},
+        },
+    )
     return stage1, folder / "stage2"
 
 
@@ -66,5 +84,6 @@ def made_bundle(tree: Tree) -> tuple[Path, Path]:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     stage1, stage2 = write_checkpoints(folder / "runs")
     cat = {"cat": stage2 / "cat" / "cat_best.pt"}
-    write_bundle(folder / "bundle", stage1, cat, dataset_of(tree), ExportOptions())
+    identity, options = folder / "runs/identity/best.pt", ExportOptions()
+    write_bundle(folder / "bundle", stage1, cat, dataset_of(tree), options, identity=identity)
     return folder / "runs", folder / "bundle"

@@ -1,14 +1,16 @@
-"""Export the two-stage system as ONNX files: one folder that other runtimes answer without torch.
+"""Export trained networks as ONNX files: one folder that other runtimes answer without torch.
 
     python -m tools.export --config configs/export/demo.toml
     python -m tools.export --precision int8        # 8 bits where that keeps the predictions
+    python -m tools.export --stage1-checkpoint "" --identity-checkpoint runs/identity/best.pt
 
-OUT holds bundle.json, stage1.onnx and stage2/<species>.onnx, beside each model its card in JSON. A
-model is the network alone: `image` (B, 3, S, S) float32 in [0, 1], RGB -> logits per head. The card
-says how photos are resized, with a test vector. Each model is compared with its checkpoint on
-validation photos and refused where logits differ by more than MAX_LOGIT_DIFFERENCE. int8 is fitted
-on training photos and kept only where INT8_AGREEMENT of the predictions stay the same, for every
-head; the others stay in fp32. All commands and classes take the folder in place of the checkpoints.
+OUT holds bundle.json, stage1.onnx, stage2/<species>.onnx and identity.onnx, beside each model its
+card in JSON. A model is the network alone: `image` (B, 3, S, S) float32 in [0, 1], RGB -> logits
+per head, of identity.onnx `embedding` (B, D) of length 1. The card says how photos are resized,
+with a test vector. Each model is compared with its checkpoint on validation photos and refused
+where logits differ by more than MAX_LOGIT_DIFFERENCE. int8 is fitted on training photos and kept
+only where INT8_AGREEMENT of the predictions stay the same, for every head; the others stay in fp32,
+as embeddings do. All commands and classes take the folder in place of the checkpoints.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from petface.settings import Fraction, Positive, PositiveFloat, Seed, read_setti
 from tools.labels import load_as_trained
 
 # ---- What is exported ----
-STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"
+STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"  # "" = the identity network alone
 STAGE2_FOLDER: str = "runs/stage2"  # holds <species>/<species>_best.pt
+IDENTITY_CHECKPOINT: str = ""  # best.pt of train_identity.py; "" = none
 OUT: str = "runs/bundle"
 
 # ---- Photos that it is measured on ----
@@ -57,9 +60,12 @@ def main() -> None:
     force_int8 = "force_int8" in s.switches
     if s.PRECISION == "fp32" and force_int8:
         raise UserError("--force-int8 needs --precision int8")
+    if not s.STAGE1_CHECKPOINT and not s.IDENTITY_CHECKPOINT:
+        raise UserError("nothing to export: give STAGE1_CHECKPOINT or IDENTITY_CHECKPOINT")
     folder = s.own_folder("STAGE2_FOLDER", of="STAGE1_CHECKPOINT")
     dataset = load_as_trained(s, "STAGE1_CHECKPOINT")
-    found = {name: find_specialist(name, folder) for name in dataset.catalog.classes}
+    wanted = dataset.catalog.classes if s.STAGE1_CHECKPOINT else ()
+    found = {name: find_specialist(name, folder) for name in wanted}
     specialists = {name: path for name, path in found.items() if path is not None}
     if missing := [name for name in found if name not in specialists]:
         print(f"no specialist in {folder or 'STAGE2_FOLDER, not given,'} for: {', '.join(missing)}")
@@ -72,8 +78,9 @@ def main() -> None:
         num_calibration=s.NUM_CALIBRATION,
         pack=s.PACK,
     )
-    start, force = time.perf_counter(), "force" in s.switches
-    cards = write_bundle(s.OUT, s.STAGE1_CHECKPOINT, specialists, dataset, options, force=force)
+    start, own = time.perf_counter(), (s.STAGE1_CHECKPOINT, specialists)
+    more = {"identity": s.IDENTITY_CHECKPOINT, "force": "force" in s.switches}
+    cards = write_bundle(s.OUT, *own, dataset, options, **more)
     num_int8 = sum(card["precision"] == "int8" for card in cards.values())
     megabytes = sum(card["bytes"] for card in cards.values()) / 1e6
     print(

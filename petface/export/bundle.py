@@ -1,4 +1,4 @@
-"""Write the two-stage system into one folder, whole or not at all."""
+"""Write the two-stage system, an identity network or both into one folder, whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from petface.data.dataset import Dataset
 from petface.errors import UserError
 from petface.export.model import ExportOptions, export_model
 from petface.inference import onnx_models
+from petface.inference.onnx_models import IDENTITY
 
 
 def write_bundle(
@@ -22,12 +23,14 @@ def write_bundle(
     dataset: Dataset,
     options: ExportOptions,
     *,
+    identity: str | Path = "",
     force: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Export stage 1 and the specialists, {species: checkpoint}; return the card of each.
+    """Export stage 1, the specialists, {species: checkpoint}, and an identity network.
 
-    The folder has its name only when it is whole. `UserError` where there is one already, unless
-    `force`, and where a model differs too much from its checkpoint.
+    Return the card of each; "" in place of a path = none. The folder has its name only when it is
+    whole. `UserError` where there is one already, unless `force`, and where a model differs too
+    much from its checkpoint.
     """
     out = Path(out)
     if out.exists() and not (force and onnx_models.is_bundle(out)):
@@ -36,15 +39,18 @@ def write_bundle(
         raise UserError(f"{out} exists already and is {what}")
     cards: dict[str, dict[str, Any]] = {}
     with _partial(out) as folder:
-        models: list[tuple[str | None, str | Path]] = [(None, stage1), *specialists.items()]
-        for species, path in models:
-            content, card = export_model(path, species, dataset, options)
-            stem = folder / ("stage1" if species is None else f"stage2/{species}")
-            with files.atomic_write(stem.with_name(f"{stem.name}.onnx")) as handle:
+        models: list[tuple[str, str | None, str | Path]] = [("stage1", None, stage1)]
+        models += [(f"stage2/{name}", name, path) for name, path in specialists.items()]
+        models += [(IDENTITY, None, identity)]
+        for place, species, path in models:
+            if not path:
+                continue
+            content, card = export_model(path, species, dataset, options, place == IDENTITY)
+            with files.atomic_write(folder / f"{place}.onnx") as handle:
                 handle.write(content)
-            files.write_json(stem.with_name(f"{stem.name}.json"), card)
-            cards[species or "stage1"] = card
-            print(describe(species or "stage1", card), flush=True)
+            files.write_json(folder / f"{place}.json", card)
+            cards[species or place] = card
+            print(describe(species or place, card), flush=True)
         listed = sorted(path for path in folder.rglob("*") if path.is_file())
         sums = {p.relative_to(folder).as_posix(): files.sha256_of_file(p) for p in listed}
         files.write_json(
@@ -54,7 +60,7 @@ def write_bundle(
                 "specialists": sorted(specialists),
                 "precision": {name: card["precision"] for name, card in cards.items()},
                 "megabytes": round(sum(path.stat().st_size for path in listed) / 1e6, 1),
-                "packages": cards["stage1"]["packages"],
+                "packages": card["packages"],
                 "files": sums,
             },
         )
@@ -65,8 +71,9 @@ def describe(name: str, card: Mapping[str, Any]) -> str:
     """Describe what a model became and how equal it is to its checkpoint, on a line or two."""
     parity, int8 = card["measured"]["parity"], card["measured"].get("int8")
     largest = max(figures["max_logit_difference"] for figures in parity["heads"].values())
+    answer = "embeddings (which stay in fp32)" if card["kind"] == IDENTITY else "fp32 logits"
     line = (
-        f"{name}: {card['precision']}, {card['bytes'] / 1e6:.1f} MB, fp32 logits within "
+        f"{name}: {card['precision']}, {card['bytes'] / 1e6:.1f} MB, {answer} within "
         f"{largest:.2g} of torch's on {parity['num_photos']} photos"
     )
     if why := card["measured"].get("contaminated"):

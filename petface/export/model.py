@@ -28,9 +28,10 @@ from petface.export.parity import Photos, accuracies, differences, read_photos
 from petface.files import sha256_of_file
 from petface.inference import onnx_models
 from petface.inference.loading import reading_of
-from petface.inference.onnx_models import INPUT, OnnxNetwork
+from petface.inference.onnx_models import IDENTITY, INPUT, OnnxNetwork
 from petface.models import checkpoints
 from petface.models.checkpoints import Checkpoint
+from petface.models.embedding import IdentityCheckpoint, read_identity
 from petface.models.network import Network, Outputs
 
 OPSET = 18  # the lowest that torch's exporter writes by itself
@@ -62,16 +63,23 @@ class ExportOptions:
 
 
 def export_model(
-    path: str | Path, species: str | None, dataset: Dataset, options: ExportOptions
+    path: str | Path,
+    species: str | None,
+    dataset: Dataset,
+    options: ExportOptions,
+    is_identity: bool = False,
 ) -> tuple[bytes, dict[str, Any]]:
-    """Export stage 1 (`species` None) or a specialist; return the ONNX file and its card.
+    """Export stage 1 (`species` None), a specialist or an identity network; return file and card.
 
     It is measured on validation photos, on training photos where there are none. `UserError` where
-    the logits differ by more than `max_logit_difference` from the checkpoint's.
+    the logits differ by more than `max_logit_difference` from the checkpoint's. An identity network
+    stays in float32: its threshold was not found for 8 bits.
     """
     path = Path(path)
     checkpoint: Checkpoint
-    if species is None:
+    if is_identity:
+        checkpoint = read_identity(path, checkpoints.load(path))
+    elif species is None:
         checkpoint = checkpoints.read_stage1(path)
     else:
         names = getattr(dataset.annotations.get(species), "vocabularies", {})
@@ -86,7 +94,12 @@ def export_model(
     torch_network = Network.for_inference(checkpoint.model, rule, "cpu", "fp32")  # folds BatchNorm
     exact = torch_network.answer_pixels(photos.pixels)
     graph = network_graph(checkpoint.model, rule, heads)
-    found = differences(_opened(graph, checkpoint).answer_pixels(photos.pixels), exact, heads)
+    answered = _opened(graph, checkpoint).answer_pixels(photos.pixels)
+    found = differences(answered, exact, heads)
+    if is_identity:  # what counts is how near two photos are, not which number is the largest
+        moved = (answered[0] @ answered[0].T - exact[0] @ exact[0].T).abs().max()
+        found["embedding"]["max_similarity_difference"] = float(moved)
+        del found["embedding"]["equal"]
     for head, values in found.items():
         largest = values["max_logit_difference"]
         if not largest <= options.max_logit_difference:  # NaN is refused, too
@@ -99,7 +112,7 @@ def export_model(
         "contaminated": _contaminated(dataset, species, checkpoint),
     }
     precision = "fp32"
-    if options.precision == "int8":
+    if options.precision == "int8" and not is_identity:
         num = options.num_calibration
         train = read_photos(dataset, options.pack, species, checkpoint, "train", num)
         if not len(train):
@@ -201,9 +214,14 @@ def _finish(
 ) -> tuple[bytes, dict[str, Any]]:
     """Write the metadata into a model; return its bytes, and the metadata for its card."""
     rule, side = checkpoint.preprocessing, checkpoint.preprocessing.size_px
+    kind, answer, more = "stage1" if species is None else "stage2", "logits", dict[str, Any]()
+    if isinstance(checkpoint, IdentityCheckpoint):
+        kind, answer = IDENTITY, "of length 1: products are similarities"
+        fitted = {name: getattr(checkpoint, name) for name in ("threshold", "false_match_rate")}
+        more = {"matching": fitted}
     about = {
         "format": onnx_models.FORMAT,
-        "kind": "stage1" if species is None else "stage2",
+        "kind": kind,
         "species": species,
         "backbone": str(checkpoint.architecture),
         "precision": precision,
@@ -218,12 +236,13 @@ def _finish(
         },
         "inputs": {INPUT: f"float32 (B, 3, {side}, {side}), RGB in [0, 1]; normalised inside"},
         "outputs": {
-            head: f"float32 (B, {len(names)}), logits" for head, names in checkpoint.heads.items()
+            head: f"float32 (B, {len(names)}), {answer}" for head, names in checkpoint.heads.items()
         },
         "checkpoint": {"name": path.name, "sha256": sha256_of_file(path)},
         "opset": OPSET,
         "runtimes": [*RUNTIMES],  # tried: the same predictions, logits within 5e-6
         "packages": {name: metadata.version(name) for name in _PACKAGES},
+        **more,
     }
     model.ir_version = IR_VERSION
     del model.opset_import[:]  # the quantiser names a dozen sets that it makes no use of

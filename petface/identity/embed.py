@@ -17,6 +17,7 @@ from petface.data.fingerprint import Data
 from petface.data.images import Preprocessing
 from petface.data.loading import OK, ImageReader, own_batches, uploaded
 from petface.files import sha256_of_file
+from petface.inference import onnx_models
 from petface.inference.loading import ComputeOptions
 from petface.models import checkpoints
 from petface.models.architecture import Architecture
@@ -44,7 +45,15 @@ class Embedder:
 
 
 def load_embedder(path: str | Path, options: ComputeOptions) -> Embedder:
-    """Load an identity network; of stage 1 or a specialist the body, whose features it takes."""
+    """Load an identity network, exported (also in a bundle) or not.
+
+    Of the checkpoint of stage 1 or a specialist it takes the body, whose features embed.
+    """
+    if file := onnx_models.find(path, None, is_identity=True):
+        exported = onnx_models.read(file, is_identity=True)
+        fitted = exported.data, exported.threshold, exported.false_match_rate
+        network = exported.network(options.device)
+        return Embedder(network, str(path), sha256_of_file(file), *fitted)
     content = checkpoints.load(path)
     if content.get("kind") == "identity":
         own = read_identity(path, content)

@@ -105,9 +105,7 @@ def load_stage(
         print(f"{file}: {note}", file=sys.stderr)
     network: Answerer
     if isinstance(content, exported.Exported):
-        network = exported.OnnxNetwork(
-            content.content, content, options.device, str(content.path), content.precision
-        )
+        network = content.network(options.device)
     else:
         network = Network.for_inference(
             content.model,

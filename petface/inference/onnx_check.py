@@ -17,7 +17,7 @@ OPERATORS: Final = frozenset(
         *("Add", "Clip", "Concat", "Constant", "Conv", "Div", "Flatten", "Gemm", "HardSigmoid"),
         *("GlobalAveragePool", "HardSwish", "Identity", "MatMul", "MaxPool", "Mul", "ReduceMean"),
         *("Relu", "Reshape", "Sigmoid", "Sub", "QuantizeLinear", "DequantizeLinear"),
-        *("ReduceMax", "BatchNormalization"),
+        *("ReduceMax", "ReduceL2", "BatchNormalization"),
     )
 )
 PIXELS: Final = 8 * 224 * 224  # at once on a CPU: what passes between layers stays in the cache

@@ -1,10 +1,10 @@
 """Exported models: an ONNX file and its card, checked before anything is computed with them.
 
-A bundle is a folder that holds the whole two-stage system: `bundle.json`, `stage1.onnx`,
-`stage2/<species>.onnx`, and beside each model its card of the same name in JSON. The card repeats
-the model's metadata and adds what belongs to the file: its SHA-256, a test vector, what was
-measured. A damaged file, a card that does not belong to it, weights in a second file and operators
-that an export does not write are refused.
+A bundle is a folder that holds the whole two-stage system, an identity network or both:
+`bundle.json`, `stage1.onnx`, `stage2/<species>.onnx`, `identity.onnx`, and beside each model its
+card of the same name in JSON. The card repeats the model's metadata and adds what belongs to the
+file: its SHA-256, a test vector, what was measured. A damaged file, a card that does not belong to
+it, weights in a second file and operators that an export does not write are refused.
 
 Optional: `INSTALL_LINE`.
 """
@@ -29,12 +29,14 @@ from petface.errors import UserError, install_line
 from petface.inference import onnx_check
 from petface.models import checkpoints
 from petface.models.checkpoints import CheckpointError, Described
+from petface.models.embedding import read_matching
 from petface.models.network import Outputs
 
 FORMAT: Final = 2  # 1 took uint8 of any size and resized inside the graph
 BUNDLE: Final = "bundle.json"
 SUFFIX: Final = ".onnx"
 INPUT: Final = "image"  # the name of what a model takes
+IDENTITY: Final = "identity"  # the kind of a network that embeds, and its name in a bundle
 INSTALL_LINE: Final = install_line("export")
 
 # What a card and the model's metadata both hold; in the model each entry is JSON text.
@@ -56,6 +58,12 @@ class Exported(Described):
     path: Path
     content: bytes  # of the ONNX file
     precision: str  # "fp32" or "int8"
+    threshold: float | None  # as in an `IdentityCheckpoint`
+    false_match_rate: float | None
+
+    def network(self, device: str) -> OnnxNetwork:
+        """Open the model on a device."""
+        return OnnxNetwork(self.content, self, device, str(self.path), self.precision)
 
 
 def is_bundle(path: str | Path) -> bool:
@@ -63,22 +71,26 @@ def is_bundle(path: str | Path) -> bool:
     return Path(path, BUNDLE).is_file()
 
 
-def find(folder_or_file: str | Path, species: str | None) -> Path | None:
-    """Find stage 1 (`species` None) or a specialist: in a bundle, or the ONNX file itself.
+def find(
+    folder_or_file: str | Path, species: str | None, *, is_identity: bool = False
+) -> Path | None:
+    """Find stage 1 (`species` None), a specialist or an identity network: the file, or its place.
 
-    None where the bundle has no such specialist, or where the path is neither.
+    None where a bundle has no such specialist, or where the path is neither bundle nor ONNX file.
     """
     path = Path(folder_or_file)
     if path.suffix == SUFFIX:
         return path if path.is_file() else None
     if not is_bundle(path):
         return None
-    name = "stage1.onnx" if species is None else f"stage2/{species}.onnx"
+    if species is None:
+        return path / (f"{IDENTITY}.onnx" if is_identity else "stage1.onnx")
+    name = f"stage2/{species}.onnx"
     return path / name if name in _read_bundle(path) else None
 
 
-def read(path: str | Path, species: str | None = None) -> Exported:
-    """Check stage 1 (`species` None) or a specialist and its card; return what the card says.
+def read(path: str | Path, species: str | None = None, *, is_identity: bool = False) -> Exported:
+    """Check one model, as `find` names them, and its card; return what the card says.
 
     `CheckpointError` with file, reason and way out for anything that does not fit; where the file
     lies in a bundle, what the bundle lists must fit too.
@@ -100,11 +112,8 @@ def read(path: str | Path, species: str | None = None) -> Exported:
     if card.get("sha256") != digest:
         raise CheckpointError(path, "checksum is not the one in its card", _AGAIN)
     check_model(path, content, card)
-    if card["species"] != species:
-        what, wanted = (
-            "a stage 1" if name is None else f"a specialist for {name}"
-            for name in (card["species"], species)
-        )
+    what = _role(card["species"], card["kind"] == IDENTITY)
+    if what != (wanted := _role(species, is_identity)):
         raise CheckpointError(path, f"is {what}, not {wanted}")
     if card["precision"] not in ("fp32", "int8"):
         raise CheckpointError(card_path, "names no precision that exports have", _AGAIN)
@@ -120,8 +129,15 @@ def read(path: str | Path, species: str | None = None) -> Exported:
         path,
         content,
         card["precision"],
+        *read_matching(path, card),
         data=learnt,
     )
+
+
+def _role(species: str | None, is_identity: bool) -> str:
+    if is_identity:
+        return "an identity network"
+    return "a stage 1" if species is None else f"a specialist for {species}"
 
 
 def card_of(path: Path) -> dict[str, Any]:
@@ -181,7 +197,8 @@ def check_model(path: Path, content: bytes, card: Mapping[str, Any]) -> None:
         own = {entry.key: _json(entry.value) for entry in model.metadata_props}
     except Exception as error:  # the parser's own type is not part of its interface
         raise CheckpointError(path, f"not an ONNX file of ours ({error})", _AGAIN) from error
-    if any(name not in own or own[name] != card.get(name) for name in METADATA):
+    names = (*METADATA, "matching") if card.get("kind") == IDENTITY else METADATA
+    if any(name not in own or own[name] != card.get(name) for name in names):
         raise CheckpointError(path, "its metadata and its card say different things", _AGAIN)
     rule, heads = checkpoints.read_preprocessing(path, card), _heads_of(path, card)
     if what := onnx_check.foreign_part(onnx, model, INPUT, rule.size_px, heads):
@@ -198,7 +215,9 @@ def _heads_of(path: Path, card: Mapping[str, Any]) -> dict[str, tuple[str, ...]]
     found = {head: tuple(map(str, names)) for head, names in heads.items()}
     if not found or not all(0 < len(names) <= MAX_CLASSES for names in found.values()):
         raise CheckpointError(path, f"has a head without a class or over {MAX_CLASSES:,}", _AGAIN)
-    if sources.keys() != heads.keys() or (card.get("species") is None and [*found] != ["species"]):
+    only = "species" if card.get("species") is None else ""
+    only = "embedding" if card.get("kind") == IDENTITY else only
+    if sources.keys() != heads.keys() or (only and [*found] != [only]):
         raise CheckpointError(path, f"has other heads than it should ({[*found]})", _AGAIN)
     return found
 

@@ -47,7 +47,9 @@ class EmbeddingModel(nn.Module):
         x = self.body(images)
         if self.size:
             x = self.heads["embedding"](x)
-        x = functional.normalize(x.float())
+        x = x.float()
+        # As functional.normalize, but without its shapes: other runtimes know fewer operators.
+        x = x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
         return (self.heads["animals"](x) if self.training else x,)
 
 
@@ -91,17 +93,28 @@ def read_identity(path: str | Path, content: Mapping[str, Any]) -> IdentityCheck
     size, architecture = content.get("embedding_size"), read_architecture(path, content)
     if type(size) is not int or not 0 <= size <= MAX_EMBEDDING:
         what = f'"embedding_size" is {str(size)[:40]}, not a whole number up to {MAX_EMBEDDING}'
-        raise CheckpointError(path, what, "copy the file again")
+        raise CheckpointError(path, what, "take the best.pt of train_identity.py")
     state = weights_in(path, content)
     state = {n: t for n, t in state.items() if not n.startswith("heads.animals.")}
     with torch.device("meta"):
         model = EmbeddingModel(size, 0, architecture)
     fill(path, model, state)
-    fitted = content.get("matching") or {}
-    known = [fitted.get(n) for n in ("threshold", "false_match_rate")]
-    if not all(n is None or (type(n) is float and -1 <= n <= 1) for n in known):
-        raise CheckpointError(path, '"matching" makes no sense', "copy the file again")
     rule, data = read_preprocessing(path, content), fingerprint_in(path, content)
-    heads: dict[str, tuple[str, ...]] = {"embedding": ()}
-    sources = {"embedding": "checkpoint"}
-    return IdentityCheckpoint(heads, sources, rule, {}, model, architecture, *known, data=data)
+    heads = {"embedding": tuple(map(str, range(size or architecture.width)))}  # have no names
+    own = heads, {"embedding": "index"}, rule, {}, model, architecture
+    return IdentityCheckpoint(*own, *read_matching(path, content), data=data)
+
+
+def read_matching(
+    path: str | Path, content: Mapping[str, Any]
+) -> tuple[float | None, float | None]:
+    """Read threshold and rate of false matches from a checkpoint or a card; None = not found yet.
+
+    `CheckpointError` where they are no numbers of their range.
+    """
+    fitted = content.get("matching", {})
+    known = fitted if isinstance(fitted, dict) else {"threshold": fitted}
+    threshold, rate = (known.get(n) for n in ("threshold", "false_match_rate"))
+    if not all(n is None or (type(n) is float and -1 <= n <= 1) for n in (threshold, rate)):
+        raise CheckpointError(path, '"matching" makes no sense', "copy the file again")
+    return threshold, rate

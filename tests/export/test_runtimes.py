@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from petface.models import checkpoints
+from petface.models.embedding import read_identity
 from petface.models.network import Network
 from tests.made_bundle import made_bundle
 
@@ -40,25 +41,28 @@ def by_opencv(path: Path, heads: Sequence[str], x: np.ndarray) -> list[np.ndarra
 
 
 @pytest.mark.parametrize("run", [by_onnxruntime, by_openvino, by_opencv])
-@pytest.mark.parametrize("species", [None, "cat"])
-def test_a_runtime_answers_as_the_checkpoint_does(tree, run: Run, species: str | None) -> None:
+@pytest.mark.parametrize("name", ["stage1", "stage2/cat", "identity"])
+def test_a_runtime_answers_as_the_checkpoint_does(tree, run: Run, name: str) -> None:
     runs, bundle = made_bundle(tree)
-    if species is None:
-        content = checkpoints.read_stage1(runs / "stage1/best.pt")
-    else:
+    content: checkpoints.Checkpoint
+    if name == "stage2/cat":
         content = checkpoints.read_stage2(runs / "stage2/cat/cat_best.pt", "cat")
+    elif name == "identity":
+        path = runs / "identity/best.pt"
+        content = read_identity(path, checkpoints.load(path))
+    else:
+        content = checkpoints.read_stage1(runs / "stage1/best.pt")
     draw = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (5, 32, 32, 3), generator=draw, dtype=torch.uint8)
     expected = Network.for_inference(content.model, content.preprocessing, "cpu", "fp32")
     x = pixels.permute(0, 3, 1, 2).numpy().astype(np.float32) / 255
-    path = bundle / ("stage1.onnx" if species is None else "stage2/cat.onnx")
     for num in (5, 1):
-        found = run(path, list(content.heads), np.ascontiguousarray(x[:num]))
+        found = run(bundle / f"{name}.onnx", list(content.heads), np.ascontiguousarray(x[:num]))
         for one, other in zip(found, expected.answer_pixels(pixels[:num]), strict=True):
             np.testing.assert_allclose(one, other.numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["stage1", "stage2/cat"])
+@pytest.mark.parametrize("name", ["stage1", "stage2/cat", "identity"])
 def test_the_cards_test_vector_holds(tree, name: str) -> None:
     """As a program of somebody else would check it: by the card alone."""
     path = made_bundle(tree)[1] / f"{name}.onnx"

@@ -16,6 +16,7 @@ import torch
 
 from petface.errors import UserError
 from petface.files import sha256_of_file
+from petface.identity.embed import load_embedder
 from petface.inference import onnx_models
 from petface.inference.loading import ComputeOptions, load_stage
 from petface.models import checkpoints
@@ -85,7 +86,7 @@ def test_a_bundle_is_found_and_says_what_the_checkpoints_say(made) -> None:
     assert two.temperatures == (CALIBRATION["temperature"], 1.0) and two.precision == "fp32"
 
 
-@pytest.mark.parametrize("name", ["stage1", "stage2/cat"])
+@pytest.mark.parametrize("name", ["stage1", "stage2/cat", "identity"])
 def test_the_card_and_the_model_say_the_same(bundle: Path, name: str) -> None:
     path = bundle / f"{name}.onnx"
     model = onnx.load(path, load_external_data=False)
@@ -110,6 +111,45 @@ def test_it_answers_as_the_checkpoint_does(made) -> None:
         assert [head.shape for head in found] == [(num, 3), (num, 2)]
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_an_identity_network_embeds_as_its_checkpoint_does(made, copy: Path) -> None:
+    runs, bundle = made
+    own = load_embedder(runs / "identity/best.pt", ComputeOptions("cpu", "fp32"))
+    expected = own.network.answer_pixels(pixels(3))[0]
+    torch.testing.assert_close(expected.norm(dim=1), torch.ones(3))
+    for path in (bundle, bundle / "identity.onnx"):
+        found = load_embedder(path, ComputeOptions.choose("cpu", "auto", stage1=path))
+        assert (found.threshold, found.false_match_rate) == (0.5, 0.01) == (own.threshold, 0.01)
+        (embedding,) = found.network.answer_pixels(pixels(3))
+        torch.testing.assert_close(embedding, expected, rtol=0, atol=1e-5)
+    for name in ("identity.onnx", "bundle.json"):
+        (copy / name).unlink()
+        with pytest.raises(CheckpointError, match=r"identity\.onnx: cannot be read|no such file"):
+            load_embedder(copy, ComputeOptions("cpu", "exported"))
+
+
+@pytest.mark.parametrize(
+    ("matching", "message"),
+    [({"threshold": 0.1}, "say different things"), ({"threshold": "a"}, ""), ([0.5], "")],
+)
+def test_another_threshold_than_the_models_is_refused(
+    copy: Path, matching: object, message: str
+) -> None:
+    """Also where card and model agree on nonsense."""
+    path = copy / "identity.onnx"
+    (copy / "bundle.json").unlink()
+    change_json(path.with_suffix(".json"), lambda card: card.update(matching=matching))
+    if not message:
+        message, text = '"matching" makes no sense', json.dumps(matching)
+        entries = {"matching": text}
+        forge(path, lambda model: onnx.helper.set_model_props(model, properties(model) | entries))
+    with pytest.raises(CheckpointError, match=message):
+        onnx_models.read(path, is_identity=True)
+
+
+def properties(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def test_any_flipped_byte_is_noticed(alone: Path) -> None:
@@ -291,6 +331,9 @@ def test_another_models_place_is_refused(bundle: Path) -> None:
     refused(cat, "is a specialist for cat, not a stage 1", species=None)
     refused(cat, "a specialist for cat, not a specialist for dog", species="dog")
     refused(bundle / "stage1.onnx", "is a stage 1, not a specialist for cat")
+    refused(bundle / "identity.onnx", "is an identity network, not a stage 1", species=None)
+    with pytest.raises(CheckpointError, match="is a stage 1, not an identity network"):
+        onnx_models.read(bundle / "stage1.onnx", is_identity=True)
 
 
 def test_bytes_that_are_no_model_are_refused_by_name(bundle: Path) -> None:
