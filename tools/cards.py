@@ -1,9 +1,11 @@
-"""Write the model card and the data card of an evaluation.
+"""Write the model card and the data card of an evaluation, or the card of an identity run.
 
     python -m tools.cards --evaluation runs/evaluation --audit runs/audit
+    python -m tools.cards --evaluation runs/identity
 
-Writes model_card.md and data_card.md into OUT, in a second. All facts come from the evaluation, its
-runs and the audit; OWNER, LICENSE and CONTACT are marked until they are given.
+Writes model_card.md and data_card.md into OUT, of an identity run identity_card.md, in a second.
+All facts come from the evaluation, its runs and the audit; OWNER, LICENSE and CONTACT are marked
+until they are given.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import sys
 from pathlib import Path
 
 from petface.errors import UserError, run_script, short
-from petface.evaluation.details import SUMMARY
 from petface.report.cards import write_cards
 from petface.settings import read_settings
 
@@ -22,7 +23,7 @@ LICENSE: str = ""  # terms of the model; those of the dataset hold as well
 CONTACT: str = ""  # where questions go
 
 # ---- Sources and output ----
-EVALUATION: str = "runs/evaluation"  # folder of a finished evaluation
+EVALUATION: str = "runs/evaluation"  # folder of a finished evaluation, or of an identity run
 AUDIT: str = ""  # folder of tools.audit; "" = none
 OUT: str = ""  # "" = beside the evaluation's files
 
@@ -37,7 +38,7 @@ def main() -> None:
     except (UserError, OSError, ImportError):
         raise
     except Exception as error:  # jinja2 has its own for what is not there
-        what = f"{folder / SUMMARY} is damaged or of an earlier version"
+        what = f"the summary in {folder} is damaged or of an earlier version"
         raise UserError(f"{what} ({short(repr(error))})") from error
     for path in written:
         print(f"{path.stem}: {path}")

@@ -49,6 +49,7 @@ def load_embedder(path: str | Path, options: ComputeOptions) -> Embedder:
 
     Of the checkpoint of stage 1 or a specialist it takes the body, whose features embed.
     """
+    network: Answerer
     if file := onnx_models.find(path, None, is_identity=True):
         exported = onnx_models.read(file, is_identity=True)
         fitted = exported.data, exported.threshold, exported.false_match_rate

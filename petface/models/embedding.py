@@ -101,8 +101,8 @@ def read_identity(path: str | Path, content: Mapping[str, Any]) -> IdentityCheck
     fill(path, model, state)
     rule, data = read_preprocessing(path, content), fingerprint_in(path, content)
     heads = {"embedding": tuple(map(str, range(size or architecture.width)))}  # have no names
-    own = heads, {"embedding": "index"}, rule, {}, model, architecture
-    return IdentityCheckpoint(*own, *read_matching(path, content), data=data)
+    sources, fitted = {"embedding": "index"}, read_matching(path, content)
+    return IdentityCheckpoint(heads, sources, rule, {}, model, architecture, *fitted, data=data)
 
 
 def read_matching(

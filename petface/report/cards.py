@@ -1,4 +1,4 @@
-"""Model card and data card of an evaluation: two Markdown templates filled from files.
+"""Cards of an evaluation and of an identity run: Markdown templates filled from files.
 
 Sections after Mitchell et al. 2019 (Model Cards, arXiv 1810.03993) and Gebru et al. 2021
 (Datasheets for Datasets, arXiv 1803.09010).
@@ -16,6 +16,7 @@ from petface.evaluation.details import SUMMARY
 from petface.evaluation.figures import interval, percent
 from petface.evaluation.identity import contamination_lines
 from petface.report import folders as read
+from petface.report import identity_part
 from petface.report.folders import rows
 from petface.report.page import render_markdown, table
 
@@ -33,23 +34,47 @@ _AUDIT_COLUMNS = (
 def write_cards(
     folder: Path, *, people: Mapping[str, str], audit: str = "", out: Path | None = None
 ) -> list[Path]:
-    """Write model_card.md and data_card.md of a finished evaluation; `UserError` where it is none.
+    """Write model_card.md and data_card.md of an evaluation, identity_card.md of an identity run.
 
-    `people` holds who answers for the model, its licence and the contact, "" = marked. `audit` is
-    a folder of tools.audit, "" = none: what it would count is "not measured".
+    `UserError` where the folder holds neither, finished. `people` holds who answers for the model,
+    its licence and the contact, "" = marked. `audit` is a folder of tools.audit, "" = none: what it
+    would count is "not measured".
     """
     summary, models, problems = read.read_evaluation_files(folder)
-    if not summary or not models:
+    audited = read.read_json(Path(audit) / "audit.json", problems) if audit else {}
+    if audit and not audited:
+        raise UserError(f"{audit} holds no audit.json; run: python -m tools.audit --out {audit}")
+    cards: dict[str, dict[str, Any]] = {}
+    if summary and models:
+        facts = _facts(folder, summary, models, audited, problems)
+        cards = {"model_card": facts, "data_card": facts}
+    if identity := read.read_json(folder / identity_part.SUMMARY, problems):
+        cards["identity_card"] = identity_part.card_facts(identity)
+    if not cards:
         raise UserError(
             f"{folder} holds no finished evaluation ({SUMMARY}); run: python inference_engine.py "
             f"evaluate --out-dir {folder}"
         )
-    audited = read.read_json(Path(audit) / "audit.json", problems) if audit else {}
-    if audit and not audited:
-        raise UserError(f"{audit} holds no audit.json; run: python -m tools.audit --out {audit}")
+    common = {"people": people, "problems": problems, "percent": percent, "interval": interval}
+    written = []
+    for name, own in cards.items():
+        path = (out or folder) / f"{name}.md"
+        with files.atomic_write(path, "w") as handle:
+            handle.write(render_markdown(f"{name}.md.jinja", **common, **own))
+        written.append(path)
+    return written
+
+
+def _facts(
+    folder: Path,
+    summary: dict[str, Any],
+    models: dict[str, Any],
+    audited: dict[str, Any],
+    problems: list[str],
+) -> dict[str, Any]:
+    """Collect what the cards of an evaluation say."""
     by_species = rows(summary, "per_species.test.{species}.{head}")
-    facts = {
-        "people": people,
+    return {
         "summary": summary,
         "models": models,
         "audit": audited,
@@ -61,17 +86,7 @@ def write_cards(
         "model_table": table(_models(folder, models, problems)),
         "audit_species": table(rows(audited, "per_species.{species}"), _AUDIT_COLUMNS),
         "audit_heads": table(rows(audited, "heads.{species}.{attribute}")),
-        "problems": problems,
-        "percent": percent,
-        "interval": interval,
     }
-    written = []
-    for name in ("model_card", "data_card"):
-        path = (out or folder) / f"{name}.md"
-        with files.atomic_write(path, "w") as handle:
-            handle.write(render_markdown(f"{name}.md.jinja", **facts))
-        written.append(path)
-    return written
 
 
 def _models(folder: Path, models: dict[str, Any], problems: list[str]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from petface.evaluation.figures import interval, percent, points
 from petface.files import plain_cell
 from petface.report import charts, photos
 from petface.report import folders as read
-from petface.report.page import Metric, Sections, Strip, Table, table, tables
+from petface.report.page import Metric, Sections, Strip, Table, table
 
 SUMMARY, QUERIES = "identity_summary.json", "identity_queries.csv"
 _NUM_LOOKED_UP = 8
@@ -30,12 +30,10 @@ def identity_parts(
     if not summary:
         return {}, [], {}, {}
     networks = {"this network": summary, **summary.get("baselines", {})}
-    rows = [_row(name, found) for name, found in networks.items()]
-    species = [_row(name, found) for name, found in summary.get("per_species", {}).items()]
-    sharp = [_row(name, found) for name, found in summary.get("per_sharpness", {}).items()]
+    species, sharp = (_rows(summary.get(f"per_{name}", {})) for name in ("species", "sharpness"))
     dots = "name top1_frac top1_interval_95"
     sections: Sections = {
-        "Beside baselines": [_WORDS, _table(rows)],
+        "Beside baselines": [_WORDS, _table(_rows(networks))],
         "By species": [
             Strip([charts.intervals("top-1", species, dots, "top-1, %")]),
             _table(species),
@@ -43,16 +41,32 @@ def identity_parts(
     }
     folded: Sections = {
         "By sharpness of the photo": [_table(sharp)],
-        **tables(summary, ("Open set", "open_set", "", _open_words(summary))),
+        "Open set": [_open_words(summary), _open_table(summary)],
         "Left out": [table([summary.get("left_out", {})])],
     }
     return _looked_up(run, with_photos), _metrics(summary), sections, folded
+
+
+def card_facts(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect what the card of an identity run says."""
+    return {
+        "summary": {"false_match_rate": None, **summary},
+        "pairs": {"auc_interval_95": None, **summary["verification"]},
+        "search": {"top1": None, "top1_interval_95": None, **summary["reidentification"]},
+        "species_table": _table(_rows(summary.get("per_species", {}))),
+        "open_words": _open_words(summary),
+        "open_table": _open_table(summary),
+    }
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     """Format rows; the last one has every column."""
     columns = dict.fromkeys(rows[-1] if rows else ())
     return table({**columns, **row} for row in rows)
+
+
+def _rows(networks: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [_row(name, found) for name, found in networks.items()]
 
 
 def _row(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,6 +108,14 @@ def _open_words(summary: Mapping[str, Any]) -> str:
         "Every second animal was taken out of the gallery. A photo below the threshold is called "
         f"unknown; {rate or '-'} % of single pairs of two animals reach it, and so a gallery of "
         "many animals accepts more strangers."
+    )
+
+
+def _open_table(summary: Mapping[str, Any]) -> Table:
+    whole = {"threshold", "num_known", "num_strangers"}
+    return table(
+        {name if name in whole else f"{name}_frac": value for name, value in own.items()}
+        for own in read.rows(summary, "open_set")
     )
 
 
