@@ -8,15 +8,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import torch
-
 from petface.data.dataset import Dataset, load_dataset
 from petface.data.images import Preprocessing
 from petface.export.bundle import write_bundle
 from petface.export.model import ExportOptions
 from petface.models import checkpoints
-from petface.models.architecture import Architecture
-from petface.models.embedding import EmbeddingModel
 from tests import reference_networks as reference
 from tests.conftest import Tree
 
@@ -55,18 +51,14 @@ def write_checkpoints(folder: Path) -> tuple[Path, Path]:
             "calibration": {"breed": CALIBRATION},
         },
     )
-    torch.manual_seed(0)
-    architecture = Architecture("resnet18")
     checkpoints.save(
         folder / "identity" / "best.pt",
         {
-            "kind": "identity",
-            "model": EmbeddingModel(16, 0, architecture).state_dict(),
+            "model": reference.stored(reference.linear_heads(embedding=16)),
             "embedding_size": 16,
-            "animals": [],
-            **architecture.stored(),
             "preprocessing": RULE.to_dict(),
             "matching": {"threshold": 0.5, "false_match_rate": 0.01},
+            "kind": "identity",
         },
     )
     return stage1, folder / "stage2"

@@ -44,14 +44,11 @@ def by_opencv(path: Path, heads: Sequence[str], x: np.ndarray) -> list[np.ndarra
 @pytest.mark.parametrize("name", ["stage1", "stage2/cat", "identity"])
 def test_a_runtime_answers_as_the_checkpoint_does(tree, run: Run, name: str) -> None:
     runs, bundle = made_bundle(tree)
-    content: checkpoints.Checkpoint
+    content: checkpoints.Checkpoint = checkpoints.read_stage1(runs / "stage1/best.pt")
     if name == "stage2/cat":
         content = checkpoints.read_stage2(runs / "stage2/cat/cat_best.pt", "cat")
     elif name == "identity":
-        path = runs / "identity/best.pt"
-        content = read_identity(path, checkpoints.load(path))
-    else:
-        content = checkpoints.read_stage1(runs / "stage1/best.pt")
+        content = read_identity("", checkpoints.load(runs / "identity/best.pt"))
     draw = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (5, 32, 32, 3), generator=draw, dtype=torch.uint8)
     expected = Network.for_inference(content.model, content.preprocessing, "cpu", "fp32")

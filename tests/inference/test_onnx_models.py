@@ -21,6 +21,7 @@ from petface.inference import onnx_models
 from petface.inference.loading import ComputeOptions, load_stage
 from petface.models import checkpoints
 from petface.models.checkpoints import CheckpointError
+from petface.models.embedding import read_matching
 from petface.models.network import Network
 from tests.made_bundle import BREEDS, CALIBRATION, RULE, SPECIES, made_bundle
 
@@ -123,33 +124,16 @@ def test_an_identity_network_embeds_as_its_checkpoint_does(made, copy: Path) -> 
         assert (found.threshold, found.false_match_rate) == (0.5, 0.01) == (own.threshold, 0.01)
         (embedding,) = found.network.answer_pixels(pixels(3))
         torch.testing.assert_close(embedding, expected, rtol=0, atol=1e-5)
-    for name in ("identity.onnx", "bundle.json"):
-        (copy / name).unlink()
-        with pytest.raises(CheckpointError, match=r"identity\.onnx: cannot be read|no such file"):
-            load_embedder(copy, ComputeOptions("cpu", "exported"))
-
-
-@pytest.mark.parametrize(
-    ("matching", "message"),
-    [({"threshold": 0.1}, "say different things"), ({"threshold": "a"}, ""), ([0.5], "")],
-)
-def test_another_threshold_than_the_models_is_refused(
-    copy: Path, matching: object, message: str
-) -> None:
-    """Also where card and model agree on nonsense."""
-    path = copy / "identity.onnx"
     (copy / "bundle.json").unlink()
-    change_json(path.with_suffix(".json"), lambda card: card.update(matching=matching))
-    if not message:
-        message, text = '"matching" makes no sense', json.dumps(matching)
-        entries = {"matching": text}
-        forge(path, lambda model: onnx.helper.set_model_props(model, properties(model) | entries))
-    with pytest.raises(CheckpointError, match=message):
-        onnx_models.read(path, is_identity=True)
-
-
-def properties(model: onnx.ModelProto) -> dict[str, str]:
-    return {entry.key: entry.value for entry in model.metadata_props}
+    path = copy / "identity.onnx"
+    change_json(path.with_suffix(".json"), lambda card: card["matching"].update(threshold=0.1))
+    for message in ("say different things", "no such file"):
+        with pytest.raises(CheckpointError, match=message):
+            load_embedder(path, ComputeOptions("cpu", "exported"))
+        path.unlink(missing_ok=True)
+    for matching in ({"threshold": "0.5"}, {"threshold": 2.0}, [0.5]):
+        with pytest.raises(CheckpointError, match='"matching" makes no sense'):
+            read_matching(path, {"matching": matching})
 
 
 def test_any_flipped_byte_is_noticed(alone: Path) -> None:

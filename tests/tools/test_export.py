@@ -40,17 +40,15 @@ def test_a_checkpoint_that_cannot_be_used_leaves_nothing(tree, runs, tmp_path, s
 
 
 def test_an_identity_network_is_exported_alone(tree, runs, tmp_path, script) -> None:
-    arguments = [*flags(tree, runs, tmp_path / "bundle"), "--stage1-checkpoint", "", "--precision"]
-    done = script(EXPORT, [*arguments, "int8"])
-    assert done.code == 1 and "nothing to export" in done.err
-    identity = ["--identity-checkpoint", runs / "identity/best.pt"]
-    done = script(EXPORT, [*arguments, "int8", *identity])
+    alone = ["--stage1-checkpoint", "", "--precision", "int8", "--identity-checkpoint"]
+    arguments = [*flags(tree, runs, tmp_path / "bundle"), *alone]
+    for path, message in (("", "nothing to export"), (runs / "stage1/best.pt", "train_identity")):
+        done = script(EXPORT, [*arguments, path])
+        assert done.code == 1 and message in done.err
+    done = script(EXPORT, [*arguments, runs / "identity/best.pt"])
     assert "embeddings (which stay in fp32) within" in done.out and "\nint8: 0\n" in done.out
     files = sorted(path.name for path in (tmp_path / "bundle").iterdir())
     assert files == ["bundle.json", "identity.json", "identity.onnx"]
-    other = ["--identity-checkpoint", runs / "stage1/best.pt", "--force"]
-    done = script(EXPORT, [*arguments, "int8", *other])
-    assert done.code == 1 and "take the best.pt of train_identity.py" in done.err
 
 
 @pytest.mark.slow
