@@ -4,7 +4,7 @@
     python -m tools.serve --config configs/serve/demo.toml  # the networks of `make demo`
     curl -F photo=@photo.jpg http://127.0.0.1:8000/predict
 
-POST /predict (field `photo`), /predict_animal (field `photos`) and /explain (Grad-CAM as PNG);
+POST /predict (field `photo`), /predict_animal and /embed (`photos`), /explain (Grad-CAM as PNG);
 GET / (the page), /health, /model_card, /metrics (Prometheus) and /openapi.json. Prints one line per
 request to stderr. Photos are kept nowhere. Ctrl-C answers what was accepted and stops; a second one
 stops at once. There is no authentication: leave HOST as it is, or put a proxy with one in front.
@@ -17,7 +17,7 @@ import ipaddress
 import sys
 from typing import Literal
 
-from petface.errors import SettingsError, UserError, run_script
+from petface.errors import SettingsError, UserError, install_line, run_script
 
 # isort: split
 import torch
@@ -30,6 +30,7 @@ from petface.streams import outlive_reader
 # ---- Models ----
 STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"  # or a bundle of exported models
 STAGE2_FOLDER: str = "runs/stage2"  # holds <species>/<species>_best.pt; "" = the bundle's, or none
+IDENTITY_CHECKPOINT: str = ""  # best.pt of train_identity.py; "" = nobody can ask "who is this?"
 DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
 PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  # fp32 = as inference_engine.py answers
 
@@ -52,18 +53,16 @@ ANSWER_TIMEOUT_S: PositiveFloat = 20.0  # from the body to the answer; beyond: 5
 NUM_WORKERS: int = -1  # threads that compute; -1 = on a GPU two, else all cores but one
 NUM_THREADS: NonNegative = 1  # of each worker on a CPU; 0 = as torch chooses
 
-_SWITCH_S = 5e-4  # usually 0.005: so long the event loop waits for a computing thread, each time
-
 
 def main() -> None:
     s = read_settings(sys.modules[__name__])
     try:
+        from petface.identity.embed import load_embedder
         from petface.serving.app import Service, make_app
         from petface.serving.requests import Limits
         from petface.serving.server import bind, serve
     except ImportError as error:
-        way_out = 'python -m pip install ".[serve]"'
-        raise UserError(f"the server needs {error.name}: {way_out}") from None
+        raise UserError(f"the server needs {error.name}: {install_line('serve')}") from None
     if s.MAX_UPLOADS_MB < s.MAX_BODY_MB:
         raise SettingsError("MAX_UPLOADS_MB must be at least MAX_BODY_MB, or no such body fits")
     limits = Limits(
@@ -80,13 +79,15 @@ def main() -> None:
     )
     outlive_reader()
     print(s.provenance())
-    sys.setswitchinterval(_SWITCH_S)
+    sys.setswitchinterval(5e-4)  # s; usually 5e-3, which the event loop waits for each computation
     taken = bind(s.HOST, s.PORT)
     if s.NUM_THREADS:
         torch.set_num_threads(s.NUM_THREADS)
     specialists = s.own_folder("STAGE2_FOLDER", of="STAGE1_CHECKPOINT")
     engine = TwoStageInference(s.STAGE1_CHECKPOINT, specialists, s.DEVICE, s.PRECISION)
     engine.load_all()
+    identity = s.IDENTITY_CHECKPOINT
+    embedder = load_embedder(identity, engine.options) if identity else None
     address, port = taken.getsockname()[:2]
     hosts = s.ALLOWED_HOSTS
     if ipaddress.ip_address(address).is_loopback:
@@ -95,7 +96,7 @@ def main() -> None:
         print("WARNING: the whole network reaches HOST; no authentication", file=sys.stderr)
     usual = max(1, num_cores() - 1) if choose_device(s.DEVICE).type == "cpu" else 2
     num_workers = usual if s.NUM_WORKERS < 0 else max(1, s.NUM_WORKERS)
-    service = Service(engine, limits, num_workers=num_workers, num_decoders=num_cores())
+    service = Service(engine, limits, embedder, num_workers=num_workers, num_decoders=num_cores())
     print(f"ready: http://{f'[{s.HOST}]' if ':' in s.HOST else s.HOST}:{port}", flush=True)
     serve(make_app(service, hosts), taken, limits)
 

@@ -37,8 +37,7 @@ Answers = list[dict[str, Any]]  # one per photo, see `TwoStageInference.infer`
 
 
 class TwoStageInference:
-    """Stage 1, then the specialist of the species it names; specialists are loaded when first
-    needed.
+    """Stage 1, then the specialist of its species; specialists are loaded when first needed.
 
     A bundle takes the place of both checkpoints: `TwoStageInference("runs/bundle")`. A checkpoint
     without a folder predicts the species alone. `options` replace `device` and `precision`.
@@ -65,9 +64,8 @@ class TwoStageInference:
     def specialist(self, species: str) -> Stage2Model | None:
         """Return the specialist of `species`, None where there is none."""
         if species not in self._specialists:
-            folder, how = self.stage2_folder, self.options
-            path = find_specialist(species, folder)
-            stage = load_stage(path, species, how, self.annotations_root) if path else None
+            path = find_specialist(species, self.stage2_folder)
+            stage = load_stage(path, species, self.options, self.annotations_root) if path else None
             self._specialists[species] = Stage2Model(stage) if stage else None
         return self._specialists[species]
 
@@ -78,16 +76,18 @@ class TwoStageInference:
         self.rules = [network.preprocessing for network in networks]
         return loaded
 
-    def prepare(self, image: ImageSource, max_pixels: int | None = None) -> Photo:
+    def prepare(
+        self, image: ImageSource, max_pixels: int | None = None, rules: Sequence[Preprocessing] = ()
+    ) -> Photo:
         """Decode a photo, in any thread; after `load_all` only the networks' sizes of it are kept.
 
-        `ImageError` for what is not a photo, or has more than `max_pixels`.
+        `rules`: of another network alone. `ImageError` for no photo, or more than `max_pixels`.
         """
         with room_for(image):
             photo = Photo(images.decode(image, max_pixels))
-            for rule in self.rules:
+            for rule in (needed := rules or self.rules):
                 photo.at(rule)
-            if self.rules:
+            if needed:
                 photo.source = None
             return photo
 

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import numpy as np
+import torch
 from fastapi import Depends, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from PIL import Image
@@ -25,12 +27,14 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from petface.data import encoded, images
-from petface.data.images import ImageError
+from petface.data.images import ImageError, Preprocessing
 from petface.data.room import SMALL_PIXELS
 from petface.errors import MachineError, UserError
+from petface.files import sha256_of_file
+from petface.identity.embed import Embedder
 from petface.inference.stages import Photo
 from petface.inference.two_stage import TwoStageInference
-from petface.models.network import NonFiniteError
+from petface.models.network import NOT_FINITE, Answerer, NonFiniteError, begin_copy
 from petface.serving.batcher import Batcher
 from petface.serving.metrics import CLIENT_GONE, Metrics, Observed
 from petface.serving.requests import (
@@ -44,6 +48,7 @@ from petface.serving.requests import (
 )
 
 PAGE: Final = Path(__file__).parent / "page"
+Rules = Sequence[Preprocessing]
 Work = Callable[[list[Photo | ImageError]], Awaitable[Any]]
 Topk = Annotated[int, Query(ge=1, le=10, description="classes per answer")]
 Name = Annotated[str, Query(max_length=200)]
@@ -54,17 +59,22 @@ class Service:
 
     Photos are decoded in `num_decoders` threads, large ones in as many others, so that small ones
     need not wait for them. What is decoded is computed in batches, in `num_workers` threads.
+    Without an `embedder` no photo is embedded.
     """
 
     def __init__(
         self,
         engine: TwoStageInference,
         limits: Limits,
+        embedder: Embedder | None = None,
         *,
         num_workers: int = 1,
         num_decoders: int = 1,
     ) -> None:
         self.engine, self.limits, self.metrics = engine, limits, Metrics()
+        self.embedder = embedder
+        names = ("threshold", "false_match_rate")  # of two photos of two animals
+        self.matching = {name: getattr(embedder, name, None) for name in names}
         self.photos = Budget(limits.max_queue, "photos")
         self.uploads = Budget(limits.max_uploads_mb * 1e6, "uploads")
         self.pixels = Budget(limits.max_pixels_at_once, "pixels")
@@ -78,11 +88,13 @@ class Service:
         for pool in self._decoders:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def answer(self, request: Request, field: str, most: int, work: Work) -> Any:
+    async def answer(
+        self, request: Request, field: str, most: int, work: Work, rules: Rules = ()
+    ) -> Any:
         """Return what `work` makes of 1 to `most` photos, or refuse the request.
 
-        At least one of them is a photo. A full queue refuses with 503 before the body is read, too
-        many pixels before anything is decoded.
+        At least one of them is a photo, prepared by `rules`, else for the engine. A full queue
+        refuses with 503 before the body is read, too many pixels before anything is decoded.
         """
         if self.photos.used >= self.photos.most:
             raise busy("too many photos at once")
@@ -96,26 +108,24 @@ class Service:
             sizes = await asyncio.to_thread(lambda: [*map(images.num_pixels, contents)])
             # what is too large is refused and never decoded
             take_pixels(sum(size for size in sizes if size <= self.limits.max_pixels))
-            answer = self._answer(contents, sizes, work)
+            are_large = [size > SMALL_PIXELS for size in sizes]
+            given = [*zip(contents, are_large, [rules] * len(sizes), strict=True)]
+            answer = self._answer(given, work)
             return await while_there(request, answer, self.limits.answer_timeout_s)
 
-    async def _answer(self, contents: Sequence[bytes], sizes: Sequence[int], work: Work) -> Any:
+    async def _answer(self, given: Sequence[tuple[bytes, bool, Rules]], work: Work) -> Any:
         run = asyncio.get_running_loop().run_in_executor
-        are_large = [size > SMALL_PIXELS for size in sizes]
-        decoding = [
-            run(self._decoders[is_large], self._prepare, content, is_large)
-            for content, is_large in zip(contents, are_large, strict=True)
-        ]
+        decoding = [run(self._decoders[one[1]], self._prepare, *one) for one in given]
         photos = await asyncio.gather(*decoding)
         errors = [photo for photo in photos if isinstance(photo, ImageError)]
         if len(errors) == len(photos):
             raise errors[0]
         return await work(photos)
 
-    def _prepare(self, content: bytes, is_large: bool) -> Photo | ImageError:
+    def _prepare(self, content: bytes, is_large: bool, rules: Rules) -> Photo | ImageError:
         """Decode a photo; what is none gives its error."""
         try:
-            return self.engine.prepare(content, self.limits.max_pixels)
+            return self.engine.prepare(content, self.limits.max_pixels, rules)
         except ImageError as error:
             return error
         finally:
@@ -127,6 +137,21 @@ class Service:
         """Answer photos of one animal."""
         self.metrics.batch_photos.observe(sum(isinstance(photo, Photo) for photo in photos))
         return self.engine.answer_animal(photos, topk)
+
+    def embed(self, network: Answerer, photos: Sequence[Photo | ImageError]) -> dict[str, Any]:
+        """Embed photos; what could not be decoded keeps its place."""
+        good = [photo for photo in photos if isinstance(photo, Photo)]
+        self.metrics.batch_photos.observe(len(good))
+        pixels = np.stack([photo.at(network.preprocessing) for photo in good])
+        rows = begin_copy(network.answer_pixels(torch.from_numpy(pixels)))()[0]
+        if not bool(torch.isfinite(rows).all()):
+            raise NonFiniteError(NOT_FINITE)
+        answers = ({"status": "ok", "embedding": row} for row in rows.tolist())
+        answered = [
+            {"status": p.reason, "message": str(p)} if isinstance(p, ImageError) else next(answers)
+            for p in photos
+        ]
+        return {"size": rows.shape[1], **self.matching, "photos": answered}
 
     def _predict(self, items: Sequence[tuple[Photo, int]]) -> list[dict[str, Any]]:
         """Answer single photos, each with its number of classes, as one batch."""
@@ -189,14 +214,18 @@ def _add_photo_routes(app: FastAPI, service: Service) -> None:
     most, call = service.limits.max_photos, service.batcher.call
     post = partial(app.post, dependencies=[Depends(_same_origin)])
 
+    def counted(answer: dict[str, Any], photos: list[dict[str, Any]]) -> JSONResponse:
+        for photo in photos:
+            service.metrics.photos.labels(photo["status"]).inc()
+        return JSONResponse(answer)
+
     @post("/predict", openapi_extra=_form("photo"))
     async def predict(request: Request, topk: Topk = 3) -> JSONResponse:
         """Predict one photo."""
         answer = await service.answer(
             request, "photo", 1, lambda photos: service.batcher.answer((photos[0], topk))
         )
-        service.metrics.photos.labels(answer["status"]).inc()
-        return JSONResponse(answer)
+        return counted(answer, [answer])
 
     @post("/predict_animal", openapi_extra=_form("photos"))
     async def predict_animal(request: Request, topk: Topk = 3) -> JSONResponse:
@@ -204,9 +233,17 @@ def _add_photo_routes(app: FastAPI, service: Service) -> None:
         answer = await service.answer(
             request, "photos", most, lambda photos: call(service.fuse, photos, topk)
         )
-        for photo in answer["photos"]:
-            service.metrics.photos.labels(photo["status"]).inc()
-        return JSONResponse(answer)
+        return counted(answer, answer["photos"])
+
+    @post("/embed", openapi_extra=_form("photos"))
+    async def embed(request: Request) -> JSONResponse:
+        """Embed photos for whoever compares animals; files that are no photo are left out."""
+        if service.embedder is None:
+            raise RefusedError(409, "no_gallery", "this server has no IDENTITY_CHECKPOINT")
+        network = service.embedder.network
+        work, rules = partial(call, service.embed, network), [network.preprocessing]
+        answer = await service.answer(request, "photos", most, work, rules)
+        return counted(answer, answer["photos"])
 
     @post("/explain", response_class=Response, openapi_extra=_form("photo"))
     async def explain(
@@ -245,6 +282,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     names = ("max_photos", "max_body_mb", "max_pixels")
     limits = {name: getattr(service.limits, name) for name in names}
     card = {**service.engine.describe(), "limits": limits, "formats": encoded.formats()}
+    identity = service.embedder
+    card["identity"] = identity and {"sha256": sha256_of_file(identity.name), **service.matching}
 
     @app.get("/health")
     async def health() -> JSONResponse:

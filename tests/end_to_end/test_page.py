@@ -8,7 +8,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
+from torch.nn import functional
 
+from petface.identity.embed import Embedder
 from petface.serving.requests import Limits
 from tests.conftest import EMPTY
 from tests.serving.made_server import HEIC, RULE, FakeEngine, running
@@ -162,6 +164,7 @@ def assert_fits(page):
 def test_one_photo_gets_species_attributes_and_doubts(visit, server):
     page = visit(server.url)
     expect(page.locator("#trained")).to_contain_text("Trained on drawings of 720 animals")
+    expect(page.get_by_label("Who is this?")).to_be_hidden()  # the server has no such network
     choose(page, photo())
     progress(page, "1 of 1 photo answered")
     found = card(page, "cat.png")
@@ -342,6 +345,96 @@ def test_networks_that_cannot_be_explained(visit):
         choose(page, photo())
         progress(page, "1 of 1 photo answered")
         expect(page.get_by_role("button", name="Why this answer?")).to_have_count(0)
+
+
+# ---- Who is this? ----
+
+
+class Colours:
+    """The direction of a photo's mean colour."""
+
+    preprocessing = RULE
+
+    def answer_pixels(self, pixels):
+        return (functional.normalize(pixels.float().mean(dim=(1, 2))),)
+
+
+@pytest.fixture
+def knowing():
+    with running(Limits(), Canned(), Embedder(Colours(), __file__, None, 0.9, 0.01)) as started:
+        yield started
+
+
+def coloured(name, *colour):
+    content = io.BytesIO()
+    Image.new("RGB", (60, 40), colour).save(content, "PNG")
+    return {"name": name, "mimeType": "image/png", "buffer": content.getvalue()}
+
+
+def ranked(page, name):
+    rows = card(page, name).get_by_role("list", name="Similarity").get_by_role("listitem")
+    return [row.inner_text().split() for row in rows.all()]
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_query_is_ranked_against_the_gallery(visit, knowing, width):
+    page = visit(knowing.url, viewport={"width": width, "height": 844}, failures=[400])
+    page.locator("#facts code").first.wait_for(state="attached")
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_label("Who is this?")).to_be_checked()
+    choose(page, coloured("query.png", 250, 50, 0), coloured("green.png", 0, 250, 0))
+    expect(card(page, "query.png")).to_contain_text("The gallery is empty")
+    page.get_by_label("Choose photos").focus()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.type("Bella")
+    choose(page, coloured("1.png", 250, 0, 0), coloured("2.png", 150, 200, 0))
+    page.get_by_label("Name").fill("Max")
+    choose(page, coloured("3.png", 0, 0, 250), BROKEN)
+    expect(page.get_by_label("Name")).to_have_value("")  # what comes next is a query
+    progress(page, "5 of 6 photos answered")
+    # Bella is the mean of (1, 0, 0) and (0.6, 0.8, 0); the query is (0.981, 0.196, 0)
+    assert ranked(page, "query.png") == [["Bella", "0.97"], ["Max", "0.00"]]
+    expect(card(page, "query.png").locator(".answer")).to_have_text("Bella")
+    expect(card(page, "green.png").locator(".answer")).to_have_text("unknown")
+    expect(card(page, "green.png")).to_contain_text("Unknown below 0.90: 1.0 % of pairs")
+    expect(card(page, "Max").last).to_contain_text("Not a photo that the server can read")
+    expect(page.get_by_role("log")).to_contain_text("green.png: The gallery is empty")
+    assert_fits(page)
+    page.get_by_role("button", name="Remove Bella").last.click()
+    expect(card(page, "query.png").get_by_text("0.98")).to_be_visible()
+    page.get_by_role("button", name="Remove Bella").click()
+    expect(card(page, "query.png").locator(".answer")).to_have_text("unknown")
+    page.get_by_label("Who is this?").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(card(page, "Max").first).to_be_hidden()
+    assert (num_requests(page, "/embed"), num_requests(page, "/predict")) == (6, 2)
+    page.get_by_label("Who is this?").check()
+    page.get_by_role("button", name="Clear all").click()
+    expect(page.get_by_role("article")).to_have_count(0)
+    seen = page.evaluate("() => ({...window.seen, stored: localStorage.length})")
+    assert (seen["made"], seen["stored"]) == (seen["revoked"], 0) and seen["made"] == 6
+
+
+@pytest.mark.parametrize("kind", ["choose", "drop"])
+def test_a_folder_is_an_animal(visit, knowing, tmp_path, kind):
+    page = visit(knowing.url)
+    page.get_by_label("Who is this?").check()
+    for name, colour in (("Bella/1.png", (250, 0, 0)), ("Max/1.png", (0, 0, 250))):
+        (tmp_path / "pets" / name).parent.mkdir(parents=True)
+        (tmp_path / "pets" / name).write_bytes(coloured(name, *colour)["buffer"])
+    (tmp_path / "pets/.hidden").touch()
+    if kind == "choose":
+        page.get_by_label("Choose a folder").set_input_files(tmp_path / "pets")
+    else:
+        devtools = page.context.new_cdp_session(page)
+        dragged = {"items": [], "files": [str(tmp_path / "pets")], "dragOperationsMask": 1}
+        for event in ("dragEnter", "dragOver", "drop"):
+            given = {"type": event, "x": 200, "y": 300, "data": dragged}
+            devtools.send("Input.dispatchDragEvent", given)
+    progress(page, "2 of 2 photos answered")
+    choose(page, coloured("query.png", 0, 0, 200))
+    expect(card(page, "query.png").locator(".answer")).to_have_text("Max")
 
 
 # ---- Hands, eyes and machines ----

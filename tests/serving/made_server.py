@@ -10,17 +10,23 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from petface.data import images
 from petface.data.images import ImageError, Preprocessing
 from petface.errors import UserError
+from petface.identity.embed import Embedder
 from petface.inference.stages import Photo
 from petface.inference.two_stage import refusal
+from petface.models import checkpoints
+from petface.models.architecture import Architecture
+from petface.models.embedding import EmbeddingModel
 from petface.serving.app import Service, make_app
 from petface.serving.requests import Limits
 from petface.serving.server import bind, make_server
@@ -41,12 +47,14 @@ class FakeEngine:
         self.gate.set()
         self.batches: list[int] = []
         self.poison = None  # a photo whose first pixel has this value breaks its batch
-        self.num_batches = 0
+        self.num_batches = self.num_prepared = 0
 
-    def prepare(self, image: Any, max_pixels: int | None = None) -> Photo:
+    def prepare(self, image: Any, max_pixels: int | None = None, rules: Any = ()) -> Photo:
         photo = Photo(images.decode(image, max_pixels))
-        photo.at(RULE)
+        for rule in rules or [RULE]:
+            photo.at(rule)
         photo.source = None
+        self.num_prepared += 1
         return photo
 
     def answer(self, photos: Sequence[Photo], topk: int = 3) -> list[dict[str, Any]]:
@@ -92,6 +100,23 @@ class FakeEngine:
         best = sorted(zip(CLASSES, share.tolist(), strict=True), key=lambda pair: -pair[1])[:topk]
         entry = {"label": best[0][0], "topk": best, "sure": None, "answer": best[0][0]}
         return {"image": None, "status": "no_specialist", "species": entry, "attributes": {}}
+
+
+def identity_checkpoint(path: Path, threshold: float | None = 0.5) -> Path:
+    """A network of 16 numbers that has learnt nothing, as `train_identity.py` leaves one."""
+    torch.manual_seed(0)
+    architecture = Architecture("resnet18")
+    content = {
+        "kind": "identity",
+        "model": EmbeddingModel(16, 0, architecture).state_dict(),
+        "embedding_size": 16,
+        "animals": [],
+        **architecture.stored(),
+        "preprocessing": Preprocessing(32).to_dict(),
+        "matching": {"threshold": threshold, "false_match_rate": 0.01},
+    }
+    checkpoints.save(path, content)
+    return path
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -222,11 +247,13 @@ class Running:
 
 
 @contextmanager
-def running(limits: Limits, engine: FakeEngine | None = None) -> Iterator[Running]:
+def running(
+    limits: Limits, engine: FakeEngine | None = None, embedder: Embedder | None = None
+) -> Iterator[Running]:
     """Run a server around a fake engine, as `tools.serve` does, and stop it."""
     engine = engine or FakeEngine()
     taken = bind("127.0.0.1", 0)
-    service = Service(engine, limits)
+    service = Service(engine, limits, embedder)
     server = make_server(make_app(service, ("localhost", "127.0.0.1")), limits)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
     port = taken.getsockname()[1]

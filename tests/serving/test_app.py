@@ -65,11 +65,12 @@ def hold(server):
 
 
 def test_each_of_a_batch_gets_as_many_classes_as_it_wants(server, engine):
+    num_prepared = engine.num_prepared
     with hold(server), server.client() as one, server.client() as three:
         one.send(post("/predict?topk=1", form(RED)))
         until(lambda: server.waiting() == 2)
         three.send(post("/predict?topk=3", form(BLUE)))
-        until(lambda: server.waiting() == 3)
+        until(lambda: engine.num_prepared == num_prepared + 3 and server.waiting() == 3)
         engine.batches.clear()
         engine.gate.set()
         answers = [one.reply().json(), three.reply().json()]
@@ -312,7 +313,7 @@ def test_nothing_is_written_to_disk(monkeypatch):
 
 def test_the_description_names_every_route(server):
     described = server.get("/openapi.json").json()
-    posts = {"/predict", "/predict_animal", "/explain"}
+    posts = {"/predict", "/predict_animal", "/embed", "/explain"}
     assert set(described["paths"]) == posts | {"/health", "/model_card", "/metrics"}
     for path in posts:
         operation = described["paths"][path]["post"]

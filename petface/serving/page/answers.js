@@ -47,20 +47,21 @@ function headView(head, entry, whyButton) {
   const mayBe = entry.may_be?.length > (isUnsure ? 0 : 1) && mayBeView(entry.may_be);
   return make(`section.head.${head === "species" ? "first" : "other"}`, {},
     make("div.line", {}, make("h4", {}, headName(head)), whyButton),
-    answer, barsView(headName(head), entry.topk, isUnsure), mayBe);
+    answer, barsView(`Probabilities, ${headName(head)}`, entry.topk, isUnsure), mayBe);
 }
 
-function barsView(name, topk, isUnsure) {
-  const rows = topk.map(([label, probability]) => {
+/** Lay out labels and values as bars; `picture(place)` stands before a label. */
+export function barsView(title, topk, isUnsure, format = percent, picture = () => null) {
+  const rows = topk.map(([label, value], place) => {
     const bar = make("i");
-    bar.style.width = `${probability * 100}%`;
-    return make("li", {}, make("span.label", {}, bdi(label)),
-      make("span.bar", { ariaHidden: "true" }, bar), make("span.value", {}, percent(probability)));
+    bar.style.width = `${Math.max(value, 0) * 100}%`;
+    return make("li", {}, make("span.label", {}, picture(place), bdi(label)),
+      make("span.bar", { ariaHidden: "true" }, bar), make("span.value", {}, format(value)));
   });
   const kind = isUnsure ? "ol.bars.pale" : "ol.bars";
   const rest = rows.slice(NUM_SHOWN);
   return make("div", {},
-    make(kind, { ariaLabel: `Probabilities, ${name}` }, ...rows.slice(0, NUM_SHOWN)),
+    make(kind, { ariaLabel: title }, ...rows.slice(0, NUM_SHOWN)),
     rest.length > 0 && make("details.rest", {},
       make("summary", {}, `${rest.length} more`),
       make("ol.bars.pale", { start: NUM_SHOWN + 1 }, ...rest)));
@@ -108,6 +109,7 @@ export function cardView(card) {
       `${size(limits.max_body_mb * 1e6)} in one upload`],
   ].filter(([, text]) => text);
   const networks = [["stage 1", stage1], ...Object.entries(specialists)];
+  if (card.identity) networks.push(["identity", card.identity]);
   return [
     make("dl.facts", {}, ...rows.map(([name, text]) =>
       make("div", {}, make("dt", {}, name), make("dd", {}, bdi(text))))),

@@ -28,8 +28,9 @@ export function photoCard(photo, actions) {
     node,
     /** Show what is known now. */
     show() {
-      fill(node, body, photo, photo.answer?.species
-        ? answerView(photo.answer, whyButton, actions.isFolded()) : stateView(photo, actions));
+      const { subject, parts } = actions.asked(whyButton);
+      fill(node, body, subject, parts || stateView(subject, actions));
+      photo.shown = "";
       this.showWhy("", "", null);
     },
     /** Show why in the photo's place, or words; the photo where neither. */
@@ -83,7 +84,7 @@ function fill(node, body, subject, parts) {
   if (hadFocus) node.focus({ preventScroll: true });
 }
 
-function pictureOf(photo, isSmall = false) {
+export function pictureOf(photo, isSmall = false) {
   const image = make("img", { src: photo.url, alt: isSmall ? "" : `Photo ${photo.name}` });
   const blank = make("div.blank", {}, isSmall ? "–" : "no preview");
   image.addEventListener("error", () => image.replaceWith(blank), { once: true });

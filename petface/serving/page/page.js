@@ -1,91 +1,110 @@
 // The page: photos come in, answers are shown. Nothing is stored.
 
-import { bdi, cardView, make, trainingWords } from "./answers.js";
+import { answerView, bdi, cardView, make, trainingWords } from "./answers.js";
 import { animalCard, photoCard } from "./cards.js";
-import { Problem, explain, predict, readCard } from "./server.js";
+import { droppedFiles, folderOf, matchView } from "./gallery.js";
+import { Problem, embed, explain, predict, readCard } from "./server.js";
 import { count, describeProblem, inShort } from "./words.js";
 
 const at = (id) => document.getElementById(id);
 const photos = []; // in the order in which they came
-const animal = { name: "All photos together", state: "new", answer: null, problem: null, key: "" };
+const animal = { name: "All photos together", state: "new", key: false };
 let round = new AbortController(); // stops everything that is under way
 let card = null; // of the models
+const asksWho = () => at("form").elements.question.value === "who";
 
 // ---- Photos in and out ----
 
 function add(files) {
-  for (const file of files) {
+  if (!files.length) return;
+  const given = at("name").value.trim();
+  for (const file of [...files].filter(({ name }) => !name.startsWith("."))) {
+    const known = asksWho() ? folderOf(file) || given : ""; // the animal's name
+    const name = known || file.name || "pasted photo";
+    const query = { name, state: "new" }; // who it is, which is another network's to answer
     const photo = {
-      file, name: file.name || "pasted photo", url: URL.createObjectURL(file),
+      file, name, known, query, url: URL.createObjectURL(file),
       state: "new", answer: null, problem: null, reasons: new Map(), shown: "",
     };
-    photo.card = photoCard(photo, {
+    photo.card = query.card = photoCard(photo, {
+      asked: (why) => (asksWho()
+        ? { subject: query, parts: query.answer && (known ? [] : matchView(query.answer, photos)) }
+        : { subject: photo,
+          parts: photo.answer?.species && answerView(photo.answer, why, isTogether()) }),
       remove: () => remove(photo),
-      retry: () => { photo.state = "new"; update(); },
+      retry: () => { (asksWho() ? query : photo).state = "new"; update(); },
       why: (head, label) => toggleWhy(photo, head, label),
       canExplain: () => card?.can_explain === true,
-      isFolded: isTogether,
       isStretched: (head) => (head === "species" ? card.stage1
         : card.specialists?.[photo.answer.species.label])?.preprocessing?.resize === "stretch",
     });
     photos.push(photo);
-    at("photos").append(photo.card.node);
+    at(known ? "gallery" : "photos").append(photo.card.node);
     photo.card.show();
   }
-  if (files.length) update();
+  at("name").value = "";
+  update();
 }
 
 function remove(photo) {
-  const place = photos.indexOf(photo);
-  const next = photos[place + 1] ?? photos[place - 1];
-  photos.splice(place, 1);
+  const place = asked().indexOf(photo);
+  const next = asked()[place + 1] ?? asked()[place - 1];
   forget(photo);
   (next?.card.node ?? at("choose")).focus();
   update();
 }
 
 function forget(photo) {
-  photo.isGone = true;
+  photo.isGone = photo.query.isGone = true;
   for (const url of [photo.url, ...photo.reasons.values()]) URL.revokeObjectURL(url);
   photo.card.node.remove();
+  photos.splice(photos.indexOf(photo), 1);
 }
 
 function clear() {
   stop();
-  photos.splice(0).forEach(forget);
+  asked().forEach(forget);
   at("log").replaceChildren();
   at("choose").focus();
   update();
 }
 
-// ---- Predicting ----
+// ---- Answers ----
 
 const isOpen = ({ state }) => state === "waiting" || state === "running";
-const isTogether = () => at("form").elements.mode.value === "one" && photos.length > 1;
+const asked = () => photos.filter(({ known }) => asksWho() || !known);
+const isTogether = () =>
+  !asksWho() && at("form").elements.mode.value === "one" && asked().length > 1;
 
-/** Predict whatever is not predicted yet. */
+/** Predict or embed whatever is not yet. */
 async function update() {
   if (!card) await readFacts();
   const together = isTogether();
-  const key = together ? photos.map(({ url }) => url).join(" ") : "";
-  if (key !== animal.key) {
+  const key = together ? asked().map(({ url }) => url).join(" ") : asksWho();
+  const isOther = key !== animal.key; // attributes are folded, or no longer
+  if (isOther) {
     stop();
     Object.assign(animal, { key, state: "new", answer: null });
-    for (const photo of photos) photo.card.show(); // attributes are folded, or no longer
   }
+  for (const photo of photos) if (isOther || (asksWho() && !photo.known)) photo.card.show();
   document.body.classList.toggle("busy-page", photos.length > 0);
-  at("work").hidden = photos.length === 0;
+  at("work").hidden = asked().length === 0;
   at("animal").hidden = at("alone").hidden = !together;
   if (together && animal.state === "new") predictTogether();
-  if (!together) for (const photo of photos) if (photo.state === "new") predictAlone(photo);
+  if (!together) asked().forEach(asksWho() ? identify : predictAlone);
   showProgress();
 }
 
-const predictAlone = (photo) =>
+const predictAlone = (photo) => photo.state === "new" &&
   follow(photo, (signal, note) => predict([photo.file], false, signal, note));
 
+const identify = (photo) => photo.query.state === "new" &&
+  follow(photo.query, (signal, note) => embed(photo.file, signal, note),
+    () => photo.card.node.querySelector(".answer, .note")?.textContent ?? "in the gallery")
+    .then(() => photo.known && update());
+
 function predictTogether() {
-  const members = [...photos];
+  const members = asked();
   animal.card = animalCard(animal, members, { retry: () => { animal.state = "new"; update(); } });
   at("animal").replaceChildren(animal.card.node);
   follow(animal, async (signal, note) => {
@@ -105,7 +124,7 @@ function predictTogether() {
 }
 
 /** Wait for an answer, and show on the subject's card what becomes of it. */
-async function follow(subject, work) {
+async function follow(subject, work, words = () => inShort(subject)) {
   const { signal } = round;
   const note = (changes) => {
     if (signal.aborted || subject.isGone) return;
@@ -120,14 +139,15 @@ async function follow(subject, work) {
     note({ state: "done", problem: problem instanceof Problem ? problem : new Problem(0, "odd") });
   }
   if (subject.state !== "done" || signal.aborted || subject.isGone) return;
-  at("log").append(make("p", {}, bdi(subject.name), `: ${inShort(subject)}`));
+  at("log").append(make("p", {}, bdi(subject.name), `: ${words()}`));
 }
 
 /** Stop whatever is under way; it can be started anew. */
 function stop() {
   round.abort();
   round = new AbortController();
-  for (const subject of [...photos, animal]) if (isOpen(subject)) subject.state = "new";
+  const subjects = [...photos, ...photos.map(({ query }) => query), animal];
+  for (const subject of subjects) if (isOpen(subject)) subject.state = "new";
 }
 
 async function toggleWhy(photo, head, label) {
@@ -153,8 +173,9 @@ async function toggleWhy(photo, head, label) {
 // ---- The frame around the cards ----
 
 function showProgress() {
-  const numDone = photos.filter(({ answer }) => answer?.species).length;
-  at("progress").textContent = `${numDone} of ${count(photos.length, "photo")} answered`;
+  const isDone = ({ answer, query }) => (asksWho() ? query.answer : answer?.species);
+  const numDone = asked().filter(isDone).length;
+  at("progress").textContent = `${numDone} of ${count(asked().length, "photo")} answered`;
 }
 
 async function readFacts() {
@@ -162,16 +183,18 @@ async function readFacts() {
   at("facts").replaceChildren(...cardView(card));
   if (card?.formats?.includes("HEIF")) at("choose").accept = "image/*,.heic,.heif";
   at("trained").textContent = card ? trainingWords(card) : "";
+  at("questions").hidden = !card?.identity;
 }
 
 // ---- Hands ----
 
-at("choose").addEventListener("change", ({ target }) => {
+at("form").addEventListener("change", ({ target }) => {
+  if (target.type === "radio") update();
+  if (target.type !== "file") return;
   const files = [...target.files];
   target.value = ""; // so that the same photo can be chosen again
   add(files);
 });
-at("form").addEventListener("change", ({ target }) => target.name === "mode" && update());
 at("form").addEventListener("submit", (event) => event.preventDefault());
 at("clear").addEventListener("click", clear);
 document.addEventListener("paste", ({ clipboardData }) => add(clipboardData?.files ?? []));
@@ -183,11 +206,11 @@ document.addEventListener("dragover", (event) => {
 document.addEventListener("dragleave", ({ relatedTarget }) => {
   if (!relatedTarget) at("veil").hidden = true; // the pointer left the window
 });
-document.addEventListener("drop", (event) => {
+document.addEventListener("drop", async (event) => {
   at("veil").hidden = true;
   if (!event.dataTransfer?.files.length) return;
   event.preventDefault();
-  add(event.dataTransfer.files);
+  add(await droppedFiles(event.dataTransfer));
 });
 
 readFacts();

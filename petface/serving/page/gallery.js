@@ -1,0 +1,60 @@
+// Who is this? Embeddings of known animals and of queries are compared here, in the page's memory.
+
+import { barsView, bdi, make } from "./answers.js";
+import { pictureOf } from "./cards.js";
+import { cosine, percent } from "./words.js";
+
+const NUM_RANKED = 10;
+
+/** The name of a file's folder, "" where it came without one. */
+export const folderOf = (file) => file.folder ?? file.webkitRelativePath.split("/").at(-2) ?? "";
+
+/** List the files of what was dropped, also those in folders. */
+export async function droppedFiles({ items }) {
+  const found = [...items].map((item) => { // all at once, or the browser forgets them
+    const entry = item.webkitGetAsEntry();
+    return entry ? filesOf(entry) : item.getAsFile() ?? [];
+  });
+  return (await Promise.all(found)).flat(Infinity);
+}
+
+async function filesOf(entry, folder = "") {
+  const call = (of, name) => new Promise((resolve, reject) => { of[name](resolve, reject); });
+  if (entry.isFile) return Object.assign(await call(entry, "file"), { folder });
+  const reader = entry.createReader();
+  const found = [];
+  for (let some = [0]; some.length > 0; found.push(...some)) { // a browser lists 100 at a time
+    some = await call(reader, "readEntries");
+  }
+  return Promise.all(found.map((one) => filesOf(one, entry.name)));
+}
+
+/** Rank known animals by their similarity to a query: [name, similarity, photo], best first. */
+function rank(query, photos) {
+  const known = photos.filter((photo) => photo.known && photo.query.answer);
+  return [...Map.groupBy(known, (photo) => photo.known)].map(([name, own]) => {
+    // the mean of several photos, of length 1 again
+    const embeddings = own.map((photo) => photo.query.answer.embedding);
+    const mean = query.map((_, place) => embeddings.reduce((sum, one) => sum + one[place], 0));
+    const dot = query.reduce((sum, value, place) => sum + value * mean[place], 0);
+    return [name, dot / (Math.hypot(...mean) || 1), own[0]];
+  }).sort((one, other) => other[1] - one[1]);
+}
+
+/** Lay out which of the known animals a query shows. */
+export function matchView({ embedding, threshold, false_match_rate: rate }, photos) {
+  const ranking = rank(embedding, photos).slice(0, NUM_RANKED);
+  if (!ranking.length) {
+    return [make("p.note.quiet", {}, "The gallery is empty: type a name, then choose its photos.")];
+  }
+  const [[name, similarity]] = ranking;
+  const isUnknown = threshold != null && similarity < threshold;
+  const bars = barsView("Similarity to known animals", ranking, isUnknown, cosine,
+    (place) => pictureOf(ranking[place][2], true));
+  bars.style.setProperty("--threshold", threshold ?? -1);
+  const rule = threshold == null ? "This network has no threshold: it knows no unknown animal."
+    : `Unknown below ${cosine(threshold)}: ${percent(rate)} of pairs of different animals reach it.`;
+  return [make("section.first.match", {}, make("div.line", {}, make("h4", {}, "Animal")),
+    make("p.answer", {}, isUnknown ? make("span.doubt", {}, "unknown") : bdi(name)), bars),
+  make("p.small.foot", {}, rule)];
+}
