@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import numpy as np
 import torch
 from fastapi import Depends, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
@@ -59,7 +58,6 @@ class Service:
 
     Photos are decoded in `num_decoders` threads, large ones in as many others, so that small ones
     need not wait for them. What is decoded is computed in batches, in `num_workers` threads.
-    Without an `embedder` no photo is embedded.
     """
 
     def __init__(
@@ -108,8 +106,8 @@ class Service:
             sizes = await asyncio.to_thread(lambda: [*map(images.num_pixels, contents)])
             # what is too large is refused and never decoded
             take_pixels(sum(size for size in sizes if size <= self.limits.max_pixels))
-            are_large = [size > SMALL_PIXELS for size in sizes]
-            given = [*zip(contents, are_large, [rules] * len(sizes), strict=True)]
+            pairs = zip(contents, sizes, strict=True)
+            given = [(content, size > SMALL_PIXELS, rules) for content, size in pairs]
             answer = self._answer(given, work)
             return await while_there(request, answer, self.limits.answer_timeout_s)
 
@@ -142,8 +140,8 @@ class Service:
         """Embed photos; what could not be decoded keeps its place."""
         good = [photo for photo in photos if isinstance(photo, Photo)]
         self.metrics.batch_photos.observe(len(good))
-        pixels = np.stack([photo.at(network.preprocessing) for photo in good])
-        rows = begin_copy(network.answer_pixels(torch.from_numpy(pixels)))()[0]
+        pixels = [torch.from_numpy(photo.at(network.preprocessing)) for photo in good]
+        rows = begin_copy(network.answer_pixels(torch.stack(pixels)))()[0]
         if not bool(torch.isfinite(rows).all()):
             raise NonFiniteError(NOT_FINITE)
         answers = ({"status": "ok", "embedding": row} for row in rows.tolist())

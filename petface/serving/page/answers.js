@@ -99,7 +99,7 @@ export function cardView(card) {
   if (!card) {
     return [make("p.note.quiet", {}, "The server sent no model card. Is it running?")];
   }
-  const { limits = {}, stage1 = {}, specialists = {} } = card;
+  const { limits = {}, stage1 = {}, specialists = {}, identity } = card;
   const rows = [
     ["Engine", `${card.engine}, ${card.precision}`],
     ["Species", (stage1.heads?.species ?? []).join(", ")],
@@ -108,12 +108,11 @@ export function cardView(card) {
     ["Limits", `${count(limits.max_photos, "photo")} of one animal, ` +
       `${size(limits.max_body_mb * 1e6)} in one upload`],
   ].filter(([, text]) => text);
-  const networks = [["stage 1", stage1], ...Object.entries(specialists)];
-  if (card.identity) networks.push(["identity", card.identity]);
+  const all = Object.entries({ "stage 1": stage1, ...specialists, ...(identity && { identity }) });
   return [
     make("dl.facts", {}, ...rows.map(([name, text]) =>
       make("div", {}, make("dt", {}, name), make("dd", {}, bdi(text))))),
-    make("ul.networks", {}, ...networks.map(([name, { heads = {}, sha256 = "" }]) =>
+    make("ul.networks", {}, ...all.map(([name, { heads = {}, sha256 = "" }]) =>
       make("li", {}, make("b", {}, bdi(name)), " ", bdi(Object.entries(heads)
         .map(([head, labels]) => `${headName(head).toLowerCase()} (${labels.length})`).join(", ")),
       make("code", { title: `sha256 ${sha256}` }, `sha256 ${sha256.slice(0, 12)}…`)))),

@@ -2,9 +2,10 @@
 
 import { barsView, bdi, make } from "./answers.js";
 import { pictureOf } from "./cards.js";
-import { cosine, percent } from "./words.js";
+import { percent } from "./words.js";
 
 const NUM_RANKED = 10;
+const cosine = (value) => value.toFixed(2);
 
 /** The name of a file's folder, "" where it came without one. */
 export const folderOf = (file) => file.folder ?? file.webkitRelativePath.split("/").at(-2) ?? "";
@@ -23,18 +24,15 @@ async function filesOf(entry, folder = "") {
   if (entry.isFile) return Object.assign(await call(entry, "file"), { folder });
   const reader = entry.createReader();
   const found = [];
-  for (let some = [0]; some.length > 0; found.push(...some)) { // a browser lists 100 at a time
-    some = await call(reader, "readEntries");
-  }
+  for (let some = [0]; some.length; found.push(...some)) some = await call(reader, "readEntries");
   return Promise.all(found.map((one) => filesOf(one, entry.name)));
 }
 
-/** Rank known animals by their similarity to a query: [name, similarity, photo], best first. */
+/** Rank animals by the similarity of their photos' mean: [name, similarity, photo], best first. */
 function rank(query, photos) {
   const known = photos.filter((photo) => photo.known && photo.query.answer);
   return [...Map.groupBy(known, (photo) => photo.known)].map(([name, own]) => {
-    // the mean of several photos, of length 1 again
-    const embeddings = own.map((photo) => photo.query.answer.embedding);
+    const embeddings = own.map((photo) => photo.query.answer.photos[0].embedding);
     const mean = query.map((_, place) => embeddings.reduce((sum, one) => sum + one[place], 0));
     const dot = query.reduce((sum, value, place) => sum + value * mean[place], 0);
     return [name, dot / (Math.hypot(...mean) || 1), own[0]];
@@ -42,8 +40,8 @@ function rank(query, photos) {
 }
 
 /** Lay out which of the known animals a query shows. */
-export function matchView({ embedding, threshold, false_match_rate: rate }, photos) {
-  const ranking = rank(embedding, photos).slice(0, NUM_RANKED);
+export function matchView({ photos: [query], threshold, false_match_rate: rate }, photos) {
+  const ranking = rank(query.embedding, photos).slice(0, NUM_RANKED);
   if (!ranking.length) {
     return [make("p.note.quiet", {}, "The gallery is empty: type a name, then choose its photos.")];
   }
@@ -52,8 +50,8 @@ export function matchView({ embedding, threshold, false_match_rate: rate }, phot
   const bars = barsView("Similarity to known animals", ranking, isUnknown, cosine,
     (place) => pictureOf(ranking[place][2], true));
   bars.style.setProperty("--threshold", threshold ?? -1);
-  const rule = threshold == null ? "This network has no threshold: it knows no unknown animal."
-    : `Unknown below ${cosine(threshold)}: ${percent(rate)} of pairs of different animals reach it.`;
+  const rule = threshold == null ? "This network has no threshold: nobody is unknown to it."
+    : `Unknown below ${cosine(threshold)}: ${percent(rate)} of pairs of two animals reach it.`;
   return [make("section.first.match", {}, make("div.line", {}, make("h4", {}, "Animal")),
     make("p.answer", {}, isUnknown ? make("span.doubt", {}, "unknown") : bdi(name)), bars),
   make("p.small.foot", {}, rule)];

@@ -3,9 +3,10 @@
 import { answerView, bdi, cardView, make, trainingWords } from "./answers.js";
 import { animalCard, photoCard } from "./cards.js";
 import { droppedFiles, folderOf, matchView } from "./gallery.js";
-import { Problem, embed, explain, predict, readCard } from "./server.js";
+import { Problem, ask, explain, readCard } from "./server.js";
 import { count, describeProblem, inShort } from "./words.js";
 
+const TOPK = 5;
 const at = (id) => document.getElementById(id);
 const photos = []; // in the order in which they came
 const animal = { name: "All photos together", state: "new", key: false };
@@ -96,10 +97,10 @@ async function update() {
 }
 
 const predictAlone = (photo) => photo.state === "new" &&
-  follow(photo, (signal, note) => predict([photo.file], false, signal, note));
+  follow(photo, (...rest) => ask(`predict?topk=${TOPK}`, "photo", [photo.file], ...rest));
 
 const identify = (photo) => photo.query.state === "new" &&
-  follow(photo.query, (signal, note) => embed(photo.file, signal, note),
+  follow(photo.query, (...rest) => ask("embed", "photos", [photo.file], ...rest),
     () => photo.card.node.querySelector(".answer, .note")?.textContent ?? "in the gallery")
     .then(() => photo.known && update());
 
@@ -109,7 +110,8 @@ function predictTogether() {
   at("animal").replaceChildren(animal.card.node);
   follow(animal, async (signal, note) => {
     const files = members.map(({ file }) => file);
-    const found = await predict(files, true, signal, note).catch((error) => {
+    const path = `predict_animal?topk=${TOPK}`;
+    const found = await ask(path, "photos", files, signal, note).catch((error) => {
       if (error.status !== "unreadable") throw error;
       return { photos: files.map(() => ({ status: "unreadable" })) };
     });
@@ -153,7 +155,7 @@ function stop() {
 async function toggleWhy(photo, head, label) {
   const key = `${head} ${label}`;
   photo.shown = photo.shown === key ? "" : key;
-  if (!photo.shown) return photo.card.showWhy(head, label, null);
+  if (!photo.shown) return void photo.card.showWhy(head, label, null);
   const { signal } = round;
   let words = "Computing the reasons …";
   if (!photo.reasons.has(key)) {
@@ -167,7 +169,6 @@ async function toggleWhy(photo, head, label) {
     }
   }
   if (photo.shown === key) photo.card.showWhy(head, label, photo.reasons.get(key), words);
-  return undefined;
 }
 
 // ---- The frame around the cards ----

@@ -1,6 +1,5 @@
 // Requests to the server: a few at a time, repeated while it is busy, stopped by a signal.
 
-const TOPK = 5;
 const NUM_AT_ONCE = 3;
 const MAX_TRIES = 5;
 
@@ -13,20 +12,11 @@ export class Problem extends Error {
   }
 }
 
-/** Return the answer to one photo, or to several of one animal. `note` learns what happens. */
-export async function predict(files, isAnimal, signal, note) {
-  const [path, field] = isAnimal ? ["predict_animal", "photos"] : ["predict", "photo"];
-  return read(await post(`${path}?topk=${TOPK}`, field, files, signal, note));
+/** Return the answer of a route to photos in a form's field. `note` learns what happens. */
+export async function ask(path, field, files, signal, note) {
+  const response = await post(path, field, files, signal, note);
+  return response.json().catch(() => { throw new Problem(response.status, "odd"); });
 }
-
-/** Return the embedding of a photo, with the threshold that belongs to it. */
-export async function embed(file, signal, note) {
-  const { photos, ...known } = await read(await post("embed", "photos", [file], signal, note));
-  return { ...known, ...photos[0] };
-}
-
-const read = (response) =>
-  response.json().catch(() => { throw new Problem(response.status, "odd"); });
 
 /** Return the picture of the places that raised an answer, as a Blob. */
 export async function explain(file, species, head, label, signal) {

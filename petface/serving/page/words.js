@@ -21,9 +21,6 @@ export const count = (number, one) => `${number} ${one}${number === 1 ? "" : "s"
 export const size = (bytes) =>
   bytes < 1e5 ? `${Math.ceil(bytes / 1000)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 
-/** A similarity as text. */
-export const cosine = (value) => value.toFixed(2).replace("-", "−");
-
 /** One line for a screen reader. */
 export function inShort({ answer, problem }) {
   if (!answer?.species) return describeProblem(problem ?? answer).title;
