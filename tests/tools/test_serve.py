@@ -19,12 +19,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from petface.errors import UserError
+from petface.identity.embed import load_embedder
 from petface.inference.two_stage import TwoStageInference
 from tests.scripts import REPOSITORY
-from tests.serving.made_server import PATIENCE_S, Client, form, post, until
+from tests.serving.made_server import (
+    PATIENCE_S,
+    Client,
+    form,
+    identity_checkpoint,
+    post,
+    until,
+)
 from tools import serve
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -75,9 +84,10 @@ def served(folder: Path, *flags: object) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def models(stage1_run, stage2_run) -> list[object]:
+def models(stage1_run, stage2_run, tmp_path_factory) -> list[object]:
+    identity = identity_checkpoint(tmp_path_factory.mktemp("identity") / "best.pt")
     return ["--stage1-checkpoint", stage1_run.folder / "best.pt",
-            "--stage2-folder", stage2_run.folder]  # fmt: skip
+            "--stage2-folder", stage2_run.folder, "--identity-checkpoint", identity]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +165,17 @@ def test_an_animal_and_an_explanation_are_those_of_the_library(server, engine, p
         assert reply.code == code, reply.body
         if code == 200:
             assert reply.body == engine.explain(photos["png"], head="breed", species="cat")
+
+
+def test_an_embedding_is_that_of_the_library(server, engine, models, photos):
+    network = load_embedder(models[5], engine.options).network
+    rules = [network.preprocessing]
+    pixels = [engine.prepare(photo, rules=rules).at(*rules) for photo in photos.values()]
+    (wanted,) = network.answer_pixels(torch.from_numpy(np.stack(pixels)))
+    reply = server.send(post("/embed", form(*photos.values(), field="photos")))
+    found = [photo["embedding"] for photo in reply.json()["photos"]]
+    assert np.array(found) == pytest.approx(wanted.numpy(), abs=1e-5)
+    assert len(json.loads(server.get("/model_card"))["identity"]["sha256"]) == 64
 
 
 def test_the_card_is_of_these_models_and_names_no_folder(server, models):

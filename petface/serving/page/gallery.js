@@ -52,7 +52,7 @@ export function matchView({ photos: [query], threshold, false_match_rate: rate }
   bars.style.setProperty("--threshold", threshold ?? -1);
   const rule = threshold == null ? "This network has no threshold: nobody is unknown to it."
     : `Unknown below ${cosine(threshold)}: ${percent(rate)} of pairs of two animals reach it.`;
-  return [make("section.first.match", {}, make("div.line", {}, make("h4", {}, "Animal")),
+  return [make("section.first.match", {}, make("div.line", {}, make("h4", {}, "Most similar")),
     make("p.answer", {}, isUnknown ? make("span.doubt", {}, "unknown") : bdi(name)), bars),
   make("p.small.foot", {}, rule)];
 }

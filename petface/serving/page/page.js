@@ -102,7 +102,7 @@ const predictAlone = (photo) => photo.state === "new" &&
 const identify = (photo) => photo.query.state === "new" &&
   follow(photo.query, (...rest) => ask("embed", "photos", [photo.file], ...rest),
     () => photo.card.node.querySelector(".answer, .note")?.textContent ?? "in the gallery")
-    .then(() => photo.known && update());
+    .then(() => photos.some(({ query }) => isOpen(query)) || update()); // ranked anew at the end
 
 function predictTogether() {
   const members = asked();
