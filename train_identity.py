@@ -94,6 +94,7 @@ WEIGHT_DECAY: NonNegativeFloat = 5e-4
 SCHEDULE: LrKind = "cosine"  # over each phase: constant, restarts, linear, step, plateau
 WARMUP_FRAC: Fraction = 0.05  # share of each phase that the rate climbs; 0 = off
 CLIP_NORM: NonNegativeFloat = 5.0  # gradients are scaled down to this norm; 0 = off
+CUDA_GRAPHS: bool = False  # True: a step is one launch on a GPU; never tried on one
 EMA_DECAY: Fraction = 0.0  # of the average of the weights, which is then measured; 0 = off
 PATIENCE: NonNegative | tuple[NonNegative, ...] = 7  # epochs without a better AUC; 0 = off
 
@@ -111,7 +112,7 @@ HELP: Final = (  # what --help shows; --help-all shows every constant
 MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD", "WANDB")  # when resumed
 LIMITS: Final = (  # these, too, where its data is the same
     *("IMAGES_ROOT", "ANNOTATIONS_ROOT", "SPLITS_FILE", "RUNS_ROOT", "RUN_NAME"),
-    *("EPOCHS", "PATIENCE", "MAX_BAD_FRACTION"),
+    *("EPOCHS", "PATIENCE", "MAX_BAD_FRACTION", "CUDA_GRAPHS"),
 )
 
 
@@ -171,7 +172,8 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
         "preprocessing": job.network.preprocessing.to_dict(),
         "pretrained": pretrained,
     }
-    how = Optimization(s.WEIGHT_DECAY, s.BODY_LR_FACTOR, s.SCHEDULE, s.WARMUP_FRAC, 3, s.EMA_DECAY)
+    rates = s.BODY_LR_FACTOR, s.SCHEDULE, s.WARMUP_FRAC, 3, s.EMA_DECAY
+    how = Optimization(s.WEIGHT_DECAY, *rates, s.CUDA_GRAPHS)
     watched = lambda row: row["val_auc_frac"]  # noqa: E731
     training = Training(phases_of(s), how, job, run, description, watched, "max")
     training.resume()

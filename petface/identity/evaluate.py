@@ -93,6 +93,7 @@ def measure(task: Task, table: np.ndarray, looks: np.ndarray, threshold: float |
     left, right, is_same = task.pairs.left, task.pairs.right, task.pairs.is_same
     similarity = figures.similarities(table, left, right)
     rank, precision, best, nearest = _look_up(task, table, task.search.gallery)
+    rank_in_half, _, _, nearest_in_half = _look_up(task, table, _half_of(task))
     queries, sharp = task.search.queries, quality.sharpness_of(looks)
     third = np.searchsorted(np.nanquantile(sharp, [1 / 3, 2 / 3]), sharp)
     groups = {
@@ -104,18 +105,21 @@ def measure(task: Task, table: np.ndarray, looks: np.ndarray, threshold: float |
         both = photos[left] & photos[right]
         animals = task.animal[left[both]], task.animal[right[both]]
         asked = photos[queries] & (rank > 0)
-        return {
+        found: Figures = {
             "verification": figures.verification(similarity[both], is_same[both], *animals),
             "reidentification": figures.identification(
                 rank[asked], precision[asked], task.animal[queries[asked]]
             ),
         }
+        if threshold is not None:
+            ranks, values = rank_in_half[photos[queries]], nearest_in_half[photos[queries]]
+            found["open_set"] = figures.open_set(values, ranks == 1, ranks > 0, threshold)
+        return found
 
     found: Figures = of(np.ones(len(table), bool))
     for group, parts in groups.items():
         found[group] = {name: of(photos) for name, photos in parts if photos[queries].any()}
     if threshold is not None:
-        found["open_set"] = _open_set(task, table, threshold)
         found["false_match_rate"] = float((similarity[~is_same] >= threshold).mean())
     found["columns"] = {"similarity": similarity, "rank": rank, "best": best, "nearest": nearest}
     return found
@@ -136,12 +140,10 @@ def _look_up(task: Task, table: np.ndarray, gallery: np.ndarray) -> tuple[np.nda
     return rank, precision, best, similarity
 
 
-def _open_set(task: Task, table: np.ndarray, threshold: float) -> Figures:
-    """Look everything up with every second animal taken out of the gallery."""
-    animals = np.unique(task.animal[task.search.gallery])
-    gallery = task.search.gallery[np.isin(task.animal[task.search.gallery], animals[::2])]
-    rank, _, _, similarity = _look_up(task, table, gallery)
-    return figures.open_set(similarity, rank == 1, rank > 0, threshold)
+def _half_of(task: Task) -> np.ndarray:
+    """Take every second animal out of the gallery: the others are strangers."""
+    animal = task.animal[task.search.gallery]
+    return task.search.gallery[np.isin(animal, np.unique(animal)[::2])]
 
 
 def write_evaluation(

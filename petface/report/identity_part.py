@@ -113,9 +113,11 @@ def _open_words(summary: Mapping[str, Any]) -> str:
 
 def _open_table(summary: Mapping[str, Any]) -> Table:
     whole = {"threshold", "num_known", "num_strangers"}
+    parts = {"all": summary, **summary.get("per_species", {}), **summary.get("per_sharpness", {})}
+    rows = {name: own["open_set"] for name, own in parts.items() if "open_set" in own}
     return table(
-        {name if name in whole else f"{name}_frac": value for name, value in own.items()}
-        for own in read.rows(summary, "open_set")
+        {"name": name, **{k if k in whole else f"{k}_frac": v for k, v in own.items()}}
+        for name, own in rows.items()
     )
 
 
