@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import importlib
 import os
 import re
@@ -13,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
@@ -22,6 +25,7 @@ from petface import streams
 
 TORCH_FLOOR: Final = (2, 11)  # what requirements.txt names as the lowest
 _FIRST_WORD_S = 2.0
+_exit_code: int | None = None  # of this process, once it is known
 ENDS_WITH_INPUT: Final = "PETFACE_ENDS_WITH_INPUT"  # set by who starts a trainer with a pipe
 _WAY_OUT = "install the tested pair with: python -m pip install -r requirements.txt"
 _OWN = ("petface", "tools", "tests", "train_resnet_minority_aug_dynamic", "stage2_resnet_multi",
@@ -82,7 +86,11 @@ def run_script(main: Callable[[], object]) -> NoReturn:
     hang-up in 129; a reader that has gone ends it in silence, in 141. A fault of the program keeps
     its traceback. PETFACE_TRACEBACK=1 shows that of all others too.
     """
+    global _exit_code
     streams.guard()
+    if not gc.isenabled():
+        gc.freeze()  # what was imported stays: no collection goes through it
+        gc.enable()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # not under nohup
             signal.signal(number, _interrupt)
@@ -94,22 +102,39 @@ def run_script(main: Callable[[], object]) -> NoReturn:
         code = exit_code_of(error)
         if code is None:
             raise
+    except SystemExit as error:
+        _exit_code = error.code if isinstance(error.code, int) else None  # or words to print
+        raise
     else:
         code = returned if isinstance(returned, int) else 0
         code = _unheard() or code
+    _exit_code = code
     sys.exit(code)
 
 
 def watch_imports() -> None:
     """Let what a script or tool of this repository imports fail in one line as well.
 
-    They import this module first, before numpy and torch.
+    They import this module first, before numpy and torch, whose million objects are never garbage:
+    the collector would go through them for a second, and the interpreter at its end for another.
     """
     script, package = getattr(sys.modules["__main__"], "__file__", None), Path(__file__).parent
     places = package.parent, package.parent / "tools", package / "tools"
     if "petface_command" in sys.modules or script and Path(script).parent in places:
         sys.excepthook = _show
         os.umask(os.umask(0) & 0o077)  # libraries read again what they write, from their import on
+        gc.disable()  # until `run_script`
+        atexit.register(_leave)  # the first that comes is the last that is called
+
+
+def _leave() -> None:
+    """End the process as `run_script` wants it, without taking every module apart."""
+    gc.unfreeze()
+    if _exit_code is not None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError, OSError, ValueError):  # closed, or none
+                stream.flush()
+        os._exit(_exit_code)
 
 
 def _end_with_input() -> None:

@@ -125,11 +125,8 @@ def train_epoch(
     """
     state = progress.epoch
     train_mode(job.network.model, job.freeze_batchnorm)
-    optimizer, scaler, lots = (
-        progress.optimizer,
-        progress.scaler,
-        Lots(seed, state.epoch, regimes, mixing),
-    )
+    optimizer, scaler = progress.optimizer, progress.scaler
+    lots = Lots(seed, state.epoch, regimes, mixing)
     finish = Tensor.float if mixing.kind != "none" else job.network.prepare
     ahead = lots.draw if distributed.world_size() == 1 else None  # else others have images, too
     num_steps = -(-len(order) // (job.batch_size * distributed.world_size()))

@@ -46,6 +46,35 @@ def test_every_script_and_tool_ends_by_run_script_and_names_its_faults_first():
         assert others[0].startswith("petface"), f"{path} imports {others[0]} first"
 
 
+@pytest.mark.parametrize(
+    ("main", "code", "said"),
+    [
+        ("return 3", 3, "asked to"),
+        ("sys.exit(4)", 4, "asked to"),
+        ("raise AssertionError", 1, "asked totaken apart"),
+    ],
+)
+def test_a_script_ends_after_who_asked_to_be_called_and_takes_no_module_apart(main, code, said):
+    text = f"""
+import atexit, gc, sys
+sys.modules["petface_command"] = sys  # as `petface` starts
+from petface.errors import run_script
+class Left:
+    def __del__(self): print("taken apart", end="")
+def main():
+    assert gc.isenabled() and gc.get_freeze_count()
+    {main}
+left = Left()
+atexit.register(print, "asked to", end="")
+assert not gc.isenabled()
+run_script(main)"""
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=scripts.REPOSITORY, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (code, said), done.stderr
+    assert bool(done.stderr) == (code == 1), done.stderr
+
+
 def of_torch(name, text):
     return type(name, (RuntimeError,), {})(text)
 
@@ -368,7 +397,7 @@ def test_a_hang_up_stops_a_training_but_not_under_nohup(script, tree, stage1_run
 def test_predict_ends_by_a_signal_and_goes_on(script, stage1_run, tree, tmp_path):
     flags = ["predict", tree.images, "--stage1-checkpoint", stage1_run.folder / "best.pt"]
     flags += ["--stage2-folder", tmp_path, "--device", "cpu", "--out"]
-    module = {"module": "petface.inference.predict", "function": "_answer"}
+    module = {"module": "petface.inference.predict", "function": "uploaded"}
     for number in (signal.SIGTERM, signal.SIGHUP):
         done = script(
             scripts.INFERENCE,
