@@ -54,7 +54,7 @@ TEXT = {".py", ".html", ".jinja", ".j2", ".js", ".css", ".svg", ".md"}
 OVER_BUDGET: dict[str, int] = {
     "stage 1 loads": 10062,
     "petface": 22457,
-    "foundations": 3028,
+    "foundations": 3027,
     "petface/data": 3881,
     "petface/models": 1870,
     "petface/training": 3329,
