@@ -15,7 +15,7 @@ from PIL import Image
 from petface.data.encoded import has_heic
 from petface.serving.requests import Limits
 from tests.conftest import bomb
-from tests.serving.made_server import HEIC, form, photo, post, running, until
+from tests.serving.made_server import EMBEDDER, HEIC, form, photo, post, running, until
 
 LIMITS = Limits(max_queue=4, max_batch=2, max_photos=3, max_body_mb=0.1, max_pixels=10_000)
 RED, BLUE = photo((200, 20, 10)), photo((10, 20, 200))
@@ -24,7 +24,7 @@ EVIL = "http://evil.example"
 
 @pytest.fixture(scope="module")
 def server():
-    with running(LIMITS) as made:
+    with running(LIMITS, embedder=EMBEDDER) as made:
         yield made
 
 
@@ -106,6 +106,21 @@ def test_photos_of_an_animal_keep_their_places(server):
     assert answer["animal"]["num_photos"] == 2
 
 
+def test_embeddings_keep_their_places(server, fresh):
+    body = post("/embed", form(RED, b"no photo", photo((0, 30, 40)), field="photos"))
+    answer = server.send(body).json()
+    red, broken, blue = answer.pop("photos")
+    matching = {"threshold": 0.9, "false_match_rate": 0.01}
+    assert answer == {"size": 3, **matching}
+    assert blue == {"status": "ok", "embedding": pytest.approx([0, 0.6, 0.8])}
+    assert red["embedding"] == pytest.approx([0.9938, 0.0994, 0.0497], abs=1e-4)
+    assert set(broken) == {"status", "message"} and broken["status"] == "unreadable"
+    identity = server.get("/model_card").json()["identity"]
+    assert len(identity.pop("sha256")) == 64 and identity == matching
+    assert "IDENTITY_CHECKPOINT" in failed(fresh.send(body), 409, "no_gallery")
+    assert fresh.get("/model_card").json()["identity"] is None
+
+
 def test_the_card_names_models_and_limits(server):
     card = server.get("/model_card").json()
     assert card["stage1"]["heads"]["species"] == ["red", "green", "blue"]
@@ -152,6 +167,10 @@ MANY_HEADERS = b"--B\r\n" + b"a: b\r\n" * 1000 + b"\r\nx\r\n--B--\r\n"
         ("/predict?topk=11", form(RED), 422, "invalid"),
         ("/predict_animal?topk=nan", form(RED, field="photos"), 422, "invalid"),
         ("/predict_animal", form(*[RED] * 4, field="photos"), 422, "invalid"),
+        ("/embed", form(b"x", field="photos"), 400, "unreadable"),
+        ("/embed", form(photo(side=101), field="photos"), 413, "too_large"),
+        ("/embed", form(*[RED] * 4, field="photos"), 422, "invalid"),
+        ("/embed", form(photo((0, 0, 0)), field="photos"), 409, "non_finite"),
         ("/explain?head=tail", form(RED), 404, "unknown"),
         (f"/explain?label={'x' * 201}", form(RED), 422, "invalid"),
         ("/nowhere", form(RED), 404, "not_found"),

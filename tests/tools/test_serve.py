@@ -22,18 +22,15 @@ import pytest
 import torch
 from PIL import Image
 
+from petface.data.images import Preprocessing
 from petface.errors import UserError
 from petface.identity.embed import load_embedder
 from petface.inference.two_stage import TwoStageInference
+from petface.models import checkpoints
+from petface.models.architecture import Architecture
+from petface.models.embedding import EmbeddingModel
 from tests.scripts import REPOSITORY
-from tests.serving.made_server import (
-    PATIENCE_S,
-    Client,
-    form,
-    identity_checkpoint,
-    post,
-    until,
-)
+from tests.serving.made_server import PATIENCE_S, Client, form, post, until
 from tools import serve
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -85,7 +82,10 @@ def served(folder: Path, *flags: object) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def models(stage1_run, stage2_run, tmp_path_factory) -> list[object]:
-    identity = identity_checkpoint(tmp_path_factory.mktemp("identity") / "best.pt")
+    identity = tmp_path_factory.mktemp("identity") / "best.pt"
+    model = EmbeddingModel(16, 0, Architecture("resnet18"))
+    content = {"kind": "identity", "embedding_size": 16, "model": model.state_dict()}
+    checkpoints.save(identity, {**content, "preprocessing": Preprocessing(24).to_dict()})
     return ["--stage1-checkpoint", stage1_run.folder / "best.pt",
             "--stage2-folder", stage2_run.folder, "--identity-checkpoint", identity]  # fmt: skip
 
@@ -169,13 +169,10 @@ def test_an_animal_and_an_explanation_are_those_of_the_library(server, engine, p
 
 def test_an_embedding_is_that_of_the_library(server, engine, models, photos):
     network = load_embedder(models[5], engine.options).network
-    rules = [network.preprocessing]
-    pixels = [engine.prepare(photo, rules=rules).at(*rules) for photo in photos.values()]
-    (wanted,) = network.answer_pixels(torch.from_numpy(np.stack(pixels)))
-    reply = server.send(post("/embed", form(*photos.values(), field="photos")))
-    found = [photo["embedding"] for photo in reply.json()["photos"]]
-    assert np.array(found) == pytest.approx(wanted.numpy(), abs=1e-5)
-    assert len(json.loads(server.get("/model_card"))["identity"]["sha256"]) == 64
+    pixels = engine.prepare(photos["png"], rules=[Preprocessing(24)]).at(Preprocessing(24))
+    (wanted,) = network.answer_pixels(torch.from_numpy(pixels)[None])
+    (found,) = server.send(post("/embed", form(photos["png"], field="photos"))).json()["photos"]
+    assert found["embedding"] == pytest.approx(wanted[0].tolist(), abs=1e-5)
 
 
 def test_the_card_is_of_these_models_and_names_no_folder(server, models):
