@@ -29,7 +29,6 @@ from petface.data import encoded, images
 from petface.data.images import ImageError, Preprocessing
 from petface.data.room import SMALL_PIXELS
 from petface.errors import MachineError, UserError
-from petface.files import sha256_of_file
 from petface.identity.embed import Embedder
 from petface.inference.stages import Photo
 from petface.inference.two_stage import TwoStageInference
@@ -281,7 +280,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     limits = {name: getattr(service.limits, name) for name in names}
     card = {**service.engine.describe(), "limits": limits, "formats": encoded.formats()}
     identity = service.embedder
-    card["identity"] = identity and {"sha256": sha256_of_file(identity.name), **service.matching}
+    card["identity"] = identity and {"sha256": identity.sha256, **service.matching}
 
     @app.get("/health")
     async def health() -> JSONResponse:
