@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from petface import distributed
 from petface.data.loading import worker_count
-from petface.errors import SettingsError, UserError, optional_room, run_script
+from petface.errors import SettingsError, UserError, optional_room, run_script, short
 from petface.evaluation.details import PER_IMAGE, SUMMARY
 from petface.evaluation.run import EvaluationOptions, evaluate_dataset
 from petface.evaluation.summary import describe_summary
@@ -29,6 +29,7 @@ from petface.inference.loading import ComputeOptions
 from petface.inference.predict import find_photos, predict_files
 from petface.inference.two_stage import readable
 from petface.inference.views import Views
+from petface.models.network import NOT_FINITE
 from petface.settings import NonNegative, Positive, Seed, read_settings
 from petface.streams import outlive_reader
 from petface.training.runs import late_report, report_line
@@ -236,6 +237,10 @@ def identify(arguments: list[str]) -> int:
     embedder = embed.load_embedder(s.IDENTITY_CHECKPOINT, options)
     how = {"batch_size": s.BATCH_SIZE or 64, "num_workers": worker_count(s.NUM_WORKERS)}
     known = gallery.open_gallery(s.GALLERY, embedder, **how)
+    if known.note:
+        print(known.note, file=sys.stderr)
+    if embedder.threshold is None:
+        print(f"{embedder.name} has no threshold: nobody is called unknown", file=sys.stderr)
     rows = gallery.embed_files(embedder, photos, **how)
     groups = [photos] if "together" in s.switches else [[photo] for photo in photos]
     answers = known.answers(groups, rows, s.TOPK, embedder.threshold)
@@ -246,11 +251,11 @@ def identify(arguments: list[str]) -> int:
 
 def told(answer: dict[str, Any]) -> str:
     """Format an answer of `identify` for people."""
-    names = ", ".join(answer["photos"])
+    names = ", ".join(map(short, answer["photos"]))
     if answer["status"] != "ok":
-        return f"{names}: cannot be read"
-    listed = "\n".join(f"  {name:30s} {value:6.3f}" for name, value in answer["topk"])
-    return f"{names}: {answer['animal']}\n{listed}"
+        return f"{names}: {NOT_FINITE if answer['status'] == 'non_finite' else 'cannot be read'}"
+    listed = "\n".join(f"  {short(name):30s} {value:6.3f}" for name, value in answer["topk"])
+    return f"{names}: {short(answer['animal'])}\n{listed}"
 
 
 def show(arguments: list[str]) -> int:
@@ -259,7 +264,7 @@ def show(arguments: list[str]) -> int:
         sys.modules[__name__],
         arguments,
         switches={"json": "one JSON object per photo and line"},
-        positional=("photos", "photo files to predict, or first the word evaluate or predict"),
+        positional=("photos", "photo files to predict, or first evaluate, predict or identify"),
     )
     if not s.positional:
         raise SettingsError("give a photo, or: python inference_engine.py evaluate; see --help")

@@ -14,9 +14,10 @@ at the end. PetFace itself has not been trained here.
 from __future__ import annotations
 
 import sys
-from typing import Any, Final, Literal
+from math import nan
+from typing import Annotated, Any, Final, Literal
 
-from petface.errors import UserError, optional_room, run_script  # isort: split
+from petface.errors import SettingsError, UserError, optional_room, run_script  # isort: split
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from petface.identity import evaluate as evaluation
 from petface.models import checkpoints
 from petface.models.architecture import Architecture
 from petface.models.backbones import input_rule
-from petface.models.embedding import EmbeddingModel, keep_distances
+from petface.models.embedding import MAX_EMBEDDING, EmbeddingModel, keep_distances
 from petface.models.first_weights import describe_learnt, initialise_body
 from petface.models.network import Network
 from petface.settings import (
@@ -39,6 +40,7 @@ from petface.settings import (
     NonNegativeFloat,
     Positive,
     PositiveFloat,
+    Range,
     Seed,
     Settings,
     read_settings,
@@ -79,9 +81,9 @@ WEIGHTS: str = "torchvision"  # none, torchvision, timm, a file: a best.pt of st
 PRETRAINED: Literal["auto", "require", "none"] = "auto"  # when these weights cannot be had
 FREEZE_BATCHNORM: bool = False  # True for weights whose BatchNorm was folded away, and tiny data
 HEAD_BATCHNORM: bool = False  # BatchNorm of the features, before the embedding
-EMBEDDING_SIZE: NonNegative = 512  # numbers; 0 = the features themselves
+EMBEDDING_SIZE: Annotated[int, Range(0, MAX_EMBEDDING)] = 512  # 0 = the features themselves
 MARGIN_KIND: Literal["arcface", "cosface"] = "arcface"  # of the angle, or of its cosine
-MARGIN: NonNegativeFloat = 0.5  # radians of arcface (0.5 there), cosine of cosface (0.35 there)
+MARGIN: Annotated[float, Range(0, 2)] = 0.5  # radians of arcface (0.5 there), cosine (0.35 there)
 SCALE: PositiveFloat = 64.0  # what cosines are multiplied by; less for few animals
 LABEL_SMOOTHING: Fraction = 0.0  # 0 = off
 
@@ -147,16 +149,22 @@ def main() -> int:
 
 
 def phases_of(s: Settings) -> list[Phase]:
-    """Read the phases of the training."""
+    """Read the phases of the training; `SettingsError` for what does not go together."""
+    if s.PHOTOS_PER_ANIMAL > s.BATCH_SIZE:
+        raise SettingsError(
+            f"PHOTOS_PER_ANIMAL = {s.PHOTOS_PER_ANIMAL} is more than BATCH_SIZE = {s.BATCH_SIZE}"
+        )
+    if s.HEAD_BATCHNORM and not s.EMBEDDING_SIZE:
+        raise SettingsError("HEAD_BATCHNORM needs an embedding, EMBEDDING_SIZE above 0")
     return make_phases(s.PHASE_STAGES, s.LR, s.EPOCHS, s.PATIENCE, s.BACKBONE)
 
 
 def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopRequest) -> int:
     """Train through the phases, until a signal; then measure the best network on the test split."""
     samples, animals = animals_of(dataset)
-    pairs = protocols.made_pairs(
-        dataset.catalog, protocols.photos_of_split(dataset, "val"), s.SPLIT_SEED
-    )
+    val = protocols.photos_of_split(dataset, "val")
+    pairs = protocols.made_pairs(dataset.catalog, val, s.SPLIT_SEED, "the val split")
+    to_test = evaluation.choose_lists(dataset, s.SPLITS_FILE, "test", s.SPLIT_SEED)
     torch.manual_seed(s.SEED)
     architecture = Architecture(s.BACKBONE, batchnorm=s.HEAD_BATCHNORM)
     model = EmbeddingModel(s.EMBEDDING_SIZE, len(animals), architecture)
@@ -197,16 +205,13 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
         if not done or stop.asked():
             training.save_last()
             return stop.leave(f"in epoch {epoch + 1}")
-        table, places = embed_pairs(measured, pairs)
-        left, right = (np.searchsorted(places, side) for side in (pairs.left, pairs.right))
-        animal = dataset.catalog.record_index
-        found = figures.verification(
-            figures.similarities(table, left, right),
-            *(pairs.is_same, animal[pairs.left], animal[pairs.right]),
-        )
-        shown = {"val_auc_frac": found["auc"]}
-        training.end_epoch(Evaluation({}, float("nan"), len(places), 0, 0), shown)
-    return finish(s, dataset, run, job, training, pairs, stop)
+        similarity, read = compare(measured, pairs)
+        left, right = (dataset.catalog.record_index[side] for side in (read.left, read.right))
+        num_bad = int((~np.isfinite(similarity)).sum())
+        auc = nan if num_bad else figures.verification(similarity, read.is_same, left, right)["auc"]
+        val_part = Evaluation({}, nan, len(similarity), 0, num_bad)
+        training.end_epoch(val_part, {"val_auc_frac": nan if auc is None else auc})
+    return finish(s, dataset, run, job, training, pairs, to_test, stop)
 
 
 def animals_of(dataset: Dataset) -> tuple[Samples, list[str]]:
@@ -215,19 +220,25 @@ def animals_of(dataset: Dataset) -> tuple[Samples, list[str]]:
     photos = protocols.photos_of_split(dataset, "train", at_least=2)
     records, label = np.unique(catalog.record_index[photos], return_inverse=True)
     if len(records) < 2:
-        raise UserError("the train split has no two animals with two photos each: nothing to learn")
+        raise UserError("the train split has no two animals with two photos each: add some")
     species = [catalog.classes[k] for k in catalog.record_class[records]]
     names = [f"{a}/{b}" for a, b in zip(species, catalog.record_names[records], strict=True)]
     labels = {"animals": label.astype(np.int64)}
     return Samples(photos, labels, np.zeros(len(photos), bool)), names
 
 
-def embed_pairs(job: Job, pairs: protocols.Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """Embed the photos of pairs: (n, D), and their places in the catalog (n,)."""
+def compare(job: Job, pairs: protocols.Pairs) -> tuple[np.ndarray, protocols.Pairs]:
+    """Return the similarity (P,) of the pairs that can be read, and these pairs."""
     places = np.unique(np.concatenate([pairs.left, pairs.right]))
     job.network.model.eval()
     named = {"batch_size": job.batch_size, "num_workers": job.num_workers, "title": "verify"}
-    return embed.embed_photos(job.network, job.source, places, **named), places
+    table = embed.Embedder(job.network, "").embed(job.source, places, **named)
+    bad = places[np.isnan(table).any(axis=1)]
+    pairs = pairs.only(~np.isin(pairs.left, bad) & ~np.isin(pairs.right, bad))
+    if not len(pairs.left):
+        raise UserError("no photo to verify can be read: mend the validation split's photos")
+    left, right = (np.searchsorted(places, side) for side in (pairs.left, pairs.right))
+    return figures.similarities(table, left, right), pairs
 
 
 def make_job(
@@ -256,18 +267,16 @@ def finish(
     job: Job,
     training: Training,
     pairs: protocols.Pairs,
+    to_test: evaluation.Lists,
     stop: runs.StopRequest,
 ) -> int:
     """Find the threshold of best.pt, measure it on animals of the test split, finish the run."""
     best = checkpoints.load(run.best)
     job.network.model.load_state_dict(best["model"])
-    table, places = embed_pairs(job, pairs)
-    others = pairs.only(~pairs.is_same)
-    left, right = (np.searchsorted(places, side) for side in (others.left, others.right))
-    threshold = figures.threshold_at(
-        figures.similarities(table, left, right), s.WANTED_FALSE_MATCHES
-    )
-    lists, notes = evaluation.choose_lists(dataset, s.SPLITS_FILE, "test", s.SPLIT_SEED)
+    similarity, others = compare(job, pairs.only(~pairs.is_same))
+    threshold = figures.threshold_at(similarity, s.WANTED_FALSE_MATCHES)
+    threshold = float(np.nextafter(np.float32(threshold), np.float32(2)))  # no more reach the next
+    lists, notes = to_test
     embedder = embed.Embedder(job.network, str(run.best), data=run.data, threshold=threshold)
     how = {"batch_size": job.batch_size, "num_workers": job.num_workers}
     task, ours, others_of = evaluation.run(dataset, *lists, embedder, job.source, {}, **how)
@@ -297,7 +306,9 @@ def finish(
     }
     run.write_metrics(rows)  # again: a kill may have come just before the last time
     job.failures.write()
-    run.finish(values, {"identity": {key: summary[key] for key in ("verification", "left_out")}})
+    run.finish(
+        values, {"identity": {key: summary[key] for key in ("verification", "left_out", "learnt")}}
+    )
     return 0
 
 

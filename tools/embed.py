@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from petface.errors import SettingsError, run_script
+from petface.errors import SettingsError, run_script, short
 
 # isort: split
 import numpy as np
 
 from petface.data.loading import worker_count
-from petface.identity.embed import load_embedder
-from petface.identity.gallery import embed_files, save_embeddings
+from petface.identity.embed import checked, load_embedder
+from petface.identity.gallery import check_place, embed_files, save_embeddings
 from petface.inference.loading import ComputeOptions
 from petface.inference.predict import find_photos
 from petface.settings import Positive, read_settings
@@ -39,12 +39,13 @@ def main() -> None:
     photos, left_out = find_photos(s.positional)
     if not photos:
         raise SettingsError("no photo to embed: give photo files and folders of them")
+    check_place(Path(s.OUT))
     embedder = load_embedder(s.CHECKPOINT, ComputeOptions.choose(s.DEVICE, s.PRECISION))
     how = {"batch_size": s.BATCH_SIZE, "num_workers": worker_count(s.NUM_WORKERS)}
-    rows = embed_files(embedder, photos, **how)
+    rows = checked(embed_files(embedder, photos, **how), s.CHECKPOINT)
     good = np.isfinite(rows).all(axis=1)
     for photo in np.array(photos, object)[~good]:
-        print(f"left out, cannot be read: {photo}", file=sys.stderr)
+        print(f"left out, cannot be read: {short(photo)}", file=sys.stderr)
     for reason, num in sorted(left_out.items()):
         print(f"left out, {reason}: {num}")
     kept = [photo for photo, is_good in zip(photos, good, strict=True) if is_good]

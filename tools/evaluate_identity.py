@@ -1,4 +1,4 @@
-"""Measure how well a network tells animals apart that it never saw, beside baselines.
+"""Measure how well a network tells animals apart, beside baselines.
 
     python -m tools.evaluate_identity runs/identity/best.pt
     python -m tools.evaluate_identity runs/identity/best.pt --splits-file data/PetFace/split
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from petface.errors import run_script
+from petface.errors import SettingsError, run_script
 
 # isort: split
 from petface.data.dataset import load_dataset
@@ -50,6 +50,8 @@ NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of
 def main() -> None:
     words = "CHECKPOINT", "best.pt of train_identity.py; of another trainer its features"
     s = read_settings(sys.modules[__name__], positional=words)
+    if len(s.positional) > 1:
+        raise SettingsError("give one checkpoint; others are BASELINES")
     path = Path((s.positional or ["runs/identity/best.pt"])[0])
     options = ComputeOptions.choose(s.DEVICE, s.PRECISION)
     embedder = embed.load_embedder(path, options)

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from petface import distributed
 from petface.data.fingerprint import Data
 from petface.data.images import Preprocessing
 from petface.data.loading import OK, ImageReader, own_batches, uploaded
+from petface.errors import UserError, short
 from petface.files import sha256_of_file
 from petface.inference import onnx_models
 from petface.inference.loading import ComputeOptions
 from petface.models import checkpoints
 from petface.models.architecture import Architecture
-from petface.models.checkpoints import Checkpoint
 from petface.models.embedding import EmbeddingModel, read_identity
 from petface.models.first_weights import initialise_body
-from petface.models.network import Answerer, Network, begin_copy
+from petface.models.network import NOT_FINITE, Answerer, Network, begin_copy
 from petface.training.evaluate import bar_of
 
 
@@ -39,9 +37,37 @@ class Embedder:
     threshold: float | None = None  # two photos below this similarity are of two animals
     false_match_rate: float | None = None  # share of pairs of two animals that reach it
 
-    def embed(self, source: ImageReader, places: np.ndarray, **named: Any) -> np.ndarray:
-        """Embed the photos of `source` at `places` (n,): see `embed_photos`."""
-        return embed_photos(self.network, source, places, **named)
+    def embed(
+        self,
+        source: ImageReader,
+        places: np.ndarray,
+        *,
+        batch_size: int,
+        num_workers: int = 0,
+        title: str = "embed",
+        with_looks: bool = False,
+    ) -> np.ndarray:
+        """Embed the photos at `places` (n,) of a catalog: (n, D) float32.
+
+        NaN where one is unreadable, (n, 1) where all are; infinite where the network's answer is
+        not finite. `with_looks`: what `quality.look_at` sees stands before it, (n, L + D). Several
+        processes share the photos, and all get every row.
+        """
+        slices, device = own_batches(np.arange(len(places)), batch_size), self.network.device
+        read = uploaded(source, [places[part] for part in slices], num_workers, device)
+        rows: list[tuple[np.ndarray, np.ndarray]] = []
+        if with_looks:
+            from petface.identity.quality import look_at
+        with bar_of(title, len(places)) as bar, closing(read) as items:
+            for part, item in zip(slices, items, strict=True):
+                pixels, ok = item.arrays[0], item.status == OK
+                if ok.any():
+                    values = begin_copy(self.network.answer_pixels(pixels))()[0].numpy()
+                    values[~np.isfinite(values).all(axis=1)] = np.inf
+                    seen = [look_at(pixels.cpu().numpy())] if with_looks else []
+                    rows.append((part[ok], np.concatenate([*seen, values], axis=1)))
+                bar.update(len(part) * distributed.world_size())
+        return _joined(rows, len(places))
 
 
 def load_embedder(path: str | Path, options: ComputeOptions) -> Embedder:
@@ -49,24 +75,22 @@ def load_embedder(path: str | Path, options: ComputeOptions) -> Embedder:
 
     Of the checkpoint of stage 1 or a specialist it takes the body, whose features embed.
     """
-    network: Answerer
+    found: Any
+    how = options.device, options.precision, (), options.compiled
     if file := onnx_models.find(path, None, is_identity=True):
-        exported = onnx_models.read(file, is_identity=True)
-        fitted = exported.data, exported.threshold, exported.false_match_rate
-        network = exported.network(options.device)
-        return Embedder(network, str(path), sha256_of_file(file), *fitted)
-    content = checkpoints.load(path)
-    if content.get("kind") == "identity":
-        own = read_identity(path, content)
-        network = _network(own.model, own.preprocessing, options)
-        fitted = own.data, own.threshold, own.false_match_rate
-        return Embedder(network, str(path), sha256_of_file(path), *fitted)
-    species = content.get("species")
-    read = partial(checkpoints.read_stage2, species=species) if species else checkpoints.read_stage1
-    found: Checkpoint = read(path)
-    model = _headless(found.model, found.architecture)
-    network = _network(model, found.preprocessing, options)
-    return Embedder(network, str(path), sha256_of_file(path), found.data)
+        found = onnx_models.read(file, is_identity=True)
+        network: Answerer = found.network(options.device)
+    elif (content := checkpoints.load(path)).get("kind") == "identity":
+        found = read_identity(path, content)
+        network = Network.for_inference(found.model, found.preprocessing, *how)
+    else:
+        species = content.get("species")
+        one, two = checkpoints.read_stage1, checkpoints.read_stage2
+        found = two(path, species) if species else one(path)
+        model = _headless(found.model, found.architecture)
+        network = Network.for_inference(model, found.preprocessing, *how)
+    fitted = (getattr(found, name, None) for name in ("threshold", "false_match_rate"))
+    return Embedder(network, str(path), sha256_of_file(file or path), found.data, *fitted)
 
 
 def backbone_features(
@@ -75,12 +99,9 @@ def backbone_features(
     """Take the features of a backbone with first weights, which knows no single animal."""
     model = EmbeddingModel(0, 0, Architecture(backbone))
     origin = initialise_body(model.body, backbone, weights, "require")
-    return Embedder(_network(model.eval(), rule, options), f"features of {backbone}, {origin}")
-
-
-def _network(model: nn.Module, rule: Preprocessing, options: ComputeOptions) -> Network:
     how = options.device, options.precision, (), options.compiled
-    return Network.for_inference(model, rule, *how)
+    network = Network.for_inference(model.eval(), rule, *how)
+    return Embedder(network, f"features of {backbone}, {origin}")
 
 
 def _headless(model: Any, architecture: Architecture) -> EmbeddingModel:
@@ -93,45 +114,19 @@ def _headless(model: Any, architecture: Architecture) -> EmbeddingModel:
     return headless.eval()
 
 
-def embed_photos(
-    network: Answerer,
-    source: ImageReader,
-    places: np.ndarray,
-    *,
-    batch_size: int,
-    num_workers: int = 0,
-    title: str = "embed",
-    looks: list[np.ndarray] | None = None,
-) -> np.ndarray:
-    """Embed the photos at `places` (n,) of the catalog: (n, D) float32, NaN where unreadable.
-
-    Several processes share the photos, and all get every row. `looks` receives a 32x32 grey
-    thumbnail and the sharpness of each photo, see `quality.look_at`.
-    """
-    slices = own_batches(np.arange(len(places)), batch_size)
-    read = uploaded(source, [places[part] for part in slices], num_workers, network.device)
-    rows: list[tuple[np.ndarray, np.ndarray]] = []
-    seen: list[tuple[np.ndarray, np.ndarray]] = []
-    if looks is not None:
-        from petface.identity.quality import look_at
-    with bar_of(title, len(places)) as bar, closing(read) as items:
-        for part, item in zip(slices, items, strict=True):
-            pixels, ok = item.arrays[0], item.status == OK
-            if ok.any():
-                rows.append((part[ok], begin_copy(network.answer_pixels(pixels))()[0].numpy()))
-                if looks is not None:
-                    seen.append((part[ok], look_at(pixels.cpu().numpy())))
-            bar.update(len(part) * distributed.world_size())
-    table = _joined(rows, len(places))
-    if looks is not None:
-        looks.append(_joined(seen, len(places)))
+def checked(table: np.ndarray, name: str) -> np.ndarray:
+    """Return embeddings (n, D); `UserError` where all are NaN, or one is infinite."""
+    if np.isinf(table).any():
+        raise UserError(f"{short(name)}: {NOT_FINITE}")
+    if np.isnan(table).any(axis=1).all():
+        raise UserError(f"none of {len(table)} photos can be read")
     return table
 
 
 def _joined(own: list[tuple[np.ndarray, np.ndarray]], num: int) -> np.ndarray:
     """Lay the rows of all processes into one table (num, D), NaN where none has any."""
     every = [row for rows in distributed.gather_objects(own) for row in rows]
-    table = np.full((num, every[0][1].shape[1] if every else 0), np.nan, np.float32)
+    table = np.full((num, every[0][1].shape[1] if every else 1), np.nan, np.float32)
     for part, values in every:
         table[part] = values
     return distributed.broadcast_object(table)

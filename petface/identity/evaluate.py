@@ -1,7 +1,4 @@
-"""Measure an identity network on animals it has not learnt, beside baselines; write what was found.
-
-`identity_summary.json`, `identity_pairs.csv` and `identity_queries.csv` in one folder.
-"""
+"""Measure an identity network on animals, beside baselines; write a summary and two tables."""
 
 from __future__ import annotations
 
@@ -15,9 +12,11 @@ import numpy as np
 from petface import files, metrics
 from petface.data.catalog import Catalog
 from petface.data.dataset import Dataset
+from petface.data.fingerprint import Data, hashes_of, seen_by
 from petface.data.loading import ImageReader
+from petface.evaluation.figures import interval, points
 from petface.identity import figures, protocols, quality
-from petface.identity.embed import Embedder
+from petface.identity.embed import Embedder, checked
 from petface.identity.figures import Figures
 from petface.identity.protocols import Pairs, Search
 
@@ -25,6 +24,7 @@ SUMMARY: Final = "identity_summary.json"
 PAIRS: Final = "identity_pairs.csv"
 QUERIES: Final = "identity_queries.csv"
 HASH: Final = "hash of the photo"
+Lists = tuple[tuple[Pairs, Search], list[str]]  # what is asked, and notes
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,35 +33,26 @@ class Task:
 
     catalog: Catalog
     photos: np.ndarray  # (n,) int64 into the catalog
+    animal: np.ndarray  # (n,) of each photo
+    species: np.ndarray  # (n,)
     pairs: Pairs
     search: Search
     left_out: Mapping[str, int]  # why -> how many pairs or queries
 
-    @property
-    def animal(self) -> np.ndarray:
-        """Return the animal of each photo (n,)."""
-        return self.catalog.record_index[self.photos]
 
-    @property
-    def species(self) -> np.ndarray:
-        """Return the species of each photo (n,)."""
-        return self.catalog.class_index[self.photos]
-
-
-def make_task(catalog: Catalog, pairs: Pairs, search: Search, looks: np.ndarray) -> Task:
+def make_task(
+    catalog: Catalog, photos: np.ndarray, pairs: Pairs, search: Search, looks: np.ndarray
+) -> Task:
     """Leave out what cannot be read, and what two copies of one photo would answer.
 
-    `looks` (n, 1025) are of the photos that `photos_of` lists.
+    `photos` (n,) are all that are named, sorted; their `looks` (n, 1025).
     """
-    photos = photos_of(pairs, search)
     left, right, gallery, queries = (
         np.searchsorted(photos, places)
         for places in (pairs.left, pairs.right, search.gallery, search.queries)
     )
     is_bad, animal = np.isnan(looks[:, 0]), catalog.record_index[photos]
     broken = is_bad[left] | is_bad[right]
-    copied = quality.are_copies(looks, left, right) & ~broken
-    kept = Pairs(left, right, pairs.is_same, pairs.is_official).only(~broken & ~copied)
     gallery = gallery[~is_bad[gallery]]
     order = gallery[np.argsort(animal[gallery], kind="stable")]
     begin, end = (
@@ -69,8 +60,11 @@ def make_task(catalog: Catalog, pairs: Pairs, search: Search, looks: np.ndarray)
     )
     of_query = np.repeat(np.arange(len(queries)), end - begin)
     beside = np.concatenate([order[:0], *(order[b:e] for b, e in zip(begin, end, strict=True))])
-    has_copy = np.zeros(len(queries), bool)
-    has_copy[of_query[quality.are_copies(looks, queries[of_query], beside)]] = True
+    sides = np.concatenate([left, queries[of_query]]), np.concatenate([right, beside])
+    copied, found = np.split(quality.are_copies(looks, *sides), [len(left)])
+    copied &= ~broken
+    kept = Pairs(left, right, pairs.is_same, pairs.is_official).only(~broken & ~copied)
+    has_copy = np.isin(np.arange(len(queries)), of_query[found])
     lost = is_bad[queries]
     left_out = {
         "pairs_unreadable": int(broken.sum()),
@@ -79,13 +73,7 @@ def make_task(catalog: Catalog, pairs: Pairs, search: Search, looks: np.ndarray)
         "queries_with_a_copy_in_the_gallery": int((has_copy & ~lost).sum()),
     }
     asked = Search(gallery, queries[~lost & ~has_copy], search.is_official)
-    return Task(catalog, photos, kept, asked, left_out)
-
-
-def photos_of(pairs: Pairs, search: Search) -> np.ndarray:
-    """List the photos that have to be embedded, each once, as places in the catalog."""
-    every = pairs.left, pairs.right, search.gallery, search.queries
-    return np.unique(np.concatenate(every))
+    return Task(catalog, photos, animal, catalog.class_index[photos], kept, asked, left_out)
 
 
 def measure(task: Task, table: np.ndarray, looks: np.ndarray, threshold: float | None) -> Figures:
@@ -93,8 +81,12 @@ def measure(task: Task, table: np.ndarray, looks: np.ndarray, threshold: float |
     left, right, is_same = task.pairs.left, task.pairs.right, task.pairs.is_same
     similarity = figures.similarities(table, left, right)
     rank, precision, best, nearest = _look_up(task, table, task.search.gallery)
-    rank_in_half, _, _, nearest_in_half = _look_up(task, table, _half_of(task))
-    queries, sharp = task.search.queries, quality.sharpness_of(looks)
+    animal_of = task.animal[task.search.gallery]
+    half = task.search.gallery[
+        np.isin(animal_of, np.unique(animal_of)[::2])
+    ]  # others are strangers
+    rank_in_half, _, _, nearest_in_half = _look_up(task, table, half)
+    queries, sharp = task.search.queries, looks[:, 0]
     third = np.searchsorted(np.nanquantile(sharp, [1 / 3, 2 / 3]), sharp)
     groups = {
         "per_species": [(name, task.species == k) for k, name in enumerate(task.catalog.classes)],
@@ -120,16 +112,17 @@ def measure(task: Task, table: np.ndarray, looks: np.ndarray, threshold: float |
     for group, parts in groups.items():
         found[group] = {name: of(photos) for name, photos in parts if photos[queries].any()}
     if threshold is not None:
-        found["false_match_rate"] = float((similarity[~is_same] >= threshold).mean())
+        matched = similarity[~is_same] >= threshold
+        found["false_match_rate"] = float(matched.mean()) if len(matched) else None
     found["columns"] = {"similarity": similarity, "rank": rank, "best": best, "nearest": nearest}
     return found
 
 
 def _look_up(task: Task, table: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Call `figures.ranks` for each species; the place is that in the task's photos."""
+    """Call `figures.ranks` for each species; places are those of the task, -1 = none."""
     queries, num = task.search.queries, len(task.search.queries)
     rank, precision = np.zeros(num, np.int64), np.full(num, np.nan)
-    best, similarity = np.zeros(num, np.int64), np.full(num, -1, np.float32)
+    best, similarity = np.full(num, -1), np.full(num, -1, np.float32)
     for species in np.unique(task.species[queries]):
         rows, own = task.species[queries] == species, gallery[task.species[gallery] == species]
         if len(own):
@@ -140,21 +133,15 @@ def _look_up(task: Task, table: np.ndarray, gallery: np.ndarray) -> tuple[np.nda
     return rank, precision, best, similarity
 
 
-def _half_of(task: Task) -> np.ndarray:
-    """Take every second animal out of the gallery: the others are strangers."""
-    animal = task.animal[task.search.gallery]
-    return task.search.gallery[np.isin(animal, np.unique(animal)[::2])]
-
-
 def write_evaluation(
     out: Path, task: Task, ours: Figures, baselines: Mapping[str, Figures], facts: Figures
 ) -> Figures:
     """Write the summary and both tables; each baseline also says what is gained over it."""
-    columns, animal = ours.pop("columns"), task.animal
-    queries = task.search.queries
-    summary = {**facts, "left_out": dict(task.left_out), "official_lists": task.pairs.is_official}
+    columns, pairs, queries = ours.pop("columns"), task.pairs, task.search.queries
+    is_official = pairs.is_official and task.search.is_official
+    summary = {**facts, "left_out": dict(task.left_out), "official_lists": is_official}
     summary |= {**ours, "baselines": {}}
-    asked = columns["rank"] > 0
+    asked, animal = columns["rank"] > 0, task.animal
     for name, found in baselines.items():
         other = found.pop("columns")
         gain = ((columns["rank"] == 1) - 1.0 * (other["rank"] == 1))[asked]
@@ -162,20 +149,14 @@ def write_evaluation(
         found["top1_gain_interval_95"] = metrics.gain_interval(gain, animal[queries[asked]])
         summary["baselines"][name] = found
     names = [files.readable_name(task.catalog.relative_path(k)) for k in task.photos.tolist()]
-    rows = zip(
-        *(task.pairs.left, task.pairs.right, task.pairs.is_same, columns["similarity"]), strict=True
-    )
-    files.write_csv(
-        out / PAIRS,
-        ["image", "other_image", "is_same", "similarity"],
-        ([names[a], names[b], int(same), f"{value:.6f}"] for a, b, same, value in rows),
-    )
-    answers = zip(queries, columns["best"], columns["nearest"], columns["rank"], strict=True)
-    files.write_csv(
-        out / QUERIES,
-        ["image", "best_match", "similarity", "rank_of_its_animal"],
-        ([names[a], names[b], f"{value:.6f}", int(r) or ""] for a, b, value, r in answers),
-    )
+    names.append("")  # of -1
+    rows = zip(pairs.left, pairs.right, pairs.is_same, columns["similarity"], strict=True)
+    cells = ([names[a], names[b], int(same), f"{value:.6f}"] for a, b, same, value in rows)
+    files.write_csv(out / PAIRS, ["image", "other_image", "is_same", "similarity"], cells)
+    rows = zip(queries, columns["best"], columns["nearest"], columns["rank"], strict=True)
+    cells = ([names[a], names[b], f"{value:.6f}", int(r) or ""] for a, b, value, r in rows)
+    header = ["image", "best_match", "similarity", "rank_of_its_animal"]
+    files.write_csv(out / QUERIES, header, cells)
     files.write_json(out / SUMMARY, summary)
     return summary
 
@@ -183,28 +164,25 @@ def write_evaluation(
 def headline(figures_of: Mapping[str, Any]) -> str:
     """Format the figures of one network on a line."""
     pairs, search = figures_of["verification"], figures_of["reidentification"]
-    told = {
-        "AUC": pairs.get("auc"),
-        "TPR at FPR 0.01": pairs.get("tpr_at_fpr_0.01"),
-        "top-1": search.get("top1"),
-        "top-5": search.get("top5"),
-        "mAP": search.get("mean_average_precision"),
-    }
+    told = {"AUC": pairs.get("auc"), "TPR at FPR 0.01": pairs.get("tpr_at_fpr_0.01")}
+    told |= {"top-1": search.get("top1"), "top-5": search.get("top5")}
+    told["mAP"] = search.get("mean_average_precision")
     return "  ".join(f"{name} {value:.1%}" for name, value in told.items() if value is not None)
 
 
-def choose_lists(
-    dataset: Dataset, splits_file: str, split: str, seed: int
-) -> tuple[tuple[Pairs, Search], list[str]]:
+def choose_lists(dataset: Dataset, splits_file: str, split: str, seed: int) -> Lists:
     """Take PetFace's own lists where `splits_file` is their folder, else make both of a split."""
-    catalog, notes = dataset.catalog, list[str]()
-    pairs, search = None, None
-    if splits_file and Path(splits_file).is_dir():
-        pairs, notes = protocols.official_pairs(Path(splits_file), catalog)
-        search, more = protocols.official_search(Path(splits_file), catalog)
+    catalog, folder = dataset.catalog, Path(splits_file)
+    pairs, search, notes = None, None, list[str]()
+    if splits_file and folder.is_dir():
+        pairs, notes = protocols.official_pairs(folder, catalog)
+        search, more = protocols.official_search(folder, catalog)
+        for name in (protocols.VERIFICATION, protocols.REIDENTIFICATION):
+            lacking = [s for s in catalog.classes if not (folder / s / name).is_file()]
+            more += [f"{folder}: no {name} for {', '.join(lacking)}"] * bool(lacking)
         notes += more
     photos = protocols.photos_of_split(dataset, split)
-    pairs = pairs or protocols.made_pairs(catalog, photos, seed)
+    pairs = pairs or protocols.made_pairs(catalog, photos, seed, f"the {split} split")
     return (pairs, search or protocols.made_search(catalog, photos, seed)), notes
 
 
@@ -218,13 +196,27 @@ def run(
     **how: Any,
 ) -> tuple[Task, Figures, dict[str, Figures]]:
     """Embed what the lists name, and measure it; so with each baseline and the photos' hashes."""
-    photos, looks = photos_of(pairs, search), list[np.ndarray]()
-    table = embedder.embed(source, photos, looks=looks, **how)
-    task = make_task(dataset.catalog, pairs, search, looks[0])
-    found = {HASH: measure(task, quality.hash_embeddings(looks[0]), looks[0], None)}
+    places = pairs.left, pairs.right, search.gallery, search.queries
+    photos = np.unique(np.concatenate(places))
+    table = checked(embedder.embed(source, photos, with_looks=True, **how), embedder.name)
+    looks, table = np.split(table, [quality.SIZE], axis=1)
+    task = make_task(dataset.catalog, photos, pairs, search, looks)
+    found = {HASH: measure(task, quality.hash_embeddings(looks), looks, None)}
+    ours = measure(task, table, looks, embedder.threshold)
+    ours["learnt"] = learnt(dataset, task, embedder.data)
     for name, (other, images) in baselines.items():
-        found[name] = measure(task, other.embed(images, photos, title=name, **how), looks[0], None)
-    return task, measure(task, table, looks[0], embedder.threshold), found
+        table = checked(other.embed(images, photos, title=name, **how), name)
+        found[name] = measure(task, table, looks, None)
+    return task, ours, found
+
+
+def learnt(dataset: Dataset, task: Task, data: Data | None) -> dict[str, int] | None:
+    """Count pairs and queries of animals that the network has met in training; None: not known."""
+    if data is None or data["unknown"]:
+        return None
+    is_met = seen_by(data, hashes_of(dataset))[task.animal]
+    num_pairs = int((is_met[task.pairs.left] | is_met[task.pairs.right]).sum())
+    return {"pairs": num_pairs, "queries": int(is_met[task.search.queries].sum())}
 
 
 def describe(summary: Mapping[str, Any]) -> str:
@@ -236,16 +228,18 @@ def describe(summary: Mapping[str, Any]) -> str:
         f"{'this network':40s} {headline(summary)}",
     ]
     for name, found in summary["baselines"].items():
-        low, high = found["top1_gain_interval_95"] or (None, None)
-        bounds = "" if low is None else f" ({low:+.1%} to {high:+.1%})"
-        gain = f"  top-1 gained over it {found['top1_gain']:+.1%}{bounds}"
-        lines.append(f"{name[-40:]:40s} {headline(found)}{gain}")
+        bounds = interval(found["top1_gain_interval_95"], points)
+        gain = f"{points(found['top1_gain'])} points" + f" ({bounds})" * bool(bounds)
+        lines.append(f"{name[-40:]:40s} {headline(found)}  top-1 gained over it {gain}")
     lines += [f"  {name:38s} {headline(found)}" for name, found in summary["per_species"].items()]
     if "open_set" in summary:
-        rates = summary["open_set"]
-        told = {key.replace("_", " "): rates[key] for key in list(rates)[3:]}
-        lines.append(
-            "open set, " + ", ".join(f"{k} {v:.1%}" for k, v in told.items() if v is not None)
-        )
+        rates = [(key.replace("_", " "), value) for key, value in summary["open_set"].items()]
+        told = [f"{key} {value:.1%}" for key, value in rates[3:] if value is not None]
+        lines.append("open set, " + ", ".join(told))
+    met = summary["learnt"]
+    if met is None:
+        lines.append("its file does not say whether the network met these animals in training")
+    elif any(met.values()):
+        lines.append(f"NOT unseen: {met['pairs']} pairs, {met['queries']} photos of animals it met")
     lines += [f"left out, {k.replace('_', ' ')}: {n}" for k, n in summary["left_out"].items() if n]
     return "\n".join(lines)

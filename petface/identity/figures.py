@@ -54,8 +54,8 @@ def verification(
     twice = np.concatenate([np.arange(len(is_same)), np.flatnonzero(~is_same)])
     animal = np.concatenate([left, right[~is_same]])
     share = np.where(is_same, weight, weight / 2)[twice]
-    found |= {"auc": auc}
-    found["auc_interval_95"] = metrics.cluster_interval(auc, influence[twice], share, animal)
+    bounds = metrics.cluster_interval(auc, influence[twice], share, animal)
+    found |= {"auc": auc, "auc_interval_95": bounds}
     for rate in FALSE_MATCH_RATES:
         threshold = threshold_at(other, rate)
         name, matched = f"tpr_at_fpr_{rate:g}", similarity[is_same] > threshold
@@ -100,8 +100,8 @@ def ranks(
             if not len(own):
                 continue
             own = np.sort(own)[::-1]
-            # equal ones of other animals stand before it
-            before = (values[row] >= own[:, None]).sum(axis=1)
+            # equal ones of other animals stand before it; so does what is NaN
+            before = (~(values[row] < own[:, None])).sum(axis=1)
             before = np.maximum(before, np.arange(1, len(own) + 1))
             rank[start + row] = before[0]
             precision[start + row] = (np.arange(1, len(own) + 1) / before).mean()
@@ -129,7 +129,7 @@ def open_set(
 ) -> Figures:
     """Measure queries (Q,) of animals in the gallery and of others, at a threshold found before.
 
-    `is_right` tells whether the best match is the animal. A query below the threshold is "unknown".
+    `is_right` tells whether the best match is the animal. A query below it is "unknown".
     """
     taken = similarity >= threshold
     known, strangers = is_known.sum(), (~is_known).sum()

@@ -50,7 +50,7 @@ class Search:
     is_official: bool = False
 
 
-def made_pairs(catalog: Catalog, photos: np.ndarray, seed: int) -> Pairs:
+def made_pairs(catalog: Catalog, photos: np.ndarray, seed: int, where: str = "a split") -> Pairs:
     """Make all pairs of one animal among `photos` (n,), and as many of two animals of its species.
 
     An animal of very many photos gives `MAX_SAME_PER_ANIMAL`, drawn by `seed`. The second animal
@@ -58,24 +58,27 @@ def made_pairs(catalog: Catalog, photos: np.ndarray, seed: int) -> Pairs:
     """
     generator = np.random.default_rng(seed)
     left, right, other = [], [], []
-    by_species = {
-        number: photos[catalog.class_index[photos] == number]
-        for number in np.unique(catalog.class_index[photos]).tolist()
-    }
+    photos = np.sort(photos)
+    species = catalog.class_index[photos]
     for own in _by_record(catalog, photos):
-        first, second = np.triu_indices(len(own), 1)
-        chosen = np.arange(len(first))
-        if len(first) > MAX_SAME_PER_ANIMAL:
-            chosen = generator.choice(len(first), MAX_SAME_PER_ANIMAL, replace=False)
-        of_species = by_species[int(catalog.class_index[own[0]])]
-        strangers = of_species[~np.isin(of_species, own)]
-        if len(chosen) and len(strangers):
-            left.append(own[first[chosen]])
-            right.append(own[second[chosen]])
-            other.append(generator.choice(strangers, len(chosen)))
+        after = np.arange(len(own))[::-1]  # with so many that follow it each photo makes a pair
+        begins, num = np.cumsum(after) - after, int(after.sum())
+        draw = num > MAX_SAME_PER_ANIMAL
+        chosen = generator.choice(num, MAX_SAME_PER_ANIMAL, False) if draw else np.arange(num)
+        first = np.searchsorted(begins[:-1], chosen, side="right") - 1
+        kind = catalog.class_index[own[0]]
+        begin, end = (np.searchsorted(species, kind, side=s) for s in ("left", "right"))
+        strangers = end - begin - len(own)
+        if num and strangers:
+            left.append(own[first])
+            right.append(own[chosen - begins[first] + first + 1])
+            place = generator.integers(0, strangers, len(chosen)) + begin
+            place += len(own) * (place >= np.searchsorted(photos, own[0]))  # past the animal's own
+            other.append(photos[place])
     if not left:
         raise UserError(
-            "no animal to verify: two animals of a species are needed, one of them with two photos"
+            f"no animal to verify in {where}: two animals of a species are needed, one of them "
+            "with two photos; add photos, or move splits.csv away, so that another is made"
         )
     one, same, two = np.concatenate(left), np.concatenate(right), np.concatenate(other)
     is_same = np.repeat([True, False], len(one))
@@ -92,7 +95,8 @@ def made_search(catalog: Catalog, photos: np.ndarray, seed: int) -> Search:
 def _by_record(catalog: Catalog, photos: np.ndarray) -> list[np.ndarray]:
     """Split photos (n,) by animal, in the catalog's order."""
     photos = np.sort(photos)
-    return np.split(photos, np.flatnonzero(np.diff(catalog.record_index[photos])) + 1)
+    begins = np.flatnonzero(np.diff(catalog.record_index[photos])) + 1
+    return np.split(photos, begins) if len(photos) else []
 
 
 def photos_of_split(dataset: Dataset, split: str, at_least: int = 1) -> np.ndarray:
@@ -103,9 +107,6 @@ def photos_of_split(dataset: Dataset, split: str, at_least: int = 1) -> np.ndarr
     return np.flatnonzero(wanted[catalog.record_index])
 
 
-# ---- PetFace's own lists ----
-
-
 def official_pairs(folder: Path, catalog: Catalog) -> tuple[Pairs | None, list[str]]:
     """Read `folder/<species>/verification.csv`, rows filename1,filename2,label (1 = one animal).
 
@@ -113,8 +114,8 @@ def official_pairs(folder: Path, catalog: Catalog) -> tuple[Pairs | None, list[s
     note; so is said where a label contradicts the folders. `UserError` names file and line.
     """
     found, notes = [], []
-    for species, path in _lists(folder, catalog, VERIFICATION):
-        known, missing = _photos_by_name(catalog, species), 0
+    for species, path, known in _lists(folder, catalog, VERIFICATION):
+        missing = 0
         for line, names, label in official_rows(path, species, 2):
             if len(names) < 2 or label.strip() not in ("0", "1"):
                 raise line_error(path, line, f"ends in {label!r}, not in 1 (one animal) or 0")
@@ -138,29 +139,27 @@ def official_search(folder: Path, catalog: Catalog) -> tuple[Search | None, list
     gallery: list[int] = []
     queries: list[int] = []
     notes = []
-    for species, path in _lists(folder, catalog, REIDENTIFICATION):
-        known, missing = _photos_by_name(catalog, species), 0
+    for species, path, known in _lists(folder, catalog, REIDENTIFICATION):
+        missing = 0
         for side, file in ((queries, path), (gallery, path.with_name(TRAIN_LIST))):
             for _, (name,), _ in official_rows(file, species):
                 place = known.get(name)
                 missing += place is None
                 side += [] if place is None else [place]
         notes += [f"{path}: {missing} photos are not there"] * bool(missing)
-    known_places, asked = np.array(gallery, np.int64), np.array(queries, np.int64)
+    known_places, asked = (np.unique(np.array(side, np.int64)) for side in (gallery, queries))
     is_asked = np.isin(catalog.record_index[known_places], catalog.record_index[asked])
     found = Search(known_places[is_asked], asked, True)
     return (found if is_asked.any() else None), notes
 
 
-def _lists(folder: Path, catalog: Catalog, name: str) -> Iterator[tuple[str, Path]]:
-    for species in catalog.classes:
+def _lists(
+    folder: Path, catalog: Catalog, name: str
+) -> Iterator[tuple[str, Path, dict[tuple[str, str], int]]]:
+    """Yield species, its list, and the place of each (record, file name) in the catalog."""
+    for number, species in enumerate(catalog.classes):
         if (path := folder / species / name).is_file():
-            yield species, path
-
-
-def _photos_by_name(catalog: Catalog, species: str) -> dict[tuple[str, str], int]:
-    """Map (canonical record, file name) to the place of a species' photo in the catalog."""
-    places = np.flatnonzero(catalog.class_index == catalog.classes.index(species)).tolist()
-    names = (os.path.basename(os.fsdecode(catalog.relative_path(k))) for k in places)
-    records = catalog.record_names[catalog.record_index[places]].tolist()
-    return dict(zip(zip(records, names, strict=True), places, strict=True))
+            places = np.flatnonzero(catalog.class_index == number).tolist()
+            names = (os.path.basename(os.fsdecode(catalog.relative_path(k))) for k in places)
+            records = catalog.record_names[catalog.record_index[places]].tolist()
+            yield species, path, dict(zip(zip(records, names, strict=True), places, strict=True))

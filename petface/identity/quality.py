@@ -7,6 +7,7 @@ import numpy as np
 from petface.analysis import duplicates
 
 _SIDE = duplicates.THUMBNAIL_PX
+SIZE = 1 + _SIDE**2  # numbers of a look
 
 
 def look_at(pixels: np.ndarray) -> np.ndarray:
@@ -22,23 +23,31 @@ def look_at(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([sharpness, small.reshape(len(small), -1)], axis=1, dtype=np.float32)
 
 
-def sharpness_of(looks: np.ndarray) -> np.ndarray:
-    """Return the sharpness (n,)."""
-    return looks[:, 0]
-
-
 def are_copies(looks: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Check which pairs (P,) are one photo, also resized, brightened, mirrored: (P,) bool."""
-    small = np.nan_to_num(looks[:, 1:]).reshape(-1, _SIDE, _SIDE).astype(np.uint8)
-    found = left == right
+    small, found = _thumbnails(looks), left == right
+    hashes = _hashes(small)
     for first in (small, small[:, :, ::-1]):
-        bits = (
-            duplicates.perceptual_hashes(first)[left] ^ duplicates.perceptual_hashes(small)[right]
-        )
+        bits = _hashes(first)[left] ^ hashes[right]
         near = np.flatnonzero(np.bitwise_count(bits) <= duplicates.MAX_HASH_DISTANCE)
-        unlike = duplicates.thumbnail_difference(first[left[near]], small[right[near]])
-        found[near[unlike <= duplicates.MAX_DIFFERENCE]] = True
+        for part in _pieces(near):
+            unlike = duplicates.thumbnail_difference(first[left[part]], small[right[part]])
+            found[part[unlike <= duplicates.MAX_DIFFERENCE]] = True
     return found
+
+
+def _pieces(rows: np.ndarray) -> list[np.ndarray]:
+    """Cut rows (n, ...) so that their thumbnails fit into memory as float32."""
+    return np.array_split(rows, len(rows) // 10_000 + 1)
+
+
+def _thumbnails(looks: np.ndarray) -> np.ndarray:
+    parts = [np.nan_to_num(part[:, 1:]).astype(np.uint8) for part in _pieces(looks)]
+    return np.concatenate(parts).reshape(-1, _SIDE, _SIDE)
+
+
+def _hashes(thumbnails: np.ndarray) -> np.ndarray:
+    return np.concatenate([duplicates.perceptual_hashes(part) for part in _pieces(thumbnails)])
 
 
 def hash_embeddings(looks: np.ndarray) -> np.ndarray:
@@ -46,8 +55,7 @@ def hash_embeddings(looks: np.ndarray) -> np.ndarray:
 
     A baseline that knows photos, not animals. NaN where there is no photo.
     """
-    small = np.nan_to_num(looks[:, 1:]).reshape(-1, _SIDE, _SIDE).astype(np.uint8)
-    bits = np.unpackbits(duplicates.perceptual_hashes(small)[:, None].view(np.uint8), axis=1)
+    bits = np.unpackbits(_hashes(_thumbnails(looks))[:, None].view(np.uint8), axis=1)
     table = (bits.astype(np.float32) * 2 - 1) / 8
     table[np.isnan(looks[:, 0])] = np.nan
     return table

@@ -115,6 +115,6 @@ def read_matching(
     fitted = content.get("matching", {})
     known = fitted if isinstance(fitted, dict) else {"threshold": fitted}
     threshold, rate = (known.get(n) for n in ("threshold", "false_match_rate"))
-    if not all(n is None or (type(n) is float and -1 <= n <= 1) for n in (threshold, rate)):
+    if not all(n is None or (type(n) is float and abs(n) < 1.01) for n in (threshold, rate)):
         raise CheckpointError(path, '"matching" makes no sense', "copy the file again")
     return threshold, rate

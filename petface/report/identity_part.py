@@ -43,6 +43,7 @@ def identity_parts(
         "By sharpness of the photo": [_table(sharp)],
         "Open set": [_open_words(summary), _open_table(summary)],
         "Left out": [table([summary.get("left_out", {})])],
+        "Not unseen: animals that it met": [table([summary.get("learnt") or {}])],
     }
     return _looked_up(run, with_photos), _metrics(summary), sections, folded
 
@@ -50,7 +51,7 @@ def identity_parts(
 def card_facts(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Collect what the card of an identity run says."""
     return {
-        "summary": {"false_match_rate": None, **summary},
+        "summary": {"false_match_rate": None, "learnt": None, **summary},
         "pairs": {"auc_interval_95": None, **summary["verification"]},
         "search": {"top1": None, "top1_interval_95": None, **summary["reidentification"]},
         "species_table": _table(_rows(summary.get("per_species", {}))),

@@ -1,6 +1,7 @@
 """The identity trainer, its evaluation and `identify`, as a user runs them; computed again."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 from petface.identity import embed
 from petface.inference.loading import ComputeOptions
+from petface.models import checkpoints
 from tests import naive, scripts
 from tests.conftest import TINY, Run, Tree, make_tree
 from tests.sameness import assert_same
@@ -127,6 +129,51 @@ def test_features_of_other_networks_stand_beside_it(run, animals, stage1_run, sc
     again = json.loads((run.folder / "identity_summary.json").read_text())
     assert found["verification"]["auc"] == pytest.approx(again["verification"]["auc"], abs=1e-4)
     assert "top-1 gained over it" in done.out
+
+
+def test_animals_that_a_network_met_are_not_called_unseen(run, summary, animals, script, tmp_path):
+    arguments = [run.folder / "best.pt", *animals.flags, "--split", "val", "--out-dir", tmp_path]
+    assert "NOT unseen" in script("tools/evaluate_identity.py", arguments).checked().out
+    found = json.loads((tmp_path / "identity_summary.json").read_text())
+    assert found["learnt"]["pairs"] == found["verification"]["num_pairs"] > 0
+    assert summary["learnt"] == {"pairs": 0, "queries": 0}
+
+
+def test_answers_that_are_no_numbers_are_never_an_animal(run, animals, script, tmp_path):
+    content = torch.load(run.folder / "best.pt", weights_only=True)
+    content["model"]["heads.embedding.bias"] *= float("nan")
+    checkpoints.save(tmp_path / "nan.pt", content)
+    evaluated = script("tools/evaluate_identity.py", [tmp_path / "nan.pt", *animals.flags])
+    scripts.assert_refused(evaluated, "nan.pt", "not finite")
+    scripts.assert_refused(
+        script(EMBED, [animals.images / "dog", "--checkpoint", tmp_path / "nan.pt"]), "not finite"
+    )
+
+
+def test_unreadable_photos_of_the_validation_split_are_no_pairs(animals, script, tmp_path):
+    tree = Tree(shutil.copytree(animals.root, tmp_path / "PetFace"))
+    for (species, record), part in naive.splits(tree.root).items():
+        if part == "val":
+            min((tree.images / species / record).glob("*.png")).write_bytes(b"")
+    arguments = [*tree.flags, *FLAGS, "--max-bad-fraction", 0.5, "--runs-root", tmp_path]
+    script(IDENTITY, [*arguments, "--run-name", "few"]).checked()
+    best = torch.load(tmp_path / "few" / "best.pt", weights_only=True)
+    assert -1 <= best["matching"]["threshold"] <= 1.01
+    assert 0 <= best["figures"]["val_auc_frac"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--photos-per-animal", 16], "BATCH_SIZE = 8"),
+        (["--head-batchnorm", "--embedding-size", 0], "EMBEDDING_SIZE above 0"),
+        (["--embedding-size", 5000], "4096"),
+        (["--margin", 3], "<= 2"),
+    ],
+)
+def test_settings_that_make_no_network_are_refused(flags, script, tmp_path, more, words):
+    told = script(IDENTITY, [*flags, *more, "--runs-root", tmp_path])
+    scripts.assert_refused(told, words, code=2)
 
 
 def test_the_features_of_a_specialist_are_its_body(stage2_run):

@@ -87,6 +87,16 @@ def test_ranks_are_those_of_a_loop():
     assert found["mean_average_precision"] == pytest.approx(precision[known_rows].mean())
 
 
+@pytest.mark.parametrize("spoilt", ["query", "own photo", "all"])
+def test_what_is_not_a_number_is_no_match(spoilt):
+    queries, gallery = unit(np.random.default_rng(0), 1), unit(np.random.default_rng(1), 5)
+    if spoilt != "own photo":
+        queries[0] = np.nan
+    if spoilt != "query":
+        gallery[2 if spoilt == "own photo" else slice(None)] = np.nan
+    assert figures.ranks(queries, gallery, np.array([2]), np.arange(5))[0] == [5]
+
+
 def test_a_threshold_lets_at_most_the_wanted_share_of_strangers_through():
     others = np.random.default_rng(3).normal(size=1000)
     for rate in (0.01, 0.001, 0.0):

@@ -1,5 +1,7 @@
 """The gallery: an exact search, fused photos, files that say of which network they are."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,12 @@ def test_photos_of_an_animal_are_fused_and_a_stranger_is_unknown():
     assert third == {"photos": ["broken"], "status": "unreadable"}
     assert known.answers([["x"]], asked[1:2], 2, 0.9)[0]["animal"] == gallery.UNKNOWN_ANIMAL
     assert known.answers([["x"]], asked[1:2], 2, None)[0]["animal"] == "b"
+    assert known.note.endswith("cannot be read; 1 animals are not in it: c")
+    for width, value, status in ((1, np.nan, "unreadable"), (3, np.inf, "non_finite")):
+        found = known.answers([["x"]], np.full((1, width), value), 2, None)
+        assert found == [{"photos": ["x"], "status": status}]
+    with pytest.raises(UserError, match="3 numbers"):
+        known.answers([["x"]], np.ones((1, 4), np.float32), 2, None)
     with pytest.raises(UserError, match="no photo that can be read"):
         gallery.Gallery.of_photos(rows[3:], ["c"])
 
@@ -47,6 +55,9 @@ def test_embeddings_come_back_and_only_to_their_network(tmp_path):
         gallery.load_embeddings(path, "abd")
     with pytest.raises(UserError, match="name such a file"):
         gallery.save_embeddings(tmp_path / "e.txt", photos, rows, "abc")
+    (tmp_path / "dog.csv").write_text("Name,Gender\n1,male\n")
+    with pytest.raises(UserError, match=r"dog\.csv is in the way"):
+        gallery.save_embeddings(tmp_path / "dog.npy", photos, rows, "abc")
 
 
 @pytest.mark.parametrize(
@@ -57,6 +68,11 @@ def test_embeddings_come_back_and_only_to_their_network(tmp_path):
         lambda p: p.with_suffix(".csv").write_text("image,network\na,abc\n"),
         lambda p: np.save(p, np.array([{}], object), allow_pickle=True),
         lambda p: np.save(p, np.zeros((3, 4))),
+        lambda p: np.save(p, np.full((3, 4), np.nan, np.float32)),
+        lambda p: np.save(p, np.full((3, 4), 1e30, np.float32)),
+        lambda p: p.write_bytes(b""),
+        lambda p: np.savez(p.open("wb"), np.zeros((3, 4), np.float32)),
+        lambda p: (p.unlink(), os.mkfifo(p)),
     ],
 )
 def test_broken_embeddings_are_refused(tmp_path, spoil):
@@ -78,6 +94,6 @@ def test_copies_are_found_mirrored_and_brightened_too():
     assert found.tolist() == [True, True, True, False, False]
     same_bits = quality.hash_embeddings(looks) @ quality.hash_embeddings(looks)[0]
     assert same_bits[0] == pytest.approx(1) and same_bits[3] < 0.7
-    sharp = quality.sharpness_of(looks)
+    sharp = looks[:, 0]
     blurred = (photos[:1].astype(int) + np.roll(photos[:1], 1, axis=1)) // 2
-    assert quality.sharpness_of(quality.look_at(blurred.astype(np.uint8)))[0] < sharp[0]
+    assert quality.look_at(blurred.astype(np.uint8))[0, 0] < sharp[0]

@@ -1,5 +1,7 @@
 """The official lists, read from a made tree in the released layout; and lists made of a split."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -98,6 +100,24 @@ def test_animals_to_learn_need_two_photos(dataset):
     assert np.bincount(record[photos])[np.unique(record[photos])].min() == 3
 
 
-def test_nothing_to_verify_is_said(dataset):
-    with pytest.raises(UserError, match="two animals of a species"):
-        protocols.made_pairs(dataset.catalog, np.array([0]), 0)
+@pytest.mark.parametrize("photos", [[], [0]])
+def test_nothing_to_verify_is_said(dataset, photos):
+    with pytest.raises(UserError, match="in the val split: two animals of a species"):
+        protocols.made_pairs(dataset.catalog, np.array(photos, int), 0, "the val split")
+
+
+def test_an_animal_of_very_many_photos_gives_a_few_pairs_at_once():
+    record = np.repeat([0, 1, 2], [5, 300_000, 9])
+    catalog = SimpleNamespace(record_index=record, class_index=np.zeros_like(record))
+    pairs = protocols.made_pairs(catalog, np.arange(len(record)), 0)
+    first, second = record[pairs.left], record[pairs.right]
+    assert np.bincount(first[pairs.is_same]).tolist() == [10, 45, 36]
+    assert ((first == second) == pairs.is_same).all() and (pairs.left != pairs.right).all()
+
+
+def test_a_photo_listed_twice_is_looked_up_once(dataset, tmp_path):
+    rows = [f"dog/000001/0{k}.png,1" for k in (0, 0, 1, 1)]
+    folder = lists(tmp_path, train=["filename,label", *rows[:2]],
+                   reidentification=["filename,label", *rows[2:]])  # fmt: skip
+    search, _ = protocols.official_search(folder, dataset.catalog)
+    assert len(search.gallery) == len(search.queries) == 1
