@@ -85,8 +85,7 @@ def load_embedder(path: str | Path, options: ComputeOptions) -> Embedder:
         network = Network.for_inference(found.model, found.preprocessing, *how)
     else:
         species = content.get("species")
-        one, two = checkpoints.read_stage1, checkpoints.read_stage2
-        found = two(path, species) if species else one(path)
+        found = checkpoints.read_stage2(path, species) if species else checkpoints.read_stage1(path)
         model = _headless(found.model, found.architecture)
         network = Network.for_inference(model, found.preprocessing, *how)
     fitted = (getattr(found, name, None) for name in ("threshold", "false_match_rate"))

@@ -55,9 +55,7 @@ def make_task(
     broken = is_bad[left] | is_bad[right]
     gallery = gallery[~is_bad[gallery]]
     order = gallery[np.argsort(animal[gallery], kind="stable")]
-    begin, end = (
-        np.searchsorted(animal[order], animal[queries], side=s) for s in ("left", "right")
-    )
+    begin, end = (np.searchsorted(animal[order], animal[queries], s) for s in ("left", "right"))
     of_query = np.repeat(np.arange(len(queries)), end - begin)
     beside = np.concatenate([order[:0], *(order[b:e] for b, e in zip(begin, end, strict=True))])
     sides = np.concatenate([left, queries[of_query]]), np.concatenate([right, beside])
@@ -82,9 +80,7 @@ def measure(task: Task, table: np.ndarray, looks: np.ndarray, threshold: float |
     similarity = figures.similarities(table, left, right)
     rank, precision, best, nearest = _look_up(task, table, task.search.gallery)
     animal_of = task.animal[task.search.gallery]
-    half = task.search.gallery[
-        np.isin(animal_of, np.unique(animal_of)[::2])
-    ]  # others are strangers
+    half = task.search.gallery[np.isin(animal_of, np.unique(animal_of)[::2])]
     rank_in_half, _, _, nearest_in_half = _look_up(task, table, half)
     queries, sharp = task.search.queries, looks[:, 0]
     third = np.searchsorted(np.nanquantile(sharp, [1 / 3, 2 / 3]), sharp)
@@ -196,8 +192,7 @@ def run(
     **how: Any,
 ) -> tuple[Task, Figures, dict[str, Figures]]:
     """Embed what the lists name, and measure it; so with each baseline and the photos' hashes."""
-    places = pairs.left, pairs.right, search.gallery, search.queries
-    photos = np.unique(np.concatenate(places))
+    photos = np.unique(np.concatenate([pairs.left, pairs.right, search.gallery, search.queries]))
     table = checked(embedder.embed(source, photos, with_looks=True, **how), embedder.name)
     looks, table = np.split(table, [quality.SIZE], axis=1)
     task = make_task(dataset.catalog, photos, pairs, search, looks)
@@ -236,8 +231,7 @@ def describe(summary: Mapping[str, Any]) -> str:
         rates = [(key.replace("_", " "), value) for key, value in summary["open_set"].items()]
         told = [f"{key} {value:.1%}" for key, value in rates[3:] if value is not None]
         lines.append("open set, " + ", ".join(told))
-    met = summary["learnt"]
-    if met is None:
+    if (met := summary["learnt"]) is None:
         lines.append("its file does not say whether the network met these animals in training")
     elif any(met.values()):
         lines.append(f"NOT unseen: {met['pairs']} pairs, {met['queries']} photos of animals it met")

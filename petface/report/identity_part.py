@@ -51,7 +51,8 @@ def identity_parts(
 def card_facts(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Collect what the card of an identity run says."""
     return {
-        "summary": {"false_match_rate": None, "learnt": None, **summary},
+        "summary": {"false_match_rate": None, **summary},
+        "met": summary.get("learnt") or {"pairs": "?", "queries": "?"},
         "pairs": {"auc_interval_95": None, **summary["verification"]},
         "search": {"top1": None, "top1_interval_95": None, **summary["reidentification"]},
         "species_table": _table(_rows(summary.get("per_species", {}))),
