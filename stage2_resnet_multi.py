@@ -73,6 +73,7 @@ RUN_NAME: str = "stage2"  # folder under RUNS_ROOT; each species gets a folder i
 SEED: Seed = 42
 DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1, mps; under torchrun auto is a GPU for each process
 PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: what is fast on the device
+COMPILE: bool = False  # the network, by torch's compiler; a minute more at the start
 CUDA_GRAPHS: bool = False  # True: a step is one launch on a GPU; never tried on one
 PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
@@ -152,11 +153,10 @@ HELP: Final = (  # what --help shows; --help-all shows every constant
     *("PRECISION", "PACK", "BACKBONE", "WEIGHTS", "PHASE_EPOCHS", "BATCH_SIZE", "PHASE_LR"),
     *("PHASE_PATIENCE", "BASE_AUGMENT", "TAIL_AUGMENT"),
 )
-# What a resumed run may set otherwise, and what where its data is the same.
 MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD", "WANDB", "SPECIES", "SPREAD")
-LIMITS: Final = (
+LIMITS: Final = (  # a resumed run may set these otherwise, too, where its data is the same
     *("IMAGES_ROOT", "ANNOTATIONS_ROOT", "SPLITS_FILE", "RUNS_ROOT", "RUN_NAME"),
-    *("PHASE_EPOCHS", "PHASE_PATIENCE", "MAX_BAD_FRACTION", "CUDA_GRAPHS"),
+    *("PHASE_EPOCHS", "PHASE_PATIENCE", "MAX_BAD_FRACTION", "COMPILE", "CUDA_GRAPHS"),
 )
 
 
@@ -321,7 +321,7 @@ def make_job(
 ) -> Job:
     """Gather what every pass needs; the network goes to the device."""
     preprocessing = input_rule(s.BACKBONE, s.IMAGE_SIZE_PX, s.RESIZE_RULE, s.NORMALIZE)
-    network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
+    network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION, compiled=s.COMPILE)
     labels, (weights, classes) = parts["train"].labels, class_weights(s, parts["train"], head)
     num_images = sum(map(len, parts.values()))
     other = {"gender": s.GENDER_WEIGHT_ALPHA}

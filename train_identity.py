@@ -96,6 +96,7 @@ WEIGHT_DECAY: NonNegativeFloat = 5e-4
 SCHEDULE: LrKind = "cosine"  # over each phase: constant, restarts, linear, step, plateau
 WARMUP_FRAC: Fraction = 0.05  # share of each phase that the rate climbs; 0 = off
 CLIP_NORM: NonNegativeFloat = 5.0  # gradients are scaled down to this norm; 0 = off
+COMPILE: bool = False  # the network, by torch's compiler; a minute more at the start
 CUDA_GRAPHS: bool = False  # True: a step is one launch on a GPU; never tried on one
 EMA_DECAY: Fraction = 0.0  # of the average of the weights, which is then measured; 0 = off
 PATIENCE: NonNegative | tuple[NonNegative, ...] = 7  # epochs without a better AUC; 0 = off
@@ -114,7 +115,7 @@ HELP: Final = (  # what --help shows; --help-all shows every constant
 MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD", "WANDB")  # when resumed
 LIMITS: Final = (  # these, too, where its data is the same
     *("IMAGES_ROOT", "ANNOTATIONS_ROOT", "SPLITS_FILE", "RUNS_ROOT", "RUN_NAME"),
-    *("EPOCHS", "PATIENCE", "MAX_BAD_FRACTION", "CUDA_GRAPHS"),
+    *("EPOCHS", "PATIENCE", "MAX_BAD_FRACTION", "COMPILE", "CUDA_GRAPHS"),
 )
 
 
@@ -246,7 +247,7 @@ def make_job(
 ) -> Job:
     """Gather what every pass needs; the network goes to the device."""
     preprocessing = input_rule(s.BACKBONE, s.IMAGE_SIZE_PX, s.RESIZE_RULE, s.NORMALIZE)
-    network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
+    network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION, compiled=s.COMPILE)
     return Job(
         network=network,
         num_classes={"animals": int(samples.labels["animals"].max()) + 1},

@@ -66,6 +66,7 @@ RUN_NAME: str = "cnn_folder_224_raw_aug"  # folder under RUNS_ROOT
 SEED: Seed = 42
 DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1, mps; under torchrun auto is a GPU for each process
 PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: what is fast on the device
+COMPILE: bool = False  # the network, by torch's compiler; a minute more at the start
 CUDA_GRAPHS: bool = False  # True: a step is one launch on a GPU; never tried on one
 PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
@@ -132,7 +133,7 @@ HELP: Final = (  # what --help shows; --help-all shows every constant
 MAY_CHANGE: Final = ("DEVICE", "NUM_WORKERS", "PACK", "TENSORBOARD", "WANDB")  # when resumed
 LIMITS: Final = (  # these, too, where its data is the same
     *("IMAGES_ROOT", "ANNOTATIONS_ROOT", "SPLITS_FILE", "RUNS_ROOT", "RUN_NAME"),
-    *("EPOCHS", "PATIENCE", "MAX_BAD_FRACTION", "CUDA_GRAPHS"),
+    *("EPOCHS", "PATIENCE", "MAX_BAD_FRACTION", "COMPILE", "CUDA_GRAPHS"),
 )
 
 
@@ -313,7 +314,7 @@ def make_job(
     if s.SAMPLER == "weighted":
         shown *= sampler.weights
     preprocessing = input_rule(s.BACKBONE, s.IMAGE_SIZE_PX, s.RESIZE_RULE, s.NORMALIZE)
-    network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION)
+    network = Network.build(model, preprocessing, s.DEVICE, s.PRECISION, compiled=s.COMPILE)
     class_weights, loss = recipe.heads_loss(
         {"species": shown},
         {"species": s.FOCAL_GAMMA},

@@ -70,10 +70,16 @@ class Network:
         device: str,
         precision: str,
         temperatures: tuple[float, ...] = (),
+        compiled: bool = False,
     ) -> Network:
-        """Move `model` to the device and the precision that settings name ("auto" and others)."""
+        """Move `model` to the device and the precision that settings name ("auto" and others).
+
+        `compiled`: by torch's compiler, at the first batch of a kind.
+        """
         on = choose_device(device)
         set_arithmetic(exact=False)
+        if compiled:
+            model.compile()
         return cls(model, preprocessing, on, choose_precision(precision, on), temperatures)
 
     @classmethod

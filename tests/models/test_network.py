@@ -157,3 +157,22 @@ def test_a_temperature_divides_the_logits_and_a_photo_without_finite_ones_has_no
     for row in (0, 2):
         torch.testing.assert_close(plain[row], logits[row].exp() / logits[row].exp().sum())
         torch.testing.assert_close(cool[row], (logits[row] / 2).softmax(0))
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_it_is():
+    torch.manual_seed(0)
+    models = [build_classifier(PLAIN, 4)]
+    models.append(copy.deepcopy(models[0]))
+    first, second = (
+        Network.build(model.train(), RULE, "cpu", "fp32", compiled=model is models[1])
+        for model in models
+    )
+    for _ in range(2):  # the second step sees the statistics of the first
+        x = torch.rand(8, 3, 32, 32)
+        assert first(x)[0].detach().numpy() == pytest.approx(
+            second(x)[0].detach().numpy(), abs=1e-4
+        )
+    for one, other in zip(*(model.buffers() for model in models), strict=True):
+        assert torch.allclose(one.float(), other.float(), atol=1e-4)
+    assert models[0].state_dict().keys() == models[1].state_dict().keys()
