@@ -106,7 +106,7 @@ def test_legacy_layout(body: str, head: str, wrapped: bool, file: Path) -> None:
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read heads and vocabularies only: build nothing, so that a body need not be there."""
-    monkeypatch.setattr(checkpoints, "_fill", lambda _path, model, _state: model)
+    monkeypatch.setattr(checkpoints, "fill", lambda _path, model, _state: model)
     for kind in ("ChinchillaMultiHeadResNet18", "GenericMultiHeadResNet18"):
         monkeypatch.setattr(multi_head, kind, lambda sizes, _architecture: tuple(sizes))
 

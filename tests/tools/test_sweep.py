@@ -95,7 +95,7 @@ def test_specialists_over_folds_two_at_once(tree, stage1_run, tmp_path, script):
     ("arguments", "message"),
     [
         ([], "give a preset"),
-        (["configs/eval/demo.toml"], "lies in no folder of presets (stage1, stage2)"),
+        (["configs/eval/demo.toml"], "lies in no folder of presets (stage1, stage2, identity)"),
         (["configs/stage1/demo.toml", "EPOCHZ=3"], "unknown flag --epochz"),
         (["configs/stage1/nothere.toml"], "there is no such preset"),
         (["configs/stage1/demo.toml", "--seeds", "1", "1"], "their runs would mix"),
