@@ -36,7 +36,7 @@ demo: runs/demo/evaluation/petface_eval_summary.json runs/demo/identity/final.js
 	@$(RUN) -m tools.show_evaluation --config configs/eval/demo.toml
 	@printf '\nnext:\n'
 	@echo '    $(RUN) inference_engine.py data/demo/images/cat/000000/00.png --config configs/eval/demo.toml'
-	@echo '    $(RUN) inference_engine.py identify data/demo/images/rabbit/000003/01.png --gallery data/demo/images/rabbit --config configs/eval/demo.toml'
+	@echo '    $(RUN) inference_engine.py identify data/demo/images/hamster/000003/01.png --gallery data/demo/images/hamster --config configs/eval/demo.toml'
 	@echo '    $(RUN) -m tools.serve --config configs/serve/demo.toml    # then open http://127.0.0.1:8000'
 	@echo '    $(VENV)/bin/petface train my_pets                         # your own photos, <my_pets>/<class>/<photo>'
 
