@@ -65,7 +65,7 @@ OVER_BUDGET: dict[str, int] = {
     "petface/export": 552,
     "petface/serving": 1762,
     "tools": 3085,
-    "tests": 28023,
+    "tests": 28033,
 }
 
 

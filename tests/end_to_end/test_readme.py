@@ -19,6 +19,16 @@ OWN = ["--weights", "none", "--epochs", "1", "--image-size-px", "32"]
 SCRIPTS = {
     "train_resnet_minority_aug_dynamic.py": ["--epochs", "1", "--batch-size", "16"],
     "stage2_resnet_multi.py": ["--phase-epochs", "1,1", "--batch-size", "16"],
+    "train_identity.py": [
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+        "--weights",
+        "none",
+        "--splits-file",
+        "data/PetFace/splits.csv",
+    ],
     "inference_engine.py": [],
     "petface_command.py": OWN,
 }
@@ -113,7 +123,7 @@ def test_the_commands_of_the_readme_run_in_their_order(checkout):
                 assert run(checkout, arguments)
             continue
         seen.add(script)
-        small = SCRIPTS[script] + (SMALL if script in list(SCRIPTS)[:2] else [])
+        small = SCRIPTS[script] + (SMALL if script in list(SCRIPTS)[:3] else [])
         assert run(checkout, [*arguments, *small])
     assert set(SCRIPTS) <= seen
     assert (checkout / "runs/petface/evaluation/petface_eval_summary.json").exists()
