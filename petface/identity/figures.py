@@ -57,10 +57,9 @@ def verification(
     bounds = metrics.cluster_interval(auc, influence[twice], share, animal)
     found |= {"auc": auc, "auc_interval_95": bounds}
     for rate in FALSE_MATCH_RATES:
-        threshold = threshold_at(other, rate)
-        name, matched = f"tpr_at_fpr_{rate:g}", similarity[is_same] > threshold
         if num_other * rate < 1:  # too few pairs of two animals: not one of them might match
             continue
+        name, matched = f"tpr_at_fpr_{rate:g}", similarity[is_same] > threshold_at(other, rate)
         found[name] = float(matched.mean())
         found[f"{name}_interval_95"] = metrics.accuracy_interval(matched, left[is_same])
     return found

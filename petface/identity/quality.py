@@ -26,9 +26,9 @@ def look_at(pixels: np.ndarray) -> np.ndarray:
 def are_copies(looks: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Check which pairs (P,) are one photo, also resized, brightened, mirrored: (P,) bool."""
     small, found = _thumbnails(looks), left == right
-    hashes = _hashes(small)
-    for first in (small, small[:, :, ::-1]):
-        bits = _hashes(first)[left] ^ hashes[right]
+    hashes, mirrored = _hashes(small), small[:, :, ::-1]
+    for first, own in ((small, hashes), (mirrored, _hashes(mirrored))):
+        bits = own[left] ^ hashes[right]
         near = np.flatnonzero(np.bitwise_count(bits) <= duplicates.MAX_HASH_DISTANCE)
         for part in _pieces(near):
             unlike = duplicates.thumbnail_difference(first[left[part]], small[right[part]])

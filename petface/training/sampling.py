@@ -18,11 +18,7 @@ TailMode = Literal["none", "head_exclusion", "quantile", "absolute", "cumulative
 TAIL_MODES: Final = get_args(TailMode)
 ClassHistory = list[tuple[int, list[float], list[float]]]  # per epoch: number, recalls, weights
 _DIFFICULTY_EPSILON = 0.01  # one point of recall; used where the median difficulty is 0
-_DRAW_STREAM, _SHUFFLE_STREAM, _GROUP_STREAM = (
-    0,
-    1,
-    2,
-)  # so that one seed gives unrelated draws and shuffles
+_DRAW_STREAM, _SHUFFLE_STREAM, _GROUP_STREAM = range(3)  # one seed gives unrelated orders
 
 
 def samples_by_split(
