@@ -15,13 +15,12 @@ import sys
 import time
 from pathlib import Path
 
-from petface import files
 from petface.analysis.audit import describe_audit, make_audit, write_audit
 from petface.analysis.photos import look_at
 from petface.data.sample import sample_evenly
 from petface.data.sources.petface import scan
 from petface.errors import run_script
-from petface.report.audit_page import audit_page
+from petface.report.tool_pages import write_audit_page
 from petface.settings import NonNegative, Seed, read_settings
 
 # ---- Data ----
@@ -58,12 +57,10 @@ def main() -> None:
     looked_s = time.perf_counter() - start
     audit = make_audit(dataset, found, photos)
     write_audit(out, audit)
-    title = str(Path(settings.IMAGES_ROOT))
-    page = audit_page(audit, dataset, title, with_photos=settings.WITH_PHOTOS)
-    with files.atomic_write(out / "audit.html", "w") as handle:
-        handle.write(page)
+    root, page = Path(settings.IMAGES_ROOT), out / "audit.html"
+    write_audit_page(page, audit, dataset, root, with_photos=settings.WITH_PHOTOS)
     print(describe_audit(audit.summary))
-    print(f"photos_per_s: {len(places) / looked_s:.0f}\npage: {out / 'audit.html'}")
+    print(f"photos_per_s: {len(places) / looked_s:.0f}\npage: {page}")
 
 
 if __name__ == "__main__":

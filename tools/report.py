@@ -17,7 +17,7 @@ from pathlib import Path
 from petface.errors import UserError, run_script
 from petface.report import write_reports
 from petface.report.folders import find_folders
-from petface.report.index_page import write_index
+from petface.report.tool_pages import write_index
 from petface.settings import read_settings
 
 RUNS_ROOT: str = "runs"  # the index stands here and covers what is below

@@ -24,8 +24,8 @@ import inference_engine
 from petface import files
 from petface.evaluation.details import MODELS, PER_IMAGE, SUMMARY
 from petface.evaluation.summary import describe_summary
+from petface.report.evaluation_page import prediction_sheet, read_test_rows
 from petface.report.page import Photo
-from petface.report.photos import prediction_sheet, read_test_rows
 from petface.settings import read_settings
 
 OUT_DIR: str = "runs/evaluation"  # the evaluation's folder, where none is named
@@ -50,8 +50,7 @@ def main() -> None:
         way_out = f"run: python inference_engine.py evaluate --out-dir {out} --force"
         raise UserError(f"{what}; {way_out}") from error
     root = s.IMAGES_ROOT or files.read_json(out / MODELS)["images_root"]
-    strip = prediction_sheet(read_test_rows(out), Path(root))
-    photos = [photo for photo in strip.shown if isinstance(photo, Photo)]
+    photos = prediction_sheet(read_test_rows(out), Path(root))
     six = photos[:: max(1, len(photos) // NUM_COLUMNS)][:NUM_COLUMNS]
     for path, shown in ((picture, photos), (out / "strip.png", six)):
         with files.atomic_write(path) as handle:

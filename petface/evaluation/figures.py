@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -310,12 +310,12 @@ def _compare(fused: Fused, inside: Truths) -> dict[str, Any]:
 
 def percent(share: Any, digits: int = 1) -> str:
     """Format a share as per cent without the unit, `97.3`; "" where it is no finite number."""
-    return f"{share * 100:.{digits}f}" if _is_number(share) else ""
+    return f"{share * 100:.{digits}f}" if is_number(share) else ""
 
 
 def points(change: Any, digits: int = 1) -> str:
     """Format a change of a share in points, `+3.2`, `-0.4` or `0.0`; "" for no finite number."""
-    shown = f"{change * 100:+.{digits}f}" if _is_number(change) else ""
+    shown = f"{change * 100:+.{digits}f}" if is_number(change) else ""
     return shown if shown.strip("+-0.") else shown[1:]
 
 
@@ -326,6 +326,6 @@ def interval(limits: Any, form: Callable[[Any], str] = percent) -> str:
     return (" to " if form is points else " - ").join(map(form, limits))
 
 
-def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -19,7 +19,7 @@ def write_report(folder: Path, *, with_photos: bool = False, images_root: str = 
     from petface.report import evaluation_page, folders, run_page
 
     if not folders.is_evaluation(folder):
-        return run_page.write_run_report(folder, with_photos)
+        return run_page.write_run_report(folder, with_photos=with_photos)
     return evaluation_page.write_evaluation_report(
         folder, with_photos=with_photos, images_root=images_root
     )
@@ -64,10 +64,9 @@ def late_report(folder: Path) -> str:
     What is finished is never started again, so whoever finds it finished calls this. Returns the
     line that says so, with line breaks around it; "" where nothing is missing.
     """
-    from petface import distributed
     from petface.evaluation.details import PER_IMAGE
 
     is_finished = any((Path(folder) / name).is_file() for name in ("final.json", PER_IMAGE))
-    if not is_finished or (Path(folder) / "report.html").is_file() or not distributed.is_main():
+    if not is_finished or (Path(folder) / "report.html").is_file():
         return ""
     return f"\n{report_line(folder)}\n"

@@ -16,9 +16,9 @@ from petface.evaluation.details import SUMMARY
 from petface.evaluation.figures import interval, percent
 from petface.evaluation.identity import contamination_lines
 from petface.report import folders as read
-from petface.report import identity_part
 from petface.report.folders import rows
 from petface.report.page import render_markdown, table
+from petface.report.run_page import IDENTITY, card_facts
 
 _SETTINGS = "BACKBONE WEIGHTS IMAGE_SIZE_PX EPOCHS BATCH_SIZE LR SCHEDULE SAMPLER SEED PRECISION"
 _FIGURES = "num accuracy interval_95 majority_baseline"
@@ -48,8 +48,8 @@ def write_cards(
     if summary and models:
         facts = _facts(folder, summary, models, audited, problems)
         cards = {"model_card": facts, "data_card": facts}
-    if identity := read.read_json(folder / identity_part.SUMMARY, problems):
-        cards["identity_card"] = identity_part.card_facts(identity)
+    if identity := read.read_json(folder / IDENTITY, problems):
+        cards["identity_card"] = card_facts(identity)
     if not cards:
         raise UserError(
             f"{folder} holds no finished evaluation ({SUMMARY}); run: python inference_engine.py "

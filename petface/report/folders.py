@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import tomllib
@@ -11,13 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 import pandas as pd
 
 from petface import files
 from petface.errors import UserError
 from petface.evaluation.details import HEADS, MODELS, PER_IMAGE, SUMMARY
+from petface.evaluation.figures import is_number
 from petface.evaluation.identity import contamination_lines
 from petface.evaluation.summary import worst_of
 from petface.files import plain_cell, take
@@ -43,12 +43,7 @@ class Run:
     stage: int  # 1 (species), 2 (attributes of one), 3 (identity) or 0 where nothing tells
     state: str  # finished, or running (its lock is held) or stopped with the epochs done
     time: str  # of the training so far
-
-    @property
-    def device(self) -> str:
-        """Return the accelerator the run trained on, else the processor."""
-        gpu = None if self.settings.get("DEVICE") == "cpu" else self.environment.get("gpu")
-        return str(gpu or self.environment.get("processor") or "")
+    device: str  # the accelerator it trained on, else the processor
 
     def heads(self) -> list[dict[str, Any]]:
         """Return the test metrics per head, by the short names of a summary.
@@ -101,9 +96,10 @@ def read_run(folder: Path) -> Run:
         seconds = final["train_minutes"] * 60
     long = f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
     time = long if seconds >= 120 else f"{seconds:.0f} s" if seconds else ""
+    gpu = "" if settings.get("DEVICE") == "cpu" else environment.get("gpu")
     return Run(
         folder, problems, final, settings, text, environment, history, script, stage,
-        "finished" if final else state, time,
+        "finished" if final else state, time, str(gpu or environment.get("processor") or ""),
     )  # fmt: skip
 
 
@@ -162,6 +158,20 @@ def found_at(folder: Path, path: str) -> Path | None:
     return next((base / path for base in bases if path and (base / path).exists()), None)
 
 
+def photo_root(folder: Path, images_root: str, *, with_photos: bool) -> Path | None:
+    """Find the photos of a run or evaluation; None where they are gone or may not be shown.
+
+    Those of tools.make_demo_data are made up: anyone may see them.
+    """
+    root = found_at(folder, images_root)
+    return root if root and root.is_dir() and (with_photos or are_made_up(root)) else None
+
+
+def are_made_up(images_root: Path) -> bool:
+    """Return whether photos are those of tools.make_demo_data."""
+    return read_json(images_root.parent / "demo.json", []).get("tool") == "tools.make_demo_data"
+
+
 def readable_time(stamp: Any, path: Path) -> str:
     """Format a time stamp as day and minute; without one, the time of a file."""
     if not stamp and path.exists():
@@ -216,15 +226,3 @@ def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
         nested = isinstance(value, dict)
         found |= flat(value, f"{above}{key}.") if nested else {f"{above}{key}": value}
     return found
-
-
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Return whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def number(value: Any) -> str:
-    """Format a number: whole ones with separators, others with a few digits; "" for no number."""
-    if not is_number(value):
-        return ""
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"

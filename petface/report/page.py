@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from petface import files
-from petface.evaluation.figures import interval, percent, points
+from petface.data import images
+from petface.evaluation.figures import interval, is_number, percent, points
 from petface.report import folders as read
-from petface.report.folders import is_number, number
 
 MIN_PHOTOS: Final = 30  # of fewer photos an accuracy says little
+PHOTO_PX: Final = 144
 _NAMES = {
     "num": "photos",
     "num_records": "animals",
@@ -28,10 +34,20 @@ _NAMES = {
     "headline": "accuracy, %",
     "other_heads": "other accuracies, %",
     "link": "folder",
+    "verification.num_pairs": "pairs",
+    "verification.auc": "AUC",
+    "verification.auc_interval_95": "AUC, 95 % interval",
+    "reidentification.num_queries": "queries",
+    "reidentification.top1": "top-1",
+    "reidentification.top1_interval_95": "top-1, 95 % interval",
+    "reidentification.top5": "top-5",
+    "reidentification.mean_average_precision": "mAP",
+    "top1_gain": "top-1 gained over it",
+    "top1_gain_interval_95": "95 % interval",
 }
 _SHARES = re.compile(
-    "accuracy|recall|precision|f1|top[35]|share|frac|probability|agreement|baseline|coverage|in_stage|"
-    "impossible|equal"
+    "accuracy|recall|precision|f1|auc|top[135]|share|frac|probability|agreement|baseline|coverage|"
+    "in_stage|impossible|equal|found|mistaken|accepted"
 )
 
 
@@ -63,14 +79,8 @@ class Strip(NamedTuple):
         return any(self.shown)
 
 
-class Metric(NamedTuple):
-    """A headline metric with what must stand beside it."""
-
-    name: str
-    value: str
-    details: Sequence[str] = ()
-
-
+# A headline metric: its name, its value, and what must stand beside it.
+Metric = tuple[str, str, Sequence[str]]
 # What stands below each heading; a plain string explains and is no content.
 Sections = Mapping[str, Sequence[Table | Strip | Markup | str]]
 
@@ -94,22 +104,42 @@ class Page:
 
 def write(path: Path, page: Page) -> Path:
     """Write a page as HTML that runs no script and asks nothing of the network."""
-    with files.atomic_write(path, "w") as handle:
-        handle.write(render(page))
-    return path
-
-
-def render(page: Page) -> str:
-    """Return a page as HTML."""
     template = _environment(is_html=True).get_template("page.html.jinja")
-    return template.render(
-        page=page, has_content=lambda parts: any(part for part in parts if type(part) is not str)
-    )
+    with files.atomic_write(path, "w") as handle:
+        handle.write(
+            template.render(
+                page=page, has_content=lambda parts: any(p for p in parts if type(p) is not str)
+            )
+        )
+    return path
 
 
 def render_markdown(template: str, **values: Any) -> str:
     """Return a card in GitHub's Markdown; every value is shown as it is, never obeyed."""
     return _environment(is_html=False).get_template(template).render(values)
+
+
+def photo(images_root: Path, name: str, *lines: tuple[str, str]) -> Photo:
+    """Make a small JPEG copy; a name that leads out of the folder is not opened."""
+    path, source = PurePosixPath(name), ""
+    if not path.is_absolute() and ".." not in path.parts and "\0" not in name:
+        with suppress(images.ImageError):  # gone or changed since
+            pixels = images.resize(images.decode(images_root / path), PHOTO_PX, "letterbox")
+            source = _jpeg(Image.fromarray(np.ascontiguousarray(pixels)))
+    return Photo(source, name, lines)
+
+
+def picture(path: Path) -> Markup:
+    """Embed a PNG that an analysis drew."""
+    with Image.open(path) as opened:
+        drawn, words = _jpeg(opened.convert("RGB")), path.stem.replace("_", " ")
+    return Markup('<img class=picture src="{}" alt="{}">').format(drawn, words)
+
+
+def _jpeg(shown: Image.Image) -> str:
+    stream = io.BytesIO()
+    shown.save(stream, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: str = "") -> Table:
@@ -122,21 +152,21 @@ def table(rows: Iterable[Mapping[str, Any]], columns: str = "") -> Table:
     names = columns.split() or [*(rows or [{}])[0]]
     headings, cells = [], []
     for name in names:
-        values, (form, unit) = [row.get(name) for row in rows], _format_of(name, names)
-        shown = [form(value) for value in values]
-        if any(shown):
+        own, unit = name.rpartition(".")[2], ""
+        form: Callable[[Any], str] = text
+        is_interval = "interval" in own
+        if "change" in own or "gain" in own or (is_interval and "change" in names):
+            form, unit = partial(interval, form=points) if is_interval else points, ", points"
+        elif is_interval:
+            form = interval
+        elif _SHARES.search(own):
+            form, unit = percent, ", %"
+        values = [row.get(name) for row in rows]
+        if any(shown := [form(value) for value in values]):
             heading = _NAMES.get(name, re.sub("[._]", " ", name.removesuffix("_frac")))
             headings.append((heading + unit, not any(isinstance(v, str) for v in values)))
             cells.append(shown)
     return Table(headings, list(zip(*cells, strict=True)))
-
-
-def tables(tree: Any, *each: tuple[str, str, str, str]) -> dict[str, Sequence[Table | str]]:
-    """Format a section per (title, path as `read.rows` takes it, columns, words above)."""
-    return {
-        title: [words, table(read.rows(tree, path), columns)]
-        for title, path, columns, words in each
-    }
 
 
 def leaves(tree: Mapping[str, Any]) -> Table:
@@ -156,14 +186,19 @@ def headline(figure: Mapping[str, Any], by: str = "") -> Metric:
     details = (
         f"95 %: {limits}{by}" if limits else "",
         f"majority baseline {baseline} %" if baseline else "",
-        f"{number(num)} photos{few}" if is_number(num) else "",
+        f"{text(num)} photos{few}" if is_number(num) else "",
         f"worst: {figure['worst']}" if figure.get("worst") else "",
     )
-    return Metric(str(figure["head"]), f"{percent(figure.get('accuracy')) or '-'} %", details)
+    return (str(figure["head"]), f"{percent(figure.get('accuracy')) or '-'} %", details)
 
 
 def visible(value: object) -> str:
-    """Return text with control characters, text direction marks and lone surrogates escaped."""
+    """Return text with control characters, text direction marks and lone surrogates escaped.
+
+    Markup stays as it is.
+    """
+    if isinstance(value, Markup):
+        return value
     signs = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
     return "".join(signs)
 
@@ -174,25 +209,15 @@ def markdown_text(value: object) -> str:
     return re.sub(r"^(\d*)([-+=.)])(?=\s|$|[-+=])", r"\1\\\2", shown)
 
 
-def _format_of(name: str, names: Sequence[str]) -> tuple[Callable[[Any], str], str]:
-    """Return what formats a column, and the unit for its heading."""
-    own = name.rpartition(".")[2]
-    if "interval" in own and "change" in names:
-        return partial(interval, form=points), ", points"
-    if "interval" in own:
-        return interval, ""
-    if own == "change":
-        return points, ", points"
-    return (percent, ", %") if _SHARES.search(own) else (_text, "")
-
-
-def _text(value: Any) -> str:
-    """Format anything but a share; a text that is markup stays markup."""
+def text(value: Any) -> str:
+    """Format anything but a share; a text that is markup stays markup, None is empty."""
     if isinstance(value, bool):
         return "yes" if value else ""
-    if value is None or isinstance(value, int | float):
-        return number(value)
-    return value if isinstance(value, str) else " ".join(map(str, value))
+    if is_number(value):
+        return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return value if isinstance(value, str) else ""
 
 
 @cache
@@ -201,13 +226,9 @@ def _environment(*, is_html: bool) -> Environment:
     return Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=is_html,
-        finalize=_shown if is_html else markdown_text,
+        finalize=visible if is_html else markdown_text,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-
-
-def _shown(value: object) -> object:
-    return value if isinstance(value, Markup) else visible(value)

@@ -15,8 +15,7 @@ from PIL import Image
 
 from petface import report
 from petface.report import folders
-from petface.report.compare_page import comparison_page
-from petface.report.index_page import write_index
+from petface.report.tool_pages import write_comparison, write_index
 from tests.report.made_folders import HOSTILE, make_comparison, make_evaluation, make_run
 from tests.report.page_checks import check_page
 
@@ -149,7 +148,7 @@ def test_hostile_names_stay_text(tmp_path):
         tmp_path / "compare.html",
         write_index(tmp_path),
     ]
-    pages[2].write_text(comparison_page([make_comparison(HOSTILE)]), encoding="utf-8")
+    write_comparison(pages[2], make_comparison(HOSTILE))
     for path in pages:
         _, _, page = read(path)
         assert "<script>alert" not in page and "\u202e" not in page and "://" not in page
