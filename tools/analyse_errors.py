@@ -28,7 +28,7 @@ import pandas as pd
 import inference_engine
 from inference_engine import Stage1Model, Stage2Model
 from petface import files
-from petface.analysis import attention, errors, probes
+from petface.analysis import errors
 from petface.data.loading import worker_count
 from petface.evaluation.details import HEADS, Evaluation, class_numbers, read_evaluation
 from petface.inference.loading import find_specialist
@@ -66,7 +66,7 @@ def main() -> None:
     nothing = UserError(f"no test photo below {root} can be read; set --images-root")
     if not Path(root).is_dir():
         raise nothing
-    work = attention.choose_photos(evaluation, root, s.SAMPLE, s.EXAMPLES)
+    work = errors.choose_photos(evaluation, root, s.SAMPLE, s.EXAMPLES)
     for path in out.rglob("gradcam_*.png"):  # of an earlier analysis, of other heads
         path.unlink()
     worst = errors.write_mistakes(out / "mistakes.csv", evaluation)
@@ -80,10 +80,10 @@ def main() -> None:
     figures, pictures, told = run_networks(evaluation, work, s)
     if told["num_unreadable"] == len(work.sample):
         raise nothing
-    probes.write_probes(out / "probes.csv", figures)
+    errors.write_probes(out / "probes.csv", figures)
     for head, found in pictures.items():
         picture = out / "photos" / f"gradcam_{head}_mistakes.png"
-        attention.draw_mistakes(picture, work.mistakes[head], found)
+        errors.draw_mistakes(picture, work.mistakes[head], found)
     result = {
         "num_test": int(num_test),
         "sample": len(work.sample),
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def run_networks(
-    evaluation: Evaluation, work: attention.Work, s: Any
+    evaluation: Evaluation, work: errors.Work, s: Any
 ) -> tuple[dict[str, Any], dict[str, dict[int, list[np.ndarray]]], dict[str, Any]]:
     """Run stage 1 and then each specialist over the photos.
 
@@ -117,7 +117,7 @@ def run_networks(
     right, told = np.zeros(len(sample), bool), dict[str, Any]()
     for species, network, heads in load_networks(evaluation, s):
         asked = np.flatnonzero((species is None) | (right & (species_of == species)))
-        answers = probes.predict_under_probes(
+        answers = errors.predict_under_probes(
             network, work.catalog, sample[asked], len(heads), batch_size=s.BATCH_SIZE,
             num_workers=worker_count(s.WORKERS), description=f"probes, {species or 'species'}",
         )  # fmt: skip
@@ -131,7 +131,7 @@ def run_networks(
             if use.any():
                 share = (predicted[0] == true)[use].mean()
                 print(f"{species or 'all'} {head}: {share:.1%} right of {use.sum():,} photos")
-            pictures[head] |= attention.explain(work, network, head, number, names, species)
+            pictures[head] |= errors.explain(work, network, head, number, names, species)
         if species is None:
             right, answered = predicted[0] == true, predicted[0] >= 0
             before = class_numbers(work.labels("species_pred", sample), names)
@@ -143,7 +143,7 @@ def run_networks(
         # each photo holds class numbers of one specialist only, so they may stand side by side
         whole = [np.concatenate(columns, axis=-1) for columns in zip(*kept[head], strict=True)]
         if len(whole[2]):
-            figures[head] = probes.probe_figures(*whole)
+            figures[head] = errors.probe_figures(*whole)
     return figures, pictures, told
 
 

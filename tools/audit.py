@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from petface.analysis.audit import describe_audit, make_audit, write_audit
-from petface.analysis.photos import look_at
+from petface.analysis.duplicates import look_at
 from petface.data.sample import sample_evenly
 from petface.data.sources.petface import scan
 from petface.errors import run_script

@@ -17,7 +17,7 @@ import pandas as pd
 
 from petface import files
 from petface.analysis import duplicates
-from petface.analysis.photos import Photos
+from petface.analysis.duplicates import Photos
 from petface.data import images
 from petface.data.dataset import Dataset
 from petface.data.loading import OK, STATUS_NAMES, TOO_LARGE, UNREADABLE, even_slices
@@ -55,6 +55,8 @@ def make_audit(dataset: Dataset, scan: Scan, photos: Photos) -> Audit:
     issues = pd.DataFrame(found, columns=["kind", "path_or_record", "detail"])
     pairs, search = find_duplicates(dataset, photos)
     classes = count_classes(dataset)
+    num_photos = np.bincount(catalog.record_index, minlength=catalog.num_records)
+    many = np.bincount(np.minimum(num_photos, _MANY_PHOTOS + 1)).tolist()
     summary = {
         "photos": len(catalog),
         "records": catalog.num_records,
@@ -65,7 +67,7 @@ def make_audit(dataset: Dataset, scan: Scan, photos: Photos) -> Audit:
         "issues": issues["kind"].value_counts().sort_index().to_dict(),
         "duplicates": search,
         "per_species": _species_summary(dataset, photos),
-        "photos_per_record": _photos_per_record(dataset),
+        "photos_per_record": {f"{n}{'+' * (n > _MANY_PHOTOS)}": k for n, k in enumerate(many) if n},
         "heads": _head_summary(dataset, classes),
         "notes": list(dataset.notes),
     }
@@ -83,11 +85,7 @@ def write_audit(folder: Path, audit: Audit) -> None:
 
 def path_text(dataset: Dataset, place: int) -> str:
     """Return a photo's path below the images folder; bytes that are not UTF-8 are shown escaped."""
-    return _text(dataset.catalog.relative_path(int(place)))
-
-
-def _text(path: bytes) -> str:
-    return path.decode("utf-8", "backslashreplace")
+    return files.readable_name(dataset.catalog.relative_path(int(place)))
 
 
 # ---- Duplicates ----
@@ -125,13 +123,13 @@ def find_duplicates(dataset: Dataset, photos: Photos) -> tuple[pd.DataFrame, dic
             "difference": np.append(zeros, difference[alike]).round(3),
         }
     )
-    across, counts = is_across_splits(pairs), dict[str, int]()
+    inside, counts = pairs["split_a"] == pairs["split_b"], dict[str, int]()
     for kind in ("exact", "near"):
         counts[kind] = int((pairs["kind"] == kind).sum())
-        counts[f"{kind}_across_splits"] = int((across & (pairs["kind"] == kind)).sum())
+        counts[f"{kind}_across_splits"] = int((~inside & (pairs["kind"] == kind)).sum())
     counts |= {"candidates": len(rows), "radius_bits": near.radius, "crowded": near.crowded}
     order = ["inside", "kind", "difference", "path_a", "path_b"]
-    pairs = pairs.assign(inside=~across).sort_values(order, ignore_index=True)
+    pairs = pairs.assign(inside=inside).sort_values(order, ignore_index=True)
     return pairs.drop(columns="inside"), counts
 
 
@@ -160,11 +158,6 @@ def _differences(dataset: Dataset, pairs: np.ndarray) -> np.ndarray:
     return result
 
 
-def is_across_splits(pairs: pd.DataFrame) -> pd.Series:
-    """Mark the pairs whose photos lie in different splits."""
-    return pairs["split_a"] != pairs["split_b"]
-
-
 # ---- Issues ----
 
 
@@ -176,13 +169,13 @@ def _issues(
     for row, why in zip(np.flatnonzero(status != OK).tolist(), photos.failures, strict=True):
         yield STATUS_NAMES[status[row]], path_text(dataset, photos.places[row]), why
     for path, reason in scan.strays:
-        yield "stray", _text(path), reason
+        yield "stray", files.readable_name(path), reason
     if more := scan.num_strays - len(scan.strays):
         yield "stray", "", f"{more:,} more are counted and not listed"
     for name in scan.empty_species:
         yield "empty_species", name, "a species folder without an image"
     for folder in scan.empty_records:
-        yield "empty_record", _text(folder), "a record folder without an image"
+        yield "empty_record", files.readable_name(folder), "a record folder without an image"
     for species in dataset.catalog.classes:
         if species not in dataset.annotations:
             yield "no_annotation_file", species, "trains in stage 1, has no specialist"
@@ -300,13 +293,6 @@ def _photo_summary(seen: np.ndarray) -> dict[str, Any]:
         "modes": dict(sorted(modes.items(), key=lambda item: (-item[1], item[0]))),
         "brightness_histogram": bins.tolist(),
     }
-
-
-def _photos_per_record(dataset: Dataset) -> dict[str, int]:
-    """Count the records with 1, 2, 3 ... photos; those with many stand together."""
-    num_photos = np.bincount(dataset.catalog.record_index, minlength=dataset.catalog.num_records)
-    counts = np.bincount(np.minimum(num_photos, _MANY_PHOTOS + 1)).tolist()
-    return {f"{n}{'+' * (n > _MANY_PHOTOS)}": num for n, num in enumerate(counts) if n}
 
 
 # ---- Text ----

@@ -1,26 +1,34 @@
-"""Where an evaluation's test split is wrong: the surest mistakes, and accuracy by kind of animal.
-
-Slices cut the test answers by what the animal or its label is like.
+"""Where an evaluation's test split is wrong: the surest mistakes and what the networks look at,
+accuracy by kind of animal, and whether answers lean on how photos are cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from petface import files
-from petface.evaluation.details import HEADS, Evaluation
-from petface.metrics import accuracy_interval
+from petface.data.catalog import Catalog, listed_files
+from petface.data.loading import OK, FileImages, even_slices, read_ahead
+from petface.errors import UserError
+from petface.evaluation.details import HEADS, Evaluation, class_numbers
+from petface.inference.gradcam import finest_useful_layer, gradcams, overlay
+from petface.metrics import accuracy_interval, gain_interval
+from petface.models.network import Network, tempered
+from petface.progress import progress
 
-_SLICE_COLUMNS: Final = (
-    "head", "slice", "unit", "bin", "num", "num_records", "accuracy", "low_95", "high_95",
-    "stands_out",
-)  # fmt: skip
+PICTURE_PX: Final = 128
+_FONT_PX, _TEXT_PX = 11, 512
 
 
 def asked_places(evaluation: Evaluation, head: str) -> np.ndarray:
@@ -35,6 +43,24 @@ def asked_places(evaluation: Evaluation, head: str) -> np.ndarray:
 def true_column(head: str) -> str:
     """Return the column of an evaluation that holds a head's true labels."""
     return "species" if head == "species" else f"{head}_true"
+
+
+def record_numbers(evaluation: Evaluation) -> np.ndarray:
+    """Number the records from 0, each (species, record) once: (N,) int64."""
+    return evaluation.rows.groupby(["species", "record"], observed=True).ngroup().to_numpy()
+
+
+def write_intervals(path: Path, rows: Iterable[Mapping[str, Any]], columns: str) -> None:
+    """Write rows as a CSV of some columns; their `interval_95` stands in `low_95` and `high_95`."""
+    names, cells = columns.split(), []
+    for row in rows:
+        low, high = row["interval_95"] or ("", "")
+        found = {**row, "low_95": low, "high_95": high}
+        cells.append([found[name] for name in names])
+    files.write_csv(path, names, cells)
+
+
+# ---- Mistakes ----
 
 
 def worst_mistakes(evaluation: Evaluation, head: str, num: int | None = None) -> pd.DataFrame:
@@ -77,9 +103,95 @@ def write_mistakes(path: Path, evaluation: Evaluation, num_kept: int = 20) -> di
     }
 
 
-def record_numbers(evaluation: Evaluation) -> np.ndarray:
-    """Number the records from 0, each (species, record) once: (N,) int64."""
-    return evaluation.rows.groupby(["species", "record"], observed=True).ngroup().to_numpy()
+@dataclass(frozen=True, eq=False)
+class Work:
+    """The M test photos of an analysis, by their places in the catalog of their files."""
+
+    catalog: Catalog
+    rows: np.ndarray  # (M,) int64 of the evaluation, ascending
+    answers: pd.DataFrame  # (M,) these rows
+    sample: np.ndarray  # (S,) places of those that stand for the whole test split
+    mistakes: dict[str, pd.DataFrame]  # per head, of `worst_mistakes`, by place
+
+    def labels(self, column: str, places: np.ndarray) -> list[str]:
+        """Return the texts of some photos in a column of the evaluation; "" where unknown."""
+        return self.answers[column].iloc[places].astype(str).tolist()
+
+
+def choose_photos(evaluation: Evaluation, root: str, num_sampled: int, num_mistakes: int) -> Work:
+    """Choose the photos to look at, and list their files below `root`.
+
+    The sample is `num_sampled` rows of the test split at equal distances, 0 = all, so that species
+    keep their shares; of each head `num_mistakes` of the surest mistakes.
+    """
+    test = np.flatnonzero(evaluation.rows["split"] == "test")
+    if not len(test):
+        raise UserError(f"{evaluation.folder} has no photo in the test split")
+    worst = {head: worst_mistakes(evaluation, head, num_mistakes) for head in HEADS}
+    sample = test
+    if 0 < num_sampled < len(test):
+        sample = test[np.arange(num_sampled) * len(test) // num_sampled]
+    rows = np.unique(np.concatenate([sample, *(table["place"] for table in worst.values())]))
+    return Work(
+        listed_files(root, evaluation.image_names(rows)),
+        rows,
+        evaluation.rows.iloc[rows],
+        np.searchsorted(rows, sample),
+        {head: own.set_index(np.searchsorted(rows, own["place"])) for head, own in worst.items()},
+    )
+
+
+def explain(
+    work: Work, network: Network, head: str, number: int, names: Sequence[str], species: str | None
+) -> dict[int, list[np.ndarray]]:
+    """Draw the mistakes of head `number`: by place the photo, its maps for answer and truth.
+
+    `species` of a specialist, None for stage 1. Photos that cannot be read are left out; a truth
+    that is no class has no map. Pictures are (S, S, 3) uint8.
+    """
+    source, found = FileImages(work.catalog, network.preprocessing), {}
+    layer, _ = finest_useful_layer(network)
+    mistakes = work.mistakes[head]
+    own = mistakes[(mistakes["species"] == species) | (species is None)]
+    answered = list(own[["predicted", "true"]].itertuples(name=None))
+    for place, *answers in progress(answered, desc=f"Grad-CAM, {head}", leave=False):
+        classes = class_numbers(answers, names)
+        classes = classes[classes >= 0]
+        pixels = source.read(np.array([place])).arrays[0]
+        if len(pixels):
+            twice = pixels.expand(len(classes), -1, -1, -1)
+            maps, photo = gradcams(network, twice, number, classes, layer), pixels[0].numpy()
+            found[place] = [photo, *(overlay(photo, cam) for cam in maps)]
+    return found
+
+
+def draw_mistakes(
+    path: Path, mistakes: pd.DataFrame, pictures: Mapping[int, Sequence[np.ndarray]]
+) -> None:
+    """Draw into a PNG a row per photo of `explain`: the photo, its maps, and what was answered."""
+    shown = [place for place in mistakes.index if place in pictures]
+    if not shown:
+        return
+    sheet = Image.new("RGB", (3 * PICTURE_PX + _TEXT_PX, len(shown) * PICTURE_PX), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
+    for number, place in enumerate(shown):
+        own, top = mistakes.loc[place], number * PICTURE_PX
+        chance = own["true_probability"]
+        for column, picture in enumerate(pictures[place]):
+            small = Image.fromarray(picture).resize((PICTURE_PX, PICTURE_PX))
+            sheet.paste(small, (column * PICTURE_PX, top))
+        lines = [
+            f"{own['predicted']} {own['probability'] * 100:.0f} %",
+            f"truth: {own['true']}" + ("" if np.isnan(chance) else f" {chance * 100:.0f} %"),
+            own["image"],
+        ]
+        text = ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
+        draw.text((3 * PICTURE_PX + 8, top + 8), "\n".join(text), "black", font)
+    with files.atomic_write(path) as handle:
+        sheet.save(handle, format="PNG", optimize=True)
+
+
+# ---- Slices ----
 
 
 def cut_at(values: np.ndarray, edges: npt.ArrayLike) -> pd.Categorical[Any]:
@@ -160,11 +272,128 @@ def count_standing_out(slices: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_slices(path: Path, slices: Mapping[str, Any]) -> None:
     """Write every bin as a row of a CSV."""
-    rows = [
-        (head, name, entry["unit"], b["bin"], b["num"], b["num_records"], b["accuracy"],
-         *(b["interval_95"] or ("", "")), int(b["stands_out"]))
-        for head, entries in slices.items()
-        for name, entry in entries.items()
-        for b in entry["bins"]
-    ]  # fmt: skip
-    files.write_csv(path, _SLICE_COLUMNS, rows)
+    rows = (
+        {**b, "head": head, "slice": name, "unit": cut["unit"], "stands_out": int(b["stands_out"])}
+        for head, cuts in slices.items()
+        for name, cut in cuts.items()
+        for b in cut["bins"]
+    )
+    columns = "head slice unit bin num num_records accuracy low_95 high_95 stands_out"
+    write_intervals(path, rows, columns)
+
+
+# ---- Probes: small changes to photos that leave the animal what it is ----
+#
+# Every change takes and returns (B, 3, S, S) uint8 of any device, and is deterministic. Lengths are
+# shares of the side S, rounded to whole pixels.
+
+
+def shift(photos: Tensor, *, down_frac: float = 0.0, right_frac: float = 0.0) -> Tensor:
+    """Move the content; what moves in is the photo mirrored at its edge."""
+    for axis, frac in ((2, down_frac), (3, right_frac)):
+        side = photos.shape[axis]
+        source = (torch.arange(side, device=photos.device) - round(frac * side)) % (2 * side)
+        photos = photos.index_select(axis, torch.minimum(source, 2 * side - 1 - source))
+    return photos
+
+
+def mask_border(photos: Tensor, *, frac: float, mean_colour: bool = False) -> Tensor:
+    """Paint a frame of this width black, or in the mean colour of what it leaves of each photo."""
+    side = photos.shape[-1]
+    inside = slice(round(frac * side), side - round(frac * side))
+    inner = photos[:, :, inside, inside]
+    masked = torch.zeros_like(photos)
+    if mean_colour:
+        masked += inner.float().mean(dim=(2, 3), keepdim=True).round().to(torch.uint8)
+    masked[:, :, inside, inside] = inner
+    return masked
+
+
+# (group, name): those of a group ask the same question, of a poorer alignment or another border
+PROBES: Final[Mapping[tuple[str, str], Callable[[Tensor], Tensor]]] = {
+    ("shift", f"{name} {share} %"): partial(
+        shift, down_frac=down * share / 100, right_frac=right * share / 100
+    )
+    for share in (5, 10, 20)
+    for name, down, right in (("left", 0, -1), ("right", 0, 1), ("up", -1, 0), ("down", 1, 0))
+} | {
+    ("border", f"outer {share} % {name}"): partial(
+        mask_border, frac=share / 100, mean_colour=name != "black"
+    )
+    for name in ("black", "mean colour")
+    for share in (5, 10, 15)
+}
+
+
+def predict_under_probes(
+    network: Network, catalog: Catalog, places: np.ndarray, num_heads: int, *, batch_size: int,
+    num_workers: int, description: str = "probes",
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Predict the photos at `places` (M,) of a catalog as they are, then under P `PROBES`.
+
+    Returns class numbers, -1 where a photo cannot be read or an answer is not finite, and their
+    probabilities, NaN likewise: (1 + P, M, heads) int16 and float32. A probe changes the resized
+    pixels on the device. A bar shows predictions per second.
+    """
+    shape = 1 + len(PROBES), len(places), num_heads
+    predicted, confidence = np.full(shape, -1, np.int16), np.full(shape, np.nan, np.float32)
+    slices = even_slices(np.arange(len(places)), batch_size)
+    source = FileImages(catalog, network.preprocessing)
+    decoded = read_ahead(source, [places[part] for part in slices], num_workers)
+    with progress(total=shape[0] * len(places), desc=description) as bar:
+        for part, item in zip(slices, decoded, strict=True):
+            rows = part[item.status == OK]
+            photos = item.arrays[0].permute(0, 3, 1, 2).to(network.device)
+            for k, change in enumerate([Tensor.clone, *PROBES.values()]):
+                bar.update(len(part))
+                if not len(rows):
+                    continue
+                heads = tempered(network.logits(change(photos)), network.temperatures)
+                for head, p in enumerate(heads):
+                    best, number = p.cpu().max(dim=1)
+                    confidence[k, rows, head] = best.numpy()
+                    predicted[k, rows, head] = np.where(best.isfinite(), number, -1)
+    return predicted, confidence
+
+
+def probe_figures(
+    predicted: np.ndarray, confidence: np.ndarray, true: np.ndarray, records: np.ndarray
+) -> dict[str, Any]:
+    """Describe the answers of one head to M photos: as they are, and under P probes.
+
+    predicted and confidence (1 + P, M), the first row without a change; true (M,) in numbers that
+    compare with predicted, records (M,) numbers. Change is in accuracy, with a 95 % interval of the
+    paired difference. Agreement is the share of unchanged answers.
+    """
+    right = predicted == true
+    accuracy, confidence = right.mean(axis=1).tolist(), np.nanmean(confidence, axis=1).tolist()
+    baseline = {
+        "num": len(true),
+        "num_records": len(np.unique(records)),
+        "accuracy": accuracy[0],
+        "confidence": confidence[0],
+    }
+    found = [
+        {
+            "name": name,
+            "group": group,
+            "accuracy": accuracy[k],
+            "change": accuracy[k] - accuracy[0],
+            "interval_95": gain_interval(right[k].astype(np.int64) - right[0], records),
+            "agreement": float((predicted[k] == predicted[0]).mean()),
+            "confidence": confidence[k],
+        }
+        for k, (group, name) in enumerate(PROBES, start=1)
+    ]
+    return {"baseline": baseline, "probes": found}
+
+
+def write_probes(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write every head's answer to every probe as a row of a CSV."""
+    rows = (
+        {**p, "head": head, "probe": p["name"]}
+        for head, entry in figures.items()
+        for p in entry["probes"]
+    )
+    columns = "head group probe accuracy change low_95 high_95 agreement confidence"
+    write_intervals(path, rows, columns)

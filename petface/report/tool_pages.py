@@ -146,10 +146,10 @@ def write_audit_page(
 
     Photos stand in it `with_photos`, and always where they are made up.
     """
-    from petface.analysis.audit import MIN_RECORDS, is_across_splits
+    from petface.analysis.audit import MIN_RECORDS
 
     summary, pairs = audit.summary, audit.duplicates
-    leaks = int(is_across_splits(pairs).sum())
+    leaks = int((pairs["split_a"] != pairs["split_b"]).sum())
     bad = summary["unreadable"] + summary["too_large"]
     classes = audit.classes.assign(testable=audit.classes["test"] > 0)
     listed = classes[(classes["records"] < MIN_RECORDS) | ~classes["testable"]]

@@ -18,7 +18,7 @@ from petface.analysis.audit import (
     quick_audit_line,
     write_audit,
 )
-from petface.analysis.photos import look_at
+from petface.analysis.duplicates import look_at
 from petface.data.dataset import Dataset, load_dataset
 from petface.data.sources.petface import scan
 from petface.data.splits import write_splits

@@ -1,4 +1,4 @@
-"""Hashes of photos and the search for near ones, against loops over all pairs."""
+"""What is measured of photos; their hashes and the search for near ones, against loops."""
 
 import io
 
@@ -8,6 +8,8 @@ from PIL import Image, ImageEnhance
 
 from petface.analysis import duplicates
 from petface.data import images
+from petface.data.catalog import listed_files
+from petface.data.loading import OK
 
 
 def photo(seed: int, side: int = 96) -> np.ndarray:
@@ -159,3 +161,23 @@ def test_mirrored_copies_are_pairs_once_and_strangers_are_none():
     assert sorted(map(tuple, found.pairs.tolist())) == expected and not found.distance.any()
     none = np.zeros(0, np.uint64)
     assert duplicates.near_or_mirrored_pairs(none, none, np.zeros(0, int)).pairs.shape == (0, 2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_are_measured_in_order_and_broken_ones_counted(tmp_path, workers):
+    names = []
+    for number in range(40):
+        names.append(f"{number % 7}/{number}.png")
+        path = tmp_path / names[-1]
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8 + number, 3), 2 * number, np.uint8)).save(path)
+    (tmp_path / names[5]).write_bytes(b"no image")
+    (tmp_path / names[6]).unlink()
+    places = np.array([*range(39, 2, -1)])
+    looked = duplicates.look_at(listed_files(tmp_path, names), places, workers)
+    found, is_bad = looked.seen, np.isin(places, [5, 6])
+    np.testing.assert_array_equal(found["status"] == OK, ~is_bad)
+    for name, values in (("brightness", 2 * places), ("width_px", 8 + places)):
+        np.testing.assert_array_equal(found[name], np.where(is_bad, 0, values))
+    assert len(looked.failures) == 2 and str(tmp_path) not in "".join(looked.failures)
+    assert len(duplicates.look_at(listed_files(tmp_path, []), places[:0], workers).seen) == 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from petface.analysis.probes import PROBES
+from petface.analysis.errors import PROBES
 from tests import scripts
 from tests.conftest import BOMB, EMPTY, TRUNCATED
 from tests.naive import rows_of
