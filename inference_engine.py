@@ -20,7 +20,14 @@ from typing import Any, Literal
 
 from petface import distributed
 from petface.data.loading import worker_count
-from petface.errors import SettingsError, UserError, optional_room, run_script, short
+from petface.errors import (
+    SettingsError,
+    UserError,
+    optional_room,
+    outlive_reader,
+    run_script,
+    short,
+)
 from petface.evaluation.details import PER_IMAGE, SUMMARY
 from petface.evaluation.run import EvaluationOptions, evaluate_dataset
 from petface.evaluation.summary import describe_summary
@@ -31,7 +38,6 @@ from petface.inference.two_stage import readable
 from petface.inference.views import Views
 from petface.models.network import NOT_FINITE
 from petface.settings import NonNegative, Positive, Seed, read_settings
-from petface.streams import outlive_reader
 from petface.training.runs import late_report, report_line
 
 __all__ = [

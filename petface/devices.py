@@ -77,33 +77,14 @@ def num_cores() -> int:
     return max(1, math.ceil(min(num, _cpu_quota())))
 
 
-def _cpu_quota(root: Path = Path("/")) -> float:
-    """Return the processor time that control groups of Linux allow, in cores; inf = no limit.
+def _cpu_quota(mounted: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return the processor time that a container's control group allows, in cores; inf = no limit.
 
-    Every group above this process's counts. In a container the path may be the host's: then the
-    group that is mounted at the top is its own.
+    cpu.max of version 2, or the two files of version 1.
     """
-    smallest = math.inf
-    with suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-            number, controllers, path = line.split(":", 2)
-            if number != "0" and "cpu" not in controllers.split(","):
-                continue
-            tops = ["", "unified"] if number == "0" else ["cpu", controllers]
-            for top in (root / "sys/fs/cgroup" / name for name in tops):
-                group = top / path.strip("/")
-                for folder in (group, *group.parents):
-                    smallest = min(smallest, _quota_of(folder))
-                    if folder == top:
-                        break
-    return smallest
-
-
-def _quota_of(folder: Path) -> float:
-    """Read the limit of one group: cpu.max of version 2, or the two files of version 1."""
-    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         with suppress(OSError, ValueError, ZeroDivisionError):  # "max" is no number
-            words = " ".join((folder / n).read_text(encoding="utf-8") for n in names).split()
+            words = " ".join((mounted / n).read_text(encoding="utf-8") for n in names).split()
             if (quota := float(words[0])) > 0:
                 return quota / float(words[1])
     return math.inf
@@ -162,7 +143,11 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
         if device.type == "cuda":
             wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         else:
-            wanted = "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+            flags = ""
+            with suppress(OSError):  # elsewhere bfloat16 is slower than float32
+                flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+            has_bf16 = "avx512_bf16" in flags or "amx_bf16" in flags
+            wanted = "bf16" if device.type == "cpu" and has_bf16 else "fp32"
     return Precision({"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted])
 
 
@@ -173,11 +158,3 @@ def set_arithmetic(*, exact: bool) -> None:
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
     torch.backends.cudnn.benchmark = not exact
-
-
-def cpu_has_bf16() -> bool:
-    """Check whether the CPU computes in bfloat16; elsewhere it is slower than float32."""
-    flags = ""
-    with suppress(OSError):
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -17,13 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from petface import streams
-from petface.errors import NO_MEMORY, UserError
+from petface.errors import NO_MEMORY, UserError, outlive_reader
 
 HOST_TIMEOUT = timedelta(hours=2)  # the first process may be making a pack meanwhile
 STEP_TIMEOUT = timedelta(minutes=10)  # between steps that all take at once
 DEVICE_TIMEOUT = timedelta(minutes=15)  # NCCL ends the process, so gloo shall say it before
-_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _is_parted = False
 _on_devices: dist.ProcessGroup | None = None
 
@@ -73,10 +71,11 @@ def start(device: str) -> None:
     environment that torchrun did not make.
     """
     global _on_devices
-    streams.outlive_reader()
+    outlive_reader()
     if (rank(), world_size()) == (0, 1):
         return
-    if missing := [name for name in _NAMES if name not in os.environ]:
+    wanted = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in wanted if name not in os.environ]:
         raise UserError(
             f"RANK or WORLD_SIZE is set without {', '.join(missing)}: start with torchrun, or "
             "unset them to train alone"
@@ -85,7 +84,15 @@ def start(device: str) -> None:
         raise UserError(f"RANK {rank()} is not below WORLD_SIZE {world_size()}: use torchrun")
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
-        _choose_gpu(device)
+        num = torch.cuda.device_count()
+        if device not in ("auto", "cuda"):
+            raise UserError(f"DEVICE {device!r} is one device; under torchrun use 'auto' or 'cpu'")
+        if (place := local_rank() or 0) >= num:
+            raise UserError(
+                f"{local_world_size()} processes on this machine and {num} GPUs: lower "
+                "--nproc-per-node, or set DEVICE = 'cpu'"
+            )
+        torch.cuda.set_device(place)
     with _others():
         dist.init_process_group("gloo", timeout=HOST_TIMEOUT)
         if on_gpu:
@@ -225,18 +232,6 @@ def _others() -> Iterator[None]:
             f"process {_number('RANK', 0)} of {_number('WORLD_SIZE', 1)} lost the others: one has "
             f"ended or hangs, and what it said counts ({str(error).splitlines()[0]})"
         ) from error
-
-
-def _choose_gpu(device: str) -> None:
-    place, num = local_rank() or 0, torch.cuda.device_count()
-    if device not in ("auto", "cuda"):
-        raise UserError(f"DEVICE {device!r} is one device; under torchrun use 'auto' or 'cpu'")
-    if place >= num:
-        raise UserError(
-            f"{local_world_size()} processes on this machine and {num} GPUs: lower "
-            "--nproc-per-node, or set DEVICE = 'cpu'"
-        )
-    torch.cuda.set_device(place)
 
 
 def _number(name: str, default: int) -> int:

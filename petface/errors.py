@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one line that names file, line, value and way out."""
+"""How a script ends: what the user can mend is one line; its streams cannot break its work."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gc
 import importlib
 import os
 import re
+import select
 import signal
 import sys
 import tempfile
@@ -17,15 +18,14 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
+from io import BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
-from typing import Final, NoReturn
-
-from petface import streams
+from typing import Any, Final, NoReturn
 
 TORCH_FLOOR: Final = (2, 11)  # what requirements.txt names as the lowest
-_FIRST_WORD_S = 2.0
 _exit_code: int | None = None  # of this process, once it is known
+_outlives_reader = False
 ENDS_WITH_INPUT: Final = "PETFACE_ENDS_WITH_INPUT"  # set by who starts a trainer with a pipe
 _WAY_OUT = "install the tested pair with: python -m pip install -r requirements.txt"
 _OWN = ("petface", "tools", "tests", "train_resnet_minority_aug_dynamic", "stage2_resnet_multi",
@@ -87,7 +87,7 @@ def run_script(main: Callable[[], object]) -> NoReturn:
     its traceback. PETFACE_TRACEBACK=1 shows that of all others too.
     """
     global _exit_code
-    streams.guard()
+    _guard_streams()
     if not gc.isenabled():
         gc.freeze()  # what was imported stays: no collection goes through it
         gc.enable()
@@ -168,7 +168,7 @@ def exit_code_of(error: BaseException) -> int | None:
     if message is None:
         return None
     if not is_first:
-        time.sleep(_FIRST_WORD_S)  # torchrun ends this process if the first says the same
+        time.sleep(2.0)  # torchrun ends this process if the first says the same
     if os.environ.get("PETFACE_TRACEBACK"):
         traceback.print_exception(error)
     elif not is_foreseen:
@@ -179,13 +179,58 @@ def exit_code_of(error: BaseException) -> int | None:
 
 def _unheard() -> int:
     """Return the exit code of a script whose standard output broke; 0 where it did not."""
-    failure = streams.failure()
-    if failure is None:
+    raw = getattr(getattr(sys.__stdout__, "buffer", None), "raw", None)
+    failure = raw.failure if isinstance(raw, _Stream) else None
+    if failure is None or _outlives_reader:
         return 0
     if isinstance(failure, BrokenPipeError):
         return 128 + signal.SIGPIPE
     print(f"error: standard output cannot be written: {failure.strerror}", file=sys.stderr)
     return 1
+
+
+class _Stream(FileIO):
+    """The bytes of a stream. What cannot be written raises once, or not at all."""
+
+    failure: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            while self.failure is None:
+                if (written := super().write(content)) is not None:
+                    return written
+                select.select((), (self,), ())  # a pipe that somebody made non-blocking
+        except OSError as error:
+            self.failure = error
+            if not _outlives_reader and self.fileno() == 1:
+                raise
+        return len(content)
+
+
+def _guard_streams() -> None:
+    """Make the streams of this process safe.
+
+    Names print escaped where the encoding lacks them, whole lines are written at once, and a closed
+    descriptor is opened, so that no file of the script takes its number and what is printed to it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        old = getattr(sys, name)
+        if isinstance(old, TextIOWrapper) and old is getattr(sys, f"__{name}__"):
+            raw = BufferedWriter(_Stream(descriptor, "w", closefd=False))
+            new = TextIOWrapper(raw, old.encoding, "backslashreplace", line_buffering=True)
+            setattr(sys, name, new)
+            setattr(sys, f"__{name}__", new)
+
+
+def outlive_reader() -> None:
+    """Go on in silence from here on where standard output breaks: the work is worth more."""
+    global _outlives_reader
+    _outlives_reader = True
 
 
 def failure_of_machine(error: BaseException) -> str | None:

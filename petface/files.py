@@ -34,7 +34,6 @@ _OF_THE_MACHINE = (MemoryError, PermissionError, TimeoutError, InterruptedError,
 _PAUSES_S = (0.1, 0.4, 1.0)  # between two tries
 _Found = TypeVar("_Found")
 _has_warned = False  # that a file system has no locks
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 @contextmanager
@@ -94,7 +93,14 @@ def patiently(read: Callable[[], _Found], name: str | bytes | Path) -> _Found:
             if not is_of_machine(error):
                 raise
             if pause_s is None:
-                raise MachineError(_machine_text(readable_name(name), error)) from error
+                number = getattr(error, "errno", None)
+                code = f" ({errno.errorcode.get(number, '')}, errno {number})" if number else ""
+                what = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                raise MachineError(
+                    f"{readable_name(name)}: {what}{code}, {len(_PAUSES_S) + 1} times. Disk, "
+                    "network or system fail, not the file, so nothing was noted about it: mend "
+                    "that; the same command resumes"
+                ) from error
         time.sleep(pause_s)
     raise AssertionError("the last try returns or raises")
 
@@ -114,26 +120,15 @@ def dead_link(path: str | Path) -> str:
     return ""
 
 
-def _machine_text(name: str, error: Exception) -> str:
-    number = getattr(error, "errno", None)
-    code = f" ({errno.errorcode.get(number, '')}, errno {number})" if number else ""
-    what = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return (
-        f"{name}: {what}{code}, {len(_PAUSES_S) + 1} times. Disk, network or system fail, not the "
-        "file, so nothing was noted about it: mend that; the same command resumes"
-    )
-
-
 def take(handle: FileIO) -> str:
     """Hold an open file alone until it is closed or this process ends.
 
     "" where that works, else who holds it already. Where nothing can be locked, as on some network
     file systems, a warning says so once and nobody is refused.
     """
-    if not _locked(handle.fileno(), handle.name, fcntl.LOCK_EX | fcntl.LOCK_NB):
-        return _holder_of(handle.fileno())
-    _held.add(handle)
-    return ""
+    if not (holder := _lock(handle.fileno(), handle.name)):
+        _held.add(handle)
+    return holder
 
 
 @contextmanager
@@ -144,19 +139,25 @@ def turn_in(folder: str | Path, *, wait: bool = True) -> Iterator[None]:
     folder cannot be locked nobody waits and nobody is refused.
     """
     with _opened(folder) as descriptor:
-        if not _locked(descriptor, folder, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
-            holder = _holder_of(descriptor)
+        if holder := _lock(descriptor, folder, 0 if wait else fcntl.LOCK_NB):
             raise UserError(f"{folder} is in use by {holder}; wait for it or take another name")
         yield
 
 
-def _locked(descriptor: int, name: object, operation: int) -> bool:
-    """Lock a file; False only where somebody else holds it."""
+def _lock(descriptor: int, name: object, waiting: int = fcntl.LOCK_NB) -> str:
+    """Lock a file; return who else holds it, where the system tells (Linux, same container)."""
     global _has_warned
     try:
-        fcntl.flock(descriptor, operation)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | waiting)
     except BlockingIOError:
-        return False
+        found = os.fstat(descriptor)
+        place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+        with suppress(OSError):
+            for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
+                words = line.split()  # 1: FLOCK ADVISORY WRITE <process> <device>:<inode> 0 EOF
+                if words[1] == "FLOCK" and words[5] == place and words[4] > "0":
+                    return f"process {words[4]}"
+        return "another process"
     except OSError as error:
         if not _has_warned:
             _has_warned = True
@@ -165,7 +166,7 @@ def _locked(descriptor: int, name: object, operation: int) -> bool:
                 "systems: let no second process write there at the same time",
                 file=sys.stderr,
             )
-    return True
+    return ""
 
 
 @contextmanager
@@ -175,18 +176,6 @@ def _opened(folder: str | Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _holder_of(descriptor: int) -> str:
-    """Return the process that holds a file, where the system tells (Linux, the same container)."""
-    found = os.fstat(descriptor)
-    device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
-    with suppress(OSError):
-        for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
-            words = line.split()  # 1: FLOCK ADVISORY WRITE <process> <device>:<inode> 0 EOF
-            if words[1] == "FLOCK" and words[5] == f"{device}:{found.st_ino}" and words[4] > "0":
-                return f"process {words[4]}"
-    return "another process"
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -230,7 +219,7 @@ def safe_cell(cell: object) -> object:
 
     Numbers pass unchanged, so a negative number stays a number. `plain_cell` is the inverse.
     """
-    if isinstance(cell, str) and cell.startswith((*_FORMULA_STARTS, "'")):
+    if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r", "'")):
         return "'" + cell
     return cell
 

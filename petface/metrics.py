@@ -177,18 +177,19 @@ def clopper_pearson(right: float, num: float, outside: float) -> tuple[float, fl
     return low, high
 
 
-def accuracy_interval(is_right: np.ndarray, record: np.ndarray) -> list[float] | None:
-    """Bound the share of right answers (M,); see `cluster_interval`."""
-    right = np.asarray(is_right, np.float64)
-    share, weight = float(right.mean()) if len(right) else 0.0, 1.0 / max(len(right), 1)
-    return cluster_interval(share, (right - share) * weight, np.full(len(right), weight), record)
+def accuracy_interval(
+    is_right: np.ndarray, record: np.ndarray, *, lowest: float = 0.0
+) -> list[float] | None:
+    """Bound the mean of values (M,) in `lowest`..1, such as right answers; `cluster_interval`."""
+    values = np.asarray(is_right, np.float64)
+    mean, weight = float(values.mean()) if len(values) else 0.0, 1.0 / max(len(values), 1)
+    weights = np.full(len(values), weight)
+    return cluster_interval(mean, (values - mean) * weight, weights, record, lowest=lowest)
 
 
 def gain_interval(gain: np.ndarray, record: np.ndarray) -> list[float] | None:
     """Bound the mean of gains (M,) in -1..1, of photos or of whole animals; `cluster_interval`."""
-    mean, weight = float(np.mean(gain)) if len(gain) else 0.0, 1.0 / max(len(gain), 1)
-    moved = (np.asarray(gain, np.float64) - mean) * weight
-    return cluster_interval(mean, moved, np.full(len(moved), weight), record, lowest=-1.0)
+    return accuracy_interval(gain, record, lowest=-1.0)
 
 
 def balanced_accuracy_interval(

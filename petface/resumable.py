@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from io import FileIO
+from os.path import samestat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,9 +52,7 @@ class ResumableTable:
         force: bool = False,
         replaced: Sequence[Path] = (),
     ) -> None:
-        self.path = path
-        self.unfinished = path.with_name(path.name + ".unfinished")
-        self._identity_path = _identity_path(path)
+        self.path, self.unfinished = path, path.with_name(path.name + ".unfinished")
         self._header = None if header is None else files.csv_line(header)
         self._identity, self._force = json.loads(json.dumps(identity)), force
         self._replaced = (*replaced, path)
@@ -68,9 +67,9 @@ class ResumableTable:
             raise files.write_error(self.unfinished, error) from error
         try:
             holder = files.take(self._handle)
-            if not holder and not self._has_its_name():
-                holder = "another process"
-            if holder:
+            own = os.fstat(self._handle.fileno())  # nobody may have finished it before it was held
+            is_there = self.unfinished.exists() and samestat(own, self.unfinished.stat())
+            if holder := holder or ("" if is_there else "another process"):
                 raise UserError(f"{self.unfinished} is being written by {holder}")
             self._take_up()
         except BaseException:
@@ -78,18 +77,11 @@ class ResumableTable:
             raise
         return self
 
-    def _has_its_name(self) -> bool:
-        """Check that nobody finished the table between its opening and its locking here."""
-        try:
-            return os.path.samestat(os.fstat(self._handle.fileno()), self.unfinished.stat())
-        except FileNotFoundError:
-            return False
-
     def _take_up(self) -> None:
         """Keep an unfinished table of the same identity, else begin with an empty one."""
         found = None
         with suppress(FileNotFoundError, *((UserError,) if self._force else ())):
-            found = files.read_json(self._identity_path)
+            found = files.read_json(_identity_path(self.path))
         if found is not None and found != self._identity and not self._force:
             both = {**found, **self._identity}
             what = [name for name in both if found.get(name) != self._identity.get(name)]
@@ -101,7 +93,7 @@ class ResumableTable:
             self._handle.truncate(0)
         for file in self._replaced if self._force else ():
             file.unlink(missing_ok=True)
-        files.write_json(self._identity_path, self._identity)
+        files.write_json(_identity_path(self.path), self._identity)
 
     def __exit__(self, *_: object) -> None:
         self._handle.close()
@@ -159,7 +151,7 @@ class ResumableTable:
         """Flush to disk and give the table its final name."""
         os.fsync(self._handle.fileno())
         os.replace(self.unfinished, self.path)
-        self._identity_path.unlink(missing_ok=True)
+        _identity_path(self.path).unlink(missing_ok=True)
 
 
 class ResumableRecords:
@@ -223,18 +215,14 @@ def write_behind(
     before is written first. At most `waiting` items lie between the two.
     """
 
-    def write_after(previous: Future[None] | None, item: _Item) -> None:
-        if previous is not None:
-            previous.result()  # done by now; what it raised is raised by all that follow
+    def write_after(previous: Future[None], item: _Item) -> None:
+        previous.result()  # done by now; what it raised is raised by all that follow
         write(item)
 
-    last: Future[None] | None = None
-    between: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="write rows") as writer:
+        between = deque([writer.submit(lambda: None)])
         for item in items:
-            last = writer.submit(write_after, last, item)
-            between.append(last)
+            between.append(writer.submit(write_after, between[-1], item))
             if len(between) > waiting:
                 between.popleft().result()
-        if last is not None:
-            last.result()
+        between[-1].result()

@@ -14,7 +14,7 @@ SCRIPTS = (*TRAINERS, "inference_engine")
 LAYERS = (
     (
         *("errors", "files", "settings", "distributed", "taxonomy", "metrics", "calibration"),
-        *("resumable", "devices", "sureness", "streams", "progress"),
+        *("resumable", "devices", "sureness", "progress"),
     ),
     ("data",),
     ("models",),

@@ -20,14 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petface.errors import SettingsError, UserError, install_line, run_script
+from petface.errors import SettingsError, UserError, install_line, outlive_reader, run_script
 
 # isort: split
 import pandas as pd
 
 from petface import files
 from petface.settings import Positive, Seed, Settings, read_settings
-from petface.streams import outlive_reader
 from tools.sweep import ROOT, flag_of_change, last_line, started, trainers_of
 
 if TYPE_CHECKING:

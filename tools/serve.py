@@ -17,7 +17,7 @@ import ipaddress
 import sys
 from typing import Literal
 
-from petface.errors import SettingsError, UserError, install_line, run_script
+from petface.errors import SettingsError, UserError, install_line, outlive_reader, run_script
 
 # isort: split
 import torch
@@ -25,7 +25,6 @@ import torch
 from petface.devices import choose_device, num_cores
 from petface.inference.two_stage import TwoStageInference
 from petface.settings import NonNegative, Positive, PositiveFloat, read_settings
-from petface.streams import outlive_reader
 
 # ---- Models ----
 STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"  # or a bundle of exported models

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-from petface.errors import ENDS_WITH_INPUT, SettingsError, UserError, run_script
+from petface.errors import ENDS_WITH_INPUT, SettingsError, UserError, outlive_reader, run_script
 
 # isort: split
 import torch
@@ -42,7 +42,6 @@ from petface.data.sources.petface import scan
 from petface.devices import num_cores
 from petface.models.backbones import input_rule
 from petface.settings import NonNegative, Positive, Seed, Settings, read_settings
-from petface.streams import outlive_reader
 
 # ---- Sweep ----
 SEEDS: tuple[Seed, ...] = (42, 123, 777)

@@ -12,8 +12,8 @@ import numpy as np
 
 from petface import metrics
 from petface.calibration import expected_calibration_error, null_calibration_error
-from petface.evaluation.details import TOP
-from petface.evaluation.heads import HeadAnswers, Truths, Whole, share
+from petface.evaluation.details import TOP, HeadAnswers, Whole, share
+from petface.sureness import Truths
 from petface.taxonomy import UNKNOWN
 
 NUM_PHOTOS = {"1": 1, "2": 2, "3": 3, "4-5": 5, "6-9": 9, "10+": math.inf}  # of an animal, at most
@@ -214,8 +214,7 @@ def hardest_classes(answers: HeadAnswers) -> list[dict[str, Any]]:
 def write_confusions(heads: Mapping[str, HeadAnswers], folder: Path) -> None:
     """Write `<split>_<head>[_<species>].csv` for the test split and all images.
 
-    Files of an earlier evaluation that are not written again are removed, and the pictures that
-    versions before this one drew.
+    Files of an earlier evaluation that are not written again are removed.
     """
     kept = set()
     for split in WRITTEN:
@@ -224,8 +223,8 @@ def write_confusions(heads: Mapping[str, HeadAnswers], folder: Path) -> None:
                 path = folder / f"{'_'.join(filter(None, (split, head, species)))}.csv"
                 metrics.write_confusion(path, counts, names)
                 kept.add(path.name)
-    for path in [path for split in WRITTEN for path in folder.glob(f"{split}_*.*")]:
-        if path.suffix in (".csv", ".png") and path.name not in kept:
+    for path in [path for split in WRITTEN for path in folder.glob(f"{split}_*.csv")]:
+        if path.name not in kept:
             path.unlink()
 
 

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from petface.calibration import OVERCONFIDENT, coverage_rows, reliability_rows
-from petface.evaluation.details import TOP, Evaluation
-from petface.evaluation.heads import HeadAnswers, share
+from petface.evaluation.details import TOP, Evaluation, HeadAnswers, share
 
 # An older evaluation does not say; nothing else was ever fitted by default.
 WANTED_ACCURACY, ALPHA = 0.9, 0.1

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from petface.data.dataset import Dataset
+from petface.data.fingerprint import Data, record_hashes, seen_by
 from petface.data.loading import OK
-from petface.data.splits import SPLITS
+from petface.data.splits import SPLITS, TEST, TRAIN
 from petface.evaluation.details import (
     DETAILS,
     HEADS,
@@ -19,7 +20,6 @@ from petface.evaluation.details import (
     describe_answers,
     empty_details,
 )
-from petface.evaluation.identity import mark_contaminated
 from petface.files import csv_line, readable_name, safe_cell
 from petface.inference.loading import Stage
 from petface.taxonomy import FEATURES, UNKNOWN
@@ -39,6 +39,24 @@ class Predicted(NamedTuple):
     is_right: np.ndarray  # (m,) bool
     heads: tuple[np.ndarray, ...]  # logits of the specialist where stage 1 is right
     failures: Sequence[tuple[int, str]] = ()  # (place in the catalog, why it is not readable)
+
+
+def mark_contaminated(
+    learnt: Sequence[Data | None], species: str, records: np.ndarray, split: np.ndarray
+) -> np.ndarray:
+    """Mark the records (R,) of a species that networks know as another part than they are here.
+
+    "1" for a test record that one of them learnt from, was chosen by or inherits, and for a
+    validation record that one learnt from; "" where a network does not say it, else "0".
+    """
+    hashes = record_hashes([species] * len(records), records.tolist())
+    is_marked, is_known = np.zeros(len(records), bool), True
+    for data in learnt:
+        is_known &= data is not None and not data["unknown"]
+        if data is not None:
+            is_marked |= (split == TEST) & seen_by(data, hashes)
+            is_marked |= (split != TRAIN) & seen_by(data, hashes, chosen=False)
+    return np.where(is_marked, "1", np.where(is_known | (split == TRAIN), "0", "")).astype(object)
 
 
 def _named(stage: Stage) -> dict[str, tuple[str, ...]]:
@@ -122,7 +140,7 @@ class SpeciesRows:
     ) -> str:
         """Format the lines of images, `places` (n,) in the catalog, each with its LF.
 
-        In the order of `WRITTEN_COLUMNS`. `status` (n,) numbers `STATUSES`; `details` (n,) of
+        In the order of `PER_IMAGE_COLUMNS`. `status` (n,) numbers `STATUSES`; `details` (n,) of
         `DETAILS`.
         """
         catalog, of_species = self._dataset.catalog, places - self._first

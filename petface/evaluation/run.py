@@ -30,15 +30,14 @@ from petface.evaluation.details import (
     DETAILS_FILE,
     MODELS,
     PER_IMAGE,
+    PER_IMAGE_COLUMNS,
     SUMMARY,
-    WRITTEN_COLUMNS,
     read_evaluation,
+    read_heads,
 )
 from petface.evaluation.figures import CONFUSIONS, write_confusions
-from petface.evaluation.heads import read_heads
-from petface.evaluation.identity import class_differences, difference_lines
 from petface.evaluation.rows import Predicted, SpeciesRows
-from petface.evaluation.summary import summarise
+from petface.evaluation.summary import class_differences, difference_lines, summarise
 from petface.inference import onnx_models
 from petface.inference.loading import (
     ComputeOptions,
@@ -119,14 +118,16 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
     records = ResumableRecords(own_details, DETAILS, num_own)
     table = ResumableTable(
         own_table,
-        WRITTEN_COLUMNS,
+        PER_IMAGE_COLUMNS,
         _identity(models),
         force=options.force,
         replaced=(out / SUMMARY, out / "report.html"),
     )
     with table:
-        num_done = _resume(plan, table, records)
+        # both files are cut back to whole slices
+        num_done = table.batches_kept([len(places) for places in plan], records.num_kept())
         num_rows = sum(map(len, plan[:num_done]))
+        records.begin(num_rows)
         if distributed.is_main():
             files.write_json(out / MODELS, models)
             distributed.barrier()
@@ -186,16 +187,8 @@ def _identity(models: Models) -> Models:
         **{key: value for key, value in models.items() if key not in paths},
         "stage1": {**models["stage1"], "path": ""},  # a file that moved is the same
         "specialists": {name: {**m, "path": ""} for name, m in models["specialists"].items()},
-        "details": str((DETAILS, WRITTEN_COLUMNS)),
+        "details": str((DETAILS, PER_IMAGE_COLUMNS)),
     }
-
-
-def _resume(plan: Sequence[np.ndarray], table: ResumableTable, records: ResumableRecords) -> int:
-    """Cut both files back to whole slices of `plan`; return how many of these they hold."""
-    sizes = [len(places) for places in plan]
-    num_done = table.batches_kept(sizes, records.num_kept())
-    records.begin(sum(sizes[:num_done]))
-    return num_done
 
 
 def _finish(out: Path, table: ResumableTable, records: ResumableRecords) -> dict[str, Any]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from petface import metrics
+from petface.data.dataset import Dataset
+from petface.data.fingerprint import contaminated
 from petface.data.splits import SPLITS
-from petface.evaluation.details import Evaluation
+from petface.data.twins import spelling
+from petface.evaluation.details import Evaluation, HeadAnswers, read_heads
 from petface.evaluation.figures import (
     MIN_PHOTOS,
     count,
@@ -22,15 +27,10 @@ from petface.evaluation.figures import (
     percent,
     top_confusions,
 )
-from petface.evaluation.heads import HeadAnswers, read_heads, share
-from petface.evaluation.identity import (
-    contamination_lines,
-    describe_contamination,
-    difference_lines,
-)
 from petface.evaluation.reliability import describe_reliability
 from petface.taxonomy import FEATURES
 
+_NAMED = 5  # classes of a head that are named in a line
 _WITH_INTERVALS = ("val", "test")  # those of photos that were trained on would promise too much
 
 
@@ -41,9 +41,9 @@ def summarise(
 
     Counts over all images and the same tree per split, and, under `test`, what a held-out claim
     needs, all from the table alone. Then with the details: `figures` and `per_species` (see
-    `figures.figures`), `per_record` (`figures.describe_fusion`), `consistency`, and of the test
-    split `confidence` (`reliability.describe_reliability`), `top_confusions` and
-    `hardest_classes`. `heads` as `read_heads` returns them, where they are there already.
+    `figures.figures`), `per_record` (`figures.describe_fusion`), and of the test split
+    `confidence` (`reliability.describe_reliability`), `top_confusions` and `hardest_classes`.
+    `heads` as `read_heads` returns them, where they are there already.
     """
     rows = evaluation.rows
     heads = read_heads(evaluation) if heads is None else heads
@@ -79,7 +79,6 @@ def summarise(
         "figures": found,
         "per_species": per_species,
         "per_record": per_record,
-        "consistency": describe_consistency(rows),
         "confidence": {head: describe_reliability(evaluation, own) for head, own in test.items()},
         "top_confusions": {head: top_confusions(own) for head, own in test.items()},
         "hardest_classes": {head: hardest_classes(own) for head, own in test.items()},
@@ -160,63 +159,6 @@ def _held_out(
     }
 
 
-def describe_consistency(rows: pd.DataFrame) -> dict[str, Any]:
-    """Compare the predictions of both colours with the pairs that occur as labels, per split.
-
-    Of the `num` photos with both predicted, of species that have training labels for both:
-    `impossible_pairs`, the share whose pair is no training label of the species, and
-    `equal_predicted`, the same colour twice. Of the `num_known` whose labels are both known:
-    `unseen_true`, the share whose true pair is no training label (what a faultless network would
-    have as impossible), `equal_true`, `joint_accuracy`, both right, and `product_of_accuracies`,
-    what that were if the errors had nothing to do with each other. `per_species` likewise. Splits
-    without such photos are left out.
-    """
-    columns = [f"{head}_{what}" for what in ("true", "pred") for head in ("color1", "color2")]
-    names = sorted({str(name) for c in columns for name in rows[c].cat.categories} - {""})
-    first_true, second_true, first, second = (
-        rows[c].cat.set_categories(names).cat.codes.to_numpy(np.int64) for c in columns
-    )
-    species, base = rows["species"].cat.codes.to_numpy(np.int64), max(len(names), 1)
-    is_known, is_predicted = (first_true >= 0) & (second_true >= 0), (first >= 0) & (second >= 0)
-    true_pair = (species * base + first_true) * base + second_true
-    pair = (species * base + first) * base + second
-    possible = np.unique(true_pair[is_known & (rows["split"] == "train").to_numpy()])
-    marks = rows[["species", "split"]].assign(
-        known=is_known,
-        impossible=~np.isin(pair, possible),
-        unseen=~np.isin(true_pair, possible),
-        equal=first == second,
-        equal_true=first_true == second_true,
-        first_right=first == first_true,
-        second_right=second == second_true,
-    )[is_predicted & np.isin(species, possible // base**2)]
-    found = {}
-    for split in (*SPLITS, "all"):
-        own = marks if split == "all" else marks[marks["split"] == split]
-        if len(own):
-            per_species = own.groupby("species", observed=True)
-            found[split] = {
-                **_describe_pairs(own),
-                "per_species": {str(name): _describe_pairs(group) for name, group in per_species},
-            }
-    return found
-
-
-def _describe_pairs(marks: pd.DataFrame) -> dict[str, Any]:
-    known = marks[marks["known"]]
-    first, second = known["first_right"].to_numpy(), known["second_right"].to_numpy()
-    return {
-        "num": len(marks),
-        "impossible_pairs": share(marks["impossible"].to_numpy()),
-        "equal_predicted": share(marks["equal"].to_numpy()),
-        "num_known": len(known),
-        "unseen_true": share(known["unseen"].to_numpy()),
-        "equal_true": share(known["equal_true"].to_numpy()),
-        "joint_accuracy": share(first & second),
-        "product_of_accuracies": float(first.mean() * second.mean()) if len(known) else None,
-    }
-
-
 def describe_summary(summary: dict[str, Any]) -> str:
     """Format the held-out metrics as the table that an evaluation prints last.
 
@@ -280,3 +222,64 @@ def worst_of(summary: dict[str, Any]) -> dict[str, str]:
         if text := ", ".join(text for written, text in shown if written != "100.0"):
             found[head] = text
     return found
+
+
+# ---- Whether an evaluation fits its networks ----
+
+
+def describe_contamination(rows: pd.DataFrame) -> dict[str, Any]:
+    """Count the test records that a network has seen, and those of which that is not known."""
+    test = rows[rows["split"] == "test"].drop_duplicates(["species", "record"])
+    num = int((test["contaminated"] == "1").sum())
+    return {
+        "contaminated": contaminated(num, len(test)),
+        "num": num,
+        "not_known": int((test["contaminated"] == "").sum()),
+    }
+
+
+def contamination_lines(summary: dict[str, Any]) -> list[str]:
+    """Format what forbids to call the test split unseen; none where nothing does."""
+    found = summary.get("contamination")
+    if not isinstance(found, dict) or not {"contaminated", "num", "not_known"} <= found.keys():
+        return ["contaminated: not known, the summary is of an earlier version"]
+    told = f"contaminated: {found['contaminated']} of the test split are known to the networks"
+    lines = [f"{told}, which learnt from them or were chosen by them"] * (found["num"] > 0)
+    what = f"not known whether the networks have seen {found['not_known']} records of the test "
+    return lines + [f"{what}split: a checkpoint does not say it"] * (found["not_known"] > 0)
+
+
+def class_differences(dataset: Dataset, models: dict[str, Any]) -> dict[str, Any]:
+    """Compare the classes of data and networks: per head what each lacks, with the nearest name."""
+    pairs = {"species": (models["stage1"]["heads"]["species"], dataset.catalog.classes)}
+    for name, model in models["specialists"].items():
+        if table := dataset.annotations.get(name):
+            heads = {head: own for head, own in table.vocabularies.items() if own}
+            pairs |= {f"{name} {h}": (model["heads"].get(h, ()), own) for h, own in heads.items()}
+    found = {}
+    for head, (known, there) in pairs.items():
+        new = {name: _nearest(name, known) for name in there if name not in known}
+        gone = {name: _nearest(name, there) for name in known if name not in there}
+        if known and (new or gone):
+            found[head] = {"not_in_the_network": new, "not_in_the_data": gone}
+    return found
+
+
+def difference_lines(found: dict[str, Any]) -> list[str]:
+    """Format `class_differences`, a line for each head and side."""
+    lines = []
+    for head, sides in found.items():
+        for side, names in sides.items():
+            told = [
+                f"{name!r}" + f" (nearest: {near!r})" * bool(near) for name, near in names.items()
+            ]
+            more = f" and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
+            what = f"{head}: {side.replace('_', ' ')}: {', '.join(told[:_NAMED])}{more}"
+            lines += [what] * bool(told)
+    return lines
+
+
+def _nearest(name: str, others: Sequence[str]) -> str:
+    plain = {spelling(other): other for other in others}
+    near = difflib.get_close_matches(spelling(name), list(plain), n=1)
+    return plain[near[0]] if near else ""

@@ -14,7 +14,7 @@ from petface import files
 from petface.errors import UserError
 from petface.evaluation.details import SUMMARY
 from petface.evaluation.figures import interval, percent
-from petface.evaluation.identity import contamination_lines
+from petface.evaluation.summary import contamination_lines
 from petface.report import folders as read
 from petface.report.folders import rows
 from petface.report.page import render_markdown, table

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from petface.evaluation.details import HEADS, PER_IMAGE, SUMMARY
-from petface.evaluation.identity import contamination_lines
+from petface.evaluation.summary import contamination_lines
 from petface.files import plain_cell
 from petface.metrics import read_confusion
 from petface.report import charts
@@ -135,9 +135,6 @@ def _metrics(folder: Path, summary: dict[str, Any], models: dict[str, Any]) -> d
         "Hardest classes": [table(rows(summary, "hardest_classes.{head}"))],
         "Several photos of one animal": [
             table(rows(summary, "per_record.test.{head}.by_num_photos"))
-        ],
-        "Consistency of the two colours": [
-            table(rows(summary, "consistency.test.per_species.{species}"))
         ],
         "Status of all photos": [leaves(summary.get("status_counts") or {})],
         "Models and data": [table(files, "model path sha256"), leaves(others)],

@@ -18,8 +18,7 @@ from petface import files
 from petface.errors import UserError
 from petface.evaluation.details import HEADS, MODELS, PER_IMAGE, SUMMARY
 from petface.evaluation.figures import is_number
-from petface.evaluation.identity import contamination_lines
-from petface.evaluation.summary import worst_of
+from petface.evaluation.summary import contamination_lines, worst_of
 from petface.files import plain_cell, take
 from petface.metrics import clopper_pearson, read_confusion
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -22,35 +22,18 @@ from typing import Any
 from petface.errors import SettingsError, short
 from petface.settings.command_line import print_help, split_command_line
 from petface.settings.constants import Constant, checked, gather, nearest, script_name, shown
-from petface.settings.value_types import (
-    Fraction,
-    NonNegative,
-    NonNegativeFloat,
-    Positive,
-    PositiveFloat,
-    Range,
-    Seed,
-    accept,
-    describe,
-    to_toml,
-)
-
-__all__ = [
-    "Fraction",
-    "NonNegative",
-    "NonNegativeFloat",
-    "Positive",
-    "PositiveFloat",
-    "Range",
-    "Seed",
-    "Settings",
-    "read_settings",
-]
+from petface.settings.value_types import Fraction as Fraction  # for the scripts, as the next six
+from petface.settings.value_types import NonNegative as NonNegative
+from petface.settings.value_types import NonNegativeFloat as NonNegativeFloat
+from petface.settings.value_types import Positive as Positive
+from petface.settings.value_types import PositiveFloat as PositiveFloat
+from petface.settings.value_types import Range as Range
+from petface.settings.value_types import Seed as Seed
+from petface.settings.value_types import accept, describe, to_toml
 
 MAX_PRESET_BYTES = 1_000_000  # a run's own settings.toml takes 6,000
 _ROOTS = Path(__file__).parents[2], Path(sys.prefix, "share", "petface")  # of configs/
-_MOST_DOUBTS = 100  # lines whose place is told by reading what stands before them
-_KEY = re.compile(r"""\s*\[{0,2}\s*(["']?)([^\s"'=\[\].#]+)\1\s*[=.\]]""")
+_MOST_LINES = 100  # of one value: the lines of keys behind a longer one are not told
 _DEEP_KEY = re.compile(r"(?:\.[^.,=\n]{0,400}+){60}")
 
 
@@ -169,10 +152,9 @@ def _read_preset(path: str) -> dict[str, tuple[str, Any]]:
     ours = [root / path for root in _ROOTS if not Path(path).exists() and (root / path).is_file()]
     path = str([*ours, path][0])
     try:
-        if (found := Path(path).stat()).st_size > MAX_PRESET_BYTES or not S_ISREG(found.st_mode):
-            what = f"no file of at most {MAX_PRESET_BYTES:,} bytes, as a preset is"
-            raise SettingsError(f"--config {name}: {what}; write its lines into one")
-        text = Path(path).read_text(encoding="utf-8-sig")
+        found = Path(path).stat()
+        if is_preset := found.st_size <= MAX_PRESET_BYTES and S_ISREG(found.st_mode):
+            text = Path(path).read_text(encoding="utf-8-sig")
         if _DEEP_KEY.search(text):  # of 100,000 parts it takes all memory
             raise RecursionError
         table = tomllib.loads(text)
@@ -186,14 +168,15 @@ def _read_preset(path: str) -> dict[str, tuple[str, Any]]:
         raise SettingsError(f"--config {name}: {error.strerror}") from None
     except RecursionError:
         raise SettingsError(f"{name}: not valid TOML for a preset: nested too deeply") from None
-    except SettingsError:
-        raise
     except UnicodeDecodeError as error:
         raise SettingsError(f"{name}: not UTF-8: {error}") from None
     except ValueError as error:  # a number of too many digits has no place
         said = re.search(r"at line (\d+)", str(error))
         line = said[1] if said else text.count("\n") + 1
         raise SettingsError(f"{name}:{line}: not valid TOML: {str(error)[:300]}") from None
+    if not is_preset:
+        what = f"no file of at most {MAX_PRESET_BYTES:,} bytes, as a preset is"
+        raise SettingsError(f"--config {name}: {what}; write its lines into one")
     lines = _lines_of_keys(text)
     places = {key: f"{name}:{lines[key]}" if key in lines else path for key in table}
     for key, value in table.items():
@@ -205,28 +188,18 @@ def _read_preset(path: str) -> dict[str, tuple[str, Any]]:
 
 
 def _lines_of_keys(text: str) -> dict[str, int]:
-    """Return where each top-level key begins: the first line that does, save inside a value.
-
-    A line that only looks like it is told by what stands before it, which is no whole TOML.
-    """
+    """Return where each top-level key begins: a value ends where its lines are whole TOML."""
     found: dict[str, int] = {}
-    lines, doubts = text.split("\n"), 0
-    seen = Counter(key for line in lines if (key := _key_of(line)))
-    for number, line in enumerate(lines):
-        if not (key := _key_of(line)) or key in found:
-            continue
-        if seen[key] > 1 and (doubts := doubts + 1) <= _MOST_DOUBTS:
-            try:
-                tomllib.loads("\n".join(lines[:number]))
-            except tomllib.TOMLDecodeError:
-                continue
-        found[key] = number + 1
+    lines: list[str] = []  # of one value
+    for number, line in enumerate(text.split("\n"), start=1):
+        lines.append(line)
+        if len(lines) > _MOST_LINES:
+            break
+        with suppress(tomllib.TOMLDecodeError):
+            for key in tomllib.loads("\n".join(lines)):
+                found.setdefault(key, number + 1 - len(lines))
+            lines = []
     return found
-
-
-def _key_of(line: str) -> str:
-    match = _KEY.match(line)
-    return match[2] if match else ""
 
 
 def _one_line(text: str) -> str:

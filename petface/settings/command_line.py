@@ -44,7 +44,7 @@ def split_command_line(
 
     Raises SettingsError for an unknown flag (with the nearest), a missing value or a word too many.
     """
-    by_flag = {constant.flag: constant for constant in constants}
+    by_flag = {flag_of(c.name): c for c in constants}
     negative = {flag_of(f"no_{c.name}"): c.name for c in constants if c.hint is bool}
     switch = {flag_of(name): name for name in switches}
     known = [*by_flag, *switch, "--config", "--help", "--help-all"]
@@ -113,7 +113,7 @@ def print_help(
         for constant in members:
             no = f", {flag_of('no_' + constant.name)}" if constant.hint is bool else ""
             default = f"{describe(constant.hint)}; default: {to_toml(constant.default)}"
-            lines += _item(f"{constant.flag}{no}  {default}", constant.comment)
+            lines += _item(f"{flag_of(constant.name)}{no}  {default}", constant.comment)
     others = {flag_of(name): text for name, text in switches.items()}
     others["--config PRESET.toml"] = "take values from a file; repeatable, later wins, flags win"
     others["-h, --help"] = "show this and exit"

@@ -37,10 +37,6 @@ class Constant:
     comment: str
     group: str
 
-    @property
-    def flag(self) -> str:
-        return flag_of(self.name)
-
 
 def flag_of(name: str) -> str:
     """Return the flag of a constant or switch: `BATCH_SIZE` is `--batch-size`."""

@@ -20,9 +20,8 @@ _MEASURE = r"""
 import json, re, sys, time
 from pathlib import Path
 from petface import files
-from petface.evaluation.details import SUMMARY, read_evaluation
+from petface.evaluation.details import SUMMARY, read_evaluation, read_heads
 from petface.evaluation.figures import write_confusions
-from petface.evaluation.heads import read_heads
 from petface.evaluation.summary import summarise
 folder, began = Path(sys.argv[1]), time.process_time()
 evaluation = read_evaluation(folder)

@@ -13,9 +13,8 @@ import pytest
 from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support, recall_score
 
 from petface import metrics
-from petface.evaluation.details import HEADS, read_evaluation
+from petface.evaluation.details import HEADS, read_evaluation, read_heads
 from petface.evaluation.figures import interval, percent, points, write_confusions
-from petface.evaluation.heads import read_heads
 from tests.evaluation.made_evaluation import CLASSES, SPECIES, Photo, fitted
 
 PARTS = ("train", "val", "test", "all")
@@ -392,7 +391,6 @@ def test_matrices_are_written_with_their_names(
 ) -> None:
     (tmp_path / "test_breed_gone.csv").write_text("of an earlier evaluation")
     (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "all_species.png").write_text("drawn by an earlier version")
     write_confusions(read_heads(read_evaluation(folder)), tmp_path)
     written = set()
     for part in ("test", "all"):
@@ -422,47 +420,6 @@ def test_matrices_are_written_with_their_names(
     assert len(written) > 10
     tables = {f"{name}.csv" for name in written}
     assert {path.name for path in tmp_path.iterdir()} == {*tables, "notes.txt"}
-
-
-def naive_consistency(photos: list[Photo], part: str, species: str | None) -> dict[str, Any] | None:
-    pairs: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for photo in photos:
-        if photo["split"] == "train" and photo["color1_true"] and photo["color2_true"]:
-            pairs[photo["species"]].add((photo["color1_true"], photo["color2_true"]))
-    own = [
-        photo for photo in photos
-        if part in ("all", photo["split"]) and species in (None, photo["species"])
-        and photo["color1_pred"] and photo["color2_pred"] and pairs[photo["species"]]
-    ]  # fmt: skip
-    if not own:
-        return None
-    known = [p for p in own if p["color1_true"] and p["color2_true"]]
-    first = [p["color1_correct"] == "1" for p in known]
-    second = [p["color2_correct"] == "1" for p in known]
-    pair = lambda p, what: (p[f"color1_{what}"], p[f"color2_{what}"])  # noqa: E731
-    share = lambda marks: pytest.approx(np.mean(marks)) if len(marks) else None  # noqa: E731
-    return {
-        "num": len(own),
-        "num_known": len(known),
-        "impossible_pairs": share([pair(p, "pred") not in pairs[p["species"]] for p in own]),
-        "equal_predicted": share([p["color1_pred"] == p["color2_pred"] for p in own]),
-        "unseen_true": share([pair(p, "true") not in pairs[p["species"]] for p in known]),
-        "equal_true": share([p["color1_true"] == p["color2_true"] for p in known]),
-        "joint_accuracy": share([a and b for a, b in zip(first, second, strict=True)]),
-        "product_of_accuracies": pytest.approx(np.mean(first) * np.mean(second)),
-    }
-
-
-def test_pairs_of_colours(summary: dict[str, Any], photos: list[Photo]) -> None:
-    for part in PARTS:
-        found = dict(summary["consistency"][part])
-        per_species = found.pop("per_species")
-        assert found == naive_consistency(photos, part, None)
-        expected = {name: naive_consistency(photos, part, name) for name in CLASSES}
-        assert per_species == {name: entry for name, entry in expected.items() if entry}
-    found = summary["consistency"]["all"]
-    assert 0 < found["impossible_pairs"] < 1 and 0 < found["unseen_true"] < 1
-    assert 0 < found["equal_true"] < 1 and 0 < found["joint_accuracy"] < 1
 
 
 @pytest.mark.parametrize(

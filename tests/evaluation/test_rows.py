@@ -12,7 +12,7 @@ from PIL import Image
 
 from petface.data.dataset import load_dataset
 from petface.data.splits import SPLITS
-from petface.evaluation.details import DETAILS, HEADS, WRITTEN_COLUMNS, empty_details
+from petface.evaluation.details import DETAILS, HEADS, PER_IMAGE_COLUMNS, empty_details
 from petface.evaluation.rows import STATUSES, SpeciesRows
 from petface.evaluation.run import plan_slices
 from petface.files import csv_line, safe_cell
@@ -99,4 +99,4 @@ def test_lines_equal_rows_built_cell_by_cell(dataset, heads, tmp_path) -> None:
         found = lines.lay_out(cut, status[which], details[which], failures)
         assert found == cell_by_cell(dataset, names, cut, status[which], details[which], why)
         rows = list(csv.reader(io.StringIO(found)))
-        assert {len(row) for row in rows} == {len(WRITTEN_COLUMNS)} and len(rows) == len(cut)
+        assert {len(row) for row in rows} == {len(PER_IMAGE_COLUMNS)} and len(rows) == len(cut)

@@ -326,33 +326,22 @@ def test_what_is_held_is_still_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("group", "written", "cores"),
+    ("written", "cores"),
     [
-        ("0::/", {"cpu.max": "200000 100000"}, 2),
-        ("0::/", {"cpu.max": "150000 100000"}, 2),
-        ("0::/", {"cpu.max": "max 100000"}, 64),
-        ("0::/", {"unified/cpu.max": "100000 100000"}, 1),
-        ("0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
-        ("0::/not/mounted/here", {"cpu.max": "5000 100000"}, 1),
-        ("1:name=systemd:/x\n4:cpu,cpuacct:/d", {"cpu,cpuacct/d/cpu.cfs": "400000 100000"}, 4),
-        ("4:cpuacct,cpu:/docker/7", {"cpu/cpu.cfs": "200000 100000"}, 2),
-        ("4:cpu:/", {"cpu/cpu.cfs": "-1 100000"}, 64),
-        ("4:cpu:/", {"cpu/cpu.cfs": "junk 0"}, 64),
-        ("5:cpuset:/\nodd line: :", {"cpuset/cpu.cfs": "100000 100000"}, 64),
-        ("", {}, 64),
+        ({"cpu.max": "200000 100000"}, 2),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "5000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "junk", "cpu/cpu.cfs_period_us": "0"}, 64),
+        ({}, 64),
     ],
 )
-def test_the_quota_of_a_container_counts(tmp_path, monkeypatch, group, written, cores):
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text(group)
+def test_the_quota_of_a_container_counts(tmp_path, monkeypatch, written, cores):
+    (tmp_path / "cpu").mkdir()
     for name, text in written.items():
-        path = tmp_path / "sys/fs/cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.name == "cpu.max":
-            path.write_text(text + "\n")
-        else:
-            for own, word in zip(("quota", "period"), text.split(), strict=True):
-                path.with_name(f"cpu.cfs_{own}_us").write_text(word + "\n")
+        (tmp_path / name).write_text(f"{text}\n")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
     quota = devices._cpu_quota(tmp_path)
     monkeypatch.setattr(devices, "_cpu_quota", lambda: quota)

@@ -105,7 +105,6 @@ def make_summary(names: list[str]) -> dict[str, Any]:
         "figures": dict.fromkeys(("train", "val", "test", "all"), heads),
         "per_species": {"test": {names[0]: heads, "dog": {"species": figure(60, 0.8282)}}},
         "per_record": {"test": {"breed": fused}},
-        "consistency": {"test": {"per_species": {"cat": {"num": 44, "equal_predicted": 0.0909}}}},
         "confidence": {"breed": {"all": curve, names[0]: curve, "dog": {**curve, "num": 3}}},
         "top_confusions": {"breed": [
             {"species": "cat", "true": name, "predicted": "Siamese", "num": 17 + k,
