@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,30 +41,22 @@ def photos(draw: Draw, accuracy: Any, correlation: float, num: int) -> tuple[np.
 
 def coverage(runs: int, seed: int) -> Iterator[dict[str, Any]]:
     """How often the interval of an accuracy holds the truth."""
-    for num in NUM_ANIMALS:
-        for accuracy in ACCURACIES:
-            for correlation in CORRELATIONS:
-                yield {
-                    "animals": num,
-                    "accuracy": accuracy,
-                    "correlation": correlation,
-                    **held(
-                        runs,
-                        seed,
-                        accuracy,
-                        lambda draw, n=num, a=accuracy, c=correlation: metrics.accuracy_interval(
-                            *photos(draw, a, c, n)
-                        ),
-                    ),
-                }
+    for num, accuracy, correlation in product(NUM_ANIMALS, ACCURACIES, CORRELATIONS):
+        made = partial(photos, accuracy=accuracy, correlation=correlation, num=num)
+        setting = {"animals": num, "accuracy": accuracy, "correlation": correlation}
+        yield setting | held(runs, seed, accuracy, made, metrics.accuracy_interval)
 
 
 def held(
-    runs: int, seed: int, truth: float, interval: Callable[[Draw], list[float] | None]
+    runs: int,
+    seed: int,
+    truth: float,
+    made: Callable[[Draw], tuple[np.ndarray, ...]],
+    interval: Callable[..., list[float] | None],
 ) -> dict[str, Any]:
-    """Count how often an interval holds the truth, and on which side it misses."""
+    """Count how often an interval of what is made holds the truth, and where it misses."""
     draw = np.random.default_rng(seed)
-    found = [limits for limits in (interval(draw) for _ in range(runs)) if limits]
+    found = [limits for limits in (interval(*made(draw)) for _ in range(runs)) if limits]
     if len(found) < runs / 2:
         return dict.fromkeys(("covered", "too_low", "too_high", "median_width"), "too few animals")
     low, high = np.array(found).T
@@ -87,11 +81,11 @@ def answers(
     return true, np.where(right, true, other), record
 
 
-def fused(draw: Draw, accuracy: float, correlation: float, num: int) -> np.ndarray:
+def fused(draw: Draw, accuracy: float, correlation: float, num: int) -> tuple[np.ndarray, ...]:
     """Draw what fusing gains each animal: most of its photos right, minus the share of them."""
     right, record = photos(draw, accuracy, correlation, num)
     share = np.bincount(record, right) / np.bincount(record)
-    return (share > 0.5) + 0.5 * (share == 0.5) - share
+    return (share > 0.5) + 0.5 * (share == 0.5) - share, np.arange(num)
 
 
 def paired(draw: Draw, accuracy: float, correlation: float, num: int) -> tuple[np.ndarray, ...]:
@@ -106,41 +100,31 @@ def paired(draw: Draw, accuracy: float, correlation: float, num: int) -> tuple[n
 
 def averages(runs: int, seed: int) -> Iterator[dict[str, Any]]:
     """The same for means over classes, over animals, and for gains."""
-    kinds: dict[str, tuple[Callable[..., Any], Callable[..., float]]] = {
-        "balanced_accuracy": (
-            lambda t, p, r: metrics.balanced_accuracy_interval(t, t == p, r),
-            lambda t, p, _: metrics.balanced_accuracy(metrics.confusion_matrix(t, p, 8)),
-        ),
-        "macro_f1": (
-            metrics.macro_f1_interval,
-            lambda t, p, _: metrics.precision_recall_f1(metrics.confusion_matrix(t, p, 8)).macro_f1,
-        ),
+    balanced = (
+        lambda t, p, r: metrics.balanced_accuracy_interval(t, t == p, r),
+        lambda t, p, _: metrics.balanced_accuracy(metrics.confusion_matrix(t, p, 8)),
+    )
+    f1 = (
+        metrics.macro_f1_interval,
+        lambda t, p, _: metrics.precision_recall_f1(metrics.confusion_matrix(t, p, 8)).macro_f1,
+    )
+    gain = metrics.gain_interval, lambda gain, _: float(gain.mean())
+    kinds: dict[str, tuple[Callable[..., Any], ...]] = {
+        "balanced_accuracy of 2": (partial(answers, num_classes=2), *balanced),
+        "balanced_accuracy of 8": (partial(answers, num_classes=8), *balanced),
+        "macro_f1 of 2": (partial(answers, num_classes=2), *f1),
+        "macro_f1 of 8": (partial(answers, num_classes=8), *f1),
+        "fusion_gain": (fused, *gain),
+        "paired_gain": (paired, *gain),
     }
-    for num in NUM_ANIMALS:
-        for accuracy in (0.5, 0.9, 0.98):
-            for correlation in CORRELATIONS:
-                setting = {"animals": num, "accuracy": accuracy, "correlation": correlation}
-                for name, (interval, figure) in kinds.items():
-                    for classes in (2, 8):
-                        made = (classes, accuracy, correlation)
-                        truth = figure(*answers(np.random.default_rng(99), *made, 200_000))
-                        yield {"figure": f"{name} of {classes}", **setting} | held(
-                            runs,
-                            seed,
-                            truth,
-                            lambda d, m=made, i=interval, n=num: i(*answers(d, *m, n)),
-                        )
-                made = (accuracy, correlation)
-                truth = float(fused(np.random.default_rng(99), *made, 400_000).mean())
-                yield {"figure": "fusion_gain", **setting} | held(
-                    runs, seed, truth,
-                    lambda d, m=made, n=num: metrics.gain_interval(fused(d, *m, n), np.arange(n)),
-                )  # fmt: skip
-                truth = float(paired(np.random.default_rng(99), *made, 400_000)[0].mean())
-                yield {"figure": "paired_gain", **setting} | held(
-                    runs, seed, truth,
-                    lambda d, m=made, n=num: metrics.gain_interval(*paired(d, *m, n)),
-                )  # fmt: skip
+    for num, accuracy, correlation in product(NUM_ANIMALS, (0.5, 0.9, 0.98), CORRELATIONS):
+        for name, (make, interval, figure) in kinds.items():
+            made = partial(make, accuracy=accuracy, correlation=correlation)
+            many = 400_000 if name.endswith("gain") else 200_000
+            truth = figure(*made(np.random.default_rng(99), num=many))
+            setting = {"animals": num, "accuracy": accuracy, "correlation": correlation}
+            found = held(runs, seed, truth, partial(made, num=num), interval)
+            yield {"figure": name, **setting, **found}
 
 
 def found_sure(
@@ -158,21 +142,18 @@ def found_sure(
 
 def sure(runs: int, seed: int) -> Iterator[dict[str, Any]]:
     """How often answers are called sure wrongly (at 88 % all of them miss 90 %), and rightly."""
-    for num in (15, 20, 30, 50, 100, 300):
-        for correlation in (0.01, *CORRELATIONS):
-            made = [(0.88, 0.0), (0.97, 0.0), (0.97, 1.5)]
-            draws = (np.random.default_rng(seed) for _ in made)
-            wrong, blind, found = (
-                found_sure(draw, runs, accuracy, correlation, num, knows)
-                for draw, (accuracy, knows) in zip(draws, made, strict=True)
-            )
-            yield {
-                "animals": num,
-                "correlation": correlation,
-                "falsely_sure_at_88": wrong,
-                "found_at_97_confidence_knows_nothing": blind,
-                "found_at_97": found,
-            }
+    for num, correlation in product((15, 20, 30, 50, 100, 300), (0.01, *CORRELATIONS)):
+        wrong, blind, found = (
+            found_sure(np.random.default_rng(seed), runs, accuracy, correlation, num, knows)
+            for accuracy, knows in ((0.88, 0.0), (0.97, 0.0), (0.97, 1.5))
+        )
+        yield {
+            "animals": num,
+            "correlation": correlation,
+            "falsely_sure_at_88": wrong,
+            "found_at_97_confidence_knows_nothing": blind,
+            "found_at_97": found,
+        }
 
 
 def covered_by_sets(
@@ -199,13 +180,10 @@ def covered_by_sets(
 
 def sets(runs: int, seed: int) -> Iterator[dict[str, Any]]:
     """How often the sets hold the truth, by animals."""
-    for num in (8, 9, 15, 30, 100, 300):
-        for accuracy in (0.5, 0.8):
-            for correlation in CORRELATIONS:
-                draw = np.random.default_rng(seed)
-                covered = covered_by_sets(draw, runs, accuracy, correlation, num)
-                setting = {"animals": num, "accuracy": accuracy, "correlation": correlation}
-                yield {**setting, "covered": "no sets" if covered is None else covered}
+    for num, accuracy, correlation in product((8, 9, 15, 30, 100, 300), (0.5, 0.8), CORRELATIONS):
+        covered = covered_by_sets(np.random.default_rng(seed), runs, accuracy, correlation, num)
+        setting = {"animals": num, "accuracy": accuracy, "correlation": correlation}
+        yield {**setting, "covered": "no sets" if covered is None else covered}
 
 
 SIMULATIONS = {"coverage": coverage, "averages": averages, "sure": sure, "sets": sets}

@@ -43,14 +43,14 @@ HEADLINES = ("nll_after", "brier_after", "ece_before", "ece_after", "ece_null_af
 NOBODY = (np.empty((0, 2), np.float32), np.empty(0, np.int64), np.empty(0, np.int32))
 
 
-def draw(seed: int, n: int, num_classes: int, spread: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+def draw(seed, n, num_classes, spread=3.0):
     """Draw logits and labels of a network whose probabilities are exactly right."""
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(n, num_classes)) * spread
     return logits, (logits + generator.gumbel(size=logits.shape)).argmax(axis=1)
 
 
-def answer(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def answer(logits, labels):
     p = softmax(logits)
     return p.max(axis=1), p.argmax(axis=1) == labels
 
@@ -59,7 +59,7 @@ def answer(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
-def test_losses_equal_scikit_learn(temperature: float) -> None:
+def test_losses_equal_scikit_learn(temperature):
     logits, labels = draw(0, 200, 5)
     p = scipy.special.softmax(logits / temperature, axis=1)
     np.testing.assert_allclose(softmax(logits, temperature), p)
@@ -69,13 +69,13 @@ def test_losses_equal_scikit_learn(temperature: float) -> None:
     assert brier(p, labels) == pytest.approx(expected, rel=1e-9)
 
 
-def test_big_logits_do_not_overflow() -> None:
+def test_big_logits_do_not_overflow():
     assert nll(np.array([[1e30, 0.0]]), np.array([0])) == 0.0
     assert nll(np.array([[5000.0, 0.0]]), np.array([1])) == 5000.0
     assert softmax(np.array([[1000.0, 1000.0]])).tolist() == [[0.5, 0.5]]
 
 
-def naive_bins(confidence: np.ndarray, num_bins: int) -> list[list[int]]:
+def naive_bins(confidence, num_bins):
     """Deal the rows out by rank; equal confidences go where the first of them goes."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     for row, value in enumerate(confidence):
@@ -85,7 +85,7 @@ def naive_bins(confidence: np.ndarray, num_bins: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(("digits", "num_bins"), [(9, 7), (1, 7), (1, 15), (9, 1)])
-def test_bins_and_calibration_error_equal_naive_loops(digits: int, num_bins: int) -> None:
+def test_bins_and_calibration_error_equal_naive_loops(digits, num_bins):
     confidence, correct = answer(*draw(2, 101, 4))
     confidence = confidence.round(digits)
     rows_of = naive_bins(confidence, num_bins)
@@ -101,7 +101,7 @@ def test_bins_and_calibration_error_equal_naive_loops(digits: int, num_bins: int
 
 
 @pytest.mark.parametrize(("num", "num_bins"), [(0, 0), (19, 1), (101, 6), (1000, 15)])
-def test_rows_of_a_diagram_have_scipys_exact_interval(num: int, num_bins: int) -> None:
+def test_rows_of_a_diagram_have_scipys_exact_interval(num, num_bins):
     rows = reliability_rows(*answer(*draw(2, num, 4)))
     assert len(rows) == num_bins and sum(row[2] for row in rows) == num
     for _, accuracy, photos, low, high in rows:
@@ -110,7 +110,7 @@ def test_rows_of_a_diagram_have_scipys_exact_interval(num: int, num_bins: int) -
 
 
 @pytest.mark.parametrize(("num", "num_classes"), [(140, 6), (1000, 3)])
-def test_a_faultless_head_has_about_the_null_level(num: int, num_classes: int) -> None:
+def test_a_faultless_head_has_about_the_null_level(num, num_classes):
     found = [answer(*draw(seed, num, num_classes, spread=1.0)) for seed in range(60)]
     errors = [expected_calibration_error(*own) for own in found]
     nulls = [null_calibration_error(confidence) for confidence, _ in found]
@@ -119,7 +119,7 @@ def test_a_faultless_head_has_about_the_null_level(num: int, num_classes: int) -
     assert math.isnan(null_calibration_error(np.empty(0)))
 
 
-def test_coverage_curve_equals_a_loop_over_every_threshold() -> None:
+def test_coverage_curve_equals_a_loop_over_every_threshold():
     confidence, correct = answer(*draw(5, 150, 4))
     confidence = confidence.round(2)
     thresholds, coverage, accuracy = coverage_curve(confidence, correct)
@@ -135,7 +135,7 @@ def test_coverage_curve_equals_a_loop_over_every_threshold() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_temperature_is_the_minimum_that_scipy_finds(seed: int) -> None:
+def test_the_temperature_is_the_minimum_that_scipy_finds(seed):
     generator = np.random.default_rng(seed)
     logits, labels = draw(seed, 80, 2 + 5 * seed, spread=float(generator.uniform(1, 6)))
     logits *= generator.uniform(0.5, 4)
@@ -148,13 +148,13 @@ def test_the_temperature_is_the_minimum_that_scipy_finds(seed: int) -> None:
     assert fit_temperature(logits, labels) == pytest.approx(math.exp(best.x), rel=1e-5)
 
 
-def test_the_temperature_stays_in_its_range() -> None:
+def test_the_temperature_stays_in_its_range():
     logits, labels = draw(1, 500, 4)
     assert fit_temperature(logits * 100, labels) == 20.0
     assert fit_temperature(logits / 100, labels) == 0.05
 
 
-def test_labels_that_cannot_tell_leave_the_temperature_alone() -> None:
+def test_labels_that_cannot_tell_leave_the_temperature_alone():
     logits, labels = draw(2, 400, 3)
     logits *= 3
     enough = MIN_ROWS_FOR_TEMPERATURE
@@ -167,7 +167,7 @@ def test_labels_that_cannot_tell_leave_the_temperature_alone() -> None:
 # --- Threshold ---
 
 
-def naive_threshold(confidence, correct, wanted: float, records) -> float | None:
+def naive_threshold(confidence, correct, wanted, records):
     """Go down by twentieths of all photos, each step by a loop over its animals."""
     order, bounds = sorted(confidence, reverse=True), []
     for step in range(1, 21):
@@ -197,9 +197,7 @@ def naive_threshold(confidence, correct, wanted: float, records) -> float | None
 @pytest.mark.parametrize(
     ("seed", "wanted", "photos"), [(0, 0.9, 1), (1, 0.8, 1), (2, 0.85, 3), (3, 0.999, 1)]
 )
-def test_the_threshold_is_where_the_sequence_of_tests_ends(
-    seed: int, wanted: float, photos: int
-) -> None:
+def test_the_threshold_is_where_the_sequence_of_tests_ends(seed, wanted, photos):
     confidence, correct = answer(*draw(seed, 400, 5, spread=4.0))
     confidence, records = confidence.round(2), np.arange(400) // photos
     threshold, coverage, reason = threshold_for_accuracy(confidence, correct, wanted, records)
@@ -220,12 +218,12 @@ def test_the_threshold_is_where_the_sequence_of_tests_ends(
         (400, 400, 1.0, (None, 0.0, "too few animals (400; more needed)")),
     ],
 )
-def test_always_right(num: int, num_records: int, wanted: float, expected: tuple) -> None:
+def test_always_right(num, num_records, wanted, expected):
     records = np.arange(num) % max(num_records, 1)
     assert threshold_for_accuracy(np.ones(num), np.ones(num) > 0, wanted, records) == expected
 
 
-def test_one_wrong_photo_is_no_proof() -> None:
+def test_one_wrong_photo_is_no_proof():
     """39 of 40 right was sure once and 40 of 40 never: now more right is never less sure."""
     for photos in (1, 2, 4):
         records, found = np.arange(40 * photos) // photos, []
@@ -236,7 +234,7 @@ def test_one_wrong_photo_is_no_proof() -> None:
         assert found[0] == 0.0 and found == sorted(found, key=lambda t: t is None)
 
 
-def test_what_is_said_where_no_threshold_is() -> None:
+def test_what_is_said_where_no_threshold_is():
     """That none reaches the wanted accuracy only where none does on the validation photos."""
     generator = np.random.default_rng(0)
     confidence, records = generator.random(600), np.arange(600) // 2
@@ -249,12 +247,12 @@ def test_what_is_said_where_no_threshold_is() -> None:
     assert pattern and 20 < int(pattern[1]) < 60
 
 
-def test_whoever_wants_nothing_gets_every_answer() -> None:
+def test_whoever_wants_nothing_gets_every_answer():
     confidence, correct = answer(*draw(12, 400, 3))
     assert threshold_for_accuracy(confidence, correct, 0.0, np.arange(400)) == (0.0, 1.0, "")
 
 
-def test_copies_of_a_photo_teach_nothing() -> None:
+def test_copies_of_a_photo_teach_nothing():
     once = (*answer(*draw(5, 600, 5, spread=4.0)), np.arange(600))
     confidence, correct, records = (np.repeat(column, 3) for column in once)
     expected = threshold_for_accuracy(*once[:2], 0.9, once[2])
@@ -264,15 +262,15 @@ def test_copies_of_a_photo_teach_nothing() -> None:
 
 
 @pytest.mark.parametrize("animals", [15, 30, 100])
-def test_sure_is_seldom_wrong_and_often_found(animals: int) -> None:
+def test_sure_is_seldom_wrong_and_often_found(animals):
     """Few runs; results/simulated_sure.csv has more."""
     wrong = simulations.found_sure(np.random.default_rng(1), 300, 0.88, 0.3, animals, 0.0)
     found = simulations.found_sure(np.random.default_rng(0), 400, 0.97, 0.3, animals, 1.5)
     assert wrong <= 0.05 and found >= 0.5
 
 
-def test_species_that_are_small_alone_are_pooled() -> None:
-    def fitted(seed: int, animals: int, wanted: float = 0.9) -> tuple[dict, list]:
+def test_species_that_are_small_alone_are_pooled():
+    def fitted(seed, animals, wanted=0.9):
         logits, labels = draw(seed, 3 * animals, 3, spread=9.0)
         own = {"breed": (logits, labels, np.arange(3 * animals) // 3)}
         entries = {"breed": calibrate_head(*own["breed"], wanted)}
@@ -301,7 +299,7 @@ def test_species_that_are_small_alone_are_pooled() -> None:
 
 
 @pytest.mark.parametrize(("n", "alpha"), [(9, 0.1), (19, 0.1), (30, 0.25), (99, 0.05), (50, 0.07)])
-def test_the_conformal_quantile_is_the_score_of_its_rank(n: int, alpha: float) -> None:
+def test_the_conformal_quantile_is_the_score_of_its_rank(n, alpha):
     logits, labels = draw(n, n, 4)
     p = softmax(logits)
     scores = sorted(1 - p[row, labels[row]] for row in range(n))
@@ -314,7 +312,7 @@ def test_the_conformal_quantile_is_the_score_of_its_rank(n: int, alpha: float) -
     assert conformal_quantile(p[:8], labels[:8], 0.1) is None
 
 
-def test_a_set_holds_the_classes_up_to_the_quantile_and_always_the_answer() -> None:
+def test_a_set_holds_the_classes_up_to_the_quantile_and_always_the_answer():
     p = np.array([[0.5, 0.375, 0.125], [0.4, 0.3, 0.3], [0.25, 0.25, 0.5]])
     expected = [[True, True, False], [True, False, False], [False, False, True]]
     assert conformal_set(p, 0.625).tolist() == expected
@@ -323,7 +321,7 @@ def test_a_set_holds_the_classes_up_to_the_quantile_and_always_the_answer() -> N
 
 
 @pytest.mark.parametrize("animals", [8, 9, 30, 100])
-def test_sets_hold_the_truth_of_an_animal_as_often_as_promised(animals: int) -> None:
+def test_sets_hold_the_truth_of_an_animal_as_often_as_promised(animals):
     """Few runs; results/simulated_sets.csv has more. Below nine animals there is no set."""
     covered = simulations.covered_by_sets(np.random.default_rng(0), 300, 0.6, 0.5, animals)
     assert covered is None if animals < 9 else 0.88 < covered < 0.92
@@ -336,11 +334,11 @@ def test_sets_hold_the_truth_of_an_animal_as_often_as_promised(animals: int) -> 
     ("threshold", "probability", "expected"),
     [(0.8, np.float32(0.8), True), (0.8, 0.79, False), (0.0, 0.1, True), (None, 1.0, False)],
 )
-def test_an_answer_is_sure_from_the_threshold_on(threshold, probability, expected) -> None:
+def test_an_answer_is_sure_from_the_threshold_on(threshold, probability, expected):
     assert HeadCalibration(1.0, threshold, None).is_sure(probability) == expected
 
 
-def test_a_head_is_fitted_on_one_part_and_measured_on_another() -> None:
+def test_a_head_is_fitted_on_one_part_and_measured_on_another():
     logits, labels = draw(7, 8000, 6)
     logits *= 3
     labels[::5] = -1
@@ -369,7 +367,7 @@ def test_a_head_is_fitted_on_one_part_and_measured_on_another() -> None:
     assert again["coverage"] == fitted["coverage"]  # the answer at the threshold is given, too
 
 
-def test_rows_that_are_unknown_or_not_finite_do_not_count() -> None:
+def test_rows_that_are_unknown_or_not_finite_do_not_count():
     logits, labels = draw(8, 600, 3, spread=5)
     records = np.arange(600) // 2
     expected = calibrate_head(logits, labels, records)
@@ -388,7 +386,7 @@ def test_rows_that_are_unknown_or_not_finite_do_not_count() -> None:
     assert found == once
 
 
-def test_what_cannot_be_had_is_none() -> None:
+def test_what_cannot_be_had_is_none():
     logits, labels = draw(9, 6, 3)
     fitted = calibrate_head(logits, labels, np.arange(6))
     assert fitted["threshold"] is None and fitted["conformal_quantile"] is None
@@ -402,7 +400,7 @@ def test_what_cannot_be_had_is_none() -> None:
         assert all(v in (None, []) for k, v in measure_head(*rows[:2], empty).items() if k != "num")
 
 
-def test_heads_are_fitted_on_one_part_and_measured_on_the_other() -> None:
+def test_heads_are_fitted_on_one_part_and_measured_on_the_other():
     """Three photos an animal, as alike as can be: they count as one."""
     logits, labels = draw(11, 400, 4, spread=2)
     records, labels = np.arange(1200) // 3, np.repeat(labels, 3)

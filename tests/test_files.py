@@ -9,9 +9,6 @@ import io
 import json
 import os
 import threading
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -26,29 +23,29 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def full(*_: Any) -> None:
+def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.fixture
-def old(tmp_path: Path) -> Path:
+def old(tmp_path):
     path = tmp_path / "figures.json"
     path.write_bytes(b"old")
     return path
 
 
-def only_old_is_there(path: Path) -> bool:
+def only_old_is_there(path):
     return path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
 
 
-def test_folders_are_made(tmp_path: Path) -> None:
+def test_folders_are_made(tmp_path):
     with files.atomic_write(tmp_path / "a/b/c.txt", "w") as handle:
         handle.write("naïve\n")
     assert (tmp_path / "a/b/c.txt").read_bytes() == "naïve\n".encode()
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), KeyboardInterrupt(), UserError("x")])
-def test_an_exception_leaves_the_old_file(old: Path, error: BaseException) -> None:
+def test_an_exception_leaves_the_old_file(old, error):
     with pytest.raises(type(error)) as caught, files.atomic_write(old) as handle:
         handle.write(b"half")
         raise error
@@ -56,35 +53,33 @@ def test_an_exception_leaves_the_old_file(old: Path, error: BaseException) -> No
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file(
-    old: Path, call: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_file(old, call, monkeypatch):
     monkeypatch.setattr(os, call, full)
     with pytest.raises(UserError, match=r"figures\.json: No space left.*[\d,]+ bytes free"):
         files.write_json(old, {"a": 1})
     assert only_old_is_there(old)
 
 
-def test_a_disk_that_fills_up_while_writing(old: Path) -> None:
+def test_a_disk_that_fills_up_while_writing(old):
     with pytest.raises(UserError, match=r"No space left"), files.atomic_write(old) as handle:
         handle.write(b"half")
         full()
     assert only_old_is_there(old)
 
 
-def test_a_file_in_place_of_a_folder(old: Path) -> None:
+def test_a_file_in_place_of_a_folder(old):
     with pytest.raises(UserError, match=r"cannot write .*figures\.json/deep/x\.csv: .*bytes free"):
         files.write_csv(old / "deep" / "x.csv", ["a"], [])
     assert only_old_is_there(old)
 
 
-def test_what_a_crash_left_is_overwritten(old: Path) -> None:
+def test_what_a_crash_left_is_overwritten(old):
     old.with_name(old.name + files.TEMPORARY_SUFFIX).write_bytes(b"much longer than the new file")
     files.write_json(old, [])
     assert old.read_text() == "[]\n" and list(old.parent.iterdir()) == [old]
 
 
-def test_json_is_utf8_and_has_no_nan(old: Path) -> None:
+def test_json_is_utf8_and_has_no_nan(old):
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(old, {"a": float("nan")})
     assert only_old_is_there(old)
@@ -94,29 +89,29 @@ def test_json_is_utf8_and_has_no_nan(old: Path) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
-def test_text_cells_round_trip_and_are_no_formula(text: str) -> None:
+def test_text_cells_round_trip_and_are_no_formula(text):
     cell = files.safe_cell(text)
     assert isinstance(cell, str) and files.plain_cell(cell) == text
     assert cell[:1] not in {"=", "+", "-", "@", "\t", "\r"}
 
 
 @pytest.mark.parametrize("number", [-1, -0.5, 7, None, True])
-def test_numbers_stay_numbers(number: object) -> None:
+def test_numbers_stay_numbers(number):
     assert files.safe_cell(number) is number
 
 
-def python_reader(path: Path) -> list[list[str]]:
+def python_reader(path):
     with path.open(newline="", encoding="utf-8") as handle:
         return list(csv.reader(handle))
 
 
-def pandas_reader(path: Path) -> list[list[str]]:
+def pandas_reader(path):
     table = pd.read_csv(path, dtype=str, keep_default_na=False, header=None, encoding="utf-8")
     return table.to_numpy().tolist()
 
 
 @pytest.mark.parametrize("read", [python_reader, pandas_reader])
-def test_csv_round_trips(read: Callable[[Path], list[list[str]]], tmp_path: Path) -> None:
+def test_csv_round_trips(read, tmp_path):
     path = tmp_path / "t.csv"
     files.write_csv(path, ["a", "b", "c"], [[text, -1.5, text[::-1]] for text in HOSTILE])
     header, *rows = read(path)
@@ -126,27 +121,27 @@ def test_csv_round_trips(read: Callable[[Path], list[list[str]]], tmp_path: Path
     ]
 
 
-def test_csv_rows_end_in_lf_alone() -> None:
+def test_csv_rows_end_in_lf_alone():
     assert files.csv_line(["a", 1, "b c"]) == "a,1,b c\n"
     assert files.csv_line(["x\ny", "", 'q"']) == '"x\ny",,"q"""\n'
     assert next(csv.reader(io.StringIO(files.csv_line(["a\rb"]), newline=""))) == ["a\rb"]
 
 
-def test_file_names_that_are_no_utf8(tmp_path: Path) -> None:
+def test_file_names_that_are_no_utf8(tmp_path):
     files.write_csv(tmp_path / "t.csv", ["image"], [[os.fsdecode(b"caf\xe9.png")]])
     assert (tmp_path / "t.csv").read_text(encoding="utf-8") == "image\ncaf\\udce9.png\n"
 
 
-def test_sha256(tmp_path: Path) -> None:
+def test_sha256(tmp_path):
     data = bytes(range(256)) * 5000  # more than one block
     (tmp_path / "x").write_bytes(data)
     assert files.sha256_of_file(tmp_path / "x") == hashlib.sha256(data).hexdigest()
 
 
-def test_two_starts_wait_for_each_other_in_one_folder(tmp_path: Path) -> None:
+def test_two_starts_wait_for_each_other_in_one_folder(tmp_path):
     seen = []
 
-    def enter() -> None:
+    def enter():
         with files.turn_in(tmp_path):
             seen.append("second")
 
@@ -161,7 +156,7 @@ def test_two_starts_wait_for_each_other_in_one_folder(tmp_path: Path) -> None:
     assert seen == ["first", "second"]
 
 
-def test_written_whole(old: Path) -> None:
+def test_written_whole(old):
     with files.atomic_write(old) as handle:
         handle.write(b"new")
         handle.flush()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,7 @@ from petface.metrics import (
 from tests import simulations
 
 
-def random_labels(seed: int) -> tuple[np.ndarray, np.ndarray]:
+def random_labels(seed):
     """Draw labels in which class 2 is never true, class 3 never predicted, class 5 neither."""
     generator = np.random.default_rng(seed)
     true = generator.choice([-1, 0, 1, 3, 4], size=300)
@@ -47,7 +47,7 @@ def random_labels(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_counts_and_averages_equal_scikit_learn(seed: int) -> None:
+def test_counts_and_averages_equal_scikit_learn(seed):
     true, predicted = random_labels(seed)
     known = true != -1
     t, p = true[known], predicted[known]
@@ -72,7 +72,7 @@ def test_counts_and_averages_equal_scikit_learn(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_kappa_equals_scikit_learn(seed: int) -> None:
+def test_kappa_equals_scikit_learn(seed):
     draw = np.random.default_rng(seed)
     true, predicted = draw.integers(0, 5, (2, 60))
     predicted[: 10 * seed] = true[: 10 * seed]
@@ -81,7 +81,7 @@ def test_kappa_equals_scikit_learn(seed: int) -> None:
     assert found == pytest.approx(sklearn.metrics.cohen_kappa_score(true, predicted))
 
 
-def test_kappa_earns_nothing_by_a_group_that_is_known() -> None:
+def test_kappa_earns_nothing_by_a_group_that_is_known():
     """Two species, each gender by a coin: chance, although the pairs agree more often than that."""
     cm = np.kron(np.eye(2, dtype=int), np.full((2, 2), 25))
     counts = np.diag(cm), cm.sum(axis=1), cm.sum(axis=0)
@@ -89,24 +89,24 @@ def test_kappa_earns_nothing_by_a_group_that_is_known() -> None:
     assert cohen_kappa(*counts, np.array([0, 0, 1, 1])) == pytest.approx(0.0)
 
 
-def test_kappa_is_not_defined_without_a_choice() -> None:
+def test_kappa_is_not_defined_without_a_choice():
     assert math.isnan(cohen_kappa(*np.zeros((3, 4), int)))
     assert math.isnan(cohen_kappa(np.array([5, 0]), np.array([5, 0]), np.array([5, 0])))
 
 
-def test_unknown_rows_are_left_out_whatever_was_predicted_there() -> None:
+def test_unknown_rows_are_left_out_whatever_was_predicted_there():
     cm = confusion_matrix(np.array([-1, 1, -1], np.int16), np.array([-1, 1, 9]), 2)
     assert cm.tolist() == [[0, 0], [0, 1]]
 
 
 @pytest.mark.parametrize(("true", "predicted"), [([2], [0]), ([-2], [0]), ([0], [2]), ([0], [-1])])
-def test_indices_out_of_range_are_a_programmers_error(true: list, predicted: list) -> None:
+def test_indices_out_of_range_are_a_programmers_error(true, predicted):
     with pytest.raises(AssertionError):
         confusion_matrix(np.array(true), np.array(predicted), 2)
 
 
 @pytest.mark.parametrize("num_classes", [0, 3])
-def test_nothing_known_is_nan_everywhere_without_a_warning(num_classes: int) -> None:
+def test_nothing_known_is_nan_everywhere_without_a_warning(num_classes):
     with np.errstate(all="raise"):
         cm = confusion_matrix(np.array([-1, -1]), np.array([0, 0]), num_classes)
         scores = precision_recall_f1(cm)
@@ -117,14 +117,14 @@ def test_nothing_known_is_nan_everywhere_without_a_warning(num_classes: int) -> 
         assert top_confusions(cm, ["a"] * num_classes, 5) == []
 
 
-def test_majority_baseline_answers_the_training_class() -> None:
+def test_majority_baseline_answers_the_training_class():
     assert majority_baseline([5, 90, 3], [50, 30, 20]) == pytest.approx(0.3)
     assert majority_baseline([7, 7], [1, 3]) == pytest.approx(0.25)  # the first of equals
     assert math.isnan(majority_baseline([0, 0], [1, 3]))
     assert math.isnan(majority_baseline([1, 0], [0, 0]))
 
 
-def test_top_confusions_by_hand() -> None:
+def test_top_confusions_by_hand():
     cm, names = np.array([[10, 3, 0], [1, 0, 3], [5, 0, 99]]), ["cat", "dog", "pig"]
     first = [("pig", "cat", 5, 5 / 104), ("cat", "dog", 3, 3 / 13), ("dog", "pig", 3, 3 / 4)]
     assert top_confusions(cm, names, 3) == first
@@ -132,7 +132,7 @@ def test_top_confusions_by_hand() -> None:
     assert cm[0, 0] == 10  # the caller's matrix is not touched
 
 
-def test_a_confusion_table_round_trips_for_us_and_for_pandas(tmp_path: Path) -> None:
+def test_a_confusion_table_round_trips_for_us_and_for_pandas(tmp_path):
     names, path = ["Bulldog, Olde mix", "=1+1", 'so-called "x"', "NA"], tmp_path / "x.csv"
     cm = np.diag([1, 2, 3, 4])
     cm[1, 3] = 7
@@ -148,7 +148,7 @@ def test_a_confusion_table_round_trips_for_us_and_for_pandas(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("text", ["", "a\n", "x,a,b\na,1\nb,1,2\n", "x,a\na,one\n", "x,a\n"])
-def test_what_is_no_confusion_table_is_not_read(tmp_path: Path, text: str) -> None:
+def test_what_is_no_confusion_table_is_not_read(tmp_path, text):
     (tmp_path / "t.csv").write_text(text)
     assert read_confusion(tmp_path / "t.csv") is read_confusion(tmp_path / "gone.csv") is None
 
@@ -156,7 +156,7 @@ def test_what_is_no_confusion_table_is_not_read(tmp_path: Path, text: str) -> No
 # ---- Intervals over animals ----
 
 
-def korn_graubard(right: np.ndarray, record: np.ndarray) -> list[float]:
+def korn_graubard(right, record):
     """The interval of an accuracy record by record, with scipy's distributions."""
     own = [right[record == name] for name in np.unique(record)]
     num, p = len(own), right.mean()
@@ -175,7 +175,7 @@ def korn_graubard(right: np.ndarray, record: np.ndarray) -> list[float]:
 
 @pytest.mark.parametrize("num", [10, 40, 200, 3000])
 @pytest.mark.parametrize("accuracy", [0.0, 0.5, 0.9, 0.995, 1.0])
-def test_the_interval_of_an_accuracy_is_korn_and_graubards(num: int, accuracy: float) -> None:
+def test_the_interval_of_an_accuracy_is_korn_and_graubards(num, accuracy):
     draw = np.random.default_rng(num)
     right, record = simulations.photos(draw, np.clip(accuracy, 1e-9, 1 - 1e-9), 0.5, num)
     low, high = accuracy_interval(right, record)
@@ -186,7 +186,7 @@ def test_the_interval_of_an_accuracy_is_korn_and_graubards(num: int, accuracy: f
 
 
 @pytest.mark.parametrize("num", [0, 1, 9])
-def test_fewer_than_ten_animals_are_too_few(num: int) -> None:
+def test_fewer_than_ten_animals_are_too_few(num):
     record = np.repeat(np.arange(num), 7)
     right = np.arange(len(record)) % 2 == 0
     assert accuracy_interval(right, record) is gain_interval(right * 1, record) is None
@@ -198,7 +198,7 @@ def test_fewer_than_ten_animals_are_too_few(num: int) -> None:
 
 
 @pytest.mark.parametrize(("right", "num"), [(0, 12), (12, 12), (63, 90), (3.7, 8.2), (8.2, 8.2)])
-def test_clopper_and_pearsons_bounds_are_scipys(right: float, num: float) -> None:
+def test_clopper_and_pearsons_bounds_are_scipys(right, num):
     low = scipy.stats.beta.ppf(0.025, right, num - right + 1) if right else 0
     high = scipy.stats.beta.ppf(0.975, right + 1, num - right) if right < num else 1
     assert clopper_pearson(right, num, 0.025) == pytest.approx((low, high))
@@ -208,12 +208,12 @@ def test_clopper_and_pearsons_bounds_are_scipys(right: float, num: float) -> Non
 
 
 @pytest.mark.parametrize("name", ["balanced_accuracy", "macro_f1"])
-def test_the_spread_of_an_average_is_that_of_a_bootstrap_over_animals(name: str) -> None:
+def test_the_spread_of_an_average_is_that_of_a_bootstrap_over_animals(name):
     """The width of the interval, against 2000 draws of whole animals scored by scikit-learn."""
     draw = np.random.default_rng(3)
     true, predicted, record = simulations.answers(draw, 3, 0.8, 0.4, 150)
 
-    def figure(t: np.ndarray, p: np.ndarray) -> float:
+    def figure(t, p):
         if name == "macro_f1":
             return float(sklearn.metrics.f1_score(t, p, average="macro"))
         return float(sklearn.metrics.balanced_accuracy_score(t, p))
@@ -233,7 +233,7 @@ def test_the_spread_of_an_average_is_that_of_a_bootstrap_over_animals(name: str)
     )
 
 
-def test_a_gain_that_nobody_showed_is_not_certain_to_be_none() -> None:
+def test_a_gain_that_nobody_showed_is_not_certain_to_be_none():
     low, high = gain_interval(np.zeros(120), np.arange(120) // 3)
     assert low == pytest.approx(-high) and 0.02 < high < 0.08
     gain = np.repeat([1, 0, 0, 0, -1], 400)
@@ -244,17 +244,11 @@ def test_a_gain_that_nobody_showed_is_not_certain_to_be_none() -> None:
 
 @pytest.mark.parametrize("num", [10, 200])
 @pytest.mark.parametrize("accuracy", [0.5, 0.9, 0.995])
-def test_intervals_hold_what_they_promise(num: int, accuracy: float) -> None:
+def test_intervals_hold_what_they_promise(num, accuracy):
     """Few runs; results/simulated_coverage.csv has more. Above 98 % where almost all are right."""
     for correlation in (0.3, 0.7):
-        found = simulations.held(
-            400,
-            1,
-            accuracy,
-            lambda draw, c=correlation: accuracy_interval(
-                *simulations.photos(draw, accuracy, c, num)
-            ),
-        )
+        made = partial(simulations.photos, accuracy=accuracy, correlation=correlation, num=num)
+        found = simulations.held(400, 1, accuracy, made, accuracy_interval)
         assert found["covered"] > 0.92
         assert found["too_low"] < 0.06 and found["too_high"] < 0.06
 

@@ -22,7 +22,7 @@ FLOORS = {"torch": "2.11", "pillow": "12", "onnx": "1.16", "python-multipart": "
           "starlette": "0.49.1"}  # fmt: skip
 
 
-def wanted() -> list[Requirement]:
+def wanted():
     """What requirements.txt and the extra `dev` name, and the extras that it refers to."""
     lines = (scripts.REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
     found = [Requirement(line) for line in lines if line and not line.startswith("#")]
@@ -36,7 +36,7 @@ def wanted() -> list[Requirement]:
     return found
 
 
-def locked() -> dict[str, list[tuple[Requirement, list[str]]]]:
+def locked():
     """Name -> the entries of that name, each with its checksums."""
     entries: dict[str, list[tuple[Requirement, list[str]]]] = {}
     joined = re.sub(r"\\\n\s*", " ", LOCK)
@@ -48,7 +48,7 @@ def locked() -> dict[str, list[tuple[Requirement, list[str]]]]:
     return entries
 
 
-def versions(name: str) -> list[Version]:
+def versions(name):
     return [Version(next(iter(entry.specifier)).version) for entry, _ in locked()[name]]
 
 

@@ -10,10 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from io import FileIO
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +27,7 @@ BATCHES = [
 ]
 
 
-def go_on(path: Path, identity: dict[str, Any] = IDENTITY, **options: Any) -> int:
+def go_on(path, identity=IDENTITY, **options):
     """Write what is missing; give how many batches were there."""
     with ResumableTable(path, HEADER, identity, **options) as table:
         kept = table.batches_kept([len(batch) for batch in BATCHES])
@@ -41,12 +38,12 @@ def go_on(path: Path, identity: dict[str, Any] = IDENTITY, **options: Any) -> in
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path):
     return tmp_path / "folder" / "rows.csv"
 
 
 @pytest.fixture
-def unfinished(path: Path) -> Path:
+def unfinished(path):
     """A table whose writer was killed before its last batch."""
     with ResumableTable(path, HEADER, IDENTITY) as table:
         assert table.batches_kept([2, 1, 3]) == 0
@@ -55,7 +52,7 @@ def unfinished(path: Path) -> Path:
     return table.unfinished
 
 
-def test_straight(path: Path) -> None:
+def test_straight(path):
     assert go_on(path) == 0
     with path.open(newline="", encoding="utf-8") as handle:
         header, *rows = csv.reader(handle)
@@ -65,7 +62,7 @@ def test_straight(path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_killed_after_any_byte(path: Path) -> None:
+def test_killed_after_any_byte(path):
     go_on(path)
     whole, sizes = path.read_bytes(), []
     for number, batch in enumerate(BATCHES):
@@ -82,9 +79,7 @@ def test_killed_after_any_byte(path: Path) -> None:
         assert path.read_bytes() == whole, place
 
 
-def test_a_finished_table_goes_first_under_force_which_goes_on_with_its_own_rows(
-    path: Path,
-) -> None:
+def test_a_finished_table_goes_first_under_force_which_goes_on_with_its_own_rows(path):
     go_on(path)
     before = path.read_bytes()
     with pytest.raises(UserError, match=r"rows\.csv is a finished table; use --force"):
@@ -102,7 +97,7 @@ def test_a_finished_table_goes_first_under_force_which_goes_on_with_its_own_rows
 
 
 @pytest.mark.usefixtures("unfinished")
-def test_tables_of_one_name_and_two_kinds_do_not_meet(path: Path) -> None:
+def test_tables_of_one_name_and_two_kinds_do_not_meet(path):
     other = path.with_suffix(".jsonl")
     with ResumableTable(other, None, {"photos": "others"}) as table:
         assert table.batches_kept([2]) == 0
@@ -110,7 +105,7 @@ def test_tables_of_one_name_and_two_kinds_do_not_meet(path: Path) -> None:
     assert go_on(path) == 2
 
 
-def test_another_identity_is_refused_and_none_begins_anew(path: Path, unfinished: Path) -> None:
+def test_another_identity_is_refused_and_none_begins_anew(path, unfinished):
     before = unfinished.read_bytes()
     with pytest.raises(UserError, match=r"begun with other checkpoints.*--force"):
         go_on(path, {**IDENTITY, "stage1": "abd"})
@@ -125,16 +120,14 @@ def test_another_identity_is_refused_and_none_begins_anew(path: Path, unfinished
     ("sizes", "max_rows", "kept", "rows"),
     [([2], None, 1, 2), ([2, 1, 3], 2, 1, 2), ([2, 1, 3], 0, 0, 0), ([4], None, 0, 0)],
 )
-def test_rows_beyond_the_plan_are_cut(
-    path: Path, unfinished: Path, sizes: list[int], max_rows: int | None, kept: int, rows: int
-) -> None:
+def test_rows_beyond_the_plan_are_cut(path, unfinished, sizes, max_rows, kept, rows):
     with ResumableTable(path, HEADER, IDENTITY) as table:
         assert table.batches_kept(sizes, max_rows) == kept
     assert unfinished.read_bytes().count(b".png") == rows
 
 
 @pytest.mark.parametrize(("header", "content"), [(HEADER, b"image,label,correct\n"), (None, b"")])
-def test_a_table_without_a_row(path: Path, header: Any, content: bytes) -> None:
+def test_a_table_without_a_row(path, header, content):
     with ResumableTable(path, header, IDENTITY) as table:
         assert table.batches_kept([]) == 0
         assert table.batches_kept([2, 1]) == 0  # again: nothing is written twice
@@ -142,7 +135,7 @@ def test_a_table_without_a_row(path: Path, header: Any, content: bytes) -> None:
     assert path.read_bytes() == content
 
 
-def test_a_second_writer_is_refused(path: Path, unfinished: Path) -> None:
+def test_a_second_writer_is_refused(path, unfinished):
     before = unfinished.read_bytes()
     with ResumableTable(path, HEADER, IDENTITY):
         for force in (False, True):
@@ -156,16 +149,14 @@ def test_a_second_writer_is_refused(path: Path, unfinished: Path) -> None:
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_table_finished_in_the_meantime_is_left_alone(
-    path: Path, force: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_finished_in_the_meantime_is_left_alone(path, force, monkeypatch):
     """The first writer finishes between the second one's opening and locking."""
     lock = fcntl.flock
     with ResumableTable(path, HEADER, IDENTITY) as first:
         first.batches_kept([2])
         first.write(BATCHES[0])
 
-        def finish_first(*arguments: Any) -> None:
+        def finish_first(*arguments):
             first.finish()
             first._handle.close()
             lock(*arguments)
@@ -181,7 +172,7 @@ class NearlyFull(FileIO):
 
     room = 10
 
-    def write(self, data: Any) -> int:
+    def write(self, data):
         if not self.room:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         written = super().write(bytes(data)[: min(3, self.room)])
@@ -189,7 +180,7 @@ class NearlyFull(FileIO):
         return written
 
 
-def test_a_full_disk_leaves_whole_rows(path: Path, unfinished: Path) -> None:
+def test_a_full_disk_leaves_whole_rows(path, unfinished):
     before = unfinished.read_bytes()
     with ResumableTable(path, HEADER, IDENTITY) as table:
         assert table.batches_kept([2, 1, 3]) == 2
@@ -206,7 +197,7 @@ def test_a_full_disk_leaves_whole_rows(path: Path, unfinished: Path) -> None:
     assert path.read_bytes() == whole
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match=r"cannot write .*bytes free"):
         go_on(tmp_path / "file" / "rows.csv")
@@ -220,9 +211,7 @@ RECORDS = np.array([(1, (0.5, 7)), (2, (0.25, 7)), (3, (0.125, 7))], RECORD)
 
 @pytest.mark.parametrize("slices", [[3], [1, 2], [1, 1, 1], []])
 @pytest.mark.parametrize("kill_after", [0, 1, 2])
-def test_records_are_one_npy_file_however_they_were_cut(
-    tmp_path: Path, slices: list[int], kill_after: int
-) -> None:
+def test_records_are_one_npy_file_however_they_were_cut(tmp_path, slices, kill_after):
     """One slice too has its header; what was half written is cut off."""
     path, place = tmp_path / "answers.npy", 0
     whole = RECORDS[: sum(slices)]
@@ -243,7 +232,7 @@ def test_records_are_one_npy_file_however_they_were_cut(
     assert ResumableRecords(path, RECORD, 9).num_kept() == 0  # of another plan
 
 
-def test_records_go_back_to_what_the_table_kept(tmp_path: Path) -> None:
+def test_records_go_back_to_what_the_table_kept(tmp_path):
     new = lambda: ResumableRecords(tmp_path / "x.npy", RECORD, 3)  # noqa: E731
     new().write(0, RECORDS)
     new().begin(1)
@@ -257,7 +246,7 @@ def test_records_go_back_to_what_the_table_kept(tmp_path: Path) -> None:
 # --- Writing behind ---
 
 
-def test_items_are_written_in_order_by_another_thread() -> None:
+def test_items_are_written_in_order_by_another_thread():
     written: list[tuple[int, bool]] = []
     main = threading.main_thread()
     write_behind(range(50), lambda n: written.append((n, threading.current_thread() is main)))
@@ -265,11 +254,11 @@ def test_items_are_written_in_order_by_another_thread() -> None:
     write_behind([], written.append)
 
 
-def test_what_the_writer_raises_surfaces_and_nothing_is_written_after_it() -> None:
+def test_what_the_writer_raises_surfaces_and_nothing_is_written_after_it():
     written: list[int] = []
     made: list[int] = []
 
-    def write(n: int) -> None:
+    def write(n):
         if n == 5:
             raise OSError("disk full")
         written.append(n)
@@ -280,10 +269,10 @@ def test_what_the_writer_raises_surfaces_and_nothing_is_written_after_it() -> No
     assert not [t for t in threading.enumerate() if t.name.startswith("write rows")]
 
 
-def test_where_the_maker_raises_what_came_before_is_written() -> None:
+def test_where_the_maker_raises_what_came_before_is_written():
     written: list[int] = []
 
-    def make() -> Iterator[int]:
+    def make():
         yield from range(3)
         raise RuntimeError("device lost")
 
@@ -292,11 +281,11 @@ def test_where_the_maker_raises_what_came_before_is_written() -> None:
     assert written == [0, 1, 2]
 
 
-def test_no_more_than_a_few_items_wait() -> None:
+def test_no_more_than_a_few_items_wait():
     waiting: list[int] = []
     made, written = iter(range(100)), []
 
-    def make() -> Iterator[int]:
+    def make():
         for n in range(30):
             waiting.append(next(made) + 1 - len(written))
             yield n

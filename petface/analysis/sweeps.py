@@ -57,11 +57,10 @@ def write_sweep(folder: Path, runs: Sequence[SweepRun]) -> str:
         mean = summary[f"{key}_mean"] = groups[key].mean()
         # of a sample; one run has no spread
         summary[f"{key}_std"] = groups[key].std().fillna(0.0).where(mean.notna())
-    told = [str(run.final.get("contaminated", "")) for run in runs]
-    table["contaminated"] = told  # what the first weights learnt from of the test split
+    # what the first weights learnt from of the test split
+    table["contaminated"] = told = [str(run.final.get("contaminated", "")) for run in runs]
     marked = table.assign(n=table["contaminated"] != "").groupby(["preset", "species"], sort=False)
-    summary["contaminated_runs"] = marked["n"].sum()
-    summary = summary.reset_index()
+    summary = summary.assign(contaminated_runs=marked["n"].sum()).reset_index()
     for name, found in (("runs.csv", table), ("summary.csv", summary)):
         cells = found.copy()
         for column in found.select_dtypes("float"):
@@ -75,8 +74,7 @@ def write_sweep(folder: Path, runs: Sequence[SweepRun]) -> str:
     for _, presets in summary.groupby("species"):
         of_species = table[table["species"] == presets["species"].iloc[0]]
         heads = [key for key in watched if of_species[key].notna().any()]
-        means = of_species[heads].mean(axis=1, skipna=False)
-        by_preset = means.groupby(of_species["preset"])
+        by_preset = of_species[heads].mean(axis=1, skipna=False).groupby(of_species["preset"])
         deviation = by_preset.std()
         deviation = deviation.fillna(deviation.max()).fillna(0.0)
         score = by_preset.apply(lambda own: own.mean(skipna=False)) - deviation
@@ -94,9 +92,7 @@ def _text(summary: pd.DataFrame, keys: Sequence[str], watched: Sequence[str]) ->
     best = summary.dropna(subset=["score"]).drop_duplicates("species")
     if len(best):
         pairs = best[["preset", "species"]].itertuples(index=False)
-        chosen = ", ".join(
-            f"{preset} for {name}" if name else str(preset) for preset, name in pairs
-        )
+        chosen = ", ".join(f"{preset} for {of}" if of else str(preset) for preset, of in pairs)
         way = f"best by {', '.join(watched).replace('_', ' ')}: {chosen}"
     shown = summary[["preset", "species", "runs"]].assign(minutes=summary["train_minutes"].round(1))
     for key in keys:

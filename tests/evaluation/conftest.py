@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from petface.evaluation.details import read_evaluation
 from petface.evaluation.summary import summarise
-from tests.evaluation.made_evaluation import Photo, make_evaluation
+from tests.evaluation.made_evaluation import make_evaluation
 
 
 @pytest.fixture(scope="package")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Photo]]:
+def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     return folder, make_evaluation(folder, seed=11)
 
 
 @pytest.fixture(scope="package")
-def folder(made: tuple[Path, list[Photo]]) -> Path:
+def folder(made):
     return made[0]
 
 
 @pytest.fixture(scope="package")
-def photos(made: tuple[Path, list[Photo]]) -> list[Photo]:
+def photos(made):
     return made[1]
 
 
 @pytest.fixture(scope="package")
-def summary(folder: Path) -> dict[str, Any]:
+def summary(folder):
     return summarise(read_evaluation(folder))

@@ -6,7 +6,6 @@ text, and under "p" and "raw" the probabilities of every class, per head that wa
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ FITTED: dict[str, dict[str, Any]] = {
 }
 
 
-def fitted(head: str, species: str) -> dict[str, Any]:
+def fitted(head, species):
     """What was fitted; nothing for color2, other numbers for the dog's breeds."""
     if species == "dog":
         return {"temperature": 0.8, "threshold": None, "conformal_quantile": 0.5,
@@ -55,7 +54,7 @@ def fitted(head: str, species: str) -> dict[str, Any]:
     return FITTED.get(head, {})
 
 
-def make_evaluation(folder: Path, seed: int = 3) -> list[Photo]:
+def make_evaluation(folder, seed=3):
     """Write the files into `folder`; give what every photo was."""
     draw, photos = np.random.default_rng(seed), []
     details: list[np.ndarray] = []
@@ -78,7 +77,7 @@ def make_evaluation(folder: Path, seed: int = 3) -> list[Photo]:
     return photos
 
 
-def write_models(folder: Path) -> None:
+def write_models(folder):
     models = {
         "stage1": {"heads": {"species": SPECIES}, "calibration": {"species": FITTED["species"]}},
         "specialists": {
@@ -90,9 +89,7 @@ def write_models(folder: Path) -> None:
     files.write_json(folder / MODELS, models)
 
 
-def make_photo(
-    draw: np.random.Generator, species: str, number: int, truth: dict[str, str]
-) -> tuple[Photo, np.ndarray]:
+def make_photo(draw, species, number, truth):
     """One image: sometimes unreadable, sometimes unanswered, the species right three in four."""
     photo: Photo = dict.fromkeys(PER_IMAGE_COLUMNS, "") | {"p": {}, "raw": {}}
     details = np.empty(1, DETAILS)
@@ -119,15 +116,7 @@ def make_photo(
     return photo | {"status": "ok"}, details
 
 
-def answer(
-    draw: np.random.Generator,
-    photo: Photo,
-    details: np.ndarray,
-    head: str,
-    true: str,
-    names: list[str],
-    is_helped: bool,
-) -> None:
+def answer(draw, photo, details, head, true, names, is_helped):
     """Draw coarse logits, so that sums and ranks have ties; `is_helped` lifts the truth on top."""
     z = draw.integers(-4, 5, len(names)) / 2.0
     if true in names:

@@ -6,14 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from petface.evaluation.details import DETAILS_FILE, MODELS, PER_IMAGE
-from tests.evaluation.made_evaluation import Photo
 
 NUM_PHOTOS = 1_000_000
 _MEASURE = r"""
@@ -35,9 +33,7 @@ print(json.dumps({"seconds": time.process_time() - began, "peak_gib": peak}))
 
 
 @pytest.mark.slow  # a minute or two
-def test_a_million_photos_take_two_minutes_and_three_gigabytes(
-    folder: Path, photos: list[Photo], tmp_path: Path
-) -> None:
+def test_a_million_photos_take_two_minutes_and_three_gigabytes(folder, photos, tmp_path):
     """The photos of the made evaluation again and again, each time of other animals."""
     times = -(-NUM_PHOTOS // len(photos))
     rows = pd.read_csv(folder / PER_IMAGE, dtype=str, keep_default_na=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,12 +21,12 @@ from petface.evaluation.details import (
     describe_answers,
     read_evaluation,
 )
-from tests.evaluation.made_evaluation import CLASSES, SPECIES, Photo, fitted
+from tests.evaluation.made_evaluation import CLASSES, SPECIES, fitted
 
 
 @pytest.mark.parametrize("num_classes", [2, 5, 8])
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.5])
-def test_each_answer_equals_a_loop(num_classes: int, temperature: float) -> None:
+def test_each_answer_equals_a_loop(num_classes, temperature):
     draw = np.random.default_rng(num_classes)
     z = draw.normal(0, 3, (40, num_classes)).astype(np.float32)
     z[20:] = np.rint(z[20:])  # with ties
@@ -57,24 +56,24 @@ def test_each_answer_equals_a_loop(num_classes: int, temperature: float) -> None
             assert entry[f"{prefix}brier"] == pytest.approx(squares, rel=1e-5, abs=1e-6)
 
 
-def test_answers_that_are_not_finite_stay_empty() -> None:
+def test_answers_that_are_not_finite_stay_empty():
     z = np.array([[1.0, np.nan], [0.0, 1.0], [np.inf, 0.0]])
     found = describe_answers(z, np.array([0, 1, 0]), 1.0)
     assert found["top"][:, 0].tolist() == [-1, 1, -1] and found["rank"].tolist() == [0, 1, 0]
     assert np.isnan(found["top_prob"][[0, 2]]).all() and np.isnan(found["nll"][[0, 2]]).all()
 
 
-def test_extreme_logits_lose_nothing() -> None:
+def test_extreme_logits_lose_nothing():
     found = describe_answers(np.array([[1e4, 0.0], [0.0, 1e4]]), np.array([1, 1]), 1.0)
     assert found["nll"].tolist() == [1e4, 0.0] and found["brier"].tolist() == [2.0, 0.0]
 
 
-def test_labels_become_numbers() -> None:
+def test_labels_become_numbers():
     found = class_numbers(["b", "", "a", "new"], ("a", "b"))
     assert found.tolist() == [1, -1, 0, NOT_A_CLASS]
 
 
-def test_an_evaluation_is_read_back(folder: Path, photos: list[Photo]) -> None:
+def test_an_evaluation_is_read_back(folder, photos):
     found = read_evaluation(folder)
     assert len(found.rows) == len(found.details) == len(photos)
     assert found.details.dtype.names == HEADS
@@ -86,9 +85,7 @@ def test_an_evaluation_is_read_back(folder: Path, photos: list[Photo]) -> None:
     assert found.fitted("color2", "ünicorn") == found.fitted("breed", "'ibex") == {}
 
 
-def test_images_are_named_as_they_are_called_not_as_their_cells_are(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_images_are_named_as_they_are_called_not_as_their_cells_are(folder, tmp_path):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     rows = pd.read_csv(folder / PER_IMAGE, dtype=str, keep_default_na=False)
     rows["image"] = [f"'=é\n{n}.png" for n in range(len(rows))]
@@ -97,7 +94,7 @@ def test_images_are_named_as_they_are_called_not_as_their_cells_are(
     assert found == ["=é\n2.png", "=é\n0.png"]
 
 
-def test_missing_or_foreign_files_are_named(folder: Path, tmp_path: Path) -> None:
+def test_missing_or_foreign_files_are_named(folder, tmp_path):
     for name in (PER_IMAGE, DETAILS_FILE, MODELS):
         shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
         (tmp_path / name).unlink()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,15 +19,15 @@ from tests.evaluation.made_evaluation import CLASSES, SPECIES, Photo, fitted
 PARTS = ("train", "val", "test", "all")
 
 
-def true_of(photo: Photo, head: str) -> str:
+def true_of(photo, head):
     return photo["species"] if head == "species" else photo[f"{head}_true"]
 
 
-def names_of(photo: Photo, head: str) -> list[str]:
+def names_of(photo, head):
     return SPECIES if head == "species" else CLASSES[photo["species"]][head]
 
 
-def asked(photos: list[Photo], part: str, head: str, species: str | None = None) -> list[Photo]:
+def asked(photos, part, head, species=None):
     """The photos with a label and an answer."""
     return [
         photo
@@ -39,7 +38,7 @@ def asked(photos: list[Photo], part: str, head: str, species: str | None = None)
     ]
 
 
-def rank(photo: Photo, head: str) -> int:
+def rank(photo, head):
     """Place of the truth among the answers; behind all where it is none of them."""
     p, names = photo["raw"][head], names_of(photo, head)
     order = sorted(range(len(p)), key=lambda k: (-round(p[k], 12), k))
@@ -48,7 +47,7 @@ def rank(photo: Photo, head: str) -> int:
     return answers.index(true) + 1 if true in answers else len(names) + 1
 
 
-def naive_ece(sure: list[float], right: list[bool], num_bins: int = 15) -> float:
+def naive_ece(sure, right, num_bins=15):
     """Bins of equal mass; equal confidences share the bin of the first of them."""
     bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
     for confidence, is_right in zip(sure, right, strict=True):
@@ -60,7 +59,7 @@ def naive_ece(sure: list[float], right: list[bool], num_bins: int = 15) -> float
     return gap / len(sure)
 
 
-def combinations(photos: list[Photo]) -> list[tuple[str, str, str | None]]:
+def combinations(photos):
     return [
         (part, head, species)
         for part in PARTS
@@ -70,14 +69,12 @@ def combinations(photos: list[Photo]) -> list[tuple[str, str, str | None]]:
     ]
 
 
-def figure_of(summary: dict[str, Any], part: str, head: str, species: str | None) -> dict[str, Any]:
+def figure_of(summary, part, head, species):
     place = summary["figures"][part]
     return (place if species is None else summary["per_species"][part][species])[head]
 
 
-def test_every_part_head_and_species_has_its_figures(
-    summary: dict[str, Any], photos: list[Photo]
-) -> None:
+def test_every_part_head_and_species_has_its_figures(summary, photos):
     found = combinations(photos)
     assert len(found) > 60
     for part in PARTS:
@@ -85,7 +82,7 @@ def test_every_part_head_and_species_has_its_figures(
         assert heads == set(summary["figures"][part]) == set(HEADS)
 
 
-def test_ranks_and_losses(summary: dict[str, Any], photos: list[Photo]) -> None:
+def test_ranks_and_losses(summary, photos):
     for part, head, species in combinations(photos):
         own = asked(photos, part, head, species)
         found = figure_of(summary, part, head, species)
@@ -121,7 +118,7 @@ def test_ranks_and_losses(summary: dict[str, Any], photos: list[Photo]) -> None:
     assert summary["per_species"]["test"]["cat"]["gender"]["top3"] is None
 
 
-def test_class_figures_equal_scikit_learn(summary: dict[str, Any], photos: list[Photo]) -> None:
+def test_class_figures_equal_scikit_learn(summary, photos):
     for part, head, species in combinations(photos):
         own = asked(photos, part, head, species)
         found = figure_of(summary, part, head, species)
@@ -152,7 +149,7 @@ def test_class_figures_equal_scikit_learn(summary: dict[str, Any], photos: list[
             )
 
 
-def test_one_species_of_stage_1_is_one_class(summary: dict[str, Any], photos: list[Photo]) -> None:
+def test_one_species_of_stage_1_is_one_class(summary, photos):
     own = asked(photos, "test", "species")
     true, given = [p["species"] for p in own], [p["species_pred"] for p in own]
     scores = precision_recall_fscore_support(true, given, labels=list(CLASSES), zero_division=0)
@@ -167,7 +164,7 @@ def test_one_species_of_stage_1_is_one_class(summary: dict[str, Any], photos: li
     assert summary["test"]["species"]["majority_baseline"] == pytest.approx(by_majority)
 
 
-def test_points_lost_in_each_stage(summary: dict[str, Any], photos: list[Photo]) -> None:
+def test_points_lost_in_each_stage(summary, photos):
     for part, head, species in combinations(photos):
         if head == "species":
             continue
@@ -193,7 +190,7 @@ def test_points_lost_in_each_stage(summary: dict[str, Any], photos: list[Photo])
         assert found["lost_in_stage2"] == pytest.approx((len(own) - first - right) / len(own))
 
 
-def test_intervals_of_photos_not_trained_on(summary: dict[str, Any], photos: list[Photo]) -> None:
+def test_intervals_of_photos_not_trained_on(summary, photos):
     own = asked(photos, "test", "breed")
     animals = [f"{photo['species']}/{photo['record']}" for photo in own]
     right = np.array([photo["breed_correct"] == "1" for photo in own])
@@ -212,7 +209,7 @@ def test_intervals_of_photos_not_trained_on(summary: dict[str, Any], photos: lis
         assert "interval_95" not in summary["figures"][part]["breed"]
 
 
-def test_photos_of_an_animal_fused(summary: dict[str, Any], photos: list[Photo]) -> None:
+def test_photos_of_an_animal_fused(summary, photos):
     sizes = {"1": (1, 1), "2": (2, 2), "3": (3, 3), "4-5": (4, 5), "6-9": (6, 9), "10+": (10, 999)}
     for part, head, _ in combinations(photos):
         animals: dict[Any, list[Photo]] = defaultdict(list)
@@ -250,9 +247,7 @@ def test_photos_of_an_animal_fused(summary: dict[str, Any], photos: list[Photo])
     assert len(summary["per_record"]["all"]["species"]["by_num_photos"]) == 6
 
 
-def test_confidence_of_each_species_and_of_all(
-    summary: dict[str, Any], photos: list[Photo]
-) -> None:
+def test_confidence_of_each_species_and_of_all(summary, photos):
     bounds = set()  # whether sets are longer than what is known of them
     for head in HEADS:
         found = summary["confidence"][head]
@@ -299,7 +294,7 @@ def test_confidence_of_each_species_and_of_all(
     assert summary["confidence"]["breed"]["all"]["threshold"] is None
 
 
-def check_end_to_end(entry: dict[str, Any], photos: list[Photo], head: str) -> None:
+def check_end_to_end(entry, photos, head):
     """A photo of a wrong species is a sure answer, wrong, in no set."""
     lost = sum(
         photo["species_pred"] != photo["species"]
@@ -321,9 +316,7 @@ def check_end_to_end(entry: dict[str, Any], photos: list[Photo], head: str) -> N
         assert found["conformal_coverage"] == pytest.approx(expected)
 
 
-def check_sets(
-    found: dict[str, Any] | None, own: list[Photo], head: str, limits: list[dict[str, Any]]
-) -> None:
+def check_sets(found, own, head, limits):
     """The sets among all classes, where the figures know but five."""
     covered, sizes, is_longer = [], [], False
     for photo, limit in zip(own, limits, strict=True):
@@ -348,7 +341,7 @@ def check_sets(
     assert found["mean_size"] == pytest.approx(np.mean([min(size, 5) for size in sizes]))
 
 
-def test_mistakes_and_hard_classes(summary: dict[str, Any], photos: list[Photo]) -> None:
+def test_mistakes_and_hard_classes(summary, photos):
     for head in HEADS:
         own = asked(photos, "test", head)
         pairs = Counter(
@@ -386,9 +379,7 @@ def test_mistakes_and_hard_classes(summary: dict[str, Any], photos: list[Photo])
             assert entry["f1"] == pytest.approx(f1)
 
 
-def test_matrices_are_written_with_their_names(
-    folder: Path, photos: list[Photo], tmp_path: Path
-) -> None:
+def test_matrices_are_written_with_their_names(folder, photos, tmp_path):
     (tmp_path / "test_breed_gone.csv").write_text("of an earlier evaluation")
     (tmp_path / "notes.txt").write_text("mine")
     write_confusions(read_heads(read_evaluation(folder)), tmp_path)
@@ -438,5 +429,5 @@ def test_matrices_are_written_with_their_names(
         (interval(None) + interval([0.1]) + interval([0.1, math.nan]) + interval("ab"), ""),
     ],
 )
-def test_shares_and_intervals_are_written_one_way(found: str, expected: str) -> None:
+def test_shares_and_intervals_are_written_one_way(found, expected):
     assert found == expected

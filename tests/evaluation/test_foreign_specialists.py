@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -16,9 +14,7 @@ from tests.made_bundle import RULE, dataset_of, write_checkpoints
 
 
 @pytest.mark.parametrize("num_more", [0, 2])
-def test_a_legacy_dog_is_scored_where_its_classes_have_names(
-    tree, tmp_path: Path, capsys: pytest.CaptureFixture[str], num_more: int
-) -> None:
+def test_a_legacy_dog_is_scored_where_its_classes_have_names(tree, tmp_path, capsys, num_more):
     stage1, stage2 = write_checkpoints(tmp_path / "runs")
     content = checkpoints.load(stage1)
     content["model"]["fc.weight"].zero_()

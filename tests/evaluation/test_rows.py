@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ FILES = ("a.png", "=b, c.png", "é.png", "new\nline.png", 'quo"te.png', "ok (1)-
 
 
 @pytest.fixture
-def dataset(tmp_path: Path):
+def dataset(tmp_path):
     for record in range(5):  # the last has no row
         folder = tmp_path / "images" / "cat" / f"{record:06d}"
         folder.mkdir(parents=True)
@@ -41,7 +40,7 @@ def dataset(tmp_path: Path):
     return load_dataset(tmp_path / "images", tmp_path / "annotations")
 
 
-def cell_by_cell(dataset, names, part, status, details, reasons) -> str:
+def cell_by_cell(dataset, names, part, status, details, reasons):
     """The rows one cell at a time, from the meaning of each column."""
     catalog, (images, labels) = dataset.catalog, dataset.image_labels("cat")
     lines = []
@@ -73,7 +72,7 @@ def cell_by_cell(dataset, names, part, status, details, reasons) -> str:
 
 
 @pytest.mark.parametrize("heads", [(), ("breed", "gender"), ("breed", "color2", "gender")])
-def test_lines_equal_rows_built_cell_by_cell(dataset, heads, tmp_path) -> None:
+def test_lines_equal_rows_built_cell_by_cell(dataset, heads, tmp_path):
     names = {"species": ("dog, odd", "cat")} | dict.fromkeys(
         heads, ("Manx", "NA", "=SUM(A1), or so", "Female", "Male")
     )

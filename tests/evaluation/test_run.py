@@ -18,23 +18,23 @@ from petface.inference.loading import Stage
 class FirstPixels:
     """A network whose logits are the first pixels of a photo, and these doubled for more heads."""
 
-    def __init__(self, num_heads: int = 1) -> None:
+    def __init__(self, num_heads=1):
         self.num_heads, self.asked = num_heads, list[int]()
 
-    def answer_pixels(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def answer_pixels(self, pixels):
         self.asked.append(len(pixels))
         logits = pixels.reshape(len(pixels), -1)[:, :3].float()
         logits = torch.where(logits == 255, torch.nan, logits)
         return tuple(logits * (1 + head) for head in range(self.num_heads))
 
 
-def stage(num_heads: int = 1) -> tuple[Stage, FirstPixels]:
+def stage(num_heads=1):
     network: Any = FirstPixels(num_heads)
     names = dict.fromkeys(["species", "breed"][:num_heads], ("a", "b", "c"))
     return Stage(Path("none"), None, network, names, {}, {}), network
 
 
-def decoded(logits: list[list[int]]) -> Decoded:
+def decoded(logits):
     """Photos whose first pixels are these; the first image of the slice is unreadable."""
     pixels = torch.zeros((len(logits), 2, 2, 3), dtype=torch.uint8)
     for photo, values in zip(pixels, logits, strict=True):
@@ -52,9 +52,7 @@ def decoded(logits: list[list[int]]) -> Decoded:
         ([], []),
     ],
 )
-def test_a_specialist_predicts_where_stage_1_is_right(
-    logits: list[list[int]], right: list[bool]
-) -> None:
+def test_a_specialist_predicts_where_stage_1_is_right(logits, right):
     (stage1, _), (specialist, network) = stage(), stage(2)
     places = np.arange(7, 8 + len(logits))
     found = predict(places, decoded(logits), stage1, specialist, 1)()
@@ -69,7 +67,7 @@ def test_a_specialist_predicts_where_stage_1_is_right(
     assert alone.is_right.tolist() == right and alone.heads == ()
 
 
-def test_slices_hold_one_class_each_and_every_image_once() -> None:
+def test_slices_hold_one_class_each_and_every_image_once():
     classes = np.repeat([0, 1, 3], [5, 1, 7])
     plan = plan_slices(classes, 3)
     assert np.concatenate(plan).tolist() == list(range(13))
@@ -78,7 +76,7 @@ def test_slices_hold_one_class_each_and_every_image_once() -> None:
     assert plan_slices(classes[:0], 3) == []
 
 
-def test_the_slices_of_several_processes_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slices_of_several_processes_are_those_of_one(monkeypatch):
     for num_slices, world_size in itertools.product((0, 1, 2, 5, 300), (1, 2, 3, 8)):
         plan = [np.array([place]) for place in range(num_slices)]
         own = []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +22,13 @@ from petface.evaluation.details import (
 )
 from petface.evaluation.summary import describe_summary, summarise, worst_of
 from petface.taxonomy import FEATURES
-from tests.evaluation.made_evaluation import CLASSES, SPECIES, Photo, write_models
+from tests.evaluation.made_evaluation import CLASSES, SPECIES, write_models
 
 Row = dict[str, Any]
 HEADS = {species: tuple(heads) for species, heads in CLASSES.items()}
 
 
-def figure(rows: Iterable[Row], column: str) -> dict[str, Any]:
+def figure(rows, column):
     """Count by hand."""
     num = correct = 0
     for row in rows:
@@ -40,7 +38,7 @@ def figure(rows: Iterable[Row], column: str) -> dict[str, Any]:
     return {"num": num, "correct": correct, "accuracy": correct / num if num else None}
 
 
-def tree(rows: list[Row]) -> dict[str, Any]:
+def tree(rows):
     names = {row["species"] for row in rows}
     of = {name: [row for row in rows if row["species"] == name] for name in names}
     per_species = {
@@ -60,7 +58,7 @@ def tree(rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def test_counts_of_every_part(summary: dict[str, Any], photos: list[Photo]) -> None:
+def test_counts_of_every_part(summary, photos):
     rows = photos
     assert summary["num_images"] == len(rows) > 200
     assert summary["status_counts"] == Counter(row["status"] for row in rows)
@@ -72,7 +70,7 @@ def test_counts_of_every_part(summary: dict[str, Any], photos: list[Photo]) -> N
     assert set(summary["stage2"]["per_species"]) == {"cat", "dog", "owl, barn", "ünicorn"}
 
 
-def test_held_out_claims_are_the_metrics_of_the_test_split(summary: dict[str, Any]) -> None:
+def test_held_out_claims_are_the_metrics_of_the_test_split(summary):
     """`figures` and `per_species` hold the same numbers, which test_figures.py counts in loops."""
     test, per_species = summary["test"], summary["per_species"]["test"]
     places = [(test["species"], test["species"], summary["figures"]["test"]["species"])]
@@ -94,14 +92,14 @@ def test_held_out_claims_are_the_metrics_of_the_test_split(summary: dict[str, An
         assert entry["per_record"]["accuracy"] == described["accuracy_fused"]
 
 
-def test_a_species_that_is_never_named_right_counts_as_missed(summary: dict[str, Any]) -> None:
+def test_a_species_that_is_never_named_right_counts_as_missed(summary):
     owl = summary["test"]["per_species"]["owl, barn"]["gender"]
     assert owl["end_to_end"]["num"] > 5 and owl["end_to_end"]["accuracy"] == 0
     assert owl["conditional"] == {"num": 0, "correct": 0, "accuracy": None}
     assert "'ibex" not in summary["test"]["per_species"]  # nobody could be asked
 
 
-def test_summary_is_json_and_reads_well(summary: dict[str, Any]) -> None:
+def test_summary_is_json_and_reads_well(summary):
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     text = describe_summary(summary)
     lines = text.splitlines()
@@ -124,9 +122,7 @@ def test_summary_is_json_and_reads_well(summary: dict[str, Any]) -> None:
     ("recall", "expected"),
     [(1.0, {}), (0.9996, {}), (0.999, {"color": "Normal of javasparrow 99.9 % (9 animals)"})],
 )
-def test_nothing_is_worst_that_is_written_as_100_percent(
-    recall: float, expected: dict[str, str]
-) -> None:
+def test_nothing_is_worst_that_is_written_as_100_percent(recall, expected):
     hard = {"label": "Normal", "species": "javasparrow", "recall": recall, "num_records": 9}
     found = worst_of({"hardest_classes": {"color": [hard]}, "per_species": {"test": {}}})
     assert found == expected
@@ -143,7 +139,7 @@ def test_nothing_is_worst_that_is_written_as_100_percent(
          "species_correct": "0"},
     ],
 )  # fmt: skip
-def test_hardly_any_rows(row: Row | None, tmp_path: Path) -> None:
+def test_hardly_any_rows(row, tmp_path):
     """Nothing to divide by, nothing to fuse: null, and no crash."""
     write_a_row(tmp_path, row)
     if row and row["status"] == "no_specialist":
@@ -157,7 +153,7 @@ def test_hardly_any_rows(row: Row | None, tmp_path: Path) -> None:
     assert "species" in describe_summary(summary)
 
 
-def write_a_row(folder: Path, row: Row | None) -> None:
+def write_a_row(folder, row):
     """Write the files of an evaluation of one cat, or of nothing."""
     row = row and {**dict.fromkeys(PER_IMAGE_COLUMNS, ""), "species": "cat", "record": "1", **row}
     files.write_csv(folder / PER_IMAGE, PER_IMAGE_COLUMNS, [row.values()] if row else [])
@@ -172,7 +168,7 @@ def write_a_row(folder: Path, row: Row | None) -> None:
     write_models(folder)
 
 
-def test_a_specialist_that_was_never_asked_does_not_leave_the_denominator(tmp_path: Path) -> None:
+def test_a_specialist_that_was_never_asked_does_not_leave_the_denominator(tmp_path):
     """Stage 1 knows no cat at all: every breed of a cat is missed, and none is left out."""
     write_a_row(
         tmp_path,
@@ -185,9 +181,7 @@ def test_a_specialist_that_was_never_asked_does_not_leave_the_denominator(tmp_pa
         assert found["conditional"] == {"num": 0, "correct": 0, "accuracy": None}
 
 
-def test_an_animal_fused_end_to_end_is_right_where_its_species_is_too(
-    summary: dict[str, Any],
-) -> None:
+def test_an_animal_fused_end_to_end_is_right_where_its_species_is_too(summary):
     for head, entry in summary["test"]["features"].items():
         fused, whole = entry["per_record"], entry["per_record"]["end_to_end"]
         assert whole["num"] == entry["end_to_end"]["num_records"], head
