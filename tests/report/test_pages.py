@@ -107,7 +107,6 @@ def test_an_evaluation_shows_its_numbers(tmp_path):
         "breed | all | 100 | 0.6789 | 48.5 | 92.9 | 90.0 | 91.2",
         "breed | cat | Tabby | Siamese | 17 | 46.5",
         "breed | 2 | 30 | 65.0 | 84.8",
-        "cat | 44 | 9.1",
         "breed | 49.1 | 93.2 | 97.2 | 0.3141 | 0.031 | 7.1 | 35.4 | 83.8",
         "unreadable | 4",
         # the error analysis beside it
