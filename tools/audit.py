@@ -17,8 +17,8 @@ from pathlib import Path
 
 from petface.analysis.audit import describe_audit, make_audit, write_audit
 from petface.analysis.duplicates import look_at
-from petface.data.sample import sample_evenly
 from petface.data.sources.petface import scan
+from petface.data.splits import sample_evenly
 from petface.errors import run_script
 from petface.report.tool_pages import write_audit_page
 from petface.settings import NonNegative, Seed, read_settings

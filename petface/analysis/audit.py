@@ -21,10 +21,8 @@ from petface.analysis.duplicates import Photos
 from petface.data import images
 from petface.data.dataset import Dataset
 from petface.data.loading import OK, STATUS_NAMES, TOO_LARGE, UNREADABLE, even_slices
-from petface.data.room import room_for
-from petface.data.sample import sample_evenly
 from petface.data.sources.petface import Scan
-from petface.data.splits import SPLITS
+from petface.data.splits import SPLITS, sample_evenly
 from petface.devices import num_cores
 
 MIN_RECORDS = 10  # a class with fewer is rare
@@ -142,7 +140,7 @@ def _differences(dataset: Dataset, pairs: np.ndarray) -> np.ndarray:
     def look(place: int) -> np.ndarray:
         path = dataset.catalog.path(place)
         try:
-            with room_for(path):
+            with images.room_for(path):
                 return duplicates.thumbnail(images.decode(path))
         except images.ImageError:
             return np.full((duplicates.THUMBNAIL_PX, duplicates.THUMBNAIL_PX), np.nan)

@@ -23,8 +23,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from petface.data.dataset import Dataset
 from petface.data.images import normalise, to_float
 from petface.data.loading import OK, FileImages, even_slices, read_ahead
-from petface.data.sample import shuffled_by_class
-from petface.data.splits import SPLITS
+from petface.data.splits import SPLITS, shuffled_by_class
 from petface.metrics import accuracy_interval
 from petface.models.architecture import forward_with_maps
 from petface.models.network import Network

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
+import pandas
 
 from petface.data.catalog import line_error, strict_rows, string_array
-from petface.data.twins import spelling, spelling_twins
 from petface.files import write_csv
 from petface.taxonomy import (
     FEATURES,
@@ -28,7 +28,6 @@ from petface.taxonomy import (
 ALIAS_HEADER = ("species", "feature", "label", "alias_of")
 Aliases = Mapping[str, Mapping[str, str]]  # feature -> raw label -> the label it is merged into
 _LOOKS_UNKNOWN = {"none", "null", "nil", "-", "--", "?", "??", "???", ".", "n.a.", "#n/a", "tbd"}
-_STRANGE = UNKNOWN - 1  # the code of a value that is none of the classes
 
 
 @dataclass(frozen=True)
@@ -87,44 +86,86 @@ def read_species(
     rows = strict_rows(path)
     _, header = next(rows)
     columns = _find_columns(path, header)
-    heads = {head: (c.strip().lower(), k) for head, (c, k) in columns_of(species, table).items()}
-    features = tuple(head for head, (column, _) in heads.items() if column in columns)
-    used = [heads[feature][0] for feature in features]
-    notes = _header_notes(path, species, header, used, columns_of(species, table))
-    aliases = aliases or {}
-    codebooks = {f: _Codebook(f, aliases.get(f, {}), gender_map, heads[f][1]) for f in features}
+    heads = columns_of(species, table)
+    place_of = {
+        head: columns[column.strip().lower()]
+        for head, (column, _) in heads.items()
+        if column.strip().lower() in columns
+    }
+    features = tuple(place_of)
+    notes = _header_notes(path, species, header, features, heads)
 
-    numbers: dict[str, int] = {}
-    record_of_row, line_of_row = array("q"), array("q")
-    name_column = columns["name"]
-    cells_to_codes = [(columns[c], codebooks[f]) for c, f in zip(used, features, strict=True)]
+    names, lines, content = [], [], []
     for line, cells in rows:
-        if not cells[name_column].strip():
+        if not cells[columns["name"]].strip():
             raise line_error(path, line, "the Name cell is empty; every row must name its record")
-        record = canonical_record(cells[name_column])
-        record_of_row.append(numbers.setdefault(record, len(numbers)))
-        line_of_row.append(line)
-        for column, codebook in cells_to_codes:
-            codebook.row_codes.append(codebook[cells[column]])
+        names.append(canonical_record(cells[columns["name"]]))
+        lines.append(line)
+        content.append(cells)
+    records = string_array(sorted(set(names)))
+    number = {name: place for place, name in enumerate(records.tolist())}
+    table_rows = pandas.DataFrame({"record": [number[name] for name in names], "line": lines})
 
-    records = string_array(list(numbers))
-    order = np.argsort(records, kind="stable")
-    row_record, row_line = np.asarray(record_of_row), np.asarray(line_of_row)
+    aliases = aliases or {}
     labels, vocabularies = {}, {}
     conflicts: list[Conflict] = []
+    label_notes: list[str] = []
     for feature in features:
-        codes, clash = _merge_rows(row_record, len(numbers), codebooks[feature])
-        conflicts += _conflicts(list(numbers), row_record, row_line, clash, codebooks[feature])
-        codes, vocabularies[feature] = _number_sorted(codes, codebooks[feature])
-        labels[feature] = codes[order]
+        classes = heads[feature][1]
+        values = [cells[place_of[feature]].strip() for cells in content]
+        readings = gender_map if feature == "gender" else aliases.get(feature, {})
+        class_of = {v: _class_of(v, feature, readings, classes) for v in dict.fromkeys(values)}
+        known_classes = sorted({*class_of.values()} - {""})
+        code_of = {"": UNKNOWN} | {name: code for code, name in enumerate(known_classes)}
+        coded = table_rows.assign(code=[code_of[class_of[value]] for value in values])
+        merged, found = _merge_rows(coded[coded["code"] >= 0], known_classes, records, feature)
+        vocabulary = tuple(known_classes[code] for code in np.unique(merged))
+        if vocabulary:
+            vocabulary = GENDER_VOCABULARY if feature == "gender" else classes or vocabulary
+        code_of = {name: code for code, name in enumerate(vocabulary)}
+        labels[feature] = np.full(len(records), UNKNOWN, np.int32)
+        labels[feature][merged.index] = [code_of[known_classes[code]] for code in merged]
+        vocabularies[feature] = vocabulary
+        conflicts += found
+        strange = [value for value in values if not class_of[value] and not is_unknown(value)]
+        unused = sorted(aliases.get(feature, {}).keys() - class_of.keys())
+        label_notes += _label_notes(f"{species}: ", feature, vocabulary, strange, unused)
     conflicts.sort(key=lambda conflict: (conflict.record, FEATURES.index(conflict.feature)))
-    notes += _label_notes(species, vocabularies, codebooks, conflicts)
-    if not numbers:
+    if empty := [f"no known {feature}" for feature in features if not vocabularies[feature]]:
+        notes.append(f"{species}: {', '.join(empty)}; a head without classes is left out")
+    notes += label_notes
+    if conflicts:
+        notes.append(
+            f"{species}: {len({found.record for found in conflicts})} records have contradictory "
+            "rows; the values they disagree on are treated as unknown and listed in "
+            "label_conflicts.csv"
+        )
+    if not names:
         notes.append(f"{species}: {path} has a header but no rows")
     how = {"aliases": dict(aliases), "gender_map": dict(gender_map), "table": table and dict(table)}
     return SpeciesAnnotations(
-        species, records[order], features, vocabularies, labels, conflicts, notes, how
+        species, records, features, vocabularies, labels, conflicts, notes, how
     )
+
+
+def _class_of(value: str, feature: str, readings: Mapping[str, str], classes: Sequence[str]) -> str:
+    """Return the class of a cell, "" if it is unknown or none of the fixed `classes`, () = any."""
+    is_gender = feature == "gender"
+    name = readings.get(value.lower(), "") if is_gender else readings.get(value, value)
+    return "" if is_unknown(value) or (classes and name not in classes) else name
+
+
+def _merge_rows(
+    known: pandas.DataFrame, classes: Sequence[str], records: np.ndarray, feature: str
+) -> tuple[pandas.Series, list[Conflict]]:
+    """Return the code of each record whose rows agree, by its number, and the other records."""
+    limits = known.groupby("record")["code"].agg(["min", "max"])
+    merged, is_clash = limits["min"], limits["min"] != limits["max"]
+    conflicts = []
+    for _, own in known[known["record"].isin(merged.index[is_clash])].groupby("record"):
+        record, values = str(records[own["record"].iloc[0]]), [classes[c] for c in own["code"]]
+        conflicts.append(Conflict(record, feature, tuple(values), tuple(own["line"])))
+    return merged[~is_clash], conflicts
 
 
 def stored_reading(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,89 +222,6 @@ def write_conflicts(path: str | Path, annotations: Iterable[SpeciesAnnotations])
     write_csv(path, ("species", "record", "feature", "values", "lines"), rows)
 
 
-class _Codebook(dict[str, int]):
-    """Map raw cells to codes; each distinct cell is processed once, however many rows have it."""
-
-    def __init__(
-        self,
-        feature: str,
-        aliases: Mapping[str, str],
-        gender_map: Mapping[str, str],
-        classes: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__()
-        self.feature, self.is_gender = feature, feature == "gender"
-        self.aliases, self.gender_map = aliases, gender_map
-        self.classes = classes  # () = every known label
-        self.names: dict[str, int] = {}  # known label -> code
-        self.strange: list[str] = []  # values that are none of the classes
-        self.seen: set[str] = set()  # raw labels, to find aliases that match none
-        self.row_codes = array("q")
-
-    def __missing__(self, cell: str) -> int:
-        label = cell.strip()
-        self.seen.add(label)
-        name = self.aliases.get(label, label)
-        if self.is_gender:
-            name = self.gender_map.get(label.lower(), "")
-        if is_unknown(label):
-            code = UNKNOWN
-        elif not name or (self.classes and name not in self.classes):
-            self.strange.append(label)
-            code = _STRANGE
-        else:
-            code = self.names.setdefault(name, len(self.names))
-        self[cell] = code
-        return code
-
-
-def _merge_rows(
-    row_record: np.ndarray, num_records: int, codebook: _Codebook
-) -> tuple[np.ndarray, np.ndarray]:
-    """Merge the rows of each record; a known value wins, different known values become unknown.
-
-    Returns the codes (R,) and the numbers of the records whose rows disagree.
-    """
-    codes = np.asarray(codebook.row_codes)
-    merged = np.full(num_records, UNKNOWN, dtype=np.int32)
-    known = codes >= 0
-    merged[row_record[known]] = codes[known]
-    clash = np.unique(row_record[known & (codes != merged[row_record])])
-    merged[clash] = UNKNOWN
-    return merged, clash
-
-
-def _conflicts(
-    names: list[str],
-    row_record: np.ndarray,
-    row_line: np.ndarray,
-    clash: np.ndarray,
-    codebook: _Codebook,
-) -> Iterator[Conflict]:
-    """List the known values of each record in `clash`, with the lines on which its rows begin."""
-    codes, texts = np.asarray(codebook.row_codes), list(codebook.names)
-    rows = np.flatnonzero((codes >= 0) & np.isin(row_record, clash))
-    rows = rows[np.argsort(row_record[rows], kind="stable")]
-    for own in np.split(rows, np.flatnonzero(np.diff(row_record[rows])) + 1) if len(rows) else ():
-        values = tuple(texts[code] for code in codes[own])
-        lines = tuple(row_line[own].tolist())
-        yield Conflict(names[row_record[own[0]]], codebook.feature, values, lines)
-
-
-def _number_sorted(codes: np.ndarray, codebook: _Codebook) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Renumber codes by the sorted labels still in use; return them (R,) and the vocabulary."""
-    texts = list(codebook.names)
-    used = np.unique(codes[codes >= 0]).tolist()
-    vocabulary = tuple(sorted(texts[code] for code in used))
-    if codebook.feature == "gender" and vocabulary:
-        vocabulary = GENDER_VOCABULARY
-    elif codebook.classes and vocabulary:
-        vocabulary = codebook.classes
-    place = {label: number for number, label in enumerate(vocabulary)}
-    renumber = np.array([place.get(text, UNKNOWN) for text in texts] + [UNKNOWN], dtype=np.int32)
-    return renumber[codes], vocabulary  # code -1 indexes the last entry
-
-
 def _find_columns(path: str | Path, header: list[str]) -> dict[str, int]:
     """Map lower-case header names to positions; raise `UserError` for a duplicate name."""
     columns: dict[str, int] = {}
@@ -283,56 +241,60 @@ def _header_notes(
     path: str | Path,
     species: str,
     header: list[str],
-    used: Collection[str],
+    features: Collection[str],
     heads: Mapping[str, tuple[str, tuple[str, ...]]],
 ) -> list[str]:
     """List the heads without a column and the columns that are not used."""
     notes = []
-    missing = {head: c for head, (c, _) in heads.items() if c.strip().lower() not in used}
+    missing = {head: column for head, (column, _) in heads.items() if head not in features}
     is_own = [*heads] == [*FEATURES] and species not in SPECIES_FEATURES
     if missing and not is_own:  # other species need not have every column
         lost, columns = ", ".join(missing), ", ".join(missing.values())
         notes.append(f"{species}: no column {columns} in {path}, so there is NO {lost} head")
-    extra = [cell for cell in header if cell.strip().lower() not in ("name", *used)]
-    if extra:
+    used = {"name", *(heads[feature][0].strip().lower() for feature in features)}
+    if extra := [cell for cell in header if cell.strip().lower() not in used]:
         notes.append(f"{species}: columns ignored in {path}: {', '.join(map(repr, extra))}")
     return notes
 
 
 def _label_notes(
-    species: str,
-    vocabularies: Mapping[str, tuple[str, ...]],
-    codebooks: Mapping[str, _Codebook],
-    conflicts: list[Conflict],
+    begin: str, feature: str, vocabulary: Sequence[str], strange: list[str], unused: list[str]
 ) -> list[str]:
-    """List what the user should know about the labels themselves."""
+    """List what the user should know about the labels of one feature.
+
+    `strange` has one value per row that is none of the classes, `unused` the aliases of no label.
+    """
     notes = []
-    if empty := [feature for feature in codebooks if not vocabularies[feature]]:
-        listed = ", ".join(f"no known {feature}" for feature in empty)
-        notes.append(f"{species}: {listed}; a head without classes is left out")
-    for feature, codebook in codebooks.items():
-        if twins := spelling_twins(vocabularies[feature]):
-            shown = "; ".join(" and ".join(map(repr, group)) for group in twins[:3])
-            notes.append(
-                f"{species}: {len(twins)} groups of {feature} labels differ only in spelling: "
-                f"{shown}; rows {','.join(ALIAS_HEADER)} in an ALIASES_FILE merge them"
-            )
-        if odd := [name for name in vocabularies[feature] if spelling(name) in _LOOKS_UNKNOWN]:
-            shown = ", ".join(map(repr, odd))
-            notes.append(
-                f"{species}: {feature} {shown} counts as a class; leave unknown cells empty"
-            )
-        if codebook.strange:
-            count = int(np.count_nonzero(np.asarray(codebook.row_codes) == _STRANGE))
-            shown = ", ".join(map(repr, codebook.strange[:5]))
-            notes.append(f"{species}: {count} {feature} cells count as unknown, such as {shown}")
-        if unused := sorted(set(codebook.aliases) - codebook.seen):
-            shown = ", ".join(map(repr, unused[:5]))
-            notes.append(f"{species}: {len(unused)} {feature} aliases match no label: {shown}")
-    if conflicts:
-        count = len({conflict.record for conflict in conflicts})
+    if twins := spelling_twins(vocabulary):
         notes.append(
-            f"{species}: {count} records have contradictory rows; the values they disagree on are "
-            "treated as unknown and listed in label_conflicts.csv"
+            f"{begin}{len(twins)} groups of {feature} labels differ only in spelling: "
+            f"{shown_twins(twins)}; rows {','.join(ALIAS_HEADER)} in an ALIASES_FILE merge them"
         )
+    if odd := [name for name in vocabulary if spelling(name) in _LOOKS_UNKNOWN]:
+        shown = ", ".join(map(repr, odd))
+        notes.append(f"{begin}{feature} {shown} counts as a class; leave unknown cells empty")
+    if strange:
+        shown = ", ".join(map(repr, list(dict.fromkeys(strange))[:5]))
+        notes.append(f"{begin}{len(strange)} {feature} cells count as unknown, such as {shown}")
+    if unused:
+        shown = ", ".join(map(repr, unused[:5]))
+        notes.append(f"{begin}{len(unused)} {feature} aliases match no label: {shown}")
     return notes
+
+
+def spelling(name: str) -> str:
+    """Normalise a name so that case, blanks, width and composition do not matter."""
+    return " ".join(normalize("NFKC", name).casefold().split())
+
+
+def spelling_twins(names: Iterable[str]) -> list[list[str]]:
+    """Group the names that differ only in spelling."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(spelling(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def shown_twins(groups: list[list[str]]) -> str:
+    """Format the first groups of names that differ only in spelling."""
+    return "; ".join(" and ".join(map(repr, group)) for group in groups[:3])

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import numpy as np
+import pandas
 
 from petface import files
 from petface.errors import UserError
+from petface.progress import progress
 
+MAX_SHARING: Final = 5
 _WIDE_ARRAY_CHARACTERS = 16_000_000  # 64 MB at four bytes a character
+_TAIL_BYTES: Final = 1024  # the checksums at a file's end tell most files of one size apart
+_THREADS: Final = 16  # reading small pieces is waiting
+_FILES_PER_TASK: Final = 512  # a million tasks would take 2 GB
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,59 +77,98 @@ class Catalog:
         return np.array([*map(stamp, places.tolist())], np.int64).reshape(-1, 2)
 
 
-class CatalogBuilder:
-    """Collect records in ascending order, then `build` the catalog in about its own memory."""
+def build_catalog(
+    root: str | bytes | Path, records: Iterable[tuple[str, str, Sequence[bytes]]]
+) -> Catalog:
+    """Build a catalog of ascending (class, record, relative paths) in about its own memory.
 
-    def __init__(self, root: str | bytes | Path) -> None:
-        self._root = os.fsencode(os.path.abspath(root))
-        self._records: list[tuple[str, str]] = []  # class and name
-        self._sizes = array("q")  # images of each record
-        self._paths, self._offsets = bytearray(), array("q", [0])
-
-    def add(self, class_name: str, record: str, relative_paths: Iterable[bytes]) -> None:
-        """Add the images of the next record in order; a record without images is not kept."""
-        if not (paths := sorted(relative_paths)):
-            return
-        assert not self._records or self._records[-1] < (class_name, record), "not in order"
-        self._records.append((class_name, record))
-        self._sizes.append(len(paths))
-        for path in paths:
-            self._paths += path
-            self._offsets.append(len(self._paths))
-
-    def build(self) -> Catalog:
-        """Return the catalog, ordered by class, record and path."""
-        classes = tuple(sorted({name for name, _ in self._records}))
-        assert len(classes) <= np.iinfo(np.int16).max, "too many classes for int16"
-        number = {name: place for place, name in enumerate(classes)}
-        record_class = np.array([number[name] for name, _ in self._records], dtype=np.int16)
-        record_index = np.repeat(np.arange(len(self._records), dtype=np.int32), self._sizes)
-        return Catalog(
-            root=self._root,
-            classes=classes,
-            path_bytes=np.frombuffer(self._paths, dtype=np.uint8),
-            path_offsets=np.array(self._offsets, dtype=np.int64),
-            class_index=record_class[record_index],
-            record_index=record_index,
-            record_names=string_array([record for _, record in self._records]),
-            record_class=record_class,
-        )
+    A record without images is not kept.
+    """
+    names: list[tuple[str, str]] = []
+    sizes, offsets, paths = array("q"), array("q", [0]), bytearray()
+    for class_name, record, images in records:
+        if not images:
+            continue
+        assert not names or names[-1] < (class_name, record), "not in order"
+        names.append((class_name, record))
+        sizes.append(len(images))
+        for path in images:
+            paths += path
+            offsets.append(len(paths))
+    classes = tuple(sorted({name for name, _ in names}))
+    assert len(classes) <= np.iinfo(np.int16).max, "too many classes for int16"
+    number = {name: place for place, name in enumerate(classes)}
+    record_class = np.array([number[name] for name, _ in names], dtype=np.int16)
+    record_index = np.repeat(np.arange(len(names), dtype=np.int32), sizes)
+    return Catalog(
+        root=os.fsencode(os.path.abspath(root)),
+        classes=classes,
+        path_bytes=np.frombuffer(paths, dtype=np.uint8),
+        path_offsets=np.array(offsets, dtype=np.int64),
+        class_index=record_class[record_index],
+        record_index=record_index,
+        record_names=string_array([record for _, record in names]),
+        record_class=record_class,
+    )
 
 
 def listed_files(root: str | Path, names: Sequence[str]) -> Catalog:
     """List the given files below `root` as images of one record, in the given order."""
-    paths = [os.fsencode(name) for name in names]
-    zeros = np.zeros(len(paths), np.int32)
-    return Catalog(
-        root=os.fsencode(os.path.abspath(root)),
-        classes=("",),
-        path_bytes=np.frombuffer(b"".join(paths), np.uint8),
-        path_offsets=np.cumsum([0, *map(len, paths)]).astype(np.int64),
-        class_index=zeros.astype(np.int16),
-        record_index=zeros,
-        record_names=string_array([""]),
-        record_class=np.zeros(1, np.int16),
+    return build_catalog(root, [("", "", [os.fsencode(name) for name in names])])
+
+
+def identical_records(catalog: Catalog) -> np.ndarray:
+    """Map each record to the first record that shares a file with it, directly or via others.
+
+    Returns (R,) int64; a record that shares none maps to itself. Files are compared by content, so
+    links count. Ignored are empty and unreadable files, and placeholders, which are files of more
+    than `MAX_SHARING` records.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    sizes = catalog.stamps(np.arange(len(catalog)))[:, 0]
+    images = pandas.DataFrame({"record": catalog.record_index, "content": sizes})[sizes > 0]
+    for read in (_tail, files.sha256_of_file):
+        num = images.groupby("content")["record"].transform("nunique")
+        images = images[num > 1]
+        images = images.assign(content=_read_all(catalog, images.index.to_numpy(), read)).dropna()
+    of_content = images.groupby("content")["record"]
+    images = images.assign(first=of_content.transform("min"), num=of_content.transform("nunique"))
+    pairs = images.loc[images["num"] <= MAX_SHARING, ["record", "first"]].to_numpy().T
+    links = coo_array(
+        (np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), (catalog.num_records,) * 2
     )
+    _, group = connected_components(links, directed=False)
+    return np.unique(group, return_index=True)[1][group]
+
+
+def _read_all(catalog: Catalog, places: np.ndarray, read: Callable[[str], str]) -> np.ndarray:
+    """Return what `read` makes of the files at `places`, (n,) str; None for unreadable ones."""
+
+    def contents(part: np.ndarray) -> list[str | None]:
+        found: list[str | None] = []
+        for path in map(catalog.path, part.tolist()):
+            try:
+                found.append(files.patiently(partial(read, path), path))
+            except OSError:
+                found.append(None)
+        return found
+
+    parts = np.array_split(places, len(places) // _FILES_PER_TASK + 1)
+    found: list[str | None] = []
+    bar = progress(total=len(places), desc="identical files", delay=2.0, leave=False)
+    with bar, ThreadPoolExecutor(_THREADS) as pool:
+        for some in pool.map(contents, parts):
+            found += some
+            bar.update(len(some))
+    return np.array(found, object)
+
+
+def _tail(path: str) -> str:
+    with Path(path).open("rb") as handle:
+        handle.seek(max(os.fstat(handle.fileno()).st_size - _TAIL_BYTES, 0))
+        return hashlib.sha256(handle.read()).hexdigest()
 
 
 def string_array(names: Sequence[str]) -> np.ndarray:
@@ -151,30 +199,26 @@ def strict_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
     if (position := data.find(b"\0")) >= 0:
         raise line_error(path, _line_at(data, position), "a NUL byte; save the file as UTF-8 text")
     try:
-        data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         what = f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
         raise line_error(path, _line_at(data, error.start), what) from error
     width, line = 0, 1
-    reader = csv.reader(
-        io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline=""), strict=True
-    )
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            what = f"the row that begins here is not valid CSV ({error}); is a quote unclosed?"
-            raise line_error(path, line, what) from error
-        if cells is None:
-            break
-        if _is_blank(cells, width):
-            continue
-        width = width or len(cells)
-        if len(cells) != width:
-            what = f"{len(cells)} cells where the header has {width}; quote labels with commas"
-            raise line_error(path, line, what)
-        yield line, cells
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for cells in reader:
+            if "".join(cells).strip() or len(cells) not in (0, 1, width):
+                width = width or len(cells)
+                if len(cells) != width:
+                    what = (
+                        f"{len(cells)} cells where the header has {width}; quote labels with commas"
+                    )
+                    raise line_error(path, line, what)
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        what = f"the row that begins here is not valid CSV ({error}); is a quote unclosed?"
+        raise line_error(path, line, what) from error
     if not width:
         raise UserError(f"{path} is empty; it needs a header with a Name column")
 
@@ -182,13 +226,6 @@ def strict_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
 def line_error(path: str | Path, line: int, what: str) -> UserError:
     """Return an error that names the file and line the user should fix."""
     return UserError(f"{path}, line {line}: {what}")
-
-
-def _is_blank(cells: list[str], width: int) -> bool:
-    """Check for a blank line, or a row of as many blank cells as the header has cells."""
-    if cells and cells[0].strip():
-        return False
-    return len(cells) in (0, 1, width) and not any(cell.strip() for cell in cells)
 
 
 def _line_at(data: bytes, position: int) -> int:

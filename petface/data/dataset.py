@@ -6,7 +6,6 @@ import difflib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -14,20 +13,28 @@ from unicodedata import normalize
 import numpy as np
 
 from petface import distributed, files
-from petface.data.annotations import SpeciesAnnotations, read_aliases, read_species
-from petface.data.catalog import Catalog
+from petface.data.annotations import (
+    SpeciesAnnotations,
+    read_aliases,
+    read_species,
+    shown_twins,
+    spelling,
+    spelling_twins,
+)
+from petface.data.catalog import Catalog, identical_records
 from petface.data.sources.petface import EXPECTED_TREE, Scan, scan, unknown_species
 from petface.data.splits import (
     FRACTIONS,
+    SPLITS,
     make_folds,
     make_splits,
     read_official,
     read_side_file,
     read_splits,
+    sample_evenly,
     untestable_classes,
     write_splits,
 )
-from petface.data.twins import identical_records, spelling, spelling_twins
 from petface.errors import UserError
 from petface.taxonomy import GENDER_MAP, PRIMARY_ATTR_PRIORITY, UNKNOWN
 
@@ -112,8 +119,8 @@ def load_dataset(
     restricts what is loaded. Raises `UserError` for problems that the user can fix.
     """
     found = scan(images_root, species)
-    how = aliases_file, gender_map, reading_of
-    annotations, notes = _read_annotations(annotations_root, found.catalog, *how)
+    read = aliases_file, gender_map, reading_of
+    annotations, notes = _read_annotations(annotations_root, found.catalog, *read)
     catalog = found.catalog
     path = Path(splits_file) if splits_file else Path(images_root).absolute().parent / "splits.csv"
     if path.is_dir():
@@ -128,14 +135,16 @@ def load_dataset(
                 whole, tables = catalog, annotations
                 if species is not None:
                     whole = scan(images_root).catalog
-                    tables, _ = _read_annotations(annotations_root, whole, *how)
+                    tables, _ = _read_annotations(annotations_root, whole, *read)
                 names, records = species_of_records(whole), whole.record_names
                 strata = strata_of_records(whole, tables)
-                first = identical_records(whole)
-                k, draw = np.unique(first), partial(make_splits, seed=seed, fractions=fractions)
-                split = draw(names[k], records[k], strata[k])[np.searchsorted(k, first)]
+                how: dict[str, Any] = {
+                    "seed": seed,
+                    "fractions": fractions,
+                    "first": identical_records(whole),
+                }
                 write_splits(
-                    path, names, records, split, seed=seed, fractions=fractions, first=first
+                    path, names, records, make_splits(names, records, strata, **how), **how
                 )
         record_split = read_splits(path, species_of_records(catalog), catalog.record_names)
         split_notes = _provenance_notes(path, seed, fractions)
@@ -163,16 +172,14 @@ def fold_files(
         folder / f"fold{number}_of_{num_folds}_seed{seed}.csv" for number in range(1, num_folds + 1)
     ]
     dataset = load_dataset(images_root, annotations_root, splits_file=splits_file)
-    names, records = species_of_records(dataset.catalog), dataset.catalog.record_names
-    strata = strata_of_records(dataset.catalog, dataset.annotations)
     if all(path.exists() for path in paths):
         return paths
-    first = identical_records(dataset.catalog)
-    k = np.unique(first)
-    splits = make_folds(names[k], records[k], strata[k], num_folds=num_folds, seed=seed)
+    names, records = species_of_records(dataset.catalog), dataset.catalog.record_names
+    strata = strata_of_records(dataset.catalog, dataset.annotations)
+    how: dict[str, Any] = {"seed": seed, "first": identical_records(dataset.catalog)}
+    splits = make_folds(names, records, strata, num_folds=num_folds, **how)
     for path, split in zip(paths, splits, strict=True):
-        of_all = split[np.searchsorted(k, first)]
-        write_splits(path, names, records, of_all, seed=seed, first=first)
+        write_splits(path, names, records, split, **how)
     return paths
 
 
@@ -230,6 +237,23 @@ def primary_attribute(table: SpeciesAnnotations) -> str | None:
     return next(ranked, None)
 
 
+def sample_places(dataset: Dataset, part: str, species: str | None, num: int) -> np.ndarray:
+    """Draw at most `num` images of a split, (M,) places in the catalog, sorted; deterministic.
+
+    The strata contribute equally: species, or the labels of the first feature of one species.
+    """
+    if species is None:
+        places = np.arange(len(dataset.catalog))
+        stratum = dataset.catalog.class_index
+    else:
+        places, labels = dataset.image_labels(species)
+        first = [labels[feature] for feature in PRIMARY_ATTR_PRIORITY if feature in labels]
+        stratum = first[0] if first else np.zeros(len(places))
+    inside = dataset.image_split[places] == SPLITS.index(part)
+    places, stratum = places[inside], stratum[inside]
+    return places[sample_evenly(stratum, num)]
+
+
 def _scan_notes(found: Scan) -> list[str]:
     notes = []
     if found.num_strays:
@@ -262,9 +286,8 @@ def _label_notes(dataset: Dataset) -> list[str]:
     notes, few_notes = [], []
     for number, name in enumerate(dataset.catalog.classes):
         if twins := spelling_twins(_records_of(dataset.catalog, number).tolist()):
-            shown = "; ".join(" and ".join(map(repr, group)) for group in twins[:3])
             what = "records differ from another only in the spelling of the name"
-            notes.append(f"{name}: {sum(map(len, twins))} {what}: {shown}")
+            notes.append(f"{name}: {sum(map(len, twins))} {what}: {shown_twins(twins)}")
     for name, table in dataset.annotations.items():
         no_row, no_record = dataset.unmatched(name)
         if no_row:

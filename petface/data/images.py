@@ -21,12 +21,13 @@ import io
 import math
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache, partial
 from importlib.util import find_spec
 from io import FileIO
+from threading import Lock, Semaphore
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import numpy as np
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # decoding alone does not need torch
 
 MAX_PIXELS: Final = 50_000_000  # 150 MB as RGB; up to 1 GB while decoding
 MAX_SIDE_PX: Final = 20_000  # longer than phone panoramas; each row costs a decoder time
+SMALL_PIXELS: Final = 1_000_000  # smaller photos do not wait for room, see `room_for`
 MAX_FILE_BYTES: Final = 400_000_000  # `MAX_PIXELS` at 64 bits each
 RESIZE_RULES: Final = ("stretch", "center_crop", "letterbox")
 
@@ -66,6 +68,8 @@ _TRANSPOSE = {
 }
 
 _Made = TypeVar("_Made")
+_turn: Lock
+_room: Semaphore
 
 # Pillow keeps four blocks of pixels (at most 64 MB) for the next images. Otherwise the C library
 # frees and page-faults the memory of each image, which is half the time of a small JPEG.
@@ -105,8 +109,14 @@ class Preprocessing:
             raise UserError(f"preprocessing: resize must be in {RESIZE_RULES}, not {self.resize!r}")
         if (self.mean is None) != (self.std is None):
             raise UserError("preprocessing: mean and std go together: give both or neither")
-        object.__setattr__(self, "mean", _three_numbers("mean", self.mean))
-        object.__setattr__(self, "std", _three_numbers("std", self.std))
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            numbers: tuple[float, ...] = ()
+            with suppress(TypeError, ValueError):
+                numbers = tuple(float(value) for value in values or ())
+            if values is not None and (len(numbers) != 3 or not all(map(math.isfinite, numbers))):
+                what = f"{name} must be three finite numbers, not {values!r}"
+                raise UserError(f"preprocessing: {what}")
+            object.__setattr__(self, name, numbers or None)
         if self.std is not None and min(self.std) <= 0:
             raise UserError(f"preprocessing: std must be above 0, not {self.std}")
 
@@ -120,9 +130,7 @@ class Preprocessing:
         """Read the result of `to_dict`; missing, unknown or invalid entries raise `UserError`."""
         names = {field.name for field in fields(cls)}
         if not isinstance(values, Mapping) or set(values) != names:
-            raise UserError(
-                f"preprocessing: expected the entries {sorted(names)}, found {values!r}"
-            )
+            raise UserError(f"preprocessing: expected entries {sorted(names)}, found {values!r}")
         return cls(**values)
 
 
@@ -153,12 +161,12 @@ def decode(source: ImageSource, max_pixels: int | None = None) -> np.ndarray:
 def _decode(source: ImageSource, name: str, max_pixels: int) -> np.ndarray:
     try:
         if isinstance(source, np.ndarray):
-            return _rgb_array(_image_of(source, name), name, max_pixels)
+            source = _image_of(source, name)
         if isinstance(source, Image.Image):
             return _rgb_array(source, name, max_pixels)
-        if isinstance(source, bytes | bytearray | memoryview):
-            return _decode_bytes(bytes(source), name, max_pixels)
-        return _decode_bytes(read_photo(source, name), name, max_pixels)
+        if not isinstance(source, bytes | bytearray | memoryview):
+            source = read_photo(source, name)
+        return _decode_bytes(bytes(source), name, max_pixels)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -168,6 +176,33 @@ def _decode(source: ImageSource, name: str, max_pixels: int) -> np.ndarray:
             raise
         detail = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ImageError(f"{name}: {detail or type(error).__name__}") from error
+
+
+def _make_room() -> None:
+    global _turn, _room
+    _turn, _room = Lock(), Semaphore(MAX_PIXELS // SMALL_PIXELS)
+
+
+_make_room()
+os.register_at_fork(after_in_child=_make_room)  # what other threads hold would never be given back
+
+
+@contextmanager
+def room_for(source: ImageSource) -> Iterator[None]:
+    """Wait until there is room to decode and resize a photo; free it at the end of the block.
+
+    Within such blocks, the threads of this process hold at most `MAX_PIXELS` decoded, not counting
+    small photos, which never wait.
+    """
+    num = min(num_pixels(source), MAX_PIXELS) // SMALL_PIXELS
+    with _turn if num else nullcontext():  # nobody overtakes a large photo that waits
+        for _ in range(num):
+            _room.acquire()
+    try:
+        yield
+    finally:
+        if num:
+            _room.release(num)
 
 
 def resize(image: np.ndarray, size_px: int, rule: str) -> np.ndarray:
@@ -287,10 +322,8 @@ def _image_of(array: np.ndarray, name: str) -> Image.Image:
     is_grey = array.ndim == 2 and array.dtype in (np.uint8, np.uint16, np.bool_)
     is_colour = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
     if not (is_grey or is_colour) or array.size == 0:
-        raise ImageError(
-            f"{name}: expected (H, W, 3), (H, W, 4) or (H, W) of uint8, or (H, W) of uint16 or "
-            "bool, with at least one pixel"
-        )
+        kinds = "(H, W, 3), (H, W, 4) or (H, W) of uint8, or (H, W) of uint16 or bool"
+        raise ImageError(f"{name}: expected {kinds}, with at least one pixel")
     return Image.fromarray(np.ascontiguousarray(array))
 
 
@@ -305,16 +338,18 @@ def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{name}: {width}x{height} has no pixels")
     if width * height > max_pixels or max(width, height) > MAX_SIDE_PX:
-        most = f"{max_pixels:,} pixels, or {MAX_SIDE_PX:,} on a side"
-        message = f"{name}: {width}x{height} is more than {most}"
-        raise ImageError(message, "too_large")
+        what = f"{width}x{height} is more than {max_pixels:,} pixels, or {MAX_SIDE_PX:,} on a side"
+        raise ImageError(f"{name}: {what}", "too_large")
 
 
 def _rgb_array(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
     """Convert any PIL image to (H, W, 3) uint8 by the rules at the top of this file."""
     _check_pixels(*image.size, name, max_pixels)
     image.load()
-    orientation = _orientation(image)  # after load(): TIFF applies its own there and drops the tag
+    orientation = 1
+    with suppress(Exception):  # a damaged EXIF block does not make the pixels unreadable
+        # After load(): TIFF applies its own there and drops the tag.
+        orientation = int(image.getexif().get(_EXIF_ORIENTATION, 1))
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         rgb = Image.fromarray(_eight_bit(np.asarray(image))).convert("RGB")
     elif image.has_transparency_data:
@@ -336,13 +371,6 @@ def _eight_bit(grey: np.ndarray) -> np.ndarray:
     return ((np.clip(grey, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # a damaged EXIF block does not make the pixels unreadable
-        return 1
-
-
 def name_of(source: ImageSource) -> str:
     """Return the name of a source for messages; bytes that are not UTF-8 are escaped."""
     if isinstance(source, np.ndarray):
@@ -352,18 +380,6 @@ def name_of(source: ImageSource) -> str:
     if isinstance(source, bytes | bytearray | memoryview):
         return f"image of {len(source):,} bytes"
     return files.readable_name(source)
-
-
-def _three_numbers(name: str, values: Any) -> tuple[float, ...] | None:
-    if values is None:
-        return None
-    try:
-        numbers = tuple(float(value) for value in values)
-    except (TypeError, ValueError):
-        numbers = ()
-    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
-        raise UserError(f"preprocessing: {name} must be three finite numbers, not {values!r}")
-    return numbers
 
 
 def to_float(images: Tensor) -> Tensor:

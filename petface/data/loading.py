@@ -12,7 +12,6 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -34,7 +33,6 @@ STATUS_NAMES = ("ok", "unreadable", "too_large")
 
 Item = TypeVar("Item")
 
-_OF_WORK = "Caught "  # how torch begins an error that it forwards from a worker
 _NO_ROOM = re.compile(r"shared memory|unable to (resize|allocate|mmap|open) |No space left")
 
 _DEPTH = 3  # slices decoded ahead per worker
@@ -94,15 +92,13 @@ class FileImages:
     decodes = True
 
     def __init__(self, catalog: Catalog, *rules: Preprocessing) -> None:
-        self.catalog = catalog
-        self.rules = rules
+        self.catalog, self.rules = catalog, rules
 
     def read(self, indices: np.ndarray) -> Decoded:
         """Decode the images at `indices` (n,) of the catalog."""
         arrays = [np.empty((len(indices), r.size_px, r.size_px, 3), np.uint8) for r in self.rules]
-        status = np.zeros(len(indices), np.uint8)
+        status = np.full(len(indices), OK, np.uint8)
         failures: list[tuple[int, str]] = []
-        num_ok = 0
         for place, index in enumerate(indices.tolist()):
             try:
                 pixels = decode_listed(self.catalog, index)
@@ -111,8 +107,9 @@ class FileImages:
                 failures.append((index, str(error)))
                 continue
             for array, rule in zip(arrays, self.rules, strict=True):
-                array[num_ok] = images.resize(pixels, rule.size_px, rule.resize)
-            num_ok += 1
+                resized = images.resize(pixels, rule.size_px, rule.resize)
+                array[place - len(failures)] = resized
+        num_ok = len(indices) - len(failures)
         return Decoded(tuple(torch.from_numpy(a[:num_ok]) for a in arrays), status, failures)
 
 
@@ -134,12 +131,12 @@ def check_place(catalog: Catalog, index: int) -> None:
     """Raise `MachineError` if more than one image file is missing: its class folder, the target
     folder of its link, or its neighbours in the catalog.
     """
-    path = catalog.path(index)
+    path = Path(catalog.path(index))
 
     def check() -> None:
-        folder = Path(os.path.realpath(path)).parent
-        is_gone = not _has_entry(folder.parent)
-        is_gone |= Path(path).is_symlink() and not _has_entry(folder)
+        target = Path(os.path.realpath(path)).parent
+        folders = [target.parent, target] if path.is_symlink() else [target.parent]
+        is_gone = not all(folder.is_dir() and any(folder.iterdir()) for folder in folders)
         powers = range(len(catalog).bit_length())
         others = [index + far for power in powers for far in (1 << power, -1 << power)]
         others = [place for place in others if 0 <= place < len(catalog)]
@@ -148,12 +145,6 @@ def check_place(catalog: Catalog, index: int) -> None:
             raise OSError(errno.ENODEV, "gone with its neighbours (drive, mount or folder)")
 
     files.patiently(check, path)
-
-
-def _has_entry(folder: Path) -> bool:
-    with suppress(OSError), os.scandir(folder) as entries:
-        return any(True for _ in entries)
-    return False
 
 
 def read_ahead(
@@ -181,7 +172,8 @@ def read_ahead(
             for part in (error, error.__cause__, error.__context__):
                 if part is not None:  # its frames hold the loader and thus the other workers
                     traceback.clear_frames(part.__traceback__)
-            if str(error).startswith(_OF_WORK) and not _NO_ROOM.search(str(error)):
+            # torch begins an error that it forwards from a worker's own work with "Caught".
+            if str(error).startswith("Caught ") and not _NO_ROOM.search(str(error)):
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         _num_deaths += 1
@@ -293,18 +285,14 @@ def batches(
         decoded = read_ahead(source, [samples.images[part] for part in slices], num_workers)
         for step, (part, item) in enumerate(zip(slices, decoded, strict=True), start=first_step):
             positions = part[item.status == OK]
-            pixels = item.arrays[0].permute(0, 3, 1, 2)  # (B, 3, H, W), channels_last in memory
-            batch = Batch(
-                step,
-                positions,
-                to_device(pixels, device),
-                {
-                    name: to_device(torch.from_numpy(label[positions].astype(np.int64)), device)
-                    for name, label in samples.labels.items()
-                },
-                torch.from_numpy(samples.is_tail[positions]),
-                item.failures,
-            )
+            # (B, 3, H, W), channels_last in memory
+            pixels = to_device(item.arrays[0].permute(0, 3, 1, 2), device)
+            own = {
+                name: label[positions].astype(np.int64) for name, label in samples.labels.items()
+            }
+            labels = {name: to_device(torch.from_numpy(v), device) for name, v in own.items()}
+            is_tail = torch.from_numpy(samples.is_tail[positions])
+            batch = Batch(step, positions, pixels, labels, is_tail, item.failures)
             yield replace(batch, draws=draw(batch)) if draw else batch
 
     def tensors_of(batch: Batch) -> Sequence[Tensor]:
@@ -329,26 +317,24 @@ def ahead(
     if device.type != "cuda":
         yield from made
         return
-    for item, arrived in in_thread(_on_stream(made, torch.cuda.Stream(device)), 1):
+    stream = torch.cuda.Stream(device)
+
+    def uploads() -> Generator[tuple[Item, torch.cuda.Event], None, None]:
+        while True:
+            with torch.cuda.stream(stream):
+                item = next(made, None)
+                if item is None:
+                    return
+                arrived = torch.cuda.Event()  # completes with the upload
+                arrived.record(stream)
+            yield item, arrived
+
+    for item, arrived in in_thread(uploads(), 1):
         here = torch.cuda.current_stream(device)
         here.wait_event(arrived)
         for tensor in tensors_of(item):
             tensor.record_stream(here)  # its memory is not reused before `here` is done
         yield item
-
-
-def _on_stream(
-    made: Iterator[Item], stream: torch.cuda.Stream
-) -> Generator[tuple[Item, torch.cuda.Event], None, None]:
-    """Make each item on `stream`; its event completes with the upload."""
-    while True:
-        with torch.cuda.stream(stream):
-            item = next(made, None)
-            if item is None:
-                return
-            arrived = torch.cuda.Event()
-            arrived.record(stream)
-        yield item, arrived
 
 
 def even_slices(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

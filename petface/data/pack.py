@@ -16,7 +16,7 @@ import weakref
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from io import FileIO
 from pathlib import Path
 from typing import Any, NoReturn
@@ -101,11 +101,7 @@ class PackedImages:
             self._file = files.patiently(lambda: FileIO(self.path), self.path)
         except OSError as error:
             self._refuse(str(error))
-        self.header, entries, begins = self._read_index()
-        places = self._find(catalog)
-        self._entries, self._begins = entries[places], begins[places]
-        if self.header["compression"] != "none":
-            self._refuse("holds compressed pixels, which are no longer read")
+        self._read_index()
         for rule in rules:
             held = (self.header["size_px"], self.header["resize"])
             if (rule.size_px, rule.resize) != held:
@@ -118,8 +114,8 @@ class PackedImages:
         sample = np.linspace(0, len(catalog) - 1, min(SAMPLE, len(catalog))).astype(np.int64)
         self._refuse_changed(sample)
 
-    def _read_index(self) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-        """Return the header, the entry of every image, and the offsets of their pixels."""
+    def _read_index(self) -> None:
+        """Read the header, the entry of every image of the catalog, and where its pixels begin."""
         descriptor = self._file.fileno()
         size = os.fstat(descriptor).st_size
 
@@ -140,23 +136,27 @@ class PackedImages:
         is_same = hashlib.sha256(head + index).digest() == digest
         if not is_same or data_at + int(lengths.sum()) != index_at:
             self._refuse("its list of images is damaged")
-        header = _header_of(head[len(MAGIC) + _LENGTH.size :].rstrip(b"\0"), len(entries))
-        if header is None:
-            self._refuse("its header was not written by this program")
-        return header, entries, data_at + np.cumsum(lengths) - lengths
-
-    def _find(self, catalog: Catalog) -> np.ndarray:
-        """Return the index in the pack of each image of a catalog of some of its classes."""
-        starts, first = {}, 0
-        for name, num, digest in self.header["classes"]:
-            starts[name, num, digest] = first
-            first += num
+        try:
+            self.header = json.loads(head[len(MAGIC) + _LENGTH.size :].rstrip(b"\0"))
+            held = [tuple(entry) for entry in self.header["classes"]]
+            ends = np.cumsum([0, *(num for _, num, _ in held)])
+            is_ours = self.header["resize"] in images.RESIZE_RULES and ends[-1] == len(entries)
+            is_ours &= self.header["size_px"] > 0 and self.header["compression"] == "none"
+            starts = dict(zip(held, ends.tolist(), strict=False))
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+            is_ours = False
+        if not is_ours:
+            self._refuse("its header was not written by this version")
         places = []
-        for name, num, digest in class_digests(catalog):
-            if (name, num, digest) not in starts:
-                self._refuse(f"holds other images of {name} than {os.fsdecode(catalog.root)}")
-            places.append(starts[name, num, digest] + np.arange(num))
-        return np.concatenate(places)
+        for own in class_digests(self.catalog):
+            if own not in starts:
+                self._refuse(
+                    f"holds other images of {own[0]} than {os.fsdecode(self.catalog.root)}"
+                )
+            places.append(starts[own] + np.arange(own[1]))
+        place = np.concatenate(places)
+        self._entries = entries[place]
+        self._begins = (data_at + np.cumsum(lengths) - lengths)[place]
 
     def _refuse(self, why: str) -> NoReturn:
         raise UserError(
@@ -190,7 +190,14 @@ class PackedImages:
             wait(others)  # what they write into is used again
         for part in others:
             part.result()
-        failures = [(place, self._why(place)) for place in indices[status != OK].tolist()]
+        failures = []
+        for place in indices[status != OK].tolist():  # the pack does not hold why
+            path = self.catalog.path(place)
+            try:
+                images.decode(path)
+                failures.append((place, f"{path}: could not be read when the pack was built"))
+            except UserError as error:
+                failures.append((place, str(error)))
         shaped = pixels.view(-1, size_px, size_px, 3)
         return Decoded((shaped,) * max(len(self.rules), 1), status, failures)
 
@@ -224,15 +231,6 @@ class PackedImages:
 
         files.patiently(read, self.path)
         self._is_checked[places] = True
-
-    def _why(self, index: int) -> str:
-        """Return the decoder's reason why an image cannot be read."""
-        path = self.catalog.path(index)
-        try:
-            images.decode(path)
-        except UserError as error:
-            return str(error)
-        return f"{path}: could not be read when the pack was built"
 
     def check(self) -> None:
         """Verify every checksum and file stamp; raise `UserError` at the first mismatch."""
@@ -274,7 +272,8 @@ def make_pack(
             bar.update(kept)
             for part, item in zip(slices, decoded, strict=True):
                 pixels, is_ok = item.arrays[0].numpy(), item.status == OK
-                rows = _stamps(catalog, part)
+                rows = np.zeros(len(part), ENTRY)
+                rows["file_bytes"], rows["file_mtime_ns"] = catalog.stamps(part).T
                 rows["status"] = item.status
                 rows["crc32"][is_ok] = [zlib.crc32(image) for image in pixels]
                 rows["length"][is_ok] = bytes_per_image
@@ -364,19 +363,6 @@ def head_bytes(header: dict[str, Any]) -> bytes:
     return (MAGIC + _LENGTH.pack(length) + text).ljust(length, b"\0")
 
 
-def _header_of(text: bytes, num_images: int) -> dict[str, Any] | None:
-    """Read a header written by `make_pack` for `num_images` images, or None if it is another's."""
-    with suppress(ValueError, TypeError, KeyError, RecursionError):
-        header = json.loads(text)
-        kinds = {tuple(map(type, entry)) for entry in header["classes"]}
-        counts = [num for _, num, _ in header["classes"]]
-        is_ours = kinds == {(str, int, str)} and min(counts) >= 0 and sum(counts) == num_images
-        is_known = header["resize"] in images.RESIZE_RULES and type(header["size_px"]) is int
-        if is_ours and is_known and header["size_px"] > 0 and type(header["compression"]) is str:
-            return dict(header)
-    return None
-
-
 def head_length(begin: bytes) -> int:
     """Return the header length from the first bytes of a pack; 0 if they are not a pack's."""
     if not begin.startswith(MAGIC) or len(begin) < len(MAGIC) + _LENGTH.size:
@@ -385,14 +371,7 @@ def head_length(begin: bytes) -> int:
     return int(length) if length < 1 << 30 else 0
 
 
-def _stamps(catalog: Catalog, places: np.ndarray) -> np.ndarray:
-    """Return (n,) of `ENTRY` with size and mtime of the files at `places`; -1 for missing ones."""
-    rows = np.zeros(len(places), ENTRY)
-    rows["file_bytes"], rows["file_mtime_ns"] = catalog.stamps(places).T
-    return rows
-
-
 def _has_changed(catalog: Catalog, places: np.ndarray, entries: np.ndarray) -> np.ndarray:
     """Compare the files at `places` (n,) with their stamps in `entries` (n,): (n,) bool."""
-    columns = ["file_bytes", "file_mtime_ns"]
-    return _stamps(catalog, places)[columns] != entries[columns]
+    stamps = np.stack([entries["file_bytes"], entries["file_mtime_ns"]], axis=1)
+    return (catalog.stamps(places) != stamps).any(axis=1)

@@ -41,14 +41,25 @@ def make_splits(
     *,
     seed: int,
     fractions: Sequence[float] = FRACTIONS,
+    first: np.ndarray | None = None,
 ) -> np.ndarray:
     """Assign each record to a split, stratified within its species: (R,) int8 into `SPLITS`.
 
     `strata` are class indices within a species; -1 is a stratum like any other. The split of a
     record depends only on the seed and on its own species, not on the order given. A stratum of at
-    least three records has one or more in test, and of at least four one or more in val.
+    least three records has one or more in test, and of at least four one or more in val. Records
+    with the same value of `first` (R,) stay together, see `catalog.identical_records`.
     """
-    _check_fractions(fractions)
+    usable = len(fractions) == len(SPLITS) and all(0 <= part < 1 for part in fractions[1:])
+    if not usable or fractions[TRAIN] <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
+        raise UserError(
+            f"split fractions {tuple(fractions)} must be three numbers (train, val, test), none "
+            "negative, train above 0, that add up to 1"
+        )
+    if first is not None:
+        _, k, of_all = np.unique(first, return_index=True, return_inverse=True)
+        chosen = make_splits(species[k], records[k], strata[k], seed=seed, fractions=fractions)
+        return chosen[of_all]
     species, strata = np.asarray(species), np.asarray(strata)
     order = draw_order(species, records, strata, seed=seed)
     result = np.full(len(order), TRAIN, dtype=np.int8)
@@ -66,13 +77,24 @@ def make_splits(
 
 
 def make_folds(
-    species: np.ndarray, records: np.ndarray, strata: np.ndarray, *, num_folds: int, seed: int
+    species: np.ndarray,
+    records: np.ndarray,
+    strata: np.ndarray,
+    *,
+    num_folds: int,
+    seed: int,
+    first: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Return one split per fold, each (R,) int8; every record is in the test split of exactly one.
 
     Within each species the strata are dealt out in turn, so each class is spread over the folds as
-    evenly as possible. A tenth of all records becomes the validation split of each fold.
+    evenly as possible. A tenth of all records becomes the validation split of each fold. Records
+    with the same value of `first` stay together, as in `make_splits`.
     """
+    if first is not None:
+        _, k, of_all = np.unique(first, return_index=True, return_inverse=True)
+        splits = make_folds(species[k], records[k], strata[k], num_folds=num_folds, seed=seed)
+        return [split[of_all] for split in splits]
     if not 2 <= num_folds <= len(records):
         raise UserError(f"FOLDS must lie between 2 and the {len(records)} records, not {num_folds}")
     fold_of = np.empty(len(records), np.int64)
@@ -117,6 +139,27 @@ def untestable_classes(labels: np.ndarray, vocabulary: Sequence[str]) -> list[tu
     return [(name, count) for name, count in pairs if count < MIN_RECORDS_FOR_TEST]
 
 
+def shuffled_by_class(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shuffle the rows of each class and concatenate the classes.
+
+    Return the order, (N,) rows, and the number of earlier rows of the same class, (N,).
+    """
+    labels = np.asarray(labels)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    _, begins, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    return order, np.arange(len(order)) - np.repeat(begins, counts)
+
+
+def sample_evenly(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
+    """Draw at most `most` rows, as evenly over the classes of `labels` (N,) as possible, sorted.
+
+    Rare classes are used up before a frequent one contributes more rows.
+    """
+    order, num_before = shuffled_by_class(labels, seed)
+    return np.sort(order[np.argsort(num_before, kind="stable")[:most]])
+
+
 def side_file(path: str | Path) -> Path:
     """Return the path of the JSON file with a split file's hash and how it was made."""
     return Path(path).with_suffix(".json")
@@ -137,24 +180,28 @@ def write_splits(
 
     A split that another process has written meanwhile is kept. `origin` names the source of a split
     that was not drawn. `first` (R,) is the first of the records that share files, see
-    `twins.identical_records`.
+    `catalog.identical_records`.
     """
     path = Path(path)
     assert side_file(path) != path, "a split file ends in .csv"
     texts = zip(species.tolist(), records.tolist(), record_split.tolist(), strict=True)
     rows = sorted((name, record, SPLITS[split]) for name, record, split in texts)
     per_species = {
-        name: {"records": len(ids), "sha256_of_records": _hash_of(ids)}
+        name: {
+            "records": len(ids),
+            "sha256_of_records": hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest(),
+        }
         for name, ids in _group(rows).items()
     }
     cells = ([files.safe_cell(cell) for cell in row] for row in rows)
     table = "".join(map(files.csv_line, [_CSV_HEADER, *cells])).encode("utf-8", "backslashreplace")
+    counts = np.bincount(first, minlength=1) if first is not None else ()
     facts = {
         "format": FORMAT,
         "seed": seed,
         "fractions": list(fractions),
         **({"origin": origin} if origin else {}),
-        **({} if first is None else {"num_sharing_files": num_sharing(first)}),
+        **({} if first is None else {"num_sharing_files": int((counts[first] > 1).sum())}),
         "sha256_of_csv": hashlib.sha256(table).hexdigest(),
         "species": per_species,
     }
@@ -170,11 +217,6 @@ def write_splits(
     except (OSError, UserError) as error:
         what = error if isinstance(error, UserError) else files.write_error(path, error)
         raise UserError(f"{what}; set SPLITS_FILE to another path") from error
-
-
-def num_sharing(first: np.ndarray) -> int:
-    """Count the records that share a file with another record."""
-    return int((np.bincount(first, minlength=1)[first] > 1).sum())
 
 
 def read_side_file(path: str | Path) -> dict[str, Any]:
@@ -218,10 +260,11 @@ def read_splits(path: str | Path, species: np.ndarray, records: np.ndarray) -> n
     for name, now in _group(zip(names, ids, strict=True)).items():
         before = in_file.get(name, {})
         for what, change in (("new", now - before.keys()), ("gone", before.keys() - now)):
-            changes += [f"{name}: {_some(sorted(change))} {what}"] * bool(change)
+            some = ", ".join(sorted(change)[:3]) + ", ..." * (len(change) > 3)
+            changes += [f"{name}: {len(change)} records ({some}) {what}"] * bool(change)
     if changes:
-        listed = "; ".join(changes)
-        raise UserError(f"the data changed since {path} was made ({listed}). {_way_out(path)}")
+        what = f"the data changed since {path} was made ({'; '.join(changes)})"
+        raise UserError(f"{what}. {_way_out(path)}")
     pairs = zip(names, ids, strict=True)
     return np.array([in_file[name][record] for name, record in pairs], dtype=np.int8)
 
@@ -305,30 +348,12 @@ def _apportion(sizes: list[int], taken: list[int], frac: float, minimum: int) ->
     return counts
 
 
-def _check_fractions(fractions: Sequence[float]) -> None:
-    usable = len(fractions) == len(SPLITS) and all(0 <= part < 1 for part in fractions[1:])
-    if not usable or fractions[TRAIN] <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
-        raise UserError(
-            f"split fractions {tuple(fractions)} must be three numbers (train, val, test), none "
-            "negative, train above 0, that add up to 1"
-        )
-
-
 def _group(rows: Iterable[tuple[str, ...]]) -> dict[str, set[str]]:
     """Group the second column by the first."""
     groups: dict[str, set[str]] = {}
     for name, record, *_ in rows:
         groups.setdefault(name, set()).add(record)
     return groups
-
-
-def _hash_of(records: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(records)).encode("utf-8")).hexdigest()
-
-
-def _some(records: list[str]) -> str:
-    examples = ", ".join(records[:3]) + (", ..." if len(records) > 3 else "")
-    return f"{len(records)} records ({examples})"
 
 
 def _way_out(path: str | Path) -> str:

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from petface import metrics
+from petface.data.annotations import spelling
 from petface.data.dataset import Dataset
 from petface.data.fingerprint import contaminated
 from petface.data.splits import SPLITS
-from petface.data.twins import spelling
 from petface.evaluation.details import Evaluation, HeadAnswers, read_heads
 from petface.evaluation.figures import (
     MIN_PHOTOS,

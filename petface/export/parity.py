@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from petface.data.dataset import Dataset
+from petface.data.dataset import Dataset, sample_places
 from petface.data.loading import OK, even_slices
 from petface.data.pack import image_source
-from petface.data.sample import sample_places
 from petface.evaluation.details import class_numbers
 from petface.models.checkpoints import Described
 from petface.models.network import Outputs

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from petface.data import images
 from petface.data.images import ImageError, ImageSource, Preprocessing
-from petface.data.room import room_for
 from petface.errors import UserError
 from petface.inference import gradcam
 from petface.inference import onnx_models as exported
@@ -83,7 +82,7 @@ class TwoStageInference:
 
         `rules`: of another network alone. `ImageError` for no photo, or more than `max_pixels`.
         """
-        with room_for(image):
+        with images.room_for(image):
             photo = Photo(images.decode(image, max_pixels))
             for rule in (needed := rules or self.rules):
                 photo.at(rule)

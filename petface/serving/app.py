@@ -26,8 +26,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from petface.data import encoded, images
-from petface.data.images import ImageError, Preprocessing
-from petface.data.room import SMALL_PIXELS
+from petface.data.images import SMALL_PIXELS, ImageError, Preprocessing
 from petface.errors import MachineError, UserError
 from petface.identity.embed import Embedder
 from petface.inference.stages import Photo

@@ -7,9 +7,8 @@ import pandas
 import pytest
 
 from petface.data import dataset as module
-from petface.data.dataset import load_dataset
-from petface.data.sample import sample_evenly, sample_places
-from petface.data.splits import SPLITS, write_splits
+from petface.data.dataset import load_dataset, sample_places
+from petface.data.splits import SPLITS, sample_evenly, write_splits
 from petface.errors import UserError
 
 GENDERS = ["F", "M", ""]

@@ -274,7 +274,7 @@ def test_nonsense_in_a_stored_preprocessing_is_refused(change, word):
     with pytest.raises(UserError, match=word):
         Preprocessing.from_dict(Preprocessing().to_dict() | change)
     for incomplete in (None, {}, {"size_px": 224}, [1]):
-        with pytest.raises(UserError, match="expected the entries"):
+        with pytest.raises(UserError, match="expected entries"):
             Preprocessing.from_dict(incomplete)
 
 

@@ -8,9 +8,10 @@ import unicodedata
 import numpy as np
 import pytest
 
+from petface.data.annotations import spelling_twins
+from petface.data.catalog import identical_records
 from petface.data.dataset import fold_files, load_dataset
 from petface.data.sources.petface import scan
-from petface.data.twins import identical_records, spelling_twins
 
 NFC, NFD = "Bérgère", unicodedata.normalize("NFD", "Bérgère")
 

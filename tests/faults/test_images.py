@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from petface.data import images, room
+from petface.data import images
 from petface.data.images import ImageError, decode
 from tests.conftest import bomb
 from tests.data.test_images import chunks, encoded, joined, photo
@@ -157,16 +157,16 @@ def test_a_long_side_and_a_large_tile_are_refused_as_well():
 
 def test_threads_decode_together_no_more_than_there_is_room_for(monkeypatch, tmp_path):
     """Who finds no room waits; small photos never do, and a child process starts with no debts."""
-    monkeypatch.setattr(room, "SMALL_PIXELS", 100)
-    monkeypatch.setattr(room, "MAX_PIXELS", 1_000)
-    room._make_room()
+    monkeypatch.setattr(images, "SMALL_PIXELS", 100)
+    monkeypatch.setattr(images, "MAX_PIXELS", 1_000)
+    images._make_room()
     path = tmp_path / "00.png"
     path.write_bytes(bomb(20, 20))
     sources = [path, bomb(20, 20), bomb(50, 50)] * 10  # of the first two only two at once
     held, fits, lock = [0], [], threading.Lock()
 
     def work(source: object) -> None:
-        with room.room_for(source):
+        with images.room_for(source):
             own = images.num_pixels(source)
             with lock:
                 held[0] += own
@@ -178,16 +178,16 @@ def test_threads_decode_together_no_more_than_there_is_room_for(monkeypatch, tmp
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, sources))
     assert held[0] == 0 and all(fits)
-    with room.room_for(sources[2]):
+    with images.room_for(sources[2]):
         for small in (bomb(9, 9), b"no photo", tmp_path, tmp_path / "none"):
-            with room.room_for(small):
+            with images.room_for(small):
                 pass
         if (child := os.fork()) == 0:
-            with room.room_for(sources[2]):
+            with images.room_for(sources[2]):
                 os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     monkeypatch.undo()
-    room._make_room()
+    images._make_room()
 
 
 def test_arrays_and_pil_images_obey_the_same_limit(monkeypatch):

@@ -13,18 +13,17 @@ import re
 import shutil
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from petface import files
-from petface.data.catalog import Catalog, string_array
+from petface.data.catalog import Catalog, identical_records, string_array
 from petface.data.dataset import species_of_records
 from petface.data.sources.petface import check_species_name, scan
 from petface.data.splits import SPLITS, make_splits, write_splits
-from petface.data.twins import identical_records
 from petface.errors import UserError
 from petface.progress import progress
 from petface.taxonomy import canonical_record, is_unknown
@@ -106,22 +105,19 @@ def safe_name(text: str) -> str:
     return f"{name}_photo".lstrip("_") if is_unknown(name) else name
 
 
-class UniqueNames:
-    """Unique names on any file system, whatever their case: `cat`, `cat_2` ..."""
+def take_name(taken: dict[str, int], wanted: str) -> str:
+    """Return `wanted`, or the first of `wanted_2`, `wanted_3` ... that `taken` lacks, and add it.
 
-    def __init__(self) -> None:
-        self._next: dict[str, int] = {}
-
-    def take(self, wanted: str) -> str:
-        """Return `wanted`, or the first unused of `wanted_2`, `wanted_3` ..."""
-        name, folded = wanted, unicodedata.normalize("NFC", wanted.casefold())
-        key, number = folded, self._next.get(folded, 1)
-        while key in self._next:
-            number += 1
-            name, key = f"{wanted}_{number}", f"{folded}_{number}"
-        self._next[folded] = number
-        self._next.setdefault(key, 1)
-        return name
+    The names are unique on any file system, whatever their case and Unicode form.
+    """
+    name, folded = wanted, unicodedata.normalize("NFC", wanted.casefold())
+    key, number = folded, taken.get(folded, 1)
+    while key in taken:
+        number += 1
+        name, key = f"{wanted}_{number}", f"{folded}_{number}"
+    taken[folded] = number  # of the last name tried, for the next search
+    taken.setdefault(key, 1)
+    return name
 
 
 def prepare(
@@ -158,7 +154,7 @@ def _write_tree(found: Found, folder: Path, link: str, seed: int) -> None:
     """Write photos, annotations, split and lists of the named entries into `folder`."""
     _place_photos(found, folder, link)
     catalog = scan(folder / "images").catalog
-    cut_parts(found, seed, lambda: _first_sharing(catalog))
+    cut_parts(found, seed, catalog)
     _write_annotations(folder / "annotations", found.entries)
     if all(entry.part for entry in found.entries):
         _write_split(folder / "splits.csv", found, seed)
@@ -167,13 +163,11 @@ def _write_tree(found: Found, folder: Path, link: str, seed: int) -> None:
     files.write_csv(folder / "sources.csv", header, rows)
     files.write_csv(folder / "left_out.csv", ("what", "reason"), found.left_out)
     if len(catalog) != len(found.entries):
-        raise UserError(
-            f"{folder} holds {len(catalog)} photos where {len(found.entries)} were placed: was the "
-            "source changed meanwhile? Repeat the command"
-        )
-    facts = {"photos": len(catalog), "left_out": len(found.left_out), "notes": found.notes}
-    of = {"kind": found.kind, "source": str(found.source)}
-    files.write_json(folder / MARKER, {**of, "finished": True, **facts})
+        what = f"{folder} holds {len(catalog)} photos where {len(found.entries)} were placed"
+        raise UserError(f"{what}: was the source changed meanwhile? Repeat the command")
+    facts: dict[str, object] = {"kind": found.kind, "finished": True, "source": str(found.source)}
+    facts |= {"photos": len(catalog), "left_out": len(found.left_out), "notes": found.notes}
+    files.write_json(folder / MARKER, facts)
 
 
 def check_out(out: Path, source: Path) -> None:
@@ -182,9 +176,8 @@ def check_out(out: Path, source: Path) -> None:
         what = "holds a prepared tree already" if (out / MARKER).exists() else "exists already"
         raise UserError(f"--out {out} {what}: use it, delete it, or choose another --out")
     if out.resolve().is_relative_to(source.resolve()):
-        raise UserError(
-            f"--out {out} lies inside the source {source}, which is kept as it is: use another"
-        )
+        what = f"lies inside the source {source}, which is kept as it is"
+        raise UserError(f"--out {out} {what}: use another")
 
 
 def settle_parts(found: Found, *, checkpoint_classes: Sequence[str] | None, val_as: str) -> None:
@@ -196,39 +189,32 @@ def settle_parts(found: Found, *, checkpoint_classes: Sequence[str] | None, val_
     `UserError` if no photo is left.
     """
     assert val_as in ("val", "test"), val_as
+    renamed = {}  # splits
     if "val" in found.parts and "test" not in found.parts and val_as == "test":
-        _rename_part(found, "val", "test")
+        renamed = {"val": "test"}
         found.notes.append("no test split: the val split is used as the test split")
-    known, what = set(checkpoint_classes or ()), "known to the checkpoint"
-    if checkpoint_classes is not None:
-        if not found.parts:
-            _rename_part(found, "", "test")
-            found.notes.append("no splits, and a checkpoint: every photo goes into the test split")
-        # Use the checkpoint's spelling if it differs only in its Unicode form.
-        spelling = {unicodedata.normalize("NFC", name): name for name in known}
-        found.entries = [
-            replace(e, species=spelling.get(e.species, e.species)) for e in found.entries
-        ]
-    trained = {entry.species for entry in found.entries if entry.part == "train"}
-    of_train = trained, "in the train split"
-    if checkpoint_classes is None:
-        known, what = of_train
+    elif checkpoint_classes is not None and not found.parts:
+        renamed = {"": "test"}
+        found.notes.append("no splits, and a checkpoint: every photo goes into the test split")
+    # Use the checkpoint's spelling if it differs only in its Unicode form.
+    spelling = {unicodedata.normalize("NFC", name): name for name in checkpoint_classes or ()}
+    found.entries = [
+        replace(e, part=renamed.get(e.part, e.part), species=spelling.get(e.species, e.species))
+        for e in found.entries
+    ]
+    of_train = {e.species for e in found.entries if e.part == "train"}, "in the train split"
+    of_checkpoint = set(checkpoint_classes or ()), "known to the checkpoint"
+    known, what = of_train if checkpoint_classes is None else of_checkpoint
     if not known:  # neither a train split nor a checkpoint: keep any class
         return
     _leave_out(found, "test", known, what)
-    _leave_out(found, "val", *(of_train if trained else (known, what)))
+    _leave_out(found, "val", *(of_train if of_train[0] else (known, what)))
     if checkpoint_classes is not None and (absent := sorted(known - set(found.classes))):
-        found.notes.append(
-            f"{len(absent)} classes of the checkpoint have no photos: {_some(absent)}"
-        )
+        what = f"{len(absent)} classes of the checkpoint have no photos"
+        found.notes.append(f"{what}: {_some(absent)}")
     if not found.entries:
-        raise UserError(
-            f"no photo of {found.source} is left; the known classes are {_some(sorted(known))}"
-        )
-
-
-def _rename_part(found: Found, old: str, new: str) -> None:
-    found.entries = [replace(e, part=new) if e.part == old else e for e in found.entries]
+        what = f"the known classes are {_some(sorted(known))}"
+        raise UserError(f"no photo of {found.source} is left; {what}")
 
 
 def _leave_out(found: Found, part: str, allowed: set[str], what: str) -> None:
@@ -259,49 +245,43 @@ def _some(names: Sequence[str]) -> str:
 def name_photos(entries: Sequence[Entry]) -> list[Entry]:
     """Assign each entry its record and image name; animals of different splits never share one."""
     records: dict[tuple[str, str, str], str] = {}
-    names: dict[str, UniqueNames] = defaultdict(UniqueNames)  # of the records of a species
-    images: dict[tuple[str, str], UniqueNames] = defaultdict(UniqueNames)  # of a record
+    names: dict[str, dict[str, int]] = defaultdict(dict)  # of the records of a species
+    images: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)  # of a record
     named = []
     for entry in entries:
         key = entry.species, entry.part, entry.animal
         if key not in records:
-            records[key] = names[entry.species].take(safe_name(entry.record))
+            records[key] = take_name(names[entry.species], safe_name(entry.record))
         path = Path(entry.path)
-        stem = images[entry.species, records[key]].take(safe_name(path.stem))
+        stem = take_name(images[entry.species, records[key]], safe_name(path.stem))
         named.append(replace(entry, record=records[key], image=stem + path.suffix.lower()))
     return named
 
 
-def _first_sharing(catalog: Catalog) -> dict[tuple[str, str], int]:
-    """Map each species and record to the first record that shares a file with it."""
-    names = zip(species_of_records(catalog).tolist(), catalog.record_names.tolist(), strict=True)
-    return dict(zip(names, identical_records(catalog).tolist(), strict=True))
-
-
-def cut_parts(
-    found: Found, seed: int, first_sharing: Callable[[], Mapping[tuple[str, str], int]] = dict
-) -> None:
+def cut_parts(found: Found, seed: int, catalog: Catalog | None = None) -> None:
     """Draw the missing val and test splits from the train split, by record.
 
     The draw is stratified by class, and by breed within it. Without a train split nothing changes.
-    Records with the same value of `first_sharing`, by species and record, stay together.
+    Records that share a file in the `catalog` of the named photos stay together.
     """
     lacking = [part for part in ("val", "test") if part not in found.parts]
     if "train" not in found.parts or not lacking:
         return
     breed_of = {(e.species, e.record): e.breed for e in found.entries if e.part == "train"}
-    breeds = sorted(set(breed_of.values()))
-    first = first_sharing()
-    together = [first.get(key, -1 - place) for place, key in enumerate(breed_of)]
-    _, k, of_all = np.unique(together, return_index=True, return_inverse=True)
+    first = {}
+    if catalog is not None:
+        names = zip(species_of_records(catalog).tolist(), catalog.record_names, strict=True)
+        first = dict(zip(names, identical_records(catalog).tolist(), strict=True))
+    species, records = (string_array(column) for column in zip(*breed_of, strict=True))
     part_of = make_splits(
-        string_array([species for species, _ in breed_of])[k],
-        string_array([record for _, record in breed_of])[k],
-        np.array([breeds.index(breed) for breed in breed_of.values()], dtype=np.int32)[k],
+        species,
+        records,
+        np.unique([*breed_of.values()], return_inverse=True)[1],
         seed=seed,
         fractions=(1 - CUT_FRAC * len(lacking), *(CUT_FRAC * (p in lacking) for p in SPLITS[1:])),
+        first=np.array([first.get(key, -1 - place) for place, key in enumerate(breed_of)]),
     )
-    chosen = dict(zip(breed_of, (SPLITS[code] for code in part_of[of_all]), strict=True))
+    chosen = dict(zip(breed_of, (SPLITS[code] for code in part_of), strict=True))
     found.entries = [
         replace(e, part=chosen[e.species, e.record]) if e.part == "train" else e
         for e in found.entries
@@ -316,23 +296,19 @@ def _place_photos(found: Found, folder: Path, link: str) -> None:
         try:
             (folder / "images" / name).mkdir(parents=True)
         except FileExistsError as error:
-            raise UserError(
-                f"{name!r} and another class differ only in case, and {folder} cannot hold both; "
-                "rename one, or choose another --out"
-            ) from error
+            what = f"{name!r} and another class differ only in case, and {folder} cannot hold both"
+            raise UserError(f"{what}; rename one, or choose another --out") from error
     bar = progress(found.entries, desc=link, leave=False)
     for entry in bar:
         place = folder / "images" / entry.species / entry.record / entry.image
-        place.parent.mkdir(exist_ok=True)  # records never differ only in case, see `UniqueNames`
+        place.parent.mkdir(exist_ok=True)  # records never differ only in case, see `take_name`
         try:
             _place(entry.path, place, link)
         except OSError as error:
             if link == "copy" or error.errno == errno.ENOSPC:
                 raise
-            found.notes.append(
-                f"{link} links are not possible in {folder.parent} ({error.strerror}): photos are "
-                "copied instead"
-            )
+            what = f"{link} links are not possible in {folder.parent} ({error.strerror})"
+            found.notes.append(f"{what}: photos are copied instead")
             link = "copy"
             _place(entry.path, place, link)
 
@@ -368,10 +344,11 @@ def _write_split(path: Path, found: Found, seed: int) -> None:
     part_of = {(entry.species, entry.record): entry.part for entry in found.entries}
     codes = np.array([SPLITS.index(part) for part in part_of.values()], dtype=np.int8)
     shares = np.bincount(codes, minlength=len(SPLITS)) / len(codes)
+    species, records = (string_array(column) for column in zip(*part_of, strict=True))
     write_splits(
         path,
-        string_array([species for species, _ in part_of]),
-        string_array([record for _, record in part_of]),
+        species,
+        records,
         codes,
         seed=seed,
         fractions=[round(share, 4) for share in shares.tolist()],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from unicodedata import normalize
 from tqdm import tqdm
 
 from petface import files
-from petface.data.catalog import Catalog, CatalogBuilder
+from petface.data.catalog import Catalog, build_catalog
 from petface.data.encoded import not_a_photo_name
 from petface.errors import MachineError, UserError
 from petface.progress import progress
@@ -30,6 +30,7 @@ _NO_IMAGE = "holds no image at the expected depth"
 _ROOT_NAMES = ("images", "PetFace/images", "PetFace")
 NESTED = "a folder inside a record folder"
 DEAD = "broken link"
+_A_FILE = "a file where a folder belongs"
 _ENTRIES_LOOKED_AT = 1000  # while guessing the intended folder
 
 
@@ -82,12 +83,7 @@ def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
         if not _holds_images(root, depth=3) and _other_root(root) is not None:
             raise _wrong_root(root, _NO_IMAGE)
         raise unknown_species(unknown[0], found, f" in {root}{files.dead_link(root / unknown[0])}")
-    bar = progress(desc="scan", unit=" records", delay=2.0, leave=False)
-    with bar:
-        for name in chosen:
-            scanner.read_species(name, bar)
-    result = scanner.result
-    result.catalog = scanner.builder.build()
+    result = scanner.read(chosen)
     if species is not None and result.empty_species and _holds_images(root, depth=3):
         what = f"species {result.empty_species[0]!r} in {root} has no image"
         raise UserError("; ".join(filter(None, (what, result.stray_text()))))
@@ -111,9 +107,16 @@ class _Scanner:
 
     def __init__(self, root: Path) -> None:
         self.root = os.fsencode(root)
-        self.builder = CatalogBuilder(self.root)
-        self.result = Scan(CatalogBuilder(self.root).build())  # empty until the walk ends
+        self.result = Scan(build_catalog(root, []))  # empty until the walk ends
         self.folders: dict[str, list[bytes]] = {}  # species in NFC -> spelling on disk
+
+    def read(self, species: Sequence[str]) -> Scan:
+        """Read every record of some species."""
+        bar = progress(desc="scan", unit=" records", delay=2.0, leave=False)
+        with bar:
+            records = (row for name in species for row in self.read_species(name, bar))
+            self.result.catalog = build_catalog(self.root, records)
+        return self.result
 
     def stray(self, path: bytes, reason: str) -> None:
         self.result.stray_counts[reason] += 1
@@ -136,8 +139,8 @@ class _Scanner:
                 self.stray(entry.name, "not a usable species name")
         return sorted(self.folders)
 
-    def read_species(self, species: str, bar: tqdm) -> None:
-        """Add every record of one species to the catalog."""
+    def read_species(self, species: str, bar: tqdm) -> Iterator[tuple[str, str, list[bytes]]]:
+        """Yield species, name and relative image paths of every record, in order."""
         folders: dict[str, list[bytes]] = {}  # record -> its folders
         for prefix in self.folders[species]:
             for entry in sorted_entries(os.path.join(self.root, prefix)):
@@ -149,15 +152,15 @@ class _Scanner:
                     folders.setdefault(canonical_record(text), []).append(path)
         any_image = False
         for record, names in sorted(folders.items()):
-            paths = [path for name in names for path in self._images_of(name)]
+            paths = sorted(path for name in names for path in self.images_of(name))
             self.result.num_merged_folders += len(names) - 1
-            self.builder.add(species, record, paths)
             any_image |= bool(paths)
             bar.update(len(names))
+            yield species, record, paths
         if not any_image:
             self.result.empty_species.append(species)
 
-    def _images_of(self, folder: bytes) -> list[bytes]:
+    def images_of(self, folder: bytes) -> list[bytes]:
         """List the image files of one record folder as relative paths."""
         images: list[bytes] = []
         try:
@@ -169,10 +172,11 @@ class _Scanner:
             self.stray(folder, f"record folder cannot be read: {reason}")
             return images
         for entry in entries:
+            path = folder + b"/" + entry.name
             if why := not_an_image(entry):
-                self.stray(folder + b"/" + entry.name, why)
+                self.stray(path, why)
             else:
-                images.append(folder + b"/" + entry.name)
+                images.append(path)
         if not images:
             self.result.empty_records.append(folder)
         return images
@@ -209,18 +213,11 @@ def reasons_text(counts: Counter[str]) -> str:
 
 def not_an_image(entry: os.DirEntry[bytes]) -> str | None:
     """Return why an entry of a record folder is not an image, or None if it is one."""
-    name = entry.name
-    if name.startswith(b"."):
-        return "hidden"
-    try:
-        # Taken from the folder listing: no stat, except for links.
-        if files.patiently(entry.is_file, entry.path):
-            return not_a_photo_name(name)
-        if entry.is_dir():
-            return NESTED
-        return DEAD if entry.is_symlink() else "not a regular file"
-    except OSError as error:
-        return f"cannot be followed: {error.strerror}"
+    if not (reason := not_a_folder(entry)):
+        return NESTED
+    if reason != _A_FILE:
+        return reason
+    return not_a_photo_name(entry.name) if entry.is_file() else "not a regular file"
 
 
 def not_a_folder(entry: os.DirEntry[bytes]) -> str | None:
@@ -230,7 +227,8 @@ def not_a_folder(entry: os.DirEntry[bytes]) -> str | None:
     try:
         if files.patiently(entry.is_dir, entry.path):
             return None
-        return DEAD if entry.is_symlink() else "a file where a folder belongs"
+        # Taken from the folder listing: no stat, except for links.
+        return DEAD if entry.is_symlink() and not entry.is_file() else _A_FILE
     except OSError as error:
         return f"cannot be followed: {error.strerror}"
 
