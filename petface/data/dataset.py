@@ -255,9 +255,7 @@ def sample_places(dataset: Dataset, part: str, species: str | None, num: int) ->
 
 
 def _scan_notes(found: Scan) -> list[str]:
-    notes = []
-    if found.num_strays:
-        notes.append(found.stray_text())
+    notes = [found.stray_text()] if found.strays else []
     if found.empty_species:
         notes.append(f"species folders without images: {', '.join(found.empty_species)}")
     if found.empty_records:

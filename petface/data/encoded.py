@@ -117,8 +117,7 @@ def _png_attempts(data: bytes) -> Iterator[tuple[bytes, bool]]:
     yield whole, kinds.issubset(_PLAIN_CHUNKS)
     for kept in ((*_PIXEL_CHUNKS, b"eXIf"), _PIXEL_CHUNKS):
         if not kinds.issubset(kept):
-            less = b"".join([_PNG, *(chunk for kind, chunk in chunks if kind in kept), _PNG_END])
-            yield less, False
+            yield b"".join([_PNG, *(c for kind, c in chunks if kind in kept), _PNG_END]), False
 
 
 def _jpeg_pixels(data: bytes, *, with_exif: bool) -> bytes:

@@ -35,19 +35,18 @@ def read_inat_json(source: str | Path, train: str | Path, val: str | Path | None
         raise UserError(f"--source {root} is not a folder: give the one that {EXPECTED}")
     found = Found("inat_json", root)
     named = {"": train} if val is None else {"train": train, "val": val}
-    files = {part: _existing(Path(file), root) for part, file in named.items()}
     part_of: dict[str, str] = {}  # file_name -> part
     categories: dict[str, set[str]] = defaultdict(set)  # folder -> what the JSON calls its photos
     num_repeated = 0
-    for part, path in files.items():
+    for part, file in named.items():
+        path = Path(file)
+        path = root / path if not path.exists() and (root / path).exists() else path
         content = _read(path)
         for number, name in _file_names(path, content):
             num_repeated += name in part_of
             if part_of.setdefault(name, part) != part:
-                raise UserError(
-                    f"{path}, images[{number}]: {name!r} is in {train} too: a photo can be in one "
-                    "part only"
-                )
+                what = f"{path}, images[{number}]: {name!r} is in {train} too"
+                raise UserError(f"{what}: a photo can be in one part only")
         _add_categories(content, categories)
     if num_repeated:
         found.notes.append(f"{num_repeated} photos are listed twice, and used once")
@@ -86,11 +85,6 @@ def _class_of(folder: str, categories: Mapping[str, set[str]]) -> str:
         with suppress(UserError):  # a category that cannot be a folder leaves the folder's name
             return class_name(*names)
     return class_name(folder.rpartition("/")[2])
-
-
-def _existing(path: Path, root: Path) -> Path:
-    """Return `path`, or the file of that name inside the source where only that exists."""
-    return root / path if not path.exists() and (root / path).exists() else path
 
 
 def _read(path: Path) -> dict[str, Any]:

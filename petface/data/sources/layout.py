@@ -68,9 +68,10 @@ class Found:
         return sorted({entry.species for entry in self.entries})
 
     def leave_out(self, what: str | bytes, reason: str) -> None:
-        """Record an unused item, escaped so that any file can hold it."""
-        raw = what if isinstance(what, bytes) else what.encode("utf-8", "surrogateescape")
-        self.left_out.append((raw.decode("utf-8", "backslashreplace"), reason))
+        """Record an unused path or name, relative to the source and escaped for any file."""
+        text = os.fsdecode(what)
+        text = os.path.relpath(text, self.source) if os.path.isabs(text) else text
+        self.left_out.append((files.readable_name(text), reason))
 
 
 def class_name(text: str) -> str:
@@ -224,8 +225,7 @@ def _leave_out(found: Found, part: str, allowed: set[str], what: str) -> None:
         if entry.part != part or entry.species in allowed:
             kept.append(entry)
             continue
-        path = os.path.relpath(entry.path, found.source)
-        found.leave_out(path, f"of the {part} split, and its class is not {what}")
+        found.leave_out(entry.path, f"of the {part} split, and its class is not {what}")
         gone[entry.species] += 1
     found.entries = kept
     if gone:

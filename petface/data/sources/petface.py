@@ -46,17 +46,12 @@ class Scan:
     empty_records: list[bytes] = field(default_factory=list)  # relative to the root
     num_merged_folders: int = 0  # record folders whose canonical name another folder has, too
 
-    @property
-    def num_strays(self) -> int:
-        """Return the number of entries that are not images, listed or not."""
-        return sum(self.stray_counts.values())
-
     def stray_text(self) -> str:
         """Describe how many entries are not images, and why, with an example; "" if none."""
         if not self.strays:
             return ""
         example = self.dead_link or files.readable_name(self.strays[0][0])
-        text = f"{self.num_strays} entries of the tree are no image"
+        text = f"{self.stray_counts.total()} entries of the tree are no image"
         return f"{text} ({reasons_text(self.stray_counts)}): {example}"
 
 
@@ -68,17 +63,15 @@ def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
     broken image cannot stop the scan.
     """
     root = Path(os.path.abspath(images_root))
-    if species is not None:
-        species = [species] if isinstance(species, str) else list(species)
-        species = [normalize("NFC", name) for name in species]
-        for name in species:
-            check_species_name(name)
+    species = None if species is None else sorted({normalize("NFC", name) for name in species})
+    for name in species or ():
+        check_species_name(name)
     if not files.patiently(root.is_dir, root):
         what = "is not a folder" if root.exists() else f"does not exist{files.dead_link(root)}"
         raise _wrong_root(root, what)
     scanner = _Scanner(root)
     found = scanner.species_folders()
-    chosen = found if species is None else sorted(set(species))
+    chosen = found if species is None else species
     if unknown := [name for name in chosen if name not in found]:
         if not _holds_images(root, depth=3) and _other_root(root) is not None:
             raise _wrong_root(root, _NO_IMAGE)
@@ -249,7 +242,7 @@ def _wrong_root(root: Path, what: str) -> UserError:
 
 def _other_root(root: Path) -> Path | None:
     """Find a folder, one or two levels up or down, that has the expected layout."""
-    bases = (root, root.parent, root.parent.parent)
+    bases = root, root.parent, root.parent.parent
     candidates = [base / name for base in bases for name in _ROOT_NAMES]
     if not root.exists() or _holds_images(root, depth=2):  # such as images/cat
         candidates.append(root.parent)

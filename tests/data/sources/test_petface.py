@@ -75,7 +75,7 @@ def test_what_is_not_an_image_is_a_stray_with_a_reason(tmp_path, monkeypatch):
     assert result.empty_species == ["dog"]
     assert result.empty_records == [b"cat/000001", b"cat/000002"]
     monkeypatch.setattr(source, "MAX_STRAYS_LISTED", 3)
-    assert len(scan(tmp_path).strays) == 3 and scan(tmp_path).num_strays == 9
+    assert len(scan(tmp_path).strays) == 3 and scan(tmp_path).stray_counts.total() == 9
 
 
 def test_folders_of_one_record_are_one_record_and_links_are_followed(tmp_path):
