@@ -45,14 +45,14 @@ from petface.settings import (
     read_settings,
 )
 from petface.taxonomy import PRIMARY_ATTR_PRIORITY, SpeciesTable, with_columns
-from petface.training import batch_picture, recipe, runs, sampling, specialist
+from petface.training import recipe, records, runs, sampling, specialist
 from petface.training.augment.mixing import Mixing, MixKind
 from petface.training.augment.regimes import Strength, regimes_of
 from petface.training.epoch import Progress, train_epoch
 from petface.training.evaluate import Job, evaluate
 from petface.training.phases import Optimization, Phase, Training, make_phases
+from petface.training.records import Tracking
 from petface.training.schedule import LrKind
-from petface.training.tracking import Tracking
 
 # ---- Data: what changes the meaning of the figures ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
@@ -267,7 +267,7 @@ def train_specialist(
             seed=s.SEED,
             rate=training.rate(),
             mixing=mixing.after([row["val_loss"] for row in training.rows()]),
-            picture=batch_picture.BatchPicture(run.path, vocabularies),
+            picture=records.BatchPicture(run.path, vocabularies),
             stop=stop.asked,
         ) and evaluate(measured, parts["val"], "validate", stop=stop.asked)
         if not val:

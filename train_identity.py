@@ -45,13 +45,13 @@ from petface.settings import (
     Settings,
     read_settings,
 )
-from petface.training import batch_picture, recipe, runs, sampling
+from petface.training import recipe, records, runs, sampling
 from petface.training.augment.regimes import Strength, regimes_of
 from petface.training.epoch import train_epoch
 from petface.training.evaluate import Evaluation, Job
 from petface.training.phases import Optimization, Phase, Training, make_phases
+from petface.training.records import Tracking
 from petface.training.schedule import LrKind
-from petface.training.tracking import Tracking
 
 # ---- Data ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
@@ -200,7 +200,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
             regimes_of(s.AUGMENT, s.AUGMENT, s.BLUR),
             seed=s.SEED,
             rate=training.rate(),
-            picture=batch_picture.BatchPicture(run.path, {"animals": animals}),
+            picture=records.BatchPicture(run.path, {"animals": animals}),
             stop=stop.asked,
         )
         if not done or stop.asked():

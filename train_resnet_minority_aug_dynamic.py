@@ -40,14 +40,14 @@ from petface.settings import (
     Settings,
     read_settings,
 )
-from petface.training import batch_picture, recipe, runs, sampling
+from petface.training import recipe, records, runs, sampling
 from petface.training.augment.mixing import Mixing, MixKind
 from petface.training.augment.regimes import Strength, regimes_of
 from petface.training.epoch import Progress, train_epoch
 from petface.training.evaluate import Evaluation, Job, evaluate
 from petface.training.phases import Optimization, Phase, Training, make_phases
+from petface.training.records import Tracking
 from petface.training.schedule import LrKind
-from petface.training.tracking import Tracking
 
 # ---- Data: what changes the meaning of the figures ----
 IMAGES_ROOT: str = "data/PetFace/images"  # <species>/<record>/<image>
@@ -228,7 +228,7 @@ def train(s: Settings, dataset: Dataset, run: runs.RunFolder, stop: runs.StopReq
             seed=s.SEED,
             rate=training.rate(),
             mixing=mixing.after([row["val_loss"] for row in training.rows()]),
-            picture=batch_picture.BatchPicture(run.path, {"species": classes}),
+            picture=records.BatchPicture(run.path, {"species": classes}),
             stop=stop.asked,
         ) and evaluate(measured, parts["val"], "validate", stop=stop.asked)
         if val and adapts and s.RECALL_SPLIT == "train":

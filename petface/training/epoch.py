@@ -1,4 +1,4 @@
-"""One training epoch, shared by both stages, and what an exact resume of it needs."""
+"""One training epoch: what its steps draw, and what an exact resume of it needs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,15 @@ from petface import distributed
 from petface.data.loading import Batch, Samples, own_share
 from petface.errors import UserError
 from petface.models.multi_head import train_mode
-from petface.training.augment.exact import augment_by
-from petface.training.augment.mixing import Mixing
-from petface.training.augment.regimes import AugmentRegime
-from petface.training.batch_picture import BatchPicture
-from petface.training.draws import Draws, Lots, seed_dropout
+from petface.training.augment.exact import Table, augment_by
+from petface.training.augment.mixing import Mixed, Mixing, draw_mix
+from petface.training.augment.regimes import AugmentRegime, draw_parameters
 from petface.training.evaluate import Job, bar_of
-from petface.training.gradients import summing
 from petface.training.graphs import StepGraphs
 from petface.training.recipe import WeightAverage
+from petface.training.records import BatchPicture
 from petface.training.schedule import EarlyStopping
-from petface.training.step import backward, shared
+from petface.training.step import Share, backward, shared, summing
 
 NO_MIXING = Mixing()
 MAX_BAD_STEPS = 10  # non-finite steps in a row before a run stops
@@ -100,6 +99,59 @@ class Progress:
         self.history = state["history"]
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What was drawn for the images of a step."""
+
+    table: Table
+    mix: partial[Mixed] | None
+    dropout_seed: int
+
+    @property
+    def uploads(self) -> list[Tensor]:
+        """The tensors on the device."""
+        return [self.table.rows, *([self.mix.keywords["partner"]] if self.mix else [])]
+
+
+@dataclass(frozen=True)
+class Lots:
+    """What the draws of an epoch's steps depend on."""
+
+    seed: int
+    epoch: int
+    regimes: tuple[AugmentRegime, AugmentRegime]
+    mixing: Mixing
+
+    def draw(self, batch: Batch, share: Share | None = None) -> Draws:
+        """Draw for a batch; with a share of a common one, what the common one would draw."""
+        num, device = len(batch.images), batch.images.device
+        share = share or Share(0, num, num, [])
+        own = slice(share.first, share.first + num)
+        is_tail = torch.zeros(share.num_images, dtype=torch.bool)
+        is_tail[own] = batch.is_tail
+        numbers = self.seed, self.epoch, batch.step
+        generator = torch.Generator().manual_seed(step_seed(*numbers))
+        parameters = draw_parameters(is_tail, *self.regimes, generator)[own]
+        height, width = batch.images.shape[2:]
+        return Draws(
+            Table.of(parameters, height, width, device),
+            draw_mix(num, self.mixing, generator, device),
+            step_seed(*numbers, *distributed.place()),
+        )
+
+
+def step_seed(*numbers: int) -> int:
+    """Mix numbers into one 63-bit seed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed the generators that dropout draws from; `torch.manual_seed` takes longer for all."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def train_epoch(

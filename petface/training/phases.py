@@ -18,8 +18,8 @@ from petface.progress import LINE_EVERY_S
 from petface.training.epoch import Progress
 from petface.training.evaluate import Evaluation, Job
 from petface.training.graphs import StepGraphs
-from petface.training.provenance import run_entry
 from petface.training.recipe import WeightAverage, make_optimizer
+from petface.training.records import run_entry
 from petface.training.runs import RunFolder
 from petface.training.schedule import EarlyStopping, LrKind, lr_factor, plateau_factor
 

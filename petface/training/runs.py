@@ -24,8 +24,7 @@ from petface.data.catalog import Catalog
 from petface.data.fingerprint import Data, changes, contaminated, notes_on
 from petface.errors import UserError, optional_room
 from petface.models import checkpoints
-from petface.training.provenance import environment
-from petface.training.tracking import Tracking
+from petface.training.records import Tracking, environment
 
 _WRITTEN = (".pt", ".csv", ".json", ".png", ".txt", ".html", files.TEMPORARY_SUFFIX)
 SWITCHES = {

@@ -18,8 +18,7 @@ from petface.models import checkpoints
 from petface.training import epoch
 from petface.training.augment.mixing import Mixing, draw_mix
 from petface.training.augment.regimes import draw_parameters, regimes_of
-from petface.training.draws import step_seed
-from petface.training.epoch import EpochState, train_epoch
+from petface.training.epoch import EpochState, step_seed, train_epoch
 from petface.training.evaluate import evaluate
 from petface.training.recipe import WeightAverage
 from tests import naive

@@ -15,9 +15,9 @@ import torch
 from petface.data.sources.petface import scan
 from petface.errors import UserError
 from petface.models import checkpoints
-from petface.training import runs, tracking
+from petface.training import records, runs
+from petface.training.records import Tracking
 from petface.training.runs import FailureLog, RunFolder, StopRequest, open_run, run_path
-from petface.training.tracking import Tracking
 from tests import scripts
 
 SETTINGS = 'LR = 0.5  # of AdamW\nSPECIES = "all"\nNUM_WORKERS = 0\n'
@@ -182,7 +182,7 @@ def test_weights_and_biases_offline_leaves_its_files_without_a_network(tmp_path,
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = RunFolder(tmp_path, tracking=Tracking(wandb_project="pets"))
     run.write_board({"epoch": 1, "loss": 0.5})
-    tracking._wandb_run("pets", tmp_path).finish()
+    records._wandb_run("pets", tmp_path).finish()
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 

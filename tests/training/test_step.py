@@ -25,9 +25,8 @@ from petface.models.network import Network
 from petface.training import losses
 from petface.training.augment.regimes import regimes_of
 from petface.training.evaluate import evaluate
-from petface.training.gradients import GradientSum
 from petface.training.recipe import heads_loss
-from petface.training.step import backward, shared
+from petface.training.step import GradientSum, backward, shared
 from tests import scripts
 from tests.training.small import (
     CPU,

@@ -6,7 +6,7 @@ from PIL import Image
 
 from petface.data.loading import Batch
 from petface.training.augment.mixing import Mixed
-from petface.training.batch_picture import TILE_PX, BatchPicture
+from petface.training.records import TILE_PX, BatchPicture
 
 
 def test_a_tile_is_the_image_and_its_label_stands_below_red_for_a_minority_class(tmp_path):
