@@ -59,39 +59,31 @@ def test_slices_are_few_full_and_even(num, batch_size):
     assert [i for part in slices for i in part] == order.tolist()
 
 
-def test_batches_are_the_naive_pixels_and_labels_in_the_order_given(tree, catalog, all_samples):
+def test_batches_are_the_naive_pixels_and_labels_in_the_order_given(tree, catalog):
+    places = np.random.default_rng(0).permutation(len(catalog))
     order = np.random.default_rng(1).permutation(len(catalog))[:40]
-    paths = naive.photos(tree.images)
+    paths = [naive.photos(tree.images)[place] for place in places]
     bad = {paths.index(name) for name in (TRUNCATED, BOMB, EMPTY)}
-    order = np.concatenate([order, np.array(sorted(bad))])  # each of them at least once
-    seen, failed, is_tail = [], [], []
+    order = np.concatenate([order, order[:5], sorted(bad)])  # each bad one at least once
+    seen, failed, is_tail = [], set(), []
     source = FileImages(catalog, Preprocessing(24))
-    for step, batch in enumerate(batches(source, all_samples, order, 16, CPU)):
+    for step, batch in enumerate(batches(source, samples_of(places), order, 16, CPU)):
         assert batch.step == step
         assert batch.images.dtype == torch.uint8 and batch.images.shape[1:] == (3, 24, 24)
         assert all(label.dtype == torch.int64 for label in batch.labels.values())
         for place, image in zip(batch.positions.tolist(), batch.images, strict=True):
             expected = naive.pixels(tree.images / paths[place], 24)
             assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
-        assert batch.labels["a"].tolist() == (batch.positions * 2).tolist()
-        assert batch.labels["b"].tolist() == [p if p % 3 else -1 for p in batch.positions]
+        own = places[batch.positions].tolist()
+        assert batch.labels["a"].tolist() == [place * 2 for place in own]
+        assert batch.labels["b"].tolist() == [place if place % 3 else -1 for place in own]
         is_tail += batch.is_tail.tolist()
         seen += batch.positions.tolist()
-        failed += batch.failures
+        failed |= {*batch.failures}
     assert seen == [place for place in order.tolist() if place not in bad]
-    assert is_tail == [place % 2 > 0 for place in seen]
-    assert {place for place, _ in failed} == bad
-    assert all(paths[place] in message for place, message in failed)
-
-
-def test_an_order_may_repeat_images_and_positions_are_places_in_the_samples(catalog):
-    places, order = np.array([20, 21, 22]), np.array([2, 0, 2, 2, 1])
-    source = FileImages(catalog, Preprocessing(8))
-    (batch,) = batches(source, samples_of(places), order, 64, CPU)
-    assert batch.positions.tolist() == order.tolist()
-    assert batch.labels["a"].tolist() == [44, 40, 44, 44, 42]
-    expected = source.read(places[order]).arrays[0]
-    assert torch.equal(batch.images, expected.permute(0, 3, 1, 2))
+    assert is_tail == [place % 2 > 0 for place in places[seen]]
+    assert {place for place, _ in failed} == {places[place] for place in bad}
+    assert all(naive.photos(tree.images)[place] in message for place, message in failed)
 
 
 @pytest.mark.parametrize(("first", "num_workers"), [(0, 2), (1, 0), (5, 2), (8, 0)])

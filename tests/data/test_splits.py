@@ -2,15 +2,12 @@
 
 import csv
 import json
-import os
 import random
-from multiprocessing import get_context
 
 import numpy as np
 import pandas
 import pytest
 
-from petface.data.dataset import fold_files, load_dataset
 from petface.data.splits import (
     SPLITS,
     TEST,
@@ -160,29 +157,9 @@ def test_every_record_is_in_the_test_part_of_one_fold(num_folds):
     shuffled = [column[order] for column in TWO_SPECIES]
     assert (make_folds(*shuffled, num_folds=num_folds, seed=0) == found[:, order]).all()
     assert (make_folds(*TWO_SPECIES, num_folds=num_folds, seed=1) != found).any()
-
-
-@pytest.mark.parametrize("num_folds", [1, 132])
-def test_impossible_numbers_of_folds_are_refused(num_folds):
-    with pytest.raises(UserError, match="FOLDS must lie between 2 and the 131 records"):
-        make_folds(*TWO_SPECIES, num_folds=num_folds, seed=0)
-
-
-def test_files_of_folds_are_read_as_splits_and_the_own_split_stays(tree, tmp_path):
-    own = tree.copy(tmp_path / "own")
-    before = load_dataset(own.images, own.annotations)
-    split = (own.root / "splits.csv").read_bytes()
-    arguments = (own.images, own.annotations, tmp_path / "folds")
-    paths = fold_files(*arguments, num_folds=3, seed=4)
-    written = [path.read_bytes() for path in paths]
-    assert fold_files(*arguments, num_folds=3, seed=4) == paths
-    assert [path.read_bytes() for path in paths] == written
-    assert not set(fold_files(*arguments, num_folds=3, seed=5)) & set(paths)
-    tested = np.zeros(before.catalog.num_records, int)
-    for path in paths:
-        tested += load_dataset(own.images, own.annotations, splits_file=path).record_split == TEST
-    assert (tested == 1).all()
-    assert (own.root / "splits.csv").read_bytes() == split
+    for impossible in (1, 132):
+        with pytest.raises(UserError, match="FOLDS must lie between 2 and the 131 records"):
+            make_folds(*TWO_SPECIES, num_folds=impossible, seed=0)
 
 
 # ---- files ----
@@ -244,35 +221,6 @@ def test_edited_files_and_changed_data_are_refused_with_examples(written):
     path.write_text(path.read_text().replace(",train", ",test", 1))
     with pytest.raises(UserError, match="was edited.*delete"):
         read_splits(path, species, records)
-
-
-def write_again(renamed, path, species, records, split):
-    replace = os.replace
-    os.replace = lambda *paths: (renamed.put(str(paths[1])), replace(*paths))
-    for number in range(15):
-        write_splits(path, species, records, split, seed=3)
-        path = path if number else path.with_name(f"own{os.getpid()}.csv")
-
-
-def test_processes_that_write_at_once_do_not_harm_each_other(written):
-    path, species, records, split = written
-    context = get_context("fork")
-    renamed = context.SimpleQueue()
-    arguments = (renamed, path, species, records, split)
-    writers = [context.Process(target=write_again, args=arguments) for _ in range(3)]
-    for writer in writers:
-        writer.start()
-    while any(writer.is_alive() for writer in writers):
-        assert read_splits(path, species, records).tolist() == split.tolist()
-    for writer in writers:
-        writer.join()
-        assert writer.exitcode == 0
-        own = path.with_name(f"own{writer.pid}.csv")
-        assert read_splits(own, species, records).tolist() == split.tolist()
-    order = [renamed.get() for _ in range(6)]
-    for table in (name for name in order if name.endswith(".csv")):
-        assert str(side_file(table)) in order[: order.index(table)], "where one is, both are"
-    assert len(list(path.parent.iterdir())) == 2 + 2 * len(writers)
 
 
 def make_official(folder, **lists):

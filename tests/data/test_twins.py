@@ -70,15 +70,19 @@ def test_identical_files_keep_their_records_on_one_side(linked, tmp_path):
     assert all(len({split[a], split[b]}) == 1 for split in splits for a, b in pairs)
     num = len({row for pair in pairs for row in pair})
     assert f"{num} records share a photo with another record" in "\n".join(dataset.notes)
-    paths = fold_files(
-        linked / "images", linked / "annotations", tmp_path / "f", num_folds=3, seed=0
-    )
+    own = (linked / "splits.csv").read_bytes()
+    arguments = linked / "images", linked / "annotations", tmp_path / "f"
+    paths = fold_files(*arguments, num_folds=3, seed=0)
+    written = [path.read_bytes() for path in paths]
+    assert fold_files(*arguments, num_folds=3, seed=0) == paths
+    assert [path.read_bytes() for path in paths] == written
+    assert not {*fold_files(*arguments, num_folds=3, seed=1)} & {*paths}
     tested = np.zeros(dataset.catalog.num_records, int)
     for path in paths:
         split = load(linked, splits_file=path).record_split
         tested += split == 2
         assert all(split[a] == split[b] for a, b in pairs)
-    assert (tested == 1).all()
+    assert (tested == 1).all() and (linked / "splits.csv").read_bytes() == own
 
 
 def test_a_placeholder_of_many_records_ties_none(tmp_path):
