@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.stats import binom
 
 from petface.errors import UserError
-from petface.evaluation.details import HEADS, PER_IMAGE, Evaluation, read_evaluation
+from petface.evaluation.details import HEADS, Evaluation, read_evaluation
 from petface.evaluation.figures import interval, percent, points
 from petface.metrics import MIN_RECORDS, gain_interval
 
@@ -49,7 +49,7 @@ class Pair:
 def read_pair(folder_a: str | Path, folder_b: str | Path) -> Pair:
     """Read two evaluations and join them by image; `UserError` where that cannot be."""
     (a, rows_a), (b, rows_b) = map(_read, (folder_a, folder_b))
-    rows = rows_a.merge(rows_b, on="image", suffixes=("_a", "_b"))
+    rows = rows_a.merge(rows_b, on="image", suffixes=("_a", "_b"), validate="1:1")
     if rows.empty:
         raise UserError(
             f"{a.folder} and {b.folder} have no image in common; evaluate both models on one "
@@ -88,8 +88,6 @@ def _read(folder: str | Path) -> tuple[Evaluation, pd.DataFrame]:
             f"python inference_engine.py evaluate --out-dir {folder} --force"
         ) from error
     rows = found.rows.assign(image=found.image_names(np.arange(len(found.rows))))
-    if not rows["image"].is_unique:
-        raise UserError(f"{found.folder / PER_IMAGE} names an image twice; evaluate again")
     return found, rows
 
 

@@ -4,19 +4,14 @@ import re
 import time
 
 import numpy as np
-import pandas as pd
 import pytest
-from pandas.api.types import is_string_dtype
 from PIL import Image
 
-from petface import files
 from petface.analysis.audit import (
     Audit,
-    describe_audit,
     find_duplicates,
     make_audit,
     quick_audit_line,
-    write_audit,
 )
 from petface.analysis.duplicates import look_at
 from petface.data.dataset import Dataset, load_dataset
@@ -126,16 +121,6 @@ def test_figures_agree_with_a_count_by_hand(audit):
         ["gender", "male", 10, 7, 1, 2],
     ]
     assert summary["heads"]["cat"]["gender"]["untestable_classes"] == 1
-
-
-def test_files_are_written_and_read_back(audit, tmp_path):
-    write_audit(tmp_path, audit)
-    for name in ("issues", "duplicates", "classes"):
-        table = pd.read_csv(tmp_path / f"{name}.csv", keep_default_na=False)
-        texts = table.columns[[is_string_dtype(kind) for kind in table.dtypes]]
-        table[texts] = table[texts].map(files.plain_cell)
-        pd.testing.assert_frame_equal(table, getattr(audit, name), check_dtype=False)
-    assert "exact_duplicates_across_splits: 1\n" in describe_audit(audit.summary)
 
 
 def test_no_thumbnail_is_kept_and_a_photo_that_is_gone_by_the_end_is_in_no_near_pair(root, dataset):

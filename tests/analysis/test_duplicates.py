@@ -32,20 +32,14 @@ def copies(pixels: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def all_pairs(hashes: np.ndarray, records: np.ndarray, limit: int) -> dict[tuple[int, int], int]:
-    """Compare every hash with every other, bit by bit."""
-    found = {}
-    for i, a in enumerate(hashes.tolist()):
-        for j, b in enumerate(hashes[:i].tolist()):
-            bits = bin(a ^ b).count("1")
-            if bits <= limit and records[i] != records[j]:
-                found[j, i] = bits
-    return found
-
-
-def as_dict(result: duplicates.NearPairs) -> dict[tuple[int, int], int]:
-    pairs = zip(result.pairs.tolist(), result.distance.tolist(), strict=True)
-    return {tuple(pair): bits for pair, bits in pairs}
+def check_pairs(result: duplicates.NearPairs, hashes: np.ndarray, records: np.ndarray) -> int:
+    """Compare every hash with every other, bit by bit: the pairs within the radius, no others."""
+    bits = np.array([[bin(a ^ b).count("1") for b in hashes.tolist()] for a in hashes.tolist()])
+    is_near = np.triu(bits <= result.radius, k=1) & (records[:, None] != records)
+    order = np.lexsort(result.pairs.T[::-1])
+    np.testing.assert_array_equal(result.pairs[order], np.argwhere(is_near))
+    np.testing.assert_array_equal(result.distance[order], bits[is_near])
+    return len(order)
 
 
 def clustered_hashes(num: int, seed: int) -> np.ndarray:
@@ -62,39 +56,19 @@ def test_the_search_finds_every_near_pair_of_different_records_and_no_other():
     hashes = clustered_hashes(250, seed=1)
     records = np.random.default_rng(2).integers(0, 60, 250)
     result = duplicates.near_pairs(hashes, records)
-    expected = all_pairs(hashes, records, 6)
-    assert as_dict(result) == expected and len(expected) > 3
+    assert check_pairs(result, hashes, records) > 3
     assert (result.radius, result.crowded) == (6, 0)
-
-
-def test_six_bits_are_found_wherever_they_lie():
-    draw = np.random.default_rng(3)
-    for _ in range(60):
-        first = second = draw.integers(0, 2**64, dtype=np.uint64)
-        for bit in draw.choice(64, 6, replace=False).tolist():
-            second ^= np.uint64(1 << bit)
-        result = duplicates.near_pairs(np.array([first, second]), np.array([0, 1]))
-        assert as_dict(result) == {(0, 1): 6}
 
 
 def test_the_search_says_where_it_is_not_complete(monkeypatch):
     hashes, records = clustered_hashes(250, seed=1), np.arange(250)
-    expected = all_pairs(hashes, records, 6)
-    monkeypatch.setattr(duplicates, "_MAX_CANDIDATES", len(expected) // 3)
+    num = len(duplicates.near_pairs(hashes, records).pairs)
+    monkeypatch.setattr(duplicates, "_MAX_CANDIDATES", num // 3)
     result = duplicates.near_pairs(hashes, records)
-    assert result.radius < 6
-    assert as_dict(result) == {p: d for p, d in expected.items() if d <= result.radius}
+    assert result.radius < 6 and 0 < check_pairs(result, hashes, records) <= num // 3
     monkeypatch.setattr(duplicates, "_WINDOW", 10)
     result = duplicates.near_pairs(np.full(30, 7, np.uint64), np.arange(30))
     assert result.crowded == 30 - 10 - 1 and 0 < len(result.pairs) < 30 * 29 // 2
-
-
-@pytest.mark.parametrize("num", [0, 1])
-def test_nothing_to_compare_gives_no_pair(num):
-    result = duplicates.near_pairs(np.zeros(num, np.uint64), np.arange(num))
-    assert result.pairs.shape == (0, 2)
-    none = np.zeros((0, 32, 32), np.uint8)
-    assert duplicates.thumbnail_difference(none, none).size == 0
 
 
 def test_records_with_equal_pixels_form_a_chain_that_crosses_the_splits():

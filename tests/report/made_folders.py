@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from petface import files
+from petface.evaluation.details import PER_IMAGE, PER_IMAGE_COLUMNS
+from petface.metrics import write_confusion
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -17,20 +23,6 @@ HOSTILE = [
     "\U0001f63a cat",
     "&amp;",
 ]
-
-
-def write_rows(path: Path, rows: list[list[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as handle:
-        csv.writer(handle, lineterminator="\n").writerows(rows)
-
-
-def write_table(path: Path, names: list[str], counts: list[list[int]]) -> None:
-    shown = ["'" + n if n.startswith(("=", "'")) else n for n in names]
-    write_rows(
-        path,
-        [["true \\ predicted", *shown], *([n, *c] for n, c in zip(shown, counts, strict=True))],
-    )
 
 
 def make_run(
@@ -46,18 +38,18 @@ def make_run(
         encoding="utf-8",
     )
     environment = {"processor": "2 x <i>CPU</i>", "started": "2026-11-24T11:22:31+0000"}
-    (folder / "environment.json").write_text(json.dumps(environment))
+    files.write_json(folder / "environment.json", environment)
     header = ["phase", "epoch", "train_loss", "val_loss", "val_breed_accuracy_frac",
               "learning_rate", "train_images_per_s", "train_s", "num_skipped_steps"]  # fmt: skip
     rows = [[1, 1, 2.5, "nan", 0.25, 0.001, 100, 30, 0], [1, 2, 1.5, 1.75, 0.5, 0.0005, 300, 30, 2],
             [2, 3, 1.25, 1.5, 0.625, 0.0001, 200, 30, 0]]  # fmt: skip
-    write_rows(folder / "metrics.csv", [header, *rows])
-    write_rows(folder / "errors.csv", [["species", "message"], ["cat", "a.png: <b>cut</b>"]])
+    files.write_csv(folder / "metrics.csv", header, rows)
+    errors = [["cat", "a.png: <b>cut</b>"]]
+    files.write_csv(folder / "errors.csv", ["species", "message"], errors)
     if finished:
         size = len(names)
-        counts = [[3 if i == j else int(j == (i + 1) % size) for j in range(size)]
-                  for i in range(size)]  # fmt: skip
-        write_table(folder / "confusion_test_breed.csv", names, counts)
+        counts = 3 * np.eye(size, dtype=int) + np.roll(np.eye(size, dtype=int), 1, axis=1)
+        write_confusion(folder / "confusion_test_breed.csv", counts, names)
         final = {
             "epochs": 3, "train_minutes": 1.5, "test_images": 40, "test_breed_known": 4 * size,
             "test_breed_accuracy": accuracy, "test_breed_balanced_accuracy": 0.4321,
@@ -68,17 +60,17 @@ def make_run(
                                       "curve": [[0.5, 0.9, 0.6], [1.0, 0.6161, 0.1]],
                                       "fitted": {"temperature": 1.25, "threshold": 0.777}}},
         }  # fmt: skip
-        (folder / "final.json").write_text(json.dumps(final))
+        files.write_json(folder / "final.json", final)
     return folder
 
 
 def figure(num: int, accuracy: float, **more: Any) -> dict[str, Any]:
-    """A FIG of the summary."""
+    """The metrics of a head in the summary."""
     return {
         "num": num, "num_records": num // 2, "accuracy": accuracy, "top3": 0.9317, "top5": 0.9719,
-        "balanced_accuracy": 0.5011, "macro_f1": 0.4913, "kappa": 0.3141, "num_classes": 7,
+        "balanced_accuracy": 0.5011, "macro_f1": 0.4913, "kappa": 0.3141,
         "majority_baseline": 0.2223, "interval_95": [accuracy - 0.05, accuracy + 0.05],
-        "rescued_by_top5": 0.8383, "ece": 0.031, "raw_ece": 0.0977, **more,
+        "rescued_by_top5": 0.8383, "ece": 0.031, **more,
     }  # fmt: skip
 
 
@@ -86,21 +78,18 @@ def make_summary(names: list[str]) -> dict[str, Any]:
     """A summary of the species `names[0]` and "dog" and the heads species and breed."""
     ends = {"end_to_end": {"num": 110, "accuracy": 0.5757, "interval_95": [0.5, 0.65]},
             "lost_in_stage1": 0.0707, "lost_in_stage2": 0.3536}  # fmt: skip
-    clean = {"contaminated": "0 of 30 records", "num": 0, "not_known": 0}
     heads = {"species": figure(120, 0.9191), "breed": figure(100, 0.6161, **ends)}
     curve = {
         "num": 100, "threshold": 0.6789, "wanted_accuracy": 0.9, "coverage": 0.4848,
-        "accuracy_of_answered": 0.9292,
-        "conformal": {"alpha": 0.1, "coverage": 0.9119, "mean_size": 2.7},
+        "accuracy_of_answered": 0.9292, "conformal": {"alpha": 0.1, "coverage": 0.9119},
         "curve": [[0.1, 1.0, 0.99], [0.5, 0.9, 0.6], [1.0, 0.6161, 0.1]],
         "reliability": [[0.3, 0.25, 50, 0.15, 0.4], [0.8, 0.85, 50, 0.7, 0.95]],
-        "raw_reliability": [[0.4, 0.25, 50, 0.15, 0.4]],
     }  # fmt: skip
-    fused = {"num_records": 50, "accuracy_per_photo": 0.6161, "accuracy_fused": 0.7373,
-             "by_num_photos": [{"photos": "2", "records": 30, "accuracy_per_photo": 0.65,
-                                "accuracy_fused": 0.8484}]}  # fmt: skip
+    fused = {"accuracy_fused": 0.7373, "by_num_photos": [
+        {"photos": "2", "records": 30, "accuracy_per_photo": 0.65, "accuracy_fused": 0.8484}
+    ]}  # fmt: skip
     return {
-        "contamination": clean,
+        "contamination": {"contaminated": "0 of 30 records", "num": 0, "not_known": 0},
         "num_images": 1234, "status_counts": {"ok": 1230, "unreadable": 4},
         "figures": dict.fromkeys(("train", "val", "test", "all"), heads),
         "per_species": {"test": {names[0]: heads, "dog": {"species": figure(60, 0.8282)}}},
@@ -110,24 +99,24 @@ def make_summary(names: list[str]) -> dict[str, Any]:
             {"species": "cat", "true": name, "predicted": "Siamese", "num": 17 + k,
              "share_of_true": 0.4646} for k, name in enumerate(names)]},
         "hardest_classes": {"breed": [{"species": "cat", "label": name, "num": 9,
-                                       "num_records": 5, "recall": 0.1111,
-                                       "f1": 0.1717} for name in names]},
+                                       "num_records": 5, "recall": 0.1111} for name in names]},
     }  # fmt: skip
 
 
 def make_analysis(names: list[str]) -> dict[str, Any]:
+    """What `tools.analyse_errors` writes."""
     bins = [{"bin": name, "num": 20, "accuracy": 0.5252, "interval_95": [0.4, 0.6],
              "stands_out": True} for name in names]  # fmt: skip
+    mistakes = [{"image": f"cat/00000{k}/00.png", "true": name, "predicted": "Siamese",
+                 "probability": 0.9393, "true_probability": 0.0101, "rank": 3}
+                for k, name in enumerate(names)]  # fmt: skip
+    probe = {"name": "left 5 %", "group": "shift", "accuracy": 0.5, "change": -0.1161,
+             "interval_95": [-0.2, -0.05], "agreement": 0.7}  # fmt: skip
     return {
-        "mistakes": {"breed": [{"image": f"cat/00000{k}/00.png", "true": name,
-                                "predicted": "Siamese",
-                                "probability": 0.9393, "true_probability": 0.0101, "rank": 3}
-                               for k, name in enumerate(names)]},
+        "mistakes": {"breed": mistakes},
         "slices": {"breed": {"brightness": {"bins": bins}}},
-        "probes": {"breed": {"probes": [
-            {"name": "left 5 %", "group": "shift", "accuracy": 0.5, "change": -0.1161,
-             "interval_95": [-0.2, -0.05], "agreement": 0.7, "confidence": 0.6}]}},
-    }  # fmt: skip
+        "probes": {"breed": {"probes": [probe]}},
+    }
 
 
 def make_evaluation(
@@ -138,56 +127,54 @@ def make_evaluation(
     With `photos`, that folder gets four of five test photos, one predicted wrong; the fifth row's
     name leads out of it.
     """
-    from PIL import Image
-
     names = names or ["Tabby", "Siamese"]
     (folder / "analysis" / "photos").mkdir(parents=True)
-    (folder / "petface_eval_summary.json").write_text(json.dumps(make_summary(names)))
-    (folder / "petface_eval_per_image.csv").touch()
-    (folder / "analysis" / "analysis.json").write_text(json.dumps(make_analysis(names)))
-    root = str(photos or names[-1])
     stage1 = {"path": names[0], "sha256": "ab" * 32, "heads": {"species": names}}
-    (folder / "petface_eval_models.json").write_text(
-        json.dumps({"stage1": stage1, "specialists": {}, "images_root": root, "dataset": "f00d"})
-    )
+    root = str(photos or names[-1])
+    models = {"stage1": stage1, "specialists": {}, "images_root": root, "dataset": "f00d"}
+    heads = [{"species": "cat", "feature": "breed", "num_judged": 77, "agreement": 0.7171}]
+    for name, content in (
+        ("petface_eval_summary.json", make_summary(names)),
+        ("petface_eval_models.json", models),
+        ("analysis/analysis.json", make_analysis(names)),
+        ("label_errors.json", {"heads": heads}),
+    ):
+        files.write_json(folder / name, content)
     picture = folder / "analysis" / "photos" / "gradcam_breed_mistakes.png"
     Image.new("RGB", (40, 30), "red").save(picture)
-    heads = [{"species": "cat", "feature": "breed", "num_judged": 77, "agreement": 0.7171}]
-    (folder / "label_errors.json").write_text(json.dumps({"heads": heads}))
-    header = ["species", "record", "feature", "label", "suggested", "p_label", "p_suggested",
-              "image"]  # fmt: skip
-    suspects = [["cat", "7", "breed", f"'{n}" if n[0] in "='" else n, "Siamese", "0.0107", "0.8484",
-                 f"cat/7/{k}.png"] for k, n in enumerate(names)]  # fmt: skip
-    write_rows(folder / "label_errors.csv", [header, *suspects])
-    counts = [[2 * (i == j) + (i < j) for j in range(len(names))] for i in range(len(names))]
+    header = [
+        "species",
+        "record",
+        "feature",
+        "label",
+        "suggested",
+        "p_label",
+        "p_suggested",
+        "image",
+    ]
+    suspects = [["cat", "7", "breed", name, "Siamese", "0.0107", "0.8484", f"cat/7/{k}.png"]
+                for k, name in enumerate(names)]  # fmt: skip
+    files.write_csv(folder / "label_errors.csv", header, suspects)
+    counts = np.triu(np.ones((len(names),) * 2, int)) + np.eye(len(names), dtype=int)
     for name in ("test_species", "test_breed_cat"):
-        write_table(folder / "confusion" / f"{name}.csv", names, counts)
-    if photos:
-        _make_photos(folder, photos)
-    return folder
-
-
-def _make_photos(folder: Path, photos: Path) -> None:
-    from PIL import Image
-
-    from petface.evaluation.details import PER_IMAGE, PER_IMAGE_COLUMNS
-
-    names = [f"cat/00000{k}/00.png" for k in range(4)] + ["../secret.png"]
-    Image.new("RGB", (20, 30), "blue").save(photos.parent / "secret.png")
+        write_confusion(folder / "confusion" / f"{name}.csv", counts, names)
     rows = []
-    for k, name in enumerate([*names, "train.png"]):
+    shown = ["../secret.png", "train.png", *(f"cat/00000{k}/00.png" for k in range(4))]
+    for k, name in enumerate(shown if photos else ()):
+        is_wrong = k == 3
         row = dict.fromkeys(PER_IMAGE_COLUMNS, "") | {
             "image": name, "species": "cat", "record": str(k), "status": "ok",
             "split": "train" if name == "train.png" else "test", "species_pred": "cat",
             "species_prob": "0.99", "species_correct": "1", "breed_true": "Tabby",
-            "breed_pred": "Siamese" if k == 1 else "Tabby", "breed_prob": "0.9",
-            "breed_correct": str(int(k != 1)),
+            "breed_pred": "Siamese" if is_wrong else "Tabby", "breed_prob": "0.9",
+            "breed_correct": str(int(not is_wrong)),
         }  # fmt: skip
         rows.append(list(row.values()))
-        if k < 4:
-            (photos / name).parent.mkdir(parents=True)
-            Image.new("RGB", (20, 30), (60 * k, 0, 0)).save(photos / name)
-    write_rows(folder / PER_IMAGE, [list(PER_IMAGE_COLUMNS), *rows])
+        if name != "train.png":
+            (photos / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 30), (50 * k, 0, 0)).save(photos / name)
+    files.write_csv(folder / PER_IMAGE, PER_IMAGE_COLUMNS, rows)
+    return folder
 
 
 def make_comparison(names: list[str]) -> dict[str, Any]:

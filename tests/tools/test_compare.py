@@ -45,11 +45,10 @@ def test_two_evaluations(tmp_path, script) -> None:
     ("names", "message"),
     [
         ((), "give two folders to compare, not 0"),
-        (("evaluation", "empty", "old"), "give two folders to compare, not 3"),
+        (("evaluation", "empty", "link"), "give two folders to compare, not 3"),
         (("evaluation", "evaluation"), "are the same folder"),
         (("evaluation", "link"), "are the same folder"),
         (("evaluation", "empty"), "empty holds no petface_eval"),
-        (("evaluation", "old"), "old holds no petface_eval_details.npy; run: .*--force"),
     ],
 )
 def test_wrong_folders_are_named(
@@ -57,9 +56,7 @@ def test_wrong_folders_are_named(
 ) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "evaluation")
     (tmp_path / "empty").mkdir()
-    for name in ("evaluation", "old"):
-        make_evaluation(tmp_path / name, make_images(num_records=3), 0.5, 1)
-    (tmp_path / "old/petface_eval_details.npy").unlink()
+    make_evaluation(tmp_path / "evaluation", make_images(num_records=3), 0.5, 1)
     words = [*(str(tmp_path / name) for name in names), "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["compare", *words])
     with pytest.raises(UserError, match=message):
