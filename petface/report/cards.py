@@ -13,22 +13,13 @@ from typing import Any
 from petface import files
 from petface.errors import UserError
 from petface.evaluation.details import SUMMARY
-from petface.evaluation.figures import interval, percent
 from petface.evaluation.summary import contamination_lines
 from petface.report import folders as read
 from petface.report.folders import rows
-from petface.report.page import render_markdown, table
-from petface.report.run_page import IDENTITY, card_facts
+from petface.report.page import render_markdown
+from petface.report.run_page import IDENTITY, open_table, open_words
 
 _SETTINGS = "BACKBONE WEIGHTS IMAGE_SIZE_PX EPOCHS BATCH_SIZE LR SCHEDULE SAMPLER SEED PRECISION"
-_FIGURES = "num accuracy interval_95 majority_baseline"
-_HEAD_COLUMNS = (
-    "head num num_records accuracy interval_95 majority_baseline balanced_accuracy "
-    "end_to_end.accuracy per_record.accuracy macro_f1 top3 ece"
-)
-_AUDIT_COLUMNS = (
-    "species records photos records_per_split.train records_per_split.val records_per_split.test"
-)
 
 
 def write_cards(
@@ -44,52 +35,37 @@ def write_cards(
     audited = read.read_json(Path(audit) / "audit.json", problems) if audit else {}
     if audit and not audited:
         raise UserError(f"{audit} holds no audit.json; run: python -m tools.audit --out {audit}")
-    cards: dict[str, dict[str, Any]] = {}
-    if summary and models:
-        facts = _facts(folder, summary, models, audited, problems)
-        cards = {"model_card": facts, "data_card": facts}
-    if identity := read.read_json(folder / IDENTITY, problems):
-        cards["identity_card"] = card_facts(identity)
-    if not cards:
+    identity = read.read_json(folder / IDENTITY, problems)
+    names = ["model_card", "data_card"] if summary and models else []
+    names += ["identity_card"] if identity else []
+    if not names:
         raise UserError(
             f"{folder} holds no finished evaluation ({SUMMARY}); run: python inference_engine.py "
             f"evaluate --out-dir {folder}"
         )
-    common = {"people": people, "problems": problems, "percent": percent, "interval": interval}
-    written = []
-    for name, own in cards.items():
-        path = (out or folder) / f"{name}.md"
-        with files.atomic_write(path, "w") as handle:
-            handle.write(render_markdown(f"{name}.md.jinja", **common, **own))
-        written.append(path)
-    return written
-
-
-def _facts(
-    folder: Path,
-    summary: dict[str, Any],
-    models: dict[str, Any],
-    audited: dict[str, Any],
-    problems: list[str],
-) -> dict[str, Any]:
-    """Collect what the cards of an evaluation say."""
-    by_species = rows(summary, "per_species.test.{species}.{head}")
-    return {
+    facts = {
+        "people": people,
+        "problems": problems,
         "summary": summary,
         "models": models,
+        "networks": _networks(folder, models, problems),
         "audit": audited,
         "headlines": read.headlines(summary),
+        "heads": read.test_heads(summary),
         "test_words": read.test_words(summary),
         "is_unseen": not contamination_lines(summary),
-        "head_table": table(read.test_heads(summary), _HEAD_COLUMNS),
-        "species_table": table(by_species, f"species head {_FIGURES}"),
-        "model_table": table(_models(folder, models, problems)),
-        "audit_species": table(rows(audited, "per_species.{species}"), _AUDIT_COLUMNS),
-        "audit_heads": table(rows(audited, "heads.{species}.{attribute}")),
+        "identity": identity,
+        "open_words": open_words,
+        "open_table": open_table,
     }
+    paths = [(out or folder) / f"{name}.md" for name in names]
+    for path in paths:
+        with files.atomic_write(path, "w") as handle:
+            handle.write(render_markdown(f"{path.name}.jinja", **facts))
+    return paths
 
 
-def _models(folder: Path, models: dict[str, Any], problems: list[str]) -> list[dict[str, Any]]:
+def _networks(folder: Path, models: dict[str, Any], problems: list[str]) -> list[dict[str, Any]]:
     """Describe each network by its run; a checkpoint that changed since is a problem instead."""
     found = []
     stage1 = ({"model": "stage 1", **row} for row in rows(models, "stage1"))

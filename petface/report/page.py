@@ -1,4 +1,8 @@
-"""A page from parts: photos, metrics, charts and tables, laid out by one template, all escaped."""
+"""What a page is made of: photos, charts and tables, laid out by its template, all escaped.
+
+templates/<page>.html.jinja says what stands where, with the macros of parts.html.jinja and the
+functions of `_environment`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
@@ -81,36 +84,17 @@ class Strip(NamedTuple):
 
 # A headline metric: its name, its value, and what must stand beside it.
 Metric = tuple[str, str, Sequence[str]]
-# What stands below each heading; a plain string explains and is no content.
-Sections = Mapping[str, Sequence[Table | Strip | Markup | str]]
 
 
-@dataclass
-class Page:
-    """What a page shows, from top to bottom; sections without content are left out.
+def write(path: Path, template: str, **values: Any) -> Path:
+    """Write a page as HTML that runs no script and asks nothing of the network.
 
-    `about` is one line below the title, `notes` must be seen; `folded` sections open on a click.
+    Of every page `title`, `kind`, `about`, a line below the title, and `notes` that must be seen.
     """
-
-    title: str
-    kind: str
-    about: str
-    notes: Sequence[str] = ()
-    photos: Sections = field(default_factory=dict)
-    metrics: Sequence[Metric] = ()
-    sections: Sections = field(default_factory=dict)
-    folded: Sections = field(default_factory=dict)
-
-
-def write(path: Path, page: Page) -> Path:
-    """Write a page as HTML that runs no script and asks nothing of the network."""
-    template = _environment(is_html=True).get_template("page.html.jinja")
+    environment = _environment(is_html=True)
+    body = Markup(environment.get_template(f"{template}.html.jinja").render(values))
     with files.atomic_write(path, "w") as handle:
-        handle.write(
-            template.render(
-                page=page, has_content=lambda parts: any(p for p in parts if type(p) is not str)
-            )
-        )
+        handle.write(environment.get_template("page.html.jinja").render(values, body=body))
     return path
 
 
@@ -223,7 +207,7 @@ def text(value: Any) -> str:
 @cache
 def _environment(*, is_html: bool) -> Environment:
     """Build what renders templates; every value goes through `visible` or `markdown_text`."""
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=is_html,
         finalize=visible if is_html else markdown_text,
@@ -232,3 +216,12 @@ def _environment(*, is_html: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals.update(
+        table=table, rows=read.rows, leaves=leaves, text=text, strip=Strip, percent=percent,
+        interval=interval, has_content=lambda parts: any(p for p in parts if type(p) is not str),
+    )  # fmt: skip
+    if is_html:
+        macros = environment.get_template("parts.html.jinja").module
+        names = ("section", "fold", "metrics")
+        environment.globals.update({name: getattr(macros, name) for name in names})
+    return environment

@@ -17,7 +17,7 @@ from petface.evaluation.figures import interval, percent, points
 from petface.report import charts
 from petface.report import folders as read
 from petface.report.folders import flat, rows
-from petface.report.page import Page, Strip, photo, table, visible, write
+from petface.report.page import Photo, photo, visible, write
 
 if TYPE_CHECKING:
     from petface.analysis.audit import Audit
@@ -29,19 +29,8 @@ _GROUPS = (
     *(_EVALUATIONS, "Stage 1: species", _SPECIALISTS, "Identity: single animals"),
     _OTHERS,
 )
-_INDEX_COLUMNS = "link headline interval_95 majority_baseline other_heads time when state"
-_SPECIES_COLUMNS = (
-    "species photos records records_per_split.train records_per_split.val records_per_split.test "
-    "unreadable too_large mean_brightness"
-)
 _MAX_PAIRS, _MAX_EXAMPLES, _MAX_ISSUES, _MAX_LISTED = 8, 4, 5, 100  # the CSV files hold all
 _VIEWS = {"conditional": "species right", "end_to_end": "end to end"}
-_TEST_COLUMNS = "head view num num_records A_accuracy B_accuracy change interval_95 p_holm verdict"
-_METHOD = (
-    "Photos of one animal tend to be right or wrong together. Intervals therefore resample whole "
-    "records, and p-values swap the predictions of whole records. They are adjusted for the number "
-    "of tests by Holm's method. The verdict is at the 5 % level."
-)
 
 
 # ---- Index ----
@@ -71,16 +60,16 @@ def write_index(root: Path) -> Path:
         "running": num_running,
         "stopped or damaged": sum(e["state"] != "finished" for e in found) - num_running,
     }
-    page = Page(
-        "Runs and evaluations",
-        "Index",
-        f"{root}: accuracy on the test split; for attributes of an evaluation, end to end",
-        metrics=[(name, f"{num:,}", ()) for name, num in numbers.items()],
-        sections={
-            g: [table((e for e in found if e["group"] == g), _INDEX_COLUMNS)] for g in _GROUPS
-        },
+    return write(
+        root / INDEX,
+        "index",
+        title="Runs and evaluations",
+        kind="Index",
+        about=f"{root}: accuracy on the test split; for attributes of an evaluation, end to end",
+        notes=(),
+        numbers=[(name, f"{num:,}", ()) for name, num in numbers.items()],
+        groups={group: [e for e in found if e["group"] == group] for group in _GROUPS},
     )
-    return write(root / INDEX, page)
 
 
 def _bar(entry: dict[str, Any], is_best: bool) -> Markup:
@@ -150,7 +139,6 @@ def write_audit_page(
 
     summary, pairs = audit.summary, audit.duplicates
     leaks = int((pairs["split_a"] != pairs["split_b"]).sum())
-    bad = summary["unreadable"] + summary["too_large"]
     classes = audit.classes.assign(testable=audit.classes["test"] > 0)
     listed = classes[(classes["records"] < MIN_RECORDS) | ~classes["testable"]]
     listed = listed.sort_values(["testable", "records"], kind="stable")
@@ -163,46 +151,30 @@ def write_audit_page(
         for row in _first(own.drop(columns="kind"), _MAX_ISSUES)
     ]
     levels, step = summary["brightness_histogram"], 256 // len(summary["brightness_histogram"])
-    grey = {f"{k * step}-{k * step + step - 1}": num for k, num in enumerate(levels)}
-    drawn = [
-        charts.bars("Photos per record", summary["photos_per_record"], "records", "photos"),
-        charts.bars("Mean grey level", grey, "photos", "0 black to 255 white"),
-        charts.bars("Most common sizes", summary["sizes"], "photos", "pixels"),
-    ]
-    page = Page(
-        str(root),
-        "Data audit",
-        f"{summary['looked_at']:,} of {summary['photos']:,} photos were read for the counts of "
-        "sizes, brightness and duplicates.",
-        notes,
-        metrics=[
-            ("photos", f"{summary['photos']:,}", [f"{summary['records']:,} animals"]),
-            ("species", f"{summary['species']:,}", [f"{len(classes):,} classes"]),
-            ("unusable", f"{bad:,}", [f"of {summary['looked_at']:,} read"]),
-            ("duplicate pairs", f"{len(pairs):,}", [f"{leaks:,} across the split"]),
-            ("untestable classes", f"{(~classes['testable']).sum():,}", ["without a test record"]),
-        ],
-        sections={
-            "Issues (all in issues.csv)": [table(issues)],
-            **(_photos(audit, dataset, root) if with_photos or read.are_made_up(root) else {}),
-            "Species": [table(rows(summary, "per_species.{species}"), _SPECIES_COLUMNS)],
-            "Sizes and brightness": [Strip(drawn)],
-        },
-        folded={
-            "Duplicates (all in duplicates.csv)": [
-                table(_first(pairs), "kind path_a split_a path_b split_b difference")
-            ],
-            "Attributes": [table(rows(summary, "heads.{species}.{attribute}"))],
-            "Rare and untestable classes (all in classes.csv)": [
-                table(_first(listed), "species feature class records train val test")
-            ],
-            "Notes from reading the data": [table({"note": note} for note in summary["notes"])],
-        },
+    return write(
+        path,
+        "audit",
+        title=str(root),
+        kind="Data audit",
+        about=f"{summary['looked_at']:,} of {summary['photos']:,} photos were read for the counts "
+        "of sizes, brightness and duplicates.",
+        notes=notes,
+        summary=summary,
+        num_pairs=len(pairs),
+        num_leaks=leaks,
+        num_classes=len(classes),
+        num_untestable=int((~classes["testable"]).sum()),
+        issues=issues,
+        photos=_photos(audit, dataset, root) if with_photos or read.are_made_up(root) else {},
+        bars=charts.bars,
+        grey={f"{k * step}-{k * step + step - 1}": num for k, num in enumerate(levels)},
+        told=[{"note": note} for note in summary["notes"]],
+        pairs=_first(pairs),
+        classes=_first(listed),
     )
-    return write(path, page)
 
 
-def _photos(audit: Audit, dataset: Dataset, root: Path) -> dict[str, list[Strip]]:
+def _photos(audit: Audit, dataset: Dataset, root: Path) -> dict[str, list[Photo]]:
     from petface.analysis.audit import path_text
 
     first = np.unique(dataset.catalog.class_index, return_index=True)[1].tolist()
@@ -221,9 +193,7 @@ def _photos(audit: Audit, dataset: Dataset, root: Path) -> dict[str, list[Strip]
         "One photo of each species": [(path_text(dataset, place), "", "") for place in first],
     }  # fmt: skip
     return {
-        title: [
-            Strip([photo(root, p, (words, mark), (p, "pale")) for p, words, mark in own], "photos")
-        ]
+        title: [photo(root, p, (words, mark), (p, "pale")) for p, words, mark in own]
         for title, own in shown.items()
     }
 
@@ -259,27 +229,15 @@ def write_comparison(path: Path, comparison: dict[str, Any]) -> Path:
         for split in ("test", "val")
     )
     shown = test if comparison["num_changed"] else []
-    drawn = [
-        charts.intervals(
-            f"B minus A: {view}",
-            [row for row in shown if row["view"] in ("", view)],
-            "head change interval_95",
-            "points",
-        )
-        for view in _VIEWS.values()
-    ]
     a, b = flat(comparison["a"]), flat(comparison["b"])
-    differing = [
-        {"what": key, "A": str(a.get(key, "none")), "B": str(b.get(key, "none"))}
-        for key in {**a, **b}
-        if a.get(key) != b.get(key)
-    ]
-    page = Page(
-        "2 evaluations",
-        "Comparison",
-        f"A: {a['folder']} · B: {b['folder']}",
-        comparison["notes"],
-        metrics=[
+    return write(
+        path,
+        "comparison",
+        title="2 evaluations",
+        kind="Comparison",
+        about=f"A: {a['folder']} · B: {b['folder']}",
+        notes=comparison["notes"],
+        headlines=[
             (
                 f"B minus A, {row['head']}",
                 f"{points(row['change'])} points",
@@ -291,17 +249,21 @@ def write_comparison(path: Path, comparison: dict[str, Any]) -> Path:
             for row in shown
             if row["view"] != _VIEWS["conditional"]
         ],
-        sections={
-            "B minus A, test split": [
-                changed_words(comparison),
-                Strip(drawn),
-                table(test, _TEST_COLUMNS),
-            ]
-        },
-        folded={
-            "Who is right": [table(test, "head view both_right only_a only_b both_wrong")],
-            "Validation split": [table(val, _TEST_COLUMNS)],
-            "Differences between A and B; method": [_METHOD, table(differing)],
-        },
+        changed_words=changed_words(comparison),
+        dots=[
+            charts.intervals(
+                f"B minus A: {view}",
+                [row for row in shown if row["view"] in ("", view)],
+                "head change interval_95",
+                "points",
+            )
+            for view in _VIEWS.values()
+        ],
+        test=test,
+        val=val,
+        differing=[
+            {"what": key, "A": str(a.get(key, "none")), "B": str(b.get(key, "none"))}
+            for key in {**a, **b}
+            if a.get(key) != b.get(key)
+        ],
     )
-    return write(path, page)
