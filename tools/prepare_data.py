@@ -27,8 +27,7 @@ from petface.errors import SettingsError, run_script
 import numpy as np
 import pandas
 
-from petface.data.sources.image_folder import read_image_folder
-from petface.data.sources.inat_json import read_inat_json
+from petface.data.sources.image_folder import read_image_folder, read_inat_json
 from petface.data.sources.layout import Found, check_out, prepare, safe_name
 from petface.data.sources.oxford_pets import download_oxford_pets, read_oxford_pets
 from petface.data.splits import SPLITS

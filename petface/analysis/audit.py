@@ -168,8 +168,6 @@ def _issues(
         yield STATUS_NAMES[status[row]], path_text(dataset, photos.places[row]), why
     for path, reason in scan.strays:
         yield "stray", files.readable_name(path), reason
-    if more := scan.stray_counts.total() - len(scan.strays):
-        yield "stray", "", f"{more:,} more are counted and not listed"
     for name in scan.empty_species:
         yield "empty_species", name, "a species folder without an image"
     for folder in scan.empty_records:

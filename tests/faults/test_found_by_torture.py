@@ -18,7 +18,7 @@ from petface import files
 from petface.data import splits
 from petface.data.annotations import read_species
 from petface.data.dataset import load_dataset
-from petface.data.sources import inat_json
+from petface.data.sources.image_folder import read_inat_json
 from petface.errors import MachineError, UserError
 from petface.inference import onnx_models
 from petface.models.checkpoints import CheckpointError
@@ -183,7 +183,7 @@ def test_a_table_that_has_no_end_is_refused_before_it_is_opened(tmp_path, make):
         make(tmp_path / name)
     (tmp_path / "splits.csv").write_text("species,record,split\n")
     with pytest.raises(UserError, match=r"cat\.csv: it is not a regular file"):
-        inat_json.read_inat_json(tmp_path, "cat.csv")
+        read_inat_json(tmp_path, "cat.csv")
     with pytest.raises(UserError, match=r"cat\.csv: it is not a regular file"):
         read_species(tmp_path / "cat.csv", "cat")
     with pytest.raises(UserError, match=r"splits\.json, the side file of .* cannot be read"):

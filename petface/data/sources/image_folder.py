@@ -1,22 +1,30 @@
 """Read class folders, `<class>/<image>` or `<class>/<record>/<image>`, at the top level or in
-train, val and test.
+train, val and test; and iNaturalist's JSON files, which list photos in class folders.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections import defaultdict
 from pathlib import Path
 
+from petface.data.encoded import not_a_photo_name
 from petface.data.sources.layout import Entry, Found, class_name
 from petface.data.sources.petface import NESTED, not_a_folder, not_an_image, sorted_entries
 from petface.errors import UserError
+from petface.files import dead_link
+from petface.progress import progress
 from petface.taxonomy import canonical_record
 
 EXPECTED = """the expected tree is
     <source>/<class>/<image>            or  <source>/<class>/<record>/<image>
 or the same below train, val and test:
     <source>/train/<class>/<image>          val (or valid, validation) and test may be missing"""
+EXPECTED_NAME = (
+    "file_name must be train_val/<class>/<image> or train_val2018/<group>/<class>/<image>, below "
+    "--source"
+)
 PART_OF = {
     "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
 }  # fmt: skip
@@ -99,3 +107,73 @@ def _part_folders(root: Path) -> dict[str, Path]:
             raise UserError(f"--source {root} has two folders for the {part} split, {both}")
         found[part] = root / name
     return found
+
+
+def read_inat_json(source: str | Path, train: str | Path, val: str | Path | None = None) -> Found:
+    """List the photos that one or two JSON files name; the class is the folder of the photo.
+
+    A JSON may be named by its place inside `source`. With `val` the entries have parts. Each photo
+    is a record. Raises `UserError` for a file that is not such JSON, a path that leads out of
+    `source`, and a photo in both files.
+    """
+    root = Path(os.path.abspath(source))
+    if not root.is_dir():
+        raise UserError(f"--source {root} is not a folder: give the one that {EXPECTED_NAME}")
+    found = Found("inat_json", root)
+    named = {"": train} if val is None else {"train": train, "val": val}
+    part_of: dict[str, str] = {}  # file_name -> part
+    num_repeated = 0
+    for part, file in named.items():
+        path = Path(file)
+        path = root / path if not path.exists() and (root / path).exists() else path
+        for number, name in enumerate(_file_names(path)):
+            num_repeated += name in part_of
+            if part_of.setdefault(name, part) != part:
+                what = f"{path}, images[{number}]: {name!r} is in {train} too"
+                raise UserError(f"{what}: a photo can be in one part only")
+    if num_repeated:
+        found.notes.append(f"{num_repeated} photos are listed twice, and used once")
+    for name, part in progress(sorted(part_of.items()), desc="find", leave=False):
+        place = os.path.join(root, name)  # noqa: PTH118 (hot)
+        try:
+            species = class_name(name.split("/")[-2])
+        except UserError as error:
+            found.leave_out(name, str(error))
+            continue
+        if why := not_a_photo_name(name):
+            found.leave_out(name, why)
+        elif not os.path.isfile(place):
+            found.leave_out(name, f"in the JSON, and no such photo{dead_link(place)}")
+        else:
+            found.entries.append(Entry(species, Path(name).stem, place, place, part))
+    if not found.entries:
+        what = f"none of the {len(part_of)} photos of {train} is below {root}"
+        raise UserError(f"{what}: {EXPECTED_NAME}")
+    return found
+
+
+def _file_names(path: Path) -> list[str]:
+    """Read the `file_name` of each photo in a JSON, checked."""
+    if path.exists() and not path.is_file():  # a pipe or a device may have no end
+        raise UserError(f"cannot read {path}: it is not a regular file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON in UTF-8") from error
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise UserError(f'{path} has no list "images": is it a file of iNaturalist\'s?')
+    names = []
+    for number, image in enumerate(content["images"]):
+        name = image.get("file_name") if isinstance(image, dict) else None
+        where = f"{path}, images[{number}]"
+        if not isinstance(name, str):
+            raise UserError(f"{where}: no file_name, but {image!r:.80}")
+        parts = name.split("/")
+        if len(parts) < 3 or {"..", ".", ""} & set(parts) or set("\\\0") & set(name):
+            raise UserError(f"{where}: file_name {name!r} is refused; {EXPECTED_NAME}")
+        names.append(name)
+    return names

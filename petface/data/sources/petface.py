@@ -25,7 +25,6 @@ EXPECTED_TREE = """the expected tree is
       images/<species>/<record>/<image>.png    e.g. images/cat/000000/00.png
       annotations/<species>.csv
       split/<species>/...                      only for the official split"""
-MAX_STRAYS_LISTED = 10_000
 _NO_IMAGE = "holds no image at the expected depth"
 _ROOT_NAMES = ("images", "PetFace/images", "PetFace")
 NESTED = "a folder inside a record folder"
@@ -39,19 +38,24 @@ class Scan:
     """The contents of a tree: its images, and everything that is not an image."""
 
     catalog: Catalog
-    strays: list[tuple[bytes, str]] = field(default_factory=list)  # path, reason; truncated
-    stray_counts: Counter[str] = field(default_factory=Counter)  # reason -> number of all strays
-    dead_link: str = ""  # the first one, with its target
+    strays: list[tuple[bytes, str]] = field(default_factory=list)  # path, reason
     empty_species: list[str] = field(default_factory=list)  # folders without images: no class
     empty_records: list[bytes] = field(default_factory=list)  # relative to the root
     num_merged_folders: int = 0  # record folders whose canonical name another folder has, too
+
+    @property
+    def stray_counts(self) -> Counter[str]:
+        """Count the strays by reason."""
+        return Counter(reason for _, reason in self.strays)
 
     def stray_text(self) -> str:
         """Describe how many entries are not images, and why, with an example; "" if none."""
         if not self.strays:
             return ""
-        example = self.dead_link or files.readable_name(self.strays[0][0])
-        text = f"{self.stray_counts.total()} entries of the tree are no image"
+        example = files.readable_name(self.strays[0][0])
+        if dead := [path for path, reason in self.strays if reason == DEAD]:
+            example = link_text(os.path.join(self.catalog.root, dead[0]))
+        text = f"{len(self.strays)} entries of the tree are no image"
         return f"{text} ({reasons_text(self.stray_counts)}): {example}"
 
 
@@ -69,14 +73,18 @@ def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
     if not files.patiently(root.is_dir, root):
         what = "is not a folder" if root.exists() else f"does not exist{files.dead_link(root)}"
         raise _wrong_root(root, what)
-    scanner = _Scanner(root)
-    found = scanner.species_folders()
-    chosen = found if species is None else species
-    if unknown := [name for name in chosen if name not in found]:
+    result = Scan(build_catalog(root, []))  # empty until the walk ends
+    folders = _species_folders(os.fsencode(root), result)
+    chosen = sorted(folders) if species is None else species
+    if unknown := [name for name in chosen if name not in folders]:
         if not _holds_images(root, depth=3) and _other_root(root) is not None:
             raise _wrong_root(root, _NO_IMAGE)
-        raise unknown_species(unknown[0], found, f" in {root}{files.dead_link(root / unknown[0])}")
-    result = scanner.read(chosen)
+        where = f" in {root}{files.dead_link(root / unknown[0])}"
+        raise unknown_species(unknown[0], sorted(folders), where)
+    bar = progress(desc="scan", unit=" records", delay=2.0, leave=False)
+    with bar:
+        records = (row for name in chosen for row in _records(name, folders[name], result, bar))
+        result.catalog = build_catalog(root, records)
     if species is not None and result.empty_species and _holds_images(root, depth=3):
         what = f"species {result.empty_species[0]!r} in {root} has no image"
         raise UserError("; ".join(filter(None, (what, result.stray_text()))))
@@ -95,84 +103,66 @@ def check_species_name(name: str) -> None:
         )
 
 
-class _Scanner:
-    """The walk over one tree, and its results so far."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = os.fsencode(root)
-        self.result = Scan(build_catalog(root, []))  # empty until the walk ends
-        self.folders: dict[str, list[bytes]] = {}  # species in NFC -> spelling on disk
-
-    def read(self, species: Sequence[str]) -> Scan:
-        """Read every record of some species."""
-        bar = progress(desc="scan", unit=" records", delay=2.0, leave=False)
-        with bar:
-            records = (row for name in species for row in self.read_species(name, bar))
-            self.result.catalog = build_catalog(self.root, records)
-        return self.result
-
-    def stray(self, path: bytes, reason: str) -> None:
-        self.result.stray_counts[reason] += 1
-        if reason == DEAD and not self.result.dead_link:
-            self.result.dead_link = link_text(os.path.join(self.root, path))
-        if len(self.result.strays) < MAX_STRAYS_LISTED:
-            self.result.strays.append((path, reason))
-
-    def species_folders(self) -> list[str]:
-        """List the folders of the root that can be species; record the rest as strays."""
-        for entry in sorted_entries(self.root):
-            if reason := not_a_folder(entry):
-                self.stray(entry.name, reason)
-                continue
-            try:
-                name = normalize("NFC", entry.name.decode("utf-8"))
-                check_species_name(name)
-                self.folders.setdefault(name, []).append(entry.name)
-            except ValueError:  # covers UnicodeDecodeError and UserError
-                self.stray(entry.name, "not a usable species name")
-        return sorted(self.folders)
-
-    def read_species(self, species: str, bar: tqdm) -> Iterator[tuple[str, str, list[bytes]]]:
-        """Yield species, name and relative image paths of every record, in order."""
-        folders: dict[str, list[bytes]] = {}  # record -> its folders
-        for prefix in self.folders[species]:
-            for entry in sorted_entries(os.path.join(self.root, prefix)):
-                path = prefix + b"/" + entry.name
-                if reason := not_a_folder(entry):
-                    self.stray(path, reason)
-                else:  # bytes that are not UTF-8 are escaped in the name, not in the path
-                    text = entry.name.decode("utf-8", "backslashreplace")
-                    folders.setdefault(canonical_record(text), []).append(path)
-        any_image = False
-        for record, names in sorted(folders.items()):
-            paths = sorted(path for name in names for path in self.images_of(name))
-            self.result.num_merged_folders += len(names) - 1
-            any_image |= bool(paths)
-            bar.update(len(names))
-            yield species, record, paths
-        if not any_image:
-            self.result.empty_species.append(species)
-
-    def images_of(self, folder: bytes) -> list[bytes]:
-        """List the image files of one record folder as relative paths."""
-        images: list[bytes] = []
+def _species_folders(root: bytes, found: Scan) -> dict[str, list[bytes]]:
+    """Map species in NFC to their folders of the root; record the rest as strays."""
+    folders: dict[str, list[bytes]] = {}
+    for entry in sorted_entries(root):
+        if reason := not_a_folder(entry):
+            found.strays.append((entry.name, reason))
+            continue
         try:
-            entries = sorted_entries(os.path.join(self.root, folder))
-        except MachineError:
-            raise
-        except UserError as error:
-            reason = str(error).rpartition(": ")[2]
-            self.stray(folder, f"record folder cannot be read: {reason}")
-            return images
-        for entry in entries:
-            path = folder + b"/" + entry.name
-            if why := not_an_image(entry):
-                self.stray(path, why)
-            else:
-                images.append(path)
-        if not images:
-            self.result.empty_records.append(folder)
-        return images
+            name = normalize("NFC", entry.name.decode("utf-8"))
+            check_species_name(name)
+            folders.setdefault(name, []).append(entry.name)
+        except ValueError:  # covers UnicodeDecodeError and UserError
+            found.strays.append((entry.name, "not a usable species name"))
+    return folders
+
+
+def _records(
+    species: str, species_folders: list[bytes], found: Scan, bar: tqdm
+) -> Iterator[tuple[str, str, list[bytes]]]:
+    """Yield species, name and relative image paths of every record, in order."""
+    folders: dict[str, list[bytes]] = {}  # record -> its folders
+    for prefix in species_folders:
+        for entry in sorted_entries(os.path.join(found.catalog.root, prefix)):
+            path = prefix + b"/" + entry.name
+            if reason := not_a_folder(entry):
+                found.strays.append((path, reason))
+            else:  # bytes that are not UTF-8 are escaped in the name, not in the path
+                text = entry.name.decode("utf-8", "backslashreplace")
+                folders.setdefault(canonical_record(text), []).append(path)
+    any_image = False
+    for record, names in sorted(folders.items()):
+        paths = sorted(path for name in names for path in _images_of(name, found))
+        found.num_merged_folders += len(names) - 1
+        any_image |= bool(paths)
+        bar.update(len(names))
+        yield species, record, paths
+    if not any_image:
+        found.empty_species.append(species)
+
+
+def _images_of(folder: bytes, found: Scan) -> list[bytes]:
+    """List the image files of one record folder as relative paths."""
+    try:
+        entries = sorted_entries(os.path.join(found.catalog.root, folder))
+    except MachineError:
+        raise
+    except UserError as error:
+        reason = str(error).rpartition(": ")[2]
+        found.strays.append((folder, f"record folder cannot be read: {reason}"))
+        return []
+    images = []
+    for entry in entries:
+        path = folder + b"/" + entry.name
+        if why := not_an_image(entry):
+            found.strays.append((path, why))
+        else:
+            images.append(path)
+    if not images:
+        found.empty_records.append(folder)
+    return images
 
 
 def sorted_entries(folder: bytes) -> list[os.DirEntry[bytes]]:

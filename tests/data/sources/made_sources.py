@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,16 +65,8 @@ def oxford(root: Path, *, draw_photos: bool = False) -> Path:
     return root
 
 
-def inat(path: Path, names: Iterable[str], categories: Mapping[str, str] | None = None) -> Path:
-    """Write a JSON that lists `names`; `categories` maps the folder of a photo to its name."""
+def inat(path: Path, names: Iterable[object]) -> Path:
+    """Write a JSON that lists `names`."""
     images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
-    content: dict[str, object] = {"info": {}, "images": images}
-    if categories is not None:
-        ids = {folder: number for number, folder in enumerate(categories)}
-        content["categories"] = [{"id": ids[f], "name": name} for f, name in categories.items()]
-        content["annotations"] = [
-            {"image_id": i["id"], "category_id": ids[str(i["file_name"]).split("/")[-2]]}
-            for i in images
-        ]
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps({"info": {}, "images": images}))
     return path
