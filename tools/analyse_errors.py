@@ -52,7 +52,7 @@ EXAMPLES: Positive = 8  # mistakes per head in a picture
 BATCH_SIZE: Positive = 64
 WORKERS: int = -1  # decoding processes; 0 = none but this one, -1 = one per core
 
-SHOWN = ("left 10 %", "down 10 %", "outer 10 % black", "outer 10 % mean colour")
+SHOWN = ("left 10 %", "down 10 %", "outer 10 % black", "outer 10 % mean colour")  # in the terminal
 
 
 def main() -> None:
@@ -60,8 +60,7 @@ def main() -> None:
     s = read_settings(sys.modules[__name__], positional=words, presets_of=inference_engine)
     start = time.perf_counter()
     folder = Path((s.positional or [s.OUT_DIR])[0])
-    evaluation = read_evaluation(folder)
-    out = folder / "analysis"
+    evaluation, out = read_evaluation(folder), folder / "analysis"
     root = s.IMAGES_ROOT or evaluation.models["images_root"]
     nothing = UserError(f"no test photo below {root} can be read; set --images-root")
     if not Path(root).is_dir():
@@ -69,13 +68,19 @@ def main() -> None:
     work = errors.choose_photos(evaluation, root, s.SAMPLE, s.EXAMPLES)
     for path in out.rglob("gradcam_*.png"):  # of an earlier analysis, of other heads
         path.unlink()
-    worst = errors.write_mistakes(out / "mistakes.csv", evaluation)
     slices = errors.make_slices(evaluation)
+    result: dict[str, Any] = {
+        "num_test": int((evaluation.rows["split"] == "test").sum()),
+        "sample": len(work.sample),
+        "mistakes": errors.write_mistakes(out / "mistakes.csv", evaluation),
+        "slices": slices,
+        "slices_standing_out": (chance := errors.count_standing_out(slices)),
+    }
     errors.write_slices(out / "slices.csv", slices)
-    chance, num_test = errors.count_standing_out(slices), (evaluation.rows["split"] == "test").sum()
     print(
-        f"test split: {num_test:,} photos; {chance['stand_out']} of {chance['bins']} slices stand "
-        f"out, about {chance['by_chance']} would by chance\nmistakes: {out / 'mistakes.csv'}"
+        f"test split: {result['num_test']:,} photos; {chance['stand_out']} of {chance['bins']} "
+        f"slices stand out, about {chance['by_chance']} would by chance\n"
+        f"mistakes: {out / 'mistakes.csv'}"
     )
     figures, pictures, told = run_networks(evaluation, work, s)
     if told["num_unreadable"] == len(work.sample):
@@ -84,19 +89,23 @@ def main() -> None:
     for head, found in pictures.items():
         picture = out / "photos" / f"gradcam_{head}_mistakes.png"
         errors.draw_mistakes(picture, work.mistakes[head], found)
-    result = {
-        "num_test": int(num_test),
-        "sample": len(work.sample),
-        **told,
-        "mistakes": worst,
-        "slices": slices,
-        "slices_standing_out": chance,
-        "probes": figures,
-        "seconds": round(time.perf_counter() - start, 1),
+    written = (p.relative_to(out) for p in out.rglob("*") if p.suffix in (".csv", ".png"))
+    result |= {**told, "probes": figures, "files": sorted(map(str, written))}
+    result["seconds"] = round(time.perf_counter() - start, 1)
+    files.write_json(out / "analysis.json", result)
+    rows = {
+        head: {
+            "probed": entry["baseline"]["num"],
+            "right, %": entry["baseline"]["accuracy"] * 100,
+            **{p["name"]: p["change"] * 100 for p in entry["probes"] if p["name"] in SHOWN},
+        }
+        for head, entry in figures.items()
     }
-    written = {str(p.relative_to(out)) for p in out.rglob("*") if p.suffix in (".csv", ".png")}
-    files.write_json(out / "analysis.json", {**result, "files": sorted(written)})
-    print(describe(result))
+    print(
+        f"probed: {len(work.sample):,} photos, {told['num_unreadable']:,} of them unreadable; "
+        "change in points:"
+    )
+    print(pd.DataFrame.from_dict(rows, orient="index").to_string(float_format="{:.1f}".format))
     print(f"seconds: {result['seconds']}\nanalysis: {out / 'analysis.json'}")
     print(report_line(folder))
 
@@ -104,11 +113,10 @@ def main() -> None:
 def run_networks(
     evaluation: Evaluation, work: errors.Work, s: Any
 ) -> tuple[dict[str, Any], dict[str, dict[int, list[np.ndarray]]], dict[str, Any]]:
-    """Run stage 1 and then each specialist over the photos.
+    """Run stage 1, then each specialist; return probes' figures and explained mistakes by head.
 
-    Return the probes' figures and the explained mistakes of each head; then how many photos cannot
-    be read, and the share of the others whose species was answered as in the evaluation, which may
-    have run in another precision.
+    Then how many photos cannot be read, and the share of the others whose species was answered as
+    in the evaluation, which may have run in another precision.
     """
     sample = work.sample
     species_of = np.array(work.labels("species", sample))
@@ -125,9 +133,8 @@ def run_networks(
             predicted, confidence = (a[:, :, number] for a in answers)
             true = class_numbers(work.labels(errors.true_column(head), sample[asked]), names)
             use = (predicted[0] >= 0) & (true != UNKNOWN)
-            kept[head].append(
-                (predicted[:, use], confidence[:, use], true[use], records[asked[use]])
-            )
+            columns = predicted[:, use], confidence[:, use], true[use], records[asked[use]]
+            kept[head].append(columns)
             if use.any():
                 share = (predicted[0] == true)[use].mean()
                 print(f"{species or 'all'} {head}: {share:.1%} right of {use.sum():,} photos")
@@ -151,45 +158,25 @@ def load_networks(
     evaluation: Evaluation, s: Any
 ) -> Iterator[tuple[str | None, Network, dict[str, tuple[str, ...]]]]:
     """Load the networks that were evaluated, from where they are now: stage 1 as None first."""
-    path = s.STAGE1_CHECKPOINT or evaluation.models["stage1"]["path"]
-    check_bytes(path, evaluation.models["stage1"])
-    stage1 = Stage1Model(path, s.DEVICE)
+
+    def checked(path: str | Path, model: dict[str, Any]) -> str | Path:
+        if Path(path).is_file() and files.sha256_of_file(path) != model["sha256"]:
+            raise UserError(
+                f"{path} is not the checkpoint that was evaluated, {model['path']}; evaluate "
+                "again, or set --stage1-checkpoint and --stage2-folder"
+            )
+        return path
+
+    own = evaluation.models["stage1"]
+    stage1 = Stage1Model(checked(s.STAGE1_CHECKPOINT or own["path"], own), s.DEVICE)
     yield None, stage1.network, {"species": stage1.classes}
     for species, model in evaluation.models["specialists"].items():
         path = model["path"]
         if s.STAGE2_FOLDER:
             path = find_specialist(species, s.STAGE2_FOLDER) or s.STAGE2_FOLDER
-        check_bytes(path, model)
-        specialist = Stage2Model.load_for_species(species, path, s.DEVICE)
+        specialist = Stage2Model.load_for_species(species, checked(path, model), s.DEVICE)
         names = {head: specialist.vocabularies[head] for head in specialist.heads}
         yield species, specialist.network, names
-
-
-def check_bytes(path: str | Path, model: dict[str, Any]) -> None:
-    """Refuse a checkpoint that is not the one whose answers were evaluated."""
-    if Path(path).is_file() and files.sha256_of_file(path) != model["sha256"]:
-        raise UserError(
-            f"{path} is not the checkpoint that was evaluated, {model['path']}; evaluate again, "
-            "or set --stage1-checkpoint and --stage2-folder"
-        )
-
-
-def describe(result: dict[str, Any]) -> str:
-    """Format what the probes changed, in points."""
-    rows = {
-        head: {
-            "probed": entry["baseline"]["num"],
-            "right, %": entry["baseline"]["accuracy"] * 100,
-            **{p["name"]: p["change"] * 100 for p in entry["probes"] if p["name"] in SHOWN},
-        }
-        for head, entry in result["probes"].items()
-    }
-    lines = [
-        f"probed: {result['sample']:,} photos, {result['num_unreadable']:,} of them unreadable; "
-        "change in points:",
-        pd.DataFrame.from_dict(rows, orient="index").to_string(float_format="{:.1f}".format),
-    ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

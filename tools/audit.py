@@ -40,25 +40,24 @@ WORKERS: int = -1  # decoding processes; 0 = a thread of this one, -1 = one per 
 
 
 def main() -> None:
-    settings = read_settings(
-        sys.modules[__name__], switches={"all": "look at every photo, whatever SAMPLE says"}
-    )
+    switches = {"all": "look at every photo, whatever SAMPLE says"}
+    s = read_settings(sys.modules[__name__], switches=switches)
     from tools.labels import load_as_trained  # a second and a half, that --help does not wait
 
-    out = Path(settings.OUT)
+    out = Path(s.OUT)
     out.mkdir(parents=True, exist_ok=True)
-    found = scan(settings.IMAGES_ROOT)
-    dataset = load_as_trained(settings, "IMAGES_ROOT", settings.COLUMNS)
+    found = scan(s.IMAGES_ROOT)
+    dataset = load_as_trained(s, "IMAGES_ROOT", s.COLUMNS)
     species = dataset.catalog.class_index
-    num = 0 if "all" in settings.switches else settings.SAMPLE
-    places = sample_evenly(species, num or len(species), settings.SAMPLE_SEED)
+    num = (s.SAMPLE if "all" not in s.switches else 0) or len(species)
+    places = sample_evenly(species, num, s.SAMPLE_SEED)
     start = time.perf_counter()
-    photos = look_at(dataset.catalog, places, settings.WORKERS)
+    photos = look_at(dataset.catalog, places, s.WORKERS)
     looked_s = time.perf_counter() - start
     audit = make_audit(dataset, found, photos)
     write_audit(out, audit)
-    root, page = Path(settings.IMAGES_ROOT), out / "audit.html"
-    write_audit_page(page, audit, dataset, root, with_photos=settings.WITH_PHOTOS)
+    root, page = Path(s.IMAGES_ROOT), out / "audit.html"
+    write_audit_page(page, audit, dataset, root, with_photos=s.WITH_PHOTOS)
     print(describe_audit(audit.summary))
     print(f"photos_per_s: {len(places) / looked_s:.0f}\npage: {page}")
 

@@ -6,14 +6,15 @@
 
 Prints tables and writes results/bench_<hardware>.csv (with --quick or --only: only with --out).
 Contenders of a part take turns after a warm-up round that does not count. A rate is the median over
-the rounds. A ratio is the median of the rounds' own ratios: drift of the machine cancels out. All
-photos are made up; networks have random weights, whose speed is that of trained ones.
+the rounds. A ratio to the yardstick, a part's last, is the median of the rounds' own ratios: drift
+of the machine cancels out. Photos are made up; random weights are as fast as trained ones.
 """
 
 from __future__ import annotations
 
 import io
-import statistics
+import platform
+import re
 import sys
 import tempfile
 import time
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from petface.errors import SettingsError, run_script
 
@@ -55,7 +56,6 @@ from petface.training.augment.exact import augment
 from petface.training.augment.regimes import MILD, NONE, STRONG, AugmentRegime, draw_parameters
 from petface.training.runs import FailureLog, RunFolder
 from petface.training.schedule import EarlyStopping
-from tools.hardware import hardware_name
 
 # ---- What is measured ----
 ONLY: tuple[Literal["epochs", "host", "evaluation"], ...] = ()  # parts; () = all
@@ -64,27 +64,17 @@ ROUNDS: NonNegative = 0  # that count; 0 = 5, with --quick 2
 OUT: str = ""  # CSV to write; "" = results/bench_<hardware>.csv where all is measured in full
 
 SPECIES = ("cat", "dog", "hamster")  # the last is the minority
-PHOTOS_PER_RECORD = 4
 MAX_DRAWN = 1536  # photos; more are links to these
 GOALS = {  # img/s on one H200 with 16 cores: calculated from its limits, never measured
     ("epochs, 224 px", "ours, from a pack"): 14_000,
     ("evaluation, whole", "pack, without the start"): 30_000,
     ("main thread", "steps of 64, a network that costs nothing"): 64_000,  # 1 ms a step
 }
-HEADER = ("part", "what", "images_per_s", "slowest_round", "fastest_round", "limit", "of_limit",
-          "yardstick", "times_yardstick", "rounds", "threads", "device", "precision")  # fmt: skip
+HEADER = ("part", "what", "images_per_s", "slowest_round", "fastest_round", "yardstick",
+          "times_yardstick", "rounds", "threads", "device", "precision")  # fmt: skip
 
 Run = Callable[[], int | tuple[int, float]]  # does its work once; images, or these and seconds
-
-
-@dataclass(frozen=True)
-class Part:
-    """Contenders by name; `limit` and `yardstick` name two of them, or nothing."""
-
-    name: str
-    contenders: dict[str, Run]
-    limit: str = ""
-    yardstick: str = ""
+Part = tuple[str, dict[str, Run]]  # its name, its contenders
 
 
 @dataclass(frozen=True)
@@ -96,12 +86,11 @@ class Tree:
     rule: Preprocessing
 
     def samples(self, places: np.ndarray) -> Samples:
-        """Return the images at `places` with their species."""
         label = self.catalog.class_index[places].astype(np.int64)
         return Samples(places, {"species": label}, label == len(SPECIES) - 1)
 
     def train_and_val(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the places to train on and the sixth to validate on."""
+        """Return the places to train on, and every sixth to validate on."""
         places = np.arange(len(self.catalog))
         return places[places % 6 != 5], places[places % 6 == 5]
 
@@ -118,10 +107,9 @@ def make_photos(folder: Path, num: int, size_px: int) -> Tree:
     amplitude = np.maximum(frequency, 1 / size_px) ** -1.3
     drawn = list[Path]()
     for number in range(num):
-        record, photo = divmod(number, PHOTOS_PER_RECORD)
-        place = folder / "images" / SPECIES[record % len(SPECIES)] / f"{record:06d}"
-        place.mkdir(parents=True, exist_ok=True)
-        path = place / f"{photo:02d}.png"
+        record = number // 4
+        path = folder / f"images/{SPECIES[record % 3]}/{record:06d}/{number % 4:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
         if number >= MAX_DRAWN:
             path.hardlink_to(drawn[number % MAX_DRAWN])
             continue
@@ -139,20 +127,18 @@ def make_photos(folder: Path, num: int, size_px: int) -> Tree:
 
 def v2_chain(regime: AugmentRegime, size_px: int) -> v2.Compose:
     """Build torchvision's transforms of a regime: PIL image -> (3, H, W) float32 in [0, 1]."""
-    r, resize = regime, v2.Resize((size_px, size_px))
-    to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    if regime == NONE:  # a validation loop does not draw what changes nothing
-        return v2.Compose([resize, *to_float])
-    shift, zoom = (r.translate_frac, r.translate_frac), (r.scale_min, r.scale_max)
-    bilinear, area = InterpolationMode.BILINEAR, r.erase_area_max_frac
-    return v2.Compose([
-        resize,
-        v2.RandomHorizontalFlip(r.flip_p),
-        v2.RandomAffine(r.rotate_deg, shift, zoom, interpolation=bilinear),
-        v2.ColorJitter(r.brightness, r.contrast, r.saturation, r.hue),
-        *to_float,
-        *([v2.RandomErasing(r.erase_p, (area / 10, area))] if r.erase_p else []),
-    ])  # fmt: skip
+    r, chain = regime, [v2.Resize((size_px, size_px))]
+    if r != NONE:  # a validation loop does not draw what changes nothing
+        shift, zoom = (r.translate_frac, r.translate_frac), (r.scale_min, r.scale_max)
+        bilinear = InterpolationMode.BILINEAR
+        chain.append(v2.RandomHorizontalFlip(r.flip_p))
+        chain.append(v2.RandomAffine(r.rotate_deg, shift, zoom, interpolation=bilinear))
+        chain.append(v2.ColorJitter(r.brightness, r.contrast, r.saturation, r.hue))
+    chain += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    if r.erase_p:
+        area = r.erase_area_max_frac
+        chain.append(v2.RandomErasing(r.erase_p, (area / 10, area)))
+    return v2.Compose(chain)
 
 
 def plain_script(tree: Tree, device: torch.device, batch_size: int) -> Run:
@@ -160,18 +146,14 @@ def plain_script(tree: Tree, device: torch.device, batch_size: int) -> Run:
     torch.manual_seed(0)
     model = build_classifier(PLAIN, len(SPECIES)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    images = tree.folder / "images"
-    train, val = (
-        DataLoader(
-            Subset(ImageFolder(images, v2_chain(regime, tree.rule.size_px)), places),
-            batch_size,
-            shuffle=regime is MILD,
-            num_workers=num_cores(),
-            persistent_workers=True,
-            pin_memory=device.type == "cuda",
-        )
-        for places, regime in zip(tree.train_and_val(), (MILD, NONE), strict=True)
-    )
+    how = {"num_workers": num_cores(), "persistent_workers": True}
+    how["pin_memory"] = device.type == "cuda"
+    loaders = []
+    for places, regime in zip(tree.train_and_val(), (MILD, NONE), strict=True):
+        photos = ImageFolder(tree.folder / "images", v2_chain(regime, tree.rule.size_px))
+        own = Subset(photos, places)
+        loaders.append(DataLoader(own, batch_size, shuffle=regime is MILD, **how))
+    train, val = loaders
 
     def run() -> int:
         model.train()
@@ -190,6 +172,9 @@ def plain_script(tree: Tree, device: torch.device, batch_size: int) -> Run:
     return run
 
 
+# ---- Training ----
+
+
 def epochs(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
     """Whole epochs of stage 1 with validation on a sixth of the photos."""
     for size_px, num in ((224, 192), (64, 1536)):
@@ -202,7 +187,7 @@ def epochs(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
             "bare steps on one batch in memory": bare_steps(tree, device, batch),
             "plain torchvision script": plain_script(tree, device, batch),
         }
-        yield Part(f"epochs, {size_px} px", contenders, *list(contenders)[-2:])
+        yield f"epochs, {size_px} px", contenders
 
 
 def host(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
@@ -215,28 +200,19 @@ def host(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
         begin, num = time.thread_time(), train()
         return num, time.thread_time() - begin
 
-    yield Part("main thread", {"steps of 64, a network that costs nothing": run})
+    yield "main thread", {"steps of 64, a network that costs nothing": run}
 
 
-def network_and_optimizer(
-    tree: Tree, device: torch.device, model: nn.Module | None = None
-) -> tuple[Network, torch.optim.AdamW]:
-    """Build what the trainers train by default, or for another model."""
-    torch.manual_seed(0)
-    model = model or build_classifier(PLAIN, len(SPECIES))
+def build(tree: Tree, device: torch.device, model: Any) -> Any:
     network = Network.build(model, tree.rule, str(device), "auto")
     return network, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
 
 def our_epoch(
-    tree: Tree,
-    source: ImageReader,
-    device: torch.device,
-    batch_size: int,
-    model: nn.Module | None = None,
+    tree: Tree, source: ImageReader, device: torch.device, batch_size: int, model: Any = None
 ) -> Run:
     """Train and validate with the trainers' own functions on all cores; `model` trains alone."""
-    network, optimizer = network_and_optimizer(tree, device, model)
+    network, optimizer = build(tree, device, model or build_classifier(PLAIN, len(SPECIES)))
     job = evaluate.Job(
         network=network,
         num_classes={"species": len(SPECIES)},
@@ -262,13 +238,12 @@ def our_epoch(
 
 
 def bare_steps(tree: Tree, device: torch.device, batch_size: int) -> Run:
-    """Augment, forward, backward and update on one batch in memory, with nothing around it."""
+    """Augment, forward, backward and update on one batch in memory: the limit of an epoch."""
     images_of = FileImages(tree.catalog, tree.rule).read(np.arange(batch_size)).arrays[0]
-    pixels = images_of.permute(0, 3, 1, 2).to(device)
-    samples = tree.samples(np.arange(batch_size))
+    pixels, samples = images_of.permute(0, 3, 1, 2).to(device), tree.samples(np.arange(batch_size))
     label = torch.from_numpy(samples.labels["species"]).to(device)
     is_tail, generator = torch.from_numpy(samples.is_tail), torch.Generator()
-    network, optimizer = network_and_optimizer(tree, device)
+    network, optimizer = build(tree, device, build_classifier(PLAIN, len(SPECIES)))
     scaler = network.grad_scaler()
     network.model.train()
 
@@ -285,29 +260,24 @@ def bare_steps(tree: Tree, device: torch.device, batch_size: int) -> Run:
     return run
 
 
+# ---- Evaluation ----
+
+
 def evaluation(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
     """`evaluate_full_dataset`, whole, beside a loop over single photos with both networks."""
     num = 48 if quick else 384 * (64 if device.type == "cuda" else 1)
     tree, eighth = make_photos(folder, num, 224), make_photos(folder / "eighth", num // 8, 224)
-    annotations = folder / "annotations"
     rows = [(f"{n:06d}", f"B{n % 20}", "FM"[n % 2]) for n in range(len(tree.catalog))]
     for species in SPECIES:
-        files.write_csv(annotations / f"{species}.csv", ("Name", "Breed", "Gender"), rows)
+        files.write_csv(folder / f"annotations/{species}.csv", ("Name", "Breed", "Gender"), rows)
     first, heads = (network.to(device) for network in write_networks(tree))
+    how = {"stage1_checkpoint": folder / "best.pt", "stage2_folder": folder / "stage2"}
+    how |= {"out_dir": folder / "evaluation", "device": str(device), "force": True}
 
     def whole(pack: str, precision: str, of: Tree = tree) -> int:
+        roots = of.folder / "images", folder / "annotations"
         with redirect_stdout(None):
-            inference_engine.evaluate_full_dataset(
-                of.folder / "images",
-                annotations,
-                stage1_checkpoint=folder / "best.pt",
-                stage2_folder=folder / "stage2",
-                out_dir=folder / "evaluation",
-                device=str(device),
-                precision=precision,
-                pack=pack,
-                force=True,
-            )
+            inference_engine.evaluate_full_dataset(*roots, precision=precision, pack=pack, **how)
         return len(of.catalog)
 
     def without_start() -> tuple[int, float]:
@@ -325,15 +295,15 @@ def evaluation(folder: Path, device: torch.device, quick: bool) -> Iterator[Part
                 [head.softmax(1).max(1) for head in heads(x)]
         return min(len(photos), 384)
 
-    contenders = {
+    tree.pack(), eighth.pack()  # made beforehand
+    contenders: dict[str, Run] = {
         "PNG files, fp32": partial(whole, "", "fp32"),
         "PNG files": partial(whole, "", "auto"),
         "pack": partial(whole, "auto", "auto"),
         "pack, without the start": without_start,
         "loop over single photos": loop,
     }
-    tree.pack(), eighth.pack()  # made beforehand
-    yield Part("evaluation, whole", contenders, "", "loop over single photos")
+    yield "evaluation, whole", contenders
 
 
 def write_networks(tree: Tree) -> tuple[nn.Module, nn.Module]:
@@ -342,13 +312,13 @@ def write_networks(tree: Tree) -> tuple[nn.Module, nn.Module]:
     first = build_classifier(PLAIN, len(SPECIES)).eval()
     first.fc.bias.data[0] += 1000.0
     names = {"breed": [f"B{n}" for n in range(20)], "gender": ["F", "M"]}
-    heads = ChinchillaMultiHeadResNet18({head: len(found) for head, found in names.items()}).eval()
-    rule, species = {"preprocessing": tree.rule.to_dict()}, SPECIES[0]
+    heads = ChinchillaMultiHeadResNet18({"breed": 20, "gender": 2}).eval()
+    rule = {"preprocessing": tree.rule.to_dict()}
     classes = {name: index for index, name in enumerate(SPECIES)}
     stage1 = {"model": first.state_dict(), "class_to_index": classes, **rule}
-    stage2 = {"model": heads.state_dict(), "species": species, "head_vocabs": names, **rule}
+    stage2 = {"model": heads.state_dict(), "species": "cat", "head_vocabs": names, **rule}
     checkpoints.save(tree.folder / "best.pt", stage1)
-    checkpoints.save(tree.folder / "stage2" / species / f"{species}_best.pt", stage2)
+    checkpoints.save(tree.folder / "stage2/cat/cat_best.pt", stage2)
     return first, heads
 
 
@@ -357,12 +327,13 @@ PARTS = {"epochs": epochs, "host": host, "evaluation": evaluation}
 
 def measure(part: Part, rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Return images/s of each round: contenders take turns, after a round that does not count."""
-    rates: dict[str, list[float]] = {name: [] for name in part.contenders}
-    turns = [(number, name) for number in range(rounds + 1) for name in part.contenders]
-    for number, name in progress(turns, desc=part.name, unit="turn", leave=False):
+    name_of_part, contenders = part
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    turns = [(number, name) for number in range(rounds + 1) for name in contenders]
+    for number, name in progress(turns, desc=name_of_part, unit="turn", leave=False):
         start = time.perf_counter()
         with redirect_stderr(io.StringIO()):  # progress bars
-            done = part.contenders[name]()
+            done = contenders[name]()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         if number:
@@ -371,36 +342,48 @@ def measure(part: Part, rounds: int, device: torch.device) -> dict[str, list[flo
     return rates
 
 
-def ratio(rates: dict[str, list[float]], name: str, other: str) -> str:
-    """Format the median of the rounds' ratios of one contender to another; "" without one."""
-    if other not in rates:
-        return ""
-    ratios = [a / b for a, b in zip(rates[name], rates[other], strict=True)]
-    return f"{statistics.median(ratios):.3f}"
-
-
-def show(part: Part, rates: dict[str, list[float]], device: torch.device) -> list[list[object]]:
+def show(part: str, rates: dict[str, list[float]], device: torch.device) -> list[list[object]]:
     """Print a part's table and return the rows of the CSV."""
-    print(f"\n{part.name}")
-    print(f"  {'':40s} {'img/s':>10s} {'of limit':>9s} {'yardstick x':>12s} {'goal':>8}")
-    rows: list[list[object]] = []
-    machine = num_cores(), device.type, str(choose_precision("auto", device))
+    print(f"\n{part}\n  {'':40s} {'img/s':>10s} {'yardstick x':>12s} {'goal':>8}")
+    rows, yardstick = list[list[object]](), [*rates][-1]
     for name, found in rates.items():
-        share, times = ratio(rates, name, part.limit), ratio(rates, name, part.yardstick)
-        speeds = [statistics.median(found), min(found), max(found)]
-        goal = GOALS.get((part.name, name), "") if device.type == "cuda" else ""
-        line = f"  {name:40s} {speeds[0]:10,.1f} {share:>9s} {times:>12s} {goal:>8}"
-        print(line.rstrip(), flush=True)
-        row = [part.name, name, *(f"{speed:.1f}" for speed in speeds)]
-        rows.append([*row, part.limit, share, part.yardstick, times, len(found), *machine])
+        speeds = [np.median(found), min(found), max(found)]
+        times = f"{np.median(np.divide(found, rates[yardstick])):.3f}"
+        goal = GOALS.get((part, name), "") if device.type == "cuda" else ""
+        print(f"  {name:40s} {speeds[0]:10,.1f} {times:>12s} {goal:>8}".rstrip(), flush=True)
+        row = [part, name, *(f"{speed:.1f}" for speed in speeds), yardstick, times, len(found)]
+        rows.append([*row, num_cores(), device.type, str(choose_precision("auto", device))])
     return rows
+
+
+def hardware_name(device: torch.device, cpuinfo: str | None = None) -> str:
+    """Return "gpu-<name>" or "cpu-<cores>core-<name>[-<microarchitecture>]" in [a-z0-9-].
+
+    `cpuinfo` is the text of /proc/cpuinfo, read from there if it is None. A virtual machine often
+    hides the product's number, not AMD's family and model, named as in Linux' cpu/amd.c.
+    """
+    if device.type == "cuda":
+        kind, name, zen = "gpu", torch.cuda.get_device_name(device), ""
+    else:
+        path, kind = Path("/proc/cpuinfo"), f"cpu-{num_cores()}core"
+        if cpuinfo is None:
+            cpuinfo = path.read_text(encoding="utf-8") if path.exists() else ""
+        facts = dict(re.findall(r"^(\w[\w ]*?)\s*: (.*)$", cpuinfo, re.MULTILINE)[::-1])
+        name, model = facts.get("model name", platform.machine()), int(facts.get("model", 0))
+        zen = {  # no other maker has these families
+            "23": "zen1" if model < 0x30 else "zen2",
+            "25": "zen4" if 0x10 <= model <= 0x1F or 0x60 <= model <= 0xAF else "zen3",
+            "26": "zen5",
+        }.get(facts.get("cpu family", ""), "")
+    name = re.sub(r"\(r\)|\(tm\)|\bcpu\b|\bprocessor\b|@.*|\d+-core", " ", name.lower())
+    slug = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+    return "-".join(filter(None, [kind, slug, zen]))
 
 
 def main() -> None:
     switches = {"quick": "small, few rounds: a minute", "gpu": "refuse to run without a GPU"}
     s = read_settings(sys.modules[__name__], switches=switches)
-    is_quick = "quick" in s.switches
-    device = choose_device(s.DEVICE)
+    is_quick, device = "quick" in s.switches, choose_device(s.DEVICE)
     if "gpu" in s.switches and device.type != "cuda":
         raise SettingsError(f"--gpu needs a CUDA device; DEVICE = {s.DEVICE!r} is {device} here")
     torch.set_num_threads(num_cores())
@@ -411,7 +394,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in s.ONLY or PARTS:
             for part in PARTS[name](Path(folder) / name, device, is_quick):
-                rows += show(part, measure(part, rounds, device), device)
+                rows += show(part[0], measure(part, rounds, device), device)
     if device.type == "cuda":
         print(f"\nGPU memory at most: {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB")
     if out:

@@ -29,12 +29,11 @@ OUT: str = ""  # "" = beside the evaluation's files
 
 
 def main() -> None:
-    settings = read_settings(sys.modules[__name__])
-    people = {"Owner": settings.OWNER, "Licence": settings.LICENSE, "Contact": settings.CONTACT}
-    folder = Path(settings.EVALUATION)
-    out = Path(settings.OUT) if settings.OUT else None
+    s = read_settings(sys.modules[__name__])
+    people = {"Owner": s.OWNER, "Licence": s.LICENSE, "Contact": s.CONTACT}
+    folder, out = Path(s.EVALUATION), Path(s.OUT) if s.OUT else None
     try:
-        written = write_cards(folder, people=people, audit=settings.AUDIT, out=out)
+        written = write_cards(folder, people=people, audit=s.AUDIT, out=out)
     except (UserError, OSError, ImportError):
         raise
     except Exception as error:  # jinja2 has its own for what is not there

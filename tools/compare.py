@@ -21,25 +21,18 @@ OUT: str = "runs/comparison"  # an earlier comparison there is replaced
 
 
 def main() -> None:
-    settings = read_settings(
-        sys.modules[__name__],
-        positional=("EVALUATION", "folders of two evaluations, A and B"),
-    )
-    if len(settings.positional) != 2:
-        raise SettingsError(
-            f"give two folders to compare, not {len(settings.positional)}: "
-            "python -m tools.compare runs/evaluation_a runs/evaluation_b"
-        )
-    a, b = map(Path, settings.positional)
+    words = "EVALUATION", "folders of two evaluations, A and B"
+    s = read_settings(sys.modules[__name__], positional=words)
+    if len(s.positional) != 2:
+        raise SettingsError(f"give two folders to compare, not {len(s.positional)}; see --help")
+    a, b = map(Path, s.positional)
     if a.resolve() == b.resolve():
         raise UserError(f"{a} and {b} are the same folder; give the folder of another model")
-    out = Path(settings.OUT)
-    comparison, rows = compare_evaluations(read_pair(a, b))
+    out, (comparison, rows) = Path(s.OUT), compare_evaluations(read_pair(a, b))
     files.write_csv(out / "changed.csv", list(rows), rows.itertuples(index=False))
     comparison["num_changed"] = len(rows)
     files.write_json(out / "compare.json", comparison)
-    print(describe_comparison(comparison))
-    print(changed_words(comparison))
+    print(f"{describe_comparison(comparison)}\n{changed_words(comparison)}")
     print(f"page: {write_comparison(out / 'compare.html', comparison)}")
 
 

@@ -1,32 +1,22 @@
 """The animals of the demo as tables: build of a species, breeds, colours, shapes, frequencies.
 
 Units of the frame: x from -0.5 to 0.5 with the eyes at -0.25 and 0.25, y from 0 (top) to 1.
-The keys of BREEDS and COLOURS are the demo's labels: `tools.make_demo_data` takes them from here.
+The keys of BREEDS and COLOURS are the demo's labels.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-# Records and the share of them whose gender is unknown, of the real species.
-RECORDS = {
-    "cat": 164_100, "chimp": 637, "chinchilla": 1_139, "degus": 1_110, "dog": 71_613,
-    "ferret": 986, "guineapig": 1_313, "hamster": 1_869, "hedgehog": 708, "javasparrow": 1_220,
-    "parakeet": 4_727, "pig": 1_597, "rabbit": 6_465,
+# Records of the real species, and the share of them whose gender is unknown.
+REAL = {
+    "cat": (164_100, 0.03), "chimp": (637, 0.46), "chinchilla": (1_139, 0.12),
+    "degus": (1_110, 0.19), "dog": (71_613, 0.03), "ferret": (986, 0.09),
+    "guineapig": (1_313, 0.14), "hamster": (1_869, 0.31), "hedgehog": (708, 0.22),
+    "javasparrow": (1_220, 0.94), "parakeet": (4_727, 0.98), "pig": (1_597, 0.0),
+    "rabbit": (6_465, 0.16),
 }  # fmt: skip
-UNKNOWN_GENDER_FRAC = {
-    "cat": 0.03, "chimp": 0.46, "chinchilla": 0.12, "degus": 0.19, "dog": 0.03,
-    "ferret": 0.09, "guineapig": 0.14, "hamster": 0.31, "hedgehog": 0.22, "javasparrow": 0.94,
-    "parakeet": 0.98, "pig": 0.0, "rabbit": 0.16,
-}  # fmt: skip
-SPECIES = tuple(RECORDS)
-SMALLEST_SPECIES = 22  # records, from 660 records on
-SMALLEST_CLASS = 7  # records
 
 
 @dataclass(frozen=True)
@@ -204,43 +194,3 @@ PARTS: dict[str, tuple[tuple[Any, ...], ...]] = {
     "Banded": (("oval", "white", 0, -.27, .5, .085),),
 }
 # fmt: on
-
-
-def apportion(weights: np.ndarray, total: int) -> np.ndarray:
-    """Share `total` out in proportion to `weights` by the largest remainder: whole, exact sum."""
-    exact = weights / weights.sum() * total
-    counts = np.floor(exact).astype(int)
-    order = np.argsort(counts - exact, kind="stable")
-    counts[order[: total - counts.sum()]] += 1
-    return counts
-
-
-def record_counts(records: int) -> dict[str, int]:
-    """Share `records` out among the species.
-
-    By the real shares to a power that rises with log(records) from 0.5 (up to 1,000 records) to 1
-    (the real 257,484), and no species below `SMALLEST_SPECIES`, or a thirtieth of small sets.
-    """
-    real = np.array(list(RECORDS.values()), float)
-    rise = math.log(records / 1000) / math.log(real.sum() / 1000)
-    counts = apportion(real ** (0.5 + 0.5 * min(max(rise, 0.0), 1.0)), records)
-    floor = min(SMALLEST_SPECIES, records // 30)
-    while counts.min() < floor:
-        counts[counts.argmin()] += 1
-        counts[counts.argmax()] -= 1
-    return dict(zip(SPECIES, counts.tolist(), strict=True))
-
-
-def long_tailed(
-    names: Sequence[str], count: int, exponent: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Assign shuffled classes to `count` animals; class i is as frequent as (i + 1)^-exponent.
-
-    As many classes as keep `SMALLEST_CLASS` animals each, but two where there are eight animals.
-    """
-    least = 2 if count >= 8 else 1
-    for num_classes in range(len(names), 0, -1):
-        counts = apportion(np.arange(1, num_classes + 1) ** -exponent, count)
-        if counts.min() >= SMALLEST_CLASS or num_classes <= least:
-            break
-    return rng.permutation(np.repeat(np.array(names[:num_classes], dtype=object), counts))

@@ -14,10 +14,8 @@ from tools.demo_animals import BREEDS, FACES, IRISES, PARTS, PROFILES, RGB, Face
 
 WIDTH_STD = 0.045  # spread of the face width between individuals, as a fraction
 GENDER_SHIFT = 0.385 * WIDTH_STD  # males wider, females narrower: the best guess is right for 65 %
-POOR_FRAC = 0.07  # photos that are dark, blurred and grainy
 CIRCLE = np.stack([f(np.linspace(0, 2 * np.pi, 37)[:-1]) for f in (np.cos, np.sin)], axis=1)
 RAGGED = np.where(np.arange(36) % 2, 1.0, -1.0)[:, None]
-BICOLOUR = ("BlackandWhite", "Black and White")
 
 
 @dataclass
@@ -49,18 +47,17 @@ def draw_individual(
     palette["ear"] = palette["Sable" if pattern in ("Seal", "Himalayan") else "fur"] * 0.86
     palette["flap"] = palette["ear"] * 0.86
     palette["inside"] = palette["ear"] * 0.5 + palette["rose"] * 0.5
+    num_patches = 4 if pattern in ("Pied", "Mosaic") else 0
     iris = str(rng.choice(IRISES.get(species, ("eyes",))))
     palette["iris"] = palette[iris] * rng.uniform(0.85, 1.05)
     return Individual(
         face,
-        (("blaze",) if colour in BICOLOUR else ()) + (pattern, face.marking),
+        ("blaze" if colour in ("BlackandWhite", "Black and White") else "", pattern, face.marking),
         palette,
         width=1 + rng.normal(0, WIDTH_STD) + (GENDER_SHIFT if gender == "male" else -GENDER_SHIFT),
         ears=rng.normal(1, 0.07),
         freckles=rng.uniform((-0.3, 0.1), (0.3, 0.8), (3, 2)),
-        patches=rng.uniform((-0.4, -0.4, 0.1), (0.4, 0.3, 0.2), (4, 3))[
-            : 4 * (pattern in ("Pied", "Mosaic"))
-        ],
+        patches=rng.uniform((-0.4, -0.4, 0.1), (0.4, 0.3, 0.2), (4, 3))[:num_patches],
     )
 
 
@@ -83,7 +80,6 @@ class Sketch:
         return (points @ self.matrix + self.shift).ravel().tolist()
 
     def polygon(self, points: np.ndarray, colour: np.ndarray) -> None:
-        """Fill (n, 2) `points`."""
         self.draw.polygon(self.placed(points), fill=ink(colour))
 
     def shape(self, kind: str, colour: np.ndarray, *numbers: float) -> None:
@@ -221,7 +217,7 @@ def draw_eyes(sketch: Sketch, who: Individual, rng: np.random.Generator) -> None
 def develop(image: Image.Image, size_px: int, rng: np.random.Generator) -> Image.Image:
     """Shrink to the final size and add light, tint, blur and noise; what is black stays black."""
     small = image.resize((size_px, size_px), Image.Resampling.BOX)
-    poor = rng.random() < POOR_FRAC
+    poor = rng.random() < 0.07  # dark, blurred and grainy
     if poor or rng.random() < 0.4:
         radius = rng.uniform(1.3, 3.0) if poor else rng.uniform(0.2, 1.0)
         small = small.filter(ImageFilter.GaussianBlur(radius * size_px / 64))

@@ -33,9 +33,8 @@ NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of
 
 
 def main() -> None:
-    s = read_settings(
-        sys.modules[__name__], positional=("photos", "photo files, and folders of them")
-    )
+    words = "photos", "photo files, and folders of them"
+    s = read_settings(sys.modules[__name__], positional=words)
     photos, left_out = find_photos(s.positional)
     if not photos:
         raise SettingsError("no photo to embed: give photo files and folders of them")

@@ -46,13 +46,9 @@ NUM_CALIBRATION: Positive = 256  # training photos that show the ranges
 
 
 def main() -> None:
-    s = read_settings(
-        sys.modules[__name__],
-        switches={
-            "force": "replace a finished bundle",
-            "force_int8": "keep int8 models that give too few of the predictions",
-        },
-    )
+    switches = {"force": "replace a finished bundle"}
+    switches["force_int8"] = "keep int8 models that give too few of the predictions"
+    s = read_settings(sys.modules[__name__], switches=switches)
     from petface.export.bundle import write_bundle  # their packages are optional
     from petface.export.model import ExportOptions
 
@@ -78,15 +74,12 @@ def main() -> None:
         num_calibration=s.NUM_CALIBRATION,
         pack=s.PACK,
     )
-    start, own = time.perf_counter(), (s.STAGE1_CHECKPOINT, specialists)
+    start, models = time.perf_counter(), (s.STAGE1_CHECKPOINT, specialists)
     more = {"identity": s.IDENTITY_CHECKPOINT, "force": "force" in s.switches}
-    cards = write_bundle(s.OUT, *own, dataset, options, **more)
-    num_int8 = sum(card["precision"] == "int8" for card in cards.values())
-    megabytes = sum(card["bytes"] for card in cards.values()) / 1e6
-    print(
-        f"models: {len(cards)}\nint8: {num_int8}\nmegabytes: {megabytes:.1f}\n"
-        f"seconds: {time.perf_counter() - start:.1f}\nbundle: {s.OUT}"
-    )
+    cards = write_bundle(s.OUT, *models, dataset, options, **more).values()
+    print(f"models: {len(cards)}\nint8: {sum(card['precision'] == 'int8' for card in cards)}")
+    print(f"megabytes: {sum(card['bytes'] for card in cards) / 1e6:.1f}")
+    print(f"seconds: {time.perf_counter() - start:.1f}\nbundle: {s.OUT}")
 
 
 if __name__ == "__main__":

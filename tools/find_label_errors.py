@@ -62,11 +62,6 @@ DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1
 BATCH_SIZE: Positive = 64
 NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of cores
 
-LABEL_ERRORS, FIGURES = "label_errors.csv", "label_errors.json"
-FOLDED = "K folds over records, logistic regression on features of stage 1 (learnt species alone)"
-NOT_SAID = "not known, the checkpoint does not say"
-CRITERION = "self-confidence; confident by the confident joint (Northcutt et al. 2021, 1911.00068)"
-
 
 def main() -> None:
     s = read_settings(sys.modules[__name__])
@@ -94,29 +89,29 @@ def main() -> None:
             figure = label_errors.summarise_suspects(head, suspects) | {"frozen": frozen}
             table = label_errors.suspect_rows(dataset, head, suspects)
             table["contaminated"] = ""
+            figure["contaminated"] = "not known, the checkpoint does not say"
             if seen is not None:
                 is_seen = seen[head.records][suspects["record"]]
                 table["contaminated"] = is_seen[suspects["margin"] < 0].astype(int)
                 figure["contaminated"] = contaminated(int(is_seen.sum()), len(is_seen))
-            else:
-                figure["contaminated"] = NOT_SAID
             print(describe(figure))
             tables.append(table if figure["can_judge"] else table[:0])
             figures.append(figure)
     rows = pd.concat(tables).sort_values("p_label", kind="stable")
     out = Path(s.OUT)
-    files.write_csv(out / LABEL_ERRORS, list(rows), rows.round(6).itertuples(index=False))
-    told = {
-        "out_of_sample": FOLDED,
-        "criterion": CRITERION,
+    listed, told = out / "label_errors.csv", out / "label_errors.json"
+    files.write_csv(listed, list(rows), rows.round(6).itertuples(index=False))
+    content = {
+        "out_of_sample": "K folds over records, logistic regression on features of stage 1",
+        "criterion": "self-confidence; confident by the confident joint (arXiv 1911.00068)",
         "settings": s.as_dict(),
         "dataset": dataset.fingerprint(),
         "num_records": sum(figure["num_judged"] for figure in figures),
         "heads": figures,
     }
-    files.write_json(out / FIGURES, told)
+    files.write_json(told, content)
     print(f"suspects: {len(rows)}\nconfident: {rows['confident'].sum()}")
-    print(f"list: {out / LABEL_ERRORS}\nfigures: {out / FIGURES}")
+    print(f"list: {listed}\nfigures: {told}")
     if (out / SUMMARY).exists():  # beside an evaluation: its report shows the list
         print(report_line(out))
     print(f"seconds: {time.perf_counter() - start:.0f}")
@@ -128,21 +123,19 @@ def judge(
     """Compute a species' features once; rank the records of each head by models of other folds."""
     places, _ = dataset.image_labels(species)
     record = dataset.catalog.record_index[places]
-    record = record - record[0]
     features, readable = label_errors.features_of_photos(
         network, body, dataset, places, grid=s.GRID, batch_size=s.BATCH_SIZE,
         num_workers=worker_count(s.NUM_WORKERS), title=species,
     )  # fmt: skip
     print(f"{species}: {len(readable) - readable.sum():,} of {len(readable):,} photos unreadable")
+    photos = features, (record - record[0])[readable]
     for head in heads:
         p = label_errors.predict_out_of_sample(
-            features, record[readable], head.labels, len(head.names), num_folds=s.FOLDS,
+            *photos, head.labels, len(head.names), num_folds=s.FOLDS,
             inverse_strength=s.INVERSE_STRENGTH, seed=s.SEED,
         )  # fmt: skip
-        frozen = label_errors.frozen_baselines(
-            features, record[readable], head.labels, dataset.record_split[head.records],
-            s.INVERSE_STRENGTH,
-        )  # fmt: skip
+        split = dataset.record_split[head.records]
+        frozen = label_errors.frozen_baselines(*photos, head.labels, split, s.INVERSE_STRENGTH)
         yield head, label_errors.rank_suspects(p, head.labels, s.MIN_RECORDS), frozen
 
 

@@ -8,14 +8,16 @@ About 3,500 photos in 7 s on two cores. The tree depends on --records, --size, -
 
 from __future__ import annotations
 
-import json
+import math
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
@@ -27,18 +29,11 @@ import numpy as np
 from PIL import Image
 
 from petface.devices import num_cores
-from petface.files import write_csv, write_error, write_json
+from petface.files import read_json, write_csv, write_error, write_json
 from petface.progress import progress
 from petface.settings import Fraction, NonNegative, Range, Seed, read_settings
 from petface.taxonomy import SPECIES_FEATURES
-from tools.demo_animals import (
-    BREEDS,
-    COLOURS,
-    SPECIES,
-    UNKNOWN_GENDER_FRAC,
-    long_tailed,
-    record_counts,
-)
+from tools.demo_animals import BREEDS, COLOURS, REAL
 from tools.demo_faces import draw_individual, draw_photo
 
 # ---- What is drawn ----
@@ -51,9 +46,8 @@ MISLABELLED: Fraction = 0.05  # animals that look like another class than their 
 OUT: str = "data/demo"
 WORKERS: NonNegative = 0  # processes; 0 = one per core
 
-FORMAT = 1  # raised when the same arguments would draw another tree
 MARKER = "demo.json"
-PARTS_OF_TREE = ("images", "annotations")
+SPECIES = tuple(REAL)
 UNKNOWN_FRAC = 0.05  # of breeds and colours
 PHOTOS, PHOTOS_P = (2, 3, 4, 5, 6), (0.12, 0.25, 0.33, 0.20, 0.10)  # a record; mean 3.91
 TOKENS = ("", "unknown", "Unknown", "unk", "UNK", "NA", "n/a", "N/A", "nan", "NaN")
@@ -72,10 +66,44 @@ class Record:
     look: tuple[str, str, str, str]  # breed, colour, pattern, gender
     cells: tuple[str, ...]  # in the order of `columns_of`, without Name
 
-    @property
-    def name(self) -> str:
-        """Return the name of the folder."""
-        return f"{self.number:06d}"
+
+def apportion(weights: np.ndarray, total: int) -> np.ndarray:
+    """Share `total` out in proportion to `weights` by the largest remainder: whole, exact sum."""
+    exact = weights / weights.sum() * total
+    counts = np.floor(exact).astype(int)
+    order = np.argsort(counts - exact, kind="stable")
+    counts[order[: total - counts.sum()]] += 1
+    return counts
+
+
+def record_counts(records: int) -> dict[str, int]:
+    """Share `records` out among the species, to none less than 22, or a thirtieth of small sets.
+
+    By the real shares to a power that rises with log(records) from 0.5 (up to 1,000 records) to 1
+    (the real 257,484).
+    """
+    real = np.array([records for records, _ in REAL.values()], float)
+    rise = math.log(records / 1000) / math.log(real.sum() / 1000)
+    counts = apportion(real ** (0.5 + 0.5 * min(max(rise, 0.0), 1.0)), records)
+    while counts.min() < min(22, records // 30):
+        counts[counts.argmin()] += 1
+        counts[counts.argmax()] -= 1
+    return dict(zip(SPECIES, counts.tolist(), strict=True))
+
+
+def long_tailed(
+    names: Sequence[str], count: int, exponent: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Assign shuffled classes to `count` animals; class i is as frequent as (i + 1)^-exponent.
+
+    As many classes as keep 7 animals each, but two where there are eight animals.
+    """
+    least = 2 if count >= 8 else 1
+    for num_classes in range(len(names), 0, -1):
+        counts = apportion(np.arange(1, num_classes + 1) ** -exponent, count)
+        if counts.min() >= 7 or num_classes <= least:
+            break
+    return rng.permutation(np.repeat(np.array(names[:num_classes], dtype=object), counts))
 
 
 def columns_of(species: str) -> tuple[str, ...]:
@@ -118,7 +146,7 @@ def draw_cells(
     count = len(patterns)
     cells = {}
     for title, values in labels.items():
-        frac = UNKNOWN_GENDER_FRAC[species] if title == "Gender" else UNKNOWN_FRAC
+        frac = REAL[species][1] if title == "Gender" else UNKNOWN_FRAC
         cells[title] = values.copy()
         cells[title][rng.permutation(count)[: round(frac * count)]] = ""
     short = rng.random(count) < 0.03
@@ -138,6 +166,10 @@ def plan(records: int, seed: int, mislabelled: float = MISLABELLED) -> dict[str,
     return {name: plan_species(name, num, seed, mislabelled) for name, num in counts.items()}
 
 
+def num_photos(tree: dict[str, list[Record]]) -> int:
+    return sum(record.num_photos for records in tree.values() for record in records)
+
+
 def annotation_rows(records: list[Record]) -> list[tuple[str, ...]]:
     """Return the rows of one species' file, with the oddities of cat and dog.
 
@@ -146,7 +178,7 @@ def annotation_rows(records: list[Record]) -> list[tuple[str, ...]]:
     """
     species = records[0].species
     spelling = {"cat": {7: "7", 11: "11.0"}, "dog": {7: "7.0"}}.get(species, {})
-    rows = [(spelling.get(record.number, record.name), *record.cells) for record in records]
+    rows = [(spelling.get(r.number, f"{r.number:06d}"), *r.cells) for r in records]
     if species == "cat":
         rows += [rows[3], (f"{len(records) + 1:06d}", *rows[0][1:])]
     if species == "dog":
@@ -156,12 +188,12 @@ def annotation_rows(records: list[Record]) -> list[tuple[str, ...]]:
     return rows
 
 
-def draw_records(images: Path, records: list[Record], size_px: int, seed: int) -> int:
-    """Draw the photos of `records`; give their number. Runs in a worker process."""
+def draw_records(images: Path, size_px: int, seed: int, records: list[Record]) -> int:
+    """Draw the photos of `records`; return their number. Runs in a worker process."""
     for record in records:
         rng = np.random.default_rng([seed, SPECIES.index(record.species), record.number])
         who = draw_individual(record.species, *record.look, rng)
-        folder = images / record.species / record.name
+        folder = images / record.species / f"{record.number:06d}"
         folder.mkdir(parents=True)
         for photo in range(record.num_photos):
             draw_photo(who, size_px, rng).save(folder / f"{photo:02d}.png", compress_level=4)
@@ -174,15 +206,12 @@ def draw_tree(
     """Draw all photos with a progress bar and write the annotation files, one a species."""
     everyone = [record for records in tree.values() for record in records]
     parts = [everyone[start : start + 12] for start in range(0, len(everyone), 12)]
-    num_photos = sum(record.num_photos for record in everyone)
-    same = ([out / "images"] * len(parts), parts, [size_px] * len(parts), [seed] * len(parts))
+    draw = partial(draw_records, out / "images", size_px, seed)
     ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, which ends the pool
     pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore)
     try:
-        with progress(total=num_photos, unit="photo", desc="drawing") as bar:
-            for drawn in (
-                map(draw_records, *same) if workers == 1 else pool.map(draw_records, *same)
-            ):
+        with progress(total=num_photos(tree), unit="photo", desc="drawing") as bar:
+            for drawn in map(draw, parts) if workers == 1 else pool.map(draw, parts):
                 bar.update(drawn)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -195,22 +224,22 @@ def plant_odd_files(images: Path, num_cats: int) -> None:
     """Put one of each odd file of real trees into the two largest species."""
     cat, dog = images / "cat", images / "dog"
     (images / ".DS_Store").write_bytes(b"\x00\x00\x00\x01Bud1")
-    (cat / "000001" / "._00.png").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X")
-    (dog / "000001" / "Thumbs.db").write_bytes(bytes.fromhex("d0cf11e0a1b11ae1"))
+    (cat / "000001/._00.png").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X")
+    (dog / "000001/Thumbs.db").write_bytes(bytes.fromhex("d0cf11e0a1b11ae1"))
     (dog / "notes.txt").write_text("not a photo\n", encoding="utf-8")
     (cat / f"{num_cats:06d}").mkdir()
-    (cat / "000002" / "nested").mkdir()
-    shutil.copyfile(cat / "000002" / "00.png", cat / "000002" / "nested" / "00.png")
-    (cat / "000003" / "00.png").write_bytes(b"")
-    whole = (dog / "000002" / "00.png").read_bytes()
-    (dog / "000002" / "00.png").write_bytes(whole[: len(whole) // 2])
-    grey = np.asarray(Image.open(cat / "000004" / "00.png").convert("L"), np.uint16) * 257
-    Image.fromarray(grey).save(cat / "000004" / "00.png")
-    clear = Image.open(cat / "000005" / "00.png").convert("RGBA")
+    (cat / "000002/nested").mkdir()
+    shutil.copyfile(cat / "000002/00.png", cat / "000002/nested/00.png")
+    (cat / "000003/00.png").write_bytes(b"")
+    whole = (dog / "000002/00.png").read_bytes()
+    (dog / "000002/00.png").write_bytes(whole[: len(whole) // 2])
+    grey = np.asarray(Image.open(cat / "000004/00.png").convert("L"), np.uint16) * 257
+    Image.fromarray(grey).save(cat / "000004/00.png")
+    clear = Image.open(cat / "000005/00.png").convert("RGBA")
     clear.putalpha(Image.linear_gradient("L").resize(clear.size))
-    clear.save(cat / "000005" / "00.png")
-    renamed = Image.open(dog / "000003" / "00.png").convert("RGB")
-    renamed.save(dog / "000003" / "00.png", format="JPEG", quality=92)
+    clear.save(cat / "000005/00.png")
+    renamed = Image.open(dog / "000003/00.png").convert("RGB")
+    renamed.save(dog / "000003/00.png", format="JPEG", quality=92)
 
 
 def is_there(out: Path, marker: dict[str, object], *, force: bool) -> bool:
@@ -221,60 +250,47 @@ def is_there(out: Path, marker: dict[str, object], *, force: bool) -> bool:
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    try:
-        found = json.loads((out / MARKER).read_text(encoding="utf-8"))
-        ours = found["tool"] == marker["tool"]
-    except (OSError, ValueError, TypeError, KeyError):
-        ours = False
-    if not ours:
+    found, parts = dict[str, object](), [out / "images", out / "annotations"]
+    with suppress(OSError, UserError):
+        found = read_json(out / MARKER)
+    if found.get("tool") != marker["tool"]:
         raise UserError(
             f"{out} is not empty and has no {MARKER} of this tool, so it is left alone, --force or "
             "not: choose another --out or delete it yourself"
         )
-    complete = found.get("finished") and all((out / part).is_dir() for part in PARTS_OF_TREE)
-    if complete and not force:
+    if found.get("finished") and all(part.is_dir() for part in parts) and not force:
         if found == marker:
             return True
-        raise UserError(
-            f"{out} holds a demo drawn with {found.get('arguments')}: give --force to replace it "
-            "or choose another --out"
-        )
+        what = f"{out} holds a demo drawn with {found.get('arguments')}"
+        raise UserError(f"{what}: give --force to replace it or choose another --out")
     write_json(out / MARKER, marker | {"finished": False})  # before the first deletion
-    for part in filter(Path.exists, (out / name for name in PARTS_OF_TREE)):
+    for part in filter(Path.exists, parts):
         shutil.rmtree(part)
     return False
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw the tree unless it is there."""
-    s = read_settings(
-        sys.modules[__name__],
-        argv,
-        switches={
-            "force": "draw anew over an older demo",
-            "no_odd_files": "no broken and foreign files in the tree",
-        },
-    )
-    start, out, has_odd_files = time.perf_counter(), Path(s.OUT), "no_odd_files" not in s.switches
+    switches = {"force": "draw anew over an older demo"}
+    switches["no_odd_files"] = "no broken and foreign files in the tree"
+    s = read_settings(sys.modules[__name__], argv, switches=switches)
+    start, out, is_plain = time.perf_counter(), Path(s.OUT), "no_odd_files" in s.switches
     tree = plan(s.RECORDS, s.SEED, s.MISLABELLED)
     arguments = {"records": s.RECORDS, "size": s.SIZE, "seed": s.SEED}
-    arguments |= {"no_odd_files": not has_odd_files, "mislabelled": s.MISLABELLED}
-    marker = {"tool": "tools.make_demo_data", "format": FORMAT, "arguments": arguments}
-    marker["finished"] = True
+    arguments |= {"no_odd_files": is_plain, "mislabelled": s.MISLABELLED}
+    # "format" is raised when the same arguments would draw another tree
+    marker = {"tool": "tools.make_demo_data", "format": 1, "arguments": arguments, "finished": True}
     try:
         there = is_there(out, marker, force="force" in s.switches)
         if not there:
             write_json(out / MARKER, marker | {"finished": False})
             draw_tree(out, tree, s.SIZE, s.SEED, s.WORKERS or num_cores())
-            if has_odd_files:
+            if not is_plain:
                 plant_odd_files(out / "images", len(tree["cat"]))
             write_json(out / MARKER, marker)
     except OSError as error:
         raise write_error(error.filename or out, error) from error
-    print(f"folder: {out}{' (already there)' if there else ''}")
-    print(f"records: {s.RECORDS}")
-    print(f"photos: {sum(record.num_photos for records in tree.values() for record in records)}")
-    print(f"seconds: {time.perf_counter() - start:.1f}")
+    print(f"folder: {out}{' (already there)' if there else ''}\nrecords: {s.RECORDS}")
+    print(f"photos: {num_photos(tree)}\nseconds: {time.perf_counter() - start:.1f}")
 
 
 if __name__ == "__main__":

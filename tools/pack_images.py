@@ -33,19 +33,16 @@ NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of
 
 
 def main() -> None:
-    settings = read_settings(
-        sys.modules[__name__], switches={"check": "compare a finished pack with its checksums"}
-    )
-    catalog = scan(settings.IMAGES_ROOT).catalog
-    rule = Preprocessing(settings.IMAGE_SIZE_PX, settings.RESIZE_RULE)
-    path = Path(settings.OUT) if settings.OUT else pack_path(settings.IMAGES_ROOT, rule)
+    switches = {"check": "compare a finished pack with its checksums"}
+    s = read_settings(sys.modules[__name__], switches=switches)
+    catalog, rule = scan(s.IMAGES_ROOT).catalog, Preprocessing(s.IMAGE_SIZE_PX, s.RESIZE_RULE)
+    path = Path(s.OUT) if s.OUT else pack_path(s.IMAGES_ROOT, rule)
     start = time.perf_counter()
-    if "check" in settings.switches:
-        pack = PackedImages(path, catalog, rule)
+    if "check" not in s.switches:
+        make_pack(path, catalog, rule, num_workers=worker_count(s.NUM_WORKERS))
+    pack = PackedImages(path, catalog, rule)
+    if "check" in s.switches:
         pack.check()
-    else:
-        make_pack(path, catalog, rule, num_workers=worker_count(settings.NUM_WORKERS))
-        pack = PackedImages(path, catalog, rule)
     print(f"images: {len(catalog)}\nunreadable: {pack.num_unreadable}")
     print(f"gigabytes: {path.stat().st_size / 1e9:.3f}")
     print(f"seconds: {time.perf_counter() - start:.1f}\npack: {path}")

@@ -51,18 +51,7 @@ LINK: Literal["symbolic", "hard", "copy"] = "symbolic"  # how photos get there
 SEED: Seed = 0  # of the parts that are cut from train
 
 
-def read(kind: str, source: str, s: Settings) -> Found:
-    """Read the source, after its download where that is wanted."""
-    if kind == "image_folder":
-        return read_image_folder(source)
-    if kind == "inat_json":
-        return read_inat_json(source, s.TRAIN, s.VAL or None)
-    if s.DOWNLOAD:
-        download_oxford_pets(source)
-    return read_oxford_pets(source, s.STAGES)
-
-
-def describe(found: Found, rows_shown: int = 40, samples_shown: int = 3) -> str:
+def describe(found: Found, rows_shown: int = 40) -> str:
     """Return a table of the photos per class and part, the notes, and what was left out."""
     photos = [(entry.species, entry.part or "photos") for entry in found.entries]
     counts = pandas.crosstab(*map(np.array, zip(*photos, strict=True)), colnames=["class"])
@@ -73,24 +62,22 @@ def describe(found: Found, rows_shown: int = 40, samples_shown: int = 3) -> str:
     lines += [f"... {more} more, see sources.csv"] * (more > 0)
     lines += found.notes
     for reason, num in sorted(Counter(reason for _, reason in found.left_out).items()):
-        examples = [what for what, why in found.left_out if why == reason][:samples_shown]
+        examples = [what for what, why in found.left_out if why == reason][:3]
         lines.append(f"left out, {reason}: {num:,}, such as {', '.join(examples)}")
     return "\n".join(lines)
 
 
 def next_commands(kind: str, out: str, found: Found, s: Settings) -> list[list[str]]:
     """Return the exact commands that use the tree."""
-    evaluate = ["inference_engine.py", "evaluate"]
-    trainers = ["train_resnet_minority_aug_dynamic.py", "stage2_resnet_multi.py"]
+    train, evaluate = ["train_resnet_minority_aug_dynamic.py"], ["inference_engine.py", "evaluate"]
     tree = ["--images-root", f"{out}/images", "--annotations-root", f"{out}/annotations"]
     if kind == "oxford_pets":
-        scripts = {"stage1": trainers[:1], "stage2": trainers[1:], "eval": evaluate}
-        if s.STAGES == "one":
-            del scripts["stage2"]
-        preset = f"{OXFORD_PRESETS[s.STAGES]}.toml"
+        scripts = {"stage1": train, "stage2": ["stage2_resnet_multi.py"], "eval": evaluate}
+        name = OXFORD_PRESETS[s.STAGES]
         return [
-            [*words, "--config", f"configs/{folder}/{preset}", *(tree if s.OUT else [])]
+            [*words, "--config", f"configs/{folder}/{name}.toml", *(tree if s.OUT else [])]
             for folder, words in scripts.items()
+            if folder != "stage2" or s.STAGES == "two"
         ]
     run = safe_name(Path(out).name)
     checkpoint = ["--stage1-checkpoint", s.CHECKPOINT or f"runs/{run}/best.pt"]
@@ -99,7 +86,7 @@ def next_commands(kind: str, out: str, found: Found, s: Settings) -> list[list[s
     commands = [[*evaluate, *checkpoint, *specialists, *tree, *out_dir]]
     if not s.CHECKPOINT and ("train" in found.parts or not found.parts):
         fine_tuning = ["--config", "configs/stage1/own_photos.toml"]
-        commands.insert(0, [trainers[0], *fine_tuning, *tree, "--run-name", run])
+        commands.insert(0, [*train, *fine_tuning, *tree, "--run-name", run])
     return commands
 
 
@@ -107,15 +94,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     s = read_settings(sys.modules[__name__], argv, positional=("SOURCE", " or ".join(KINDS)))
     kind = s.positional[0] if len(s.positional) == 1 else ""
     if kind not in KINDS:
-        raise SettingsError(
-            f"give one source of {', '.join(KINDS)}, not {' '.join(s.positional)!r}"
-        )
+        words = " ".join(s.positional)
+        raise SettingsError(f"give one source of {', '.join(KINDS)}, not {words!r}")
     source = s.SOURCE or ("data/oxford" if kind == "oxford_pets" else "")
-    for flag, value in {"--source": source, "--train": s.TRAIN or kind != "inat_json"}.items():
-        if not value:
-            raise SettingsError(f"{flag} is missing; see --help")
-    own_name = f"{safe_name(Path(source).resolve().name)}_petface"
-    name = OXFORD_PRESETS[s.STAGES] if kind == "oxford_pets" else own_name
+    if not source or kind == "inat_json" and not s.TRAIN:
+        raise SettingsError(f"{'--train' if source else '--source'} is missing; see --help")
+    name = f"{safe_name(Path(source).resolve().name)}_petface"
+    if kind == "oxford_pets":
+        name = OXFORD_PRESETS[s.STAGES]
     out, classes = str(Path(s.OUT or f"data/{name}")), None
     sys.stdout.reconfigure(errors="backslashreplace")  # file names that are no UTF-8
     check_out(Path(out).absolute(), Path(source).absolute())  # before anything is downloaded
@@ -123,7 +109,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         from petface.models import checkpoints
 
         classes = checkpoints.read_stage1(s.CHECKPOINT).classes
-    found = read(kind, source, s)
+    if kind == "oxford_pets" and s.DOWNLOAD:
+        download_oxford_pets(source)
+    found = {
+        "image_folder": lambda: read_image_folder(source),
+        "oxford_pets": lambda: read_oxford_pets(source, s.STAGES),
+        "inat_json": lambda: read_inat_json(source, s.TRAIN, s.VAL or None),
+    }[kind]()
     prepare(found, out, link=s.LINK, seed=s.SEED, checkpoint_classes=classes, val_as=s.VAL_AS)
     print(f"{describe(found)}\n\nnext:")
     for words in next_commands(kind, out, found, s):

@@ -26,26 +26,19 @@ WITH_PHOTOS: bool = False  # of real animals: small copies of test photos and mi
 
 
 def main() -> int:
-    settings = read_settings(
-        sys.modules[__name__],
-        positional=("folders", "runs, evaluations or folders of them; without any, RUNS_ROOT"),
-    )
-    root = Path(settings.RUNS_ROOT)
-    folders = [Path(name) for name in settings.positional]
-    if not root.is_dir() and not folders:
-        raise UserError(f"RUNS_ROOT {root}: there is no such folder; train a run or name another")
-    for folder in folders:
+    words = "folders", "runs, evaluations or folders of them; without any, RUNS_ROOT"
+    s = read_settings(sys.modules[__name__], positional=words)
+    root, folders = Path(s.RUNS_ROOT), [Path(name) for name in s.positional]
+    for folder in folders or [root]:
         if not folder.is_dir():
-            raise UserError(f"{folder}: there is no such folder")
-        if not any(find_folders(folder)):
+            raise UserError(f"{folder}: there is no such folder; train a run or name another")
+        if folders and not any(find_folders(folder)):
             raise UserError(f"{folder} is no run or evaluation, and none lies below it")
-    written, failures = write_reports(
-        folders or [root], with_photos=settings.WITH_PHOTOS, images_root=settings.IMAGES_ROOT
-    )
+    how = {"with_photos": s.WITH_PHOTOS, "images_root": s.IMAGES_ROOT}
+    written, failures = write_reports(folders or [root], **how)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
-    print("\n".join(f"report: {path}" for path in written))
-    print(f"reports: {len(written)}")
+    print("\n".join([*(f"report: {path}" for path in written), f"reports: {len(written)}"]))
     if root.is_dir():
         print(f"index: {write_index(root)}")
     return int(bool(failures))

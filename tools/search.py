@@ -17,6 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,14 +39,10 @@ OUT: str = "runs/search"
 SEARCH_SEED: Seed = 0
 WARMUP_EPOCHS: Positive = 3  # before these no trial is given up
 
-LOOK_EVERY_S = 1.0
 
-
-def main() -> int:
-    s = read_settings(
-        sys.modules[__name__],
-        positional=("PRESET", "a preset, then NAME=a..b, NAME=a,b,c or NAME=value"),
-    )
+def main() -> None:
+    words = "PRESET", "a preset, then NAME=a..b, NAME=a,b,c or NAME=value"
+    s = read_settings(sys.modules[__name__], positional=words)
     outlive_reader()
     optuna = _optuna()
     draws = {word: way_to_draw(word) for word in s.positional}
@@ -56,8 +53,7 @@ def main() -> int:
     trainer = trainers[0]
     if not choices:
         raise SettingsError("nothing to search: give a range or choices, such as LR=1e-4..1e-2")
-    constants = trainer.settings().as_dict()
-    for constant in choices.keys() - constants:  # a misspelt name is refused before the first trial
+    for constant in choices.keys() - trainer.settings().as_dict():  # misspelt: refused here
         trainer.settings(*flag_of_change(f"{constant}=x"))
     out = Path(s.OUT)
     out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +76,11 @@ def main() -> int:
         flags += ["--runs-root", s.OUT, "--run-name", name]
         figure = _figure_of(trainer.settings(*flags))
         command = [str(ROOT / f"{trainer.script}.py"), *trainer.flags, *flags]
-        value = run_trial(trial, command, out / name, figure)
+        try:
+            value = run_trial(trial, command, out / name, figure)
+        except optuna.TrialPruned as reason:
+            print(f"trial {trial.number}: {reason}", flush=True)
+            raise
         print(f"trial {trial.number}: {' '.join(drawn)}: {figure} {abs(value):.4f}", flush=True)
         return value
 
@@ -91,11 +91,10 @@ def main() -> int:
     best = study.best_trial
     rows = [[t.number, t.state.name, t.value, *t.params.values()] for t in study.trials]
     files.write_csv(out / "trials.csv", ("trial", "state", "value", *best.params), rows)
-    (preset,) = (word for word in s.positional if "=" not in word)
-    words = " ".join(f"{key}={value}" for key, value in best.params.items())
+    found = [word for word in s.positional if "=" not in word]
+    found += [f"{key}={value}" for key, value in best.params.items()]
     print(f"best: trial {best.number}, {abs(best.value or 0.0):.4f}")
-    print(f"repeat it: python -m tools.sweep {preset} {words} --out runs/found")
-    return 0
+    print(f"repeat it: python -m tools.sweep {' '.join(found)} --out runs/found")
 
 
 def way_to_draw(word: str) -> Callable[[Any], str] | None:
@@ -105,13 +104,12 @@ def way_to_draw(word: str) -> Callable[[Any], str] | None:
     """
     name, _, text = word.partition("=")
     if ".." in text:
+        low = high = math.nan
         ends = text.split("..")
-        try:
+        with suppress(ValueError):
             low, high = map(float, ends)
-        except ValueError:
-            raise SettingsError(f"{word}: a range is two numbers, such as 1e-4..1e-2") from None
         if not -math.inf < low < high < math.inf:
-            raise SettingsError(f"{word}: the range is empty")
+            raise SettingsError(f"{word}: a range is two numbers that rise, such as 1e-4..1e-2")
         if all(end.lstrip("-").isdigit() for end in ends):
             return lambda t: str(t.suggest_int(name, int(low), int(high)))
         return lambda t: repr(t.suggest_float(name, low, high, log=low > 0))
@@ -125,26 +123,22 @@ def run_trial(trial: optuna.Trial, command: list[str], folder: Path, figure: str
 
     Raises optuna's `TrialPruned` where the trial is given up, and for a run that failed.
     """
-    optuna = _optuna()
+    pruned = _optuna().TrialPruned
     folder.mkdir(parents=True, exist_ok=True)
     log_path, told = folder / "train.log", 0
     with log_path.open("ab") as log, started(command, log) as run:
         while run.poll() is None:
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(1.0)
             for value in _values(folder, figure)[told:]:
                 if math.isfinite(value):
                     trial.report(value, told)
                 told += 1
             if trial.should_prune():
-                print(f"trial {trial.number}: given up after epoch {told}", flush=True)
-                raise optuna.TrialPruned
+                raise pruned(f"given up after epoch {told}")
     if run.returncode:
-        print(f"trial {trial.number}: {last_line(log_path)}", flush=True)
-        raise optuna.TrialPruned
-    values = list(filter(math.isfinite, _values(folder, figure)))
-    if not values:
-        print(f"trial {trial.number}: {figure} has no value: no label in the validation split?")
-        raise optuna.TrialPruned
+        raise pruned(last_line(log_path))
+    if not (values := list(filter(math.isfinite, _values(folder, figure)))):
+        raise pruned(f"{figure} has no value: no label in the validation split?")
     return max(values)
 
 

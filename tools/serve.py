@@ -85,10 +85,9 @@ def main() -> None:
     specialists = s.own_folder("STAGE2_FOLDER", of="STAGE1_CHECKPOINT")
     engine = TwoStageInference(s.STAGE1_CHECKPOINT, specialists, s.DEVICE, s.PRECISION)
     engine.load_all()
-    identity = s.IDENTITY_CHECKPOINT
+    identity, hosts = s.IDENTITY_CHECKPOINT, s.ALLOWED_HOSTS
     embedder = load_embedder(identity, engine.options) if identity else None
     address, port = taken.getsockname()[:2]
-    hosts = s.ALLOWED_HOSTS
     if ipaddress.ip_address(address).is_loopback:
         hosts = (*hosts, "localhost", "127.0.0.1", "[::1]", s.HOST)
     else:

@@ -25,8 +25,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final
 
 from petface.errors import ENDS_WITH_INPUT, SettingsError, UserError, outlive_reader, run_script
 
@@ -62,20 +63,15 @@ RUNNING: Final = set[subprocess.Popen[bytes]]()
 
 @dataclass(frozen=True)
 class Trainer:
-    """A trainer (stage 1's or stage 2's) with a preset and changes laid over its constants."""
+    """A trainer with a preset, named `preset`, and changes laid over its constants."""
 
-    preset: str  # name of the preset
+    preset: str
     script: str
     flags: tuple[str, ...]
 
-    @property
-    def module(self) -> Any:
-        """The trainer, imported."""
-        return importlib.import_module(self.script)
-
     def settings(self, *more: str) -> Settings:
         """Read the constants, with more flags behind the preset's."""
-        return read_settings(self.module, [*self.flags, *more])
+        return read_settings(importlib.import_module(self.script), [*self.flags, *more])
 
 
 def trainers_of(words: Sequence[str]) -> list[Trainer]:
@@ -106,20 +102,32 @@ class Planned:
     """A run to do: its trainer, all its flags, and where its results lie."""
 
     trainer: Trainer
-    variant: str
     settings: Settings
     flags: tuple[str, ...]
     folder: Path
 
     def finished(self) -> list[SweepRun]:
-        """Read what it left: one for stage 1, one per species for stage 2; empty if unfinished."""
-        found = []
-        for path in sorted([self.folder / "final.json", *self.folder.glob("*/final.json")]):
-            if path.exists():
-                self._refuse_other(path.parent)
-                final = files.read_json(path)
-                species = "" if path.parent == self.folder else path.parent.name
-                found.append(SweepRun(self.trainer.preset, self.variant, species, final))
+        """Read what it left: one for stage 1, one per species for stage 2; empty if unfinished.
+
+        Results that were made with other settings are refused.
+        """
+        found, may_change = [], importlib.import_module(self.trainer.script).MAY_CHANGE
+        now = json.loads(json.dumps(self.settings.as_dict()))
+        paths = [self.folder / "final.json", *self.folder.glob("*/final.json")]
+        for path in sorted(filter(Path.exists, paths)):
+            text = path.with_name("settings.toml").read_text(encoding="utf-8")
+            before = tomllib.loads(text)
+            changed = [
+                f"{name}: {before.get(name)!r} -> {value!r}"
+                for name, value in now.items()
+                if before.get(name) != value and name not in may_change
+            ]
+            if changed:
+                what = f"{path.parent} was trained with other settings ({'; '.join(changed)})"
+                raise UserError(f"{what}; give the sweep another OUT")
+            species = "" if path.parent == self.folder else path.parent.name
+            final = files.read_json(path)
+            found.append(SweepRun(self.trainer.preset, self.folder.name, species, final))
         return found
 
     def is_finished(self) -> bool:
@@ -127,48 +135,31 @@ class Planned:
         is_whole = self.trainer.script != SCRIPTS["stage2"] or (self.folder / ALL_TRAINED).exists()
         return bool(self.finished()) and is_whole
 
-    def _refuse_other(self, folder: Path) -> None:
-        """Refuse results that were made with other settings than these."""
-        text = (folder / "settings.toml").read_text(encoding="utf-8")
-        before, now = tomllib.loads(text), json.loads(json.dumps(self.settings.as_dict()))
-        changed = [
-            f"{name}: {before.get(name)!r} -> {value!r}"
-            for name, value in now.items()
-            if before.get(name) != value and name not in self.trainer.module.MAY_CHANGE
-        ]
-        if changed:
-            raise UserError(
-                f"{folder} was trained with other settings ({'; '.join(changed)}); give the sweep "
-                "another OUT"
-            )
-
 
 def main() -> int:
-    settings = read_settings(
-        sys.modules[__name__],
-        positional=("PRESET", "presets, one over another with +, and NAME=value for all runs"),
-    )
+    words = "PRESET", "presets, one over another with +, and NAME=value for all runs"
+    s = read_settings(sys.modules[__name__], positional=words)
     outlive_reader()
-    trainers = trainers_of(settings.positional)
-    if not trainers:
+    plan = [run for trainer in trainers_of(s.positional) for run in plan_runs(s, trainer)]
+    if not plan:
         raise SettingsError("give a preset: python -m tools.sweep configs/stage1/tinypets.toml")
-    plan = [run for trainer in trainers for run in plan_runs(settings, trainer)]
     if len({run.folder for run in plan}) < len(plan):
         raise SettingsError("two presets of one name, or a seed twice: their runs would mix")
     todo = [run for run in plan if not run.is_finished()]
     print(f"{len(plan)} runs, {len(plan) - len(todo)} of them finished before", flush=True)
-    if settings.JOBS > 1:
-        make_packs(todo)
-    with ThreadPoolExecutor(settings.JOBS) as pool:
+    packs = {(r.IMAGES_ROOT, r.PACK, input_rule(r.BACKBONE, r.IMAGE_SIZE_PX, r.RESIZE_RULE, "none"))
+             for r in (run.settings for run in todo) if r.PACK and s.JOBS > 1}  # fmt: skip
+    for root, pack, rule in packs:  # beforehand: two runs would make one at the same time
+        image_source(scan(root).catalog, pack, rule)
+    with ThreadPoolExecutor(s.JOBS) as pool:
         try:
-            codes = list(pool.map(lambda pair: train(settings.JOBS, *pair), enumerate(todo)))
+            codes = list(pool.map(partial(train, s.JOBS), itertools.count(), todo))
         except BaseException as stop:
             for trainer in list(RUNNING):
                 end(trainer, stop)
             raise
-    runs = [found for run in plan for found in run.finished()]
-    if runs:
-        print(write_sweep(Path(settings.OUT), runs))
+    if runs := [found for run in plan for found in run.finished()]:
+        print(write_sweep(Path(s.OUT), runs))
     if failed := [str(run.folder) for run, code in zip(todo, codes, strict=True) if code]:
         names = ", ".join(failed)
         print(f"not finished: {names}; the same command resumes there", file=sys.stderr)
@@ -177,37 +168,22 @@ def main() -> int:
 
 def plan_runs(s: Settings, trainer: Trainer) -> list[Planned]:
     """List the runs of a preset: every fold with every seed."""
-    plain = trainer.settings()
     folds: list[tuple[str, tuple[str, ...]]] = [("", ())]
     if s.FOLDS:
+        plain = trainer.settings()
+        out = Path(s.OUT) / "folds" / f"{trainer.script}_{trainer.preset}"
         paths = fold_files(
-            plain.IMAGES_ROOT,
-            plain.ANNOTATIONS_ROOT,
-            Path(s.OUT) / "folds" / f"{trainer.script}_{trainer.preset}",
-            num_folds=s.FOLDS,
-            seed=s.FOLD_SEED,
+            plain.IMAGES_ROOT, plain.ANNOTATIONS_ROOT, out, num_folds=s.FOLDS, seed=s.FOLD_SEED,
             splits_file=plain.SPLITS_FILE,
-        )
+        )  # fmt: skip
         folds = [(f"fold{k}_", ("--splits-file", str(p))) for k, p in enumerate(paths, start=1)]
     found = []
     for seed, (fold, split) in itertools.product(s.SEEDS, folds):
         name = f"{trainer.preset}/{fold}seed{seed}"
         own = (*split, "--seed", str(seed), "--runs-root", s.OUT, "--run-name", name)
-        folder, flags = Path(s.OUT) / name, (*trainer.flags, *own)
-        found.append(Planned(trainer, folder.name, trainer.settings(*own), flags, folder))
+        flags = *trainer.flags, *own
+        found.append(Planned(trainer, trainer.settings(*own), flags, Path(s.OUT) / name))
     return found
-
-
-def make_packs(todo: list[Planned]) -> None:
-    """Make the packs that runs ask for before they begin: two would make one at the same time."""
-    made = set()
-    for run in todo:
-        s = run.settings
-        rule = input_rule(s.BACKBONE, s.IMAGE_SIZE_PX, s.RESIZE_RULE, "none")
-        key = (s.IMAGES_ROOT, s.PACK, rule)
-        if s.PACK and key not in made:
-            made.add(key)
-            image_source(scan(s.IMAGES_ROOT).catalog, s.PACK, rule)
 
 
 def train(num_jobs: int, number: int, run: Planned) -> int:
@@ -216,15 +192,13 @@ def train(num_jobs: int, number: int, run: Planned) -> int:
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, num_cores() // num_jobs))}
     if num_jobs > 1 and torch.cuda.device_count() > 1:
         environment["CUDA_VISIBLE_DEVICES"] = str(number % torch.cuda.device_count())
-    log_path = run.folder / "train.log"
-    with log_path.open("ab") as log:
-        script = str(ROOT / f"{run.trainer.script}.py")
-        with started([script, *run.flags], log, environment) as process:
-            code = process.wait()
+    log_path, script = run.folder / "train.log", str(ROOT / f"{run.trainer.script}.py")
+    with log_path.open("ab") as log, started([script, *run.flags], log, environment) as process:
+        code = process.wait()
     if code == 0 and run.trainer.script == SCRIPTS["stage2"]:
         (run.folder / ALL_TRAINED).touch()
     said = f"left with {code}: {last_line(log_path)}" if code else "finished"
-    print(f"{run.trainer.preset} {run.variant}: {said}", flush=True)
+    print(f"{run.trainer.preset} {run.folder.name}: {said}", flush=True)
     return code
 
 

@@ -16,6 +16,7 @@ import os
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from petface.errors import SettingsError, UserError, run_script
@@ -23,7 +24,6 @@ from petface.errors import SettingsError, UserError, run_script
 # isort: split
 import numpy as np
 
-import petface
 from petface import files
 from petface.data.images import ImageError, read_header
 from petface.data.sources.image_folder import read_image_folder
@@ -33,7 +33,7 @@ from petface.evaluation.details import SUMMARY
 from petface.models.backbones import build_body, load_torchvision_weights
 from petface.settings import NonNegative, Settings, read_settings
 from tools.prepare_data import describe
-from tools.sweep import started
+from tools.sweep import ROOT, started
 
 # ---- Photos and folders ----
 NAME: str = ""  # data/<NAME> and runs/<NAME>; "" = the name of the folder of photos
@@ -47,14 +47,12 @@ EPOCHS: NonNegative = 0  # 0 = by the number of photos
 DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1, mps
 
 BACKBONE = "mobilenet_v2"  # of the fine-tuning preset
-DOOR = Path(petface.__file__).resolve().parents[1] / "petface_command.py"
-PHOTOS_MEASURED = 200  # spread evenly over the classes, for IMAGE_SIZE_PX
+DOOR = ROOT / "petface_command.py"
 
 
 def main(argv: list[str] | None = None) -> int:
-    s = read_settings(
-        sys.modules[__name__], argv, positional=("FOLDER", "holds a folder of photos per class")
-    )
+    words = "FOLDER", "holds a folder of photos per class"
+    s = read_settings(sys.modules[__name__], argv, positional=words)
     if len(s.positional) != 1:
         raise SettingsError("give one folder of photos, <folder>/<class>/<photo>; see --help")
     found = read_image_folder(s.positional[0])
@@ -66,28 +64,27 @@ def main(argv: list[str] | None = None) -> int:
     roots = ["--images-root", f"{tree}/images", "--annotations-root", f"{tree}/annotations"]
     models = ["--stage1-checkpoint", f"{run}/stage1/best.pt"]
     lay_out(found, tree)
-    steps = [
-        (run / "audit/audit.html", ["audit", *roots, "--out", run / "audit"]),
+    audit, evaluation = run / "audit", run / "evaluation"
+    for made, line in (
+        (audit / "audit.html", ["audit", *roots, "--out", audit]),
         (run / "stage1/final.json", ["train-species", *training_flags(s, found, name), *roots]),
-        (
-            run / "evaluation" / SUMMARY,
-            ["evaluate", *models, *roots, "--out-dir", run / "evaluation", "--device", s.DEVICE],
-        ),
-    ]
-    for made, words in steps:
+        (evaluation / SUMMARY, ["evaluate", *models, *roots, "--out-dir", evaluation,
+                                "--device", s.DEVICE]),
+    ):  # fmt: skip
         if made.exists():
-            print(f"\n{made} is there already; left out: {shown(words)}")
-        elif code := done(words):
-            return code
-    test = files.read_json(run / "evaluation" / SUMMARY)["splits"]["test"]["stage1"]["overall"]
+            print(f"\n{made} is there already; left out: {shown(line)}")
+            continue
+        print(f"\n$ {shown(line)}", flush=True)
+        with started([str(DOOR), *map(str, line)], log=None) as process:
+            if code := process.wait():
+                return code
+    test = files.read_json(evaluation / SUMMARY)["splits"]["test"]["stage1"]["overall"]
     print(f"\ntest_images: {test['num']}\ntest_accuracy: {test['accuracy']:.4f}")
     print(f"pages: {run}/stage1/report.html, {run}/evaluation/report.html\n\nnext:")
-    for words in (
-        ["show", found.entries[0].path, *models],
-        ["predict", found.source, *models, "--out", f"{name}_predictions.csv"],
-        ["serve", *models],
-    ):
-        print(f"    {shown(words)}")
+    print(f"    {shown(['show', found.entries[0].path, *models])}")
+    out = ["--out", f"{name}_predictions.csv"]
+    print(f"    {shown(['predict', found.source, *models, *out])}")
+    print(f"    {shown(['serve', *models])}")
     return 0
 
 
@@ -99,13 +96,11 @@ def lay_out(found: Found, tree: Path) -> None:
         prepare(found, tree)
         print(describe(found))
         return
-    before, num_files = files.read_json(tree / MARKER), len(found.entries) + len(found.left_out)
-    source, num_before = before.get("source"), before.get("photos", 0) + before.get("left_out", 0)
-    if (source, num_before) != (str(found.source), num_files):
-        raise UserError(
-            f"{tree} was made of {num_before} files of {source}, not of these {num_files} of "
-            f"{found.source}: choose another --name, or remove it"
-        )
+    before, num_now = files.read_json(tree / MARKER), len(found.entries) + len(found.left_out)
+    num, source = before.get("photos", 0) + before.get("left_out", 0), before.get("source")
+    if (source, num) != (str(found.source), num_now):
+        what = f"{tree} was made of {num} files of {source}, not of these {num_now}"
+        raise UserError(f"{what} of {found.source}: choose another --name, or remove it")
     print(f"\n{tree} is there already; left out: {command}")
 
 
@@ -121,7 +116,10 @@ def training_flags(s: Settings, found: Found, name: str) -> list[str]:
     if begun.exists():
         return ["--config", str(begun), *given]
     side_px, num = median_side_px(found), len(found.entries)
-    weights, why = first_weights(s.WEIGHTS)
+    weights, why = s.WEIGHTS, "by --weights"
+    if weights == "auto":
+        why = load_torchvision_weights(build_body(BACKBONE), BACKBONE, "auto")
+        weights = "none" if why.startswith("random") else "torchvision"
     if weights == "none":
         print(f"no ImageNet weights ({why}): trains from scratch, which needs many more photos")
         preset, size_px, epochs = "own_photos_scratch", min(96, max(32, side_px // 32 * 32)), 40
@@ -136,32 +134,14 @@ def training_flags(s: Settings, found: Found, name: str) -> list[str]:
 
 
 def median_side_px(found: Found) -> int:
-    """Return the median shorter side of some photos, spread evenly over the classes."""
-    places = sample_evenly(np.array([e.species for e in found.entries]), PHOTOS_MEASURED)
-    sides = []
+    """Return the median shorter side of 200 photos, spread evenly over the classes."""
+    places, sides = sample_evenly(np.array([e.species for e in found.entries]), 200), []
     for place in places:
-        try:
+        with suppress(ImageError):  # the training counts and names it
             sides.append(min(read_header(found.entries[place].path)[:2]))
-        except ImageError:  # the training counts and names it
-            continue
     if not sides:
         raise UserError(f"{found.source}: none of {len(places)} photos can be read")
     return int(np.median(sides))
-
-
-def first_weights(wanted: str) -> tuple[str, str]:
-    """Return WEIGHTS of the training, and the reason where that is "none"."""
-    if wanted != "auto":
-        return wanted, "by --weights"
-    told = load_torchvision_weights(build_body(BACKBONE), BACKBONE, "auto")
-    return ("none", told) if told.startswith("random") else ("torchvision", "")
-
-
-def done(words: list[str | Path]) -> int:
-    """Run a command of petface to its end; return its exit code."""
-    print(f"\n$ {shown(words)}", flush=True)
-    with started([str(DOOR), *map(str, words)], log=None) as process:
-        return process.wait()
 
 
 def shown(words: list[str | Path]) -> str:

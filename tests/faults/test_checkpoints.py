@@ -17,7 +17,7 @@ import torch
 from petface.models import checkpoints
 from petface.models.checkpoints import CheckpointError
 from tests import reference_networks as reference
-from tests.torture.crafted import odd_tensors, programs, with_pickle
+from tests.torture.checkpoints import odd_tensors, programs, with_pickle
 
 SMALL = {
     "model": {

@@ -9,7 +9,7 @@ import pytest
 from petface.serving.requests import Limits
 from petface.serving.server import bind
 from tests.serving.made_server import TYPE, form, photo, post, running, until
-from tests.torture.outcome import table
+from tests.torture.fuzz import table
 from tests.torture.requests import REQUESTS, torture_server
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"

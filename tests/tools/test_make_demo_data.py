@@ -14,7 +14,7 @@ from petface.errors import SettingsError, UserError
 from petface.taxonomy import SPECIES_FEATURES, canonical_record, is_unknown
 from tests.naive import rows_of
 from tools import make_demo_data
-from tools.demo_animals import BREEDS, UNKNOWN_GENDER_FRAC
+from tools.demo_animals import BREEDS, REAL
 from tools.make_demo_data import annotation_rows, columns_of, main, plan, record_counts
 
 SMALL = ["--records", "60", "--size", "32", "--seed", "3"]
@@ -100,7 +100,7 @@ def test_label_traps(rows):
 
 
 def test_unknown_fractions_and_tokens(rows):
-    for species, frac in UNKNOWN_GENDER_FRAC.items():
+    for species, (_, frac) in REAL.items():
         if species not in ("cat", "dog"):  # their odd rows move the count
             unknown = len(rows[species]) - len(known(rows[species], "Gender"))
             assert unknown == round(frac * len(rows[species]))

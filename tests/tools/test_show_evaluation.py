@@ -31,8 +31,8 @@ def test_the_table_is_printed_and_answers_are_drawn_in_their_colours(
     files.write_json(tmp_path / SUMMARY, summary)
     show_evaluation.main()
     shown = capsys.readouterr().out
-    assert shown.startswith(describe_summary(summary)) and "predictions.png" in shown
-    colors = set(map(tuple, decode(tmp_path / "predictions.png").reshape(-1, 3).tolist()))
+    assert shown.startswith(describe_summary(summary)) and "strip.png" in shown
+    colors = set(map(tuple, decode(tmp_path / "strip.png").reshape(-1, 3).tolist()))
     for kind in ("right", "wrong", "pale"):
         assert ImageColor.getrgb(show_evaluation.COLORS[kind]) in colors
     assert any(blue > 240 and red < 20 for red, _, blue in colors)  # the photos

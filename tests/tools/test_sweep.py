@@ -114,8 +114,8 @@ def test_what_is_finished_is_left_alone_and_what_failed_is_named(tmp_path, monke
     trained = []
 
     def fake(_, __, run):
-        trained.append(run.variant)
-        if run.variant == "seed2" and len(trained) < 3:
+        trained.append(run.folder.name)
+        if run.folder.name == "seed2" and len(trained) < 3:
             return 1
         run.folder.mkdir(parents=True)
         (run.folder / "settings.toml").write_text(run.settings.as_toml())

@@ -87,7 +87,9 @@ def test_size_and_epochs_follow_the_photos(monkeypatch, side_px, num, weights, e
 
 def test_a_training_that_was_begun_resumes_with_its_own_settings(monkeypatch, tmp_path):
     """It began without a network; that there is one now must not make it another training."""
-    monkeypatch.setattr(train_photos, "first_weights", lambda _: pytest.fail("asked again"))
+    monkeypatch.setattr(
+        train_photos, "load_torchvision_weights", lambda *_: pytest.fail("asked again")
+    )
     begun = tmp_path / "x/stage1/settings.toml"
     begun.parent.mkdir(parents=True)
     begun.touch()
@@ -99,12 +101,17 @@ def test_a_training_that_was_begun_resumes_with_its_own_settings(monkeypatch, tm
     assert flags == ["--config", str(begun), "--epochs", "7", "--device", "cpu"]
 
 
-def test_weights_that_cannot_be_had_are_said_and_training_begins_from_scratch(monkeypatch):
-    told = "random (ImageNet weights for mobilenet_v2 could not be had: no network)"
+@pytest.mark.parametrize("told", ["random (could not be had: no network)", "torchvision V2"])
+def test_weights_that_cannot_be_had_are_said_and_training_begins_from_scratch(
+    monkeypatch, capsys, told
+):
     monkeypatch.setattr(train_photos, "load_torchvision_weights", lambda *_: told)
-    assert train_photos.first_weights("auto") == ("none", told)
-    monkeypatch.setattr(train_photos, "load_torchvision_weights", lambda *_: "torchvision V2")
-    assert train_photos.first_weights("auto")[0] == "torchvision"
+    monkeypatch.setattr(train_photos, "median_side_px", lambda _: 64)
+    s = train_photos.read_settings(train_photos, [])
+    found = train_photos.Found("image_folder", Path("x"), entries=[None] * 9)
+    flags, is_had = train_photos.training_flags(s, found, "x"), told == "torchvision V2"
+    assert flags[flags.index("--weights") + 1] == ("torchvision" if is_had else "none")
+    assert ("no network" in capsys.readouterr().out) is not is_had
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
@@ -127,7 +134,7 @@ def test_every_tool_and_script_has_a_door():
     tools = {path.stem for path in (scripts.REPOSITORY / "tools").glob("*.py")}
     trainers_and_engine = (scripts.STAGE1, scripts.STAGE2, "train_identity.py", scripts.INFERENCE)
     assert doors - tools == {Path(name).stem for name in trainers_and_engine}
-    assert tools - doors == {"__init__", "demo_animals", "demo_faces", "hardware", "labels"}
+    assert tools - doors == {"__init__", "demo_animals", "demo_faces", "labels"}
 
 
 def test_the_door_lists_its_commands_and_refuses_others(tmp_path):

@@ -16,26 +16,18 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from petface.errors import run_script
 from petface.settings import Positive, PositiveFloat, Seed, Settings, read_settings
 from tests.torture import programs
-from tests.torture.annotations import torture_csv
-from tests.torture.bundles import torture_bundles
-from tests.torture.checkpoints import torture_checkpoints
-from tests.torture.crafted import torture_crafted
 from tests.torture.fixtures import Workshop
-from tests.torture.images import torture_images
-from tests.torture.outcome import Outcome, table
-from tests.torture.packs import torture_packs, torture_sealed_packs
-from tests.torture.pickles import torture_pickles
+from tests.torture.fuzz import Outcome, fuzz_apart, table
 from tests.torture.requests import torture_page
-from tests.torture.server import torture_load
-from tests.torture.soak import torture_soak
-from tests.torture.tables import torture_settings, torture_splits
+from tests.torture.server import torture_load, torture_soak
 
 # ---- What is done ----
 ONLY: tuple[
@@ -107,38 +99,34 @@ def _each(s: Settings, known: tuple[str, ...], torture: Callable[[str], Outcome]
     return map(torture, wanted)
 
 
-PARTS = {
-    "images": lambda s, _: [torture_images(s.NUM_IMAGES, s.SEED)],
-    "csv": lambda s, shop: [torture_csv(s.NUM_CSV, s.SEED, shop.scratch("csv"))],
-    "checkpoints": lambda s, shop: [
-        torture_checkpoints(s.NUM_CHECKPOINTS, s.SEED, shop.scratch("checkpoints"))
-    ],
-    "crafted": lambda s, shop: [
-        torture_crafted(s.NUM_CRAFTED, s.SEED, shop.scratch("crafted")),
-    ],
-    "pickles": lambda s, shop: [
-        torture_pickles(s.NUM_PICKLES, s.SEED, shop.scratch("pickles")),
-    ],
-    "bundles": lambda s, shop: [
-        torture_bundles(s.NUM_BUNDLES, s.SEED, shop.scratch("bundles")),
-    ],
-    "packs": lambda s, shop: (
-        torture(s.NUM_PACKS, s.SEED, shop.scratch(torture.__name__))
-        for torture in (torture_packs, torture_sealed_packs)
-    ),
-    "settings": lambda s, shop: [
-        torture_settings(s.NUM_SETTINGS, s.SEED, shop.scratch("settings")),
-    ],
-    "splits": lambda s, shop: [torture_splits(s.NUM_SPLITS, s.SEED, shop.scratch("splits"))],
+def _fuzzed(part: str, s: Settings, shop: Workshop) -> Rows:
+    """Read files that are mutated, in processes of their own."""
+    for what, fuzzer in FUZZERS[part].items():
+        num_files, place = getattr(s, f"NUM_{part.upper()}"), shop.scratch(part)
+        fuzzer = f"tests.torture.{fuzzer}"
+        yield fuzz_apart(Outcome(part, what), fuzzer, place, num_files, s.SEED)
+
+
+FUZZERS = {
+    "images": {"mutated images": "images:image_fuzzer"},
+    "csv": {"mutated annotations": "annotations:csv_fuzzer"},
+    "checkpoints": {"damaged checkpoints": "checkpoints:damaged_fuzzer"},
+    "crafted": {"crafted checkpoints": "checkpoints:crafted_fuzzer"},
+    "pickles": {"hostile pickles": "pickles:pickle_fuzzer"},
+    "bundles": {"strangers' bundles": "bundles:bundle_fuzzer"},
+    "packs": {"damaged packs": "packs:damaged_fuzzer", "sealed packs": "packs:sealed_fuzzer"},
+    "settings": {"mutated presets": "tables:preset_fuzzer"},
+    "splits": {"mutated splits": "tables:split_fuzzer"},
+}
+PARTS: dict[str, Callable[[Settings, Workshop], Iterable[Outcome]]] = {
+    **{part: partial(_fuzzed, part) for part in FUZZERS},
     "requests": lambda s, shop: [torture_page(shop, s.NUM_REQUESTS, s.SEED)],
     "kills": lambda s, shop: _each(
         s, programs.KILLED, lambda name: programs.torture_kills(shop, name, s.NUM_KILLS, s.SEED)
     ),
-    "disk": lambda s, shop: _each(
-        s, programs.FILLED, lambda name: programs.torture_disk(shop, name)
-    ),
+    "disk": lambda s, shop: _each(s, programs.FILLED, partial(programs.torture_disk, shop)),
     "two_processes": lambda s, shop: _each(
-        s, programs.RIVALS, lambda name: programs.torture_two_processes(shop, name)
+        s, programs.RIVALS, partial(programs.torture_two_processes, shop)
     ),
     "resume": lambda s, shop: _each(
         s, programs.STOPPED, lambda name: programs.torture_resume(shop, name, s.NUM_STOPS, s.SEED)

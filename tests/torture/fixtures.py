@@ -10,17 +10,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from petface.errors import UserError
 from tests import scripts
 
 PAGE = 4096  # bytes that the file system of `small_space` gives out at once
 _STEADY = ["--device", "cpu", "--precision", "fp32", "--num-workers", 0]
-_LENIENT = ["--max-bad-fraction", 0.1]  # a small demo has the odd files of a large one
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """A script with its arguments; what it writes lies in `folder`."""
 
     script: str
@@ -45,12 +44,17 @@ class Workshop:
         data = self.place / "data"
         if not (data / "demo.json").exists():
             flags = ["--out", data, "--records", self.records, "--size", self.size_px]
-            drawn = scripts.run_fresh("tools/make_demo_data.py", [*flags, "--workers", 1])
-            assert drawn.code == 0, drawn.last_words()
+            scripts.run_fresh("tools/make_demo_data.py", [*flags, "--workers", 1]).checked()
         return data
 
+    @property
+    def models(self) -> list[object]:
+        """The flags that name the networks of the undisturbed runs."""
+        stage1 = ["--stage1-checkpoint", self.straight("stage1") / "best.pt"]
+        return [*stage1, "--stage2-folder", self.straight("stage2")]
+
     def scratch(self, name: str) -> Path:
-        """Give a folder of this name."""
+        """Return a folder of this name."""
         (self.place / name).mkdir(parents=True, exist_ok=True)
         return self.place / name
 
@@ -63,74 +67,65 @@ class Workshop:
     def start(
         self, command: Command, hook: scripts.Hook | None = None, streams: str = "streams"
     ) -> scripts.Running:
-        """Start a command."""
         return scripts.start(command.script, command.arguments, self.scratch(streams), hook)
-
-    def run(self, command: Command, hook: scripts.Hook | None = None) -> scripts.Result:
-        """Run a command to its end."""
-        return self.start(command, hook).wait()
 
     def command(self, program: str, folder: Path) -> Command:
         """Return the command of a program that writes into `folder`."""
-        data = self.data
-        tree = ["--images-root", data / "images", "--annotations-root", data / "annotations"]
-        runs = ["--runs-root", folder.parent, "--run-name", folder.name]
+        images, annotations = self.data / "images", self.data / "annotations"
+        tree = ["--images-root", images, "--annotations-root", annotations]
         size = ["--image-size-px", self.size_px]
-        common = [*tree, *runs, *size, *_STEADY, *_LENIENT]
+        flags = [*tree, "--runs-root", folder.parent, "--run-name", folder.name, *size, *_STEADY]
+        flags += ["--max-bad-fraction", 0.1]  # a small demo has the odd files of a large one
+        preset = scripts.REPOSITORY / "configs" / program / "demo.toml"
         if program == "stage1":
-            flags = [*_preset("stage1"), *common, "--epochs", self.epochs]
+            flags = ["--config", preset, *flags, "--epochs", self.epochs]
             return Command(scripts.STAGE1, flags, folder)
         if program == "stage2":
-            weights = ["--weights", self.straight("stage1") / "best.pt"]
-            phases = ["--phase-epochs", self.epochs, 1, "--species", *self.species]
-            return Command(scripts.STAGE2, [*_preset("stage2"), *common, *weights, *phases], folder)
+            flags = ["--config", preset, *flags, "--weights", self.straight("stage1") / "best.pt"]
+            flags += ["--phase-epochs", self.epochs, 1, "--species", *self.species]
+            return Command(scripts.STAGE2, flags, folder)
         if program == "pack":
             flags = [*tree[:2], *size, "--out", folder / "pack.bin", "--num-workers", 0]
             return Command(scripts.PACK, flags, folder)
-        models = ["--stage1-checkpoint", self.straight("stage1") / "best.pt"]
-        models += ["--stage2-folder", self.straight("stage2"), "--batch-size", 16]
+        flags = [*self.models, "--batch-size", 16, *_STEADY]
         if program == "predict":
-            flags = ["predict", data / "images", *models, *_STEADY, "--out", folder / "answers.csv"]
-            return Command(scripts.INFERENCE, flags, folder)
-        flags = ["evaluate", *_preset("eval"), *tree, *models, *_STEADY]
-        return Command(scripts.INFERENCE, [*flags, "--out-dir", folder], folder)
+            flags = ["predict", images, *flags, "--out", folder / "answers.csv"]
+        else:
+            preset = scripts.REPOSITORY / "configs/eval/demo.toml"
+            flags = ["evaluate", "--config", preset, *tree, *flags, "--out-dir", folder]
+        return Command(scripts.INFERENCE, flags, folder)
 
     def straight(self, program: str) -> Path:
-        """Give the folder of the undisturbed run."""
+        """Return the folder of the undisturbed run."""
         folder = self.place / "straight" / program
         if program not in self.seconds:
             command = self.command(program, folder)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            self.run(Command(scripts.REPORT, ["--help"], folder))  # the fork server starts
+            # the fork server starts
+            self.start(Command(scripts.REPORT, ["--help"], folder)).wait()
             begun = time.monotonic()
-            done = self.run(command)
+            done = self.start(command).wait()
             if done.code != 0:
                 raise UserError(f"the undisturbed {program} failed, {done.last_words()}")
             self.seconds[program] = time.monotonic() - begun
         return folder
 
 
-def _preset(name: str) -> list[object]:
-    return ["--config", scripts.REPOSITORY / "configs" / name / "demo.toml"]
-
-
 @dataclass
 class Space:
-    """A folder with room for so many bytes, and what makes a script see that limit."""
+    """A folder with room for so many bytes; where it is not mounted, `hook` limits a script."""
 
     folder: Path
     num_bytes: int
     is_mounted: bool
 
     def grow(self, num_bytes: int) -> None:
-        """Make room for more."""
         self.num_bytes += num_bytes
         if self.is_mounted:
             _mount("-o", f"remount,size={self.num_bytes}", self.folder)
 
     @property
     def hook(self) -> scripts.Hook | None:
-        """What a script needs to be limited."""
         return None if self.is_mounted else scripts.FullDisk(self.num_bytes)
 
 

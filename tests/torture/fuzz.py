@@ -1,6 +1,6 @@
-"""The runner of all fuzzers: a fuzzer draws a file and judges what comes of it.
+"""Rows of the torture, and the runner of all fuzzers: one draws a file and judges what comes of it.
 
-    python -m tests.torture.fuzz MODULE:FUZZER ARGUMENT PATIENCE_S SEED FIRST END BYTES CEILING
+    python -m tests.torture.fuzz MODULE:FUZZER FOLDER SEED FIRST END
 
 A new fuzzer is two small functions, run by `fuzz` in this process, or by `fuzz_apart` where what is
 attacked may crash, hang or take all memory. A file is refused in one line or read; nothing in it
@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -21,25 +22,78 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from petface.errors import UserError
 from tests.scripts import ENVIRONMENT, REPOSITORY
-from tests.torture.outcome import Outcome, begin_peak, peak_bytes
 
-MEMORY_BYTES = 1_000_000_000  # address space of a process of `fuzz_apart`
-PATIENCE_S = 20.0  # for one file; any takes well below a second on a machine that is not busy
-CEILING_BYTES = 700_000_000  # that one file may take beyond what the process had
 CANARY = "executed"  # what is hostile tries to make this file beside its own
-_SPANS = 1, 2, 8, 300  # bytes that are damaged together
 _NEVER = "executed", "hang", "crash", "altered", "traceback", "wrong"
-# A file's bytes, where a link leads, a file that is the same, a pipe that nobody writes into.
+# A file's bytes, where a link leads, a file that is the same, a pipe nobody writes into, a folder.
 Content = bytes | str | Path | None
-Files = Mapping[str, Content]  # by the path in their folder; a name that ends in / is a folder
+FOLDER = "/"
+Files = Mapping[str, Content]  # by the path in their folder
+# Instead of a file: a pipe, a folder, links: to nothing, to itself, to what never ends, away.
+ODD_FILES: tuple[str | None, ...] = (
+    *(None, FOLDER, "nothing", "/dev/zero", "/proc/self/mem", "/dev/tty", "/etc/hostname"),
+    *(".", "../secret.bin", "preset.toml", "splits.csv", "cat.onnx"),
+)
+Judged = tuple[str, str, str, int, float, int]  # kind, result, fault, bytes, seconds, ceiling
+
+
+@dataclass
+class Outcome:
+    """A row of the table: what was done, how often, and everything that went wrong."""
+
+    part: str
+    what: str
+    counts: Counter[str] | dict[str, Any] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the time of a block."""
+        begun = time.monotonic()
+        yield
+        self.seconds += time.monotonic() - begun
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Format every row, then the first ten things that went wrong in each."""
+    lines = []
+    for row in outcomes:
+        counts = {k: f"{v:,.2f}" if isinstance(v, float) else v for k, v in row.counts.items()}
+        state = f"FAILED {len(row.failures)}" if row.failures else "ok"
+        told = ", ".join(f"{name} {value}" for name, value in counts.items())
+        lines.append(f"{row.part:14s} {row.what:22s} {state:10s} {row.seconds:7.1f} s  {told}")
+    for row in outcomes:
+        lines += [f"  {row.part}, {row.what}: {text}" for text in row.failures[:10]]
+        lines += [f"  ... and {len(row.failures) - 10} more"] * (len(row.failures) > 10)
+    return "\n".join(lines)
+
+
+def begin_peak(process: int | str = "self") -> int:
+    """Forget the most memory that this process has had, where the system can; return what it has.
+
+    On Linux `ru_maxrss` is never less than what the process had that started this one.
+    """
+    with suppress(OSError):
+        Path(f"/proc/{process}/clear_refs").write_text("5")
+    return peak_bytes(process)
+
+
+def peak_bytes(process: int | str = "self") -> int:
+    """Return the most bytes of memory since `begin_peak`; 0 where the system does not tell."""
+    with suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{process}/status").read_text())
+        return int(found[1]) * 1024 if found else 0
+    return 0
 
 
 @dataclass(frozen=True)
@@ -48,11 +102,12 @@ class Fuzzer:
 
     draw_file: Callable[[int, random.Random], tuple[str, Any]]  # number -> its kind, its bytes
     judge: Callable[[Any], tuple[str, str]]  # -> a word for what came of it; what is wrong, or ""
+    ceiling_bytes: int = 700_000_000  # that one file may take beyond what the process had
+    memory_bytes: int = 12 * 10**9  # address space of a process of `fuzz_apart`
+    patience_s: float = 60.0  # there, for one file; any takes below a second on a quiet machine
 
-    def judged(
-        self, number: int, seed: int, ceiling: int, patience_s: float = 0.0
-    ) -> tuple[str, str, str, int, float]:
-        """Draw a file, the same in every process; its kind, what came of it, bytes, seconds.
+    def judged(self, number: int, seed: int, patience_s: float = 0.0) -> Judged:
+        """Draw a file, the same in every process, and judge what comes of it.
 
         Beyond `patience_s` a signal ends the process; 0: it has all the time it wants.
         """
@@ -62,86 +117,57 @@ class Fuzzer:
         result, fault = self.judge(data)
         signal.setitimer(signal.ITIMER_REAL, 0)
         taken, seconds = peak_bytes() - before, time.monotonic() - begun
-        if taken > ceiling and not fault:
+        if taken > self.ceiling_bytes and not fault:
             result, fault = "wrong", f"took {taken / 1e6:.0f} MB"
-        return kind, result, fault, taken, seconds
+        return kind, result, fault, taken, seconds, self.ceiling_bytes
 
 
-def fuzz(
-    outcome: Outcome, fuzzer: Fuzzer, num_files: int, seed: int, ceiling_bytes: int = CEILING_BYTES
-) -> Outcome:
+def fuzz(outcome: Outcome, fuzzer: Fuzzer, num_files: int, seed: int) -> Outcome:
     """Judge the files of a fuzzer one after the other."""
-    with _counted(outcome, ceiling_bytes) as counted:
-        for number in range(num_files):
-            counted(number, seed, *fuzzer.judged(number, seed, ceiling_bytes))
-    return outcome
+    return _count(outcome, (fuzzer.judged(n, seed) for n in range(num_files)), seed)
 
 
-@contextmanager
-def _counted(outcome: Outcome, ceiling_bytes: int) -> Iterator[Callable[..., None]]:
-    """Count what comes of files, and end with how often what must never be was, with peaks."""
-    peak, slowest_s = 0, 0.0
-
-    def counted(
-        number: int, seed: int, kind: str, result: str, fault: str, taken: int, seconds: float
-    ) -> None:
-        nonlocal peak, slowest_s
-        outcome.count(f"file {number} of seed {seed} ({kind})", result, fault)
-        peak, slowest_s = max(peak, taken), max(slowest_s, seconds)
-
-    with outcome.timed():
-        yield counted
-    never = {word: outcome.counts.pop(word, 0) for word in _NEVER}
-    most = {"peak_mb": peak // 1_000_000, "ceiling_mb": ceiling_bytes // 1_000_000}
-    outcome.counts.update({**never, **most, "slowest_s": slowest_s})
-
-
-def fuzz_apart(
-    outcome: Outcome,
-    fuzzer: str,
-    argument: str,
-    num_files: int,
-    seed: int,
-    patience_s: float = PATIENCE_S,
-    memory_bytes: int = MEMORY_BYTES,
-    ceiling_bytes: int = CEILING_BYTES,
-) -> Outcome:
-    """Judge the files of `fuzzer` ("module:function", called with `argument`) in processes.
+def fuzz_apart(outcome: Outcome, fuzzer: str, folder: Path, num_files: int, seed: int) -> Outcome:
+    """Judge the files of `fuzzer` ("module:function", called with `folder`) in processes.
 
     A process has little address space and a timer whose signal ends it: a crash or a hang of C code
     is seen from outside, by the signal that it died of. The next one goes on behind that file.
     """
-    first = 0
-    with _counted(outcome, ceiling_bytes) as counted:
+
+    def judged() -> Iterator[Judged]:
+        first = 0
         while first < num_files:
-            numbers = [patience_s, seed, first, num_files, memory_bytes, ceiling_bytes]
+            words = ["-m", "tests.torture.fuzz", fuzzer, folder, seed, first, num_files]
+            environment = {**os.environ, **ENVIRONMENT, "OPENBLAS_NUM_THREADS": "1"}
             done = subprocess.run(
-                [sys.executable, "-m", "tests.torture.fuzz", fuzzer, argument, *map(str, numbers)],
-                capture_output=True,
-                text=True,
-                env={**os.environ, **ENVIRONMENT, "OPENBLAS_NUM_THREADS": "1"},
+                [sys.executable, *map(str, words)], capture_output=True, text=True, env=environment,
                 cwd=REPOSITORY,
-            )
-            for line in (line for line in done.stdout.splitlines() if line.endswith("]")):
-                counted(first, seed, *json.loads(line))
-                first += 1
+            )  # fmt: skip
+            found = [json.loads(line) for line in done.stdout.splitlines() if line.endswith("]")]
+            yield from found
+            first += len(found) + 1
             if done.returncode == 0:
-                break
+                return
             end = "hang" if done.returncode == -signal.SIGALRM else "crash"
             words = f"exit code {done.returncode} {done.stderr.strip().rpartition(chr(10))[2]}"
-            counted(first, seed, "last", end, f"{end}, {words}", 0, 0.0)
-            first += 1
+            yield "last", end, f"{end}, {words}", 0, 0.0, 0
+
+    return _count(outcome, judged(), seed)
+
+
+def _count(outcome: Outcome, judged: Iterable[Judged], seed: int) -> Outcome:
+    """Count what comes of files, and end with how often what must never be was, with peaks."""
+    peak, slowest_s, ceiling = 0, 0.0, 0
+    with outcome.timed():
+        for number, (kind, result, fault, taken, seconds, most) in enumerate(judged):
+            outcome.counts[result] += 1
+            if fault:
+                outcome.failures.append(f"file {number} of seed {seed} ({kind}): {fault}")
+            peak, slowest_s, ceiling = max(peak, taken), max(slowest_s, seconds), max(ceiling, most)
+    never = {word: outcome.counts.pop(word, 0) for word in _NEVER}
+    most_mb = {"peak_mb": peak // 1_000_000, "ceiling_mb": ceiling // 1_000_000}
+    outcome.counts.update({**never, **most_mb, "slowest_s": slowest_s})
     return outcome
-
-
-def _work(
-    fuzzer: Fuzzer, patience_s: float, seed: int, first: int, end: int, most: int, ceiling: int
-) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    warnings.simplefilter("ignore")
-    for number in range(first, end):
-        judged = fuzzer.judged(number, seed, ceiling, patience_s)
-        print(json.dumps(judged), flush=True)
 
 
 def one_line(message: str, name: object) -> str:
@@ -154,7 +180,7 @@ def judge_reading(
     path: Path,
     data: bytes | Files,
     read: Callable[[Path], Any],
-    wrong_message: Callable[[str], str],
+    wrong_message: Callable[[str], str] | None = None,
     difference: Callable[[Any], str] = lambda _: "",
 ) -> tuple[str, str]:
     """Read a file, or a folder: refused with a message that is not wrong, or read as it should be.
@@ -167,7 +193,7 @@ def judge_reading(
         fault = difference(read(path))
         result = "altered" if fault else "read"
     except UserError as error:
-        fault = wrong_message(str(error))
+        fault = wrong_message(str(error)) if wrong_message else one_line(str(error), path)
         result = "wrong" if fault else "refused"
     except BaseException as error:
         result, fault = "traceback", f"{type(error).__name__}: {str(error)[:300]}"
@@ -188,10 +214,10 @@ def lay(path: Path, data: bytes | Files) -> None:
     for name, content in data.items():
         file = path / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        if name.endswith("/"):
-            file.mkdir()
-        elif content is None:
+        if content is None:
             os.mkfifo(file)
+        elif content == FOLDER:
+            file.mkdir()
         elif isinstance(content, str):
             file.symlink_to(content)
         elif isinstance(content, Path):
@@ -210,27 +236,23 @@ def _state(path: Path) -> dict[str, object]:
     return found
 
 
-def flipped_bit(data: bytes, place: int, draw: random.Random) -> bytes:
-    """Flip one bit of a byte."""
-    return data[:place] + bytes([data[place] ^ 1 << draw.randrange(8)]) + data[place + 1 :]
-
-
 def damaged(data: bytes, draw: random.Random, begin: int = 0, end: int | None = None) -> bytes:
     """Damage between two places as a broken disk or transfer does."""
-    place, span = draw.randrange(begin, len(data) if end is None else end), draw.choice(_SPANS)
+    place = draw.randrange(begin, len(data) if end is None else end)
+    span = draw.choice((1, 2, 8, 300))
     content = draw.choice([bytes(span), b"\xff" * span, draw.randbytes(span)])
     before, after = data[:place], data[place:]
-    ways = {
-        "flipped": flipped_bit(data, place, draw),
-        "overwritten": before + content + after[span:],
-        "gone": before + after[span:],
-        "more": before + draw.randbytes(span) + after,
-        "cut short": before,
-    }
-    return draw.choice(list(ways.values()))
+    flipped = bytes([data[place] ^ 1 << draw.randrange(8)])
+    more, cut = before + draw.randbytes(span) + after, before
+    overwritten, gone = before + content + after[span:], before + after[span:]
+    return draw.choice([before + flipped + after[1:], overwritten, gone, more, cut])
 
 
 if __name__ == "__main__":
     module, _, function = sys.argv[1].partition(":")
-    made = getattr(importlib.import_module(module), function)(sys.argv[2])
-    _work(made, float(sys.argv[3]), *map(int, sys.argv[4:]))
+    made = getattr(importlib.import_module(module), function)(Path(sys.argv[2]))
+    resource.setrlimit(resource.RLIMIT_AS, (made.memory_bytes, made.memory_bytes))
+    warnings.simplefilter("ignore")
+    _seed, _first, _end = map(int, sys.argv[3:])
+    for _number in range(_first, _end):
+        print(json.dumps(made.judged(_number, _seed, made.patience_s)), flush=True)

@@ -15,33 +15,36 @@ from petface.data.catalog import Catalog
 from petface.data.images import Preprocessing
 from petface.data.pack import ENTRY, MAGIC, TAIL, PackedImages, head_length, make_pack
 from petface.data.sources.petface import scan
-from tests.torture.fuzz import Fuzzer, damaged, fuzz, judge_reading
-from tests.torture.outcome import Outcome
+from tests.torture.fuzz import Fuzzer, damaged, judge_reading
 
 _RULE = Preprocessing(16)
-_CEILING_BYTES = 100_000_000  # for a file of 30 kB
 _ODD = (None, -1, 0, 1.5, 2**70, "", "x" * 9999, [], {}, True, float("inf"))
 _NUM_PHOTOS = 24  # the last of each class cannot be read
 Opener = Callable[..., PackedImages]
 
 
-def torture_packs(
-    num_files: int, seed: int, place: Path, open_pack: Opener = PackedImages
-) -> Outcome:
+def damaged_fuzzer(place: Path, open_pack: Opener = PackedImages) -> Fuzzer:
     """Open damaged packs with `open_pack` and read all of their images."""
-    catalog, path = _draw_tree(place / "pack_photos"), place / "pack.bin"
-    make_pack(path, catalog, _RULE)
+    path, catalog, whole = _made_pack(place, "pack.bin")
+    head, text = head_length(whole[:64]), len(whole[: head_length(whole[:64])].rstrip(b"\0"))
+    index_at, tail = TAIL.unpack(whole[-TAIL.size :])[0], len(whole) - TAIL.size
+    assert (tail - index_at) // ENTRY.itemsize == _NUM_PHOTOS
+    edges = {
+        "magic": 0, "length of the header": len(MAGIC), "header": len(MAGIC) + 8, "padding": text,
+        "pixels": head, "list of images": index_at, "place of the list": tail,
+        "checksum": tail + 8, "end": tail + 40, "": len(whole),
+    }  # fmt: skip
+    names, places = [*edges], [*edges.values()]
 
     def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         decoded = open_pack(path, catalog, _RULE).read(np.arange(len(catalog)))
         return decoded.arrays[0].numpy(), decoded.status
 
-    whole, expected = path.read_bytes(), read(path)
-    regions = list(_regions(whole).items())
+    expected = read(path)
 
     def draw_file(number: int, draw: random.Random) -> tuple[str, bytes]:
-        name, (begin, end) = regions[number % len(regions)]
-        return name, damaged(whole, draw, begin, end)
+        number %= len(names) - 1
+        return names[number], damaged(whole, draw, *places[number : number + 2])
 
     def difference(found: tuple[np.ndarray, np.ndarray]) -> str:
         same = all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
@@ -51,17 +54,14 @@ def torture_packs(
         is_good = message.startswith(f"pack {path}: ") and "tools.pack_images" in message
         return "" if is_good else f"message {message!r}"
 
-    fuzzer = Fuzzer(
+    return Fuzzer(
         draw_file, lambda data: judge_reading(path, data, read, wrong_message, difference)
     )
-    return fuzz(Outcome("packs", "damaged packs"), fuzzer, num_files, seed)
 
 
-def torture_sealed_packs(num_files: int, seed: int, place: Path) -> Outcome:
+def sealed_fuzzer(place: Path) -> Fuzzer:
     """Open packs whose header or list says something odd, with the checksum in order."""
-    catalog, path = _draw_tree(place / "pack_photos"), place / "sealed.bin"
-    make_pack(path, catalog, _RULE)
-    whole = path.read_bytes()
+    path, catalog, whole = _made_pack(place, "sealed.bin")
     index_at, _, _ = TAIL.unpack(whole[-TAIL.size :])
     head, index = whole[: head_length(whole[:4096])], whole[index_at : -TAIL.size]
     header = json.loads(head[len(MAGIC) + 8 :].rstrip(b"\0"))
@@ -71,9 +71,8 @@ def torture_sealed_packs(num_files: int, seed: int, place: Path) -> Outcome:
         name = [*header, "text", *ENTRY.names, "fewer", "more", "place"][number % 12]
         text = None
         if name in header:
-            table[name] = draw.choice(
-                [odd, [odd], [[odd] * 3], [[*header["classes"][0][:1], odd, odd]]]
-            )
+            own = [*header["classes"][0][:1], odd, odd]
+            table[name] = draw.choice([odd, [odd], [[odd] * 3], [own]])
         elif name in ENTRY.names:
             most = np.iinfo(ENTRY[name]).max
             entries[name][draw.randrange(len(entries))] = draw.choice([0, 1, 7, most, most // 2])
@@ -84,28 +83,29 @@ def torture_sealed_packs(num_files: int, seed: int, place: Path) -> Outcome:
         text = json.dumps(table).encode() if text is None else text
         length = -(-(len(MAGIC) + 8 + len(text)) // 4096) * 4096
         front = (MAGIC + length.to_bytes(8, "little") + text).ljust(length, b"\0")
-        at = (
-            draw.choice([0, 2**63, len(whole)])
-            if name == "place"
-            else len(front) + index_at - len(head)
-        )
+        at = len(front) + index_at - len(head)
+        if name == "place":
+            at = draw.choice([0, 2**63, len(whole)])
         packed = entries.tobytes()
         tail = TAIL.pack(at, hashlib.sha256(front + packed).digest(), MAGIC)
         return name, front + whole[len(head) : index_at] + packed + tail
-
-    def read(path: Path) -> None:
-        PackedImages(path, catalog, _RULE).check()
 
     def wrong_message(message: str) -> str:
         is_good = message.startswith(f"pack {path}: ") and len(message) < 2000
         return "" if is_good else f"message {message!r}"
 
-    fuzzer = Fuzzer(draw_file, lambda data: judge_reading(path, data, read, wrong_message))
-    return fuzz(Outcome("packs", "sealed packs"), fuzzer, num_files, seed, _CEILING_BYTES)
+    return Fuzzer(
+        draw_file,
+        lambda data: judge_reading(
+            path, data, lambda path: PackedImages(path, catalog, _RULE).check(), wrong_message
+        ),
+        100_000_000,  # for a file of 30 kB
+    )
 
 
-def _draw_tree(images: Path) -> Catalog:
-    draw = np.random.default_rng(0)
+def _made_pack(place: Path, name: str) -> tuple[Path, Catalog, bytes]:
+    """Draw photos, and pack them."""
+    draw, images, path = np.random.default_rng(0), place / "pack_photos", place / name
     for number in range(_NUM_PHOTOS):
         folder = images / ("cat" if number % 2 else "dog") / f"{number:06d}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,24 +113,7 @@ def _draw_tree(images: Path) -> Catalog:
         Image.fromarray(pixels).save(folder / "00.png")
         if number >= _NUM_PHOTOS - 2:
             (folder / "00.png").write_bytes(b"<html>")
-    return scan(images).catalog
-
-
-def _regions(data: bytes) -> dict[str, tuple[int, int]]:
-    """Name the parts of a pack: begin and end of each."""
-    head = head_length(data[:64])
-    text = len(data[:head].rstrip(b"\0"))
-    index_at, _, _ = TAIL.unpack(data[-TAIL.size :])
-    tail = len(data) - TAIL.size
-    assert (tail - index_at) // ENTRY.itemsize == _NUM_PHOTOS
-    return {
-        "magic": (0, len(MAGIC)),
-        "length of the header": (len(MAGIC), len(MAGIC) + 8),
-        "header": (len(MAGIC) + 8, text),
-        "padding": (text, head),
-        "pixels": (head, index_at),
-        "list of images": (index_at, tail),
-        "place of the list": (tail, tail + 8),
-        "checksum": (tail + 8, tail + 40),
-        "end": (tail + 40, len(data)),
-    }
+    catalog = scan(images).catalog
+    path.unlink(missing_ok=True)  # what an earlier process left damaged
+    make_pack(path, catalog, _RULE)
+    return path, catalog, path.read_bytes()

@@ -1,7 +1,7 @@
 """Hostile pickles as checkpoints: none is executed, in whatever file and wherever in it they stand.
 
 Each combines something that makes a file, a place in the content, and a kind of file; a fifth are
-programs of random instructions with names that state dictionaries are made of.
+programs by hand, or of random instructions with names that state dictionaries are made of.
 """
 
 from __future__ import annotations
@@ -20,53 +20,52 @@ import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from tests.torture.checkpoints import programs_by_hand
-from tests.torture.crafted import read_as_both
-from tests.torture.fuzz import CANARY, Fuzzer, fuzz_apart, judge_reading, one_line
-from tests.torture.outcome import Outcome
+from tests.torture.checkpoints import read_as_both, records_of, saved, zip_of
+from tests.torture.fuzz import CANARY, Fuzzer, judge_reading
 
 NAME = "cat_best.pt"
 _ALLOWED = (
     *("collections OrderedDict", "builtins set", "torch Size", "torch FloatStorage"),
     *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "torch float32"),
 )
+_WEIGHTS = {"fc.weight": 0}
+_PLACES: dict[str, Callable[[Any], Any]] = {
+    "alone": lambda plant: plant,
+    "as the model": lambda plant: {"model": plant},
+    "a weight": lambda plant: {"model": {**_WEIGHTS, "fc.bias": plant}},
+    "a key": lambda plant: {"model": _WEIGHTS, plant: 1},
+    "a class": lambda plant: {"model": _WEIGHTS, "class_to_index": {"cat": plant}},
+    "deep": lambda plant: {"model": _WEIGHTS, "history": [[({"a": [plant]},)] * 3]},
+    "behind": lambda plant: [{"model": _WEIGHTS}, plant],
+    "a member": lambda plant: {"model": collections.OrderedDict(a=(plant, plant))},
+    "optimizer": lambda plant: {"model": _WEIGHTS, "optimizer": {"state": {0: plant}}},
+}
 
 
-def torture_pickles(num_files: int, seed: int, place: Path) -> Outcome:
-    """Read hostile pickles in processes of their own, as stage 1 and as a specialist."""
-    outcome, fuzzer = Outcome("pickles", "hostile pickles"), f"{__name__}:pickle_fuzzer"
-    return fuzz_apart(outcome, fuzzer, str(place), num_files, seed, 60.0, 12 * 10**9)
-
-
-def pickle_fuzzer(folder: str) -> Fuzzer:
+def pickle_fuzzer(folder: Path) -> Fuzzer:
     """Plant something in a checkpoint, or beside it."""
-    place = Path(folder) / "pickles"
-    canary = str(place.parent / CANARY)
-    plants, places, kinds = planted(canary), _places(), _kinds()
-    by_hand = programs_by_hand(f"touch {canary}")
+    place, canary = folder / "pickles", str(folder / CANARY)
+    plants, kinds, by_hand = planted(canary), _kinds(), _programs_by_hand(f"touch {canary}")
 
     def draw_file(number: int, draw: random.Random) -> tuple[str, Any]:
-        kind, seat = list(kinds)[number % len(kinds)], draw.choice([*places])
+        kind, seat = [*kinds][number % len(kinds)], draw.choice([*_PLACES])
         if number % 5 == 4:
             name = draw.choice(["random", *by_hand])
             return f"{name} program", {NAME: kinds["zip"](by_hand.get(name) or _program(draw))}
-        plant = list(plants)[number // 5 % len(plants)]
-        content = pickle.dumps(places[seat](plants[plant]), protocol=draw.randrange(6))
-        made = kinds[kind](content)
+        plant = [*plants][number // 5 % len(plants)]
+        made = kinds[kind](pickle.dumps(_PLACES[seat](plants[plant]), protocol=draw.randrange(6)))
         return f"{plant}, {seat}, {kind}", made if isinstance(made, dict) else {NAME: made}
 
     def read(folder: Path) -> None:
         read_as_both(folder / NAME)
 
-    told = partial(one_line, name=place)
-    return Fuzzer(draw_file, lambda files: judge_reading(place, files, read, told))
+    return Fuzzer(draw_file, lambda files: judge_reading(place, files, read))
 
 
 class _Calls:
@@ -105,41 +104,18 @@ def planted(canary: str) -> dict[str, _Calls]:
     }
 
 
-def _places() -> dict[str, Callable[[Any], Any]]:
-    weights = {"fc.weight": 0}
-    return {
-        "alone": lambda plant: plant,
-        "as the model": lambda plant: {"model": plant},
-        "a weight": lambda plant: {"model": {**weights, "fc.bias": plant}},
-        "a key": lambda plant: {"model": weights, plant: 1},
-        "a class": lambda plant: {"model": weights, "class_to_index": {"cat": plant}},
-        "deep": lambda plant: {"model": weights, "history": [[({"a": [plant]},)] * 3]},
-        "behind": lambda plant: [{"model": weights}, plant],
-        "a member": lambda plant: {"model": collections.OrderedDict(a=(plant, plant))},
-        "optimizer": lambda plant: {"model": weights, "optimizer": {"state": {0: plant}}},
-    }
-
-
-def _zipped(records: dict[str, bytes], way: int = zipfile.ZIP_STORED) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", way) as archive:
-        for name, content in records.items():
-            archive.writestr(name, content)
-    return stream.getvalue()
-
-
 def _kinds() -> dict[str, Callable[[bytes], Any]]:
     """Return the kinds of files that a pickle may come in."""
-    stream = io.BytesIO()
-    torch.save({"model": {"fc.weight": torch.zeros(3, 512)}}, stream)
-    with zipfile.ZipFile(stream) as archive:
-        whole = {name: archive.read(name) for name in archive.namelist()}
+    whole = records_of(saved({"model": {"fc.weight": torch.zeros(3, 512)}}))
     stem = next(iter(whole)).partition("/")[0]
+    table = f"{stem}/data.pkl"
+    others = {key: value for key, value in whole.items() if key != table}
     magic = b"".join(pickle.dumps(n, 2) for n in (0x1950A86A20F9469CFC6C, 1001, {"type_sizes": {}}))
+    good = zip_of(whole.items())
 
     def zipped(content: bytes, name: str = "data.pkl", **more: bytes) -> bytes:
-        others = {key: value for key, value in whole.items() if not key.endswith("data.pkl")}
-        return _zipped({f"{stem}/{name}": content, **others, **more})
+        more = {f"{stem}/{key}": value for key, value in more.items()}
+        return zip_of({f"{stem}/{name}": content, **others, **more}.items())
 
     def tarred(content: bytes) -> bytes:
         archive = io.BytesIO()
@@ -150,9 +126,6 @@ def _kinds() -> dict[str, Callable[[bytes], Any]]:
                 tar.addfile(info, io.BytesIO(content))
         return archive.getvalue()
 
-    def twice(content: bytes) -> bytes:
-        return zipped(whole[f"{stem}/data.pkl"], **{f"{stem}/x/data.pkl": content})
-
     return {
         "zip": zipped,
         "pickle": lambda content: content,
@@ -160,26 +133,41 @@ def _kinds() -> dict[str, Callable[[bytes], Any]]:
         "legacy in its head": lambda content: content + magic + content,
         "tar": tarred,
         "upper case": lambda content: zipped(content, "DATA.PKL"),
-        "a second table": twice,
+        "a second table": lambda content: zipped(whole[table], **{"x/data.pkl": content}),
         "deep table": lambda content: zipped(content, "a/b/data.pkl"),
-        "TorchScript": lambda content: zipped(content, **{f"{stem}/constants.pkl": content}),
-        "packed": lambda content: _zipped(
-            {f"{stem}/data.pkl": content, f"{stem}/data/0": bytes(10**8)}, zipfile.ZIP_DEFLATED
+        "TorchScript": lambda content: zipped(content, **{"constants.pkl": content}),
+        "packed": lambda content: zip_of(
+            [(table, content), (f"{stem}/data/0", bytes(10**8))], zipfile.ZIP_DEFLATED
         ),
         "gzip": gzip.compress,
-        "zip behind a pickle": lambda content: content + zipped(whole[f"{stem}/data.pkl"]),
-        "pickle behind a zip": lambda content: zipped(whole[f"{stem}/data.pkl"]) + content,
-        "a weight's bytes": lambda content: zipped(
-            whole[f"{stem}/data.pkl"], **{f"{stem}/data/0x": content}
-        ),
+        "zip behind a pickle": lambda content: content + good,
+        "pickle behind a zip": lambda content: good + content,
+        "a weight's bytes": lambda content: zipped(whole[table], **{"data/0x": content}),
         "sidecars": lambda content: {
-            NAME: zipped(whole[f"{stem}/data.pkl"]),
             **dict.fromkeys(("cat_best.pkl", "data.pkl", f"{NAME}.index", "last.pt"), content),
-            "cat_best.json": b"{}",
-            "__init__.py": b"1/0",
-            "torch.py": b"1/0",
+            **{NAME: good, "cat_best.json": b"{}", "__init__.py": b"1/0", "torch.py": b"1/0"},
         },
         "a link": lambda content: {NAME: "sub/hidden.pt", "sub/hidden.pt": zipped(content)},
+    }
+
+
+def _programs_by_hand(command: str) -> dict[str, bytes]:
+    """Write pickles as no pickler writes them."""
+    quoted = command.encode()
+    named = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c" + bytes([len(quoted)]) + quoted
+    return {
+        "global and reduce": b"cposix\nsystem\n(S'" + quoted + b"'\ntR.",
+        "inst": b"(S'" + quoted + b"'\niposix\nsystem\n.",
+        "obj": b"(cposix\nsystem\nS'" + quoted + b"'\no.",
+        "stack global": named + b"\x85R.",
+        "getattr": b"c__builtin__\ngetattr\n(cos\nS'system'\ntR.",
+        "build on a tensor class": b"ctorch\nTensor\n(dS'__class__'\ncos\nsystem\nsb.",
+        "rebuild with nonsense": b"ctorch._utils\n_rebuild_tensor_v2\n(NNNNNNtR.",
+        "endless nesting": b"(" * 100_000 + b".",
+        "memo from nowhere": b"h\x05.",
+        "a set of lists": b"\x80\x04\x8f(]\x90.",
+        "no stop": b"\x80\x02}",
+        "a number": b"I1\n.",
     }
 
 

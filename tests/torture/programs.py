@@ -17,7 +17,7 @@ from petface.models import checkpoints
 from tests import scripts
 from tests.sameness import broken_files, num_being_written, run_differences, stale_files
 from tests.torture.fixtures import PAGE, Command, Space, Workshop, small_space
-from tests.torture.outcome import Outcome
+from tests.torture.fuzz import Outcome
 
 
 def _lost_and_left(straight: Path, folder: Path) -> list[str]:
@@ -29,9 +29,6 @@ def _lost_and_left(straight: Path, folder: Path) -> list[str]:
 # ---- Kills ----
 
 KILLED = ("stage1", "stage2", "pack", "evaluate")
-_LOOK_EVERY_S = 0.0005
-_MAX_WRITES = 8  # how many writes of one start are let pass before a kill
-_START_SHARE = 0.1  # of a run, that counts as its start
 _ENDED = ("holds a finished run", "is a finished table", "already exists")  # killed at the end
 
 
@@ -49,15 +46,10 @@ class SlowDisk:
 
         class SlowFile(rows.FileIO):  # type: ignore[name-defined]
             def write(self, content: Any) -> int:
-                part = memoryview(content)[: max(1, len(content) // 2)]
                 time.sleep(pause_s)
-                return int(super().write(part))
+                return int(super().write(memoryview(content)[: max(1, len(content) // 2)]))
 
-        def slow_fsync(descriptor: int) -> None:
-            time.sleep(pause_s)
-            fsync(descriptor)
-
-        os.fsync = slow_fsync  # type: ignore[assignment]
+        os.fsync = lambda number: (time.sleep(pause_s), fsync(number))[1]  # type: ignore
         rows.FileIO = pack.FileIO = SlowFile  # type: ignore[misc]
 
 
@@ -71,10 +63,11 @@ def torture_kills(workshop: Workshop, program: str, num_kills: int, seed: int) -
     workshop.straight("stage1")  # makes the split
     straight, splits = workshop.straight(program), workshop.data / "splits.csv"
     outcome, draw = Outcome("kills", program), random.Random(f"{seed} {program}")
-    made_splits, outcome.counts["kills"] = splits.read_bytes(), 0
+    made_splits, counts = splits.read_bytes(), outcome.counts
+    counts["kills"] = 0
     with outcome.timed():
-        while outcome.counts["kills"] < num_kills:
-            outcome.counts["runs"] += 1
+        while counts["kills"] < num_kills:
+            counts["runs"] += 1
             folder = workshop.fresh("killed", program)
             if program == "stage1":  # the split is made by whoever comes first
                 splits.unlink()
@@ -82,16 +75,14 @@ def torture_kills(workshop: Workshop, program: str, num_kills: int, seed: int) -
             before = {path.name for path in workshop.data.iterdir()}
             command = workshop.command(program, folder)
             while _is_killed(command, workshop, draw, outcome, num_kills):
-                outcome.counts["while writing"] += num_being_written([folder, workshop.data]) > 0
+                counts["while writing"] += num_being_written([folder, workshop.data]) > 0
                 wrong = broken_files(folder)
-                place = f"after kill {outcome.counts['kills']}"
-                outcome.failures += [f"{place}: {text}" for text in wrong]
+                outcome.failures += [f"after kill {counts['kills']}: {text}" for text in wrong]
             lost = _lost_and_left(straight, folder)
-            if splits.read_bytes() != made_splits:
-                lost.append("splits.csv differs")
+            lost += ["splits.csv differs"] * (splits.read_bytes() != made_splits)
             now = {path.name for path in workshop.data.iterdir()}
             lost += sorted(now - before - {"splits.csv", "splits.json"})
-            outcome.failures += [f"run {outcome.counts['runs']}: {text}" for text in lost]
+            outcome.failures += [f"run {counts['runs']}: {text}" for text in lost]
     return outcome
 
 
@@ -103,9 +94,9 @@ def _is_killed(
     running = workshop.start(command, SlowDisk() if way == "writing" else None)
     if outcome.counts["kills"] < max_kills:
         if way == "writing":
-            _wait_for_write(running, [command.folder, workshop.data], draw)
+            _wait_for_writes(running, [command.folder, workshop.data], draw.randint(1, 8))
         else:
-            share = draw.uniform(0, 1 if way == "any" else _START_SHARE)
+            share = draw.uniform(0, 1 if way == "any" else 0.1)
             until = time.monotonic() + workshop.seconds[outcome.what] * share
             while time.monotonic() < until and not running.is_over():
                 time.sleep(0.005)
@@ -120,36 +111,26 @@ def _is_killed(
     return False
 
 
-def _wait_for_write(running: scripts.Running, folders: list[Path], draw: random.Random) -> None:
-    """Wait until some writes were seen, or the end of the script."""
-    left, before = draw.randint(1, _MAX_WRITES), _being_written(folders)
-    while left and not running.is_over():
-        time.sleep(_LOOK_EVERY_S)
-        now = _being_written(folders)
-        left -= bool(now - before) and left > 0
-        before = now
-
-
-def _being_written(folders: list[Path]) -> set[tuple[str, int]]:
-    """Return name and size of every file that has not its final name."""
-    found = set()
-    for folder in folders:
-        for path in [*folder.glob("*"), *folder.glob(f"*/*{TEMPORARY_SUFFIX}")]:
+def _wait_for_writes(running: scripts.Running, folders: list[Path], num_writes: int) -> None:
+    """Wait until some writes to files without their final name were seen, or the script's end."""
+    before: set[tuple[str, int]] | None = None
+    while num_writes and not running.is_over():
+        now = set()
+        for path in [p for f in folders for p in [*f.glob("*"), *f.glob(f"*/*{TEMPORARY_SUFFIX}")]]:
             if path.name.endswith((TEMPORARY_SUFFIX, ".unfinished", ".unfinished.index")):
                 try:
-                    found.add((path.name, path.stat().st_size))
+                    now.add((path.name, path.stat().st_size))
                 except FileNotFoundError:
                     continue
-    return found
+        num_writes -= before is not None and bool(now - before)
+        before = now
+        time.sleep(0.0005)
 
 
 # ---- A full disk ----
 
 FILLED = ("stage1", "stage2", "pack", "evaluate", "predict", "splits", "report")
-_FASTER = 4  # times as much more, where the same write fails again
 _MAX_STARTS = 200
-_FREE = ("bytes free", "GB are free")
-_MADE_BY = {"splits": "stage1", "report": "evaluate"}
 
 
 def torture_disk(workshop: Workshop, program: str) -> Outcome:
@@ -157,9 +138,7 @@ def torture_disk(workshop: Workshop, program: str) -> Outcome:
 
     The disk grows a little after each failure, so that the same command gets to its next write.
     """
-    straight = workshop.straight(_MADE_BY.get(program, program))
-    if program == "splits":
-        straight = workshop.data / "splits.csv"
+    straight = workshop.straight({"splits": "stage1", "report": "evaluate"}.get(program, program))
     outcome, places = Outcome("disk", program), set()
     with outcome.timed(), small_space(workshop.place / "full") as space:
         command = _prepare(workshop, program, space)
@@ -167,7 +146,7 @@ def torture_disk(workshop: Workshop, program: str) -> Outcome:
         step, last = PAGE, ""
         for number in range(1, _MAX_STARTS):
             outcome.counts["starts"] = number
-            done = workshop.run(command, space.hook)
+            done = workshop.start(command, space.hook).wait()
             if done.code == 0:
                 break
             path, wrong = judge_full_disk(done, space.folder)
@@ -175,12 +154,23 @@ def torture_disk(workshop: Workshop, program: str) -> Outcome:
             if wrong and not path:
                 break
             places.add(path)
-            step = step * _FASTER if path == last else PAGE
+            step = 4 * step if path == last else PAGE  # more, where the same write fails again
             last = path
             space.grow(step)
         else:
             outcome.failures.append(f"it does not end in {_MAX_STARTS} starts")
-        outcome.failures += _compare_after_disk(straight, command.folder, workshop, space)
+        folder = command.folder
+        if program == "splits":
+            made = (folder / "splits.csv", workshop.data / "splits.csv")
+            left = {path.name for path in folder.iterdir()} - {"splits.csv", "splits.json"}
+            outcome.failures += [f"{name} is left over" for name in sorted(left)]
+            if not made[0].exists() or made[0].read_bytes() != made[1].read_bytes():
+                outcome.failures.append("splits.csv differs")
+        else:
+            if not list(folder.rglob("report.html")) and list(straight.rglob("report.html")):
+                space.grow(1_000_000)  # what was trained is finished; its report is made on request
+                workshop.start(Command(scripts.REPORT, [folder], folder), space.hook).wait()
+            outcome.failures += _lost_and_left(straight, folder)
     outcome.counts["places"] = len(places)
     return outcome
 
@@ -189,9 +179,9 @@ def _prepare(workshop: Workshop, program: str, space: Space) -> Command:
     """Return the command that writes into the space; put there what it needs beforehand."""
     folder = space.folder / program
     if program == "splits":  # a training that has no room for the split
-        command = workshop.command("stage1", workshop.fresh("beside", "run"))
-        flags = [*command.arguments, "--splits-file", folder / "splits.csv", "--epochs", 1]
-        return Command(command.script, flags, folder)
+        script, flags, _ = workshop.command("stage1", workshop.fresh("beside", "run"))
+        flags = [*flags, "--splits-file", folder / "splits.csv", "--epochs", 1]
+        return Command(script, flags, folder)
     if program == "report":
         straight = workshop.straight("evaluate")
         files = [p for p in straight.rglob("*") if p.is_file() and p.name != "report.html"]
@@ -207,32 +197,16 @@ def judge_full_disk(done: scripts.Result, folder: Path) -> tuple[str, list[str]]
     wrong = []
     if done.code != 1 or "Traceback" in done.err or not done.message:
         wrong.append(f"no clear end: {done.last_words()}")
-    if not any(words in done.message for words in _FREE):
+    if not any(words in done.message for words in ("bytes free", "GB are free")):
         wrong.append(f"the free bytes are not named: {done.message}")
     if str(folder) not in done.message:
-        wrong.append(f"the file is not named: {done.message}")
-        return "", wrong
+        return "", [*wrong, f"the file is not named: {done.message}"]
     wrong += broken_files(folder)
     wrong += [f"{path.name} is left" for path in folder.rglob(f"*{TEMPORARY_SUFFIX}")]
     for table in folder.rglob("*.csv.unfinished"):
-        content = table.read_bytes()
-        if content and not content.endswith(b"\n"):
+        if not (b"\n" + table.read_bytes()).endswith(b"\n"):
             wrong.append(f"{table.name} does not end on a whole line")
     return str(folder) + done.message.partition(str(folder))[2].partition(": ")[0], wrong
-
-
-def _compare_after_disk(
-    straight: Path, folder: Path, workshop: Workshop, space: Space
-) -> list[str]:
-    if straight.name == "splits.csv":
-        made = folder / straight.name
-        same = made.exists() and made.read_bytes() == straight.read_bytes()
-        left = sorted({path.name for path in folder.iterdir()} - {"splits.csv", "splits.json"})
-        return [f"{name} is left over" for name in left] + ["splits.csv differs"] * (not same)
-    if not list(folder.rglob("report.html")) and list(straight.rglob("report.html")):
-        space.grow(1_000_000)  # what was trained is finished; its report is made on request
-        workshop.run(Command(scripts.REPORT, [folder], folder), space.hook)
-    return _lost_and_left(straight, folder)
 
 
 # ---- A second process ----
@@ -251,7 +225,7 @@ def torture_two_processes(workshop: Workshop, program: str) -> Outcome:
     The second is refused, and nothing changes.
     """
     straight, outcome = workshop.straight(program), Outcome("two_processes", program)
-    folder = workshop.fresh("rival", program)
+    folder, failures = workshop.fresh("rival", program), outcome.failures
     command, holds = workshop.command(program, folder), _HOLDS.get(program, "run.lock")
     with outcome.timed():
         first = workshop.start(command, streams="first")
@@ -261,18 +235,18 @@ def torture_two_processes(workshop: Workshop, program: str) -> Outcome:
                 break
             time.sleep(0.001)
         first.send(signal.SIGSTOP)
-        second = workshop.run(command)
+        second = workshop.start(command).wait()
         if first.is_over():
-            outcome.failures.append("the first was over before the second began")
+            failures.append("the first was over before the second began")
         if second.code != 1 or "Traceback" in second.err:
-            outcome.failures.append(f"the second is not refused, {second.last_words()}")
+            failures.append(f"the second is not refused, {second.last_words()}")
         if f"process {first.pid}" not in second.message and Path("/proc/locks").exists():
-            outcome.failures.append(f"who holds it is not said: {second.message}")
+            failures.append(f"who holds it is not said: {second.message}")
         first.send(signal.SIGCONT)
         done = first.wait()
         if done.code != 0:
-            outcome.failures.append(f"the first does not end well, {done.last_words()}")
-        outcome.failures += _lost_and_left(straight, folder)
+            failures.append(f"the first does not end well, {done.last_words()}")
+        failures += _lost_and_left(straight, folder)
     outcome.counts = {"refused": int(second.code == 1)}
     return outcome
 
@@ -281,7 +255,6 @@ def torture_two_processes(workshop: Workshop, program: str) -> Outcome:
 
 STOPPED = ("stage1 x 1", "stage2 x 1", "stage1 x 2", "stage2 x 2")  # processes
 PACKS = ((), ("--pack", "auto"))
-_MANY_BATCHES = ["--batch-size", 16]  # more steps to be stopped at
 
 
 def torture_resume(workshop: Workshop, what: str, num_stops: int, seed: int) -> Outcome:
@@ -289,22 +262,25 @@ def torture_resume(workshop: Workshop, what: str, num_stops: int, seed: int) -> 
     workshop.straight("stage1")
     program, _, number = what.partition(" x ")
     outcome, num_processes = Outcome("resume", what), int(number)
-    draw = random.Random(f"{seed} {what}")
-    one = ["--species", workshop.species[0]] if program == "stage2" else []
+    draw, counts = random.Random(f"{seed} {what}"), outcome.counts
+    own = ["--batch-size", 16]  # more steps to be stopped at
+    own += ["--species", workshop.species[0]] if program == "stage2" else []
     nothing: list[scripts.Hook | None] = [None] * num_processes
 
     def run(name: str, pack: Sequence[str], hooks: list[scripts.Hook | None]) -> Any:
         folder = workshop.scratch("resume") / f"{program}_{num_processes}_{name}{len(pack)}"
-        command = workshop.command(program, folder)
-        flags = [*command.arguments, *_MANY_BATCHES, *pack, *one]
+        script, flags, _ = workshop.command(program, folder)
         streams = workshop.scratch("streams")
-        return folder, scripts.run_together(command.script, flags, streams, hooks)
+        return folder, scripts.run_together(script, [*flags, *own, *pack], streams, hooks)
 
     with outcome.timed():
         straight, *packed = [run("straight", pack, nothing)[0] for pack in PACKS]
         for other in packed:
             outcome.failures += [f"with a pack: {t}" for t in run_differences(straight, other)]
-        outcome.counts["steps"] = num_steps = _num_steps(straight)
+        last = checkpoints.load(next(straight.rglob("*last.pt")))
+        in_last = max(int(state["step"]) for state in last["optimizer"]["state"].values())
+        phases = [row.get("phase") for row in last["history"]]  # each has an optimizer of its own
+        counts["steps"] = num_steps = in_last * len(phases) // max(phases.count(phases[-1]), 1)
         for pack in PACKS:
             chosen = sorted(draw.sample(range(1, num_steps), min(num_stops, num_steps - 1)))
             for before, step in zip([0, *chosen], chosen, strict=False):
@@ -316,17 +292,9 @@ def torture_resume(workshop: Workshop, what: str, num_stops: int, seed: int) -> 
                 if [ended.code for ended in done] != [128 + signal_number] * num_processes:
                     outcome.failures.append(f"not stopped at {step}: {done[0].last_words()}")
                     break
-                outcome.counts["stops"] += 1
+                counts["stops"] += 1
             folder, done = run("resumed", pack, nothing)
             if any(ended.code for ended in done):
                 outcome.failures.append(f"it does not resume: {done[0].last_words()}")
             outcome.failures += _lost_and_left(straight, folder)
     return outcome
-
-
-def _num_steps(folder: Path) -> int:
-    """Count the steps that the optimizer took, in the last phase, and those of the ones before."""
-    last = checkpoints.load(next(folder.rglob("*last.pt")))
-    in_last = max(int(state["step"]) for state in last["optimizer"]["state"].values())
-    epochs = [row.get("phase") for row in last["history"]]
-    return in_last * len(epochs) // max(epochs.count(epochs[-1]), 1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import socket
 import time
 from collections.abc import Iterator
 
@@ -16,8 +15,7 @@ from petface.serving.requests import Limits
 from tests.serving.made_server import TYPE, Client, form, photo, post, running
 from tests.tools.test_serve import served
 from tests.torture.fixtures import Workshop
-from tests.torture.fuzz import Fuzzer, damaged, fuzz
-from tests.torture.outcome import Outcome, begin_peak, peak_bytes
+from tests.torture.fuzz import Fuzzer, Outcome, begin_peak, damaged, fuzz, peak_bytes
 
 HANG_S = 15.0  # without an end of the connection; the servers of these tests give up after one
 _PHOTO = form(photo())
@@ -30,110 +28,85 @@ _ANY = {200, 400, 403, 404, 405, 408, 413, 415, 417, 422, 431, 501, 505, 0}  # 0
 
 def _get(target: str = "/health", host: str = "Host: localhost\r\n", method: str = "GET",
          version: str = "1.1", extra: str = "") -> bytes:  # fmt: skip
-    return f"{method} {target} HTTP/{version}\r\n{host}{extra}Connection: close\r\n\r\n".encode()
+    head = f"{method} {target} HTTP/{version}\r\n{host}{extra}Connection: close\r\n\r\n"
+    return head.encode("latin-1")
 
 
-def _post(
-    extra: str = "", body: bytes = _PHOTO, path: str = "/predict", length: bool = True
-) -> bytes:
+def _post(extra: str = "", body: bytes = _PHOTO, path: str = "/predict", length: int = 1) -> bytes:
     size = f"Content-Length: {len(body)}\r\n" if length else ""
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {TYPE}\r\n{size}{extra}"
     return f"{head}Connection: close\r\n\r\n".encode("latin-1") + body
 
 
-def _chunked(body: bytes, extra: str = "", path: str = "/predict") -> bytes:
-    return _post(_CHUNKED + extra, body, path, length=False)
+def _chunked(body: bytes, path: str = "/predict") -> bytes:
+    return _post(_CHUNKED, body, path, length=0)
 
 
 def known_requests() -> Iterator[tuple[str, bytes, set[int]]]:
     """Yield a name, the bytes of a request, and the statuses that are right for it."""
-    for method, wanted in {
-        "HEAD": {200}, "OPTIONS": {405}, "TRACE": {405}, "PUT": {405}, "DELETE": {405},
-        "PATCH": {405}, "FOO": {405}, "POST": {405},
-    }.items():  # fmt: skip
+    for method in ("HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "PATCH", "FOO", "POST"):
         for path in ("/", "/health", "/model_card", "/page/page.js"):
-            yield f"{method} {path}", _get(path, method=method), wanted
+            yield f"{method} {path}", _get(path, method=method), {200 if method == "HEAD" else 405}
     yield "HEAD nowhere", _get("/nowhere", method="HEAD"), {404}
     yield "HEAD of a post", _get("/predict", method="HEAD"), {405}
     yield "CONNECT", _get("localhost:80", method="CONNECT"), {400, 404, 405}
     yield "OPTIONS *", _get("*", method="OPTIONS"), {200, 400, 404, 405}
-    for host, wanted in {
-        "localhost": {200}, "LOCALHOST:80": {200}, "127.0.0.1:1": {200}, "": _REFUSED,
-        " ": _REFUSED,
-        "evil.example": _REFUSED, "localhost, evil.example": _REFUSED, "localhost/x": _REFUSED,
-        "localhost#": _REFUSED, "localhost:80:90": _REFUSED, "localhost:x": _REFUSED, "[": _REFUSED,
-        "user@localhost": _REFUSED, "localhost evil": _REFUSED, "http://localhost": _REFUSED,
-        "2130706433": _REFUSED, "localhost:999999": _REFUSED, "loc%61lhost": _REFUSED,
-    }.items():  # fmt: skip
-        yield f"host {host!r}", _get(host=f"Host: {host}\r\n"), wanted
-    twice = ("localhost", "evil.example", "LOCALHOST")
-    for other in twice:
-        both = f"Host: localhost\r\nHost: {other}\r\n"
-        yield f"two hosts, {other}", _get(host=both), _REFUSED
+    for host in ("localhost", "LOCALHOST:80", "127.0.0.1:1"):
+        yield f"host {host!r}", _get(host=f"Host: {host}\r\n"), {200}
+    for host in (
+        "", " ", "evil.example", "localhost, evil.example", "localhost/x", "localhost#", "[",
+        "localhost:80:90", "localhost:x", "user@localhost", "localhost evil", "http://localhost",
+        "2130706433", "localhost:999999", "loc%61lhost", "localhost\r\nHost: localhost",
+        "localhost\r\nHost: evil.example", "localhost\r\nHost: LOCALHOST",
+    ):  # fmt: skip
+        yield f"host {host!r}", _get(host=f"Host: {host}\r\n"), _REFUSED
     yield "no host", _get(host=""), _REFUSED
     yield "HTTP/1.0", _get(version="1.0"), {200}
     yield "HTTP/1.0 without host", _get(host="", version="1.0"), _REFUSED
     yield "HTTP/1.0 two hosts", _get(host="Host: localhost\r\n" * 2, version="1.0"), _REFUSED
     for version in ("0.9", "2.0", "9.9", "1.", "x"):
         yield f"HTTP/{version}", _get(version=version), _REFUSED | {505, 0}
-    for origin, wanted in {
-        "http://localhost": {200}, "https://localhost": {200}, "HTTP://LOCALHOST": {200},
-        "http://evil.example": {403}, "null": {403}, "http://localhost:1": {403}, "": {403},
-        "chrome-extension://localhost": {403}, "http://localhost.evil.example": {403},
-        "localhost": _REFUSED, "http://localhost/": _REFUSED, "http://localhost http://x": _REFUSED,
-        "http://localhost, http://x": _REFUSED, "http:localhost": _REFUSED, "*": _REFUSED,
+    for code, origins in {
+        200: ("http://localhost", "https://localhost", "HTTP://LOCALHOST"),
+        403: ("http://evil.example", "null", "http://localhost:1", "", "http://localhost.evil.org",
+              "chrome-extension://localhost"),
+        400: ("localhost", "http://localhost/", "http://localhost http://x", "http:localhost", "*",
+              "http://localhost, http://x", "http://localhost\r\nOrigin: http://localhost",
+              "http://localhost\r\nOrigin: http://evil.example"),
     }.items():  # fmt: skip
-        yield f"origin {origin!r}", _post(f"Origin: {origin}\r\n"), wanted
-    for second in ("http://localhost", "http://evil.example"):
-        extra = f"Origin: http://localhost\r\nOrigin: {second}\r\n"
-        yield f"two origins, {second}", _post(extra), _REFUSED
-    for target, wanted in {
-        "http://localhost/health": {200}, "HTTP://localhost:1/health": {200},
-        "http://localhost": {200},
-        "http://evil.example/health": _REFUSED, "http:///health": _REFUSED, "http://a b/": _REFUSED,
-        "http://localhost?x": {200}, "ftp://localhost/health": {400, 404},
-        "//localhost/health": {404},
-        "/%zz": _REFUSED, "/%": _REFUSED, "/health?x=%2": _REFUSED, "/page/%2": _REFUSED,
-        "/%00": {404}, "/page/%00": {404}, "/page/page.js%00.html": {404}, "/%ff%fe": {404},
-        "/page/%c0%ae%c0%ae/app.py": {404}, "/page/..%2fapp.py": {404},
-        "/page/%2e%2e/app.py": {404},
-        "/page//etc/passwd": {404}, "/" + "a" * 20_000: {404}, "/page/" + "a" * 5_000: {404},
-        "/" + "a" * 40_000: {400, 404, 414, 431}, "health": {400, 404}, "/he alth": _REFUSED,
-        "/health?" + "x&" * 10_000: {200},
-    }.items():  # fmt: skip
-        yield f"target {target[:30]!r}", _get(target), wanted
-    yield "latin-1 target", _get("/health").replace(b"/health", b"/\xff"), _REFUSED
+        for origin in origins:
+            yield f"origin {origin!r}", _post(f"Origin: {origin}\r\n"), {code}
+    for wanted, targets in (
+        ({200}, ("http://localhost/health", "HTTP://localhost:1/health", "http://localhost",
+                 "http://localhost?x", "/health?" + "x&" * 10_000)),
+        ({400}, ("http://evil.example/health", "http:///health", "http://a b/", "/%zz", "/%",
+                 "/health?x=%2", "/page/%2", "/he alth", "/health\xff")),
+        ({404}, ("//localhost/health", "/%00", "/page/%00", "/page/page.js%00.html", "/%ff%fe",
+                 "/page/%c0%ae%c0%ae/app.py", "/page/..%2fapp.py", "/page/%2e%2e/app.py",
+                 "/page//etc/passwd", "/" + "a" * 20_000, "/page/" + "a" * 5_000)),
+        ({400, 404, 414, 431}, ("/" + "a" * 40_000, "health", "ftp://localhost/health")),
+    ):  # fmt: skip
+        for target in targets:
+            yield f"target {target[:30]!r}", _get(target), wanted
     for extra in ("Content-Length: 5\r\n", _CHUNKED, "Content-Type: text/html\r\n", "No colon\r\n",
                   "X: a\0b\r\n", "Content-Length : 5\r\n", "X\x01: b\r\n"):  # fmt: skip
         yield f"header {extra!r}", _post(extra), _REFUSED
     for length in ("+5", "-1", "0x10", "\xb2", "1e3", "5, 6", "9" * 30):
-        data = _post(f"Content-Length: {length}\r\n", b"12345", length=False)
+        data = _post(f"Content-Length: {length}\r\n", b"12345", length=0)
         yield f"length {length!r}", data, {400, 413}
-    for coding in (
-        "xchunked",
-        "chunked, identity",
-        "gzip, chunked",
-        "chunked\r\nTransfer-Encoding: x",
-    ):
-        data = _post(f"Transfer-Encoding: {coding}\r\n", _CHUNK + b"0\r\n\r\n", length=False)
+    end, odd = b"0\r\n\r\n", "chunked\r\nTransfer-Encoding: x"
+    for coding in ("xchunked", "chunked, identity", "gzip, chunked", odd):
+        data = _post(f"Transfer-Encoding: {coding}\r\n", _CHUNK + end, length=0)
         yield f"coding {coding!r}", data, {400, 501}
-    yield "chunks", _chunked(_CHUNK + b"0\r\n\r\n"), {200}
-    yield (
-        "chunks with extensions",
-        _chunked(_CHUNK.replace(b"\r\n", b";a=b\r\n", 1) + b"0\r\n\r\n"),
-        {200},
-    )
+    yield "chunks", _chunked(_CHUNK + end), {200}
+    extended = _CHUNK.replace(b"\r\n", b";a=b\r\n", 1)
+    yield "chunks with extensions", _chunked(extended + end), {200}
     yield "trailers", _chunked(_CHUNK + b"0\r\nHost: evil.example\r\n\r\n"), {200, 400}
     for path, wanted in {"/predict": _REFUSED, "/nowhere": {404}, "/health": {405}}.items():
         for bad in (b"zz\r\n", b"-5\r\nhello\r\n", b"3\r\nabcXX0\r\n\r\n", b"F" * 20 + b"\r\n",
-        b"\r\n",
-                    b"5;" + b"a" * 100_000, b"0\r\n" + b"X: y\r\n" * 20_000):  # fmt: skip
-            body = _CHUNK + bad
-            yield (
-                f"bad chunk {bad[:8]!r} to {path}",
-                _chunked(body, path=path),
-                wanted | {400, 413, 431},
-            )
+                    b"\r\n", b"5;" + b"a" * 100_000, b"0\r\n" + b"X: y\r\n" * 20_000):  # fmt: skip
+            name, data = f"bad chunk {bad[:8]!r} to {path}", _chunked(_CHUNK + bad, path)
+            yield name, data, wanted | {400, 413, 431}
     for value, wanted in {"100-continue": {100, 200}, "200-ok": {200, 400, 417}, "": {200}}.items():
         yield f"expect {value!r}", _post(f"Expect: {value}\r\n"), wanted
     upgrade = "Upgrade: {}\r\nConnection: Upgrade\r\n"
@@ -197,18 +170,10 @@ def answers_to(port: int, data: bytes) -> list[int]:
     return [int(head[:3]) for head in heads] or [0]
 
 
-def torture_requests(port: int, num_files: int, seed: int) -> Outcome:
-    """Send odd requests; each number of a seed is the same request."""
-    outcome = fuzz(Outcome("requests", "raw HTTP"), request_fuzzer(port), num_files, seed)
-    with socket.create_connection(("127.0.0.1", port)):
-        pass  # it still takes connections
-    return outcome
-
-
 def torture_server(num_files: int, seed: int) -> Outcome:
     """Start a server with short patience, and send it odd requests."""
     with running(Limits(head_timeout_s=1, body_timeout_s=1, max_body_mb=0.5)) as server:
-        return torture_requests(server.port, num_files, seed)
+        return fuzz(Outcome("requests", "raw HTTP"), request_fuzzer(server.port), num_files, seed)
 
 
 def torture_page(workshop: Workshop, num_files: int, seed: int) -> Outcome:
@@ -216,15 +181,14 @@ def torture_page(workshop: Workshop, num_files: int, seed: int) -> Outcome:
 
     Its models, the demo's, are as they were afterwards.
     """
-    stage1, stage2 = workshop.straight("stage1") / "best.pt", workshop.straight("stage2")
+    _, stage1, _, stage2 = workshop.models
     models = [stage1, *sorted(stage2.rglob("*.pt"))]
     kept = [sha256_of_file(path) for path in models]
-    flags = ["--stage1-checkpoint", stage1, "--stage2-folder", stage2, "--max-body-mb", 0.5]
-    flags += ["--head-timeout-s", 1, "--body-timeout-s", 1]
-    with served(workshop.scratch("requests"), *flags) as server:
-        begin_peak(server.process.pid)
-        before = peak_bytes(server.process.pid)
-        outcome = torture_requests(server.port, num_files, seed)
+    flags = ["--max-body-mb", 0.5, "--head-timeout-s", 1, "--body-timeout-s", 1]
+    with served(workshop.scratch("requests"), *workshop.models, *flags) as server:
+        before = begin_peak(server.process.pid)
+        fuzzer = request_fuzzer(server.port)
+        outcome = fuzz(Outcome("requests", "raw HTTP"), fuzzer, num_files, seed)
         outcome.counts["peak_mb"] = taken = (peak_bytes(server.process.pid) - before) // 1_000_000
         outcome.counts["ceiling_mb"] = _CEILING_MB
         page = server.get("/")

@@ -11,7 +11,6 @@ import io
 import json
 import random
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -24,8 +23,7 @@ from petface.settings import Settings, read_settings
 from tests.conftest import Tree, make_tree
 from tests.scripts import REPOSITORY
 from tests.serving.made_server import photo
-from tests.torture.fuzz import Content, Fuzzer, damaged, fuzz_apart, judge_reading, one_line
-from tests.torture.outcome import Outcome
+from tests.torture.fuzz import ODD_FILES, Content, Fuzzer, damaged, judge_reading, one_line
 
 SCRIPTS = (train_resnet_minority_aug_dynamic, stage2_resnet_multi, inference_engine)
 _ODD = (
@@ -34,30 +32,19 @@ _ODD = (
     *('"../../etc/passwd"', '"' + "x" * 100_000 + '"', "[" + "1," * 50_000 + "]", '"\udc80"'),
 )
 _CODINGS = ("utf-16", "utf-16-le", "utf-32", "utf-7", "utf-8-sig")
-# A pipe, a folder, links: to nothing, to itself, to what never ends, to what gives EIO, away.
-_ODD_FILES = (
-    *(None, "/", "nothing", "preset.toml", "splits.csv", "/dev/zero", "/proc/self/mem"),
-    *("/dev/tty", "../presets", "/etc/hostname"),
-)
 PRESET = "preset.toml"
 CEILING_BYTES = 200_000_000  # for a preset of at most a megabyte that is read
 
 
-def torture_settings(num_files: int, seed: int, place: Path) -> Outcome:
-    """Read mutated presets as each script does, in processes of their own."""
-    outcome, fuzzer = Outcome("settings", "mutated presets"), f"{__name__}:preset_fuzzer"
-    return fuzz_apart(outcome, fuzzer, str(place), num_files, seed, 60.0, 12 * 10**9, CEILING_BYTES)
-
-
-def preset_fuzzer(folder: str) -> Fuzzer:
+def preset_fuzzer(folder: Path) -> Fuzzer:
     """Mutate a preset, or put something else in its place; it is for every script in turn."""
-    place = Path(folder) / "presets"
+    place = folder / "presets"
     folders = [REPOSITORY / "configs" / kind for kind in ("stage1", "stage2", "eval")]
     presets = [sorted(folder.glob("*.toml")) for folder in folders]
     names = [[*read_settings(script, []).as_dict()] for script in SCRIPTS]
 
     def draw_file(number: int, draw: random.Random) -> tuple[str, Any]:
-        name = draw.choice(names[number % 3])
+        script, name = SCRIPTS[number % 3], draw.choice(names[number % 3])
         whole = draw.choice(presets[number % 3]).read_bytes()
         other = "".join(draw.sample(name, len(name)))
         nearly = draw.choice([name[:-1], name.lower(), name + "S", f" {name}", f'"{name} "', other])
@@ -77,11 +64,9 @@ def preset_fuzzer(folder: str) -> Fuzzer:
             "carriage returns": lambda: whole.replace(b"\n", draw.choice([b"\r\n", b"\r"])),
             "large": lambda: b"# " + b"x" * draw.choice([10**6, 3 * 10**7]) + b"\n" + whole,
             "many": lambda: b"".join(b"a%d = 1\n" % number for number in range(60_000)),
-        } | {f"odd file {odd}": lambda odd=odd: odd for odd in _ODD_FILES}
+        } | {f"odd file {odd}": lambda odd=odd: odd for odd in ODD_FILES}
         kind = [*ways][number // 3 % len(ways)]
-        content = ways[kind]()
-        files = {f"{PRESET}/": b""} if content == "/" else {PRESET: content}
-        return f"{SCRIPTS[number % 3].__name__}, {kind}", (SCRIPTS[number % 3], files)
+        return f"{script.__name__}, {kind}", (script, {PRESET: ways[kind]()})
 
     def judge(drawn: Any) -> tuple[str, str]:
         script, files = drawn
@@ -94,37 +79,26 @@ def preset_fuzzer(folder: str) -> Fuzzer:
             written.unlink()
             return "" if again == found else "its own settings.toml gives other values"
 
-        told = partial(one_line, name=PRESET)
-        return judge_reading(
-            place,
-            files,
-            lambda place: read_settings(script, ["--config", str(place / PRESET)]),
-            told,
-            difference,
-        )
+        def read(place: Path) -> Settings:
+            return read_settings(script, ["--config", str(place / PRESET)])
 
-    return Fuzzer(draw_file, judge)
+        return judge_reading(place, files, read, lambda text: one_line(text, PRESET), difference)
+
+    return Fuzzer(draw_file, judge, CEILING_BYTES)
 
 
-def torture_splits(num_files: int, seed: int, place: Path) -> Outcome:
-    """Load a tree by mutated split files, its own and official ones, in processes of their own."""
-    tree = make_tree(place / "tree")
-    for species, record in (("cat", "Mu\u0308tze"), ("cat", "a,b"), ("yak", "=1")):
-        (tree.images / species / record).mkdir()
-        (tree.images / species / record / "00.png").write_bytes(photo())
-    load_dataset(tree.images, tree.annotations)
-    outcome, fuzzer = Outcome("splits", "mutated splits"), f"{__name__}:split_fuzzer"
-    return fuzz_apart(outcome, fuzzer, str(place), num_files, seed, 60.0, 12 * 10**9, CEILING_BYTES)
-
-
-def split_fuzzer(folder: str) -> Fuzzer:
+def split_fuzzer(folder: Path) -> Fuzzer:
     """Mutate one of the files of a split: sealed, with its side file in order, or as it is."""
-    tree, place = Tree(Path(folder) / "tree"), Path(folder) / "splits"
+    tree, place = Tree(folder / "tree"), folder / "splits"
+    if not tree.root.exists():
+        make_tree(tree.root)
+        for species, record in (("cat", "Mu\u0308tze"), ("cat", "a,b"), ("yak", "=1")):
+            (tree.images / species / record).mkdir()
+            (tree.images / species / record / "00.png").write_bytes(photo())
     before = load_dataset(tree.images, tree.annotations)
-    records = list(
-        zip(species_of_records(before.catalog), before.catalog.record_names, strict=True)
-    )
-    codes = {tuple(map(str, r)): s for r, s in zip(records, before.record_split, strict=True)}
+    names = zip(species_of_records(before.catalog), before.catalog.record_names, strict=True)
+    records = [(str(species), str(record)) for species, record in names]
+    codes = dict(zip(records, before.record_split, strict=True))
     made = {name: (tree.root / name).read_bytes() for name in ("splits.csv", "splits.json")}
     lists = {"official/empty": b""}
     for species in sorted({name for name, _ in codes}):
@@ -134,9 +108,6 @@ def split_fuzzer(folder: str) -> Fuzzer:
             text = "\n".join([*["filename,label"] * (code == 0), *rows, ""])
             lists[f"official/{species}/{file}"] = text.encode()
         lists[f"official/{species}/reidentification.csv"] = b"filename,label\n"
-
-    def nfd(data: bytes, _: random.Random) -> bytes:
-        return normalize("NFD", data.decode()).encode()
 
     ways: dict[str, Callable[[bytes, random.Random], Content]] = {
         "damaged": damaged,
@@ -150,51 +121,42 @@ def split_fuzzer(folder: str) -> Fuzzer:
         "a record less": lambda data, _: data.rstrip(b"\n").rpartition(b"\n")[0] + b"\n",
         "cut short": lambda data, draw: data[: draw.randrange(len(data))],
         "another spelling": lambda data, _: data.replace(b"cat", b"Cat"),
-        "taken apart": nfd,
+        "taken apart": lambda data, _: normalize("NFD", data.decode()).encode(),
         "zeros": lambda data, draw: data.replace(b"0", b"\0", draw.randrange(1, 9)),
         "quotes": lambda data, _: data.replace(b",", b',"', 1),
         "latin": lambda data, _: data + b"cat,\xe9,train\n",
         "another coding": lambda data, draw: data.decode().encode(draw.choice(_CODINGS)),
         "other columns": lambda data, _: data.replace(b",", b";"),
         "upwards": lambda data, _: data + b'"cat/../../../secret/00.png",1\n',
-    } | {f"odd file {odd}": lambda *_, odd=odd: odd for odd in _ODD_FILES}
+    } | {f"odd file {odd}": lambda *_, odd=odd: odd for odd in ODD_FILES}
 
     def draw_file(number: int, draw: random.Random) -> tuple[str, dict[str, Content]]:
-        kind, files = [*ways][number // 4 % len(ways)], {**made, **lists}
-        name = ("splits.csv", "splits.csv", "splits.json", draw.choice([*lists][1:]))[number % 4]
-        content = ways[kind](files[name], draw)
-        if content == "/":
-            del files[name]
-            name, content = f"{name}/", b""
-        files[name] = content
+        kind, is_official = [*ways][number // 4 % len(ways)], number % 4 == 3
+        files: dict[str, Content] = {**made, **(lists if is_official else {})}
+        own = "splits.csv", "splits.csv", "splits.json", draw.choice([*lists][1:])
+        name = own[number % 4]
+        files[name] = content = ways[kind]({**made, **lists}[name], draw)
         if number % 4 == 1 and isinstance(content, bytes):
             facts = json.loads(made["splits.json"])
             facts["sha256_of_csv"] = hashlib.sha256(content).hexdigest()
             files["splits.json"] = json.dumps(facts).encode()
-        return f"{name}, {kind}", files if number % 4 == 3 else {
-            n: files[n] for n in files if n not in lists
-        }
+        return f"{name}, {kind}", files
 
     def judge(files: dict[str, Content]) -> tuple[str, str]:
         source = place / ("official" if "official/empty" in files else "splits.csv")
+
+        def read(_: Path) -> Any:
+            return load_dataset(tree.images, tree.annotations, splits_file=source)
 
         def difference(found: Any) -> str:
             expected = second_reader(files, codes, source.name == "official")
             now = dict(zip(codes, found.record_split.tolist(), strict=True))
             apart = [name for name in codes if now[name] != expected.get(name)]
-            return "".join(
-                f"{name} is in {now[name]}, not {expected.get(name)}" for name in apart[:1]
-            )
+            return "".join(f"{n} is in {now[n]}, not {expected.get(n)}" for n in apart[:1])
 
-        return judge_reading(
-            place,
-            files,
-            lambda _: load_dataset(tree.images, tree.annotations, splits_file=source),
-            partial(one_line, name=place),
-            difference,
-        )
+        return judge_reading(place, files, read, difference=difference)
 
-    return Fuzzer(draw_file, judge)
+    return Fuzzer(draw_file, judge, CEILING_BYTES)
 
 
 def second_reader(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pickle
-import random
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,17 +20,10 @@ from petface.settings import read_settings
 from tests import scripts
 from tests.sameness import broken_files, num_being_written, run_differences, stale_files
 from tests.torture import __main__ as torture
-from tests.torture import pickles, programs, soak
-from tests.torture.annotations import torture_csv
-from tests.torture.bundles import torture_bundles
-from tests.torture.checkpoints import torture_checkpoints
+from tests.torture import annotations, packs, pickles, programs, server
+from tests.torture.checkpoints import damaged_fuzzer
 from tests.torture.fixtures import Workshop
-from tests.torture.fuzz import fuzz, judge_reading
-from tests.torture.images import torture_images
-from tests.torture.outcome import Outcome, table
-from tests.torture.packs import torture_packs, torture_sealed_packs
-from tests.torture.server import torture_load
-from tests.torture.tables import torture_settings, torture_splits
+from tests.torture.fuzz import Fuzzer, Outcome, fuzz, fuzz_apart, judge_reading, table
 
 
 @pytest.fixture(scope="module")
@@ -45,40 +38,48 @@ def fine(outcome: Outcome) -> Outcome:
 
 
 def noticed(outcome: Outcome, *words: str) -> None:
-    assert outcome.failures and "FAILED" in outcome.line()
+    assert outcome.failures and "FAILED" in table([outcome])
     for word in words:
         assert any(word in text for text in outcome.failures), outcome.failures
 
 
-# images
+# files
 
 
-def test_mutated_images_are_decoded_or_refused():
-    counts = fine(torture_images(120, 3)).counts
-    assert counts["decoded"] > 20 and counts["refused"] > 20
-    assert counts["decoded"] + counts["refused"] == 120
-    assert counts["peak_mb"] < 1000
+@pytest.mark.parametrize(
+    ("part", "what", "num_files", "word"),
+    [
+        ("images", "mutated images", 120, "decoded"),
+        ("csv", "mutated annotations", 150, "read"),
+        ("checkpoints", "damaged checkpoints", 120, ""),
+        ("packs", "damaged packs", 90, ""),
+        ("packs", "sealed packs", 120, "read"),
+        ("settings", "mutated presets", 36, "read"),
+        ("splits", "mutated splits", 48, "read"),
+        pytest.param("pickles", "hostile pickles", 80, "", marks=pytest.mark.slow),
+        pytest.param("bundles", "strangers' bundles", 90, "read", marks=pytest.mark.slow),
+    ],
+)
+def test_mutated_files_are_read_or_refused(tmp_path, part, what, num_files, word):
+    fuzzer = f"tests.torture.{torture.FUZZERS[part][what]}"
+    counts = fine(fuzz_apart(Outcome(part, what), fuzzer, tmp_path, num_files, 3)).counts
+    assert counts["refused"] > num_files / 6 and (counts[word] or not word)
+    assert counts["refused"] + counts["read"] + counts["decoded"] == num_files
+    assert counts["executed"] == counts["altered"] == 0 < counts["ceiling_mb"] < 1000
 
 
 @pytest.mark.parametrize(
     ("planted", "word"),
     [("hang", "hang"), ("crash", "crash"), ("swallow", "no picture"), ("hoard", "1000 MB")],
 )
-def test_a_bad_decoder_is_noticed(planted, word):
-    outcome = torture_images(2, 0, f"tests.torture.images:{planted}", 0.3)
+def test_a_bad_decoder_is_noticed(tmp_path, planted, word):
+    fuzzer = f"tests.torture.images:{planted}"
+    outcome = fuzz_apart(Outcome("images", planted), fuzzer, tmp_path, 2, 0)
     noticed(outcome, word)
     assert len(outcome.failures) == 2
 
 
-# annotation files
-
-
-def test_mutated_annotations_are_read_or_refused(tmp_path):
-    counts = fine(torture_csv(150, 3, tmp_path)).counts
-    assert counts["read"] > 30 and counts["refused"] > 30
-
-
-def test_a_reader_that_shifts_cells_is_noticed(tmp_path):
+def with_lenient_reader(place: Path) -> Fuzzer:
     def lenient(path: Path, species: str) -> SpeciesAnnotations:
         """Fill short rows with nothing and cut long ones, as many readers do."""
         lines = path.read_bytes().decode("utf-8", "replace").replace("\0", "").splitlines()
@@ -91,32 +92,40 @@ def test_a_reader_that_shifts_cells_is_noticed(tmp_path):
         except UserError as error:
             raise UserError(str(error).replace(str(mended), str(path))) from error
 
-    outcome = torture_csv(100, 0, tmp_path, lenient)
-    noticed(outcome, "read, but a row is longer or shorter than the header")
-    assert outcome.counts["altered"] > 3
+    return annotations.csv_fuzzer(place, lenient)
 
 
-# checkpoints and packs
-
-
-def test_damaged_checkpoints_are_refused_or_identical(tmp_path):
-    counts = fine(torture_checkpoints(120, 3, tmp_path)).counts
-    assert counts["refused"] > 60 and counts["executed"] == counts["altered"] == 0
-
-
-def test_a_loader_that_trusts_its_files_is_noticed(tmp_path):
+def with_trusting_loader(place: Path) -> Fuzzer:
     def trusting(path: Path) -> Any:
         try:
             return torch.load(path, weights_only=False)
         except Exception as error:
             raise checkpoints.CheckpointError(path, "damaged") from error
 
-    noticed(torture_checkpoints(60, 0, tmp_path, trusting), "weight differs")
+    return damaged_fuzzer(place, trusting)
 
 
-@pytest.mark.slow
-def test_hostile_pickles_are_refused(tmp_path):
-    assert fine(pickles.torture_pickles(80, 3, tmp_path)).counts["refused"] == 80
+def without_checksums(place: Path) -> Fuzzer:
+    def trusting(*arguments: Any) -> PackedImages:
+        pack = PackedImages(*arguments)
+        pack._is_checked[:] = True
+        return pack
+
+    return packs.damaged_fuzzer(place, trusting)
+
+
+@pytest.mark.parametrize(
+    ("made", "word"),
+    [
+        (with_lenient_reader, "read, but a row is longer or shorter than the header"),
+        (with_trusting_loader, "weight differs"),
+        (without_checksums, "other pixels"),
+    ],
+)
+def test_a_reader_that_is_too_lenient_is_noticed(tmp_path, made, word):
+    outcome = fuzz(Outcome("files", made.__name__), made(tmp_path), 90, 0)
+    noticed(outcome, word)
+    assert outcome.counts["altered"] > 2
 
 
 def test_a_pickle_that_is_executed_and_a_file_that_is_changed_are_noticed(tmp_path, monkeypatch):
@@ -127,40 +136,12 @@ def test_a_pickle_that_is_executed_and_a_file_that_is_changed_are_noticed(tmp_pa
             raise UserError(f"{path}: no") from error
 
     monkeypatch.setattr(pickles, "read_as_both", trusting)
-    fuzzer = pickles.pickle_fuzzer(str(tmp_path))
+    fuzzer = pickles.pickle_fuzzer(tmp_path)
     noticed(fuzz(Outcome("pickles", "read"), fuzzer, 40, 3), "what it holds was executed")
-    judged = judge_reading(tmp_path / "a", b"1", lambda path: path.write_text("2"), str)
+    judged = judge_reading(tmp_path / "a", b"1", lambda path: path.write_text("2"))
     assert judged == ("altered", "what was read is not what it was")
-    files = {"a/b.txt": b"1", "c": None, "d": "nowhere", "e/": b""}
-    assert judge_reading(tmp_path / "folder", files, lambda _: None, str) == ("read", "")
-
-
-def test_damaged_packs_are_refused_or_identical(tmp_path):
-    assert fine(torture_packs(90, 3, tmp_path)).counts["refused"] > 80
-
-
-@pytest.mark.parametrize(
-    ("torture", "num_files"),
-    [(torture_sealed_packs, 120), (torture_settings, 33), (torture_splits, 48)],
-)
-def test_what_is_odd_but_sealed_is_refused_or_read(tmp_path, torture, num_files):
-    counts = fine(torture(num_files, 3, tmp_path)).counts
-    assert counts["refused"] > num_files / 2 and counts["read"]
-
-
-@pytest.mark.slow
-def test_strangers_bundles_are_refused_or_read(tmp_path):
-    counts = fine(torture_bundles(36, 3, tmp_path)).counts
-    assert counts["refused"] > 30 and counts["read"]
-
-
-def test_a_pack_that_is_read_without_its_checksums_is_noticed(tmp_path):
-    def trusting(*arguments: Any) -> PackedImages:
-        pack = PackedImages(*arguments)
-        pack._is_checked[:] = True
-        return pack
-
-    noticed(torture_packs(90, 0, tmp_path, trusting), "other pixels")
+    files = {"a/b.txt": b"1", "c": None, "d": "nowhere", "e": "/"}
+    assert judge_reading(tmp_path / "folder", files, lambda _: None) == ("read", "")
 
 
 # what is compared
@@ -259,37 +240,32 @@ def test_a_resumed_training_is_the_straight_one_and_one_that_differs_is_noticed(
 # memory over time
 
 
-def samples(grow_bytes: float = 0, grow_handles: float = 0) -> list[soak.Sample]:
-    draw = random.Random(0)
-    return [
-        soak.Sample(
-            float(n), int(5e8 + n * grow_bytes + draw.gauss(0, 2e6)), int(20 + n * grow_handles)
-        )
-        for n in range(200)
-    ]
+def samples(grow_bytes: float = 0, grow_handles: float = 0) -> np.ndarray:
+    n = np.arange(200)
+    memory = 5e8 + n * grow_bytes + np.random.default_rng(0).normal(0, 2e6, 200)
+    return np.stack([n, memory, (20 + n * grow_handles).astype(int)], axis=1)
 
 
 def test_flat_is_flat_and_growth_is_noticed():
-    counts, failures = soak.judge(samples())
+    counts, failures = server.judge(samples())
     assert failures == [] and counts["handles"] == "20 -> 20" and abs(counts["mb_per_hour"]) < 300
-    assert "memory grew" in soak.judge(samples(grow_bytes=3e5))[1][0]
-    assert "open handles grew from" in soak.judge(samples(grow_handles=0.05))[1][0]
-    assert "only 3 samples" in soak.judge(samples()[:3])[1][0]
+    assert "memory grew" in server.judge(samples(grow_bytes=3e5))[1][0]
+    assert "open handles grew from" in server.judge(samples(grow_handles=0.05))[1][0]
+    assert "only 3 samples" in server.judge(samples()[:3])[1][0]
 
 
 @pytest.mark.slow
 def test_an_evaluation_and_a_server_are_watched(workshop, monkeypatch):
-    pytest.importorskip("fastapi", reason='python -m pip install ".[serve]"')
-    monkeypatch.setattr(soak, "NUM_SAMPLES", 16)
-    monkeypatch.setattr(soak, "MAX_GROWTH_BYTES", 500_000_000)  # two seconds are all warming up
-    evaluation, server = (fine(outcome) for outcome in soak.torture_soak(workshop, 2.0))
-    assert evaluation.counts["evaluations"] >= 1 and server.counts["photos"] > 1
+    monkeypatch.setattr(server, "NUM_SAMPLES", 16)
+    monkeypatch.setattr(server, "MAX_GROWTH_BYTES", 500_000_000)  # two seconds are all warming up
+    evaluation, served = (fine(outcome) for outcome in server.torture_soak(workshop, 2.0))
+    assert evaluation.counts["evaluations"] >= 1 and served.counts["photos"] > 1
 
 
 @pytest.mark.slow
 def test_a_server_is_loaded_and_flooded_and_what_grows_is_noticed(workshop, monkeypatch):
-    monkeypatch.setattr("tests.torture.server.MOST", {"mb": 0.5})
-    before, floods, after = torture_load(workshop, 4.0)
+    monkeypatch.setattr(server, "MOST", {"mb": 0.5})
+    before, floods, after = server.torture_load(workshop, 4.0)
     assert before.counts["load"]["codes"]["200"] > 9 and floods.counts["bad chunks"]["codes"]["400"]
     noticed(after, "mb: ")
 
