@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from petface.errors import SettingsError, UserError, install_line, outlive_reader, run_script
 
@@ -28,10 +28,7 @@ import pandas as pd
 
 from petface import files
 from petface.settings import Positive, Seed, Settings, read_settings
-from tools.sweep import ROOT, flag_of_change, last_line, started, trainers_of
-
-if TYPE_CHECKING:
-    import optuna
+from tools.sweep import ROOT, Trainer, flag_of_change, last_line, started, trainers_of
 
 # ---- Search ----
 TRIALS: Positive = 20  # all together, also over several starts
@@ -44,18 +41,20 @@ def main() -> None:
     words = "PRESET", "a preset, then NAME=a..b, NAME=a,b,c or NAME=value"
     s = read_settings(sys.modules[__name__], positional=words)
     outlive_reader()
-    optuna = _optuna()
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError(f"tools.search needs Optuna ({error}): {install_line('search')}") from error
     draws = {word: way_to_draw(word) for word in s.positional}
     choices = {word.partition("=")[0]: draw for word, draw in draws.items() if draw}
     trainers = trainers_of([word for word, draw in draws.items() if not draw])
     if len(trainers) != 1:
         raise SettingsError(f"give one preset, not {len(trainers)}")
-    trainer = trainers[0]
+    trainer, out = trainers[0], Path(s.OUT)
     if not choices:
         raise SettingsError("nothing to search: give a range or choices, such as LR=1e-4..1e-2")
     for constant in choices.keys() - trainer.settings().as_dict():  # misspelt: refused here
         trainer.settings(*flag_of_change(f"{constant}=x"))
-    out = Path(s.OUT)
     out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -69,15 +68,14 @@ def main() -> None:
     num_over = sum(trial.state.is_finished() for trial in study.trials)
     print(f"{num_over} trials so far, {max(0, s.TRIALS - num_over)} to go", flush=True)
 
-    def objective(trial: optuna.Trial) -> float:
+    def objective(trial: Any) -> float:
         drawn = [f"{constant}={draw(trial)}" for constant, draw in choices.items()]
         name = f"{trainer.preset}/trial{trial.number}"
         flags = [flag for word in drawn for flag in flag_of_change(word)]
         flags += ["--runs-root", s.OUT, "--run-name", name]
         figure = _figure_of(trainer.settings(*flags))
-        command = [str(ROOT / f"{trainer.script}.py"), *trainer.flags, *flags]
         try:
-            value = run_trial(trial, command, out / name, figure)
+            value = run_trial(trial, trainer, flags, out / name, figure)
         except optuna.TrialPruned as reason:
             print(f"trial {trial.number}: {reason}", flush=True)
             raise
@@ -104,8 +102,7 @@ def way_to_draw(word: str) -> Callable[[Any], str] | None:
     """
     name, _, text = word.partition("=")
     if ".." in text:
-        low = high = math.nan
-        ends = text.split("..")
+        low, high, ends = math.nan, math.nan, text.split("..")
         with suppress(ValueError):
             low, high = map(float, ends)
         if not -math.inf < low < high < math.inf:
@@ -118,15 +115,17 @@ def way_to_draw(word: str) -> Callable[[Any], str] | None:
     return None
 
 
-def run_trial(trial: optuna.Trial, command: list[str], folder: Path, figure: str) -> float:
+def run_trial(trial: Any, trainer: Trainer, flags: list[str], folder: Path, figure: str) -> float:
     """Train in a process of its own and return its best `figure`; report every epoch's to `trial`.
 
     Raises optuna's `TrialPruned` where the trial is given up, and for a run that failed.
     """
-    pruned = _optuna().TrialPruned
+    from optuna import TrialPruned
+
     folder.mkdir(parents=True, exist_ok=True)
     log_path, told = folder / "train.log", 0
-    with log_path.open("ab") as log, started(command, log) as run:
+    script = str(ROOT / f"{trainer.script}.py")
+    with log_path.open("ab") as log, started([script, *trainer.flags, *flags], log) as run:
         while run.poll() is None:
             time.sleep(1.0)
             for value in _values(folder, figure)[told:]:
@@ -134,11 +133,11 @@ def run_trial(trial: optuna.Trial, command: list[str], folder: Path, figure: str
                     trial.report(value, told)
                 told += 1
             if trial.should_prune():
-                raise pruned(f"given up after epoch {told}")
+                raise TrialPruned(f"given up after epoch {told}")
     if run.returncode:
-        raise pruned(last_line(log_path))
+        raise TrialPruned(last_line(log_path))
     if not (values := list(filter(math.isfinite, _values(folder, figure)))):
-        raise pruned(f"{figure} has no value: no label in the validation split?")
+        raise TrialPruned(f"{figure} has no value: no label in the validation split?")
     return max(values)
 
 
@@ -151,20 +150,9 @@ def _values(folder: Path, figure: str) -> list[float]:
 
 
 def _figure_of(s: Settings) -> str:
-    """Return the column that the kept checkpoint is chosen by.
-
-    Stage 2 has no SELECT_BY: its loss compares only trials of the same losses.
-    """
+    """Return the column that the kept checkpoint is chosen by: of stage 2 always the loss."""
     selects = s.as_dict().get("SELECT_BY", "loss")
     return "val_loss" if selects == "loss" else f"val_{selects}_frac"
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise UserError(f"tools.search needs Optuna ({error}): {install_line('search')}") from error
-    return optuna
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Final
@@ -63,15 +63,44 @@ RUNNING: Final = set[subprocess.Popen[bytes]]()
 
 @dataclass(frozen=True)
 class Trainer:
-    """A trainer with a preset, named `preset`, and changes laid over its constants."""
+    """A trainer with a preset and changes laid over its constants; with a folder, a run to do."""
 
-    preset: str
+    preset: str  # its name
     script: str
     flags: tuple[str, ...]
+    folder: Path = Path()
 
     def settings(self, *more: str) -> Settings:
         """Read the constants, with more flags behind the preset's."""
         return read_settings(importlib.import_module(self.script), [*self.flags, *more])
+
+    def finished(self) -> list[SweepRun]:
+        """Read what it left: one for stage 1, one per species for stage 2; empty if unfinished.
+
+        Results that were made with other settings are refused.
+        """
+        found, may_change = [], importlib.import_module(self.script).MAY_CHANGE
+        now = json.loads(json.dumps(self.settings().as_dict()))
+        paths = [self.folder / "final.json", *self.folder.glob("*/final.json")]
+        for path in sorted(filter(Path.exists, paths)):
+            before = tomllib.loads(path.with_name("settings.toml").read_text(encoding="utf-8"))
+            changed = [
+                f"{name}: {before.get(name)!r} -> {value!r}"
+                for name, value in now.items()
+                if before.get(name) != value and name not in may_change
+            ]
+            if changed:
+                what = f"{path.parent} was trained with other settings ({'; '.join(changed)})"
+                raise UserError(f"{what}; give the sweep another OUT")
+            species = "" if path.parent == self.folder else path.parent.name
+            final = files.read_json(path)
+            found.append(SweepRun(self.preset, self.folder.name, species, final))
+        return found
+
+    def is_finished(self) -> bool:
+        """Return whether there is nothing left to train."""
+        is_whole = self.script != SCRIPTS["stage2"] or (self.folder / ALL_TRAINED).exists()
+        return bool(self.finished()) and is_whole
 
 
 def trainers_of(words: Sequence[str]) -> list[Trainer]:
@@ -97,45 +126,6 @@ def flag_of_change(word: str) -> tuple[str, str]:
     return f"--{name.lower().replace('_', '-')}", value
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A run to do: its trainer, all its flags, and where its results lie."""
-
-    trainer: Trainer
-    settings: Settings
-    flags: tuple[str, ...]
-    folder: Path
-
-    def finished(self) -> list[SweepRun]:
-        """Read what it left: one for stage 1, one per species for stage 2; empty if unfinished.
-
-        Results that were made with other settings are refused.
-        """
-        found, may_change = [], importlib.import_module(self.trainer.script).MAY_CHANGE
-        now = json.loads(json.dumps(self.settings.as_dict()))
-        paths = [self.folder / "final.json", *self.folder.glob("*/final.json")]
-        for path in sorted(filter(Path.exists, paths)):
-            text = path.with_name("settings.toml").read_text(encoding="utf-8")
-            before = tomllib.loads(text)
-            changed = [
-                f"{name}: {before.get(name)!r} -> {value!r}"
-                for name, value in now.items()
-                if before.get(name) != value and name not in may_change
-            ]
-            if changed:
-                what = f"{path.parent} was trained with other settings ({'; '.join(changed)})"
-                raise UserError(f"{what}; give the sweep another OUT")
-            species = "" if path.parent == self.folder else path.parent.name
-            final = files.read_json(path)
-            found.append(SweepRun(self.trainer.preset, self.folder.name, species, final))
-        return found
-
-    def is_finished(self) -> bool:
-        """Return whether there is nothing left to train."""
-        is_whole = self.trainer.script != SCRIPTS["stage2"] or (self.folder / ALL_TRAINED).exists()
-        return bool(self.finished()) and is_whole
-
-
 def main() -> int:
     words = "PRESET", "presets, one over another with +, and NAME=value for all runs"
     s = read_settings(sys.modules[__name__], positional=words)
@@ -148,7 +138,7 @@ def main() -> int:
     todo = [run for run in plan if not run.is_finished()]
     print(f"{len(plan)} runs, {len(plan) - len(todo)} of them finished before", flush=True)
     packs = {(r.IMAGES_ROOT, r.PACK, input_rule(r.BACKBONE, r.IMAGE_SIZE_PX, r.RESIZE_RULE, "none"))
-             for r in (run.settings for run in todo) if r.PACK and s.JOBS > 1}  # fmt: skip
+             for r in (run.settings() for run in todo) if r.PACK and s.JOBS > 1}  # fmt: skip
     for root, pack, rule in packs:  # beforehand: two runs would make one at the same time
         image_source(scan(root).catalog, pack, rule)
     with ThreadPoolExecutor(s.JOBS) as pool:
@@ -166,7 +156,7 @@ def main() -> int:
     return int(bool(failed))
 
 
-def plan_runs(s: Settings, trainer: Trainer) -> list[Planned]:
+def plan_runs(s: Settings, trainer: Trainer) -> list[Trainer]:
     """List the runs of a preset: every fold with every seed."""
     folds: list[tuple[str, tuple[str, ...]]] = [("", ())]
     if s.FOLDS:
@@ -182,23 +172,23 @@ def plan_runs(s: Settings, trainer: Trainer) -> list[Planned]:
         name = f"{trainer.preset}/{fold}seed{seed}"
         own = (*split, "--seed", str(seed), "--runs-root", s.OUT, "--run-name", name)
         flags = *trainer.flags, *own
-        found.append(Planned(trainer, trainer.settings(*own), flags, Path(s.OUT) / name))
+        found.append(replace(trainer, flags=flags, folder=Path(s.OUT) / name))
     return found
 
 
-def train(num_jobs: int, number: int, run: Planned) -> int:
+def train(num_jobs: int, number: int, run: Trainer) -> int:
     """Train a run in a process of its own; its output goes to train.log in its folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, num_cores() // num_jobs))}
     if num_jobs > 1 and torch.cuda.device_count() > 1:
         environment["CUDA_VISIBLE_DEVICES"] = str(number % torch.cuda.device_count())
-    log_path, script = run.folder / "train.log", str(ROOT / f"{run.trainer.script}.py")
+    log_path, script = run.folder / "train.log", str(ROOT / f"{run.script}.py")
     with log_path.open("ab") as log, started([script, *run.flags], log, environment) as process:
         code = process.wait()
-    if code == 0 and run.trainer.script == SCRIPTS["stage2"]:
+    if code == 0 and run.script == SCRIPTS["stage2"]:
         (run.folder / ALL_TRAINED).touch()
     said = f"left with {code}: {last_line(log_path)}" if code else "finished"
-    print(f"{run.trainer.preset} {run.folder.name}: {said}", flush=True)
+    print(f"{run.preset} {run.folder.name}: {said}", flush=True)
     return code
 
 

@@ -60,18 +60,7 @@ def test_what_it_counts_is_in_the_evaluation(done, held_out):
             assert correct == pytest.approx(right)
         assert len(found["mistakes"][head]) == min(20, len(asked) - right)
         assert len(found["probes"][head]["probes"]) == len(PROBES)
-
-
-def test_the_layout_that_the_report_reads(done):
-    found = done[1]
-    keys = {"num_test", "sample", "seconds", "mistakes", "slices", "probes", "files"}
-    assert keys <= set(found)
-    bin_ = found["slices"]["species"]["photos_per_record"]["bins"][0]
-    assert set(bin_) == {"bin", "num", "num_records", "accuracy", "interval_95", "stands_out"}
-    probe = found["probes"]["species"]["probes"][0]
-    assert set(probe) == {
-        "name", "group", "accuracy", "change", "interval_95", "agreement", "confidence",
-    }  # fmt: skip
+        assert {"name", "change", "interval_95"} < set(found["probes"][head]["probes"][0])
 
 
 def test_its_files_can_be_opened_and_photos_lie_apart(done, out, evaluation_run):

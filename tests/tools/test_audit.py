@@ -31,8 +31,8 @@ def flags(tmp_path) -> list[object]:
 
 
 def test_it_writes_its_five_files_and_prints_the_figures(flags, tmp_path, script):
-    done = script(AUDIT, [*flags, "--sample", 3, "--workers", 2, "--with-photos", "--all"])
-    assert done.code == 0, done.err
+    words = ["--sample", 3, "--workers", 2, "--with-photos", "--all"]
+    done = script(AUDIT, [*flags, *words]).checked()
     out: Path = tmp_path / "audit"
     assert sorted(path.name for path in out.iterdir()) == [
         "audit.html", "audit.json", "classes.csv", "duplicates.csv", "issues.csv"
@@ -49,8 +49,7 @@ def test_it_writes_its_five_files_and_prints_the_figures(flags, tmp_path, script
 
 
 def test_a_sample_is_what_it_looks_at_and_a_wrong_folder_is_one_line(flags, tmp_path, script):
-    done = script(AUDIT, [*flags, "--sample", 5, "--workers", 0])
-    assert done.code == 0, done.err
+    done = script(AUDIT, [*flags, "--sample", 5, "--workers", 0]).checked()
     assert "looked_at: 5\n" in done.out
     assert "5 of 12 photos" in (tmp_path / "audit/audit.html").read_text(encoding="utf-8")
     nowhere = tmp_path / "nowhere"

@@ -27,15 +27,16 @@ def flags(tree, runs: Path, out: Path) -> list[object]:
 EXPORT = "tools/export.py"
 
 
-def test_forcing_without_int8_is_refused(tree, runs, tmp_path, script) -> None:
-    done = script(EXPORT, [*flags(tree, runs, tmp_path / "b"), "--force-int8"])
-    assert done.code == 1 and "--force-int8 needs --precision int8" in done.err
-
-
-def test_a_checkpoint_that_cannot_be_used_leaves_nothing(tree, runs, tmp_path, script) -> None:
-    arguments = flags(tree, runs, tmp_path / "bundle")
-    done = script(EXPORT, [*arguments, "--stage1-checkpoint", runs / "no.pt"])
-    assert done.code == 1 and "no.pt: no such file" in done.err
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--force-int8"], "--force-int8 needs --precision int8"),
+        (["--stage1-checkpoint", "no.pt"], "no.pt: no such file"),
+    ],
+)
+def test_what_cannot_be_exported_leaves_nothing(tree, runs, tmp_path, script, more, words) -> None:
+    done = script(EXPORT, [*flags(tree, runs, tmp_path / "bundle"), *more])
+    assert done.code == 1 and words in done.err
     assert not any("bundle" in name for name in os.listdir(tmp_path))
 
 

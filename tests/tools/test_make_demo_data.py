@@ -15,7 +15,7 @@ from petface.taxonomy import SPECIES_FEATURES, canonical_record, is_unknown
 from tests.naive import rows_of
 from tools import make_demo_data
 from tools.demo_animals import BREEDS, REAL
-from tools.make_demo_data import annotation_rows, columns_of, main, plan, record_counts
+from tools.make_demo_data import annotation_rows, columns_of, main, num_photos, plan, record_counts
 
 SMALL = ["--records", "60", "--size", "32", "--seed", "3"]
 
@@ -27,10 +27,6 @@ def hash_of_tree(root: Path) -> str:
         if path.is_file():
             digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def num_planned() -> int:
-    return sum(record.num_photos for records in plan(60, 3).values() for record in records)
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +57,6 @@ def test_same_tree_from_one_and_from_two_workers_and_another_from_another_seed(d
     assert plan(60, 3) == plan(60, 3) != plan(60, 4)
 
 
-def test_columns_are_those_of_petface(demo):
-    for species, header in {
-        "cat": "Name,Gender,Breed,Color1,Color2",
-        "dog": "Name,Gender,Breed",
-        "ferret": "Name,Gender,Color1,Color2",
-        "javasparrow": "Name,Gender,Color,Color1,Color2",
-    }.items():
-        text = (demo / "annotations" / f"{species}.csv").read_text(encoding="utf-8")
-        assert text.splitlines()[0] == header
-
-
 @pytest.mark.parametrize("records", [60, 100, 900, 20_000, 257_484])
 def test_shares(records):
     counts = record_counts(records)
@@ -94,12 +79,15 @@ TRAPS = {  # labels that break naive readers
 }  # fmt: skip
 
 
-def test_label_traps(rows):
+def test_columns_traps_and_unknown_labels_are_those_of_petface(rows):
+    for species, header in {
+        "cat": ["Name", "Gender", "Breed", "Color1", "Color2"],
+        "ferret": ["Name", "Gender", "Color1", "Color2"],
+        "javasparrow": ["Name", "Gender", "Color", "Color1", "Color2"],
+    }.items():
+        assert list(rows[species][0]) == header
     for (species, column), labels in TRAPS.items():
         assert labels <= set(known(rows[species], column))
-
-
-def test_unknown_fractions_and_tokens(rows):
     for species, (_, frac) in REAL.items():
         if species not in ("cat", "dog"):  # their odd rows move the count
             unknown = len(rows[species]) - len(known(rows[species], "Gender"))
@@ -151,7 +139,7 @@ def test_odd_files(demo):
     images = demo / "images"
     kinds = kinds_of(list(images.glob("*/*/[0-9][0-9].png")))
     odd = {"PNG I;16": 1, "PNG RGBA": 1, "JPEG RGB": 1, "empty": 1, "broken": 1}
-    assert kinds == {**odd, "PNG RGB": num_planned() - 5}
+    assert kinds == {**odd, "PNG RGB": num_photos(plan(60, 3)) - 5}
     strange = {path.name for path in images.rglob("*") if path.is_file() and path.suffix != ".png"}
     assert strange == {".DS_Store", "Thumbs.db", "notes.txt"}
     assert len(list(images.rglob("._00.png"))) == 1
@@ -162,25 +150,22 @@ def test_odd_files(demo):
 def test_without_odd_files_every_file_is_a_plain_photo(tmp_path):
     main([*SMALL, "--out", str(tmp_path / "plain"), "--workers", "1", "--no-odd-files"])
     files = [path for path in (tmp_path / "plain/images").rglob("*") if path.is_file()]
-    assert kinds_of(files) == {"PNG RGB": num_planned()}
+    assert kinds_of(files) == {"PNG RGB": num_photos(plan(60, 3))}
 
 
-def test_second_call_draws_nothing(demo, capsys):
+def test_a_second_call_draws_nothing_and_other_folders_are_refused(demo, tmp_path, capsys):
     before = hash_of_tree(demo)
     main([*SMALL, "--out", str(demo)])
     printed = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
     assert list(printed) == ["folder", "records", "photos", "seconds"]
     assert printed["folder"].endswith("(already there)") and printed["records"] == "60"
-    assert hash_of_tree(demo) == before
-
-
-def test_other_arguments_and_foreign_folders_are_refused(demo, tmp_path):
     with pytest.raises(UserError, match="--force"):
         main(["--records", "61", "--size", "32", "--out", str(demo)])
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match=r"demo\.json"):
         main([*SMALL, "--out", str(tmp_path), "--force"])
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    assert hash_of_tree(demo) == before
     with pytest.raises(SettingsError, match="--records must be a whole number >= 60"):
         main(["--records", "5", "--out", str(tmp_path / "new")])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -13,38 +14,19 @@ from tests.naive import rows_of
 from tests.tools.test_sweep import preset_of
 from tools import search
 
-SEARCH = "tools/search.py"
-
-
-class Fixed:
-    """A trial that draws the low end of what is asked, and keeps the questions."""
-
-    def __init__(self):
-        self.asked = []
-
-    def suggest_int(self, name, low, high):
-        self.asked.append((name, low, high))
-        return low
-
-    def suggest_float(self, name, low, high, log):
-        self.asked.append((name, low, high, log))
-        return low
-
-    def suggest_categorical(self, name, choices):
-        self.asked.append((name, choices))
-        return choices[-1]
-
 
 def test_ranges_choices_and_values_are_told_apart():
-    trial = Fixed()
+    trial = mock.Mock()
+    trial.suggest_int.side_effect = trial.suggest_float.side_effect = lambda _, low, *__, **___: low
+    trial.suggest_categorical.side_effect = lambda _, choices: choices[-1]
     words = ("EPOCHS=3..9", "LR=1e-4..0.01", "LABEL_SMOOTHING=0..0.2", "MIX=none,both")
     drawn = [search.way_to_draw(word)(trial) for word in words]
     assert drawn == ["3", "0.0001", "0.0", "both"]
-    assert trial.asked == [
-        ("EPOCHS", 3, 9),
-        ("LR", 1e-4, 0.01, True),
-        ("LABEL_SMOOTHING", 0.0, 0.2, False),
-        ("MIX", ["none", "both"]),
+    assert trial.mock_calls == [
+        mock.call.suggest_int("EPOCHS", 3, 9),
+        mock.call.suggest_float("LR", 1e-4, 0.01, log=True),
+        mock.call.suggest_float("LABEL_SMOOTHING", 0.0, 0.2, log=False),
+        mock.call.suggest_categorical("MIX", ["none", "both"]),
     ]
     assert not search.way_to_draw("LR=0.1") and not search.way_to_draw("WEIGHTS=a.b/c.pt")
 
@@ -61,10 +43,8 @@ def test_a_search_goes_on_where_it_was_stopped_and_names_the_best(tree, tmp_path
     preset = preset_of(tmp_path, "stage1", [*tree.flags, *TINY_STAGE1])
     out = tmp_path / "out"
     words = [preset, "EPOCHS=2", "LR=1e-4..1e-2", "MIX=none,both", "--out", out, "--trials"]
-    first = script(SEARCH, [*words, 1])
-    assert first.code == 0, first.err
-    done = script(SEARCH, [*words, 3])
-    assert done.code == 0, done.err
+    script("tools/search.py", [*words, 1]).checked()
+    done = script("tools/search.py", [*words, 3]).checked()
     assert "1 trials so far, 2 to go" in done.out
     rows = rows_of(out / "trials.csv")
     assert [row["trial"] for row in rows] == ["0", "1", "2"]

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -107,31 +108,39 @@ def server(models, tmp_path_factory):
 def photos(tree, engine) -> dict[str, bytes]:
     """One photo from a file, a phone held sideways, and in grey; others, one of no specialist."""
 
-    def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-        stream = io.BytesIO()
-        image.save(stream, kind, **options)
-        return stream.getvalue()
-
-    names = {"png": "cat", "chimp": "chimp"}
-    found = {key: (tree.images / n / "000000/00.png").read_bytes() for key, n in names.items()}
     yaks = (path.read_bytes() for path in sorted((tree.images / "yak").rglob("*.png")))
-    found["yak"] = next(yak for yak in yaks if engine.infer(yak)["status"] == "no_specialist")
-    image, sideways = Image.open(io.BytesIO(found["png"])), Image.Exif()
+    yak = next(yak for yak in yaks if engine.infer(yak)["status"] == "no_specialist")
+    png, chimp = ((tree.images / n / "000000/00.png").read_bytes() for n in ("cat", "chimp"))
+    image, sideways = Image.open(io.BytesIO(png)), Image.Exif()
     sideways[0x0112] = 6
-    deep = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
-    jpeg = encoded(image, "JPEG", exif=sideways, quality=95)
-    return {"jpeg": jpeg, "16 bit": encoded(deep, "PNG"), **found}
+    image.save(jpeg := io.BytesIO(), "JPEG", exif=sideways, quality=95)
+    grey = np.asarray(image.convert("L")).astype(np.uint16) * 257
+    Image.fromarray(grey).save(deep := io.BytesIO(), "PNG")
+    found = {"jpeg": jpeg.getvalue(), "16 bit": deep.getvalue()}
+    return {**found, "png": png, "chimp": chimp, "yak": yak}
 
 
-def test_the_answer_is_that_of_the_library_to_the_last_digit(server, engine, photos):
+def test_answers_are_those_of_the_library_to_the_last_digit(server, engine, photos):
+    def as_json(answer: Any) -> Any:
+        return json.loads(json.dumps(answer))
+
     found = set()
     for name, content in photos.items():
         for topk in (1, 3):
             reply = server.send(post(f"/predict?topk={topk}", form(content)))
             wanted = engine.infer(content, topk)
-            assert (reply.code, reply.json()) == (200, json.loads(json.dumps(wanted))), name
+            assert (reply.code, reply.json()) == (200, as_json(wanted)), name
             found.add(reply.json()["status"])
     assert found == {"ok", "no_specialist"}
+    given = [*photos.values()][:3]
+    reply = server.send(post("/predict_animal", form(*given, b"none", field="photos")))
+    assert (reply.code, reply.json()) == (200, as_json(engine.infer_animal([*given, b"none"])))
+    for species, code in (("cat", 200), ("yak", 404), ("../../etc", 404)):
+        path = f"/explain?head=breed&species={species}"
+        reply = server.send(post(path, form(photos["png"])))
+        assert reply.code == code, reply.body
+        if code == 200:
+            assert reply.body == engine.explain(photos["png"], head="breed", species="cat")
 
 
 def test_answers_do_not_depend_on_who_else_is_answered(server, engine, tree):
@@ -142,10 +151,8 @@ def test_answers_do_not_depend_on_who_else_is_answered(server, engine, tree):
     with ThreadPoolExecutor(16) as pool:
         replies = list(pool.map(lambda one: server.send(post("/predict", form(one))), given * 2))
     metrics = server.get("/metrics").decode()
-    num, num_batches = (
-        float(re.search(rf"petface_batch_photos_{name} (.+)", metrics)[1])
-        for name in ("sum", "count")
-    )
+    names = (f"petface_batch_photos_{name} (.+)" for name in ("sum", "count"))
+    num, num_batches = (float(re.search(name, metrics)[1]) for name in names)
     assert num > num_batches
     for content, reply in zip(given * 2, replies, strict=True):
         answer, wanted = reply.json(), answers[content]
@@ -154,63 +161,38 @@ def test_answers_do_not_depend_on_who_else_is_answered(server, engine, tree):
         assert found == pytest.approx(dict(wanted["species"]["topk"]), abs=1e-4)
 
 
-def test_an_animal_and_an_explanation_are_those_of_the_library(server, engine, photos):
-    given = [*photos.values()][:3]
-    reply = server.send(post("/predict_animal", form(*given, b"none", field="photos")))
-    wanted = json.loads(json.dumps(engine.infer_animal([*given, b"none"])))
-    assert (reply.code, reply.json()) == (200, wanted)
-    for species, code in (("cat", 200), ("yak", 404), ("../../etc", 404)):
-        path = f"/explain?head=breed&species={species}"
-        reply = server.send(post(path, form(photos["png"])))
-        assert reply.code == code, reply.body
-        if code == 200:
-            assert reply.body == engine.explain(photos["png"], head="breed", species="cat")
-
-
-def test_an_embedding_is_that_of_the_library(server, engine, models, photos):
+def test_an_embedding_is_that_of_the_library_and_the_card_names_no_folder(
+    server, engine, models, photos
+):
     network = load_embedder(models[5], engine.options).network
     pixels = engine.prepare(photos["png"], rules=[Preprocessing(24)]).at(Preprocessing(24))
     (wanted,) = network.answer_pixels(torch.from_numpy(pixels)[None])
     (found,) = server.send(post("/embed", form(photos["png"], field="photos"))).json()["photos"]
     assert found["embedding"] == pytest.approx(wanted[0].tolist(), abs=1e-5)
-
-
-def test_the_card_is_of_these_models_and_names_no_folder(server, models):
     card = server.get("/model_card").decode()
     assert set(json.loads(card)["specialists"]) == {"cat", "chimp", "dog"}
     assert json.loads(card)["no_specialist"] == ["yak"]
     assert str(models[3]) not in card and "/" not in json.loads(card)["stage1"]["path"]
 
 
-def refused(monkeypatch, *flags: object) -> str:
-    """Run main in this process, which must not get as far as to serve."""
-    monkeypatch.setattr(sys, "argv", ["serve", *map(str, flags)])
-    with pytest.raises(UserError) as caught:
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--stage1-checkpoint", "none.pt", "--port", 0], "none.pt"),
+        (["--max-uploads-mb", 1, "--max-body-mb", 2], "MAX_UPLOADS_MB"),
+        (["--port", "TAKEN"], "port {} of 127.0.0.1: "),
+        ([], 'uvicorn: python -m pip install ".[serve]"'),
+    ],
+)
+def test_what_cannot_be_served_is_told(monkeypatch, server, flags, words):
+    if not flags:
+        for name in [name for name in sys.modules if name.startswith("petface.serving")]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, "uvicorn", None)
+    line = [str(server.port if flag == "TAKEN" else flag) for flag in flags]
+    monkeypatch.setattr(sys, "argv", ["serve", *line])
+    with pytest.raises(UserError, match=re.escape(words.format(server.port))):
         serve.main()
-    return str(caught.value)
-
-
-def test_what_cannot_be_served_is_told(monkeypatch, server, tmp_path):
-    missing = ["--stage1-checkpoint", tmp_path / "none.pt", "--port", 0]
-    assert "none.pt" in refused(monkeypatch, *missing)
-    nothing_fits = ["--max-uploads-mb", 1, "--max-body-mb", 2]
-    assert "MAX_UPLOADS_MB" in refused(monkeypatch, *nothing_fits)
-    assert f"port {server.port} of 127.0.0.1: " in refused(monkeypatch, "--port", server.port)
-
-
-def test_a_missing_package_is_told_with_the_way_to_get_it(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("petface.serving")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert 'uvicorn: python -m pip install ".[serve]"' in refused(monkeypatch)
-
-
-def refuses(port: int) -> bool:
-    try:
-        Client(port).socket.close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 def test_stopped_it_answers_what_it_has_begun(models, photos, tmp_path):
@@ -220,7 +202,7 @@ def test_stopped_it_answers_what_it_has_begun(models, photos, tmp_path):
             client.send(data[:-20])
             until(lambda: b"petface_upload_bytes 0.0" not in server.get("/metrics"))
             server.process.terminate()
-            until(lambda: refuses(server.port))  # no more is taken in
+            until(lambda: socket.socket().connect_ex(("127.0.0.1", server.port)))  # takes no more
             client.send(data[-20:])
             assert client.reply().code == 200
             assert idle.is_closed()

@@ -54,8 +54,7 @@ def test_a_sweep_is_taken_up_compared_and_refused_and_names_what_failed(tree, tm
     assert [row["preset"] for row in rows_of(out / "runs.csv")] == ["tiny"]
     best = out / "tiny/seed1/best.pt"
     written = best.stat().st_mtime_ns
-    done = script(SWEEP, [preset, *flags, 2])
-    assert done.code == 0, done.err
+    done = script(SWEEP, [preset, *flags, 2]).checked()
     assert "2 runs, 1 of them finished before" in done.out
     assert "best by val balanced accuracy: tiny. Chosen by the validation split" in done.out
     runs = rows_of(out / "runs.csv")
@@ -78,8 +77,7 @@ def test_specialists_over_folds_two_at_once(tree, stage1_run, tmp_path, script):
     flags = [*tree.flags, *TINY_STAGE2, "--weights", stage1_run.folder / "best.pt"]
     preset = preset_of(tmp_path, "stage2", [*flags, "--species", "cat"])
     out = tmp_path / "sweep"
-    done = script(SWEEP, [preset, "--folds", 2, "--seeds", 3, "--out", out, "--jobs", 2])
-    assert done.code == 0, done.err + done.out
+    script(SWEEP, [preset, "--folds", 2, "--seeds", 3, "--out", out, "--jobs", 2]).checked()
     runs = [(row["variant"], row["species"]) for row in rows_of(out / "runs.csv")]
     assert runs == [("fold1_seed3", "cat"), ("fold2_seed3", "cat")]
     tested = [
@@ -118,7 +116,7 @@ def test_what_is_finished_is_left_alone_and_what_failed_is_named(tmp_path, monke
         if run.folder.name == "seed2" and len(trained) < 3:
             return 1
         run.folder.mkdir(parents=True)
-        (run.folder / "settings.toml").write_text(run.settings.as_toml())
+        (run.folder / "settings.toml").write_text(run.settings().as_toml())
         final = {"val_accuracy": 0.5, "test_accuracy": 0.25, "train_minutes": 1.0}
         files.write_json(run.folder / "final.json", final)
         return 0
@@ -178,12 +176,10 @@ def test_every_head_counts_and_a_preset_without_a_metric_is_not_best(tmp_path):
     runs = []
     for seed in range(2):
         for preset, breed, color in (("bad", 0.7, 0.3), ("good", 0.69, 0.9), ("lame", 0.95, None)):
-            figures = {"val_breed_balanced_accuracy": breed, "val_color1_balanced_accuracy": color}
-            for species, own in (
-                ("cat", figures),
-                ("chinchilla", {**figures, "val_breed_balanced_accuracy": None}),
-            ):
-                runs.append(SweepRun(preset, f"seed{seed}", species, {"train_minutes": 1.0, **own}))
+            for species in ("cat", "chinchilla"):
+                own = {"val_breed_balanced_accuracy": breed if species == "cat" else None}
+                own |= {"val_color1_balanced_accuracy": color, "train_minutes": 1.0}
+                runs.append(SweepRun(preset, f"seed{seed}", species, own))
     text = write_sweep(tmp_path, runs)
     assert "color1 balanced accuracy: good for cat, good for chinchilla." in text
 

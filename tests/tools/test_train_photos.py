@@ -64,6 +64,12 @@ def test_a_folder_of_photos_becomes_a_network_that_predicts_them(photos, tmp_pat
     assert again.returncode == 0 and again.stdout.count("is there already") == 4
 
 
+def flags_of(num: int, *words: str) -> list[str]:
+    s = train_photos.read_settings(train_photos, list(words))
+    found = train_photos.Found("image_folder", Path("x"), entries=[None] * num)
+    return train_photos.training_flags(s, found, "x")
+
+
 @pytest.mark.parametrize(
     ("side_px", "num", "weights", "expected"),
     [
@@ -76,9 +82,7 @@ def test_a_folder_of_photos_becomes_a_network_that_predicts_them(photos, tmp_pat
 )
 def test_size_and_epochs_follow_the_photos(monkeypatch, side_px, num, weights, expected):
     monkeypatch.setattr(train_photos, "median_side_px", lambda _: side_px)
-    s = train_photos.read_settings(train_photos, ["--weights", weights])
-    found = train_photos.Found("image_folder", Path("x"), entries=[None] * num)
-    flags = train_photos.training_flags(s, found, "x")
+    flags = flags_of(num, "--weights", weights)
     preset, size, epochs = expected
     assert flags[1] == f"configs/stage1/{preset}.toml"
     assert flags[flags.index("--image-size-px") + 1] == size
@@ -93,11 +97,7 @@ def test_a_training_that_was_begun_resumes_with_its_own_settings(monkeypatch, tm
     begun = tmp_path / "x/stage1/settings.toml"
     begun.parent.mkdir(parents=True)
     begun.touch()
-    s = train_photos.read_settings(
-        train_photos, ["--runs-root", str(tmp_path), "--epochs", "7", "--device", "cpu"]
-    )
-    found = train_photos.Found("image_folder", Path("x"), entries=[None])
-    flags = train_photos.training_flags(s, found, "x")
+    flags = flags_of(1, "--runs-root", str(tmp_path), "--epochs", "7", "--device", "cpu")
     assert flags == ["--config", str(begun), "--epochs", "7", "--device", "cpu"]
 
 
@@ -107,9 +107,7 @@ def test_weights_that_cannot_be_had_are_said_and_training_begins_from_scratch(
 ):
     monkeypatch.setattr(train_photos, "load_torchvision_weights", lambda *_: told)
     monkeypatch.setattr(train_photos, "median_side_px", lambda _: 64)
-    s = train_photos.read_settings(train_photos, [])
-    found = train_photos.Found("image_folder", Path("x"), entries=[None] * 9)
-    flags, is_had = train_photos.training_flags(s, found, "x"), told == "torchvision V2"
+    flags, is_had = flags_of(9), told == "torchvision V2"
     assert flags[flags.index("--weights") + 1] == ("torchvision" if is_had else "none")
     assert ("no network" in capsys.readouterr().out) is not is_had
 

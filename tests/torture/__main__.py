@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -118,7 +118,7 @@ FUZZERS = {
     "settings": {"mutated presets": "tables:preset_fuzzer"},
     "splits": {"mutated splits": "tables:split_fuzzer"},
 }
-PARTS: dict[str, Callable[[Settings, Workshop], Iterable[Outcome]]] = {
+PARTS = {
     **{part: partial(_fuzzed, part) for part in FUZZERS},
     "requests": lambda s, shop: [torture_page(shop, s.NUM_REQUESTS, s.SEED)],
     "kills": lambda s, shop: _each(
