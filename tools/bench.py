@@ -172,9 +172,6 @@ def plain_script(tree: Tree, device: torch.device, batch_size: int) -> Run:
     return run
 
 
-# ---- Training ----
-
-
 def epochs(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
     """Whole epochs of stage 1 with validation on a sixth of the photos."""
     for size_px, num in ((224, 192), (64, 1536)):
@@ -260,9 +257,6 @@ def bare_steps(tree: Tree, device: torch.device, batch_size: int) -> Run:
     return run
 
 
-# ---- Evaluation ----
-
-
 def evaluation(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
     """`evaluate_full_dataset`, whole, beside a loop over single photos with both networks."""
     num = 48 if quick else 384 * (64 if device.type == "cuda" else 1)
@@ -270,9 +264,20 @@ def evaluation(folder: Path, device: torch.device, quick: bool) -> Iterator[Part
     rows = [(f"{n:06d}", f"B{n % 20}", "FM"[n % 2]) for n in range(len(tree.catalog))]
     for species in SPECIES:
         files.write_csv(folder / f"annotations/{species}.csv", ("Name", "Breed", "Gender"), rows)
-    first, heads = (network.to(device) for network in write_networks(tree))
+    torch.manual_seed(0)
+    first = build_classifier(PLAIN, len(SPECIES)).eval()
+    first.fc.bias.data[0] += 1000.0  # it always answers the first species
+    heads = ChinchillaMultiHeadResNet18({"breed": 20, "gender": 2}).eval()
+    rule = {"preprocessing": tree.rule.to_dict()}
+    classes = {name: index for index, name in enumerate(SPECIES)}
+    stage1 = {"model": first.state_dict(), "class_to_index": classes, **rule}
+    names = {"breed": [f"B{n}" for n in range(20)], "gender": ["F", "M"]}
+    stage2 = {"model": heads.state_dict(), "species": "cat", "head_vocabs": names, **rule}
     how = {"stage1_checkpoint": folder / "best.pt", "stage2_folder": folder / "stage2"}
+    checkpoints.save(how["stage1_checkpoint"], stage1)
+    checkpoints.save(how["stage2_folder"] / "cat/cat_best.pt", stage2)
     how |= {"out_dir": folder / "evaluation", "device": str(device), "force": True}
+    first.to(device), heads.to(device)
 
     def whole(pack: str, precision: str, of: Tree = tree) -> int:
         roots = of.folder / "images", folder / "annotations"
@@ -304,22 +309,6 @@ def evaluation(folder: Path, device: torch.device, quick: bool) -> Iterator[Part
         "loop over single photos": loop,
     }
     yield "evaluation, whole", contenders
-
-
-def write_networks(tree: Tree) -> tuple[nn.Module, nn.Module]:
-    """Write random checkpoints whose stage 1 always answers the first species; return both."""
-    torch.manual_seed(0)
-    first = build_classifier(PLAIN, len(SPECIES)).eval()
-    first.fc.bias.data[0] += 1000.0
-    names = {"breed": [f"B{n}" for n in range(20)], "gender": ["F", "M"]}
-    heads = ChinchillaMultiHeadResNet18({"breed": 20, "gender": 2}).eval()
-    rule = {"preprocessing": tree.rule.to_dict()}
-    classes = {name: index for index, name in enumerate(SPECIES)}
-    stage1 = {"model": first.state_dict(), "class_to_index": classes, **rule}
-    stage2 = {"model": heads.state_dict(), "species": "cat", "head_vocabs": names, **rule}
-    checkpoints.save(tree.folder / "best.pt", stage1)
-    checkpoints.save(tree.folder / "stage2/cat/cat_best.pt", stage2)
-    return first, heads
 
 
 PARTS = {"epochs": epochs, "host": host, "evaluation": evaluation}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from petface import files
 from petface.analysis.sweeps import SweepRun, write_sweep
 from petface.errors import UserError
+from petface.settings import read_settings
 from tests.conftest import TINY_STAGE1, TINY_STAGE2
 from tests.naive import rows_of
 from tests.scripts import REPOSITORY, assert_refused
@@ -21,22 +24,11 @@ SWEEP = "tools/sweep.py"
 
 
 def preset_of(folder: Path, stage: str, flags: list[object]) -> Path:
-    """Write flags as a preset: a list behind a flag is a list."""
-    table: dict[str, list[object]] = {}
-    for word in flags:
-        if str(word).startswith("--"):
-            name = str(word)[2:].upper().replace("-", "_")
-            table[name] = []
-        else:
-            table[name].append(word if isinstance(word, int | float) else str(word))
-    lists = {"PHASE_EPOCHS", "PHASE_STAGES", "PHASE_LR", "PHASE_PATIENCE"}
-    lines = [
-        f"{name} = {json.dumps(values if name in lists else values[0] if values else True)}"
-        for name, values in table.items()
-    ]
+    """Write flags as a preset."""
+    trainer = importlib.import_module(tool.SCRIPTS[stage])
     path = folder / "configs" / stage / "tiny.toml"
     path.parent.mkdir(parents=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text(read_settings(trainer, list(map(str, flags))).as_toml(), encoding="utf-8")
     return path
 
 
@@ -44,7 +36,7 @@ def preset_of(folder: Path, stage: str, flags: list[object]) -> Path:
 def test_a_sweep_is_taken_up_compared_and_refused_and_names_what_failed(tree, tmp_path, script):
     preset = preset_of(tmp_path, "stage1", [*tree.flags, *TINY_STAGE1])
     broken = preset.with_name("broken.toml")
-    broken.write_text(preset.read_text().replace("tiny", "x") + 'WEIGHTS = "nowhere.pt"\n')
+    broken.write_text(re.sub("\nWEIGHTS = .*", '\nWEIGHTS = "nowhere.pt"', preset.read_text()))
     out = tmp_path / "sweep"
     flags = ["EPOCHS=1", "--out", out, "--seeds", 1]
     first = script(SWEEP, [preset, broken, *flags])

@@ -49,7 +49,11 @@ class SlowDisk:
                 time.sleep(pause_s)
                 return int(super().write(memoryview(content)[: max(1, len(content) // 2)]))
 
-        os.fsync = lambda number: (time.sleep(pause_s), fsync(number))[1]  # type: ignore
+        def slow_fsync(number: int) -> None:
+            time.sleep(pause_s)
+            fsync(number)
+
+        os.fsync = slow_fsync  # type: ignore[assignment]
         rows.FileIO = pack.FileIO = SlowFile  # type: ignore[misc]
 
 
