@@ -193,12 +193,12 @@ def test_what_is_written_is_read_in_any_order_and_by_species(written):
     assert facts["species"]["cat"]["records"] == 54
 
 
-@pytest.mark.parametrize("side", ["", "{}", "[1]", '"x"', "{", '{"format": 1}', '{"format": 99}'])
-def test_a_damaged_side_file_is_refused_with_the_way_out(written, side):
+def test_a_side_file_that_is_newer_damaged_or_gone_is_refused_with_the_way_out(written):
     path, species, records, _ = written
-    side_file(path).write_text(side)
-    with pytest.raises(UserError, match="format 99, newer" if "99" in side else "read.*delete"):
-        read_splits(path, species, records)
+    for side, words in (('{"format": 99}', "format 99, newer"), ("{", "read.*delete")):
+        side_file(path).write_text(side)
+        with pytest.raises(UserError, match=words):
+            read_splits(path, species, records)
     side_file(path).unlink()
     with pytest.raises(UserError, match="splits.json.*cannot be read"):
         read_splits(path, species, records)
