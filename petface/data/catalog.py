@@ -63,6 +63,10 @@ class Catalog:
         """Return the absolute path of image `i`; undecodable bytes become surrogate escapes."""
         return os.fsdecode(os.path.join(self.root, self.relative_path(i)))  # noqa: PTH118 (hot)
 
+    def records_of(self, class_name: str) -> np.ndarray:
+        """Return the names of the records of one class, in order: (n,) str."""
+        return self.record_names[self.record_class == self.classes.index(class_name)]
+
     def stamps(self, places: np.ndarray) -> np.ndarray:
         """Return size and mtime in ns of the files at `places`: (n, 2) int64; -1, 0 if missing."""
 

@@ -61,14 +61,16 @@ class Dataset:
 
         The labels are empty for a species without an annotation file.
         """
-        number = self._class_number(species)
-        images = np.flatnonzero(self.catalog.class_index == number)
+        catalog = self.catalog
+        if species not in catalog.classes:
+            raise unknown_species(species, catalog.classes)
+        images = np.flatnonzero(catalog.class_index == catalog.classes.index(species))
         if species not in self.annotations:
             return images, {}
-        records = self.catalog.record_index[images]
-        first = int(records[0])  # the records of a class are consecutive
-        aligned = self.annotations[species].align(_records_of(self.catalog, number))
-        return images, {feature: labels[records - first] for feature, labels in aligned.items()}
+        records = catalog.record_index[images]
+        records = records - records[0]  # the records of a class are consecutive
+        aligned = self.annotations[species].align(catalog.records_of(species))
+        return images, {feature: labels[records] for feature, labels in aligned.items()}
 
     def fingerprint(self) -> str:
         """Return a hex SHA-256 of images, records, labels and split."""
@@ -85,16 +87,11 @@ class Dataset:
 
     def unmatched(self, species: str) -> tuple[list[str], list[str]]:
         """List the records without a row, and the rows without a record that has images."""
-        records = _records_of(self.catalog, self._class_number(species))
+        records = self.catalog.records_of(species)
         table = self.annotations.get(species)
         named = table.records if table else records[:0]
         no_row, no_record = ~np.isin(records, named), ~np.isin(named, records)
         return records[no_row].tolist(), named[no_record].tolist()
-
-    def _class_number(self, species: str) -> int:
-        if species in self.catalog.classes:
-            return self.catalog.classes.index(species)
-        raise unknown_species(species, self.catalog.classes)
 
 
 def load_dataset(
@@ -240,18 +237,15 @@ def primary_attribute(table: SpeciesAnnotations) -> str | None:
 def sample_places(dataset: Dataset, part: str, species: str | None, num: int) -> np.ndarray:
     """Draw at most `num` images of a split, (M,) places in the catalog, sorted; deterministic.
 
-    The strata contribute equally: species, or the labels of the first feature of one species.
+    The strata contribute equally: species, or the primary attribute's classes of one species.
     """
-    if species is None:
-        places = np.arange(len(dataset.catalog))
-        stratum = dataset.catalog.class_index
-    else:
-        places, labels = dataset.image_labels(species)
-        first = [labels[feature] for feature in PRIMARY_ATTR_PRIORITY if feature in labels]
-        stratum = first[0] if first else np.zeros(len(places))
-    inside = dataset.image_split[places] == SPLITS.index(part)
-    places, stratum = places[inside], stratum[inside]
-    return places[sample_evenly(stratum, num)]
+    catalog, is_wanted = dataset.catalog, dataset.image_split == SPLITS.index(part)
+    strata = catalog.class_index
+    if species is not None:
+        is_wanted &= catalog.class_index == catalog.classes.index(species)
+        strata = strata_of_records(catalog, dataset.annotations)[catalog.record_index]
+    places = np.flatnonzero(is_wanted)
+    return places[sample_evenly(strata[places], num)]
 
 
 def _scan_notes(found: Scan) -> list[str]:
@@ -270,9 +264,10 @@ def _provenance_notes(path: Path, seed: int, fractions: Sequence[float]) -> list
     made = read_side_file(path)
     if made.get("origin"):
         return [f"the split in {path} was taken from {made['origin']}"]
-    num = made.get("num_sharing_files")
-    notes = [f"{num} records share a photo with another record: the split keeps them together"]
-    notes = notes if num else []
+    notes = []
+    if num := made.get("num_sharing_files"):
+        what = "records share a photo with another record: the split keeps them together"
+        notes = [f"{num} {what}"]
     if (made["seed"], made["fractions"]) == (seed, list(fractions)):
         return notes
     how = f"seed {made['seed']} and fractions {made['fractions']}"
@@ -282,8 +277,8 @@ def _provenance_notes(path: Path, seed: int, fractions: Sequence[float]) -> list
 def _label_notes(dataset: Dataset) -> list[str]:
     """List records and rows without a counterpart, and classes with too few records to test."""
     notes, few_notes = [], []
-    for number, name in enumerate(dataset.catalog.classes):
-        if twins := spelling_twins(_records_of(dataset.catalog, number).tolist()):
+    for name in dataset.catalog.classes:
+        if twins := spelling_twins(dataset.catalog.records_of(name).tolist()):
             what = "records differ from another only in the spelling of the name"
             notes.append(f"{name}: {sum(map(len, twins))} {what}: {shown_twins(twins)}")
     for name, table in dataset.annotations.items():
@@ -294,18 +289,12 @@ def _label_notes(dataset: Dataset) -> list[str]:
             notes.append(f"{name}: {len(no_record)} rows have no record with images: unused")
         if not (feature := primary_attribute(table)):
             continue
-        own = _records_of(dataset.catalog, dataset.catalog.classes.index(name))
-        vocabulary = table.vocabularies[feature]
+        own, vocabulary = dataset.catalog.records_of(name), table.vocabularies[feature]
         if few := untestable_classes(table.align(own)[feature], vocabulary):
             shown = ", ".join(repr(label) for label, _ in few[:3]) + ", ..." * (len(few) > 3)
             what = f"{len(few)} of {len(vocabulary)} {feature} classes"
             few_notes.append(f"{name}: {what} have too few records to be tested: {shown}")
     return notes + few_notes
-
-
-def _records_of(catalog: Catalog, class_number: int) -> np.ndarray:
-    """Return the records of one class, in catalog order."""
-    return catalog.record_names[catalog.record_class == class_number]
 
 
 def species_of_records(catalog: Catalog) -> np.ndarray:

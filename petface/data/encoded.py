@@ -33,9 +33,7 @@ _HEIC_BRANDS: Final = (b"hei", b"hev", b"mif1", b"msf1")
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_END: Final = b"\0\0\0\0IEND\xaeB`\x82"
 _PIXEL_CHUNKS: Final = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
-_PLAIN_CHUNKS: Final = (b"IHDR", b"IDAT")
 _TURNING_TEXTS: Final = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # hold an orientation
-_EXIF: Final = b"Exif\0\0"
 
 
 def has_heic() -> bool:
@@ -91,8 +89,7 @@ def attempts(data: bytes) -> Iterator[tuple[bytes, bool]]:
         return
     yield data, False
     if data.startswith(b"\xff\xd8"):
-        yield _jpeg_pixels(data, with_exif=True), False
-        yield _jpeg_pixels(data, with_exif=False), False
+        yield _jpeg_pixels(data), False
 
 
 def _png_attempts(data: bytes) -> Iterator[tuple[bytes, bool]]:
@@ -112,21 +109,20 @@ def _png_attempts(data: bytes) -> Iterator[tuple[bytes, bool]]:
         if fits and not is_second and (is_pixels or is_turning):
             chunks.append((kind, chunk))
         at = end
-    kinds = {kind for kind, _ in chunks}
-    whole = b"".join([_PNG, *(chunk for _, chunk in chunks), _PNG_END])
-    yield whole, kinds.issubset(_PLAIN_CHUNKS)
-    for kept in ((*_PIXEL_CHUNKS, b"eXIf"), _PIXEL_CHUNKS):
-        if not kinds.issubset(kept):
-            yield b"".join([_PNG, *(c for kind, c in chunks if kind in kept), _PNG_END]), False
+    kinds, without_texts = {kind for kind, _ in chunks}, (*_PIXEL_CHUNKS, b"eXIf")
+    yield b"".join([_PNG, *(c for _, c in chunks), _PNG_END]), kinds <= {b"IHDR", b"IDAT"}
+    if not kinds.issubset(without_texts):
+        kept = (chunk for kind, chunk in chunks if kind in without_texts)
+        yield b"".join([_PNG, *kept, _PNG_END]), False
 
 
-def _jpeg_pixels(data: bytes, *, with_exif: bool) -> bytes:
+def _jpeg_pixels(data: bytes) -> bytes:
     """Remove metadata before the pixels of a JPEG file that does not affect them."""
     parts, at = [data[:2]], 2
     while data[at : at + 1] == b"\xff" and (marker := data[at + 1 : at + 2]) != b"\xda":
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         is_app = b"\xe0" <= marker <= b"\xef" or marker == b"\xfe"  # a comment among them
-        is_exif = with_exif and data.startswith(_EXIF, at + 4)
+        is_exif = data.startswith(b"Exif\0\0", at + 4)
         if not is_app or marker in (b"\xe0", b"\xee") or is_exif:  # JFIF and Adobe: the colours
             parts.append(data[at:end])
         at = max(end, at + 2)
