@@ -111,25 +111,15 @@ def read_species(
     conflicts: list[Conflict] = []
     label_notes: list[str] = []
     for feature in features:
-        classes = heads[feature][1]
         values = [cells[place_of[feature]].strip() for cells in content]
         readings = gender_map if feature == "gender" else aliases.get(feature, {})
-        class_of = {v: _class_of(v, feature, readings, classes) for v in dict.fromkeys(values)}
-        known_classes = sorted({*class_of.values()} - {""})
-        code_of = {"": UNKNOWN} | {name: code for code, name in enumerate(known_classes)}
-        coded = table_rows.assign(code=[code_of[class_of[value]] for value in values])
-        merged, found = _merge_rows(coded[coded["code"] >= 0], known_classes, records, feature)
-        vocabulary = tuple(known_classes[code] for code in np.unique(merged))
-        if vocabulary:
-            vocabulary = GENDER_VOCABULARY if feature == "gender" else classes or vocabulary
-        code_of = {name: code for code, name in enumerate(vocabulary)}
-        labels[feature] = np.full(len(records), UNKNOWN, np.int32)
-        labels[feature][merged.index] = [code_of[known_classes[code]] for code in merged]
+        labels[feature], vocabulary, found, strange = _read_feature(
+            table_rows, values, feature, readings, heads[feature][1], records
+        )
         vocabularies[feature] = vocabulary
         conflicts += found
-        strange = [value for value in values if not class_of[value] and not is_unknown(value)]
-        unused = sorted(aliases.get(feature, {}).keys() - class_of.keys())
-        label_notes += _label_notes(f"{species}: ", feature, vocabulary, strange, unused)
+        unused = sorted({*aliases.get(feature, {})} - {*values})
+        label_notes += _label_notes(species, feature, vocabulary, strange, unused)
     conflicts.sort(key=lambda conflict: (conflict.record, FEATURES.index(conflict.feature)))
     if empty := [f"no known {feature}" for feature in features if not vocabularies[feature]]:
         notes.append(f"{species}: {', '.join(empty)}; a head without classes is left out")
@@ -155,17 +145,39 @@ def _class_of(value: str, feature: str, readings: Mapping[str, str], classes: Se
     return "" if is_unknown(value) or (classes and name not in classes) else name
 
 
-def _merge_rows(
-    known: pandas.DataFrame, classes: Sequence[str], records: np.ndarray, feature: str
-) -> tuple[pandas.Series, list[Conflict]]:
-    """Return the code of each record whose rows agree, by its number, and the other records."""
+def _read_feature(
+    rows: pandas.DataFrame,
+    values: Sequence[str],
+    feature: str,
+    readings: Mapping[str, str],
+    classes: tuple[str, ...],
+    records: np.ndarray,
+) -> tuple[np.ndarray, tuple[str, ...], list[Conflict], list[str]]:
+    """Read the labels of R records from `values`, one of each of the `rows` (record, line).
+
+    Returns the labels (R,) int32, -1 unknown, their classes, the records whose rows disagree, and
+    the values that are none of the classes.
+    """
+    class_of = {v: _class_of(v, feature, readings, classes) for v in dict.fromkeys(values)}
+    names = sorted({*class_of.values()} - {""})
+    code_of = {"": UNKNOWN} | {name: code for code, name in enumerate(names)}
+    coded = rows.assign(code=[code_of[class_of[value]] for value in values])
+    known = coded[coded["code"] >= 0]
     limits = known.groupby("record")["code"].agg(["min", "max"])
-    merged, is_clash = limits["min"], limits["min"] != limits["max"]
+    is_clash = limits["min"] != limits["max"]
     conflicts = []
-    for _, own in known[known["record"].isin(merged.index[is_clash])].groupby("record"):
-        record, values = str(records[own["record"].iloc[0]]), [classes[c] for c in own["code"]]
-        conflicts.append(Conflict(record, feature, tuple(values), tuple(own["line"])))
-    return merged[~is_clash], conflicts
+    for _, own in known[known["record"].isin(limits.index[is_clash])].groupby("record"):
+        record, found = str(records[own["record"].iloc[0]]), [names[code] for code in own["code"]]
+        conflicts.append(Conflict(record, feature, tuple(found), tuple(own["line"])))
+    merged = limits["min"][~is_clash]
+    vocabulary = tuple(names[code] for code in np.unique(merged))
+    if vocabulary:
+        vocabulary = GENDER_VOCABULARY if feature == "gender" else classes or vocabulary
+    number = {name: place for place, name in enumerate(vocabulary)}
+    labels = np.full(len(records), UNKNOWN, np.int32)
+    labels[merged.index] = [number[names[code]] for code in merged]
+    strange = [value for value in values if not class_of[value] and not is_unknown(value)]
+    return labels, vocabulary, conflicts, strange
 
 
 def stored_reading(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,7 +270,7 @@ def _header_notes(
 
 
 def _label_notes(
-    begin: str, feature: str, vocabulary: Sequence[str], strange: list[str], unused: list[str]
+    species: str, feature: str, vocabulary: Sequence[str], strange: list[str], unused: list[str]
 ) -> list[str]:
     """List what the user should know about the labels of one feature.
 
@@ -267,18 +279,18 @@ def _label_notes(
     notes = []
     if twins := spelling_twins(vocabulary):
         notes.append(
-            f"{begin}{len(twins)} groups of {feature} labels differ only in spelling: "
+            f"{species}: {len(twins)} groups of {feature} labels differ only in spelling: "
             f"{shown_twins(twins)}; rows {','.join(ALIAS_HEADER)} in an ALIASES_FILE merge them"
         )
     if odd := [name for name in vocabulary if spelling(name) in _LOOKS_UNKNOWN]:
         shown = ", ".join(map(repr, odd))
-        notes.append(f"{begin}{feature} {shown} counts as a class; leave unknown cells empty")
+        notes.append(f"{species}: {feature} {shown} counts as a class; leave unknown cells empty")
     if strange:
         shown = ", ".join(map(repr, list(dict.fromkeys(strange))[:5]))
-        notes.append(f"{begin}{len(strange)} {feature} cells count as unknown, such as {shown}")
+        notes.append(f"{species}: {len(strange)} {feature} cells count as unknown, such as {shown}")
     if unused:
         shown = ", ".join(map(repr, unused[:5]))
-        notes.append(f"{begin}{len(unused)} {feature} aliases match no label: {shown}")
+        notes.append(f"{species}: {len(unused)} {feature} aliases match no label: {shown}")
     return notes
 
 
