@@ -65,6 +65,7 @@ def test_one_long_name_does_not_widen_a_quarter_of_a_million_rows():
         (b"Name,Breed\r1,a\r2,\xff\r", ", line 3: "),
         (b"Name,Breed\n1,a,b\n", ", line 2: "),
         (b"Name,Breed\n1,a\n2\n", ", line 3: "),
+        (b"Name,Breed\n1,a\n,,\n", ", line 3: "),
         (b'Name,Breed\n1,"a\n2,b\n', ", line 2: "),
         (b'Name,Breed\n1,"a\nb"\n2,c,d\n', ", line 4: "),
         (b'Name,Breed\n1,"a"b\n', ", line 2: "),

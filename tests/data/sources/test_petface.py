@@ -124,16 +124,12 @@ def test_the_wrong_level_is_answered_with_the_right_folder(tmp_path, paths, give
     assert "images/<species>/<record>/<image>.png" in str(caught.value)
 
 
-def test_a_few_images_do_not_hide_the_wrong_level(tmp_path):
-    tree(tmp_path, "images/cat/0/0.png", "images/dog/0/0.png", "images/cat/lost.png")
-    with pytest.raises(UserError, match=f"use this folder instead: {tmp_path / 'images'}\n"):
-        scan(tmp_path)
-
-
-def test_a_tree_with_nothing_shows_the_expected_tree(tmp_path):
+def test_a_few_images_do_not_hide_the_wrong_level_and_nothing_shows_the_tree(tmp_path):
     with pytest.raises(UserError, match="expected tree") as caught:
         scan(tmp_path)
     assert "use this folder" not in str(caught.value)
-    tree(tmp_path, "a_file")
+    tree(tmp_path, "images/cat/0/0.png", "images/dog/0/0.png", "images/cat/lost.png", "a_file")
+    with pytest.raises(UserError, match=f"use this folder instead: {tmp_path / 'images'}\n"):
+        scan(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         scan(tmp_path / "a_file")
