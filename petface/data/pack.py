@@ -77,12 +77,14 @@ def image_source(
     """
     if not pack:
         return FileImages(catalog, *rules)
-    path = pack_path(os.fsdecode(catalog.root), rules[0]) if pack == "auto" else Path(pack)
-    if pack == "auto":
-        with distributed.main_first() if together else nullcontext():
-            if not path.exists():
-                whole = scan(os.fsdecode(catalog.root)).catalog  # in use or not
-                make_pack(path, whole, rules[0], num_workers=worker_count(num_workers))
+    if pack != "auto":
+        return PackedImages(pack, catalog, *rules)
+    root = os.fsdecode(catalog.root)
+    path = pack_path(root, rules[0])
+    with distributed.main_first() if together else nullcontext():
+        if not path.exists():
+            whole = scan(root).catalog  # in use or not
+            make_pack(path, whole, rules[0], num_workers=worker_count(num_workers))
     return PackedImages(path, catalog, *rules)
 
 
@@ -165,7 +167,7 @@ class PackedImages:
 
     def _refuse_changed(self, places: np.ndarray) -> None:
         changed = _has_changed(self.catalog, places, self._entries[places])
-        for place in places[changed].tolist()[:1]:
+        for place in places[changed].tolist():
             path = self.catalog.path(place)
             if not Path(path).exists():
                 check_place(self.catalog, place)
@@ -293,7 +295,7 @@ def make_pack(
 @contextmanager
 def _unfinished(path: Path) -> Iterator[tuple[FileIO, FileIO]]:
     """Open data and index of an unfinished pack; raise `UserError` if another process has them."""
-    name = path.with_name(path.name + ".unfinished")
+    name, index_name = (path.with_name(f"{path.name}.unfinished{end}") for end in ("", ".index"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         data = FileIO(name, "a+")
@@ -304,9 +306,9 @@ def _unfinished(path: Path) -> Iterator[tuple[FileIO, FileIO]]:
             raise UserError(f"{name} is being written by {holder}")
         if path.exists():
             name.unlink()
-            name.with_name(name.name + ".index").unlink(missing_ok=True)
+            index_name.unlink(missing_ok=True)
             raise UserError(f"{path} already exists; delete it to build it again")
-        with FileIO(name.with_name(name.name + ".index"), "a+") as index:
+        with FileIO(index_name, "a+") as index:
             yield data, index
 
 

@@ -23,7 +23,6 @@ FORMAT = 1
 FRACTIONS: Final = (0.8, 0.1, 0.1)
 MIN_RECORDS_FOR_TEST = 3  # a class with fewer keeps all its records in train
 MIN_RECORDS_FOR_VAL = 4
-_LIST_HEADER = ("filename", "label")
 _CSV_HEADER = ("species", "record", "split")
 _MAX_DISTORTION = 0.5  # how far a stratum may deviate to correct the species' total
 _OFFICIAL_FILES = (  # file, split, whether required; the first two share individuals
@@ -309,7 +308,8 @@ def official_rows(
 
     A CSV of one photo a row has the header filename,label; that of pairs is not looked at.
     """
-    header = None if path.suffix != ".csv" else _LIST_HEADER if num_photos == 1 else ()
+    columns = ("filename", "label") if num_photos == 1 else ()
+    header = columns if path.suffix == ".csv" else None
     for line, cells in _rows(path, header):
         photos = []
         for cell in cells[:num_photos]:

@@ -99,32 +99,26 @@ def counts(found: Found) -> set[tuple[str, str, int]]:
     return {(part, species, num) for (part, species), num in pairs.items()}
 
 
-@pytest.mark.parametrize(
-    ("parts", "val_as", "wanted"),
-    [
+def test_a_val_part_alone_becomes_the_test_part_unless_asked_otherwise():
+    for parts, val_as, wanted in [
         (["train", "val"], "test", ["train", "test"]),
         (["train", "val"], "val", ["train", "val"]),
         (["val", "test"], "test", ["val", "test"]),
         (["test"], "test", ["test"]),
-    ],
-)
-def test_a_val_part_alone_becomes_the_test_part_unless_asked_otherwise(parts, val_as, wanted):
-    found = settled(*((part, "cat", num) for num, part in enumerate(parts, 2)), val_as=val_as)
-    assert counts(found) == {(part, "cat", num) for num, part in enumerate(wanted, 2)}
-    assert len(found.notes) == (parts != wanted)
+    ]:
+        found = settled(*((part, "cat", num) for num, part in enumerate(parts, 2)), val_as=val_as)
+        assert counts(found) == {(part, "cat", num) for num, part in enumerate(wanted, 2)}
+        assert len(found.notes) == (parts != wanted)
 
 
-def test_classes_without_a_training_photo_leave_val_and_test():
+def test_classes_without_a_training_photo_or_unknown_to_the_checkpoint_leave():
     found = settled(("train", "cat", 2), ("val", "hen", 1), ("test", "cat", 2), ("test", "Catt", 3))
     assert counts(found) == {("train", "cat", 2), ("test", "cat", 2)}
     assert len(found.notes) == 2 and "Catt (3 photos, is it 'cat'?)" in found.notes[0]
     assert len(found.left_out) == 4 and "val/hen/0.png" in dict(found.left_out)
-
-
-def test_classes_unknown_to_the_checkpoint_leave_the_test_part_only():
     rows = [("train", "cat", 2), ("train", "hen", 2), ("test", "cat", 1)]
     found = settled(*rows, ("test", "hen", 1), classes=("dog", "cat"))
-    assert counts(found) == set(rows)
+    assert counts(found) == set(rows), "the test part alone is asked of the checkpoint"
     assert ["hen" in note for note in found.notes] == [True, False] and "dog" in found.notes[1]
 
 
