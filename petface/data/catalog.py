@@ -139,10 +139,9 @@ def identical_records(catalog: Catalog) -> np.ndarray:
         images = images.assign(content=_read_all(catalog, images.index.to_numpy(), read)).dropna()
     of_content = images.groupby("content")["record"]
     images = images.assign(first=of_content.transform("min"), num=of_content.transform("nunique"))
-    pairs = images.loc[images["num"] <= MAX_SHARING, ["record", "first"]].to_numpy().T
-    links = coo_array(
-        (np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), (catalog.num_records,) * 2
-    )
+    images = images[images["num"] <= MAX_SHARING]
+    ends, shape = (images["record"], images["first"]), (catalog.num_records,) * 2
+    links = coo_array((np.ones(len(images)), ends), shape)
     _, group = connected_components(links, directed=False)
     return np.unique(group, return_index=True)[1][group]
 
@@ -172,7 +171,7 @@ def _read_all(catalog: Catalog, places: np.ndarray, read: Callable[[str], str]) 
 def _tail(path: str) -> str:
     with Path(path).open("rb") as handle:
         handle.seek(max(os.fstat(handle.fileno()).st_size - _TAIL_BYTES, 0))
-        return hashlib.sha256(handle.read()).hexdigest()
+        return hashlib.sha256(handle.read()).hexdigest()[:16]
 
 
 def string_array(names: Sequence[str]) -> np.ndarray:
