@@ -24,7 +24,6 @@ from petface.data.annotations import (
 from petface.data.catalog import Catalog, identical_records
 from petface.data.sources.petface import EXPECTED_TREE, Scan, scan, unknown_species
 from petface.data.splits import (
-    FRACTIONS,
     SPLITS,
     make_folds,
     make_splits,
@@ -100,8 +99,7 @@ def load_dataset(
     *,
     splits_file: str | Path = "",
     seed: int = 0,
-    fractions: Sequence[float] = FRACTIONS,
-    species: Sequence[str] | None = None,
+    species: str | Sequence[str] | None = None,
     aliases_file: str | Path = "",
     gender_map: Mapping[str, str] = GENDER_MAP,
     reading_of: Reading = lambda _: {},
@@ -112,8 +110,8 @@ def load_dataset(
     `gender_map`. Its `table` may name the annotation file.
 
     `splits_file` defaults to `splits.csv` beside `images_root`; a folder holds official lists. A
-    missing file is created with `seed` and `fractions` from the whole tree, even if `species`
-    restricts what is loaded. Raises `UserError` for problems that the user can fix.
+    missing file is created with `seed` from the whole tree, even if `species` restricts what is
+    loaded. Raises `UserError` for problems that the user can fix.
     """
     found = scan(images_root, species)
     read = aliases_file, gender_map, reading_of
@@ -135,16 +133,11 @@ def load_dataset(
                     tables, _ = _read_annotations(annotations_root, whole, *read)
                 names, records = species_of_records(whole), whole.record_names
                 strata = strata_of_records(whole, tables)
-                how: dict[str, Any] = {
-                    "seed": seed,
-                    "fractions": fractions,
-                    "first": identical_records(whole),
-                }
-                write_splits(
-                    path, names, records, make_splits(names, records, strata, **how), **how
-                )
+                how: dict[str, Any] = {"seed": seed, "first": identical_records(whole)}
+                drawn = make_splits(names, records, strata, **how)
+                write_splits(path, names, records, drawn, **how)
         record_split = read_splits(path, species_of_records(catalog), catalog.record_names)
-        split_notes = _provenance_notes(path, seed, fractions)
+        split_notes = _provenance_notes(path, seed)
     assert len(record_split) == catalog.num_records, "every record is in exactly one split"
     dataset = Dataset(catalog, annotations, record_split, notes)
     notes[:0] = _scan_notes(found)
@@ -259,8 +252,8 @@ def _scan_notes(found: Scan) -> list[str]:
     return notes
 
 
-def _provenance_notes(path: Path, seed: int, fractions: Sequence[float]) -> list[str]:
-    """Describe an existing split file made with another seed or fractions, or from a source."""
+def _provenance_notes(path: Path, seed: int) -> list[str]:
+    """Describe an existing split file made with another seed, or from a source."""
     made = read_side_file(path)
     if made.get("origin"):
         return [f"the split in {path} was taken from {made['origin']}"]
@@ -268,10 +261,9 @@ def _provenance_notes(path: Path, seed: int, fractions: Sequence[float]) -> list
     if num := made.get("num_sharing_files"):
         what = "records share a photo with another record: the split keeps them together"
         notes = [f"{num} {what}"]
-    if (made["seed"], made["fractions"]) == (seed, list(fractions)):
-        return notes
-    how = f"seed {made['seed']} and fractions {made['fractions']}"
-    return [*notes, f"the split in {path} was made with {how} and is kept"]
+    if made["seed"] != seed:
+        notes.append(f"the split in {path} was made with seed {made['seed']} and is kept")
+    return notes
 
 
 def _label_notes(dataset: Dataset) -> list[str]:

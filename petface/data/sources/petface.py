@@ -59,7 +59,7 @@ class Scan:
         return f"{text} ({reasons_text(self.stray_counts)}): {example}"
 
 
-def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
+def scan(images_root: str | Path, species: str | Sequence[str] | None = None) -> Scan:
     """List every regular image file of the tree, in the same order on every file system.
 
     `species` restricts the scan to those folders. Raises `UserError` for an unknown species, and if
@@ -67,15 +67,16 @@ def scan(images_root: str | Path, species: Sequence[str] | None = None) -> Scan:
     broken image cannot stop the scan.
     """
     root = Path(os.path.abspath(images_root))
-    species = None if species is None else sorted({normalize("NFC", name) for name in species})
-    for name in species or ():
+    wanted = [species] if isinstance(species, str) else species or ()
+    wanted = sorted({normalize("NFC", name) for name in wanted})
+    for name in wanted:
         check_species_name(name)
     if not files.patiently(root.is_dir, root):
         what = "is not a folder" if root.exists() else f"does not exist{files.dead_link(root)}"
         raise _wrong_root(root, what)
     result = Scan(build_catalog(root, []))  # empty until the walk ends
     folders = _species_folders(os.fsencode(root), result)
-    chosen = sorted(folders) if species is None else species
+    chosen = sorted(folders) if species is None else wanted
     if unknown := [name for name in chosen if name not in folders]:
         if not _holds_images(root, depth=3) and _other_root(root) is not None:
             raise _wrong_root(root, _NO_IMAGE)

@@ -94,6 +94,7 @@ def test_folders_of_one_record_are_one_record_and_links_are_followed(tmp_path):
 def test_species_restricts_the_scan(tmp_path):
     tree(tmp_path, "cat/0/0.png", "dog/0/0.png", "hen/0/0.png")
     assert scan(tmp_path, ["hen", "cat"]).catalog.classes == ("cat", "hen")
+    assert scan(tmp_path, "hen").catalog.classes == ("hen",)
     with pytest.raises(UserError, match="did you mean 'cat'.*cat, dog, hen"):
         scan(tmp_path, ["catt"])
     (tmp_path / "pig").mkdir()
