@@ -67,7 +67,7 @@ def pack_path(images_root: str | Path, rule: Preprocessing) -> Path:
 
 
 def image_source(
-    catalog: Catalog, pack: str, *rules: Preprocessing, num_workers: int = -1, together: bool = True
+    catalog: Catalog, pack: str, *rules: Preprocessing, together: bool = True
 ) -> FileImages | PackedImages:
     """Return the reader of the images of `catalog` for `rules`.
 
@@ -84,7 +84,7 @@ def image_source(
     with distributed.main_first() if together else nullcontext():
         if not path.exists():
             whole = scan(root).catalog  # in use or not
-            make_pack(path, whole, rules[0], num_workers=worker_count(num_workers))
+            make_pack(path, whole, rules[0], num_workers=worker_count(-1))
     return PackedImages(path, catalog, *rules)
 
 
