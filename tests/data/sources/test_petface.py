@@ -56,6 +56,7 @@ def test_what_is_not_an_image_is_a_stray_with_a_reason(tmp_path):
     (tmp_path / "cat/000000/gone.png").symlink_to("nothing.png")
     (tmp_path / "cat/000000/loop.png").symlink_to("loop.png")
     (tmp_path / "cat/loop").symlink_to("loop")
+    (tmp_path / "cat/link").symlink_to("a.png")
     result = scan(tmp_path)
     assert paths_of(result) == [b"cat/000000/00.png"]
     reasons = dict(result.strays)
@@ -64,6 +65,7 @@ def test_what_is_not_an_image_is_a_stray_with_a_reason(tmp_path):
     assert reasons == {
         b"\xff": "not a usable species name",
         b"cat/a.png": "a file where a folder belongs",
+        b"cat/link": "a file where a folder belongs",
         b"cat/000000/.DS_Store": "hidden",
         b"cat/000001/note.txt": "not an image suffix",
         b"cat/000000/deep": "a folder inside a record folder",
@@ -73,7 +75,7 @@ def test_what_is_not_an_image_is_a_stray_with_a_reason(tmp_path):
     assert result.catalog.classes == ("cat",) and result.catalog.num_records == 1
     assert result.empty_species == ["dog"]
     assert result.empty_records == [b"cat/000001", b"cat/000002"]
-    assert result.stray_counts["broken link"] == 1 and result.stray_counts.total() == 9
+    assert result.stray_counts["broken link"] == 1 and result.stray_counts.total() == 10
 
 
 def test_folders_of_one_record_are_one_record_and_links_are_followed(tmp_path):
@@ -86,6 +88,7 @@ def test_folders_of_one_record_are_one_record_and_links_are_followed(tmp_path):
     # a name that is not UTF-8 is text that any file can hold
     assert result.catalog.record_names.tolist() == ["000001", "000007", "000008", "\\xe9", "000000"]
     assert result.catalog.record_index.tolist() == [0, 1, 1, 1, 2, 3, 4]
+    assert paths_of(result)[1:4] == [b"cat/000007/1.png", b"cat/7.0/2.png", b"cat/7/0.png"]
     assert paths_of(result)[-2:] == [b"cat/\xe9/\xff.png", b"dog/000000/0.png"]
     assert all(os.path.exists(result.catalog.path(i)) for i in range(7))
     assert result.num_merged_folders == 2
