@@ -276,19 +276,18 @@ def finish(
     job.network.model.load_state_dict(best["model"])
     similarity, others = compare(job, pairs.only(~pairs.is_same))
     threshold = figures.threshold_at(similarity, s.WANTED_FALSE_MATCHES)
-    threshold = float(np.nextafter(np.float32(threshold), np.float32(2)))  # no more reach the next
     lists, notes = to_test
     embedder = embed.Embedder(job.network, str(run.best), data=run.data, threshold=threshold)
     how = {"batch_size": job.batch_size, "num_workers": job.num_workers}
-    task, ours, others_of = evaluation.run(dataset, *lists, embedder, job.source, {}, **how)
-    if not distributed.is_main():
+    measured = evaluation.run(dataset, *lists, embedder, job.source, {}, **how)
+    if measured is None:  # the first process has it
         return 0
     stop.leave_at_once()
     print("\n".join(notes), end="\n" * bool(notes))
     matching = {"threshold": threshold, "false_match_rate": s.WANTED_FALSE_MATCHES}
     checkpoints.save(run.best, {**best, "matching": matching})
-    facts = {"network": str(run.best), "data": dataset.fingerprint()}
-    summary = evaluation.write_evaluation(run.path, task, ours, others_of, facts)
+    facts = {"network": str(run.best), "split": "test", "data": dataset.fingerprint()}
+    summary = evaluation.write_evaluation(run.path, *measured, facts)
     verified, found = summary["verification"], summary["reidentification"]
     rows = training.progress.history
     values: dict[str, Any] = {

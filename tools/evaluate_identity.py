@@ -32,7 +32,7 @@ SPLITS_FILE: str = ""  # "" = splits.csv beside the images folder; a folder = of
 SPLIT_SEED: Seed = 0  # of splits.csv when it is made, and of the lists
 SPLIT: Literal["test", "val"] = "test"  # whose animals, where there are no official lists
 SPECIES: str | tuple[str, ...] = "all"  # all, one, or a list of some
-OUT_DIR: str = ""  # "" = the checkpoint's folder
+OUT_DIR: str = ""  # "" = the checkpoint's folder, of the val split val/ within it
 
 # ---- Baselines, each with the points of top-1 that the network gains over it ----
 BASELINES: tuple[str, ...] = ()  # other checkpoints, such as a best.pt of stage 2
@@ -72,7 +72,8 @@ def main() -> None:
     how = {"batch_size": s.BATCH_SIZE, "num_workers": worker_count(s.NUM_WORKERS)}
     baselines = {other.name: (other, images(other)) for other in others}
     found = evaluation.run(dataset, *lists, embedder, images(embedder), baselines, **how)
-    out = Path(s.OUT_DIR) if s.OUT_DIR else path.parent
+    assert found is not None  # this is one process
+    out = Path(s.OUT_DIR) if s.OUT_DIR else path.parent / ("" if s.SPLIT == "test" else s.SPLIT)
     out.mkdir(parents=True, exist_ok=True)
     facts = {"network": str(path), "split": s.SPLIT, "data": dataset.fingerprint()}
     summary = evaluation.write_evaluation(out, *found, facts)

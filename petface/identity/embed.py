@@ -50,8 +50,8 @@ class Embedder:
         """Embed the photos at `places` (n,) of a catalog: (n, D) float32.
 
         NaN where one is unreadable, (n, 1) where all are; infinite where the network's answer is
-        not finite. `with_looks`: what `quality.look_at` sees stands before it, (n, L + D). Several
-        processes share the photos, and all get every row.
+        not finite. Several processes share the photos, and all get every row. `with_looks`: what
+        `quality.look_at` sees stands before it, (n, L + D), in the first process alone.
         """
         slices, device = own_batches(np.arange(len(places)), batch_size), self.network.device
         read = uploaded(source, [places[part] for part in slices], num_workers, device)
@@ -67,7 +67,7 @@ class Embedder:
                     seen = [look_at(pixels.cpu().numpy())] if with_looks else []
                     rows.append((part[ok], np.concatenate([*seen, values], axis=1)))
                 bar.update(len(part) * distributed.world_size())
-        return _joined(rows, len(places))
+        return _joined(rows, len(places), not with_looks)
 
 
 def load_embedder(path: str | Path, options: ComputeOptions) -> Embedder:
@@ -122,10 +122,10 @@ def checked(table: np.ndarray, name: str) -> np.ndarray:
     return table
 
 
-def _joined(own: list[tuple[np.ndarray, np.ndarray]], num: int) -> np.ndarray:
+def _joined(own: list[tuple[np.ndarray, np.ndarray]], num: int, everywhere: bool) -> np.ndarray:
     """Lay the rows of all processes into one table (num, D), NaN where none has any."""
     every = [row for rows in distributed.gather_objects(own) for row in rows]
     table = np.full((num, every[0][1].shape[1] if every else 1), np.nan, np.float32)
     for part, values in every:
         table[part] = values
-    return distributed.broadcast_object(table)
+    return distributed.broadcast_object(table) if everywhere else table

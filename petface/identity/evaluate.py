@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from petface import files, metrics
+from petface import distributed, files, metrics
 from petface.data.catalog import Catalog
 from petface.data.dataset import Dataset
 from petface.data.fingerprint import Data, hashes_of, seen_by
@@ -190,10 +190,15 @@ def run(
     source: ImageReader,
     baselines: Mapping[str, tuple[Embedder, ImageReader]],
     **how: Any,
-) -> tuple[Task, Figures, dict[str, Figures]]:
-    """Embed what the lists name, and measure it; so with each baseline and the photos' hashes."""
+) -> tuple[Task, Figures, dict[str, Figures]] | None:
+    """Embed what the lists name, and measure it; so with each baseline and the photos' hashes.
+    Of several processes the first alone measures, the others get None.
+    """
     photos = np.unique(np.concatenate([pairs.left, pairs.right, search.gallery, search.queries]))
-    table = checked(embedder.embed(source, photos, with_looks=True, **how), embedder.name)
+    table = embedder.embed(source, photos, with_looks=True, **how)
+    if not distributed.is_main():
+        return None
+    table = checked(table, embedder.name)
     looks, table = np.split(table, [quality.SIZE], axis=1)
     task = make_task(dataset.catalog, photos, pairs, search, looks)
     found = {HASH: measure(task, quality.hash_embeddings(looks), looks, None)}

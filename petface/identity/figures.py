@@ -59,16 +59,17 @@ def verification(
     for rate in FALSE_MATCH_RATES:
         if num_other * rate < 1:  # too few pairs of two animals: not one of them might match
             continue
-        name, matched = f"tpr_at_fpr_{rate:g}", similarity[is_same] > threshold_at(other, rate)
+        name, matched = f"tpr_at_fpr_{rate:g}", similarity[is_same] >= threshold_at(other, rate)
         found[name] = float(matched.mean())
         found[f"{name}_interval_95"] = metrics.accuracy_interval(matched, left[is_same])
     return found
 
 
 def threshold_at(others: np.ndarray, rate: float) -> float:
-    """Return the lowest similarity above which at most this share of pairs of two animals lies."""
+    """Return the lowest similarity that at most this share of the pairs of two animals reaches."""
     ordered = np.sort(others)[::-1]
-    return float(ordered[min(int(rate * len(ordered)), len(ordered) - 1)])
+    missed = ordered[min(int(rate * len(ordered)), len(ordered) - 1)]
+    return float(np.nextafter(np.float32(missed), np.float32(2)))
 
 
 def ranks(

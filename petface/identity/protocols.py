@@ -93,8 +93,7 @@ def made_search(catalog: Catalog, photos: np.ndarray, seed: int) -> Search:
 
 
 def _by_record(catalog: Catalog, photos: np.ndarray) -> list[np.ndarray]:
-    """Split photos (n,) by animal, in the catalog's order."""
-    photos = np.sort(photos)
+    """Split sorted photos (n,) by animal."""
     begins = np.flatnonzero(np.diff(catalog.record_index[photos])) + 1
     return np.split(photos, begins) if len(photos) else []
 
@@ -136,8 +135,7 @@ def official_search(folder: Path, catalog: Catalog) -> tuple[Search | None, list
     Both show the same animals, and a network trained on the first has learnt them: this is the
     protocol of seen animals. The gallery has only those that are looked up. None without lists.
     """
-    gallery: list[int] = []
-    queries: list[int] = []
+    gallery, queries = list[int](), list[int]()
     notes = []
     for species, path, known in _lists(folder, catalog, REIDENTIFICATION):
         missing = 0

@@ -131,10 +131,13 @@ def test_features_of_other_networks_stand_beside_it(run, animals, stage1_run, sc
     assert "top-1 gained over it" in done.out
 
 
-def test_animals_that_a_network_met_are_not_called_unseen(run, summary, animals, script, tmp_path):
-    arguments = [run.folder / "best.pt", *animals.flags, "--split", "val", "--out-dir", tmp_path]
+def test_animals_that_a_network_met_are_not_called_unseen(run, summary, animals, script):
+    before = (run.folder / "identity_summary.json").read_bytes()
+    arguments = [run.folder / "best.pt", *animals.flags, "--split", "val"]
     assert "NOT unseen" in script("tools/evaluate_identity.py", arguments).checked().out
-    found = json.loads((tmp_path / "identity_summary.json").read_text())
+    assert (run.folder / "identity_summary.json").read_bytes() == before  # of the test split
+    found = json.loads((run.folder / "val" / "identity_summary.json").read_text())
+    assert (found["split"], summary["split"]) == ("val", "test")
     assert found["learnt"]["pairs"] == found["verification"]["num_pairs"] > 0
     assert summary["learnt"] == {"pairs": 0, "queries": 0}
 
