@@ -45,6 +45,7 @@ def test_the_parts_keep_their_photos(tmp_path, name):
         ("notes", "a folder beside train, val and test"),
         ("readme.txt", "a file where a folder belongs"),
     ]
+    assert found.notes == [], "photos of one name are no animal"
 
 
 def test_what_is_no_photo_is_listed_by_reason_and_the_source_stays_as_it_is(tmp_path):

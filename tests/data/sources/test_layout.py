@@ -120,6 +120,9 @@ def test_classes_without_a_training_photo_or_unknown_to_the_checkpoint_leave():
     found = settled(*rows, ("test", "hen", 1), classes=("dog", "cat"))
     assert counts(found) == set(rows), "the test part alone is asked of the checkpoint"
     assert ["hen" in note for note in found.notes] == [True, False] and "dog" in found.notes[1]
+    rows = [("train", "cat", 2), ("test", "hen", 1)]
+    found = settled(*rows, ("val", "hen", 1), classes=("cat", "hen"))
+    assert counts(found) == set(rows), "a val photo is of a class that trains"
 
 
 def test_a_folder_for_evaluation_alone_holds_the_known_classes_alone():
