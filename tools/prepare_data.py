@@ -27,9 +27,13 @@ from petface.errors import SettingsError, run_script
 import numpy as np
 import pandas
 
-from petface.data.sources.image_folder import read_image_folder, read_inat_json
 from petface.data.sources.layout import Found, check_out, prepare, safe_name
-from petface.data.sources.oxford_pets import download_oxford_pets, read_oxford_pets
+from petface.data.sources.readers import (
+    download_oxford_pets,
+    read_image_folder,
+    read_inat_json,
+    read_oxford_pets,
+)
 from petface.data.splits import SPLITS
 from petface.settings import Seed, Settings, read_settings
 

@@ -26,8 +26,8 @@ import numpy as np
 
 from petface import files
 from petface.data.images import ImageError, read_header
-from petface.data.sources.image_folder import read_image_folder
 from petface.data.sources.layout import MARKER, Found, prepare, safe_name
+from petface.data.sources.readers import read_image_folder
 from petface.data.splits import sample_evenly
 from petface.evaluation.details import SUMMARY
 from petface.models.backbones import build_body, load_torchvision_weights

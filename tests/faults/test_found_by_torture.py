@@ -18,7 +18,7 @@ from petface import files
 from petface.data import splits
 from petface.data.annotations import read_species
 from petface.data.dataset import load_dataset
-from petface.data.sources.image_folder import read_inat_json
+from petface.data.sources.readers import read_inat_json
 from petface.errors import MachineError, UserError
 from petface.inference import onnx_models
 from petface.models.checkpoints import CheckpointError

@@ -15,7 +15,6 @@ import pytest
 
 from petface.data.dataset import load_dataset
 from petface.data.sources import layout
-from petface.data.sources.image_folder import read_image_folder
 from petface.data.sources.layout import (
     Entry,
     Found,
@@ -27,7 +26,7 @@ from petface.data.sources.layout import (
     settle_parts,
     take_name,
 )
-from petface.data.sources.oxford_pets import read_oxford_pets
+from petface.data.sources.readers import read_image_folder, read_oxford_pets
 from petface.data.splits import SPLITS
 from petface.errors import UserError
 from petface.taxonomy import canonical_record, is_unknown
