@@ -49,12 +49,8 @@ def make_splits(
     least three records has one or more in test, and of at least four one or more in val. Records
     with the same value of `first` (R,) stay together, see `catalog.identical_records`.
     """
-    usable = len(fractions) == len(SPLITS) and all(0 <= part < 1 for part in fractions[1:])
-    if not usable or fractions[TRAIN] <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
-        raise UserError(
-            f"split fractions {tuple(fractions)} must be three numbers (train, val, test), none "
-            "negative, train above 0, that add up to 1"
-        )
+    assert len(fractions) == len(SPLITS) and fractions[TRAIN] > 0 and min(fractions) >= 0, fractions
+    assert math.isclose(sum(fractions), 1, abs_tol=1e-6), fractions
     if first is not None:
         _, k, of_all = np.unique(first, return_index=True, return_inverse=True)
         chosen = make_splits(species[k], records[k], strata[k], seed=seed, fractions=fractions)
@@ -322,12 +318,12 @@ def official_rows(
 
 def _rows(path: Path, header: tuple[str, ...] | None) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows below `header`, () = any; with None the first row is data already."""
-    for number, (line, cells) in enumerate(strict_rows(path)):
-        if number == 0 and header is not None:
-            if header and tuple(cells) != header:
-                raise line_error(path, line, f"the header must be {','.join(header)}, not {cells}")
-            continue
-        yield line, cells
+    rows = strict_rows(path)
+    if header is not None:
+        line, cells = next(rows)
+        if header and tuple(cells) != header:
+            raise line_error(path, line, f"the header must be {','.join(header)}, not {cells}")
+    yield from rows
 
 
 def _apportion(sizes: list[int], taken: list[int], frac: float, minimum: int) -> list[int]:
