@@ -120,11 +120,6 @@ def null_calibration_error(confidence: np.ndarray, num_bins: int = _MAX_BINS) ->
     return float(np.sqrt(variance * 2.0 / math.pi).sum() / len(own)) if len(own) else math.nan
 
 
-def overconfident_error_share(confidence: np.ndarray, correct: Truths) -> float:
-    """Return the share of the errors made at a confidence of 0.90 or more; NaN without errors."""
-    return _mean(confidence[~np.asarray(correct, bool)] >= OVERCONFIDENT)
-
-
 def reliability_rows(confidence: np.ndarray, correct: Truths) -> list[list[float]]:
     """Return [mean confidence, accuracy, photos, low, high] of each bin, as a JSON file holds it.
 
@@ -306,7 +301,7 @@ def measure_head(
     sets = conformal_set(p, math.nan if q is None else q)
     values["coverage"] = _mean(answered)
     values["accuracy"] = _mean(correct[answered])
-    values["overconfident_error_share"] = overconfident_error_share(confidence, correct)
+    values["overconfident_error_share"] = _mean(confidence[~correct] >= OVERCONFIDENT)
     values["conformal_coverage"] = None if q is None else _mean(_at(sets, y))
     values["conformal_mean_size"] = None if q is None else _mean(sets.sum(axis=1))
     values["reliability"], values["raw_reliability"] = reliability["after"], reliability["before"]

@@ -243,7 +243,7 @@ def failure_of_machine(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         names = [os.fsdecode(n) for n in (error.filename, error.filename2) if n is not None]
         named = " -> ".join(short(n) for n in names if not isinstance(n, int))
-        if not named and error.errno == errno.ENOENT and not _working_folder():
+        if not named and error.errno == errno.ENOENT and not os.stat(".").st_nlink:
             return "the working folder is gone; change into another one"
         what = error.strerror or reason or type(error).__name__
         way_out = _WAYS_OUT.get(error.errno or 0, "mend that, then give the same command again")
@@ -260,13 +260,6 @@ def failure_of_machine(error: BaseException) -> str | None:
     if is_said and _OUTSIDE.search(str(error)):
         return f"{reason}; mend that, then give the same command again"
     return None
-
-
-def _working_folder() -> str:
-    try:
-        return os.getcwd()  # noqa: PTH109
-    except OSError:
-        return ""
 
 
 def _kept_traceback(error: BaseException) -> str:

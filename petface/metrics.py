@@ -15,7 +15,6 @@ from petface import files
 from petface.taxonomy import UNKNOWN
 
 MIN_RECORDS = 10  # animals; with fewer an interval would pretend to know
-_Z = 1.959964  # deviations of a normal interval of 95 %
 
 
 class ClassScores(NamedTuple):
@@ -161,7 +160,7 @@ def cluster_interval(
         effective = share * (1.0 - share) / variance
         if lowest == 0.0:
             effective = min(effective, 1.0 / float((weight**2).sum()))
-    effective *= (_Z / float(stdtrit(num - 1, 0.975))) ** 2
+    effective *= (1.959964 / float(stdtrit(num - 1, 0.975))) ** 2  # z of 95 %
     low, high = clopper_pearson(share * effective, effective, 0.025)
     return [lowest + span * min(low, share), lowest + span * max(high, share)]
 

@@ -83,7 +83,7 @@ def columns_of(species: str, table: SpeciesTable | None) -> dict[str, tuple[str,
         match entry:
             case str(column) if head in FEATURES:
                 found[head] = (column, ())
-            case (str(column), classes) if head in FEATURES and _are_texts(classes):
+            case (str(column), [*classes]) if head in FEATURES and set(map(type, classes)) <= {str}:
                 found[head] = (column, tuple(classes))
             case str(name) if head == "file" and re.fullmatch(r"[^/\\\0]+\.csv", name):
                 pass
@@ -93,10 +93,6 @@ def columns_of(species: str, table: SpeciesTable | None) -> dict[str, tuple[str,
                     f'(column, classes), of {", ".join(FEATURES)} nor the .csv of "file"'
                 )
     return {feature: found[feature] for feature in FEATURES if feature in found}
-
-
-def _are_texts(values: Any) -> bool:
-    return isinstance(values, (list, tuple)) and all(isinstance(v, str) for v in values)
 
 
 def with_columns(

@@ -18,8 +18,6 @@ LOCK = (scripts.REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((scripts.REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 NOT_LOCKED = {"heic", "search", "track"}  # for some wishes only
-FLOORS = {"torch": "2.11", "pillow": "12", "onnx": "1.16", "python-multipart": "0.0.18",
-          "starlette": "0.49.1"}  # fmt: skip
 
 
 def wanted():
@@ -77,11 +75,6 @@ def test_every_entry_is_one_version_with_checksums():
         for entry, hashes in entries:
             assert [s.operator for s in entry.specifier] == ["=="] and entry.url is None, entry
             assert hashes and all(re.fullmatch(r"sha256:[0-9a-f]{64}", h.strip()) for h in hashes)
-
-
-def test_what_was_mended_for_security_is_in_the_lock():
-    for name, floor in FLOORS.items():
-        assert min(versions(name)) >= Version(floor), name
 
 
 def test_the_lock_names_no_host_and_no_path():

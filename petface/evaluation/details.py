@@ -119,7 +119,7 @@ def describe_answers(logits: np.ndarray, true: np.ndarray, temperature: float) -
 
     `true` may be `UNKNOWN` or `NOT_A_CLASS`; rows of logits that are not finite stay empty.
     """
-    found = empty_details(len(logits))
+    found = empty_details(len(logits))["species"]
     rows = np.flatnonzero(np.isfinite(logits).all(axis=1))
     z, y = np.asarray(logits)[rows], np.asarray(true)[rows]
     order = np.argsort(-z, axis=1, kind="stable")  # of equals the first is the better
@@ -151,12 +151,12 @@ def _softmax_parts(z: np.ndarray, temperature: float) -> tuple[Floats, Floats, F
 
 
 def empty_details(num: int) -> np.ndarray:
-    """Return (num,) of `HEAD_DETAILS` for a head that predicted nothing."""
-    found = np.zeros(num, HEAD_DETAILS)
+    """Return (num,) of `DETAILS` where no head predicted anything."""
+    found = np.zeros((num, len(HEADS)), HEAD_DETAILS)
     found["top"] = UNKNOWN
     for name in ("top_prob", "nll", "brier", "raw_prob", "raw_nll", "raw_brier"):
         found[name] = np.nan
-    return found
+    return found.view(DETAILS)[:, 0]
 
 
 def class_numbers(labels: Sequence[str], names: Sequence[str]) -> np.ndarray:

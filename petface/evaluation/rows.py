@@ -13,7 +13,6 @@ from petface.data.fingerprint import Data, record_hashes, seen_by
 from petface.data.loading import OK
 from petface.data.splits import SPLITS, TEST, TRAIN
 from petface.evaluation.details import (
-    DETAILS,
     HEADS,
     NOT_A_CLASS,
     class_numbers,
@@ -108,9 +107,7 @@ class SpeciesRows:
         """Build the lines of a slice of n images, and their details, (n,) of `DETAILS`."""
         predicted = finish()
         status = predicted.status.copy()
-        details = np.empty(len(status), DETAILS)
-        for head in HEADS:
-            details[head] = empty_details(len(status))
+        details = empty_details(len(status))
         readable = np.flatnonzero(status == OK)  # places in the slice
         right = readable[predicted.is_right]
         answered: list[tuple[Stage, np.ndarray, tuple[np.ndarray, ...]]] = [

@@ -129,17 +129,16 @@ def _held_out(
         return {**count(is_right), "interval_95": metrics.accuracy_interval(is_right, record)}
 
     def described(answers: HeadAnswers, figure: dict[str, Any]) -> dict[str, Any]:
-        claims, fused, more = claim(figure), fuse(answers), {}
+        claims, fused = claim(figure), fuse(answers)
+        of_records = per_record(fused.is_right, fused.record)
         if answers.head != "species":
             claims = {"conditional": claims, "end_to_end": claim(figure["end_to_end"])}
             every = np.unique(answers.record)
-            right = [f.record[f.is_right] for f in (fused, species)]
-            more["end_to_end"] = per_record(
-                np.isin(every, right[0]) & np.isin(every, right[1]), every
-            )
+            right = [np.isin(every, f.record[f.is_right]) for f in (fused, species)]
+            of_records["end_to_end"] = per_record(right[0] & right[1], every)
         return {
             **claims,
-            "per_record": {**per_record(fused.is_right, fused.record), **more},
+            "per_record": of_records,
             "balanced_accuracy": figure["balanced_accuracy"],
             "balanced_accuracy_interval_95": figure.get("balanced_accuracy_interval_95"),
             "majority_baseline": figure["majority_baseline"],
@@ -148,10 +147,9 @@ def _held_out(
     species = fuse(test["species"])
     of_species: dict[str, Any] = {}
     features = {f: test[f] for f in FEATURES if f in found}
-    for feature, answers in features.items():
+    for f, answers in features.items():
         for name, own in answers.per_species().items():
-            entry = described(own, per_species[name][feature])
-            of_species.setdefault(name, {})[feature] = entry
+            of_species.setdefault(name, {})[f] = described(own, per_species[name][f])
     return {
         "species": described(test["species"], found["species"]),
         "features": {f: described(answers, found[f]) for f, answers in features.items()},

@@ -9,9 +9,7 @@ import numpy as np
 
 from petface import files
 from petface.evaluation.details import (
-    DETAILS,
     DETAILS_FILE,
-    HEADS,
     MODELS,
     PER_IMAGE,
     PER_IMAGE_COLUMNS,
@@ -48,9 +46,7 @@ def make_evaluation(
 ) -> Path:  # fmt: skip
     """Answer the images, the better the more `skill` (0 to 1); a photo is hard or easy for all."""
     draw, luck = np.random.default_rng(seed), np.random.default_rng(99)
-    rows, details = [], np.zeros(len(images), DETAILS)
-    for head in HEADS:
-        details[head] = empty_details(len(images))
+    rows, details = [], empty_details(len(images))
     for image, own in zip(images, details, strict=True):
         row, ease = dict(image), 2 * luck.random()
 

@@ -12,9 +12,7 @@ import numpy as np
 
 from petface import files
 from petface.evaluation.details import (
-    DETAILS,
     DETAILS_FILE,
-    HEADS,
     MODELS,
     PER_IMAGE,
     PER_IMAGE_COLUMNS,
@@ -92,9 +90,7 @@ def write_models(folder):
 def make_photo(draw, species, number, truth):
     """One image: sometimes unreadable, sometimes unanswered, the species right three in four."""
     photo: Photo = dict.fromkeys(PER_IMAGE_COLUMNS, "") | {"p": {}, "raw": {}}
-    details = np.empty(1, DETAILS)
-    for head in HEADS:
-        details[head] = empty_details(1)
+    details = empty_details(1)
     split = ("train", "train", "val", "test", "test")[number % 5]
     photo |= {"image": "x\n,.png", "species": species, "record": f"{number:06d}", "split": split}
     photo |= {f"{feature}_true": label for feature, label in truth.items()}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from petface.data.dataset import load_dataset
 from petface.data.splits import SPLITS
-from petface.evaluation.details import DETAILS, HEADS, PER_IMAGE_COLUMNS, empty_details
+from petface.evaluation.details import HEADS, PER_IMAGE_COLUMNS, empty_details
 from petface.evaluation.rows import STATUSES, SpeciesRows
 from petface.evaluation.run import plan_slices
 from petface.files import csv_line, safe_cell
@@ -78,9 +78,8 @@ def test_lines_equal_rows_built_cell_by_cell(dataset, heads, tmp_path):
     )
     draw = np.random.default_rng(0)
     (part,) = plan_slices(dataset.catalog.class_index, 99)
-    details = np.empty(len(part), DETAILS)
+    details = empty_details(len(part))
     for head in HEADS:
-        details[head] = empty_details(len(part))
         if head in names:
             details[head]["top"][:, 0] = draw.integers(-1, len(names[head]), len(part))
             p = np.where(details[head]["top"][:, 0] < 0, np.nan, draw.random(len(part)))
