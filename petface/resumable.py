@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections import deque
@@ -155,55 +154,37 @@ class ResumableTable:
 
 
 class ResumableRecords:
-    """`num` records of one size go into `<path>.unfinished`, which becomes the .npy file `path`.
+    """Records of one size go into `<path>.unfinished`, and at the end into the .npy file `path`.
 
-    Stands beside a `ResumableTable`, under its lock: write here first, finish here first.
-    Use: `num_kept`, `begin`, `write` for each further batch, `finish`.
+    Stands beside a `ResumableTable`, under its lock and identity: write here first, finish here
+    first, and delete `unfinished` after the table is finished.
     """
 
-    def __init__(self, path: Path, dtype: np.dtype, num: int) -> None:
-        self.path, self.dtype, self.num = path, dtype, num
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self.path, self.dtype = path, dtype
         self.unfinished = path.with_name(path.name + ".unfinished")
-        head = io.BytesIO()
-        shape = {"descr": dtype.descr, "fortran_order": False, "shape": (num,)}
-        np.lib.format.write_array_header_1_0(head, shape)
-        self._header = head.getvalue()
 
     def num_kept(self) -> int:
-        """Count the whole records of an earlier start; 0 where it had others."""
-        if not self.unfinished.exists() and self.path.exists():
-            os.replace(self.path, self.unfinished)  # stopped between the two last renames
-        try:
-            with self.unfinished.open("rb") as handle:
-                is_same = handle.read(len(self._header)) == self._header
-                size = os.fstat(handle.fileno()).st_size - len(self._header)
-        except FileNotFoundError:
-            return 0
-        return size // self.dtype.itemsize if is_same else 0
-
-    def begin(self, num_kept: int) -> None:
-        """Go on behind `num_kept` records."""
-        self.write(num_kept, np.empty(0, self.dtype))
+        """Count the whole records of an earlier start."""
+        with suppress(FileNotFoundError):
+            return self.unfinished.stat().st_size // self.dtype.itemsize
+        return 0
 
     def write(self, first: int, records: np.ndarray) -> None:
         """Write records to the places from `first` on; what was behind them is cut off."""
-        assert records.dtype == self.dtype and first + len(records) <= self.num, first
-        begin = len(self._header) + first * self.dtype.itemsize
+        assert records.dtype == self.dtype
         try:
             with self.unfinished.open("r+b" if first else "wb") as handle:
-                if not first:
-                    handle.write(self._header)
-                handle.truncate(begin)
-                handle.seek(begin)
+                handle.truncate(first * self.dtype.itemsize)
+                handle.seek(0, os.SEEK_END)
                 handle.write(records.tobytes())
         except OSError as error:
             raise files.write_error(self.unfinished, error) from error
 
     def finish(self) -> None:
-        """Flush to disk and give the file its final name."""
-        with self.unfinished.open("r+b") as handle:
-            os.fsync(handle.fileno())
-        os.replace(self.unfinished, self.path)
+        """Write the .npy file, whole or not at all."""
+        with files.atomic_write(self.path) as handle:
+            np.save(handle, np.fromfile(self.unfinished, self.dtype))
 
 
 def write_behind(

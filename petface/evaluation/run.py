@@ -114,8 +114,7 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
 
     stage1 = load_stage(models["stage1"]["path"], None, how)
     plan = own_slices(plan_slices(dataset.catalog.class_index, options.batch_size))
-    num_own = len(dataset.catalog) if distributed.is_main() else sum(map(len, plan))
-    records = ResumableRecords(own_details, DETAILS, num_own)
+    records = ResumableRecords(own_details, DETAILS)
     table = ResumableTable(
         own_table,
         PER_IMAGE_COLUMNS,
@@ -127,7 +126,7 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
         # both files are cut back to whole slices
         num_done = table.batches_kept([len(places) for places in plan], records.num_kept())
         num_rows = sum(map(len, plan[:num_done]))
-        records.begin(num_rows)
+        records.write(num_rows, np.empty(0, DETAILS))
         if distributed.is_main():
             files.write_json(out / MODELS, models)
             distributed.barrier()
@@ -335,14 +334,14 @@ def take_in_parts(table: ResumableTable, records: ResumableRecords, num_rows: in
         rows, details = (
             f"{own_path(path, rank)}.unfinished" for path in (table.path, records.path)
         )
-        found = np.load(details, allow_pickle=False)
+        found = np.fromfile(details, DETAILS)
         records.write(num_rows, found)
         table.take_in(Path(rows))
         num_rows += len(found)
 
 
 def remove_parts(*paths: Path) -> None:
-    """Remove the other processes' files of finished ones, also those of an earlier start."""
+    """Remove what finished files were made of here and by other processes, also earlier ones."""
     for path in paths:
-        for part in path.parent.glob(f"{path.stem}_rank*of*"):
+        for part in [*path.parent.glob(f"{path.stem}_rank*of*"), Path(f"{path}.unfinished")]:
             part.unlink(missing_ok=True)
