@@ -28,15 +28,6 @@ class ClassScores(NamedTuple):
     macro_f1: float
 
 
-class Confusion(NamedTuple):
-    """One cell off the diagonal; `frac_of_true` is its share of the true class."""
-
-    true: str
-    predicted: str
-    num: int
-    frac_of_true: float
-
-
 def confusion_matrix(
     true: np.ndarray, predicted: np.ndarray, num_classes: int
 ) -> npt.NDArray[np.int64]:
@@ -230,14 +221,22 @@ def _is_lonely(k: np.ndarray, record: np.ndarray) -> npt.NDArray[np.bool_]:
     return np.bincount(pairs[0].astype(np.int64), minlength=k.max(initial=-1) + 1) == 1
 
 
-def top_confusions(cm: np.ndarray, class_names: Sequence[str], k: int) -> list[Confusion]:
-    """List the `k` most frequent mistakes or fewer, most frequent first, ties in class order."""
+def top_confusions(cm: np.ndarray, class_names: Sequence[str], k: int) -> list[dict[str, Any]]:
+    """List the `k` most frequent mistakes or fewer, most frequent first, ties in class order.
+
+    Each is true, predicted, num and share_of_true, its share of the true class.
+    """
     mistakes = cm - np.diag(np.diag(cm))
     cells = np.argsort(-mistakes, axis=None, kind="stable")[: min(k, np.count_nonzero(mistakes))]
-    support = cm.sum(axis=1)
+    pairs = zip(*np.unravel_index(cells, cm.shape), strict=True)
     return [
-        Confusion(class_names[t], class_names[p], int(cm[t, p]), float(cm[t, p] / support[t]))
-        for t, p in zip(*np.unravel_index(cells, cm.shape), strict=True)
+        {
+            "true": class_names[t],
+            "predicted": class_names[p],
+            "num": int(cm[t, p]),
+            "share_of_true": float(cm[t, p] / cm[t].sum()),
+        }
+        for t, p in pairs
     ]
 
 

@@ -176,14 +176,8 @@ def matrices(answers: HeadAnswers) -> Iterator[tuple[str, list[str], np.ndarray]
 
 def top_confusions(answers: HeadAnswers) -> list[dict[str, Any]]:
     """List the most frequent mistakes of a head, most frequent first, ties in class order."""
-    found: list[dict[str, Any]] = [
-        {
-            "species": species or mistake.true,
-            "true": mistake.true,
-            "predicted": mistake.predicted,
-            "num": mistake.num,
-            "share_of_true": mistake.frac_of_true,
-        }
+    found = [
+        {"species": species or mistake["true"], **mistake}
         for species, names, counts in matrices(answers)
         for mistake in metrics.top_confusions(counts, names, NUM_LISTED)
     ]

@@ -33,7 +33,6 @@ _NAMES = {
     "interval_95": "95 % interval",
     **{f"records_per_split.{split}": f"{split} records" for split in ("train", "val", "test")},
     "p_holm": "p, adjusted",
-    "frac_of_true": "share of true",
     "headline": "accuracy, %",
     "other_heads": "other accuracies, %",
     "link": "folder",

@@ -97,7 +97,7 @@ def write_run_report(folder: Path, *, with_photos: bool = False) -> Path:
         matrices=[charts.confusion(head, *matrix) for head, matrix in matrices.items()],
         species=_species(*matrices["species"]) if "species" in matrices else [],
         confusions=[
-            {"head": head, **found._asdict()}
+            {"head": head, **found}
             for head, (names, counts) in matrices.items()
             for found in metrics.top_confusions(counts, names, 10)
         ],
@@ -154,7 +154,7 @@ def _class_history(run: read.Run) -> list[dict[str, Any]]:
 
 def _confusions(matrices: dict[str, Any]) -> list[dict[str, Any]]:
     return [
-        {"head": head, **found._asdict()}
+        {"head": head, **found}
         for head, (names, counts) in matrices.items()
         for found in metrics.top_confusions(counts, names, 10)
     ]

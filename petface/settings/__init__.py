@@ -21,7 +21,7 @@ from typing import Any
 
 from petface.errors import SettingsError, short
 from petface.settings.command_line import print_help, split_command_line
-from petface.settings.constants import Constant, checked, gather, nearest, script_name, shown
+from petface.settings.constants import Constant, checked, gather, nearest, script_name
 from petface.settings.value_types import Fraction as Fraction  # for the scripts, as the next six
 from petface.settings.value_types import NonNegative as NonNegative
 from petface.settings.value_types import NonNegativeFloat as NonNegativeFloat
@@ -29,7 +29,7 @@ from petface.settings.value_types import Positive as Positive
 from petface.settings.value_types import PositiveFloat as PositiveFloat
 from petface.settings.value_types import Range as Range
 from petface.settings.value_types import Seed as Seed
-from petface.settings.value_types import accept, describe, to_toml
+from petface.settings.value_types import to_toml
 
 MAX_PRESET_BYTES = 1_000_000  # a run's own settings.toml takes 6,000
 _ROOTS = Path(__file__).parents[2], Path(sys.prefix, "share", "petface")  # of configs/
@@ -136,12 +136,7 @@ def read_settings(
             values[name] = checked(value, hints[name], f"{place}: {name}")
             origins[name] = place
     for name, (flag, text) in line.texts.items():
-        try:
-            values[name] = accept(text, hints[name], is_flag=True)
-        except ValueError:
-            raise SettingsError(
-                f"{flag} must be {describe(hints[name])}, not {shown(text)}"
-            ) from None
+        values[name] = checked(text, hints[name], flag, is_flag=True)
         origins[name] = flag
     return Settings(values, origins, constants, script, frozenset(line.switches), tuple(line.words))
 

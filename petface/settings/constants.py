@@ -14,6 +14,7 @@ import io
 import re
 import tokenize
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -80,20 +81,15 @@ def gather(module: ModuleType) -> tuple[Constant, ...]:
     return tuple(constants.values())
 
 
-def checked(value: Any, hint: Any, label: str) -> Any:
+def checked(value: Any, hint: Any, label: str, *, is_flag: bool = False) -> Any:
     """Return `value` as `hint` wants it, or raise a SettingsError that begins with `label`."""
     try:
-        return accept(value, hint)
+        return accept(value, hint, is_flag=is_flag)
     except ValueError:
-        raise SettingsError(f"{label} must be {describe(hint)}, not {shown(value)}") from None
-
-
-def shown(value: object) -> str:
-    """Format a value for a message, whatever it is."""
-    try:
-        return short(repr(value))
-    except (ValueError, RecursionError):  # a number of more digits than Python writes, deep lists
-        return f"this {type(value).__name__}"
+        shown = f"this {type(value).__name__}"
+        with suppress(ValueError, RecursionError):  # more digits than Python writes, deep lists
+            shown = short(repr(value))
+        raise SettingsError(f"{label} must be {describe(hint)}, not {shown}") from None
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
