@@ -57,14 +57,10 @@ class Settings:
             )
         return self._values[name]
 
-    def is_set(self, name: str) -> bool:
-        """Check whether a preset or a flag has set a constant."""
-        return name in self._origins
-
     def own_folder(self, name: str, of: str) -> str | None:
         """Return a folder; None where only its default is there, which is not the set `of`'s."""
-        is_default = not self.is_set(of) and Path(self._values[name]).is_dir()
-        return self._values[name] or None if self.is_set(name) or is_default else None
+        is_default = of not in self._origins and Path(self._values[name]).is_dir()
+        return self._values[name] or None if name in self._origins or is_default else None
 
     def as_dict(self) -> dict[str, Any]:
         """Copy the values, in the order of the script."""

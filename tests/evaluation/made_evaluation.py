@@ -11,15 +11,7 @@ from typing import Any
 import numpy as np
 
 from petface import files
-from petface.evaluation.details import (
-    DETAILS_FILE,
-    MODELS,
-    PER_IMAGE,
-    PER_IMAGE_COLUMNS,
-    class_numbers,
-    describe_answers,
-    empty_details,
-)
+from petface.evaluation import details as kept
 from petface.taxonomy import FEATURES
 
 Photo = dict[str, Any]
@@ -68,9 +60,9 @@ def make_evaluation(folder, seed=3):
                 photo, entry = make_photo(draw, species, number, truth)
                 photos.append(photo)
                 details.append(entry)
-    rows = [[photo[column] for column in PER_IMAGE_COLUMNS] for photo in photos]
-    files.write_csv(folder / PER_IMAGE, PER_IMAGE_COLUMNS, rows)
-    np.save(folder / DETAILS_FILE, np.concatenate(details))
+    rows = [[photo[column] for column in kept.PER_IMAGE_COLUMNS] for photo in photos]
+    files.write_csv(folder / kept.PER_IMAGE, kept.PER_IMAGE_COLUMNS, rows)
+    np.save(folder / kept.DETAILS_FILE, np.concatenate(details))
     write_models(folder)
     return photos
 
@@ -84,13 +76,13 @@ def write_models(folder):
             if heads
         },
     }
-    files.write_json(folder / MODELS, models)
+    files.write_json(folder / kept.MODELS, models)
 
 
 def make_photo(draw, species, number, truth):
     """One image: sometimes unreadable, sometimes unanswered, the species right three in four."""
-    photo: Photo = dict.fromkeys(PER_IMAGE_COLUMNS, "") | {"p": {}, "raw": {}}
-    details = empty_details(1)
+    photo: Photo = dict.fromkeys(kept.PER_IMAGE_COLUMNS, "") | {"p": {}, "raw": {}}
+    details = kept.empty_details(1)
     split = ("train", "train", "val", "test", "test")[number % 5]
     photo |= {"image": "x\n,.png", "species": species, "record": f"{number:06d}", "split": split}
     photo |= {f"{feature}_true": label for feature, label in truth.items()}
@@ -121,7 +113,7 @@ def answer(draw, photo, details, head, true, names, is_helped):
         if head == "species" and not is_helped:
             z[k] -= 1.0
     temperature = fitted(head, photo["species"]).get("temperature", 1.0)
-    details[head] = describe_answers(z[None], class_numbers([true], names), temperature)
+    details[head] = kept.describe_answers(z[None], kept.class_numbers([true], names), temperature)
     for name, t in (("p", temperature), ("raw", 1.0)):
         odds = [float(np.exp(v / t)) for v in z]
         photo[name][head] = [v / sum(odds) for v in odds]

@@ -10,15 +10,7 @@ import numpy as np
 import pytest
 
 from petface import files
-from petface.evaluation.details import (
-    DETAILS_FILE,
-    MODELS,
-    PER_IMAGE,
-    PER_IMAGE_COLUMNS,
-    describe_answers,
-    empty_details,
-    read_evaluation,
-)
+from petface.evaluation import details
 from petface.evaluation.summary import describe_summary, summarise, worst_of
 from petface.taxonomy import FEATURES
 from tests.evaluation.made_evaluation import SPECIES, write_models
@@ -143,9 +135,9 @@ def test_hardly_any_rows(row, tmp_path):
     """Nothing to divide by, nothing to fuse: null, and no crash."""
     write_a_row(tmp_path, row)
     if row and row["status"] == "no_specialist":
-        models = json.loads((tmp_path / MODELS).read_text())
-        files.write_json(tmp_path / MODELS, {**models, "specialists": {}})
-    summary = summarise(read_evaluation(tmp_path))
+        models = json.loads((tmp_path / details.MODELS).read_text())
+        files.write_json(tmp_path / details.MODELS, {**models, "specialists": {}})
+    summary = summarise(details.read_evaluation(tmp_path))
     json.dumps(summary, allow_nan=False)
     assert summary["num_images"] == (row is not None)
     assert summary["test"]["features"] == summary["test"]["per_species"] == {}
@@ -155,14 +147,15 @@ def test_hardly_any_rows(row, tmp_path):
 
 def write_a_row(folder, row):
     """Write the files of an evaluation of one cat, or of nothing."""
-    row = row and {**dict.fromkeys(PER_IMAGE_COLUMNS, ""), "species": "cat", "record": "1", **row}
-    files.write_csv(folder / PER_IMAGE, PER_IMAGE_COLUMNS, [row.values()] if row else [])
-    details = empty_details(1 if row else 0)
+    whole = dict.fromkeys(details.PER_IMAGE_COLUMNS, "") | {"species": "cat", "record": "1"}
+    rows = [(whole | row).values()] if row else []
+    files.write_csv(folder / details.PER_IMAGE, details.PER_IMAGE_COLUMNS, rows)
+    own = details.empty_details(1 if row else 0)
     if row and row.get("species_pred"):
         true = [SPECIES.index("cat")]
         found = np.eye(len(SPECIES))[[SPECIES.index(row["species_pred"])]]
-        details["species"] = describe_answers(found, np.array(true), 1.0)
-    np.save(folder / DETAILS_FILE, details)
+        own["species"] = details.describe_answers(found, np.array(true), 1.0)
+    np.save(folder / details.DETAILS_FILE, own)
     write_models(folder)
 
 
@@ -173,7 +166,7 @@ def test_a_specialist_that_was_never_asked_does_not_leave_the_denominator(tmp_pa
         {"status": "ok", "split": "test", "species_pred": "dog", "species_prob": "1.000000",
          "species_correct": "0", "breed_true": "x"},
     )  # fmt: skip
-    test = summarise(read_evaluation(tmp_path))["test"]
+    test = summarise(details.read_evaluation(tmp_path))["test"]
     for found in (test["features"]["breed"], test["per_species"]["cat"]["breed"]):
         assert (found["end_to_end"]["num"], found["end_to_end"]["accuracy"]) == (1, 0)
         assert found["conditional"] == {"num": 0, "correct": 0, "accuracy": None}
