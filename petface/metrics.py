@@ -240,42 +240,31 @@ def top_confusions(cm: np.ndarray, class_names: Sequence[str], k: int) -> list[d
     ]
 
 
-def classification_report(cm: np.ndarray, class_names: Sequence[str]) -> list[list[Any]]:
-    """List class, precision, recall, F1 and support: each class, accuracy, macro, weighted average.
-
-    The rows of scikit-learn's `classification_report`: a class of the vocabulary that never occurs
-    is left out, the weights of the average are the supports. Accuracy stands under all three.
-    """
-    scores, support = precision_recall_f1(cm), cm.sum(axis=1)
-    columns = np.stack([scores.precision, scores.recall, scores.f1], axis=1)  # (K, 3)
-    num = int(support.sum())
-    rows: list[list[Any]] = [
-        [name, *columns[k].tolist(), int(support[k])]
-        for k, name in enumerate(class_names)
-        if cm[k].any() or cm[:, k].any()
-    ]
-    macro = (scores.macro_precision, scores.macro_recall, scores.macro_f1)
-    weighted = (support @ columns / num).tolist() if num else [float("nan")] * 3
-    return [
-        *rows,
-        ["accuracy", *[accuracy(cm)] * 3, num],
-        ["macro average", *macro, num],
-        ["weighted average", *weighted, num],
-    ]
-
-
 def write_classification_report(
     folder: Path, name: str, cm: np.ndarray, class_names: Sequence[str]
 ) -> None:
-    """Write `classification_<name>.csv` and, aligned, `.txt` into `folder`."""
-    header = ["class", "precision", "recall", "f1", "support"]
-    rows = [
-        [label, *(f"{value:.4f}" for value in values), num]
-        for label, *values, num in classification_report(cm, class_names)
+    """Write `classification_<name>.csv` and, aligned, `.txt` into `folder`.
+
+    Class, precision, recall, F1 and support of each class, then accuracy, macro and weighted
+    average: the rows of scikit-learn's `classification_report`. A class of the vocabulary that
+    never occurs is left out, the weights of the average are the supports. Accuracy stands under all
+    three.
+    """
+    scores, support = precision_recall_f1(cm), cm.sum(axis=1)
+    columns, num = np.stack(scores[:3], axis=1), int(support.sum())  # (K, 3)
+    occurs = np.flatnonzero(cm.any(axis=1) | cm.any(axis=0)).tolist()
+    weighted = support @ columns / num if num else np.full(3, np.nan)
+    rows: list[tuple[str, Any, int]] = [
+        *((class_names[k], columns[k], int(support[k])) for k in occurs),
+        ("accuracy", [accuracy(cm)] * 3, num),
+        ("macro average", scores[3:], num),
+        ("weighted average", weighted, num),
     ]
-    files.write_csv(folder / f"classification_{name}.csv", header, rows)
-    width = max(len(str(row[0])) for row in rows)
-    lines = [f"{r[0]!s:<{width}}" + "".join(f"{c!s:>11}" for c in r[1:]) for r in [header, *rows]]
+    header = ["class", "precision", "recall", "f1", "support"]
+    cells: list[list[Any]] = [[label, *(f"{v:.4f}" for v in own), n] for label, own, n in rows]
+    files.write_csv(folder / f"classification_{name}.csv", header, cells)
+    width = max(len(str(row[0])) for row in cells)
+    lines = [f"{r[0]!s:<{width}}" + "".join(f"{c!s:>11}" for c in r[1:]) for r in [header, *cells]]
     with files.atomic_write(folder / f"classification_{name}.txt", "w") as handle:
         handle.write("\n".join(lines) + "\n")
 
