@@ -152,14 +152,6 @@ def _class_history(run: read.Run) -> list[dict[str, Any]]:
     return first.join(last).filter(regex="recall|weight").reset_index().to_dict("records")
 
 
-def _confusions(matrices: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"head": head, **found}
-        for head, (names, counts) in matrices.items()
-        for found in metrics.top_confusions(counts, names, 10)
-    ]
-
-
 def _changed_settings(run: read.Run) -> list[dict[str, str]]:
     """List what differs from the constants as they stand in the script's file now."""
     path = Path(petface.__file__).resolve().parents[1] / run.script
