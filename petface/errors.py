@@ -243,7 +243,8 @@ def failure_of_machine(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         names = [os.fsdecode(n) for n in (error.filename, error.filename2) if n is not None]
         named = " -> ".join(short(n) for n in names if not isinstance(n, int))
-        if not named and error.errno == errno.ENOENT and not os.stat(".").st_nlink:
+        is_here = Path(".").exists() and os.stat(".").st_nlink
+        if not named and error.errno == errno.ENOENT and not is_here:
             return "the working folder is gone; change into another one"
         what = error.strerror or reason or type(error).__name__
         way_out = _WAYS_OUT.get(error.errno or 0, "mend that, then give the same command again")

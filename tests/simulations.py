@@ -9,7 +9,6 @@ all of them (20 minutes on one core). The tests run the same functions with fewe
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from petface import calibration, metrics, sureness
 
@@ -203,10 +203,8 @@ def main() -> None:
                 {k: round(float(v), 4) if isinstance(v, float) else v for k, v in row.items()}
             )
             print(name, *rows[-1].values(), flush=True)
-        with (options.out / f"simulated_{name}.csv").open("w", newline="") as handle:
-            writer = csv.DictWriter(handle, [*rows[0], "runs", "seed"], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({**row, "runs": options.runs, "seed": options.seed} for row in rows)
+        table = pd.DataFrame(rows).assign(runs=options.runs, seed=options.seed)
+        table.to_csv(options.out / f"simulated_{name}.csv", index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,6 @@ from petface.resumable import ResumableRecords, ResumableTable, refuse_finished,
 
 Models = dict[str, Any]  # JSON values: the models, the data and the arithmetic of an evaluation
 Rows = tuple[str, np.ndarray]  # the lines of a slice of n images, and (n,) of `DETAILS`
-LoadStage = Callable[[str], Stage | None]  # the specialist of a species, if there is one
 
 
 @dataclass(frozen=True)
@@ -219,7 +218,7 @@ def plan_slices(class_index: np.ndarray, batch_size: int) -> list[np.ndarray]:
 def predict_slices(
     dataset: Dataset,
     stage1: Stage,
-    load: LoadStage,
+    load: Callable[[str], Stage | None],  # the specialist of a species, if there is one
     plan: Sequence[np.ndarray],
     *,
     num_workers: int,

@@ -106,6 +106,10 @@ def test_summary_is_json_and_reads_well(summary):
     name = f"{worst['label']} of {worst['species']} {worst['recall'] * 100:.1f} %"
     (line,) = (line for line in lines if line.startswith("worst of breed: "))
     assert line.endswith(f", {name} ({worst['num_records']} animals)")
+    own = {
+        n: heads["breed"] for n, heads in summary["per_species"]["test"].items() if "breed" in heads
+    }
+    assert line.startswith(f"worst of breed: {min(own, key=lambda n: own[n]['accuracy'])} ")
     for key in ("coverage", "accuracy_of_answered"):
         assert f" {sure[key] * 100:.1f} " in breed
 
