@@ -228,12 +228,6 @@ class HeadAnswers:
         return np.zeros_like(self.species) if self.head == "species" else self.species
 
     @property
-    def class_group(self) -> Whole:
-        """Return each class's group (K,)."""
-        numbers = np.arange(len(self.classes))
-        return np.searchsorted(self.first_class, numbers, side="right") - 1
-
-    @property
     def top(self) -> Whole:
         """Return the class numbers of the best answers (M, TOP), -1 where there are fewer."""
         own = self.details["top"].astype(np.int64)

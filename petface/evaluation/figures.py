@@ -110,6 +110,7 @@ def class_counts(own: HeadAnswers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _class_averages(own: HeadAnswers, *, intervals: bool) -> dict[str, Any]:
     hits, support, predicted = class_counts(own)
     scores = metrics.class_scores(hits, support, predicted)
+    group = np.searchsorted(own.first_class, np.arange(len(hits)), side="right") - 1  # (K,)
     bounds: dict[str, Any] = {}
     if intervals:
         labels = own.true, own.top[:, 0]
@@ -122,7 +123,7 @@ def _class_averages(own: HeadAnswers, *, intervals: bool) -> dict[str, Any]:
         "macro_precision": _known(scores.macro_precision),
         "macro_recall": _known(scores.macro_recall),
         "macro_f1": _known(scores.macro_f1),
-        "kappa": _known(metrics.cohen_kappa(hits, support, predicted, own.class_group)),
+        "kappa": _known(metrics.cohen_kappa(hits, support, predicted, group)),
     }
 
 
