@@ -185,7 +185,7 @@ def _identity(models: Models) -> Models:
         **{key: value for key, value in models.items() if key not in paths},
         "stage1": {**models["stage1"], "path": ""},  # a file that moved is the same
         "specialists": {name: {**m, "path": ""} for name, m in models["specialists"].items()},
-        "details": str((DETAILS, PER_IMAGE_COLUMNS)),
+        "details": str((DETAILS, PER_IMAGE_COLUMNS, "raw")),
     }
 
 
