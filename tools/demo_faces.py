@@ -153,9 +153,8 @@ def draw_head(sketch: Sketch, who: Individual, rng: np.random.Generator) -> None
     if face.ear[0] != "flop":
         draw_ears(sketch, who, rng)
     under = sketch.image.copy()
-    outline = (0, head_y, half_width, half_height, face.fluff)
     skin = colour["Cream"] if face.muzzle == "cone" else colour["fur"]
-    sketch.shape("ball", skin, *outline)
+    sketch.shape("ball", skin, 0, head_y, half_width, half_height, face.fluff)
     for x, y, radius in who.patches:
         sketch.shape("oval", colour["patch"], x, y + face.eye_y, radius, radius * 0.9)
     for part in who.parts:
@@ -180,17 +179,16 @@ def draw_ears(sketch: Sketch, who: Individual, rng: np.random.Generator) -> None
     profile, x, y, degrees, length, width = who.face.ear
     if profile == "none":
         return
-    tip, root = PROFILES[profile]
-    along = np.linspace(0, 1, 14)
+    (tip, root), along = PROFILES[profile], np.linspace(0, 1, 14)
     half = (1 - along) ** tip * (along + 0.02) ** root
     half *= width * who.ears / half.max()
+    # an ear that hangs shows its outside alone
+    layers = [(1.0, "flap")] if profile == "flop" else [(1.0, "ear"), (0.62, "inside")]
     for side in (-1, 1):
         lean = np.deg2rad(degrees + rng.normal(0, 4))
         out = np.array([np.sin(lean) * side, -np.cos(lean)])
         across = np.array([-out[1], out[0]])
-        for size, tone in ((1.0, "flap" if profile == "flop" else "ear"), (0.62, "inside")):
-            if size < 1 and profile == "flop":  # an ear that hangs shows its outside alone
-                continue
+        for size, tone in layers:
             reach = np.outer(along * size + (1 - size) * 0.4, out * length * who.ears)
             spine, wide = np.array([x * side, y]) + reach, np.outer(half * size, across)
             outline = np.concatenate([spine + wide, (spine - wide)[::-1]])

@@ -75,10 +75,8 @@ def main() -> None:
     chosen = dataset.catalog.classes if names == ["all"] else names
     heads = {species: label_errors.heads_of(dataset, species, s.FEATURES) for species in chosen}
     if not any(heads.values()):
-        raise UserError(
-            f"{s.ANNOTATIONS_ROOT}: nothing to judge, no species of {', '.join(chosen)} has "
-            f"two known classes of {', '.join(s.FEATURES)}"
-        )
+        what = f"no species of {', '.join(chosen)} has two known classes of {', '.join(s.FEATURES)}"
+        raise UserError(f"{s.ANNOTATIONS_ROOT}: nothing to judge, {what}")
     content = checkpoints.read_stage1(s.CHECKPOINT)
     seen = seen_by(content.data, hashes_of(dataset), chosen=False) if content.data else None
     network = Network.build(content.model, content.preprocessing, s.DEVICE, "fp32")
@@ -101,7 +99,7 @@ def main() -> None:
     out = Path(s.OUT)
     listed, told = out / "label_errors.csv", out / "label_errors.json"
     files.write_csv(listed, list(rows), rows.round(6).itertuples(index=False))
-    content = {
+    figures_and_how = {
         "out_of_sample": "K folds over records, logistic regression on features of stage 1",
         "criterion": "self-confidence; confident by the confident joint (arXiv 1911.00068)",
         "settings": s.as_dict(),
@@ -109,7 +107,7 @@ def main() -> None:
         "num_records": sum(figure["num_judged"] for figure in figures),
         "heads": figures,
     }
-    files.write_json(told, content)
+    files.write_json(told, figures_and_how)
     print(f"suspects: {len(rows)}\nconfident: {rows['confident'].sum()}")
     print(f"list: {listed}\nfigures: {told}")
     if (out / SUMMARY).exists():  # beside an evaluation: its report shows the list

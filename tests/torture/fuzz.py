@@ -10,9 +10,9 @@ is executed, none is changed, and all take less memory than a ceiling.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
+import pkgutil
 import random
 import re
 import resource
@@ -249,10 +249,9 @@ def damaged(data: bytes, draw: random.Random, begin: int = 0, end: int | None = 
 
 
 if __name__ == "__main__":
-    module, _, function = sys.argv[1].partition(":")
-    made = getattr(importlib.import_module(module), function)(Path(sys.argv[2]))
-    resource.setrlimit(resource.RLIMIT_AS, (made.memory_bytes, made.memory_bytes))
+    _fuzzer = pkgutil.resolve_name(sys.argv[1])(Path(sys.argv[2]))
+    resource.setrlimit(resource.RLIMIT_AS, (_fuzzer.memory_bytes, _fuzzer.memory_bytes))
     warnings.simplefilter("ignore")
     _seed, _first, _end = map(int, sys.argv[3:])
     for _number in range(_first, _end):
-        print(json.dumps(made.judged(_number, _seed, made.patience_s)), flush=True)
+        print(json.dumps(_fuzzer.judged(_number, _seed, _fuzzer.patience_s)), flush=True)
