@@ -137,9 +137,9 @@ def request_fuzzer(port: int) -> Fuzzer:
     def draw_request(number: int, draw: random.Random) -> tuple[str, bytes]:
         if number < len(known):
             return REQUESTS[known[number]][0], known[number]
-        data = draw.choice([data for data in known if len(data) < 5_000])
+        data = draw.choice([d for d in known if len(d) < 5_000 and b"\r\n\r\n" in d])
         head_end = data.find(b"\r\n\r\n") + 4
-        return f"damaged {REQUESTS[data][0]}", damaged(data or b"x", draw, 0, head_end or None)
+        return f"damaged {REQUESTS[data][0]}", damaged(data, draw, 0, head_end)
 
     def judge(data: bytes) -> tuple[str, str]:
         _, wanted = REQUESTS.get(data, ("", _ANY))
