@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from petface import files
-from petface.analysis.compare import compare_evaluations, describe_comparison, read_pair
+from petface.analysis.compare import compare_evaluations, describe_comparison
 from petface.errors import SettingsError, UserError, run_script
 from petface.report.tool_pages import changed_words, write_comparison
 from petface.settings import read_settings
@@ -28,7 +28,7 @@ def main() -> None:
     a, b = map(Path, s.positional)
     if a.resolve() == b.resolve():
         raise UserError(f"{a} and {b} are the same folder; give the folder of another model")
-    out, (comparison, rows) = Path(s.OUT), compare_evaluations(read_pair(a, b))
+    out, (comparison, rows) = Path(s.OUT), compare_evaluations(a, b)
     files.write_csv(out / "changed.csv", list(rows), rows.itertuples(index=False))
     comparison["num_changed"] = len(rows)
     files.write_json(out / "compare.json", comparison)

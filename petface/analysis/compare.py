@@ -8,7 +8,6 @@ photos of one animal are right or wrong together, so tests take whole records.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,62 +23,55 @@ from petface.metrics import MIN_RECORDS, gain_interval
 
 PARTS: Final = ("train", "val", "test")
 TESTED_PARTS: Final = ("test", "val")
+VIEWS: Final = ("conditional", "end_to_end")
 SIGNIFICANT: Final = 0.05  # of the p-value adjusted for the number of tests
-VIEWS: Final = {"conditional": "conditional", "end_to_end": "end to end"}
-_OTHER_DATA = "A and B were evaluated on different data (images, labels or split)"
-_EXPLANATION = (
-    "conditional: photos whose species both got right; end to end: a wrong species counts as a "
-    f"wrong answer; too few: fewer than {MIN_RECORDS} records; *: B has more or fewer photos right "
-    f"than A in fewer than {MIN_RECORDS} records, so the interval is too narrow; go by p"
-)
 
 
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """The M common images of evaluations A and B."""
+def compare_evaluations(
+    folder_a: str | Path, folder_b: str | Path
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Return the comparison as a dictionary ready for JSON, and the table of changed answers.
 
-    a: Evaluation
-    b: Evaluation
-    # The columns of both tables with the suffixes _a and _b; image; part, "" where the splits
-    # disagree; record_number; answered, whether both named a species.
-    rows: pd.DataFrame
-    notes: list[str]  # lines that the user should read
+    `UserError` where two folders cannot be compared.
+    """
+    a, b = map(_read, (folder_a, folder_b))
+    rows, notes = _common_rows(a, b)
+    figures: dict[str, dict[str, Any]] = {part: {} for part in TESTED_PARTS}
+    changed = []
+    for head in HEADS:
+        table, head_notes = _predictions(a, b, rows, head)
+        notes += head_notes
+        for part in TESTED_PARTS:
+            own = table[table["part"] == part]
+            if views := {view: _figure(own[own[view]]) for view in VIEWS if own[view].any()}:
+                figures[part][head] = views
+        changed.append(_changed(rows, head, table))
+    num_tests = {part: len(_adjust(figures[part])) for part in TESTED_PARTS}
+    if unanswered := int((~rows["answered"]).sum()):
+        what = "have no answer in A or in B (unreadable, or not finite) and count nowhere"
+        notes.append(f"{unanswered:,} images {what}")
+    images = {
+        "common": len(rows),
+        "only_a": len(a.rows) - len(rows),
+        "only_b": len(b.rows) - len(rows),
+        **{part: int((rows["part"] == part).sum()) for part in PARTS},
+        "no_part": int((rows["part"] == "").sum()),
+    }
+    comparison = {
+        "kind": "evaluations",
+        "a": _side(a),
+        "b": _side(b),
+        "notes": notes,
+        "images": images,
+        "num_tests": num_tests,
+        "figures": figures,
+    }
+    return comparison, pd.concat(changed)
 
 
-def read_pair(folder_a: str | Path, folder_b: str | Path) -> Pair:
-    """Read two evaluations and join them by image; `UserError` where that cannot be."""
-    (a, rows_a), (b, rows_b) = map(_read, (folder_a, folder_b))
-    rows = rows_a.merge(rows_b, on="image", suffixes=("_a", "_b"), validate="1:1")
-    if rows.empty:
-        raise UserError(
-            f"{a.folder} and {b.folder} have no image in common; evaluate both models on one "
-            "dataset, with --images-root, then compare"
-        )
-    only_a, only_b = len(a.rows) - len(rows), len(b.rows) - len(rows)
-    notes = []
-    if only_a or only_b:
-        notes.append(
-            f"{_OTHER_DATA}; compared are the {len(rows):,} common images "
-            f"({only_a:,} only in A, {only_b:,} only in B)"
-        )
-    elif a.models.get("dataset") != b.models.get("dataset"):
-        notes.append(f"{_OTHER_DATA}; the images are the same")
-    split_a, split_b = rows["split_a"].astype(str), rows["split_b"].astype(str)
-    rows["part"] = split_a.where(split_a == split_b, "")
-    if moved := int((split_a != split_b).sum()):
-        notes.append(
-            f"{moved:,} images stand in different parts of the split in A and in B; they count in "
-            "no part: what one model trained on cannot test both"
-        )
-    rows["record_number"] = rows.groupby(["species_a", "record_a"], observed=True).ngroup()
-    rows["answered"] = rows[["species_correct_a", "species_correct_b"]].notna().all(axis=1)
-    return Pair(a, b, rows, notes)
-
-
-def _read(folder: str | Path) -> tuple[Evaluation, pd.DataFrame]:
-    """Read an evaluation, and its rows with the names of the images."""
+def _read(folder: str | Path) -> Evaluation:
     try:
-        found = read_evaluation(folder)
+        return read_evaluation(folder)
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError) as error:
@@ -87,45 +79,43 @@ def _read(folder: str | Path) -> tuple[Evaluation, pd.DataFrame]:
             f"{folder}: the evaluation is damaged ({type(error).__name__}: {error}); run: "
             f"python inference_engine.py evaluate --out-dir {folder} --force"
         ) from error
-    rows = found.rows.assign(image=found.image_names(np.arange(len(found.rows))))
-    return found, rows
 
 
-def compare_evaluations(pair: Pair) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Return the comparison as a dictionary ready for JSON, and the table of changed answers."""
-    figures: dict[str, dict[str, Any]] = {part: {} for part in TESTED_PARTS}
-    notes, changed = list(pair.notes), []
-    for head in HEADS:
-        table, head_notes = _predictions(pair, head)
-        notes += head_notes
-        for part in TESTED_PARTS:
-            own = table[table["part"] == part]
-            views = {view: _figure(own[own[view]]) for view in VIEWS if own[view].any()}
-            if views:
-                figures[part][head] = views
-        changed.append(_changed(pair, head, table))
-    num_tests = {part: len(_adjust(figures[part])) for part in TESTED_PARTS}
-    if unanswered := int((~pair.rows["answered"]).sum()):
-        what = "have no answer in A or in B (unreadable, or not finite) and count nowhere"
-        notes.append(f"{unanswered:,} images {what}")
-    counts = pair.rows["part"].value_counts()
-    images = {
-        "common": len(pair.rows),
-        "only_a": len(pair.a.rows) - len(pair.rows),
-        "only_b": len(pair.b.rows) - len(pair.rows),
-        **{part: int(counts.get(part, 0)) for part in PARTS},
-        "no_part": int(counts.get("", 0)),
-    }
-    comparison = {
-        "kind": "evaluations",
-        "a": _side(pair.a),
-        "b": _side(pair.b),
-        "notes": notes,
-        "images": images,
-        "num_tests": num_tests,
-        "figures": figures,
-    }
-    return comparison, pd.concat(changed)
+def _common_rows(a: Evaluation, b: Evaluation) -> tuple[pd.DataFrame, list[str]]:
+    """Join the rows by image, and say what is not common.
+
+    The columns of both tables have the suffixes _a and _b. `part` is "" where the splits disagree,
+    `record` a number, `answered` tells whether both named a species.
+    """
+    rows_a, rows_b = (
+        side.rows.assign(image=side.image_names(np.arange(len(side.rows)))) for side in (a, b)
+    )
+    rows = rows_a.merge(rows_b, on="image", suffixes=("_a", "_b"), validate="1:1")
+    if rows.empty:
+        raise UserError(
+            f"{a.folder} and {b.folder} have no image in common; evaluate both models on one "
+            "dataset, with --images-root, then compare"
+        )
+    other_data = "A and B were evaluated on different data (images, labels or split)"
+    only_a, only_b = len(rows_a) - len(rows), len(rows_b) - len(rows)
+    notes = []
+    if only_a or only_b:
+        notes.append(
+            f"{other_data}; compared are the {len(rows):,} common images "
+            f"({only_a:,} only in A, {only_b:,} only in B)"
+        )
+    elif a.models.get("dataset") != b.models.get("dataset"):
+        notes.append(f"{other_data}; the images are the same")
+    split_a, split_b = rows["split_a"].astype(str), rows["split_b"].astype(str)
+    rows["part"] = split_a.where(split_a == split_b, "")
+    if moved := int((split_a != split_b).sum()):
+        notes.append(
+            f"{moved:,} images stand in different parts of the split in A and in B; they count in "
+            "no part: what one model trained on cannot test both"
+        )
+    rows["record"] = rows.groupby(["species_a", "record_a"], observed=True).ngroup()
+    rows["answered"] = rows[["species_correct_a", "species_correct_b"]].notna().all(axis=1)
+    return rows, notes
 
 
 def _side(side: Evaluation) -> dict[str, Any]:
@@ -139,15 +129,17 @@ def _side(side: Evaluation) -> dict[str, Any]:
     }
 
 
-def _predictions(pair: Pair, head: str) -> tuple[pd.DataFrame, list[str]]:
+def _predictions(
+    a: Evaluation, b: Evaluation, rows: pd.DataFrame, head: str
+) -> tuple[pd.DataFrame, list[str]]:
     """Return a row per image with the truth and both answers, "" where there is none, and notes.
 
     `conditional` and `end_to_end` mark the images that each view counts.
     """
-    rows, notes = pair.rows, []
+    notes = []
     column = "species" if head == "species" else f"{head}_true"
     names = (f"{column}_a", f"{column}_b", f"{head}_pred_a", f"{head}_pred_b")
-    truth, other, a, b = (rows[name].astype(str) for name in names)
+    truth, other, answer_a, answer_b = (rows[name].astype(str) for name in names)
     if relabelled := int(((truth != other) & (truth != "") & (other != "")).sum()):
         notes.append(
             f"{head}: {relabelled:,} images have another label in A than in B; their label counts "
@@ -158,7 +150,7 @@ def _predictions(pair: Pair, head: str) -> tuple[pd.DataFrame, list[str]]:
     if head != "species":
         # end to end a species counts where both evaluations have a specialist for the head
         species = sorted({*rows["species_a"].cat.categories, *rows["species_b"].cat.categories})
-        has_a, has_b = ([n for n in species if e.class_names(head, n)] for e in (pair.a, pair.b))
+        has_a, has_b = ([n for n in species if e.class_names(head, n)] for e in (a, b))
         for side, own, others in (("A", has_a, has_b), ("B", has_b, has_a)):
             if alone := ", ".join(name for name in own if name not in others):
                 notes.append(
@@ -166,17 +158,17 @@ def _predictions(pair: Pair, head: str) -> tuple[pd.DataFrame, list[str]]:
                 )
         in_both = rows["species_a"].isin(has_a) & rows["species_a"].isin(has_b)
         end_to_end = known & rows["answered"] & in_both
-    right_a, right_b = known & (a == truth), known & (b == truth)
+    right_a, right_b = known & (answer_a == truth), known & (answer_b == truth)
     table = {
         "part": rows["part"],
-        "record": rows["record_number"],
+        "record": rows["record"],
         "truth": truth,
-        "a": a,
-        "b": b,
+        "a": answer_a,
+        "b": answer_b,
         "right_a": right_a,
         "right_b": right_b,
         "gain": right_b.astype(np.int64) - right_a,
-        "conditional": known & (a != "") & (b != ""),
+        "conditional": known & (answer_a != "") & (answer_b != ""),
         "end_to_end": end_to_end,
     }
     return pd.DataFrame(table), notes
@@ -202,10 +194,10 @@ def _figure(table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _changed(pair: Pair, head: str, table: pd.DataFrame) -> pd.DataFrame:
+def _changed(rows: pd.DataFrame, head: str, table: pd.DataFrame) -> pd.DataFrame:
     """List the images that both answered, each otherwise."""
     own = table[(table["a"] != "") & (table["b"] != "") & (table["a"] != table["b"])]
-    rows = pair.rows.loc[own.index]
+    rows = rows.loc[own.index]
     changes = [own["truth"] == "", own["right_a"], own["right_b"]]
     return pd.DataFrame(
         {
@@ -268,7 +260,7 @@ def _adjust(heads: dict[str, Any]) -> list[dict[str, Any]]:
 
 def describe_comparison(comparison: dict[str, Any]) -> str:
     """Format the comparison on the test split, then what to know."""
-    images, heads = comparison["images"], comparison["figures"]["test"]
+    images = comparison["images"]
     rows = {
         name: {
             "photos": f"{test['num']:,}",
@@ -281,19 +273,20 @@ def describe_comparison(comparison: dict[str, Any]) -> str:
             "adj.": f"{test['p_holm']:.2g}",
             "verdict": test["verdict"],
         }
-        for name, test in _named_tests(heads)
+        for name, test in _named_tests(comparison["figures"]["test"])
     }
+    table = pd.DataFrame.from_dict(rows, orient="index").to_string()
     lines = [
         *(f"{side.upper()}: {comparison[side]['folder']}" for side in "ab"),
         f"{images['common']:,} common images: "
         + ", ".join(f"{images[part]:,} {part}" for part in PARTS),
         "",
         f"test split, in %; p by flipping whole records, {len(rows)} tests, adj. by Holm:",
-        pd.DataFrame.from_dict(rows, orient="index").to_string()
-        if rows
-        else "no photo that both answered has a known label",
+        table if rows else "no photo that both answered has a known label",
         "",
-        _EXPLANATION,
+        "conditional: photos whose species both got right; end to end: a wrong species counts as a "
+        f"wrong answer; too few: fewer than {MIN_RECORDS} records; *: B has more or fewer photos "
+        f"right than A in fewer than {MIN_RECORDS} records, so the interval is too narrow; go by p",
         *(f"note: {note}" for note in comparison["notes"]),
     ]
     return "\n".join(lines)
@@ -302,7 +295,7 @@ def describe_comparison(comparison: dict[str, Any]) -> str:
 def _named_tests(heads: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for head, views in heads.items():
         for view, test in views.items():
-            yield head if head == "species" else f"{head}, {VIEWS[view]}", test
+            yield head if head == "species" else f"{head}, {view.replace('_', ' ')}", test
 
 
 def interval_of(test: dict[str, Any]) -> str:

@@ -15,7 +15,6 @@ from petface.analysis.compare import (
     describe_comparison,
     holm,
     interval_of,
-    read_pair,
     sign_flip_p_value,
 )
 from petface.errors import UserError
@@ -35,7 +34,7 @@ def pair(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(pair):
-    return compare_evaluations(read_pair(*pair))
+    return compare_evaluations(*pair)
 
 
 def counted(pair, part, head, view):
@@ -122,7 +121,7 @@ def test_only_common_images_are_compared_and_said(tmp_path):
         for row in images[30:]
     ]
     b = make_evaluation(tmp_path / "b", moved[::-1], 0.7, 2, data="d2")
-    comparison, rows = compare_evaluations(read_pair(a, b))
+    comparison, rows = compare_evaluations(a, b)
     notes = " ".join(comparison["notes"])
     common = [row for row in images[:-20] if row["image"] in {r["image"] for r in moved}]
     both = [row for row in common if row["split"] != "test" or row["record"] >= "000020"]
@@ -145,7 +144,7 @@ def test_labels_that_changed_and_a_specialist_that_one_side_lacks_are_named(tmp_
     renamed = [r | {"gender_true": "male"} if r["gender_true"] == "female" else r for r in images]
     lacking = HEADS_OF | {"dog": ()}
     b = make_evaluation(tmp_path / "b", renamed, 0.7, 2, data="d2", heads_of=lacking)
-    comparison, rows = compare_evaluations(read_pair(a, b))
+    comparison, rows = compare_evaluations(a, b)
     notes = " ".join(comparison["notes"])
     num = sum(r["gender_true"] == "female" for r in images)
     assert f"gender: {num} images have another label in A than in B" in notes
@@ -159,7 +158,7 @@ def test_labels_that_changed_and_a_specialist_that_one_side_lacks_are_named(tmp_
 def test_equal_evaluations_differ_in_nothing_and_may_have_no_test_photo(tmp_path):
     images = make_images(num_records=40)
     folders = [make_evaluation(tmp_path / name, images, 0.6, 3) for name in "ab"]
-    comparison, rows = compare_evaluations(read_pair(*folders))
+    comparison, rows = compare_evaluations(*folders)
     assert rows.empty and list(rows)[-1] == "change"
     heads = [views for part in comparison["figures"].values() for views in part.values()]
     assert len(heads) > 3
@@ -168,7 +167,7 @@ def test_equal_evaluations_differ_in_nothing_and_may_have_no_test_photo(tmp_path
         assert test["verdict"] == "no difference shown"
     images = [row | {"split": "train"} for row in images[:9]]
     folders = [make_evaluation(tmp_path / name, images, 0.6, k) for k, name in enumerate("ab")]
-    comparison, _ = compare_evaluations(read_pair(*folders))
+    comparison, _ = compare_evaluations(*folders)
     assert comparison["figures"] == {"test": {}, "val": {}}
     assert "no photo that both answered" in describe_comparison(comparison)
     json.dumps(comparison, allow_nan=False)
@@ -178,18 +177,18 @@ def test_wrong_folders_are_named_with_the_way_out(pair, tmp_path):
     other = [r | {"image": "new/" + r["image"]} for r in make_images(num_records=5)]
     strange = make_evaluation(tmp_path / "strange", other, 0.5, 1, data="d3")
     with pytest.raises(UserError, match="no image in common.*--images-root"):
-        read_pair(pair[0], strange)
+        compare_evaluations(pair[0], strange)
     old = make_evaluation(tmp_path / "old", other, 0.5, 1)
     (old / DETAILS_FILE).unlink()
     with pytest.raises(UserError, match=f"holds no {DETAILS_FILE}; run: .*--force"):
-        read_pair(pair[0], old)
+        compare_evaluations(pair[0], old)
     (old / DETAILS_FILE).write_bytes((pair[0] / DETAILS_FILE).read_bytes()[:3000])
     with pytest.raises(UserError, match="damaged"):
-        read_pair(pair[0], old)
+        compare_evaluations(pair[0], old)
     for content in ("{", "{}", "[]"):
         (strange / MODELS).write_text(content)
         with pytest.raises(UserError, match=f"{MODELS} (cannot|does not)"):
-            read_pair(pair[0], strange)
+            compare_evaluations(pair[0], strange)
 
 
 def all_flips(gain):
