@@ -5,7 +5,7 @@ whether they lean on how photos are cut.
     python -m tools.analyse_errors --config configs/eval/demo.toml
 
 Writes into OUT_DIR/analysis, for the test split: analysis.json; mistakes.csv, every wrong answer,
-the surest first; slices.csv, accuracy by the animal's number of photos and label frequency;
+the surest first; slices.csv, accuracy by how often the label was trained on;
 probes.csv, answers to shifted photos and to those with a painted border. Grad-CAM pictures of the
 surest mistakes, which show photos, are in analysis/photos.
 """
@@ -68,20 +68,14 @@ def main() -> None:
     work = errors.choose_photos(evaluation, root, s.SAMPLE, s.EXAMPLES)
     for path in out.rglob("gradcam_*.png"):  # of an earlier analysis, of other heads
         path.unlink()
-    slices = errors.make_slices(evaluation)
     result: dict[str, Any] = {
         "num_test": int((evaluation.rows["split"] == "test").sum()),
         "sample": len(work.sample),
         "mistakes": errors.write_mistakes(out / "mistakes.csv", evaluation),
-        "slices": slices,
-        "slices_standing_out": (chance := errors.count_standing_out(slices)),
+        "slices": errors.make_slices(evaluation),
     }
-    errors.write_slices(out / "slices.csv", slices)
-    print(
-        f"test split: {result['num_test']:,} photos; {chance['stand_out']} of {chance['bins']} "
-        f"slices stand out, about {chance['by_chance']} would by chance\n"
-        f"mistakes: {out / 'mistakes.csv'}"
-    )
+    errors.write_slices(out / "slices.csv", result["slices"])
+    print(f"test split: {result['num_test']:,} photos\nmistakes: {out / 'mistakes.csv'}")
     figures, pictures, told = run_networks(evaluation, work, s)
     if told["num_unreadable"] == len(work.sample):
         raise nothing

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -194,13 +193,6 @@ def draw_mistakes(
 # ---- Slices ----
 
 
-def cut_at(values: np.ndarray, edges: npt.ArrayLike) -> pd.Categorical[Any]:
-    """Cut (M,) counts at some edges into bins in their order; a bin holds its upper end."""
-    ends = np.unique(edges).tolist()
-    labels = [*(f"up to {end:,}" for end in ends), f"above {ends[-1]:,}"]
-    return pd.cut(values, [-np.inf, *ends, np.inf], labels=labels)
-
-
 def bin_figures(
     correct: np.ndarray, records: np.ndarray, cut: pd.Categorical
 ) -> list[dict[str, Any]]:
@@ -227,12 +219,11 @@ def bin_figures(
 
 
 def make_slices(evaluation: Evaluation) -> dict[str, Any]:
-    """Cut every head's test answers: {head: {slice: {"unit", "num", "accuracy", "bins"}}}.
+    """Cut every head's test answers by how often their label was trained on, in thirds of classes.
 
-    By the photos of the animal, and by how often the label was trained on.
+    {head: {slice: {"unit", "num", "accuracy", "bins"}}}; a bin holds its upper end.
     """
     rows, records = evaluation.rows, record_numbers(evaluation)
-    num_photos = np.bincount(records)[records]
     result: dict[str, Any] = {}
     for head in HEADS:
         asked = asked_places(evaluation, head)
@@ -242,32 +233,19 @@ def make_slices(evaluation: Evaluation) -> dict[str, Any]:
         label = rows.groupby(["species", true_column(head)], observed=True).ngroup().to_numpy()
         trained = np.bincount(label[rows["split"] == "train"], minlength=int(label.max()) + 1)
         classes = trained[np.unique(label[asked])]
-        thirds = np.quantile(classes, (1 / 3, 2 / 3), method="inverted_cdf")
-        cuts = {
-            "photos_per_record": ("photos", cut_at(num_photos[asked], (1, 2, 3, 5))),
-            "training_photos_of_label": (
-                "photos, thirds of the classes", cut_at(trained[label[asked]], thirds)
-            ),
-        }  # fmt: skip
+        ends = np.unique(np.quantile(classes, (1 / 3, 2 / 3), method="inverted_cdf")).tolist()
+        names = [*(f"up to {end:,}" for end in ends), f"above {ends[-1]:,}"]
+        cut = pd.cut(trained[label[asked]], [-np.inf, *ends, np.inf], labels=names)
         right = rows[f"{head}_correct"].to_numpy()[asked]
         result[head] = {
-            name: {
-                "unit": unit,
+            "training_photos_of_label": {
+                "unit": "photos, thirds of the classes",
                 "num": len(asked),
                 "accuracy": float(right.mean()),
                 "bins": bin_figures(right, records[asked], cut),
             }
-            for name, (unit, cut) in cuts.items()
         }
     return result
-
-
-def count_standing_out(slices: Mapping[str, Any]) -> dict[str, Any]:
-    """Count bins with an interval, how many stand out, and how many would by chance alone."""
-    entries = [entry["bins"] for head in slices.values() for entry in head.values()]
-    bins = [b for own in entries if len(own) > 1 for b in own if b["interval_95"] is not None]
-    stand_out = sum(b["stands_out"] for b in bins)
-    return {"bins": len(bins), "stand_out": stand_out, "by_chance": round(0.05 * len(bins), 1)}
 
 
 def write_slices(path: Path, slices: Mapping[str, Any]) -> None:

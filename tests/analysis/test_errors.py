@@ -78,59 +78,35 @@ def test_the_files_of_mistakes(made, tmp_path):
             assert cells == [plain_cell(v) for v in row.values()]
 
 
-@pytest.fixture(scope="module")
-def result(made):
-    return errors.make_slices(made[0])
-
-
-def check(bins, rows, places_of_bin, head):
-    """Compare bins with the rows that a loop put into each, in the same order."""
-    places_of_bin = [places for places in places_of_bin if places]
-    assert [b["num"] for b in bins] == [len(places) for places in places_of_bin]
-    every = [rows[k][f"{head}_correct"] == "1" for places in places_of_bin for k in places]
-    for entry, places in zip(bins, places_of_bin, strict=True):
+@pytest.mark.parametrize("head", ["species", "breed"])
+def test_slices_by_training_photos_of_the_label(made, head, tmp_path):
+    rows, result = made[1], errors.make_slices(made[0])
+    assert list(result) == ["species", "breed"]  # heads that were not asked have none
+    true = "species" if head == "species" else "breed_true"
+    trained = Counter((r["species"], r[true]) for r in rows if r["split"] == "train")
+    of_row = {k: trained[rows[k]["species"], rows[k][true]] for k in asked_rows(rows, head)}
+    sizes = sorted(trained[key] for key in {(rows[k]["species"], rows[k][true]) for k in of_row})
+    low, high = sizes[-(-len(sizes) // 3) - 1], sizes[-(-2 * len(sizes) // 3) - 1]
+    ends = {f"up to {low}": low, f"up to {high}": high, f"above {high}": math.inf}
+    bins = result[head]["training_photos_of_label"]["bins"]
+    every, start = np.mean([rows[k][f"{head}_correct"] == "1" for k in of_row]), -1
+    for entry, (name, end) in zip(bins, ends.items(), strict=True):
+        places = [k for k, num in of_row.items() if start < num <= end]
         animals = np.array([hash((rows[k]["species"], rows[k]["record"])) for k in places])
         right = np.array([rows[k][f"{head}_correct"] == "1" for k in places])
+        assert (entry["bin"], entry["num"]) == (name, len(places))
         assert entry["num_records"] == len(set(animals.tolist()))
         assert entry["accuracy"] == pytest.approx(right.mean())
         interval = accuracy_interval(right, animals)  # None of fewer than ten
         assert entry["interval_95"] == (interval and pytest.approx(interval))
-        low, high = interval or (0, 1)
-        assert entry["stands_out"] == (not low <= np.mean(every) <= high)
-
-
-@pytest.mark.parametrize("head", ["species", "breed"])
-def test_slices_by_photos_of_a_record_and_of_the_label(made, result, head):
-    assert list(result) == ["species", "breed"]  # heads that were not asked have none
-    rows = made[1]
-    photos = Counter((row["species"], row["record"]) for row in rows)
-    groups = {"1": [1], "2": [2], "3": [3], "4-5": [4, 5], "6+": range(6, 99)}
-    asked = asked_rows(rows, head)
-    places = [
-        [k for k in asked if photos[rows[k]["species"], rows[k]["record"]] in sizes]
-        for sizes in groups.values()
-    ]
-    bins = result[head]["photos_per_record"]["bins"]
-    check(bins, rows, places, head)
-    assert [b["bin"] for b in bins] == ["up to 1", "up to 2", "up to 3", "up to 5", "above 5"]
-    true = "species" if head == "species" else "breed_true"
-    trained = Counter((r["species"], r[true]) for r in rows if r["split"] == "train")
-    of_row = {k: trained[rows[k]["species"], rows[k][true]] for k in asked}
-    sizes = sorted(trained[key] for key in {(rows[k]["species"], rows[k][true]) for k in asked})
-    low, high = sizes[-(-len(sizes) // 3) - 1], sizes[-(-2 * len(sizes) // 3) - 1]
-    places = [
-        [k for k in asked if start < of_row[k] <= end]
-        for start, end in ((-1, low), (low, high), (high, math.inf))
-    ]
-    check(result[head]["training_photos_of_label"]["bins"], rows, places, head)
-
-
-def test_names_of_bins_tell_them_apart_and_equal_values_never_part():
-    cut = errors.cut_at(np.array([0, 0, 1, 2, 3, 12]), [0, 0, 2])
-    assert list(cut.categories) == ["up to 0", "up to 2", "above 2"]
-    assert cut.codes.tolist() == [0, 0, 1, 1, 2, 2]
-    assert list(errors.cut_at(np.array([5] * 2), [5] * 2)) == ["up to 5"] * 2
-    assert "up to 1,000,001" in errors.cut_at(np.array([1]), [1_000_001]).categories
+        lowest, highest = interval or (0, 1)
+        assert entry["stands_out"] == (not lowest <= every <= highest)
+        start = end
+    errors.write_slices(tmp_path / "slices.csv", {head: result[head]})
+    with (tmp_path / "slices.csv").open(newline="") as handle:
+        table = list(csv.DictReader(handle))
+    assert [int(row["num"]) for row in table] == [b["num"] for b in bins]
+    assert [row["low_95"] == "" for row in table] == [b["interval_95"] is None for b in bins]
 
 
 def test_a_bin_stands_out_where_its_interval_says_so():
@@ -144,20 +120,6 @@ def test_a_bin_stands_out_where_its_interval_says_so():
     cut = pd.Categorical(np.repeat(["1 small", "2 rest"], [12, 88]))
     small, _ = errors.bin_figures(correct, np.arange(100), cut)
     assert small["accuracy"] == 1 and not small["stands_out"]  # 12 of 12 beside 92 %
-
-
-def test_the_table_of_slices_and_the_count(result, tmp_path):
-    errors.write_slices(tmp_path / "slices.csv", result)
-    with (tmp_path / "slices.csv").open(newline="") as handle:
-        table = list(csv.DictReader(handle))
-    entries = [e["bins"] for own in result.values() for e in own.values()]
-    bins = [b for own in entries for b in own]
-    assert [int(row["num"]) for row in table] == [b["num"] for b in bins]
-    assert [row["low_95"] == "" for row in table] == [b["interval_95"] is None for b in bins]
-    several = [b for own in entries for b in own if len(own) > 1 and b["interval_95"]]
-    counted = errors.count_standing_out(result)
-    assert counted["bins"] == len(several)
-    assert counted["stand_out"] == sum(b["stands_out"] for b in several)
 
 
 # ---- Grad-CAM ----
