@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
 import petface
 from petface import metrics
@@ -18,17 +17,7 @@ from petface.evaluation.figures import interval, percent
 from petface.files import plain_cell
 from petface.report import charts
 from petface.report import folders as read
-from petface.report.page import (
-    Metric,
-    Photo,
-    Table,
-    headline,
-    photo,
-    picture,
-    table,
-    visible,
-    write,
-)
+from petface.report.page import Metric, Photo, Table, headline, photo, picture, table, write
 
 IDENTITY, _QUERIES = "identity_summary.json", "identity_queries.csv"
 _NUM_LOOKED_UP = 8
@@ -52,12 +41,10 @@ def write_run_report(folder: Path, *, with_photos: bool = False) -> Path:
         for row in read.rows(run.final, "calibration.{head}")
     ]
     confidence = [charts.confidence(row) for row in fitted if row.get("reliability")]
-    for name, panels in (
-        ("curves.png", [curves] if curves else []),
-        ("confidence.png", confidence),
-    ):
-        if panels:
-            charts.write_png(folder / name, panels)
+    if curves:
+        charts.write_png(folder / "curves.png", [curves])
+    if confidence:
+        charts.write_png(folder / "confidence.png", confidence)
     heads = run.heads() if run.stage != 3 else []
     matrices = {row["head"]: row["matrix"] for row in heads if row["matrix"]}
     identity = read.read_json(folder / IDENTITY, run.problems)
@@ -106,11 +93,6 @@ def write_run_report(folder: Path, *, with_photos: bool = False) -> Path:
         confidence=[charts.svg(panel) for own in confidence for panel in own],
         batch=[picture(path) for path in folder.glob("batch.png") if root],
         changed=_changed_settings(run),
-        settings_text=Markup("<pre tabindex=0>{}</pre>").format(
-            "\n".join(map(visible, run.settings_text.splitlines()))
-        )
-        if run.settings_text
-        else "",
         unreadable=unreadable,
         conflicts=conflicts,
         epochs=run.history.drop(columns=hidden.columns).to_dict("records"),
