@@ -38,13 +38,13 @@ _NAMES = {
     "link": "folder",
     "verification.num_pairs": "pairs",
     "verification.auc": "AUC",
-    "verification.auc_interval_95": "AUC, 95 % interval",
+    "verification.auc_interval_95": "95 % interval",
     "reidentification.num_queries": "queries",
     "reidentification.top1": "top-1",
-    "reidentification.top1_interval_95": "top-1, 95 % interval",
+    "reidentification.top1_interval_95": "95 % interval",
     "reidentification.top5": "top-5",
     "reidentification.mean_average_precision": "mAP",
-    "top1_gain": "top-1 gained over it",
+    "top1_gain": "top-1 gained",
     "top1_gain_interval_95": "95 % interval",
 }
 _SHARES = re.compile(
