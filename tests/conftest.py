@@ -189,7 +189,7 @@ def evaluation_run(evaluation_flags, tmp_path_factory) -> Run:
 def script(tmp_path) -> Callable[..., scripts.Result]:
     """Run a script in a fork of a warm interpreter."""
 
-    def run(name: str, arguments: Sequence[object], hook: Callable[[], None] | None = None):
-        return scripts.run_forked(name, arguments, tmp_path, hook)
+    def run(name: str, arguments: Sequence[object], *hooks: scripts.Hook | None):
+        return scripts.run_forked(name, arguments, tmp_path, *hooks)
 
     return run

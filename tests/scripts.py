@@ -7,7 +7,9 @@ own signals, exit code and streams, and room for a hook that runs before the scr
 
 from __future__ import annotations
 
+import functools
 import importlib
+import io
 import itertools
 import multiprocessing
 import os
@@ -16,7 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,10 +137,8 @@ class Running:
         return Result(self.process.exitcode, *texts)
 
 
-def start(
-    script: str, arguments: Sequence[object], scratch: Path, hook: Hook | None = None
-) -> Running:
-    """Start a script in a fork of a warm interpreter; `hook` (picklable) runs in it first.
+def start(script: str, arguments: Sequence[object], scratch: Path, *hooks: Hook | None) -> Running:
+    """Start a script in a fork of a warm interpreter; `hooks` (picklable) run in it first.
 
     Its streams go into files of `scratch`.
     """
@@ -149,17 +149,17 @@ def start(
         path.write_bytes(b"")  # a script may be killed before it opens them
     with mock.patch.dict(os.environ, ENVIRONMENT):  # for the server, at its first start
         process = context.Process(
-            target=_become, args=(script, [*map(str, arguments)], str(out), str(err), hook)
+            target=_become, args=(script, [*map(str, arguments)], str(out), str(err), hooks)
         )
         process.start()
     return Running(process, out, err)
 
 
 def run_forked(
-    script: str, arguments: Sequence[object], scratch: Path, hook: Hook | None = None
+    script: str, arguments: Sequence[object], scratch: Path, *hooks: Hook | None
 ) -> Result:
     """Start a script in a fork and wait for its end."""
-    return start(script, arguments, scratch, hook).wait()
+    return start(script, arguments, scratch, *hooks).wait()
 
 
 def run_together(
@@ -178,7 +178,7 @@ def run_together(
     for rank, hook in enumerate(hooks):
         folder = scratch / f"rank{rank}"
         folder.mkdir(exist_ok=True)
-        started.append(start(script, arguments, folder, Place(rank, len(hooks), port, hook)))
+        started.append(start(script, arguments, folder, Place(rank, len(hooks), port), hook))
     try:
         return [running.wait() for running in started]
     finally:
@@ -187,7 +187,7 @@ def run_together(
 
 
 def _become(
-    script: str, arguments: list[str], out: str, err: str, hook: Callable[[], None] | None
+    script: str, arguments: list[str], out: str, err: str, hooks: Sequence[Hook | None]
 ) -> None:
     for number, path in ((1, out), (2, err)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -196,43 +196,54 @@ def _become(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     multiprocessing.set_start_method(None, force=True)  # as in a fresh interpreter, not our server
     sys.argv = [script, *arguments]
-    if hook is not None:
+    for hook in filter(None, hooks):
         hook()
     runpy.run_path(str(REPOSITORY / script), run_name="__main__")
 
 
+# ---- Hooks ----
+# Those that count calls of a function act at an exact place, not after a time.
+
+
 @dataclass(frozen=True)
 class Place:
-    """Be one of several processes, as torchrun would start it; then call another hook."""
+    """Be one of several processes, as torchrun would start it."""
 
     rank: int
     world_size: int
     port: int
-    hook: Callable[[], None] | None = None
 
     def __call__(self) -> None:
         names = {"RANK": self.rank, "LOCAL_RANK": self.rank, "WORLD_SIZE": self.world_size}
         names |= {"LOCAL_WORLD_SIZE": self.world_size, "MASTER_PORT": self.port}
         os.environ.update({name: str(value) for name, value in names.items()})
         os.environ["MASTER_ADDR"] = "127.0.0.1"
-        if self.hook is not None:
-            self.hook()
 
 
-# Hooks. Each counts calls of one function of the script's process, so that what happens happens at
-# an exact place, not after a time.
+@dataclass(frozen=True)
+class SetConstant:
+    """Give a module's constant another value, such as a batch that a small dataset fills twice."""
+
+    module: str
+    name: str
+    value: object
+
+    def __call__(self) -> None:
+        setattr(importlib.import_module(self.module), self.name, self.value)
 
 
-def _before_each_call(module: str, function: str, act: Callable[[int], None]) -> None:
-    """Call `act` with the number of the call, from 1, before each call of a function."""
-    owner, calls = importlib.import_module(module), itertools.count(1)
-    wrapped = getattr(owner, function)
+def wrap(owner: Any, function: str, around: Callable[..., Any]) -> None:
+    """Have `around(number, call)` in place of each call of a function; numbers begin with 1."""
+    numbers, wrapped = itertools.count(1), getattr(owner, function)
 
-    def counting(*arguments, **named):
-        act(next(calls))
-        return wrapped(*arguments, **named)
+    def counting(*arguments: Any, **named: Any) -> Any:
+        return around(next(numbers), functools.partial(wrapped, *arguments, **named))
 
     setattr(owner, function, counting)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -253,36 +264,12 @@ class SignalAtStep:
         if self.to_group:
             os.setpgrp()
 
-        def act(number: int) -> None:
+        def around(number: int, call: Callable[[], Any]) -> Any:
             for _ in range(self.times if number == self.step else 0):
                 os.kill(0 if self.to_group else os.getpid(), self.number)
+            return call()
 
-        _before_each_call(self.module, self.function, act)
-
-
-@dataclass(frozen=True)
-class KillWhileSaving:
-    """Die in the middle of writing a checkpoint of this name: half of its bytes are on disk."""
-
-    name: str
-
-    def __call__(self) -> None:
-        import io
-
-        import torch
-
-        save = torch.save
-
-        def halved(content, handle):
-            if not Path(handle.name).name.startswith(self.name):
-                return save(content, handle)
-            whole = io.BytesIO()
-            save(content, whole)
-            handle.write(whole.getvalue()[: len(whole.getvalue()) // 2])
-            handle.flush()
-            return os.kill(os.getpid(), signal.SIGKILL)
-
-        torch.save = halved
+        wrap(importlib.import_module(self.module), self.function, around)
 
 
 @dataclass(frozen=True)
@@ -298,6 +285,28 @@ class KillBeforeCall:
 
 
 @dataclass(frozen=True)
+class KillWhileSaving:
+    """Die in the middle of writing a checkpoint of this name: half of its bytes are on disk."""
+
+    name: str
+
+    def __call__(self) -> None:
+        import torch
+
+        def around(_: int, call: functools.partial[None]) -> None:
+            content, handle = call.args
+            if not Path(handle.name).name.startswith(self.name):
+                return call()
+            whole = io.BytesIO()
+            call.func(content, whole)
+            handle.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+            handle.flush()
+            return _die()
+
+        wrap(torch, "save", around)
+
+
+@dataclass(frozen=True)
 class KillWhileWritingRows:
     """Die in the `batch`-th batch of rows of an evaluation, with `share` of its bytes written."""
 
@@ -307,90 +316,53 @@ class KillWhileWritingRows:
     def __call__(self) -> None:
         from petface.resumable import ResumableTable
 
-        calls, write = [0], ResumableTable.write_lines
+        def around(number: int, call: functools.partial[None]) -> None:
+            if number < self.batch:
+                return call()
+            handle = call.args[0]._handle
+            before = handle.seek(0, os.SEEK_END)
+            call()
+            after = handle.seek(0, os.SEEK_END)
+            handle.truncate(before + int((after - before) * self.share))
+            return _die()
 
-        def counting(table, text):
-            calls[0] += 1
-            if calls[0] < self.batch:
-                return write(table, text)
-            before = table._handle.seek(0, os.SEEK_END)
-            write(table, text)
-            after = table._handle.seek(0, os.SEEK_END)
-            table._handle.truncate(before + int((after - before) * self.share))
-            return os.kill(os.getpid(), signal.SIGKILL)
-
-        ResumableTable.write_lines = counting
+        wrap(ResumableTable, "write_lines", around)
 
 
 @dataclass(frozen=True)
 class NanLoss:
-    """Make the loss NaN from the `first`-th to the `last`-th call, counted from 1."""
+    """Make the focal loss NaN in these calls, counted from 1."""
 
-    function: str
-    first: int
-    last: int
+    calls: Collection[int]
 
     def __call__(self) -> None:
         from petface.training import losses
 
-        calls, function = [0], getattr(losses, self.function)
+        def around(number: int, call: Callable[[], Any]) -> Any:
+            return call() * (float("nan") if number in self.calls else 1)
 
-        def poisoned(*arguments, **options):
-            calls[0] += 1
-            value = function(*arguments, **options)
-            return value * float("nan") if self.first <= calls[0] <= self.last else value
-
-        setattr(losses, self.function, poisoned)
-
-
-@dataclass(frozen=True)
-class SetConstant:
-    """Give a module's constant another value, such as a batch that a small dataset fills twice."""
-
-    module: str
-    name: str
-    value: object
-
-    def __call__(self) -> None:
-        setattr(importlib.import_module(self.module), self.name, self.value)
-
-
-@dataclass(frozen=True)
-class Both:
-    """Do two things before the script runs."""
-
-    first: Callable[[], None]
-    second: Callable[[], None]
-
-    def __call__(self) -> None:
-        self.first()
-        self.second()
+        wrap(losses, "masked_focal_loss", around)
 
 
 @dataclass(frozen=True)
 class KillLoader:
-    """Die, in a loading process, where it reads its first photos; `times` of them do."""
+    """Die, in one loading process, where it reads its first photos."""
 
-    folder: Path  # where they leave their marks
-    times: int = 1
+    folder: Path  # where it leaves a mark
 
     def __call__(self) -> None:
         from torch.utils.data import get_worker_info
 
         from petface.data.loading import FileImages
 
-        read = FileImages.read
+        def around(_: int, call: Callable[[], Any]) -> Any:
+            if get_worker_info() is not None:
+                with suppress(FileExistsError):
+                    (self.folder / "loader").mkdir()
+                    _die()
+            return call()
 
-        def counting(source, indices):
-            for number in range(self.times if get_worker_info() is not None else 0):
-                try:
-                    (self.folder / f"loader{number}").mkdir()
-                except FileExistsError:
-                    continue
-                os.kill(os.getpid(), signal.SIGKILL)
-            return read(source, indices)
-
-        FileImages.read = counting
+        wrap(FileImages, "read", around)
 
 
 @dataclass(frozen=True)
@@ -404,15 +376,14 @@ class Cramped:
         import torch
         from torchvision.models.resnet import ResNet
 
-        forward = ResNet.forward
-
-        def cramped(network, x):
+        def around(_: int, call: functools.partial[Any]) -> Any:
+            network, x = call.args
             is_traced = not isinstance(x, torch.Tensor)
             if network.training == self.training and not is_traced and len(x) > self.most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-            return forward(network, x)
+            return call()
 
-        ResNet.forward = cramped
+        wrap(ResNet, "forward", around)
 
 
 @dataclass(frozen=True)

@@ -60,12 +60,10 @@ def test_the_tables_are_what_the_network_gives_photo_by_photo(run, summary, anim
     checkpoint = torch.load(run.folder / "best.pt", weights_only=True)
     rows = naive.rows_of(run.folder / "identity_pairs.csv")
     split = naive.splits(animals.root)
-    table = {}
+    names = {name for row in rows for name in (row["image"], row["other_image"])}
+    assert {split[tuple(name.split("/")[:2])] for name in names} == {"test"}
+    table = {name: embedding_of(checkpoint, animals.images / name) for name in names}
     for row in rows:
-        for name in (row["image"], row["other_image"]):
-            species, record, _ = name.split("/")
-            assert split[species, record] == "test"
-            table[name] = embedding_of(checkpoint, animals.images / name)
         product = table[row["image"]] @ table[row["other_image"]]
         assert float(row["similarity"]) == pytest.approx(product, abs=2e-5)
         same = row["image"].split("/")[:2] == row["other_image"].split("/")[:2]
@@ -105,19 +103,17 @@ def test_a_photo_is_identified_in_a_folder_and_in_embeddings(run, animals, scrip
     embedded = script(EMBED, [known, "--checkpoint", best, "--out", out, "--device", "cpu"])
     assert "dog/000002/00.png" in embedded.checked().err  # an empty file is left out
     photo = known / "000004" / "00.png"
+    identify = ["identify", photo, "--identity-checkpoint", best, "--gallery"]
     for place, name in ((known, "000004"), (out, str(known / "000004"))):
-        told = script(
-            scripts.INFERENCE,
-            ["identify", photo, "--gallery", place, "--identity-checkpoint", best, "--json"],
-        ).checked()
+        told = script(scripts.INFERENCE, [*identify, place, "--json"]).checked()
         answer = json.loads(told.out.splitlines()[-1])
         assert name in dict(answer["topk"]) or answer["animal"] == "unknown"
         assert len(answer["topk"]) == 3
-    foreign = script(
-        scripts.INFERENCE,
-        ["identify", photo, "--gallery", tmp_path / "no.npy", "--identity-checkpoint", best],
-    )
-    scripts.assert_refused(foreign, "no.npy")
+    for words, named in (
+        ([*identify, tmp_path / "no.npy"], "no.npy"),
+        ([photo, "--stage1-checkpoint", best], "class_to_index"),  # it names no species
+    ):
+        scripts.assert_refused(script(scripts.INFERENCE, words), named)
 
 
 def test_features_of_other_networks_stand_beside_it(run, animals, stage1_run, script, tmp_path):
@@ -185,12 +181,6 @@ def test_the_features_of_a_specialist_are_its_body(stage2_run):
     pixels = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8)
     (rows,) = found.network.answer_pixels(pixels)
     assert rows.shape == (2, 512) and rows.norm(dim=1).allclose(torch.ones(2))
-
-
-def test_a_species_network_is_no_identity_network(run, script, animals):
-    photo = animals.images / "dog" / "000004" / "00.png"
-    told = script(scripts.INFERENCE, [photo, "--stage1-checkpoint", run.folder / "best.pt"])
-    scripts.assert_refused(told, "best.pt", "class_to_index")
 
 
 def test_two_processes_learn_what_one_does(run, flags, module_folder, tmp_path):

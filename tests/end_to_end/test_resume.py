@@ -42,8 +42,11 @@ def test_stage_1_stopped_and_killed_six_times_equals_the_straight_run(stage1, st
     assert loads(folder / "last.pt") == (0, 5)
 
     done = stage1(scripts.SignalAtStep(3, signal.SIGINT))
-    assert done.code == 130
-    assert "resuming at epoch 1, step 5" in done.out
+    assert done.code == 130 and "resuming at epoch 1, step 5" in done.out
+    assert loads(folder / "last.pt") == (0, 8)
+
+    done = stage1(scripts.SignalAtStep(2, signal.SIGTERM, times=2))  # leaves at once
+    assert done.code == 143 and "stopped in epoch" not in done.out
     assert loads(folder / "last.pt") == (0, 8)
 
     # steps 9 to 12 of epoch 1, then 6 of epoch 2
@@ -76,7 +79,8 @@ def test_phases_of_stage_1_stopped_and_killed_equal_the_straight_run(script, tre
     flags = [*tree.flags, *TINY_STAGE1, "--phase-stages", "heads", "layer4", "--epochs", 2]
     flags += ["--lr", 1e-2, 1e-3, "--patience", 0, "--ema-decay", 0.9, "--schedule", "constant"]
     flags += ["--select-by", "loss"]
-    script(scripts.STAGE1, [*flags, "--runs-root", tmp_path, "--run-name", "straight"]).checked()
+    flags += ["--runs-root", tmp_path, "--run-name"]
+    script(scripts.STAGE1, [*flags, "straight"]).checked()
     rows = rows_of(tmp_path / "straight/metrics.csv")
     assert [(row["phase"], row["learning_rate"]) for row in rows] == [
         ("1", "0.01"), ("1", "0.01"), ("2", "0.001"), ("2", "0.001"),
@@ -85,9 +89,7 @@ def test_phases_of_stage_1_stopped_and_killed_equal_the_straight_run(script, tre
     final = json.loads((tmp_path / "straight/final.json").read_text())
     assert final["best_epoch"] == int(lowest["epoch"])
 
-    broken = partial(
-        script, scripts.STAGE1, [*flags, "--runs-root", tmp_path, "--run-name", "broken"]
-    )
+    broken = partial(script, scripts.STAGE1, [*flags, "broken"])
     assert broken(scripts.SignalAtStep(5, signal.SIGTERM)).code == 143
     assert broken(scripts.SignalAtStep(7 + 12 + 3, signal.SIGKILL)).code == -9  # in phase 2
     assert loads(tmp_path / "broken/last.pt") == (2, 0)
@@ -138,12 +140,3 @@ def test_all_specialists_go_on_after_a_kill_in_the_second(
     assert (broken / "cat/cat_best.pt").stat().st_mtime_ns == cat
     for species in ("cat", "chimp", "dog"):
         assert_same(straight / species, broken / species)
-
-
-def test_a_second_signal_leaves_at_once_with_the_old_file_whole(stage1, tmp_path):
-    last = tmp_path / "runs/broken/last.pt"
-    assert stage1(scripts.SignalAtStep(2, signal.SIGTERM)).code == 143
-    before = last.read_bytes()
-    done = stage1(scripts.SignalAtStep(4, signal.SIGTERM, times=2))
-    assert done.code == 143 and "stopped in epoch" not in done.out
-    assert last.read_bytes() == before

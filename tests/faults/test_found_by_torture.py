@@ -2,59 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import os
 import shutil
 import signal
-from io import FileIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import train_resnet_minority_aug_dynamic as trainer
-from petface import files
 from petface.data import splits
 from petface.data.annotations import read_species
-from petface.data.dataset import load_dataset
 from petface.data.sources.readers import read_inat_json
-from petface.errors import MachineError, UserError
+from petface.errors import UserError
 from petface.inference import onnx_models
 from petface.models.checkpoints import CheckpointError
 from petface.resumable import ResumableTable
-from petface.settings import read_settings
-from petface.training import runs
 from tests import scripts
 from tests.conftest import TINY_STAGE1
 from tests.sameness import assert_same
-
-
-class Full(FileIO):
-    """A file on a disk that is full."""
-
-    def write(self, _content):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_a_disk_without_room_for_the_name_of_the_holder_is_told(tmp_path, monkeypatch):
-    """The very first write of a run; closing the file must not raise a second time."""
-    settings = read_settings(trainer, ["--runs-root", str(tmp_path)]).as_toml()
-    monkeypatch.setattr(runs, "FileIO", Full)
-    message = r"cannot write .*run\.lock: No space left on device \([\d,]+ bytes free\)"
-    with pytest.raises(UserError, match=message), runs.open_run(tmp_path / "run", settings):
-        pass
-    monkeypatch.undo()
-    with runs.open_run(tmp_path / "run", settings):  # and it holds nothing
-        pass
-
-
-def killed(function, *arguments) -> int:
-    """Call a function in a process that it may kill; give its exit code."""
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
-    process.start()
-    process.join(60)
-    return process.exitcode
 
 
 def make_a_split(path: Path, die_at: int) -> None:
@@ -74,27 +40,23 @@ def make_a_split(path: Path, die_at: int) -> None:
 
 @pytest.mark.parametrize("die_at", [1, 2])
 def test_a_kill_while_the_split_is_made_leaves_nothing_behind(tmp_path, die_at):
-    path = tmp_path / "splits.csv"
-    assert killed(make_a_split, path, die_at) == -signal.SIGKILL
-    assert not path.exists()
-    assert killed(make_a_split, path, 0) == 0
+    path, fork = tmp_path / "splits.csv", multiprocessing.get_context("fork")
+    for number, code in ((die_at, -signal.SIGKILL), (0, 0)):
+        process = fork.Process(target=make_a_split, args=(path, number))
+        process.start()
+        process.join(60)
+        assert process.exitcode == code
+        assert path.exists() == (code == 0)
     assert {entry.name for entry in tmp_path.iterdir()} == {"splits.csv", "splits.json"}
-
-
-@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="this system does not tell")
-def test_who_holds_a_file_is_known_by_its_number(tmp_path):
-    with FileIO(tmp_path / "table", "a+") as mine, FileIO(tmp_path / "table", "a+") as other:
-        assert files.take(mine) == ""
-        assert files.take(other) == f"process {os.getpid()}"
 
 
 def test_what_was_killed_before_its_report_has_one_after_the_next_start(
     script, tree, stage1_run, stage2_flags, stage2_run, evaluation_flags, evaluation_run, tmp_path
 ):
     """The next start is refused, because everything is finished, and nobody else writes it."""
-    for run, name in ((stage1_run, "one"), (stage2_run, "two"), (evaluation_run, "three")):
-        ignored = shutil.ignore_patterns("report.html")
-        shutil.copytree(run.folder, tmp_path / name, ignore=ignored)
+    copies = {"one": stage1_run.folder, "two": stage2_run.folder, "three": evaluation_run.folder}
+    for name, folder in copies.items():
+        shutil.copytree(folder, tmp_path / name, ignore=shutil.ignore_patterns("report.html"))
     stage1 = [*tree.flags, *TINY_STAGE1, "--runs-root", tmp_path, "--run-name", "one"]
     done = script(scripts.STAGE1, stage1)
     assert done.code == 1 and "holds a finished run" in done.err
@@ -104,9 +66,9 @@ def test_what_was_killed_before_its_report_has_one_after_the_next_start(
     assert script(scripts.STAGE2, stage2).code == 0
     done = script(scripts.INFERENCE, [*evaluation_flags, "--out-dir", tmp_path / "three"])
     assert done.code == 1 and "is a finished table" in done.err
-    for run, name in ((stage1_run, "one"), (stage2_run, "two"), (evaluation_run, "three")):
-        for path in run.folder.rglob("report.html"):
-            assert (tmp_path / name / path.relative_to(run.folder)).exists()
+    for name, folder in copies.items():
+        for path in folder.rglob("report.html"):
+            assert (tmp_path / name / path.relative_to(folder)).exists()
 
 
 def test_a_table_killed_before_it_has_tidied_up_is_tidied_by_the_next_start(tmp_path):
@@ -133,36 +95,6 @@ def test_an_evaluation_that_was_killed_while_it_replaced_another_is_not_taken_fo
     assert not (out / "petface_eval_per_image.csv").exists()
     script(scripts.INFERENCE, flags).checked()
     assert_same(evaluation_run.folder, out)
-
-
-def test_a_split_that_another_process_made_in_between_stays(tmp_path):
-    """It may have been read already."""
-    path, species = tmp_path / "splits.csv", np.array(["cat"])
-    for split, seed in ((1, 5), (2, 6)):
-        splits.write_splits(path, species, np.array(["7"]), np.array([split], np.int8), seed=seed)
-    assert splits.read_splits(path, species, np.array(["7"])).tolist() == [1]
-
-
-@pytest.mark.parametrize("target", ["not_mounted/splits.csv", "splits.csv"])
-def test_no_new_split_is_made_in_place_of_a_dead_link(tree, tmp_path, target):
-    """The disk that holds the split may come back; a new one would change what is compared."""
-    path = tmp_path / "splits.csv"
-    path.symlink_to(target)
-    with pytest.raises(UserError, match="leads to .*, which is not there"):
-        load_dataset(tree.images, tree.annotations, splits_file=path)
-    assert path.is_symlink() and [*tmp_path.iterdir()] == [path]
-
-
-@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that gives EIO")
-@pytest.mark.parametrize("name", ["splits.csv", "splits.json"])
-def test_a_split_that_the_disk_does_not_give_is_not_to_be_deleted(tmp_path, monkeypatch, name):
-    path, one = tmp_path / "splits.csv", (np.array(["cat"]), np.array(["7"]))
-    splits.write_splits(path, *one, np.zeros(1, np.int8), seed=0)
-    (tmp_path / name).unlink()
-    (tmp_path / name).symlink_to("/proc/self/mem")
-    monkeypatch.setattr(files, "_PAUSES_S", (0.0,))
-    with pytest.raises(MachineError, match=rf"{name}: .*EIO.*the same command resumes"):
-        splits.read_splits(path, *one)
 
 
 def test_links_in_a_circle_are_told_in_a_line(tmp_path):

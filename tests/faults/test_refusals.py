@@ -1,192 +1,228 @@
-"""Data, checkpoints and names that cannot be used, on the real scripts: one line, nothing lost."""
+"""What cannot be used as flags, data, checkpoints or names, on the real scripts: one line."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
+from contextlib import closing
 
 import pytest
 import torch
 
 from tests import naive, scripts
-from tests.conftest import TINY_STAGE1
+from tests.conftest import TINY_STAGE1, TINY_STAGE2
 from tests.faults.test_checkpoints import Planted
 from tests.scripts import assert_refused
 
-
-@pytest.fixture
-def own(tree, stage1_run, tmp_path):
-    """The dataset with its splits.csv, to change."""
-    assert stage1_run.result.code == 0
-    return tree.copy(tmp_path / "data")
-
-
-@pytest.fixture
-def stage1(script, own, tmp_path):
-    flags = [*own.flags, *TINY_STAGE1, "--runs-root", tmp_path / "runs", "--run-name", "run"]
-    return lambda *more, hook=None: script(scripts.STAGE1, [*flags, *more], hook)
-
-
-# trees, annotations, splits
-
-
-def test_the_wrong_level_of_the_tree_is_shown_with_the_right_one(stage1, own, tmp_path):
-    assert_refused(stage1("--images-root", own.root), "use this folder instead", own.images)
-    assert_refused(stage1("--images-root", own.images / "cat"), "images/<species>/<record>/<image>")
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("Name,Breed\n1,Pinscher é\n".encode("latin-1"), ["line 2", "not UTF-8"]),
-        (b"Name,Breed\n1,a,b\n", ["line 2", "3 cells"]),
-        (b"Breed\na\n", ["line 1", "no column Name"]),
-        (b"", ["is empty"]),
-    ],
+SCRIPTS = [scripts.STAGE1, scripts.STAGE2, scripts.INFERENCE]
+TOOLS = sorted(
+    str(path.relative_to(scripts.REPOSITORY))
+    for path in (scripts.REPOSITORY / "tools").glob("*.py")
+    if "run_script(" in path.read_text(encoding="utf-8")
 )
-def test_annotations_that_are_no_table_are_named_with_their_line(stage1, own, content, words):
-    (own.annotations / "cat.csv").write_bytes(content)
-    assert_refused(stage1(), own.annotations / "cat.csv", *words)
+FIRST = {scripts.INFERENCE: ["evaluate"], "tools/prepare_data.py": ["oxford_pets"]}
 
 
-@pytest.mark.parametrize("name", [scripts.STAGE1, scripts.INFERENCE])
-def test_an_edited_split_and_changed_data_are_refused(script, own, evaluation_flags, tree, name):
-    flags = [str(f).replace(str(tree.root), str(own.root)) for f in evaluation_flags]
-    flags = flags if name == scripts.INFERENCE else own.flags
-    path = own.root / "splits.csv"
-    whole = path.read_text()
-    path.write_text(whole.replace("test", "train", 1))
-    assert_refused(script(name, flags), path, "edited", "delete")
-    path.write_text(whole)
-    (own.images / "dog/000099").mkdir()
-    (own.images / "dog/000099/00.png").write_bytes(b".")
-    assert_refused(script(name, flags), "000099", "delete")
+@pytest.mark.parametrize("name", [*SCRIPTS, *TOOLS])
+def test_a_misspelt_flag_is_named_with_the_nearest(script, name):
+    if name in [scripts.STAGE1, *TOOLS[:2]]:  # one code for all
+        shown = script(name, ["--help-all"]).checked().out
+        assert max(map(len, shown.split("\n")[1:])) <= 80
+        assert ("usage: python -m tools." in shown) == (name in TOOLS)
+    text = (scripts.REPOSITORY / name).read_text(encoding="utf-8")
+    longest = max(re.findall(r"^([A-Z][A-Z0-9_]+): ", text, re.M), key=len)
+    flag = "--" + longest.lower().replace("_", "-")
+    misspelt = flag[:4] + flag[5:]
+    done = script(name, [*FIRST.get(name, []), misspelt, "5"])
+    assert_refused(done, misspelt, flag, code=2)
+    assert done.out == ""
 
 
-# checkpoints
+class Place:
+    """Copies of the dataset and of the networks, to be damaged; and the commands that use them."""
+
+    def __init__(self, tree, stage1_run, stage2_run, folder):
+        assert stage1_run.result.code == 0  # it made splits.csv
+        self.folder, self.tree = folder, tree.copy(folder / "data")
+        self.stage1, self.cat = folder / "best.pt", folder / "stage2/cat_best.pt"
+        self.cat.parent.mkdir()
+        self.stage1.write_bytes((stage1_run.folder / "best.pt").read_bytes())
+        self.cat.write_bytes((stage2_run.folder / "cat/cat_best.pt").read_bytes())
+        self.photo = self.tree.images / naive.photos(tree.images)[0]
+        runs = ["--runs-root", folder / "runs", "--run-name", "run"]
+        models = ["--stage1-checkpoint", self.stage1, "--stage2-folder", folder / "stage2"]
+        models += ["--device", "cpu"]
+        data, inference = self.tree.flags, scripts.INFERENCE
+        self.commands = {
+            "stage1": (scripts.STAGE1, [*data, *TINY_STAGE1, *runs]),
+            "stage2": (scripts.STAGE2, [*data, *TINY_STAGE2, *runs, "--species", "cat"]),
+            "evaluate": (inference, ["evaluate", *data, *models, "--out-dir", folder / "out"]),
+            "predict": (inference, ["predict", self.photo, *models, "--out", folder / "a.csv"]),
+            "photo": (inference, [self.photo, *models]),
+            "pack": (scripts.PACK, ["--images-root", data[1], "--out", folder / "a.bin"]),
+        }
+
+    def edit_stage1(self, bias, **changes):
+        """Change entries of the checkpoint and the bias of a class, by its number."""
+        content = torch.load(self.stage1, weights_only=True) | changes
+        for number, value in bias.items():
+            content["model"]["fc.bias"][number] = value
+        torch.save(content, self.stage1)
+
+    def edit_split(self):
+        path = self.tree.root / "splits.csv"
+        path.write_text(path.read_text().replace("test", "train", 1))
+
+    def add_record(self):
+        (self.tree.images / "dog/000099").mkdir()
+        (self.tree.images / "dog/000099/00.png").write_bytes(b".")
+
+    def write_preset(self, text):
+        (self.folder / "mine.toml").write_text(text)
 
 
-def flipped(path):
+def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 @pytest.fixture
-def models(stage1_run, stage2_run, tmp_path):
-    """Copies of stage 1 and of the specialist of cats, and the flags that name them."""
-    (tmp_path / "stage2").mkdir()
-    paths = tmp_path / "best.pt", tmp_path / "stage2/cat_best.pt"
-    paths[0].write_bytes((stage1_run.folder / "best.pt").read_bytes())
-    paths[1].write_bytes((stage2_run.folder / "cat/cat_best.pt").read_bytes())
-    return paths, ["--stage1-checkpoint", paths[0], "--stage2-folder", tmp_path / "stage2",
-                   "--device", "cpu"]  # fmt: skip
+def place(tree, stage1_run, stage2_run, tmp_path):
+    return Place(tree, stage1_run, stage2_run, tmp_path)
 
 
-def test_a_damaged_checkpoint_ends_every_way_to_ask_in_one_line(script, models, tree, tmp_path):
-    (stage1, cat), flags = models
-    photo = tree.images / naive.photos(tree.images)[0]
-    whole = cat.read_bytes()
-    flipped(cat)
-    evaluate = ["evaluate", *tree.flags, *flags, "--out-dir", tmp_path / "out"]
-    predict = ["predict", photo, *flags, "--out", tmp_path / "a.csv"]
-    for arguments in (evaluate, predict):
-        assert_refused(script(scripts.INFERENCE, arguments), cat, "checksum", "copy the file again")
-    cat.write_bytes(whole)
-    stage1.write_bytes(stage1.read_bytes()[:99_999])
-    for arguments in ([photo, *flags], predict, evaluate):
-        assert_refused(script(scripts.INFERENCE, arguments), stage1, "damaged")
-    assert not (tmp_path / "out").exists() and not (tmp_path / "a.csv").exists()
+WAYS = "evaluate predict photo"
+CASES = {  # commands, flags, exit code, damage, words of the line
+    "a preset's key": (
+        "stage1 evaluate", ["--config", "mine.toml"], 2,
+        lambda p: p.write_preset("\nBATCH_SIZ = 8"), ["mine.toml:2", "nearest: BATCH_SIZE"],
+    ),
+    "a preset's value": (
+        "stage2", ["--config", "mine.toml"], 2,
+        lambda p: p.write_preset("\n\nBATCH_SIZE = -1"), ["mine.toml:3", "BATCH_SIZE", "-1"],
+    ),
+    "a preset that is not there": (
+        "stage1", ["--config", "mime.toml"], 2, lambda p: p.write_preset(""), ["mine.toml"],
+    ),
+    "a flag's value": (
+        "stage1 stage2 evaluate", ["--precision", "fp8"], 2, None, ["--precision", "'fp8'"],
+    ),
+    "no GPU": (
+        "stage1 stage2 photo", ["--device", "cuda"], 1, None,
+        ["error: DEVICE 'cuda' cannot be used (", "'cpu'"],
+    ),
+    "weights for other bodies": (
+        "stage1", ["--bodies", 2, "--weights", "a.pt,b.pt,c.pt"], 2, None,
+        ["WEIGHTS is a list of 3, but BODIES is 2"],
+    ),
+    "too many bodies": ("stage1", ["--bodies", 9], 1, None, ["bodies is 9, not a whole number"]),
+    "an unknown backbone": ("stage2", ["--backbone", "vgg"], 1, None, ["resnet18, resnet34"]),
+    "a level too high": (
+        "stage1", ["--images-root", "data"], 1, None,
+        ["use this folder instead: {}/data/images", "images/<species>/<record>/<image>"],
+    ),
+    "labels in Latin-1": (
+        "stage1 evaluate", [], 1,
+        lambda p: (p.tree.annotations / "cat.csv").write_bytes(b"Name,Breed\n1,Pinscher \xe9\n"),
+        ["cat.csv, line 2: ", "not UTF-8"],
+    ),
+    "an edited split": (
+        "stage1 evaluate", [], 1, Place.edit_split, ["{}/data/splits.csv", "edited", "delete"],
+    ),
+    "changed data": ("stage1 evaluate", [], 1, Place.add_record, ["000099", "delete"]),
+    "a flipped bit": (
+        "evaluate predict", [], 1, lambda p: flip_a_bit(p.cat),
+        ["{}/stage2/cat_best.pt", "checksum", "copy the file again"],
+    ),
+    "half a file": (
+        WAYS, [], 1, lambda p: p.stage1.write_bytes(p.stage1.read_bytes()[:99_999]),
+        ["{}/best.pt: ", "damaged"],
+    ),
+    "planted code": (
+        "photo", [], 1,
+        lambda p: torch.save({"model": Planted(p.folder / "trace")}, p.stage1),
+        ["{}/best.pt: ", "holds pickled objects", "mkdir"],
+    ),
+    "a class that is a path": (
+        "photo", [], 1, lambda p: p.edit_stage1(
+            {0: 1e6}, class_to_index={"../secret": 0, "chimp": 1, "dog": 2, "yak": 3}
+        ), ["'../secret'", "plain name"],
+    ),
+    "a run above its folder": ("stage1", ["--run-name", "a/../../out"], 1, None, ["plain name in"]),
+    "a run elsewhere": ("stage2", ["--run-name", "/tmp/out"], 1, None, ["plain name inside"]),
+    "a species that is a path": ("stage2", ["--species", "../out"], 1, None, ["../out"]),
+    "a place that torchrun does not give": (
+        "stage1", scripts.Place(3, 2, 1), 1, None, ["RANK 3 is not below WORLD_SIZE 2"],
+    ),
+}  # fmt: skip
 
 
-def test_a_damaged_last_checkpoint_is_named_and_left(stage1, tmp_path):
-    assert stage1(hook=scripts.SignalAtStep(2, signal.SIGTERM)).code == 143
-    last = tmp_path / "runs/run/last.pt"
-    flipped(last)
-    before = last.read_bytes()
-    assert_refused(stage1(), last, "checksum")
-    assert last.read_bytes() == before
-
-
-def test_answers_that_are_not_finite_are_rows_without_a_class(script, models, tree, tmp_path):
-    (stage1, _), flags = models
-    content = torch.load(stage1, weights_only=True)
-    content["model"]["fc.bias"][1] = float("nan")
-    torch.save(content, stage1)
-    folder = tree.images / "cat/000000"
-    out = tmp_path / "a.csv"
-    done = script(scripts.INFERENCE, ["predict", folder, *flags, "--out", out]).checked()
-    num = len(list(folder.iterdir()))
-    assert done.figures()["non_finite"] == str(num)
-    rows = out.read_text(encoding="utf-8").splitlines()[1:]
-    assert len(rows) == num and all(",non_finite,the network's answer" in row for row in rows)
-    evaluate = ["evaluate", *tree.flags, *flags, "--out-dir", tmp_path / "out"]
-    done = script(scripts.INFERENCE, evaluate).checked()
-    text = (tmp_path / "out/petface_eval_per_image.csv").read_text(encoding="utf-8")
-    assert text.count(",non_finite,,,,") == len(naive.photos(tree.images)) - 3
-    assert '"non_finite": 126' in (tmp_path / "out/petface_eval_summary.json").read_text()
-
-
-def test_a_class_that_is_a_path_leads_nowhere(script, models, tree, tmp_path):
-    (stage1, cat), flags = models
-    (tmp_path / "secret_best.pt").write_bytes(cat.read_bytes())
-    content = torch.load(stage1, weights_only=True)
-    names = ["../secret", *list(content["class_to_index"])[1:]]
-    content["class_to_index"] = {name: k for k, name in enumerate(names)}
-    content["model"]["fc.bias"][0] = 1e6
-    torch.save(content, stage1)
-    photo = tree.images / naive.photos(tree.images)[0]
-    assert_refused(script(scripts.INFERENCE, [photo, *flags]), "'../secret'", "plain name")
-
-
-@pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/../../out", ".."])
-def test_a_run_name_that_leaves_the_runs_is_refused(stage1, script, stage2_flags, tmp_path, name):
-    assert_refused(stage1("--run-name", name), repr(name), "plain name inside")
-    flags = [*stage2_flags, "--runs-root", tmp_path / "runs", "--species", "cat"]
-    assert_refused(script(scripts.STAGE2, [*flags, "--run-name", name]), name, "plain name inside")
-    assert_refused(script(scripts.STAGE2, [*flags, "--species", name]), name)
-
-
-# rivals
-
-
-class HeldBy:
-    """Hold a file as another process does."""
-
-    def __init__(self, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.handle = path.open("a+b")
-
-    def __enter__(self):
-        fcntl.flock(self.handle, fcntl.LOCK_EX)
-
-    def __exit__(self, *_):
-        self.handle.close()
-
-
-def test_a_second_process_on_a_table_or_a_pack_is_told_who_has_it(
-    script, models, tree, evaluation_flags, tmp_path
+@pytest.mark.parametrize(("commands", "more", "code", "damage", "words"), CASES.values(), ids=CASES)
+def test_what_cannot_be_used_is_named_in_one_line(
+    script, place, monkeypatch, commands, more, code, damage, words
 ):
-    photo = tree.images / naive.photos(tree.images)[0]
-    out, pack, table = tmp_path / "out", tmp_path / "pack.bin", tmp_path / "a.csv"
-    for held, name, arguments in [
-        (out / "petface_eval_per_image.csv", scripts.INFERENCE,
-         [*evaluation_flags, "--out-dir", out]),
-        (table, scripts.INFERENCE, ["predict", photo, *models[1], "--out", table]),
-        (pack, "tools/pack_images.py", ["--images-root", tree.images, "--out", pack]),
-    ]:  # fmt: skip
-        with HeldBy(held.with_name(held.name + ".unfinished")):
-            assert_refused(script(name, arguments), f"is being written by process {os.getpid()}")
-        assert not held.exists()
+    monkeypatch.chdir(place.folder)
+    if damage is not None:
+        damage(place)
+    for command in commands.split():
+        name, flags = place.commands[command]
+        hook, more = (more, []) if isinstance(more, scripts.Place) else (None, more)
+        done = script(name, [*flags, *more], hook)
+        assert_refused(done, *(word.format(place.folder) for word in words), code=code)
+    made = {path.name for path in place.folder.rglob("*")}
+    assert not made & {"trace", "out", "last.pt", "final.json", "a.csv"}
 
 
-def test_planted_code_is_not_run_by_the_script(script, models, tree, tmp_path):
-    (stage1, _), flags = models
-    trace = tmp_path / "trace"
-    torch.save({"model": Planted(trace)}, stage1)
-    photo = tree.images / naive.photos(tree.images)[0]
-    done = script(scripts.INFERENCE, [photo, *flags])
-    assert_refused(done, stage1, "holds pickled objects", "mkdir")
-    assert not trace.exists()
+def test_a_second_process_is_told_who_holds_what_it_would_write(script, place):
+    for command, held in {
+        "stage1": "runs/run/run.lock",
+        "evaluate": "out/petface_eval_per_image.csv.unfinished",
+        "predict": "a.csv.unfinished",
+        "pack": "a.bin.unfinished",
+    }.items():
+        path, (name, flags) = place.folder / held, place.commands[command]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(path.open("a+b")) as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            for more in ([], ["--force"] if command == "stage1" else []):
+                assert_refused(script(name, [*flags, *more]), f" by process {os.getpid()}")
+        assert not path.with_suffix("").exists()
+
+
+def test_an_unfinished_run_resumes_from_a_whole_file_and_with_its_own_settings_alone(script, place):
+    last, (name, flags) = place.folder / "runs/run/last.pt", place.commands["stage1"]
+    stop = scripts.SignalAtStep(1, signal.SIGTERM)
+    assert script(name, flags, scripts.SignalAtStep(2, signal.SIGTERM)).code == 143
+    before = last.read_bytes()
+    flip_a_bit(last)
+    damaged = last.read_bytes()
+    assert_refused(script(name, flags), last, "checksum")
+    assert last.read_bytes() == damaged
+    last.write_bytes(before)
+    assert_refused(
+        script(name, [*flags, "--lr", 0.5]), "LR: 0.001 -> 0.5", "settings.toml", "--force"
+    )
+    assert last.read_bytes() == before
+    # the ways out that the message names
+    done = script(name, [*flags, "--config", last.with_name("settings.toml")], stop)
+    assert done.code == 143 and "resuming at epoch 1, step 2" in done.out
+    forced = script(name, [*flags, "--lr", 0.5, "--force"], stop)
+    assert forced.code == 143 and "resuming" not in forced.out
+
+
+def test_answers_that_are_not_finite_are_rows_without_a_class(script, place, tree):
+    place.edit_stage1({1: float("nan")})
+    name, flags = place.commands["predict"]
+    flags[1] = place.photo.parent
+    num = len(list(place.photo.parent.iterdir()))
+    assert script(name, flags).checked().figures()["non_finite"] == str(num)
+    rows = naive.rows_of(place.folder / "a.csv")
+    assert len(rows) == num and all("the network's answer" in row["message"] for row in rows)
+    script(*place.commands["evaluate"]).checked()
+    rows = naive.rows_of(place.folder / "out/petface_eval_per_image.csv")
+    found = [row for row in rows if row["status"] == "non_finite"]
+    assert len(found) == len(naive.photos(tree.images)) - 3 and found[0]["species_pred"] == ""
+    assert '"non_finite": 126' in (place.folder / "out/petface_eval_summary.json").read_text()

@@ -1,7 +1,9 @@
 """SIGINT and SIGTERM outside the training steps, on the real scripts."""
 
 import signal
+import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -9,11 +11,10 @@ from tests import scripts
 from tests.conftest import TINY_STAGE1
 from tests.end_to_end.test_resume import loads
 from tests.sameness import assert_same
+from tests.tools.test_sweep import preset_of
 
-BATCH = {
-    "module": "petface.training.evaluate",
-    "function": "_answer_batch",
-}  # of a pass that measures
+# of a pass that measures
+BATCH = {"module": "petface.training.evaluate", "function": "_answer_batch"}
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_processes_leave_a_pass_together_although_one_has_a_batch_more(flags, tm
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    "number", [signal.SIGINT, signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
 def test_a_signal_to_all_processes_of_a_terminal_ends_the_step_as_well(
     script, flags, tmp_path, number
@@ -85,6 +86,13 @@ def test_a_signal_to_all_processes_of_a_terminal_ends_the_step_as_well(
     assert loads(tmp_path / "runs/broken/last.pt") == (0, 2)
     assert done.err.count("stopping after this step") == 1  # not by each loading process
     assert "Traceback" not in done.err
+
+
+def test_under_nohup_a_hang_up_is_not_heard(script, flags, tmp_path):
+    nohup = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
+    hooks = scripts.SignalAtStep(2, signal.SIGHUP), scripts.SignalAtStep(4, signal.SIGTERM)
+    assert script(scripts.STAGE1, flags, nohup, *hooks).code == 143
+    assert loads(tmp_path / "runs/broken/last.pt") == (0, 4)
 
 
 @pytest.mark.parametrize(
@@ -103,3 +111,39 @@ def test_a_stopped_evaluation_goes_on(
     assert done.code == code and "Traceback" not in done.err, done.err
     done = evaluate().checked()
     assert_same(evaluation_run.folder, tmp_path / "out")
+
+
+def test_predict_ends_by_a_signal_and_goes_on(script, stage1_run, tree, tmp_path):
+    flags = ["predict", tree.images, "--stage1-checkpoint", stage1_run.folder / "best.pt"]
+    flags += ["--stage2-folder", tmp_path, "--device", "cpu", "--out"]
+    module = {"module": "petface.inference.predict", "function": "uploaded"}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        done = script(
+            scripts.INFERENCE,
+            [*flags, tmp_path / "a.csv"],
+            scripts.SignalAtStep(1, number, **module),
+        )
+        assert done.code == 128 + number and "same command" in done.err, done
+    script(scripts.INFERENCE, [*flags, tmp_path / "a.csv"]).checked()
+    script(scripts.INFERENCE, [*flags, tmp_path / "b.csv"]).checked()
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_sweep_takes_its_trainers_along(tree, tmp_path, number):
+    preset = preset_of(tmp_path, "stage1", [*tree.flags, *TINY_STAGE1])
+    out = tmp_path / "sweep"
+    arguments = [preset, "EPOCHS=30", "PATIENCE=0", "--out", out, "--seeds", 1]
+    sweep = scripts.start("tools/sweep.py", arguments, tmp_path)
+    while not (out / "tiny/seed1/last.pt").exists() and not sweep.is_over():
+        time.sleep(0.05)
+    holder = int((out / "tiny/seed1/run.lock").read_text().split()[1])
+    sweep.send(number)
+    assert sweep.wait().code == (-number if number == signal.SIGKILL else 128 + number)
+    waited = time.monotonic()
+    while Path(f"/proc/{holder}/cmdline").exists() and time.monotonic() - waited < 30:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{holder}/cmdline").exists()
+    assert not (out / "tiny/seed1/final.json").exists()
+    assert "stopping after this step" in (out / "tiny/seed1/train.log").read_text()

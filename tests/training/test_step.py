@@ -76,8 +76,9 @@ def fail_once(error):
     return fail
 
 
-def _work(place, pipe, function, arguments):
-    place()
+def _work(hooks, pipe, function, arguments):
+    for hook in filter(None, hooks):
+        hook()
     distributed.start("cpu")
     pipe.send(function(*arguments))
 
@@ -93,8 +94,8 @@ def together(world_size, function, *arguments, hook=None):
     with mock.patch.dict("os.environ", scripts.ENVIRONMENT):
         for rank in range(world_size):
             here, there = context.Pipe()
-            place = scripts.Place(rank, world_size, port, hook)
-            process = context.Process(target=_work, args=(place, there, function, arguments))
+            hooks = scripts.Place(rank, world_size, port), hook
+            process = context.Process(target=_work, args=(hooks, there, function, arguments))
             process.start()
             there.close()
             started.append((process, here))

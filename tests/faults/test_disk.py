@@ -1,0 +1,319 @@
+"""Disks and networks that fail: photos are tried again, then a stop that resumes; whole files."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import shutil
+import signal
+import subprocess
+from dataclasses import dataclass
+from functools import partial
+from io import FileIO
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from petface import files
+from petface.data import images, splits
+from petface.data.dataset import load_dataset
+from petface.data.images import ImageError, decode
+from petface.data.loading import FileImages
+from petface.data.sources.petface import scan
+from petface.errors import MachineError, UserError
+from petface.inference.predict import find_photos
+from petface.training import runs
+from tests import naive, scripts
+from tests.conftest import TINY_STAGE1
+from tests.data.test_images import encoded, photo
+from tests.end_to_end.test_resume import loads
+from tests.sameness import assert_same
+
+NUMBERS = [getattr(errno, name) for name in (
+    "EIO", "ESTALE", "EMFILE", "ENFILE", "ETIMEDOUT", "EACCES", "EPERM", "ENOMEM", "EINTR",
+    "ENOTCONN", "ENODEV", "EHOSTDOWN", "EREMOTEIO",
+)]  # fmt: skip
+
+
+# ---- One photo, one tree ----
+
+
+@dataclass(frozen=True)
+class FailingDisk:
+    """Fail `times` times where a photo is opened, from the `first` opening in a process on."""
+
+    number: int
+    name: str
+    times: int = 1_000_000
+    first: int = 1
+
+    def __call__(self) -> None:
+        calls, real = [0], images.FileIO
+        files._PAUSES_S = (0.01, 0.01, 0.01)
+
+        def opened(path):
+            calls[0] += str(path).endswith(self.name)
+            in_turn = self.first <= calls[0] < self.first + self.times
+            if str(path).endswith(self.name) and in_turn:
+                raise OSError(self.number, os.strerror(self.number), str(path))
+            return real(path)
+
+        images.FileIO = opened
+
+
+def test_what_passes_is_not_seen_and_what_does_not_is_the_machines(monkeypatch, tmp_path):
+    path = tmp_path / "00.png"
+    path.write_bytes(encoded(photo()))
+    monkeypatch.setattr(files, "_PAUSES_S", ())
+    for number in NUMBERS:
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "FileIO", FileIO)
+            FailingDisk(number, "00.png", 3)()
+            assert decode(path).shape == (37, 23, 3)
+            FailingDisk(number, "00.png")()
+            words = rf"00.png: .*\({errno.errorcode[number]}, "
+            with pytest.raises(MachineError, match=words) as caught:
+                decode(path)
+        assert not isinstance(caught.value, ImageError) and "\n" not in str(caught.value)
+
+
+def test_no_memory_is_not_the_photos_fault(monkeypatch):
+    monkeypatch.setattr(files, "_PAUSES_S", (0.0,))
+    monkeypatch.setattr(images.Image, "open", lambda *_, **__: bytes(1 << 62))
+    with pytest.raises(MachineError, match="image of .* bytes: "):
+        decode(encoded(photo(), "JPEG"))
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Two species of three records with two photos each, the files in a store of their own."""
+    for place in [f"{s}/{r}/{p}.png" for s in ("cat", "dog") for r in range(3) for p in range(2)]:
+        stored, link = tmp_path / "store" / place, tmp_path / "images" / place
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        stored.write_bytes(encoded(photo()))
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(stored)
+    return tmp_path
+
+
+@pytest.mark.parametrize("gone", ["store", "images", "store/cat", "images/cat"])
+@pytest.mark.parametrize("left", [False, True], ids=["removed", "empty"])
+def test_a_place_that_is_gone_is_not_many_missing_photos(small, gone, left, monkeypatch):
+    monkeypatch.setattr(files, "_PAUSES_S", (0.0,))
+    source = FileImages(scan(small / "images").catalog, images.Preprocessing(8))
+    everything = source.catalog.record_index * 0 + range(12)
+    (small / "images/cat/0/0.png").unlink()
+    shutil.rmtree(small / "images/dog/1")
+    assert source.read(everything).status.tolist() == [1] + [0] * 7 + [1, 1, 0, 0]
+    shutil.rmtree(small / gone)
+    if left:
+        (small / gone).mkdir()
+    with pytest.raises(MachineError, match="ENODEV"):
+        source.read(everything)
+
+
+def test_a_tree_of_dead_links_names_where_the_first_leads(small):
+    (small / "store").rename(small / "moved")
+    target = small / "store/cat/0/0.png"
+    (small / "root").symlink_to(small / "store")
+    for look, words in (
+        (scan, "12 broken link"),
+        (lambda path: find_photos([str(path)]), "12 link that leads nowhere"),
+    ):
+        with pytest.raises(UserError, match=f"{words}.*0.png -> {target}"):
+            look(small / "images")
+        with pytest.raises(UserError, match=f"leads to {small}/store, which is not there"):
+            look(small / "root/cat")
+
+
+@pytest.mark.parametrize("target", ["not_mounted/splits.csv", "splits.csv"])
+def test_no_new_split_is_made_in_place_of_a_dead_link(tree, tmp_path, target):
+    """The disk that holds the split may come back; a new one would change what is compared."""
+    path = tmp_path / "splits.csv"
+    path.symlink_to(target)
+    with pytest.raises(UserError, match="leads to .*, which is not there"):
+        load_dataset(tree.images, tree.annotations, splits_file=path)
+    assert path.is_symlink() and [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that gives EIO")
+@pytest.mark.parametrize("name", ["splits.csv", "splits.json"])
+def test_a_split_that_the_disk_does_not_give_is_not_to_be_deleted(tmp_path, monkeypatch, name):
+    path, one = tmp_path / "splits.csv", (np.array(["cat"]), np.array(["7"]))
+    splits.write_splits(path, *one, np.zeros(1, np.int8), seed=0)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/proc/self/mem")
+    monkeypatch.setattr(files, "_PAUSES_S", (0.0,))
+    with pytest.raises(MachineError, match=rf"{name}: .*EIO.*the same command resumes"):
+        splits.read_splits(path, *one)
+
+
+# ---- The real scripts on a disk that no longer gives a photo ----
+
+
+@pytest.fixture(scope="module")
+def command(tree, stage1_run, stage2_flags, model_flags, evaluation_flags):
+    """Return the words of a program that writes into a folder."""
+    photos, judge = ["--images-root", tree.images], "tools/find_label_errors.py"
+    stage1 = ["--checkpoint", stage1_run.folder / "best.pt", "--device", "cpu", "--num-workers", 0]
+
+    def words(program: str, out: Path) -> list[object]:
+        runs = ["--runs-root", out.parent, "--run-name", out.name]
+        return {
+            "stage1": [scripts.STAGE1, *tree.flags, *TINY_STAGE1, *runs],
+            "stage2": [scripts.STAGE2, *stage2_flags, *runs, "--species", "cat"],
+            "evaluate": [scripts.INFERENCE, *evaluation_flags, "--out-dir", out],
+            "predict": [scripts.INFERENCE, "predict", tree.images, *model_flags,
+                        "--out", out / "a.csv"],
+            "pack": [scripts.PACK, *photos, "--image-size-px", 32, "--out", out / "a.bin"],
+            "audit": ["tools/audit.py", *tree.flags, "--workers", 0, "--out", out],
+            "label_errors": [judge, *tree.flags, *stage1, "--out", out],
+        }[program]  # fmt: skip
+
+    return words
+
+
+@pytest.mark.parametrize(
+    ("program", "workers"),
+    [("stage1", 0), ("evaluate", 2), ("predict", 0), ("predict", 2), ("pack", 2)],
+)
+def test_a_program_stops_where_it_is_and_goes_on_as_if_nothing_had_been(
+    script, tree, command, stage1_run, evaluation_run, program, workers, tmp_path
+):
+    split, photos, first = naive.splits(tree.root), naive.photos(tree.images), 1
+    place = [name for name in photos if name.startswith("dog")][-1]
+    if program == "stage1":  # the first look at the data opens it once
+        place = next(name for name in photos if split[tuple(name.split("/")[:2])] == "val")
+        first = 2
+    name, *flags = command(program, tmp_path / "out")
+    flags += ["--num-workers", workers]
+    done = script(name, flags, FailingDisk(errno.ETIMEDOUT, place, first=first))
+    scripts.assert_refused(done, place, "ETIMEDOUT", "same command")
+    again = script(name, flags).checked()
+    if program == "stage1":
+        assert "resuming at epoch 1, step" in again.out and "step 0" not in again.out
+        assert_same(stage1_run.folder, tmp_path / "out")
+    elif program == "evaluate":
+        assert_same(evaluation_run.folder, tmp_path / "out")
+        assert "unreadable 2" in again.out and "too_large 1" in again.out
+        rows = naive.rows_of(tmp_path / "out/petface_eval_per_image.csv")
+        said = {row["message"] for row in rows if row["status"] in ("unreadable", "too_large")}
+        assert any("empty (0 bytes)" in text for text in said) and len(said) == 3
+    else:
+        assert again.figures()["unreadable"] == {"predict": "2", "pack": "3"}[program]
+
+
+OPEN_TWICE = ("stage1", "stage2", "audit")  # they look for identical files first
+FAULTS = [("EIO", 1), ("EIO", 0), ("ESTALE", 0), ("EMFILE", 0), ("ETIMEDOUT", 1), ("EACCES", 0),
+          ("ESTALE", 1)]  # fmt: skip  # and whether in the middle of a file
+FINISHED = {"final.json", "petface_eval_summary.json", "a.csv", "a.bin", "audit.json",
+            "label_errors.csv"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def below(command, module_folder):
+    """Run a program; with faults, below a disk that has them: a library that is preloaded."""
+    library = module_folder / "failing_disk.so"
+    source = Path(__file__).with_name("failing_disk.c")
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+
+    def run(program: str, out: Path, **faults: object) -> scripts.Result:
+        name, *arguments = command(program, out)
+        preloaded = {"LD_PRELOAD": str(library)} | {k: str(v) for k, v in faults.items()}
+        with mock.patch.dict(os.environ, preloaded if faults else {}):
+            return scripts.run_fresh(name, arguments)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def straight(below, module_folder):
+    """Give the folder of an undisturbed run of a program, made once."""
+    done = functools.cache(lambda program: below(program, module_folder / program).checked())
+    return lambda program: done(program) and module_folder / program
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [*OPEN_TWICE, "evaluate", "predict", "pack", "label_errors"])
+def test_faults_below_python_stop_a_program_that_then_goes_on(
+    below, straight, tree, program, tmp_path
+):
+    """Each fault in turn, in one folder; then the same command ends as if nothing had been."""
+    place = next(
+        f"cat/{record}/00.png"
+        for (species, record), split in naive.splits(tree.root).items()
+        if (species, split) == ("cat", "train") and record not in ("000003", "000007")
+    )
+    for number, (name, in_middle) in enumerate(FAULTS):
+        done = below(
+            program, tmp_path / "out", FAULT_NAME=place, FAULT_ERRNO=getattr(errno, name),
+            FAULT_FIRST=1 + number % (2 if program in OPEN_TWICE else 1), FAULT_MIDDLE=in_middle,
+        )  # fmt: skip
+        scripts.assert_refused(done, place, name, "same command")
+        assert not FINISHED & {path.name for path in (tmp_path / "out").rglob("*")}, name
+    below(program, tmp_path / "out").checked()
+    assert_same(straight(program), tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["stage1", "evaluate", "predict", "pack"])
+@pytest.mark.parametrize("name", ["ENOLCK", "ENOSYS"])
+def test_a_file_system_without_locks_costs_one_warning(below, straight, program, name, tmp_path):
+    done = below(program, tmp_path / "out", FAULT_FLOCK=getattr(errno, name)).checked()
+    assert done.err.count("cannot be locked") == 1 and os.strerror(getattr(errno, name)) in done.err
+    assert_same(straight(program), tmp_path / "out")
+
+
+# ---- A full disk ----
+
+
+def test_a_disk_that_fills_while_saving_leaves_whole_files(script, command, tmp_path):
+    """best.pt takes 45 MB, last.pt with the optimizer's state 134 MB."""
+    folder, (name, *flags) = tmp_path / "run", command("stage1", tmp_path / "run")
+    full = partial(script, name, flags, scripts.FullDisk(60_000_000))
+    scripts.assert_refused(full(), f"error: cannot write {folder / 'last.pt'}: ", "bytes free")
+    assert not list(folder.glob("*.partial-write")) and not (folder / "last.pt").exists()
+    torch.load(folder / "best.pt", weights_only=True)
+    assert script(name, flags, scripts.SignalAtStep(12 + 3, signal.SIGTERM)).code == 143
+    before = (folder / "last.pt").read_bytes()
+    assert full().code == 1 and (folder / "last.pt").read_bytes() == before
+    assert loads(folder / "last.pt") == (1, 3)
+
+
+def test_a_disk_that_fills_while_rows_are_written_leaves_whole_rows(
+    script, command, evaluation_run, tmp_path
+):
+    """The table takes 15 kB."""
+    name, *flags = command("evaluate", tmp_path / "out")
+    done = script(name, flags, scripts.FullDisk(8_000))
+    scripts.assert_refused(done, "error: cannot write ", "bytes free")
+    kept = (tmp_path / "out/petface_eval_per_image.csv.unfinished").read_bytes()
+    whole = (evaluation_run.folder / "petface_eval_per_image.csv").read_bytes()
+    assert whole.startswith(kept) and kept.endswith(b"\n") and kept.count(b"\n") > 8
+    assert not list((tmp_path / "out").glob("*.partial-write"))
+    script(name, flags).checked()
+    assert_same(evaluation_run.folder, tmp_path / "out")
+
+
+class Full(FileIO):
+    """A file on a disk that is full."""
+
+    def write(self, _content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_without_room_for_the_name_of_the_holder_is_told(tmp_path, monkeypatch):
+    """The very first write of a run; closing the file must not raise a second time."""
+    monkeypatch.setattr(runs, "FileIO", Full)
+    message = r"cannot write .*run\.lock: No space left on device \([\d,]+ bytes free\)"
+    with pytest.raises(UserError, match=message), runs.open_run(tmp_path / "run", "LR = 0.5\n"):
+        pass
+    monkeypatch.undo()
+    with runs.open_run(tmp_path / "run", "LR = 0.5\n"):  # and it holds nothing
+        pass
