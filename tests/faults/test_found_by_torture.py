@@ -97,6 +97,14 @@ def test_an_evaluation_that_was_killed_while_it_replaced_another_is_not_taken_fo
     assert_same(evaluation_run.folder, out)
 
 
+def test_a_split_that_another_process_made_in_between_stays(tmp_path):
+    """It may have been read already."""
+    path, species = tmp_path / "splits.csv", np.array(["cat"])
+    for split, seed in ((1, 5), (2, 6)):
+        splits.write_splits(path, species, np.array(["7"]), np.array([split], np.int8), seed=seed)
+    assert splits.read_splits(path, species, np.array(["7"])).tolist() == [1]
+
+
 def test_links_in_a_circle_are_told_in_a_line(tmp_path):
     """`Path.resolve` has an error of its own for them."""
     for name in ("bundle.json", "cat.onnx", "a", "b"):

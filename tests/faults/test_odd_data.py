@@ -26,7 +26,6 @@ from tests import naive, scripts
 from tests.conftest import TINY_STAGE1
 from tools import cards, show_evaluation
 
-
 # ---- Photos of every kind and size, and odd names ----
 
 
@@ -115,7 +114,7 @@ def runs(tree, stage1_run, stage2_flags, evaluation_flags, module_folder):
     assert stage1_run.result.code == 0  # it made splits.csv
     odd = tree.copy(folder / "data")
     first = odd.images / naive.photos(odd.images)[0]
-    first.rename(first.with_name(NOT_UTF8))
+    first.rename(first.with_name(os.fsdecode(b"caf\xe9.png")))
     path = odd.annotations / "cat.csv"
     with path.open(newline="") as lines:
         header, *rows = csv.reader(lines)
