@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 from functools import partial
 
 import pytest
@@ -14,6 +13,7 @@ from petface.models import checkpoints
 from petface.report.cards import write_cards
 from tests import scripts
 from tests.naive import rows_of
+from tests.sameness import assert_same
 from tests.scripts import assert_refused
 
 SUMMARY, TABLE = "petface_eval_summary.json", "petface_eval_per_image.csv"
@@ -64,11 +64,9 @@ def test_records_that_were_learnt_from_are_marked_everywhere(evaluate, tree, tmp
 def test_the_own_split_is_clean_and_networks_that_do_not_say_are_said(
     evaluate, evaluation_run, stage1_run, tree, tmp_path
 ):
-    text = evaluation_run.result.out
+    text, page = evaluation_run.result.out, (evaluation_run.folder / "report.html").read_text()
     assert "contaminated" not in text and "not known" not in text
-    assert (
-        "no network was trained or chosen on" in (evaluation_run.folder / "report.html").read_text()
-    )
+    assert "no network was trained or chosen on" in page
     content = checkpoints.load(stage1_run.folder / "best.pt")
     torch.save({k: v for k, v in content.items() if k != "data"}, tmp_path / "old.pt")
     done = evaluate(tree, "--stage1-checkpoint", tmp_path / "old.pt")
@@ -101,24 +99,22 @@ def test_classes_that_differ_are_listed_marked_and_counted_apart(evaluate, tree,
     assert species["known_classes"]["accuracy"] > species["accuracy"]
 
 
-def test_photos_that_changed_between_two_parts_are_refused_and_force_goes_on(
-    evaluate, tree, tmp_path
+def test_what_replaces_a_finished_evaluation_is_not_taken_for_it_and_knows_its_photos(
+    evaluate, evaluation_run, tree, tmp_path
 ):
-    own, out = tree.copy(tmp_path / "PetFace"), tmp_path / "out"
-    run = partial(evaluate, own)
-    assert run().code == 0
-    stop = scripts.KillWhileWritingRows(3, 1.0)
-    assert run("--force", hook=stop).code == -9
-    assert not (out / SUMMARY).exists() and not (out / TABLE).exists()
-    assert not (out / "report.html").exists()
-    kept = (out / f"{TABLE}.unfinished").stat().st_mtime_ns
-    photo = own.images / "yak/000000/00.png"
+    run, out = partial(evaluate, tree), tmp_path / "out"
+    unfinished, photo = out / f"{TABLE}.unfinished", tree.images / "yak/000000/00.png"
+    shutil.copytree(evaluation_run.folder, out)
+    assert run("--force", hook=scripts.KillWhileWritingRows(3, 1.0)).code == -9
+    assert not {SUMMARY, TABLE, "report.html"} & {path.name for path in out.iterdir()}
+    before, times = unfinished.read_bytes(), photo.stat()
     os.utime(photo, ns=(5, 5))
-    assert_refused(run(), "begun with other checkpoints, data or settings (photos)")
-    assert (out / f"{TABLE}.unfinished").stat().st_mtime_ns == kept
-    shutil.copystat(tree.images / "yak/000000/00.png", photo)
-    before = (out / f"{TABLE}.unfinished").read_bytes()
-    hook = scripts.SignalAtStep(1, signal.SIGKILL, 1, "summarise", "petface.evaluation.run")
-    assert run("--force", hook=hook).code == -9
-    assert (out / f"{TABLE}.unfinished").read_bytes().startswith(before)
-    assert run("--force").code == 0 and (out / SUMMARY).exists()
+    done = run()
+    os.utime(photo, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert_refused(done, "begun with other checkpoints, data or settings (photos)")
+    assert unfinished.read_bytes() == before
+    hook = scripts.KillBeforeCall("petface.files", "write_csv")
+    assert run("--force", hook=hook).code == -9  # goes on with its own rows
+    assert not (out / TABLE).exists() and unfinished.read_bytes().startswith(before)
+    run().checked()
+    assert_same(evaluation_run.folder, out)

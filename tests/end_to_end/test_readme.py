@@ -15,22 +15,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 LINKED = ("petface", "tools", "configs", "pyproject.toml", "requirements.txt")
-OWN = ["--weights", "none", "--epochs", "1", "--image-size-px", "32"]
+SHORT = ["--epochs", "1", "--batch-size", "16"]
 SCRIPTS = {
-    "train_resnet_minority_aug_dynamic.py": ["--epochs", "1", "--batch-size", "16"],
-    "stage2_resnet_multi.py": ["--phase-epochs", "1,1", "--batch-size", "16"],
-    "train_identity.py": [
-        "--epochs",
-        "1",
-        "--batch-size",
-        "16",
-        "--weights",
-        "none",
-        "--splits-file",
-        "data/PetFace/splits.csv",
-    ],
+    "train_resnet_minority_aug_dynamic.py": SHORT,
+    "stage2_resnet_multi.py": ["--phase-epochs", "1,1", *SHORT[2:]],
+    "train_identity.py": [*SHORT, "--weights", "none", "--splits-file", "data/PetFace/splits.csv"],
     "inference_engine.py": [],
-    "petface_command.py": OWN,
+    "petface_command.py": ["--weights", "none", "--epochs", "1", "--image-size-px", "32"],
 }
 ONE_PHOTO = "data/demo/images/cat/000000/00.png"
 PAGES = ("README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md") if p.stem != "log"))

@@ -1,8 +1,9 @@
 """Runs that are stopped and killed, again and again, equal the straight run bit for bit."""
 
 import json
-import signal
 from functools import partial
+from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch
 from tests import naive, scripts
 from tests.conftest import TINY_STAGE1
 from tests.sameness import assert_same
+from tests.scripts import KillBeforeCall, KillWhileSaving
+from tests.scripts import SignalAtStep as AtStep
 
 TIMINGS = {"train_images_per_s", "train_s"}
 
@@ -24,53 +27,75 @@ def loads(path):
     return state["epoch"], state["step"]
 
 
-@pytest.fixture
-def stage1(script, tree, tmp_path):
-    flags = [*tree.flags, *TINY_STAGE1, "--runs-root", tmp_path / "runs", "--run-name", "broken"]
-    return partial(script, scripts.STAGE1, flags)
+# Of a pass that measures, of the writing of an evaluation.
+BATCH = {"module": "petface.training.evaluate", "function": "_answer_batch"}
+CONFUSION = {"module": "petface.metrics", "function": "write_confusion"}
+ROWS = {"module": "petface.evaluation.run", "function": "write_behind"}
+CSV = {"module": "petface.files", "function": "write_csv"}
+# Start after start of a program: what happens in it, its exit code, epoch and step that the last
+# checkpoint then has (None: there is none), and words that are printed.
+STARTS = {
+    "stage1": [  # an epoch has 12 steps; the validation and the test split have 3 batches each
+        (KillWhileSaving("best.pt"), -9, None, ""),  # of the first epoch
+        (AtStep(5, SIGTERM), 143, (0, 5), "stopped in epoch 1"),
+        (AtStep(3, SIGINT), 130, (0, 8), "resuming at epoch 1, step 5"),
+        (AtStep(2, SIGTERM, times=2), 143, (0, 8), ""),  # the second leaves at once
+        (AtStep(4 + 6, SIGKILL), -9, (1, 0), ""),  # steps 9 to 12, then 6 of epoch 2
+        (KillWhileSaving("last.pt"), -9, (1, 0), ""),  # of epoch 2
+        (AtStep(2, SIGTERM, **BATCH), 143, (1, 12), "stopped in epoch 2; "),
+        (AtStep(1, SIGHUP, **BATCH), 129, (1, 12), "resuming at epoch 2, step 12"),
+        (KillBeforeCall("petface.files", "write_csv", 3), -9, (3, 0), ""),  # metrics of epoch 3
+        (KillWhileSaving("best.pt"), -9, (3, 0), ""),  # with its calibration
+        (AtStep(3 + 2, SIGTERM, **BATCH), 143, (3, 0), "stopped in the last passes"),
+        # the test split was measured: what is left is short
+        (AtStep(1, SIGINT, **CONFUSION), 130, (3, 0), "the same command resumes there"),
+        (KillBeforeCall("petface.files", "write_json", 2), -9, (3, 0), ""),
+    ],
+    "cat": [  # 4 steps an epoch, two epochs in phase 1, one in phase 2
+        (AtStep(2, SIGTERM), 143, (0, 2), ""),
+        (AtStep(2 + 3, SIGKILL), -9, (1, 0), ""),  # in epoch 2
+        (AtStep(1, SIGINT), 130, (1, 1), ""),
+        (AtStep(3 + 2, SIGKILL), -9, (2, 0), ""),  # in phase 2
+        (AtStep(2, SIGTERM), 143, (2, 2), "resuming at epoch 3, step 0 (phase 2 of 2)"),
+    ],
+    "chimp": [  # the validation split has one batch, the three parts of the last passes have 5
+        (AtStep(2, SIGTERM, **BATCH), 143, ANY, "stopped in epoch 2; "),
+        (AtStep(3 + 1, SIGTERM, **BATCH), 143, (3, 0), "stopped in the last passes"),
+    ],
+    "every specialist": [(AtStep(3 * 4 + 5, SIGKILL), -9, None, "")],  # cat takes 12 steps
+    "evaluate": [
+        (AtStep(1, SIGHUP, **ROWS), 129, None, ""),
+        (AtStep(3, SIGTERM, **CSV), 143, None, ""),
+    ],
+}
 
 
-def test_stage_1_stopped_and_killed_six_times_equals_the_straight_run(stage1, stage1_run, tmp_path):
-    """An epoch has 12 steps. Each start goes on where the last left whole."""
-    folder = tmp_path / "runs/broken"
-    assert stage1(scripts.KillWhileSaving("best.pt")).code == -9  # of the first epoch
-    assert not (folder / "last.pt").exists() and not (folder / "best.pt").exists()
-    assert len(list(folder.glob("best.pt.*"))) == 1  # a torn temporary file
-
-    done = stage1(scripts.SignalAtStep(5, signal.SIGTERM))  # in the middle of the first epoch
-    assert done.code == 143 and "stopped in epoch 1" in done.out
-    assert loads(folder / "last.pt") == (0, 5)
-
-    done = stage1(scripts.SignalAtStep(3, signal.SIGINT))
-    assert done.code == 130 and "resuming at epoch 1, step 5" in done.out
-    assert loads(folder / "last.pt") == (0, 8)
-
-    done = stage1(scripts.SignalAtStep(2, signal.SIGTERM, times=2))  # leaves at once
-    assert done.code == 143 and "stopped in epoch" not in done.out
-    assert loads(folder / "last.pt") == (0, 8)
-
-    # steps 9 to 12 of epoch 1, then 6 of epoch 2
-    assert stage1(scripts.SignalAtStep(4 + 6, signal.SIGKILL)).code == -9
-    assert loads(folder / "last.pt") == (1, 0)
-
-    assert stage1(scripts.KillWhileSaving("last.pt")).code == -9  # of epoch 2
-    assert loads(folder / "last.pt") == (1, 0)  # the old one, whole
-    torch.load(folder / "best.pt", weights_only=True)
-
-    # all epochs are done and saved, the table of metrics is not
-    assert stage1(scripts.KillBeforeCall("petface.files", "write_csv", 3)).code == -9
-    assert loads(folder / "last.pt") == (3, 0)
-    assert len(rows_of(folder / "metrics.csv")) == 2
-
-    assert stage1(scripts.KillWhileSaving("best.pt")).code == -9  # with its calibration
-    assert "calibration" not in torch.load(folder / "best.pt", weights_only=True)
-    assert stage1(scripts.KillBeforeCall("petface.files", "write_json", 2)).code == -9
-    assert "calibration" in torch.load(folder / "best.pt", weights_only=True)
-    assert not (folder / "final.json").exists()
-
-    done = stage1().checked()
-    assert_same(stage1_run.folder, folder)
-    assert done.figures()["test_accuracy"] == stage1_run.result.figures()["test_accuracy"]
+@pytest.mark.parametrize("program", STARTS)
+def test_what_is_stopped_and_killed_equals_what_ran_through(
+    script, tree, stage1_run, stage2_flags, stage2_run, evaluation_flags, evaluation_run,
+    tmp_path, program
+):  # fmt: skip
+    """Each start goes on where the last left whole."""
+    evaluated = evaluation_run.folder
+    folder, runs = tmp_path / "run", ["--runs-root", tmp_path, "--run-name", "run"]
+    stage1, stage2 = [*tree.flags, *TINY_STAGE1, *runs], [*stage2_flags, *runs]
+    one = scripts.STAGE2, [*stage2, "--species", program], stage2_run.folder
+    name, flags, straight = {
+        "stage1": (scripts.STAGE1, stage1, stage1_run.folder),
+        "every specialist": (scripts.STAGE2, stage2, stage2_run.folder),
+        "evaluate": (scripts.INFERENCE, [*evaluation_flags, "--out-dir", folder], evaluated),
+    }.get(program, one)
+    if program in ("cat", "chimp"):
+        straight, folder = straight / program, folder / program
+    last = folder / ("last.pt" if program == "stage1" else f"{program}_last.pt")
+    said = "cat: finished before, left alone" if program == "every specialist" else ""
+    for number, (hook, code, place, words) in enumerate([*STARTS[program], (None, 0, ANY, said)]):
+        done = script(name, flags, hook)
+        assert done.code == code and words in done.out + done.err, (number, done)
+        assert "Traceback" not in done.err, (number, done)
+        assert (loads(last) if last.exists() else None) == place, number
+        assert code == 0 or not (folder / "final.json").exists(), number
+    assert_same(straight, folder)
 
 
 @pytest.mark.slow
@@ -90,53 +115,10 @@ def test_phases_of_stage_1_stopped_and_killed_equal_the_straight_run(script, tre
     assert final["best_epoch"] == int(lowest["epoch"])
 
     broken = partial(script, scripts.STAGE1, [*flags, "broken"])
-    assert broken(scripts.SignalAtStep(5, signal.SIGTERM)).code == 143
-    assert broken(scripts.SignalAtStep(7 + 12 + 3, signal.SIGKILL)).code == -9  # in phase 2
+    assert broken(AtStep(5, SIGTERM)).code == 143
+    assert broken(AtStep(7 + 12 + 3, SIGKILL)).code == -9  # in phase 2
     assert loads(tmp_path / "broken/last.pt") == (2, 0)
-    done = broken(scripts.SignalAtStep(15, signal.SIGTERM))
+    done = broken(AtStep(15, SIGTERM))
     assert done.code == 143 and "resuming at epoch 3, step 0 (phase 2 of 2)" in done.out
     assert broken().code == 0
     assert_same(tmp_path / "straight", tmp_path / "broken")
-
-
-def test_stage_2_stopped_and_killed_equals_the_straight_run(
-    script, stage2_flags, stage2_run, tmp_path
-):
-    """Cat alone: 4 steps an epoch, two epochs in phase 1, one in phase 2."""
-    flags = [*stage2_flags, "--runs-root", tmp_path / "runs", "--run-name", "broken"]
-    stage2 = partial(script, scripts.STAGE2, [*flags, "--species", "cat"])
-    folder = tmp_path / "runs/broken/cat"
-    done = stage2(scripts.SignalAtStep(2, signal.SIGTERM))
-    assert done.code == 143 and loads(folder / "cat_last.pt") == (0, 2)
-
-    assert stage2(scripts.SignalAtStep(2 + 3, signal.SIGKILL)).code == -9  # in epoch 2
-    assert loads(folder / "cat_last.pt") == (1, 0)
-
-    done = stage2(scripts.SignalAtStep(1, signal.SIGINT))
-    assert done.code == 130 and loads(folder / "cat_last.pt") == (1, 1)
-
-    assert stage2(scripts.SignalAtStep(3 + 2, signal.SIGKILL)).code == -9  # in phase 2
-    assert loads(folder / "cat_last.pt") == (2, 0)
-    assert torch.load(folder / "cat_last.pt", weights_only=True)["phase"] == 1
-
-    done = stage2(scripts.SignalAtStep(2, signal.SIGTERM))
-    assert done.code == 143 and "resuming at epoch 3, step 0 (phase 2 of 2)" in done.out
-
-    done = stage2().checked()
-    assert_same(stage2_run.folder / "cat", folder)
-
-
-def test_all_specialists_go_on_after_a_kill_in_the_second(
-    script, stage2_flags, stage2_run, tmp_path
-):
-    flags = [*stage2_flags, "--runs-root", tmp_path / "runs", "--run-name", "broken"]
-    straight, broken = stage2_run.folder, tmp_path / "runs/broken"
-    hook = scripts.SignalAtStep(3 * 4 + 5, signal.SIGKILL)  # cat takes 12 steps
-    assert script(scripts.STAGE2, flags, hook).code == -9
-    assert (broken / "cat/final.json").exists() and not (broken / "chimp/final.json").exists()
-    cat = (broken / "cat/cat_best.pt").stat().st_mtime_ns
-    done = script(scripts.STAGE2, flags).checked()
-    assert "cat: finished before, left alone" in done.out
-    assert (broken / "cat/cat_best.pt").stat().st_mtime_ns == cat
-    for species in ("cat", "chimp", "dog"):
-        assert_same(straight / species, broken / species)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-import functools
+import fcntl
+import itertools
 import os
 import shutil
 import signal
-import subprocess
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -44,25 +43,33 @@ NUMBERS = [getattr(errno, name) for name in (
 
 @dataclass(frozen=True)
 class FailingDisk:
-    """Fail `times` times where a photo is opened, from the `first` opening in a process on."""
+    """Fail where a photo is opened, or in the middle of it, from the `first` opening on."""
 
     number: int
     name: str
     times: int = 1_000_000
     first: int = 1
+    in_middle: bool = False
 
     def __call__(self) -> None:
-        calls, real = [0], images.FileIO
-        files._PAUSES_S = (0.01, 0.01, 0.01)
+        files._PAUSES_S, calls, disk = (0.01, 0.01, 0.01), itertools.count(1), self
 
-        def opened(path):
-            calls[0] += str(path).endswith(self.name)
-            in_turn = self.first <= calls[0] < self.first + self.times
-            if str(path).endswith(self.name) and in_turn:
-                raise OSError(self.number, os.strerror(self.number), str(path))
-            return real(path)
+        class Photo(FileIO):
+            """A file that opens and reads where it is not its turn to fail."""
 
-        images.FileIO = opened
+            def __init__(self, path: str) -> None:
+                is_meant = str(path).endswith(disk.name)
+                self.fails = is_meant and 0 <= next(calls) - disk.first < disk.times
+                if self.fails and not disk.in_middle:
+                    raise OSError(disk.number, os.strerror(disk.number), str(path))
+                super().__init__(path)
+
+            def read(self, size: int = -1) -> bytes:
+                if self.fails:
+                    raise OSError(disk.number, os.strerror(disk.number), str(self.name))
+                return super().read(size)
+
+        images.FileIO = Photo
 
 
 def test_what_passes_is_not_seen_and_what_does_not_is_the_machines(monkeypatch, tmp_path):
@@ -165,7 +172,7 @@ def command(tree, stage1_run, stage2_flags, model_flags, evaluation_flags):
         runs = ["--runs-root", out.parent, "--run-name", out.name]
         return {
             "stage1": [scripts.STAGE1, *tree.flags, *TINY_STAGE1, *runs],
-            "stage2": [scripts.STAGE2, *stage2_flags, *runs, "--species", "cat"],
+            "stage2": [scripts.STAGE2, *stage2_flags, *runs],
             "evaluate": [scripts.INFERENCE, *evaluation_flags, "--out-dir", out],
             "predict": [scripts.INFERENCE, "predict", tree.images, *model_flags,
                         "--out", out / "a.csv"],
@@ -177,96 +184,86 @@ def command(tree, stage1_run, stage2_flags, model_flags, evaluation_flags):
     return words
 
 
-@pytest.mark.parametrize(
-    ("program", "workers"),
-    [("stage1", 0), ("evaluate", 2), ("predict", 0), ("predict", 2), ("pack", 2)],
-)
-def test_a_program_stops_where_it_is_and_goes_on_as_if_nothing_had_been(
-    script, tree, command, stage1_run, evaluation_run, program, workers, tmp_path
-):
-    split, photos, first = naive.splits(tree.root), naive.photos(tree.images), 1
-    place = [name for name in photos if name.startswith("dog")][-1]
-    if program == "stage1":  # the first look at the data opens it once
-        place = next(name for name in photos if split[tuple(name.split("/")[:2])] == "val")
-        first = 2
-    name, *flags = command(program, tmp_path / "out")
-    flags += ["--num-workers", workers]
-    done = script(name, flags, FailingDisk(errno.ETIMEDOUT, place, first=first))
-    scripts.assert_refused(done, place, "ETIMEDOUT", "same command")
-    again = script(name, flags).checked()
-    if program == "stage1":
-        assert "resuming at epoch 1, step" in again.out and "step 0" not in again.out
-        assert_same(stage1_run.folder, tmp_path / "out")
-    elif program == "evaluate":
-        assert_same(evaluation_run.folder, tmp_path / "out")
-        assert "unreadable 2" in again.out and "too_large 1" in again.out
-        rows = naive.rows_of(tmp_path / "out/petface_eval_per_image.csv")
-        said = {row["message"] for row in rows if row["status"] in ("unreadable", "too_large")}
-        assert any("empty (0 bytes)" in text for text in said) and len(said) == 3
-    else:
-        assert again.figures()["unreadable"] == {"predict": "2", "pack": "3"}[program]
-
-
-OPEN_TWICE = ("stage1", "stage2", "audit")  # they look for identical files first
-FAULTS = [("EIO", 1), ("EIO", 0), ("ESTALE", 0), ("EMFILE", 0), ("ETIMEDOUT", 1), ("EACCES", 0),
-          ("ESTALE", 1)]  # fmt: skip  # and whether in the middle of a file
+ETIMEDOUT = [("ETIMEDOUT", False)]
+FAULTS = [("EIO", True), ("EIO", False), ("ESTALE", False), ("EMFILE", False), ("EACCES", False),
+          ("ESTALE", True)]  # fmt: skip  # and whether in the middle of a file
 FINISHED = {"final.json", "petface_eval_summary.json", "a.csv", "a.bin", "audit.json",
             "label_errors.csv"}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def below(command, module_folder):
-    """Run a program; with faults, below a disk that has them: a library that is preloaded."""
-    library = module_folder / "failing_disk.so"
-    source = Path(__file__).with_name("failing_disk.c")
-    if not shutil.which("cc"):
-        pytest.skip("no C compiler")
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+@pytest.fixture
+def straight(script, command, stage1_run, stage2_run, evaluation_run, tmp_path):
+    """Give the folder of an undisturbed run of a program."""
 
-    def run(program: str, out: Path, **faults: object) -> scripts.Result:
-        name, *arguments = command(program, out)
-        preloaded = {"LD_PRELOAD": str(library)} | {k: str(v) for k, v in faults.items()}
-        with mock.patch.dict(os.environ, preloaded if faults else {}):
-            return scripts.run_fresh(name, arguments)
+    def folder(program: str) -> Path:
+        done = {"stage1": stage1_run.folder, "stage2": stage2_run.folder,
+                "evaluate": evaluation_run.folder}  # fmt: skip
+        if program not in done:
+            name, *flags = command(program, tmp_path / "straight")
+            script(name, flags).checked()
+        return done.get(program, tmp_path / "straight")
 
-    return run
+    return folder
 
 
-@pytest.fixture(scope="module")
-def straight(below, module_folder):
-    """Give the folder of an undisturbed run of a program, made once."""
-    done = functools.cache(lambda program: below(program, module_folder / program).checked())
-    return lambda program: done(program) and module_folder / program
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("program", [*OPEN_TWICE, "evaluate", "predict", "pack", "label_errors"])
-def test_faults_below_python_stop_a_program_that_then_goes_on(
-    below, straight, tree, program, tmp_path
+@pytest.mark.parametrize(
+    ("program", "more", "faults"),
+    [
+        ("stage1", [], ETIMEDOUT),
+        ("evaluate", ["--num-workers", 2], ETIMEDOUT),
+        ("predict", [], ETIMEDOUT),
+        ("predict", ["--num-workers", 2], ETIMEDOUT),
+        ("pack", ["--num-workers", 2], ETIMEDOUT),
+        *(
+            pytest.param(name, [], FAULTS, marks=pytest.mark.slow)
+            for name in ("stage1", "stage2", "evaluate", "predict", "pack", "audit", "label_errors")
+        ),
+    ],
+)
+def test_a_program_stops_where_it_is_and_goes_on_as_if_nothing_had_been(
+    script, tree, command, straight, program, more, faults, tmp_path
 ):
     """Each fault in turn, in one folder; then the same command ends as if nothing had been."""
-    place = next(
-        f"cat/{record}/00.png"
-        for (species, record), split in naive.splits(tree.root).items()
-        if (species, split) == ("cat", "train") and record not in ("000003", "000007")
-    )
-    for number, (name, in_middle) in enumerate(FAULTS):
-        done = below(
-            program, tmp_path / "out", FAULT_NAME=place, FAULT_ERRNO=getattr(errno, name),
-            FAULT_FIRST=1 + number % (2 if program in OPEN_TWICE else 1), FAULT_MIDDLE=in_middle,
-        )  # fmt: skip
-        scripts.assert_refused(done, place, name, "same command")
-        assert not FINISHED & {path.name for path in (tmp_path / "out").rglob("*")}, name
-    below(program, tmp_path / "out").checked()
+    split, photos, first = naive.splits(tree.root), naive.photos(tree.images), 1
+    place = [name for name in photos if name.startswith("dog")][-1]
+    if program in ("stage1", "stage2", "audit"):  # the first look at the data opens it once
+        place = next(name for name in photos if split[tuple(name.split("/")[:2])] == "val")
+        first = 2
+    name, *flags = command(program, tmp_path / "out")
+    for fault, in_middle in faults:
+        disk = FailingDisk(getattr(errno, fault), place, first=first, in_middle=in_middle)
+        done = script(name, [*flags, *more], disk)
+        scripts.assert_refused(done, place, fault, "same command")
+        assert not FINISHED & {path.name for path in (tmp_path / "out").rglob("*")}, fault
+    again = script(name, [*flags, *more]).checked()
     assert_same(straight(program), tmp_path / "out")
+    if program == "stage1":
+        assert "resuming at epoch 1, step" in again.out and "step 0" not in again.out
+    elif program == "evaluate":
+        assert "unreadable 2" in again.out and "too_large 1" in again.out
+        rows = naive.rows_of(tmp_path / "out/petface_eval_per_image.csv")
+        said = {row["message"] for row in rows if row["status"] in ("unreadable", "too_large")}
+        assert any("empty (0 bytes)" in text for text in said) and len(said) == 3
+
+
+def without_locks(number):
+    """Have a file system without locks."""
+
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    fcntl.flock = flock
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["stage1", "evaluate", "predict", "pack"])
-@pytest.mark.parametrize("name", ["ENOLCK", "ENOSYS"])
-def test_a_file_system_without_locks_costs_one_warning(below, straight, program, name, tmp_path):
-    done = below(program, tmp_path / "out", FAULT_FLOCK=getattr(errno, name)).checked()
-    assert done.err.count("cannot be locked") == 1 and os.strerror(getattr(errno, name)) in done.err
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_costs_one_warning(
+    script, command, straight, program, number, tmp_path
+):
+    name, *flags = command(program, tmp_path / "out")
+    done = script(name, flags, partial(without_locks, number)).checked()
+    assert done.err.count("cannot be locked") == 1 and os.strerror(number) in done.err
     assert_same(straight(program), tmp_path / "out")
 
 

@@ -20,7 +20,6 @@ from petface.models.checkpoints import CheckpointError
 from petface.resumable import ResumableTable
 from tests import scripts
 from tests.conftest import TINY_STAGE1
-from tests.sameness import assert_same
 
 
 def make_a_split(path: Path, die_at: int) -> None:
@@ -81,20 +80,6 @@ def test_a_table_killed_before_it_has_tidied_up_is_tidied_by_the_next_start(tmp_
     with pytest.raises(UserError, match="is a finished table"), ResumableTable(path, (), {}):
         pass
     assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"]
-
-
-def test_an_evaluation_that_was_killed_while_it_replaced_another_is_not_taken_for_finished(
-    script, evaluation_flags, evaluation_run, tmp_path
-):
-    """Its details and summary would stand beside the other's table."""
-    out = tmp_path / "out"
-    shutil.copytree(evaluation_run.folder, out)
-    flags = [*evaluation_flags, "--out-dir", out]
-    hook = scripts.KillBeforeCall("petface.files", "write_csv")
-    assert script(scripts.INFERENCE, [*flags, "--force"], hook).code == -9
-    assert not (out / "petface_eval_per_image.csv").exists()
-    script(scripts.INFERENCE, flags).checked()
-    assert_same(evaluation_run.folder, out)
 
 
 def test_a_split_that_another_process_made_in_between_stays(tmp_path):

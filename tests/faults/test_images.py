@@ -42,6 +42,8 @@ DAMAGED = {
     "half a webp": (encoded(photo(), "WEBP")[:-50], ""),
     "png header alone": (PNG[:33], ""),
     "png of no width": (bomb(0, 10), ""),
+    # Pillow knows these
+    **{k: (encoded(photo(), k), "not a PNG") for k in ("PPM", "TGA", "PCX", "ICO", "EPS")},
 }
 
 
@@ -72,12 +74,6 @@ def test_pixel_data_in_several_chunks_and_text_between_is_read():
     np.testing.assert_array_equal(
         decode(joined([head, text, *several, text, end])), np.array(photo())
     )
-
-
-@pytest.mark.parametrize("kind", ["PPM", "TGA", "PCX", "ICO", "EPS"])
-def test_formats_outside_the_list_are_refused_though_pillow_knows_them(kind):
-    with pytest.raises(ImageError, match="not a PNG"):
-        decode(encoded(photo(), kind))
 
 
 @pytest.mark.parametrize(
@@ -117,24 +113,23 @@ def test_a_bomb_is_refused_from_its_header_and_memory_stays_flat(side, tmp_path)
 
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
 def test_size_is_refused_by_the_header_in_every_format_and_before_damage():
-    assert reason_of(bomb(10_000, 10_000)) == "too_large"
-    both = bytearray(bomb(8_000, 8_000))
-    both[60] ^= 1
-    assert reason_of(bytes(both)) == "too_large"
-    bmp = bytearray(encoded(photo(), "BMP"))
-    struct.pack_into("<ii", bmp, 18, 9_000, 9_000)
-    assert reason_of(bytes(bmp)) == "too_large"
-    gif = bytearray(encoded(photo(), "GIF"))
-    struct.pack_into("<HH", gif, 6, 60_000, 1_000)
-    assert reason_of(bytes(gif)) == "too_large"
-    jpeg = bytearray(encoded(photo(), "JPEG"))
-    struct.pack_into(">HH", jpeg, jpeg.index(b"\xff\xc0") + 5, 9_000, 9_000)
-    assert reason_of(bytes(jpeg)) == "too_large"
-    tiff = bytearray(encoded(photo(), "TIFF"))
-    for tag in (256, 257):  # width, height: type LONG, one value
-        entry = tiff.index(struct.pack("<HHI", tag, 4, 1))
-        struct.pack_into("<I", tiff, entry + 8, 9_000)
-    assert reason_of(bytes(tiff)) == "too_large"
+    def patched(kind: str, after: bytes, offset: int, layout: str, *values: int) -> bytes:
+        content = bytearray(encoded(photo(), kind))
+        struct.pack_into(layout, content, content.index(after) + offset, *values)
+        return bytes(content)
+
+    damaged = bytearray(bomb(8_000, 8_000))
+    damaged[60] ^= 1
+    width = struct.pack("<HHI", 256, 4, 1)  # type LONG, one value; the height comes next
+    for large in (
+        bomb(10_000, 10_000),
+        bytes(damaged),
+        patched("BMP", b"BM", 18, "<ii", 9_000, 9_000),
+        patched("GIF", b"GIF", 6, "<HH", 60_000, 1_000),
+        patched("JPEG", b"\xff\xc0", 5, ">HH", 9_000, 9_000),
+        patched("TIFF", width, 8, "<IHHII", 9_000, 257, 4, 1, 9_000),
+    ):
+        assert reason_of(large) == "too_large"
 
 
 def tiff_of_one_tile(side: int, tile: int) -> bytes:

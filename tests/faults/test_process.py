@@ -1,6 +1,5 @@
 """Streams, folders, limits and parents that let a script down: one line, and no work lost."""
 
-import ast
 import errno
 import os
 import signal
@@ -18,31 +17,6 @@ from petface.errors import UserError
 from tests import scripts
 from tests.conftest import TINY_STAGE1
 from tests.sameness import assert_same
-
-RUNS = [scripts.STAGE1, scripts.STAGE2, scripts.INFERENCE]
-TOOLS = sorted(path.stem for path in (scripts.REPOSITORY / "tools").glob("[a-z]*.py"))
-
-
-# the one place
-
-
-def test_every_script_and_tool_ends_by_run_script_and_names_its_faults_first():
-    paths = [scripts.REPOSITORY / name for name in RUNS]
-    for path in [*paths, *(scripts.REPOSITORY / f"tools/{name}.py" for name in TOOLS)]:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if not isinstance(last := tree.body[-1], ast.If) or "__main__" not in ast.unparse(last):
-            assert "run_script" not in path.read_text(), path
-            continue
-        assert ast.unparse(last.body[-1]) == "run_script(main)", path
-        imported = [
-            name
-            for node in tree.body
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            for name in ([node.module] if isinstance(node, ast.ImportFrom) else [
-                alias.name for alias in node.names])
-        ]  # fmt: skip
-        others = [n for n in imported if n.partition(".")[0] not in sys.stdlib_module_names]
-        assert others[0].startswith("petface"), f"{path} imports {others[0]} first"
 
 
 @pytest.mark.parametrize(

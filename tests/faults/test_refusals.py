@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import signal
+import sys
 from contextlib import closing
 
 import pytest
@@ -23,6 +24,14 @@ TOOLS = sorted(
     if "run_script(" in path.read_text(encoding="utf-8")
 )
 FIRST = {scripts.INFERENCE: ["evaluate"], "tools/prepare_data.py": ["oxford_pets"]}
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, *TOOLS])
+def test_a_script_ends_by_run_script_and_loads_what_names_its_faults_first(name):
+    text = (scripts.REPOSITORY / name).read_text(encoding="utf-8")
+    assert text.endswith("    run_script(main)\n")
+    loaded = re.findall(r"^(?:from|import) (\w+)", text, re.M)
+    assert next(one for one in loaded if one not in sys.stdlib_module_names) == "petface"
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *TOOLS])

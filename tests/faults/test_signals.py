@@ -9,57 +9,13 @@ import pytest
 
 from tests import scripts
 from tests.conftest import TINY_STAGE1
-from tests.end_to_end.test_resume import loads
-from tests.sameness import assert_same
+from tests.end_to_end.test_resume import BATCH, loads
 from tests.tools.test_sweep import preset_of
-
-# of a pass that measures
-BATCH = {"module": "petface.training.evaluate", "function": "_answer_batch"}
 
 
 @pytest.fixture
 def flags(tree, tmp_path):
     return [*tree.flags, *TINY_STAGE1, "--runs-root", tmp_path / "runs", "--run-name", "broken"]
-
-
-def test_passes_that_measure_are_left_too_and_the_run_equals_the_straight_one(
-    script, flags, stage1_run, tmp_path
-):
-    """An epoch has 12 steps; the validation split has 3 batches, and so has the test split."""
-    stage1, folder = partial(script, scripts.STAGE1, flags), tmp_path / "runs/broken"
-    done = stage1(scripts.SignalAtStep(3 + 2, signal.SIGTERM, **BATCH))
-    assert done.code == 143 and "stopped in epoch 2; " in done.out
-    assert loads(folder / "last.pt") == (1, 12)
-
-    done = stage1(scripts.SignalAtStep(1, signal.SIGHUP, **BATCH))
-    assert done.code == 129 and "resuming at epoch 2, step 12" in done.out
-    assert loads(folder / "last.pt") == (1, 12)
-
-    done = stage1(scripts.SignalAtStep(3 + 3 + 3 + 2, signal.SIGTERM, **BATCH))
-    assert done.code == 143 and "stopped in the last passes" in done.out
-    assert loads(folder / "last.pt") == (3, 0) and not (folder / "final.json").exists()
-
-    # the test split was measured: what is left is short
-    writes = {"module": "petface.metrics", "function": "write_confusion"}
-    done = stage1(scripts.SignalAtStep(1, signal.SIGINT, **writes))
-    assert done.code == 130 and "the same command resumes there" in done.err
-    assert "Traceback" not in done.err and not (folder / "final.json").exists()
-
-    done = stage1().checked()
-    assert_same(stage1_run.folder, folder)
-
-
-def test_the_passes_of_a_specialist_are_left_too(script, stage2_flags, stage2_run, tmp_path):
-    """Chimp: the validation split has one batch, the three parts of the last passes have 5."""
-    flags = [*stage2_flags, "--runs-root", tmp_path, "--run-name", "broken", "--species", "chimp"]
-    stage2, folder = partial(script, scripts.STAGE2, flags), tmp_path / "broken/chimp"
-    done = stage2(scripts.SignalAtStep(2, signal.SIGTERM, **BATCH))
-    assert done.code == 143 and "stopped in epoch 2; " in done.out
-    done = stage2(scripts.SignalAtStep(3 + 1, signal.SIGTERM, **BATCH))
-    assert done.code == 143 and "stopped in the last passes" in done.out
-    assert not (folder / "final.json").exists()
-    done = stage2().checked()
-    assert_same(stage2_run.folder / "chimp", folder)
 
 
 def test_processes_leave_a_pass_together_although_one_has_a_batch_more(flags, tmp_path):
@@ -95,38 +51,13 @@ def test_under_nohup_a_hang_up_is_not_heard(script, flags, tmp_path):
     assert loads(tmp_path / "runs/broken/last.pt") == (0, 4)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGHUP, 129), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
-)
-def test_a_stopped_evaluation_goes_on(
-    script, evaluation_flags, evaluation_run, tmp_path, number, code
-):
-    evaluate = partial(
-        script, scripts.INFERENCE, [*evaluation_flags, "--out-dir", tmp_path / "out"]
-    )
-    rows = {"module": "petface.evaluation.run", "function": "write_behind"}
-    assert evaluate(scripts.SignalAtStep(1, number, **rows)).code == code
-    done = evaluate(scripts.SignalAtStep(3, number, module="petface.files", function="write_csv"))
-    assert done.code == code and "Traceback" not in done.err, done.err
-    done = evaluate().checked()
-    assert_same(evaluation_run.folder, tmp_path / "out")
-
-
-def test_predict_ends_by_a_signal_and_goes_on(script, stage1_run, tree, tmp_path):
-    flags = ["predict", tree.images, "--stage1-checkpoint", stage1_run.folder / "best.pt"]
-    flags += ["--stage2-folder", tmp_path, "--device", "cpu", "--out"]
-    module = {"module": "petface.inference.predict", "function": "uploaded"}
+def test_predict_ends_by_a_signal(script, tree, model_flags, tmp_path):
+    """Its table goes on as after a kill."""
+    flags = ["predict", tree.images, *model_flags, "--out", tmp_path / "a.csv"]
+    uploaded = {"module": "petface.inference.predict", "function": "uploaded"}
     for number in (signal.SIGTERM, signal.SIGHUP):
-        done = script(
-            scripts.INFERENCE,
-            [*flags, tmp_path / "a.csv"],
-            scripts.SignalAtStep(1, number, **module),
-        )
+        done = script(scripts.INFERENCE, flags, scripts.SignalAtStep(1, number, **uploaded))
         assert done.code == 128 + number and "same command" in done.err, done
-    script(scripts.INFERENCE, [*flags, tmp_path / "a.csv"]).checked()
-    script(scripts.INFERENCE, [*flags, tmp_path / "b.csv"]).checked()
-    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
 
 
 @pytest.mark.slow
