@@ -67,16 +67,13 @@ def test_a_flipped_bit_in_a_weight_is_named(file: Path) -> None:
     refused(file, "checksum", "data/", "copy the file again")
 
 
-@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>" * 99, bytes(999), None])
-def test_no_checkpoint_at_all(file: Path, content: bytes) -> None:
+def test_no_checkpoint_at_all(file: Path) -> None:
     half = file.read_bytes()[: file.stat().st_size // 2]
-    file.write_bytes(half if content is None else content)
-    refused(file, "damaged or not a checkpoint", "copy the file again")
-
-
-def test_no_such_file_and_a_folder(tmp_path: Path) -> None:
-    refused(tmp_path / "cat_best.pt", "no such file")
-    refused(tmp_path, "no such file")
+    for content in (b"", b"<!DOCTYPE html>" * 99, bytes(999), half):
+        file.write_bytes(content)
+        refused(file, "damaged or not a checkpoint", "copy the file again")
+    for path in (file.parent / "dog_best.pt", file.parent):
+        refused(path, "no such file")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
