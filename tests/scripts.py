@@ -376,14 +376,15 @@ class Cramped:
         import torch
         from torchvision.models.resnet import ResNet
 
-        def around(_: int, call: functools.partial[Any]) -> Any:
-            network, x = call.args
+        forward = ResNet.forward
+
+        def cramped(network: Any, x: Any) -> Any:  # torch.fx reads its signature
             is_traced = not isinstance(x, torch.Tensor)
             if network.training == self.training and not is_traced and len(x) > self.most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-            return call()
+            return forward(network, x)
 
-        wrap(ResNet, "forward", around)
+        ResNet.forward = cramped
 
 
 @dataclass(frozen=True)
