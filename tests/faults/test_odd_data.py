@@ -206,13 +206,17 @@ WHOLE = [
 INSIDE = [[], {}, "x", None, -1, float("nan"), 10**400, [[1]], {"a": {"b": {}}}]
 
 
-@pytest.fixture
-def read(request, tree, evaluation_run, tmp_path, monkeypatch):
-    """Give a file, and what reads it."""
-    folder = tmp_path / "evaluation"
+@pytest.mark.parametrize(
+    ("reader", "stride"),  # two pages take their time
+    [("show", 1), ("cards", 5), ("models", 1), ("table", 1), ("split", 1)],
+)
+def test_odd_json_is_refused_with_its_file_or_does_no_harm(
+    tree, evaluation_run, tmp_path, monkeypatch, reader, stride
+):
+    folder, split = tmp_path / "evaluation", tmp_path / "splits.json"
     shutil.copytree(evaluation_run.folder, folder)
     summary, models = (folder / f"petface_eval_{name}.json" for name in ("summary", "models"))
-    table, split = tmp_path / "a.csv.identity.json", tmp_path / "splits.json"
+    table = tmp_path / "a.csv.identity.json"
     table.write_text('{"model": {"x": 1}, "data": [1]}')
     for name in ("splits.csv", "splits.json"):
         shutil.copy(tree.root / name, tmp_path)
@@ -222,33 +226,26 @@ def read(request, tree, evaluation_run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(show_evaluation, "read_test_rows", stop)  # the picture takes its time
 
-    def show():
-        monkeypatch.setattr(sys, "argv", ["show", "--out-dir", str(folder)])
-        show_evaluation.main()
-
-    def write_cards():
-        monkeypatch.setattr(sys, "argv", ["cards", "--evaluation", str(folder)])
-        cards.main()
+    def run(tool, flag):
+        monkeypatch.setattr(sys, "argv", ["tool", flag, str(folder)])
+        tool.main()
 
     def take_up():
         with ResumableTable(tmp_path / "a.csv", ("a",), {"model": {"x": 1}}):
             pass
 
-    return {
-        "show": (summary, show), "cards": (summary, write_cards),
-        "models": (models, lambda: read_evaluation(folder)), "table": (table, take_up),
+    path, work = {
+        "show": (summary, lambda: run(show_evaluation, "--out-dir")),
+        "cards": (summary, lambda: run(cards, "--evaluation")),
+        "models": (models, lambda: read_evaluation(folder)),
+        "table": (table, take_up),
         "split": (split, lambda: read_side_file(tmp_path / "splits.csv")),
-    }[request.param]  # fmt: skip
-
-
-@pytest.mark.parametrize("read", ["show", "cards", "models", "table", "split"], indirect=True)
-def test_odd_json_is_refused_with_its_file_or_does_no_harm(read):
-    path, work = read
+    }[reader]
     good = json.loads(path.read_text())
     changed = [{**good, key: value} for key in good for value in INSIDE]
     changed += [{k: v for k, v in good.items() if k != key} for key in good]
-    changed = changed[:: 5 if work.__name__ == "write_cards" else 1]  # two pages take their time
-    for number, content in enumerate([*WHOLE, *(json.dumps(one).encode() for one in changed)]):
+    contents = [*WHOLE, *(json.dumps(one).encode() for one in changed[::stride])]
+    for number, content in enumerate(contents):
         path.write_bytes(content)
         try:
             work()
