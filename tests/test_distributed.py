@@ -116,8 +116,8 @@ def test_a_named_gpu_is_that_of_what_names_no_number(monkeypatch):
     chosen = []
     monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert [str(devices.choose_device(n)) for n in ("cuda", "cpu", "cuda:1")][-1] == "cuda:1"
-    assert chosen == [torch.device("cuda", 1)]
+    found = [str(devices.choose_device(name)) for name in ("cuda", "cpu", "cuda:1")]
+    assert found[-1] == "cuda:1" and chosen == [torch.device("cuda", 1)]
 
 
 def test_gpus_are_not_waited_for_at_the_end(monkeypatch):
