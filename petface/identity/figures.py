@@ -69,7 +69,7 @@ def threshold_at(others: np.ndarray, rate: float) -> float:
     """Return the lowest similarity that at most this share of the pairs of two animals reaches."""
     ordered = np.sort(others)[::-1]
     missed = ordered[min(int(rate * len(ordered)), len(ordered) - 1)]
-    return float(np.nextafter(np.float32(missed), np.float32(2)))
+    return float(np.nextafter(np.float32(missed), np.float32(np.inf)))
 
 
 def ranks(
