@@ -31,7 +31,7 @@ COMMANDS = {
     "audit": ("audit", "look for broken photos, odd labels and duplicates"),
     "pack": ("pack_images", "decode a dataset once, into one file"),
     "report": ("report", "write the pages of runs and evaluations, and their index"),
-    "show-evaluation": ("show_evaluation", "the metrics of an evaluation, and a strip of six photos"),
+    "show-evaluation": ("show_evaluation", "the metrics of an evaluation, and six of its photos"),
     "analyse-errors": ("analyse_errors", "where the errors of an evaluation are"),
     "find-label-errors": ("find_label_errors", "labels that are likely wrong"),
     "compare": ("compare", "which of two evaluations is better, and how surely"),
