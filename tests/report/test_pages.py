@@ -114,6 +114,7 @@ def test_an_evaluation_shows_its_numbers(tmp_path):
         "breed | shift: left 5 % | 50.0 | -11.6 | -20.0 to -5.0 | 70.0",
         "breed | brightness | Tabby | 20 | 52.5 | 40.0 - 60.0 | yes",
         "cat | 7 | breed | Tabby | Siamese | 0.0107 | 0.8484 | cat/7/0.png",
+        "cat | breed | 77 | 71.7",
     ):
         assert row in rows
     assert "<img" not in page
