@@ -32,10 +32,9 @@ from petface.evaluation.details import PER_IMAGE, SUMMARY
 from petface.evaluation.run import EvaluationOptions, evaluate_dataset
 from petface.evaluation.summary import describe_summary
 from petface.inference import stages, two_stage
-from petface.inference.loading import ComputeOptions
+from petface.inference.loading import ComputeOptions, Views
 from petface.inference.predict import find_photos, predict_files
 from petface.inference.two_stage import readable
-from petface.inference.views import Views
 from petface.models.network import NOT_FINITE
 from petface.settings import NonNegative, Positive, Seed, read_settings
 from petface.training.runs import late_report, report_line

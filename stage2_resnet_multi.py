@@ -29,10 +29,9 @@ from petface.data.loading import Samples, worker_count
 from petface.data.pack import image_source
 from petface.data.splits import SPLITS
 from petface.models import checkpoints
-from petface.models.architecture import Architecture
+from petface.models.architecture import Architecture, _MultiHeadModel
 from petface.models.backbones import input_rule
 from petface.models.first_weights import describe_learnt, initialise
-from petface.models.multi_head import _MultiHeadModel
 from petface.models.network import Network
 from petface.settings import (
     Fraction,

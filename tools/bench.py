@@ -46,8 +46,7 @@ from petface.data.pack import image_source
 from petface.data.sources.petface import scan
 from petface.devices import choose_device, choose_precision, num_cores
 from petface.models import checkpoints
-from petface.models.architecture import PLAIN, build_classifier
-from petface.models.multi_head import ChinchillaMultiHeadResNet18
+from petface.models.architecture import PLAIN, ChinchillaMultiHeadResNet18, build_classifier
 from petface.models.network import Network
 from petface.progress import progress
 from petface.settings import NonNegative, read_settings

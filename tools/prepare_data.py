@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if s.CHECKPOINT:
         from petface.models import checkpoints
 
-        classes = checkpoints.read_stage1(s.CHECKPOINT).classes
+        classes = checkpoints.read_stage1(s.CHECKPOINT).heads["species"]
     if kind == "oxford_pets" and s.DOWNLOAD:
         download_oxford_pets(source)
     found = {

@@ -29,7 +29,7 @@ from petface.files import sha256_of_file
 from petface.inference import onnx_models
 from petface.inference.loading import reading_of
 from petface.inference.onnx_models import IDENTITY, INPUT, OnnxNetwork
-from petface.models import checkpoints
+from petface.models import checkpoints, layouts
 from petface.models.checkpoints import Checkpoint
 from petface.models.embedding import IdentityCheckpoint, read_identity
 from petface.models.network import Network, Outputs
@@ -83,7 +83,7 @@ def export_model(
         checkpoint = checkpoints.read_stage1(path)
     else:
         names = getattr(dataset.annotations.get(species), "vocabularies", {})
-        checkpoint = checkpoints.read_stage2(path, species, lambda: names)
+        checkpoint = layouts.read_stage2(path, species, lambda: names)
     for split in ("val", "train"):
         photos = read_photos(dataset, options.pack, species, checkpoint, split, options.num_parity)
         if len(photos):

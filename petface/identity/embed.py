@@ -18,7 +18,7 @@ from petface.errors import UserError, short
 from petface.files import sha256_of_file
 from petface.inference import onnx_models
 from petface.inference.loading import ComputeOptions
-from petface.models import checkpoints
+from petface.models import checkpoints, layouts
 from petface.models.architecture import Architecture
 from petface.models.embedding import EmbeddingModel, read_identity
 from petface.models.first_weights import initialise_body
@@ -85,7 +85,7 @@ def load_embedder(path: str | Path, options: ComputeOptions) -> Embedder:
         network = Network.for_inference(found.model, found.preprocessing, *how)
     else:
         species = content.get("species")
-        found = checkpoints.read_stage2(path, species) if species else checkpoints.read_stage1(path)
+        found = layouts.read_stage2(path, species) if species else checkpoints.read_stage1(path)
         model = _headless(found.model, found.architecture)
         network = Network.for_inference(model, found.preprocessing, *how)
     fitted = (getattr(found, name, None) for name in ("threshold", "false_match_rate"))

@@ -6,24 +6,27 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from petface.calibration import HeadCalibration
 from petface.data.annotations import read_species, stored_reading
 from petface.data.fingerprint import Data
-from petface.devices import choose_device, choose_precision
+from petface.devices import choose_device, choose_precision, to_device
 from petface.errors import SettingsError, UserError
 from petface.files import sha256_of_file
 from petface.inference import onnx_models as exported
-from petface.inference.views import AveragedViews, Views
-from petface.models import checkpoints
+from petface.models import checkpoints, layouts
 from petface.models.checkpoints import CheckpointError
-from petface.models.network import Answerer, Network
+from petface.models.network import Answerer, Network, Outputs
 from petface.training import runs
 
 TORCH, ONNX = "torch", "onnxruntime"  # the engines: of checkpoints, of exported models
+Views = Literal["none", "flip", "five"]
+_CROP: Final = 7 / 8  # of each side, what a corner view of "five" shows
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ def reading_of(species: str, stage2_folder: str | Path | None) -> dict[str, Any]
 
 def _read(
     path: Path, species: str | None, annotations_root: str | Path = ""
-) -> checkpoints.Stage1Checkpoint | checkpoints.Stage2Checkpoint | exported.Exported:
+) -> checkpoints.Checkpoint | exported.Exported:
     if path.suffix == exported.SUFFIX:
         return exported.read(path, species)
     if species is None:
@@ -186,4 +189,41 @@ def _read(
         is_there = bool(annotations_root) and table.is_file()
         return read_species(table, str(species)).vocabularies if is_there else {}
 
-    return checkpoints.read_stage2(path, species, labels_of)
+    return layouts.read_stage2(path, species, labels_of)
+
+
+class AveragedViews:
+    """A network of any engine that predicts each view.
+
+    "flip": the photo and its mirror image, twice the work; "five": the photo, and each corner of it
+    enlarged from 7/8 of the sides, five times the work. Every view counts the same.
+    """
+
+    def __init__(self, network: Answerer, views: Views) -> None:
+        self.network, self.views = network, views
+        self.preprocessing, self.temperatures = network.preprocessing, network.temperatures
+        self.device = network.device
+
+    def answer_pixels(self, pixels: Tensor) -> Outputs:
+        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the device."""
+        views = views_of(to_device(pixels, self.device), self.views)
+        answers = [self.network.answer_pixels(view) for view in views]
+        return tuple(torch.stack(heads).mean(dim=0) for heads in zip(*answers, strict=True))
+
+
+def views_of(pixels: Tensor, views: Views) -> list[Tensor]:
+    """Return the views of (B, H, W, 3) uint8, each of the same shape and type.
+
+    The first is the photo itself.
+    """
+    if views == "flip":
+        return [pixels, pixels.flip(2)]
+    if views == "five":
+        height, width = pixels.shape[1:3]
+        rows, columns = round(height * _CROP), round(width * _CROP)
+        places = [(y, x) for y in (0, height - rows) for x in (0, width - columns)]
+        x = pixels.permute(0, 3, 1, 2).float()
+        crops = [x[:, :, top : top + rows, left : left + columns] for top, left in places]
+        enlarged = [functional.interpolate(c, (height, width), mode="bilinear") for c in crops]
+        return [pixels, *(x.round().to(torch.uint8).permute(0, 2, 3, 1) for x in enlarged)]
+    return [pixels]

@@ -133,13 +133,6 @@ def pool_both(body: Any) -> None:
     body.avgpool = AverageAndMaximum()
 
 
-def _attention_keys(network: nn.Module) -> set[str]:
-    """Return the names of what `add_attention` appended; a backbone's own stand within blocks."""
-    kind = SqueezeExcitation
-    ends = [n for n, m in network.named_modules() if isinstance(m, kind) and n.count(".") == 1]
-    return {key for key in network.state_dict() if ".".join(key.split(".")[:2]) in ends}
-
-
 def fill_body(network: nn.Module, name: str, state: Mapping[str, Tensor]) -> None:
     """Load a body or whole network's state into the body of `network`.
 
@@ -151,9 +144,11 @@ def fill_body(network: nn.Module, name: str, state: Mapping[str, Tensor]) -> Non
     body = {key: value for key, value in state.items() if not key.startswith(prefix)}
     lacking, unexpected = network.load_state_dict(body, strict=False)
     missing = [key for key in lacking if not key.startswith(prefix)]
-    attention = _attention_keys(network)
-    if attention <= set(missing):
-        missing = [key for key in missing if key not in attention]
+    for end, module in network.named_modules():  # a backbone's own stand within blocks
+        if isinstance(module, SqueezeExcitation) and end.count(".") == 1:
+            attention = {f"{end}.{key}" for key in module.state_dict()}
+            if attention <= set(missing):
+                missing = [key for key in missing if key not in attention]
     if missing or unexpected:
         raise RuntimeError(f"missing {missing[:3]}, unknown {unexpected[:3]}")
 

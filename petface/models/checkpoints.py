@@ -1,37 +1,40 @@
-"""Checkpoints: written whole, read without executing anything, old layouts through named adapters.
+"""Checkpoints: written whole, read without executing anything; `layouts` reads specialists.
 
 A checkpoint is a plain dictionary of tensors, numbers, strings, lists and dictionaries, so that
 `torch.load(weights_only=True)` reads it. The zip container keeps a CRC-32 of every record, which
-torch stores but does not check; `load` does.
+torch stores but does not check; `load` does. torch's own reader executes nothing, but builds what a
+file describes: `bytearray(10**11)`, a sparse tensor, one number expanded to terabytes. So the
+pickle is read as a list of instructions before anything of that size is built.
 """
 
 from __future__ import annotations
 
+import io
+import pickletools
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 
-from petface import files, taxonomy
+from petface import files
 from petface.data.fingerprint import Data, read_data
 from petface.data.images import Preprocessing
 from petface.errors import UserError, install_line
-from petface.models import backbones, bounds, layouts, multi_head
+from petface.models import backbones
 from petface.models.architecture import Architecture, build_classifier
 
 if TYPE_CHECKING:
     from petface.calibration import HeadCalibration
 
 FORMAT = 1
-Labels = Callable[[], Mapping[str, Sequence[str]]]  # head -> the labels of an annotation file
 _MAX_REASON = 500  # characters
-_COPY_AGAIN = "copy the file again, or use last.pt of the same run"
+COPY_AGAIN = "copy the file again, or use last.pt of the same run"
 _OTHER_NETWORK = "it may be of another network or damaged: take the file of this one"
 # Under what weights are kept: what was trained before what was averaged of it.
 _WRAPPERS = (
@@ -41,6 +44,24 @@ _WRAPPERS = (
 _OUTER = {"model", "net", "network"}  # attributes that a whole network is kept in
 # How torch words that a file asks for code; its other refusals mean that the bytes make no sense.
 _REFUSAL = re.compile(r"GLOBAL [\w.]+|TorchScript|Trying to call reduce|Can only (create|build)")
+MAX_PICKLE_BYTES: Final = 4_000_000  # 0.1 in a run of eight ResNet-50 bodies
+MAX_ITEMS: Final = 4_000_000  # keys and values of all tables and lists, counted as often as met
+MAX_DEPTH: Final = 50  # of tables in tables
+MAX_TEXT: Final = 1_000_000  # characters of one text
+MAX_SIZE_PX: Final = 2048  # of the images that a network takes
+# What state dictionaries and plain values are made of. The others that torch lets pass allocate
+# what they are told to, or have no values at all.
+_GLOBALS = re.compile(
+    r"collections OrderedDict|(builtins|__builtin__) set|"
+    r"torch\._utils _rebuild_(tensor_v2|parameter)|torch (Size|device|u?int\d+|b?float\d+|bool|"
+    r"(Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage)"
+)
+_DTYPES = {torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8}
+_DTYPES |= {torch.int8, torch.int16, torch.int32, torch.int64}
+
+
+class TooLargeError(ValueError):
+    """A table that declares more than any checkpoint does."""
 
 
 class CheckpointError(UserError):
@@ -78,26 +99,8 @@ class Described:
 class Checkpoint(Described):
     """A network read from a file, in evaluation mode, and what belongs to it."""
 
-    model: Any  # a module, or a `multi_head._MultiHeadModel`
+    model: Any  # a module, or an `architecture._MultiHeadModel`
     architecture: Architecture
-
-
-@dataclass(frozen=True)
-class Stage1Checkpoint(Checkpoint):
-    """A species classifier, with its one head "species"."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Return the species in the order of the logits."""
-        return self.heads["species"]
-
-
-@dataclass(frozen=True)
-class Stage2Checkpoint(Checkpoint):
-    """The specialist of a species."""
-
-    species: str
-    notes: tuple[str, ...] = field(default=(), kw_only=True)  # what a user must know of its heads
 
 
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -125,11 +128,11 @@ def load(path: str | Path) -> dict[str, Any]:
     try:
         # files of torch before 1.6 are no archives, and have no checksum
         is_archive = zipfile.is_zipfile(path)
-        if is_archive and bounds.is_program(path):
+        if is_archive and _is_program(path):
             refusal = "TorchScript"
         elif is_archive and (damage := files.archive_damage(path)):
-            raise CheckpointError(path, damage, _COPY_AGAIN)
-        refusal = refusal or bounds.forbidden_instruction(path)
+            raise CheckpointError(path, damage, COPY_AGAIN)
+        refusal = refusal or _forbidden_instruction(path)
         if not refusal:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
@@ -141,8 +144,8 @@ def load(path: str | Path) -> dict[str, Any]:
         refusal = found[0] if found else ""
         if not refusal:
             reason = f"damaged or not a checkpoint ({type(error).__name__})"
-            reason = str(error) if isinstance(error, bounds.TooLargeError) else reason
-            raise CheckpointError(path, reason, _COPY_AGAIN) from error
+            reason = str(error) if isinstance(error, TooLargeError) else reason
+            raise CheckpointError(path, reason, COPY_AGAIN) from error
     if refusal == "TorchScript":
         what = "is a TorchScript program, not weights; nothing of it was run"
         raise CheckpointError(path, what, "save torch.jit.load(file).state_dict() with torch.save")
@@ -152,8 +155,8 @@ def load(path: str | Path) -> dict[str, Any]:
             f"holds pickled objects ({refusal}), not only weights; nothing of it was run",
             "store model.state_dict() and plain values instead",
         )
-    if oddity := bounds.oddity(content, path.stat().st_size):
-        raise CheckpointError(path, f"holds {oddity}", "store model.state_dict() instead")
+    if odd := _oddity(content, path.stat().st_size):
+        raise CheckpointError(path, f"holds {odd}", "store model.state_dict() instead")
     if not isinstance(content, dict):
         raise CheckpointError(path, f"holds a {type(content).__name__}, not a dictionary")
     number = content.get("format", 0)
@@ -173,11 +176,73 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
     except ImportError as error:
         raise CheckpointError(path, f"needs safetensors: {install_line('timm')}") from error
     except Exception as error:  # it has a type of its own for damage
-        raise CheckpointError(path, f"damaged or not safetensors ({error})", _COPY_AGAIN) from error
+        raise CheckpointError(path, f"damaged or not safetensors ({error})", COPY_AGAIN) from error
 
 
-def read_stage1(path: str | Path) -> Stage1Checkpoint:
-    """Read a species classifier: `"model"`, `"class_to_index"` and what else is there."""
+def _is_program(path: Path) -> bool:
+    """Return whether an archive is a TorchScript program."""
+    with zipfile.ZipFile(path) as archive:
+        return any(name.lower().endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _forbidden_instruction(path: Path) -> str:
+    """Return what in the pickle of a checkpoint could do more than name tensors; "" if nothing.
+
+    `ValueError` for bytes that are no pickle, `TooLargeError` for too many.
+    """
+    with path.open("rb") as handle:  # torch goes by the first bytes, too
+        is_archive = handle.read(4) == b"PK\3\4"
+        handle.seek(0)
+        # before torch 1.6: magic number, version, machine, content, storages
+        pickles = [io.BytesIO(handle.read(0 if is_archive else MAX_PICKLE_BYTES))] * 5
+    if is_archive:
+        with zipfile.ZipFile(path) as archive:
+            records = [(one.filename.lower(), one) for one in archive.infolist()]  # as torch does
+            tables = [one for name, one in records if name.endswith("/data.pkl")]
+            if any(one.file_size > MAX_PICKLE_BYTES for one in tables):
+                raise TooLargeError(f"its table is larger than {MAX_PICKLE_BYTES:,} bytes")
+            pickles = [io.BytesIO(archive.read(one)) for one in tables]
+    for stream in pickles:
+        for instruction, argument, _ in pickletools.genops(stream):
+            name = str(argument)
+            if instruction.name in ("GLOBAL", "INST") and not _GLOBALS.fullmatch(name):
+                return f"GLOBAL {name.replace(' ', '.'):.60}"
+            if instruction.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+                return f"GLOBAL by {instruction.name}"
+    return ""
+
+
+def _oddity(content: Any, num_bytes: int) -> str:
+    """Return what no checkpoint holds although torch reads it; "" where there is nothing.
+
+    `num_bytes` is the size of the file: no tensor can have more.
+    """
+    todo, num = [(content, 0)], 0
+    while todo:
+        value, depth = todo.pop()
+        num += 1
+        if num + len(todo) > MAX_ITEMS or depth > MAX_DEPTH:
+            return f"more than {MAX_ITEMS:,} entries, or tables {MAX_DEPTH} deep in each other"
+        if isinstance(value, Tensor):
+            if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+                return f"a tensor without plain values ({value.layout}, {value.device})"
+            declared, size = value.numel() * value.itemsize, value.untyped_storage().nbytes()
+            if value.dtype not in _DTYPES or not declared <= size <= num_bytes:
+                what = f"{list(value.shape)} {value.dtype}"
+                return f"a tensor that declares {what}, not what is there"
+        elif isinstance(value, dict):
+            todo += [(part, depth + 1) for pair in value.items() for part in pair]
+        elif isinstance(value, (list, tuple, set)):
+            todo += [(part, depth + 1) for part in value]
+        elif isinstance(value, (str, bytes)) and len(value) > MAX_TEXT:
+            return f"a text of {len(value):,} characters"
+        elif isinstance(value, int) and value.bit_length() > 4096:
+            return f"a number of {value.bit_length():,} bits"
+    return ""
+
+
+def read_stage1(path: str | Path) -> Checkpoint:
+    """Read a species classifier: its one head is "species"."""
     content = load(path)
     state = weights_in(path, content)
     table = content.get("class_to_index")
@@ -195,95 +260,7 @@ def read_stage1(path: str | Path) -> Stage1Checkpoint:
     rule, calibration = read_preprocessing(path, content), read_calibration(path, content)
     heads, sources = {"species": classes}, {"species": "checkpoint"}
     learnt = fingerprint_in(path, content)
-    return Stage1Checkpoint(heads, sources, rule, calibration, model, architecture, data=learnt)
-
-
-def read_stage2(path: str | Path, species: str, labels_of: Labels = dict) -> Stage2Checkpoint:
-    """Read a specialist of any layout for `species`.
-
-    Head names pass through `taxonomy.feature_names` and are filtered to the species' features;
-    heads without a class are skipped. Vocabulary of a head: the checkpoint's, else the built-in
-    list of that species, else what `labels_of` gives of its annotation file, where the number fits,
-    else female and male for gender, else "0" ... "K-1".
-    """
-    content = load(path)
-    owner = content.get("species", species)
-    if owner != species:
-        raise CheckpointError(path, f"is a specialist for {owner}, not for {species}")
-    architecture = read_architecture(path, content)
-    read = layouts.read if architecture.is_plain else layouts.read_own
-    try:
-        found = read(weights_in(path, content), content)
-    except ValueError as error:
-        raise CheckpointError(path, str(error)) from error
-    is_own = content.get("format", 0) >= 1  # trained by SPECIES_CONFIG, which may have any head
-    allowed = taxonomy.FEATURES if is_own else taxonomy.features_of(species)
-    names = taxonomy.feature_names(species, list(found.heads))
-    own_names = {feature: head for head, feature in names.items()}
-    if len(own_names) < len(names):
-        raise CheckpointError(path, f"has two heads of one feature ({', '.join(found.heads)})")
-    renamed = taxonomy.feature_names(species, list(found.heads), list(found.vocabularies))
-    stored = {renamed[h]: listed for h, listed in found.vocabularies.items() if is_own or listed}
-    heads = [head for head in taxonomy.FEATURES if head in own_names and head in allowed]
-    sizes: dict[str, int] = {h: n for h in heads if (n := found.size_of(own_names[h]))}
-    if not sizes:
-        raise CheckpointError(path, f"has no head for {species} (heads: {sorted(found.heads)})")
-    if is_own and not stored.keys() >= sizes.keys():
-        raise CheckpointError(
-            path, f'"head_vocabs" lacks {sorted(sizes.keys() - stored.keys())}', _COPY_AGAIN
-        )
-    vocabularies, sources = {}, {}
-    for head, size in sizes.items():
-        vocabularies[head], sources[head] = _vocabulary(
-            path, species, head, size, stored, labels_of
-        )
-    notes = [
-        f"head {head} is read as {feature}"
-        for head, feature in names.items()
-        if feature != head.lower() and feature in sizes
-    ]
-    if dropped := [head for head, feature in names.items() if feature not in sizes]:
-        notes.append(f"left out, no head of a {species} with classes: {', '.join(dropped)}")
-    if nameless := [head for head, source in sources.items() if source == "index"]:
-        notes.append(f"no names for the classes of {', '.join(nameless)}: answers are numbers")
-    kind = multi_head.ChinchillaMultiHeadResNet18 if stored else multi_head.GenericMultiHeadResNet18
-    with torch.device("meta"):
-        model = kind(sizes, architecture)
-    state = {f"body.{key}": value for key, value in found.body.items()}
-    for head in sizes:
-        state |= {f"heads.{head}.{n}": t for n, t in found.heads[own_names[head]].items()}
-    fill(path, model, state)
-    rule, calibration = read_preprocessing(path, content), read_calibration(path, content, names)
-    return Stage2Checkpoint(
-        *(vocabularies, sources, rule, calibration, model, architecture, species),
-        data=fingerprint_in(path, content),
-        notes=tuple(notes),
-    )
-
-
-def _vocabulary(
-    path: str | Path,
-    species: str,
-    head: str,
-    size: int,
-    stored: Mapping[str, tuple[str, ...]],
-    labels_of: Labels,
-) -> tuple[tuple[str, ...], str]:
-    if head in stored:
-        if len(stored[head]) != size:
-            raise CheckpointError(
-                path, f"head {head} has {size} outputs but {len(stored[head])} class names"
-            )
-        return stored[head], "checkpoint"
-    built_in = taxonomy.FALLBACK_VOCABULARIES.get(species, {}).get(head, ())
-    if len(built_in) == size:
-        return built_in, "built-in"
-    listed = tuple(labels_of().get(head, ()))
-    if len(listed) == size:
-        return listed, "annotations"
-    if head == "gender" and size == len(taxonomy.GENDER_VOCABULARY):
-        return taxonomy.GENDER_VOCABULARY, "gender"
-    return tuple(str(index) for index in range(size)), "index"
+    return Checkpoint(heads, sources, rule, calibration, model, architecture, data=learnt)
 
 
 def read_architecture(path: str | Path, content: Mapping[str, Any]) -> Architecture:
@@ -353,9 +330,9 @@ def read_preprocessing(path: str | Path, content: Mapping[str, Any]) -> Preproce
         rule = Preprocessing.from_dict(content["preprocessing"])
     except (UserError, OverflowError) as error:
         raise CheckpointError(path, f"preprocessing: {error}") from error
-    if rule.size_px > bounds.MAX_SIZE_PX:
-        what = f"preprocessing: size_px is {rule.size_px}, more than {bounds.MAX_SIZE_PX}"
-        raise CheckpointError(path, what, _COPY_AGAIN)
+    if rule.size_px > MAX_SIZE_PX:
+        what = f"preprocessing: size_px is {rule.size_px}, more than {MAX_SIZE_PX}"
+        raise CheckpointError(path, what, COPY_AGAIN)
     return rule
 
 
@@ -367,7 +344,7 @@ def read_calibration(
 
     table = content.get("calibration", {})
     if not isinstance(table, dict):
-        raise CheckpointError(path, f'"calibration" is a {type(table).__name__}', _COPY_AGAIN)
+        raise CheckpointError(path, f'"calibration" is a {type(table).__name__}', COPY_AGAIN)
     found = {}
     for name, entry in table.items():
         entry = entry if isinstance(entry, dict) else {}
@@ -376,7 +353,7 @@ def read_calibration(
         are_plain = all(n is None or (type(n) in (int, float) and abs(n) < 1e9) for n in numbers)
         if not are_plain or numbers[0] is None or numbers[0] <= 0:
             raise CheckpointError(
-                path, f'"calibration" of {name} makes no sense: {numbers}', _COPY_AGAIN
+                path, f'"calibration" of {name} makes no sense: {numbers}', COPY_AGAIN
             )
         numbers.append(str(entry.get("reason", "")))
         found[features.get(str(name), str(name))] = HeadCalibration(*numbers)
@@ -388,4 +365,4 @@ def fingerprint_in(path: str | Path, content: Mapping[str, Any]) -> Data | None:
     try:
         return read_data(content)
     except ValueError as error:
-        raise CheckpointError(path, str(error), _COPY_AGAIN) from error
+        raise CheckpointError(path, str(error), COPY_AGAIN) from error

@@ -50,7 +50,7 @@ def _keep_known_rows(
     content = checkpoints.load(path)
     if content.get("format", 0) < 1 or content.get("species", "") != species:
         return
-    found = checkpoints.read_stage2(path, species) if species else checkpoints.read_stage1(path)
+    found = layouts.read_stage2(path, species) if species else checkpoints.read_stage1(path)
     for head in [head for head in vocabularies if head in found.heads]:
         rows = {name: row for row, name in enumerate(found.heads[head])}
         pairs = [(k, rows[name]) for k, name in enumerate(vocabularies[head]) if name in rows]

@@ -1,13 +1,19 @@
-"""The weight and vocabulary layouts that specialists were stored in over time, brought to one."""
+"""Specialists in every layout of weights and vocabularies that they were stored in over time."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from petface import taxonomy
+from petface.models import architecture, checkpoints
+from petface.models.checkpoints import COPY_AGAIN, Checkpoint, CheckpointError
 
 _HEAD = re.compile(r"(?:heads\.|head_)(?P<head>.+?)(?:\.(?:\d+|fc|linear))?\.(?P<kind>weight|bias)")
 _BODY_PREFIXES = ("body.", "backbone.", "encoder.", "trunk.", "base.", "resnet.", "features.")
@@ -16,6 +22,17 @@ _SEQUENTIAL = {"0": "conv1", "1": "bn1", **{str(4 + i): f"layer{1 + i}" for i in
 _NUMBERED = re.compile(r"(0\.weight|1\.\w+|[4-7]\.\d+\..+)")  # none is a name of MobileNet's
 _SIZE_KEYS = ("num_classes", "n_classes", "in_features", "out_features", "size", "dim")
 _NAME_KEYS = ("classes", "class_names", "labels", "vocab", "names", "idx_to_class", "class_to_idx")
+
+
+Labels = Callable[[], Mapping[str, Sequence[str]]]  # head -> the labels of an annotation file
+
+
+@dataclass(frozen=True)
+class Stage2Checkpoint(Checkpoint):
+    """The specialist of a species."""
+
+    species: str
+    notes: tuple[str, ...] = field(default=(), kw_only=True)  # what a user must know of its heads
 
 
 @dataclass(frozen=True)
@@ -138,3 +155,92 @@ def _names(entry: Any) -> tuple[str, ...] | None:
     if sorted(index for index, _ in pairs) != list(range(len(pairs))):
         raise ValueError(f"a vocabulary does not number its {len(pairs)} classes from 0")
     return tuple(str(name) for _, name in sorted(pairs))
+
+
+def read_stage2(path: str | Path, species: str, labels_of: Labels = dict) -> Stage2Checkpoint:
+    """Read a specialist of any layout for `species`.
+
+    Head names pass through `taxonomy.feature_names` and are filtered to the species' features;
+    heads without a class are skipped. Vocabulary of a head: the checkpoint's, else the built-in
+    list of that species, else what `labels_of` gives of its annotation file, where the number fits,
+    else female and male for gender, else "0" ... "K-1".
+    """
+    content = checkpoints.load(path)
+    owner = content.get("species", species)
+    if owner != species:
+        raise CheckpointError(path, f"is a specialist for {owner}, not for {species}")
+    built_as = checkpoints.read_architecture(path, content)
+    split = read if built_as.is_plain else read_own
+    try:
+        found = split(checkpoints.weights_in(path, content), content)
+    except ValueError as error:
+        raise CheckpointError(path, str(error)) from error
+    is_own = content.get("format", 0) >= 1  # trained by SPECIES_CONFIG, which may have any head
+    allowed = taxonomy.FEATURES if is_own else taxonomy.features_of(species)
+    names = taxonomy.feature_names(species, list(found.heads))
+    own_names = {feature: head for head, feature in names.items()}
+    if len(own_names) < len(names):
+        raise CheckpointError(path, f"has two heads of one feature ({', '.join(found.heads)})")
+    renamed = taxonomy.feature_names(species, list(found.heads), list(found.vocabularies))
+    stored = {renamed[h]: listed for h, listed in found.vocabularies.items() if is_own or listed}
+    heads = [head for head in taxonomy.FEATURES if head in own_names and head in allowed]
+    sizes: dict[str, int] = {h: n for h in heads if (n := found.size_of(own_names[h]))}
+    if not sizes:
+        raise CheckpointError(path, f"has no head for {species} (heads: {sorted(found.heads)})")
+    if is_own and not stored.keys() >= sizes.keys():
+        raise CheckpointError(
+            path, f'"head_vocabs" lacks {sorted(sizes.keys() - stored.keys())}', COPY_AGAIN
+        )
+    vocabularies, sources = {}, {}
+    for head, size in sizes.items():
+        vocabularies[head], sources[head] = _vocabulary(
+            path, species, head, size, stored, labels_of
+        )
+    notes = [
+        f"head {head} is read as {feature}"
+        for head, feature in names.items()
+        if feature != head.lower() and feature in sizes
+    ]
+    if dropped := [head for head, feature in names.items() if feature not in sizes]:
+        notes.append(f"left out, no head of a {species} with classes: {', '.join(dropped)}")
+    if nameless := [head for head, source in sources.items() if source == "index"]:
+        notes.append(f"no names for the classes of {', '.join(nameless)}: answers are numbers")
+    newer, legacy = architecture.ChinchillaMultiHeadResNet18, architecture.GenericMultiHeadResNet18
+    with torch.device("meta"):
+        model = (newer if stored else legacy)(sizes, built_as)
+    state = {f"body.{key}": value for key, value in found.body.items()}
+    for head in sizes:
+        state |= {f"heads.{head}.{n}": t for n, t in found.heads[own_names[head]].items()}
+    checkpoints.fill(path, model, state)
+    rule = checkpoints.read_preprocessing(path, content)
+    calibration = checkpoints.read_calibration(path, content, names)
+    return Stage2Checkpoint(
+        *(vocabularies, sources, rule, calibration, model, built_as, species),
+        data=checkpoints.fingerprint_in(path, content),
+        notes=tuple(notes),
+    )
+
+
+def _vocabulary(
+    path: str | Path,
+    species: str,
+    head: str,
+    size: int,
+    stored: Mapping[str, tuple[str, ...]],
+    labels_of: Labels,
+) -> tuple[tuple[str, ...], str]:
+    if head in stored:
+        if len(stored[head]) != size:
+            raise CheckpointError(
+                path, f"head {head} has {size} outputs but {len(stored[head])} class names"
+            )
+        return stored[head], "checkpoint"
+    built_in = taxonomy.FALLBACK_VOCABULARIES.get(species, {}).get(head, ())
+    if len(built_in) == size:
+        return built_in, "built-in"
+    listed = tuple(labels_of().get(head, ()))
+    if len(listed) == size:
+        return listed, "annotations"
+    if head == "gender" and size == len(taxonomy.GENDER_VOCABULARY):
+        return taxonomy.GENDER_VOCABULARY, "gender"
+    return tuple(str(index) for index in range(size)), "index"

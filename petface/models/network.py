@@ -107,7 +107,7 @@ class Network:
                 if isinstance(module, nn.Conv2d):
                     module.to(dtype)
                 elif isinstance(module, nn.Linear):
-                    module.register_forward_pre_hook(_as_float)
+                    module.register_forward_pre_hook(lambda _, inputs: inputs[0].float())
         if network.device.type == "cpu":
             network.max_rows = max(1, _CPU_PIXELS // preprocessing.size_px**2)
         if compiled:
@@ -150,24 +150,13 @@ class Network:
 
         Where the device's memory does not hold the batch, it is halved; later batches too.
         """
-
-        @torch.inference_mode()
-        def predict(piece: Tensor) -> Outputs:
-            return tuple(head.float() for head in self(to_float(piece)))
-
-        return self._in_pieces(batch, predict)
-
-    def answer_pixels(self, pixels: Tensor) -> Outputs:
-        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the device."""
-        return self.logits(pixels.permute(0, 3, 1, 2))
-
-    def _in_pieces(self, batch: Tensor, predict: Callable[[Tensor], Outputs]) -> Outputs:
-        """Call `predict` with as many of (B, 3, H, W) as the device takes; join the results."""
         while True:
             most = max(1, min(len(batch), self.max_rows or len(batch)))
             pieces = batch.tensor_split(max(1, -(-len(batch) // most)))
             try:
-                parts = [predict(to_device(piece, self.device)) for piece in pieces]
+                on_device = (to_float(to_device(piece, self.device)) for piece in pieces)
+                with torch.inference_mode():
+                    parts = [[head.float() for head in self(piece)] for piece in on_device]
                 return tuple(torch.cat(output) for output in zip(*parts, strict=True))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -180,6 +169,10 @@ class Network:
             self.max_rows = (most + 1) // 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def answer_pixels(self, pixels: Tensor) -> Outputs:
+        """(B, size, size, 3) uint8 -> (B, K) float32 logits per head, on the device."""
+        return self.logits(pixels.permute(0, 3, 1, 2))
 
 
 def begin_copy(heads: Outputs) -> Callable[[], Outputs]:
@@ -213,10 +206,6 @@ def tempered(outputs: Outputs, temperatures: tuple[float, ...]) -> Outputs:
     return tuple(rows)
 
 
-def _as_float(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x.float() for x in inputs)
-
-
 def fold_batchnorm(model: nn.Module) -> int:
     """Fold each BatchNorm after a convolution into it, in place; return how many norms are left.
 
@@ -235,12 +224,7 @@ def fold_batchnorm(model: nn.Module) -> int:
         before = node.args[0]
         conv = modules.get(before.target) if before.op == "call_module" else None
         if isinstance(conv, nn.Conv2d) and len(before.users) == 1:
-            _put(model, before.target, fuse_conv_bn_eval(conv, norm))
-            _put(model, node.target, nn.Identity())
+            model.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
+            model.set_submodule(node.target, nn.Identity())
     kinds = nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm
     return sum(isinstance(m, kinds) for m in model.modules())
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)

@@ -16,7 +16,7 @@ from torch import Tensor
 from petface import distributed
 from petface.data.loading import Batch, Samples, own_share
 from petface.errors import UserError
-from petface.models.multi_head import train_mode
+from petface.models.architecture import train_mode
 from petface.training.augment.exact import Table, augment_by
 from petface.training.augment.mixing import Mixed, Mixing, draw_mix
 from petface.training.augment.regimes import AugmentRegime, draw_parameters

@@ -12,8 +12,8 @@ from petface import distributed
 from petface.data.loading import Samples
 from petface.errors import SettingsError, UserError
 from petface.models import checkpoints
+from petface.models.architecture import unfreeze
 from petface.models.backbones import STAGE_NAMES, describe
-from petface.models.multi_head import unfreeze
 from petface.progress import LINE_EVERY_S
 from petface.training.epoch import Progress
 from petface.training.evaluate import Evaluation, Job

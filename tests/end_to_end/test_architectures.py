@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from inference_engine import TwoStageInference
-from petface.models import checkpoints
+from petface.models import checkpoints, layouts
 from petface.models.architecture import Architecture
 from tests import scripts
 from tests.conftest import TINY_STAGE1, TINY_STAGE2
@@ -37,7 +37,7 @@ def test_the_checkpoints_say_what_they_are_of(trained):
     folder, out = trained
     species = checkpoints.read_stage1(folder / "stage1" / "best.pt")
     assert species.architecture == Architecture("mobilenet_v3_small", "se", 6, 0.2, 2)
-    cats = checkpoints.read_stage2(folder / "stage2" / "cat" / "cat_best.pt", "cat")
+    cats = layouts.read_stage2(folder / "stage2" / "cat" / "cat_best.pt", "cat")
     assert cats.model.architecture == Architecture("mobilenet_v3_small", "se", bodies=2)
     assert "first weights: file cat_best.pt + random" in out
     first = checkpoints.load(folder / "first" / "cat" / "cat_best.pt")

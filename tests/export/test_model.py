@@ -21,9 +21,9 @@ from petface.export.bundle import describe
 from petface.export.model import ExportOptions, export_model, network_graph
 from petface.export.parity import read_photos
 from petface.inference.onnx_check import OPERATORS
-from petface.models import checkpoints
+from petface.models import checkpoints, layouts
 from petface.models.architecture import Architecture, build_classifier
-from petface.models.checkpoints import Stage2Checkpoint
+from petface.models.layouts import Stage2Checkpoint
 from petface.models.network import Network
 from tests.made_bundle import dataset_of, made_bundle
 
@@ -37,7 +37,7 @@ def cat(tree) -> Path:
 
 @pytest.fixture(scope="module")
 def content(cat) -> Stage2Checkpoint:
-    return checkpoints.read_stage2(cat, "cat")
+    return layouts.read_stage2(cat, "cat")
 
 
 @pytest.fixture(scope="module")

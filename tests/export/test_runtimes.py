@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from petface.models import checkpoints
+from petface.models import checkpoints, layouts
 from petface.models.embedding import read_identity
 from petface.models.network import Network
 from tests.made_bundle import made_bundle
@@ -46,7 +46,7 @@ def test_a_runtime_answers_as_the_checkpoint_does(tree, run: Run, name: str) -> 
     runs, bundle = made_bundle(tree)
     content: checkpoints.Checkpoint = checkpoints.read_stage1(runs / "stage1/best.pt")
     if name == "stage2/cat":
-        content = checkpoints.read_stage2(runs / "stage2/cat/cat_best.pt", "cat")
+        content = layouts.read_stage2(runs / "stage2/cat/cat_best.pt", "cat")
     elif name == "identity":
         content = read_identity("", checkpoints.load(runs / "identity/best.pt"))
     draw = torch.Generator().manual_seed(1)

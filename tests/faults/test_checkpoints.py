@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from petface.models import checkpoints
+from petface.models import checkpoints, layouts
 from petface.models.checkpoints import CheckpointError
 from tests import reference_networks as reference
 from tests.torture.checkpoints import odd_tensors, programs, with_pickle
@@ -50,7 +50,7 @@ def file(tmp_path: Path) -> Path:
 def refused(path: Path, *words: str) -> None:
     """Expect an error that names the file and holds `words`, and no way to run what is inside."""
     with pytest.raises(CheckpointError) as caught:
-        checkpoints.read_stage2(path, "cat")
+        layouts.read_stage2(path, "cat")
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message
     assert "weights_only" not in message
@@ -208,7 +208,7 @@ def test_a_pickle_builds_nothing_huge(tmp_path: Path, program: str) -> None:
     torch.save({"model": {}}, stream)
     path.write_bytes(with_pickle(stream.getvalue(), programs()[program]))
     with pytest.raises(CheckpointError) as caught:
-        checkpoints.read_stage2(path, "cat")
+        layouts.read_stage2(path, "cat")
     assert len(str(caught.value)) < 700 and "\n" not in str(caught.value)
 
 

@@ -12,9 +12,8 @@ from torch import nn
 from petface.data.images import Preprocessing, resize
 from petface.errors import UserError
 from petface.inference import gradcam
-from petface.models.architecture import Architecture, build_classifier
+from petface.models.architecture import Architecture, ChinchillaMultiHeadResNet18, build_classifier
 from petface.models.backbones import BACKBONES
-from petface.models.multi_head import ChinchillaMultiHeadResNet18
 from petface.models.network import Network, NonFiniteError
 
 

@@ -20,7 +20,7 @@ from petface.data.images import Preprocessing
 from petface.errors import UserError
 from petface.inference.stages import lay_out
 from petface.inference.two_stage import readable
-from petface.models import checkpoints
+from petface.models import checkpoints, layouts
 from tests import reference_networks as reference
 from tests.inference.made_stages import COLOURS, HEADS, SPECIES, write_chinchilla, write_stage1
 
@@ -266,7 +266,7 @@ def test_a_specialist_is_read_once(
     engine: TwoStageInference, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = engine.infer(photo)
-    monkeypatch.setattr(checkpoints, "read_stage2", None)
+    monkeypatch.setattr(layouts, "read_stage2", None)
     assert engine.infer(photo) == first
 
 

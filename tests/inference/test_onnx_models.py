@@ -19,7 +19,7 @@ from petface.files import sha256_of_file
 from petface.identity.embed import load_embedder
 from petface.inference import onnx_models
 from petface.inference.loading import ComputeOptions, load_stage
-from petface.models import checkpoints
+from petface.models import checkpoints, layouts
 from petface.models.checkpoints import CheckpointError
 from petface.models.embedding import read_matching
 from petface.models.network import Network
@@ -102,7 +102,7 @@ def test_the_card_and_the_model_say_the_same(bundle: Path, name: str) -> None:
 
 def test_it_answers_as_the_checkpoint_does(made) -> None:
     runs, bundle = made
-    content = checkpoints.read_stage2(runs / "stage2/cat/cat_best.pt", "cat")
+    content = layouts.read_stage2(runs / "stage2/cat/cat_best.pt", "cat")
     reference = Network.build(content.model, content.preprocessing, "cpu", "fp32")
     network = load_stage(bundle, "cat", ComputeOptions.choose("cpu", "auto", stage1=bundle)).network
     assert network.preprocessing == RULE and network.temperatures == (1.5, 1.0)

@@ -9,10 +9,9 @@ from PIL import Image
 
 from petface.data.images import STATISTICS, Preprocessing
 from petface.inference import gradcam, predict
+from petface.inference.loading import AveragedViews
 from petface.inference.two_stage import TwoStageInference
-from petface.inference.views import AveragedViews
-from petface.models.architecture import PLAIN, Architecture, build_classifier
-from petface.models.multi_head import _MultiHeadModel
+from petface.models.architecture import PLAIN, Architecture, _MultiHeadModel, build_classifier
 from petface.models.network import Network, begin_copy
 from tests import reference_networks as reference
 from tests.inference.made_stages import write_chinchilla, write_stage1

@@ -12,7 +12,8 @@ import torch
 from inference_engine import Stage1Model, Stage2Model
 from petface.calibration import HeadCalibration
 from petface.data.images import Preprocessing
-from petface.models import checkpoints, multi_head
+from petface.models import architecture as networks
+from petface.models import checkpoints, layouts
 from petface.models.architecture import Architecture, build_classifier
 from petface.models.checkpoints import CheckpointError
 from tests import reference_networks as reference
@@ -32,7 +33,7 @@ def file(tmp_path: Path) -> Iterator[Path]:
     path.unlink(missing_ok=True)
 
 
-def layouts() -> dict[str, dict[str, Any]]:
+def stored_layouts() -> dict[str, dict[str, Any]]:
     """One checkpoint in each layout: other names of the body, the heads and the vocabularies."""
     stored = reference.stored
     return {
@@ -64,12 +65,12 @@ def layouts() -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("name", layouts())
+@pytest.mark.parametrize("name", stored_layouts())
 def test_newer_layouts(name: str, file: Path) -> None:
     model = Stage2Model.load_for_species(
-        "chinchilla", reference.write(file, layouts()[name]), "cpu"
+        "chinchilla", reference.write(file, stored_layouts()[name]), "cpu"
     )
-    assert isinstance(model.network.model, multi_head.ChinchillaMultiHeadResNet18)
+    assert isinstance(model.network.model, networks.ChinchillaMultiHeadResNet18)
     assert model.vocabularies == KNOWN
     assert set(model.vocabulary_sources.values()) == {"checkpoint"}
     assert model.network.preprocessing == Preprocessing(224, "stretch", None, None)
@@ -94,7 +95,7 @@ def test_legacy_layout(body: str, head: str, wrapped: bool, file: Path) -> None:
     state = reference.stored(heads, body, head)
     content = {"model": reference.data_parallel(state), "epoch": 3} if wrapped else state
     model = Stage2Model.load_for_species("chimp", reference.write(file, content), "cpu")
-    assert isinstance(model.network.model, multi_head.GenericMultiHeadResNet18)
+    assert isinstance(model.network.model, networks.GenericMultiHeadResNet18)
     assert model.vocabularies == {
         "breed": ("P. t. ellioti", "P. t. schweinfurthii", "P. t. troglodytes", "P. t. verus"),
         "gender": ("female", "male"),
@@ -108,7 +109,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read heads and vocabularies only: build nothing, so that a body need not be there."""
     monkeypatch.setattr(checkpoints, "fill", lambda _path, model, _state: model)
     for kind in ("ChinchillaMultiHeadResNet18", "GenericMultiHeadResNet18"):
-        monkeypatch.setattr(multi_head, kind, lambda sizes, _architecture: tuple(sizes))
+        monkeypatch.setattr(networks, kind, lambda sizes, _architecture: tuple(sizes))
 
 
 def read(path: Path, species: str, sizes: dict[str, int], **content: Any):
@@ -116,7 +117,7 @@ def read(path: Path, species: str, sizes: dict[str, int], **content: Any):
     for head, size in sizes.items():
         state[f"head_{head}.weight"] = torch.zeros(size, 512)
         state[f"head_{head}.bias"] = torch.zeros(size)
-    return checkpoints.read_stage2(reference.write(path, {"model": state, **content}), species)
+    return layouts.read_stage2(reference.write(path, {"model": state, **content}), species)
 
 
 @pytest.mark.usefixtures("no_network")
@@ -189,7 +190,7 @@ def test_layouts_of_others_give_the_right_names(
     """The checkpoint, the annotation file where its number fits, female and male, numbers."""
     read(file, species, sizes, **content)
     labels = {"breed": tuple("xyz"), "color1": tuple("pq")}
-    found = checkpoints.read_stage2(file, species, lambda: labels)
+    found = layouts.read_stage2(file, species, lambda: labels)
     for head, listed in (names or {"breed": "abc"}).items():
         assert found.heads[head] == tuple(listed)
     if "gender" in found.heads:
@@ -205,8 +206,7 @@ def test_layouts_of_others_give_the_right_names(
 def test_a_head_that_is_dropped_is_said_and_two_of_one_feature_are_refused(file: Path) -> None:
     read(file, "dog", {"breed": 3, "color1": 2})
     assert (
-        "left out, no head of a dog with classes: color1"
-        in checkpoints.read_stage2(file, "dog").notes
+        "left out, no head of a dog with classes: color1" in layouts.read_stage2(file, "dog").notes
     )
     with pytest.raises(CheckpointError, match="two heads of one feature"):
         read(file, "dog", {"breed": 3, "attr2": 3})
@@ -284,7 +284,7 @@ def test_a_network_of_any_architecture_comes_back(
         model = build_classifier(architecture, 3)
         content |= {"class_to_index": {"cat": 0, "dog": 1, "yak": 2}}
     else:
-        model = multi_head._MultiHeadModel({"gender": 2, "color1": 3}, architecture)
+        model = networks._MultiHeadModel({"gender": 2, "color1": 3}, architecture)
         vocabularies = {"gender": ["female", "male"], "color1": list("abc")}
         content |= {"species": "chinchilla", "head_vocabs": vocabularies}
     checkpoints.save(file, {**content, "model": model.state_dict()})
@@ -295,7 +295,7 @@ def test_a_network_of_any_architecture_comes_back(
         label = ready.predict(photos()[0].numpy()).label
         assert label == ("cat", "dog", "yak")[int(expected[0][0].argmax())]
     else:
-        found = checkpoints.read_stage2(file, "chinchilla")
+        found = layouts.read_stage2(file, "chinchilla")
         ready = Stage2Model.load_for_species("chinchilla", file, "cpu")
         expected = expected[::-1]  # in the order of the features: colour, gender
         assert found.model.head_sizes == {"color1": 3, "gender": 2}

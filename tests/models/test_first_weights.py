@@ -14,6 +14,7 @@ from petface.errors import SettingsError, UserError
 from petface.models import backbones, checkpoints
 from petface.models.architecture import (
     Architecture,
+    _MultiHeadModel,
     bodies_of,
     build_body,
     build_classifier,
@@ -21,7 +22,6 @@ from petface.models.architecture import (
 )
 from petface.models.checkpoints import CheckpointError
 from petface.models.first_weights import initialise, initialise_body
-from petface.models.multi_head import _MultiHeadModel
 
 SMALL = "mobilenet_v3_small"
 TWO = Architecture(SMALL, bodies=2)

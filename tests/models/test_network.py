@@ -10,9 +10,13 @@ from torch import nn
 
 from petface.data.images import Preprocessing
 from petface.errors import UserError
-from petface.models.architecture import PLAIN, Architecture, build_classifier
+from petface.models.architecture import (
+    PLAIN,
+    Architecture,
+    ChinchillaMultiHeadResNet18,
+    build_classifier,
+)
 from petface.models.backbones import BACKBONES
-from petface.models.multi_head import ChinchillaMultiHeadResNet18
 from petface.models.network import Network, fold_batchnorm, tempered
 
 RULE = Preprocessing(32, "stretch", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))

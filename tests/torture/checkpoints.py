@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from petface.models import checkpoints
+from petface.models import checkpoints, layouts
 from tests import reference_networks as reference
 from tests.sameness import differences
 from tests.torture.fuzz import Fuzzer, damaged, judge_reading
@@ -236,7 +236,7 @@ def crafted_fuzzer(place: Path) -> Fuzzer:
 def read_as_both(path: Path) -> None:
     """Read a checkpoint as stage 1 and as a specialist; the last refusal of the two."""
     last = None
-    for one in (checkpoints.read_stage1, lambda path: checkpoints.read_stage2(path, "cat")):
+    for one in (checkpoints.read_stage1, lambda path: layouts.read_stage2(path, "cat")):
         try:
             one(path)
         except checkpoints.CheckpointError as error:

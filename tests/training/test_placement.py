@@ -15,9 +15,8 @@ from petface import devices, distributed
 from petface.data.images import STATISTICS, Preprocessing
 from petface.data.loading import Batch, Decoded, Samples
 from petface.devices import Precision
-from petface.models.architecture import PLAIN, Architecture, build_classifier
+from petface.models.architecture import PLAIN, Architecture, _MultiHeadModel, build_classifier
 from petface.models.embedding import EmbeddingModel
-from petface.models.multi_head import _MultiHeadModel
 from petface.models.network import Network
 from petface.training import step
 from petface.training.augment import exact

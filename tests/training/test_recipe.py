@@ -8,8 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from petface.data.loading import Batch
-from petface.models.architecture import Architecture, build_classifier
-from petface.models.multi_head import _MultiHeadModel, unfreeze
+from petface.models.architecture import Architecture, _MultiHeadModel, build_classifier, unfreeze
 from petface.training import losses
 from petface.training.recipe import WeightAverage, focal_gammas, heads_loss, make_optimizer
 from petface.training.sampling import class_weights
