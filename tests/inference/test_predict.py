@@ -1,4 +1,4 @@
-"""Which photos bulk prediction finds, and how a row is laid out; end_to_end has the rest."""
+"""Which photos bulk prediction finds; end_to_end has the rest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from petface.errors import UserError
-from petface.inference.predict import COLUMNS, _cells, find_photos
+from petface.inference.predict import find_photos
 
 
 def test_photos_are_found_once_in_the_order_of_names_and_the_rest_is_counted(
@@ -54,21 +54,3 @@ def test_photos_are_found_once_in_the_order_of_names_and_the_rest_is_counted(
     (tmp_path / "dead/1.png").symlink_to("/moved/1.png")
     with pytest.raises(UserError, match="no photo .*are 1 link .*dead/1.png -> /moved/1.png"):
         find_photos([str(tmp_path / "dead")])
-
-
-def test_what_is_not_known_is_an_empty_cell() -> None:
-    entry = {"label": "cat", "topk": [("cat", 0.25)], "sure": True}
-    answer = {
-        "image": "a.png",
-        "status": "ok",
-        "species": entry,
-        "attributes": {"gender": {**entry, "label": "male", "sure": None}},
-    }
-    row = dict(zip(COLUMNS, _cells(answer), strict=True))
-    assert {name: cell for name, cell in row.items() if cell != ""} == {
-        "image": "a.png", "status": "ok", "species_pred": "cat", "species_prob": "0.250000",
-        "species_sure": "1", "gender_pred": "male", "gender_prob": "0.250000",
-    }  # fmt: skip
-    broken = {"image": "b", "status": "unreadable", "message": "m", "species": None}
-    row = dict(zip(COLUMNS, _cells({**broken, "attributes": {}}), strict=True))
-    assert [name for name, cell in row.items() if cell != ""] == ["image", "status", "message"]

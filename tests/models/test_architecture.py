@@ -10,7 +10,6 @@ import torchvision
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
-from petface.errors import UserError
 from petface.models import backbones
 from petface.models.architecture import (
     Architecture,
@@ -242,11 +241,6 @@ def test_nonsense_is_refused_in_one_line(values: Any, words: str) -> None:
     with pytest.raises(ValueError, match=f'"architecture": .*{words}') as caught:
         Architecture.from_stored({"format": 1, "architecture": values})
     assert "\n" not in str(caught.value)
-
-
-def test_too_many_bodies_are_refused() -> None:
-    with pytest.raises(UserError, match="bodies is 99"):  # in settings too
-        Architecture(bodies=99)
 
 
 SIZES = {"breed": 3, "color1": 0, "gender": 2}
