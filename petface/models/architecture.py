@@ -22,7 +22,7 @@ ATTENTIONS: Final = ("none", "se")
 POOLINGS: Final = ("average", "both")
 MAX_HIDDEN: Final = 4096  # both are limits for what an untrusted checkpoint may want to have built
 MAX_BODIES: Final = 8
-_HEAD_PREFIXES: Final = ("fc.", "classifier.", "head.", "heads.")  # of parameters, in both stages
+HEAD_PREFIXES: Final = ("fc.", "classifier.", "head.", "heads.")  # of parameters, in both stages
 _OF_A_BODY: Final = re.compile(r"bodies\.(\d{1,3})\.(.+)")
 
 
@@ -270,7 +270,7 @@ def unfreeze(model: Any, stages: tuple[str, ...]) -> None:
     for name, parameter in model.named_parameters():
         name = name.removeprefix("body.")
         stage = "heads"
-        if not name.startswith(_HEAD_PREFIXES):
+        if not name.startswith(HEAD_PREFIXES):
             stage = stage_of(model.architecture.backbone, name)
         parameter.requires_grad_(stage == "heads" or stage in stages or "all" in stages)
 
