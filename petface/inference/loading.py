@@ -104,7 +104,7 @@ def load_stage(
     """
     file = find_model(path, species)
     content = _read(file, species, annotations_root)
-    for note in getattr(content, "notes", ()):
+    for note in content.notes:
         print(f"{file}: {note}", file=sys.stderr)
     network: Answerer
     if isinstance(content, exported.Exported):

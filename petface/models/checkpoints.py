@@ -87,6 +87,7 @@ class Described:
     preprocessing: Preprocessing
     calibration: dict[str, HeadCalibration]
     data: Data | None = field(default=None, kw_only=True)  # what it learnt from, if it says so
+    notes: tuple[str, ...] = field(default=(), kw_only=True)  # what a user must know of its heads
 
     @property
     def temperatures(self) -> tuple[float, ...]:

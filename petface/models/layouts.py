@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,6 @@ _NAME_KEYS = ("classes", "class_names", "labels", "vocab", "names", "idx_to_clas
 
 
 Labels = Callable[[], Mapping[str, Sequence[str]]]  # head -> the labels of an annotation file
-
-
-@dataclass(frozen=True)
-class Stage2Checkpoint(Checkpoint):
-    """The specialist of a species."""
-
-    species: str
-    notes: tuple[str, ...] = field(default=(), kw_only=True)  # what a user must know of its heads
 
 
 @dataclass(frozen=True)
@@ -157,7 +149,7 @@ def _names(entry: Any) -> tuple[str, ...] | None:
     return tuple(str(name) for _, name in sorted(pairs))
 
 
-def read_stage2(path: str | Path, species: str, labels_of: Labels = dict) -> Stage2Checkpoint:
+def read_stage2(path: str | Path, species: str, labels_of: Labels = dict) -> Checkpoint:
     """Read a specialist of any layout for `species`.
 
     Head names pass through `taxonomy.feature_names` and are filtered to the species' features;
@@ -214,8 +206,8 @@ def read_stage2(path: str | Path, species: str, labels_of: Labels = dict) -> Sta
     checkpoints.fill(path, model, state)
     rule = checkpoints.read_preprocessing(path, content)
     calibration = checkpoints.read_calibration(path, content, names)
-    return Stage2Checkpoint(
-        *(vocabularies, sources, rule, calibration, model, built_as, species),
+    return Checkpoint(
+        *(vocabularies, sources, rule, calibration, model, built_as),
         data=checkpoints.fingerprint_in(path, content),
         notes=tuple(notes),
     )

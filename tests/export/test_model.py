@@ -23,7 +23,7 @@ from petface.export.parity import read_photos
 from petface.inference.onnx_check import OPERATORS
 from petface.models import checkpoints, layouts
 from petface.models.architecture import Architecture, build_classifier
-from petface.models.layouts import Stage2Checkpoint
+from petface.models.checkpoints import Checkpoint
 from petface.models.network import Network
 from tests.made_bundle import dataset_of, made_bundle
 
@@ -36,7 +36,7 @@ def cat(tree) -> Path:
 
 
 @pytest.fixture(scope="module")
-def content(cat) -> Stage2Checkpoint:
+def content(cat) -> Checkpoint:
     return layouts.read_stage2(cat, "cat")
 
 
