@@ -181,6 +181,16 @@ class TwoStageInference:
             answer = refusal(error)
         return {**answer, "image": name}
 
+    def infer_animal(self, photos: Iterable[ImageSource], topk: int = 3) -> dict[str, Any]:
+        """Predict several photos of one animal, each and together; see `answer_animal`."""
+        prepared: list[Photo | ImageError] = []
+        for photo in photos:
+            try:
+                prepared.append(self.prepare(photo))
+            except ImageError as error:
+                prepared.append(error)
+        return self.answer_animal(prepared, topk)
+
     def answer_animal(self, photos: Sequence[Photo | ImageError], topk: int = 3) -> dict[str, Any]:
         """Return `photos`, an answer for each in their order, and `animal`, the fused one.
 

@@ -125,15 +125,15 @@ def test_attributes_are_fused_by_the_specialist_of_the_fused_species(
     specialist = Stage2Model.load_for_species("chinchilla", folder, "cpu")
     rows = [dict(specialist.predict(picture, 4)["color1"].topk) for picture in pictures]
     mean = {name: float(np.mean([row[name] for row in rows])) for name in COLOURS}
-    gone = ImageError("no photo")
-    prepared = [engine.prepare(picture) for picture in pictures]
-    answer = engine.answer_animal([prepared[0], gone, *prepared[1:]], topk=4)
+    broken = b"no photo"
+    answer = engine.infer_animal([pictures[0], broken, *pictures[1:]], topk=4)
     assert dict(answer["animal"]["attributes"]["color1"]["topk"]) == pytest.approx(mean, abs=1e-5)
     assert answer["animal"]["num_photos"] == len(pictures)
     assert [photo["status"] for photo in answer["photos"]].index("unreadable") == 1
     assert without_shares(answer["photos"][2]) == without_shares(engine.infer(pictures[1], 4))
-    nothing = engine.answer_animal([gone, gone])
-    assert nothing == {"animal": None, "photos": [refusal(gone)] * 2}
+    nothing = engine.infer_animal([broken, b""])
+    assert nothing["animal"] is None and len(nothing["photos"]) == 2
+    assert nothing["photos"][0] == engine.infer(broken)
 
 
 def test_a_photo_whose_logits_are_not_finite_gets_no_answer_and_harms_no_other(
