@@ -92,7 +92,7 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
-        if state.get("scaler"):  # of a run in fp16: others have none, and a new one finds its own
+        if state["scaler"]:  # of a run in fp16: others have none, and a new one finds its own
             self.scaler.load_state_dict(state["scaler"])
         self.stopping.load_state_dict(state["early_stopping"])
         self.epoch = EpochState(**state["epoch_state"])
@@ -236,10 +236,6 @@ def train_epoch(
     return True
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
 def _update(
     value: Tensor,
     optimizer: torch.optim.Optimizer,
@@ -253,7 +249,7 @@ def _update(
     they are.
     """
     scaler.unscale_(optimizer)
-    parameters = _parameters(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     good = (norm * 0 + value * 0 == 0).float()  # NaN where one of them is not finite
@@ -282,43 +278,41 @@ class _Losses:
         torch.stack((value, good), out=self.kept[len(self.num_images)])
         self.num_images.append(num_images)
         if len(self.num_images) == len(self.kept):
-            self._read()
-            self._start_copy()
+            self._turn()
         if len(self.kept) == 1:
             self._read()
 
     def settle(self) -> None:
         """Account for all steps so far."""
-        self._read()
-        self._start_copy()
+        self._turn()
         self._read()
 
-    def _start_copy(self) -> None:
+    def _turn(self) -> None:
+        """Read what has arrived, and start to copy what is kept."""
+        self._read()
         self.arriving, self.num_images = self.num_images, []
         if self.copied is not None:
             self.copy.copy_(self.kept, non_blocking=True)
             self.copied.record()
 
     def _read(self) -> None:
-        if self.copied is not None and self.arriving:
+        if not self.arriving:
+            return
+        if self.copied is not None:
             self.copied.synchronize()
-        steps = list(zip(self.arriving, self.copy.tolist(), strict=False)) if self.arriving else []
+        steps, state = zip(self.arriving, self.copy.tolist(), strict=False), self.state
         self.arriving = []
         for num_images, (value, good) in steps:
-            _account(self.state, num_images, value, bool(good))
-
-
-def _account(state: EpochState, num_images: int, value: float, finite: bool) -> None:
-    if finite:
-        state.num_bad_in_a_row = 0
-        state.loss_sum += value * num_images
-        state.num_images += num_images
-        return
-    state.num_skipped_steps += 1
-    state.num_bad_in_a_row += 1
-    if state.num_bad_in_a_row >= MAX_BAD_STEPS:
-        raise UserError(
-            f"loss or gradients were not finite in {MAX_BAD_STEPS} steps in a row, the last in "
-            f"epoch {state.epoch + 1}, step {state.step} (loss {value}); lower LR, or set "
-            'PRECISION = "fp32"; best.pt is whole'
-        )
+            if good:
+                state.num_bad_in_a_row = 0
+                state.loss_sum += value * num_images
+                state.num_images += num_images
+                continue
+            state.num_skipped_steps += 1
+            state.num_bad_in_a_row += 1
+            if state.num_bad_in_a_row >= MAX_BAD_STEPS:
+                raise UserError(
+                    f"loss or gradients were not finite in {MAX_BAD_STEPS} steps in a row, the "
+                    f"last in epoch {state.epoch + 1}, step {state.step} (loss {value}); lower LR, "
+                    'or set PRECISION = "fp32"; best.pt is whole'
+                )

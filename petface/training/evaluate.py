@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,14 +15,12 @@ from tqdm import tqdm
 from petface import distributed, metrics
 from petface.data.loading import Batch, ImageReader, Samples, batches, own_batches
 from petface.errors import MachineError
-from petface.models.network import Network, Outputs, begin_copy
+from petface.models.network import Network, begin_copy
 from petface.progress import progress
 from petface.taxonomy import UNKNOWN
 from petface.training.losses import known_weight
 from petface.training.recipe import Loss
 from petface.training.runs import FailureLog
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +136,9 @@ def evaluate(
     num_batches = -(-len(samples) // job.batch_size)
     if len(own) * distributed.world_size() < num_batches and stop():  # others have one batch more
         return None
-    every = _in_turn(distributed.gather_objects(own))
+    lists = distributed.gather_objects(own)  # of `own_batches`: the first of each, and so on
+    num = len(lists)
+    every = [lists[k % num][k // num] for k in range(sum(map(len, lists)))]
     summed = _sum_up(job, samples, every) if distributed.is_main() else None
     seen, failures = cast(
         tuple[Evaluation, list[tuple[int, str]]], distributed.broadcast_object(summed)
@@ -156,24 +156,16 @@ def _answer_batch(job: Job, batch: Batch, keep_answers: bool) -> _Seen:
     outputs = job.network.logits(batch.images)
     finite = torch.stack([logits.isfinite().all(dim=1) for logits in outputs]).all(dim=0)
     predicted = torch.stack([logits.argmax(dim=1) for logits in outputs]).where(finite, -1)
-    together = torch.cat([predicted.double(), _loss_per_head(job, outputs, batch)], dim=1)
+    # What a loss is divided by comes beside it: a mean over a part does not depend on its batches.
+    one = outputs[0].new_ones((), dtype=torch.float32)
+    sums = job.loss(outputs, replace(batch, totals=dict.fromkeys(job.num_classes, one)))
+    weights = [known_weight(batch.labels[h], job.class_weights.get(h)) for h in job.num_classes]
+    losses = torch.stack([torch.stack(sums), torch.stack(weights)], dim=1)
+    together = torch.cat([predicted.double(), losses.double()], dim=1)
     told = together.cpu().numpy()  # one copy: a GPU is waited for once
     logits = [head.numpy() for head in begin_copy(outputs)()] if keep_answers else []
     classes = told[:, :-2].astype(np.int64)
     return _Seen(batch.positions, classes, told[:, -2:], logits, batch.failures)
-
-
-def _loss_per_head(job: Job, outputs: Outputs, batch: Batch) -> Tensor:
-    """Return the summed loss of each head and what it is divided by, (heads, 2) float64.
-
-    So the mean over a part does not depend on how its known labels fall into batches.
-    """
-    one = outputs[0].new_ones((), dtype=torch.float32)
-    sums = job.loss(outputs, replace(batch, totals=dict.fromkeys(job.num_classes, one)))
-    weights = [
-        known_weight(batch.labels[head], job.class_weights.get(head)) for head in job.num_classes
-    ]
-    return torch.stack([torch.stack(sums), torch.stack(weights)], dim=1).double()
 
 
 def _sum_up(
@@ -209,12 +201,6 @@ def _answers(job: Job, samples: Samples, every: Sequence[_Seen]) -> dict[str, An
 
 def _positions(every: Sequence[_Seen]) -> np.ndarray:
     return np.concatenate([np.empty(0, np.int64), *(seen.positions for seen in every)])
-
-
-def _in_turn(lists: Sequence[Sequence[T]]) -> list[T]:
-    """Undo `own_batches`: the first of each list, then the second of each, and so on."""
-    num = len(lists)
-    return [lists[k % num][k // num] for k in range(sum(map(len, lists)))]
 
 
 def bar_of(title: str, total: int, initial: int = 0) -> tqdm:

@@ -39,14 +39,20 @@ def masked_focal_loss(
     parts' losses then sum to the loss of the whole.
     """
     assert gamma >= 0.0 and 0.0 <= label_smoothing <= 1.0, (gamma, label_smoothing)
+    assert logits.ndim == 2 and targets.shape == logits.shape[:1], (logits.shape, targets.shape)
     if logits.shape[1] == 0:
         return logits.float().sum()
-    known, index, log_p = _known_log_probabilities(logits, targets)
+    known = targets != UNKNOWN
+    index = torch.where(known, targets, 0)  # a class in every row
+    # masked before the softmax: afterwards 0 * NaN in the backward pass would poison the gradient
+    log_p = torch.where(known[:, None], logits.float(), 0.0).log_softmax(dim=1)
     weight = _weight_of_target(class_weights, known, index)
     total = weight.sum() if total is None else total
     loss = -weight * log_p.gather(1, index[:, None])[:, 0]
     if label_smoothing > 0.0:
-        spread = _spread(log_p, class_weights, known, total)
+        every = log_p if class_weights is None else log_p * class_weights.float()
+        # a batch whose known targets all weigh nothing is 0 as a whole: it is divided by 1 below
+        spread = torch.where(known & (total > 0), -every.mean(dim=1), 0.0)
         loss = (1.0 - label_smoothing) * loss + label_smoothing * spread
     if gamma > 0.0:
         # log(1 - p) is summed from the other classes: 1 - exp(log p) loses every digit near p = 1,
@@ -54,7 +60,7 @@ def masked_focal_loss(
         # number stands for -inf, so that the gradient is 0, not NaN, where all others are -inf.
         others = log_p.scatter(1, index[:, None], torch.finfo(torch.float32).min)
         loss = torch.exp(gamma * others.logsumexp(dim=1)) * loss
-    return _divide(loss.sum(), total)
+    return loss.sum() / torch.where(total > 0, total, 1.0)
 
 
 def margin_logits(
@@ -95,30 +101,6 @@ def known_weight(targets: Tensor, class_weights: Tensor | None) -> Tensor:
     return _weight_of_target(class_weights, known, torch.where(known, targets, 0)).sum()
 
 
-def _known_log_probabilities(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return known (B,) bool, a class index valid in every row (B,), log p (B, K) float32."""
-    assert logits.ndim == 2 and targets.shape == logits.shape[:1], (logits.shape, targets.shape)
-    known = targets != UNKNOWN
-    index = torch.where(known, targets, 0)
-    # masked before the softmax: afterwards 0 * NaN in the backward pass would poison the gradient
-    log_p = torch.where(known[:, None], logits.float(), 0.0).log_softmax(dim=1)
-    return known, index, log_p
-
-
 def _weight_of_target(class_weights: Tensor | None, known: Tensor, index: Tensor) -> Tensor:
     """Look up the weight of each row's target, 0 where it is unknown: (B,) float32."""
     return known.float() if class_weights is None else class_weights.float()[index] * known
-
-
-def _spread(log_p: Tensor, class_weights: Tensor | None, known: Tensor, total: Tensor) -> Tensor:
-    """Return each row's mean loss over all classes (B,), 0 where nothing is known.
-
-    A batch whose known targets all weigh nothing is 0 as a whole: `_divide` divides it by 1.
-    """
-    spread = -(log_p if class_weights is None else log_p * class_weights.float()).mean(dim=1)
-    return torch.where(known & (total > 0), spread, 0.0)
-
-
-def _divide(loss: Tensor, total: Tensor) -> Tensor:
-    """Divide the summed loss by the summed weight; 0 / 0 is 0."""
-    return loss / torch.where(total > 0, total, 1.0)

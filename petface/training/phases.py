@@ -8,17 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import torch
+from torch import nn
+
 from petface import distributed
 from petface.data.loading import Samples
 from petface.errors import SettingsError, UserError
 from petface.models import checkpoints
-from petface.models.architecture import unfreeze
+from petface.models.architecture import HEAD_PREFIXES, unfreeze
 from petface.models.backbones import STAGE_NAMES, describe
 from petface.progress import LINE_EVERY_S
 from petface.training.epoch import Progress
 from petface.training.evaluate import Evaluation, Job
 from petface.training.graphs import StepGraphs
-from petface.training.recipe import WeightAverage, make_optimizer
+from petface.training.recipe import WeightAverage
 from petface.training.records import run_entry
 from petface.training.runs import RunFolder
 from petface.training.schedule import EarlyStopping, LrKind, lr_factor, plateau_factor
@@ -82,6 +85,20 @@ def make_phases(
     return [Phase(*row) for row in zip(all_stages, *columns, strict=True)]
 
 
+def make_optimizer(
+    model: nn.Module, lr: float, *, weight_decay: float, body_lr_factor: float = 1.0
+) -> torch.optim.Optimizer:
+    """Build AdamW over the parameters that are trained; those of the body take `body_lr_factor`."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": [p for _, p in named]}]
+    if body_lr_factor != 1:
+        head = [p for name, p in named if name.startswith(HEAD_PREFIXES)]
+        body = [p for name, p in named if not name.startswith(HEAD_PREFIXES)]
+        groups = [{"params": head}, {"params": body, "lr_factor": body_lr_factor}]
+        groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
+
+
 class Training:
     """A network on its way through the phases, and the checkpoints that it leaves in its run.
 
@@ -114,12 +131,8 @@ class Training:
     def _begin(self, best: float | None = None) -> Progress:
         phase, how = self.phases[self.index], self._how
         unfreeze(self._model, phase.stages)
-        optimizer = make_optimizer(
-            self._model,
-            phase.lr,
-            weight_decay=how.weight_decay,
-            body_lr_factor=how.body_lr_factor,
-        )
+        rates = {"weight_decay": how.weight_decay, "body_lr_factor": how.body_lr_factor}
+        optimizer = make_optimizer(self._model, phase.lr, **rates)
         stopping = EarlyStopping(phase.patience, self._mode, best=best)
         average = WeightAverage(self._model, how.ema_decay) if how.ema_decay else None
         network, graphs = self._job.network, None
@@ -197,12 +210,10 @@ class Training:
 
         return rate
 
-    def end_epoch(
-        self, val: Evaluation, accuracies: Mapping[str, float]
-    ) -> tuple[dict[str, Any], bool]:
+    def end_epoch(self, val: Evaluation, accuracies: Mapping[str, float]) -> bool:
         """Write metrics.csv, last.pt and, where it is the best so far, best.pt; print a line.
 
-        Returns the epoch's row of metrics.csv, and whether it is the best.
+        Returns whether it is the best.
         """
         progress, state = self.progress, self.progress.epoch
         row = {
@@ -228,7 +239,7 @@ class Training:
             made = {"figures": row, "run": run_entry(self._model, self._job.network.device, row)}
             self._run.save(self._run.best, {**self._description, "model": weights, **made})
         progress.epoch = state.next_epoch()
-        self._run.write_board(row)
+        self._run.tracking.write(self._run.path, row)
         self.save_last()
         self._run.write_metrics(progress.history)
         self._job.failures.write()
@@ -237,7 +248,7 @@ class Training:
         if not self._run.is_one_of_many or now - self._told_s >= LINE_EVERY_S:
             self._told_s = now
             print(self._line(row, accuracies, is_best))
-        return row, is_best
+        return is_best
 
     def _line(self, row: dict[str, Any], accuracies: Mapping[str, float], is_best: bool) -> str:
         names = [n.removeprefix("val_").removesuffix("_frac").replace("_", " ") for n in accuracies]
@@ -268,12 +279,10 @@ class Training:
         if not self._run.last.exists():
             return None
         last = checkpoints.load(self._run.last)
-        self.index = last.get("phase", 0)
+        self.index = last["phase"]
         self._model.load_state_dict(last["model"])
         self.progress = self._begin()
         self.progress.load_state_dict(last)
-        for row in self.progress.history:  # stage 1 once had no phases
-            row.setdefault("phase", 1)
         self._job.failures.messages.update(last["failures"])
         epoch, many = self.progress.epoch, len(self.phases) > 1
         where = f" (phase {self.index + 1} of {len(self.phases)})" if many else ""

@@ -1,4 +1,4 @@
-"""What trainers build from their constants: optimizer, average of the weights, loss."""
+"""What trainers build from their constants: the average of the weights, the loss."""
 
 from __future__ import annotations
 
@@ -11,25 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from petface.data.loading import Batch
-from petface.models.architecture import HEAD_PREFIXES
 from petface.models.network import Outputs
 from petface.training import losses, sampling
 
 Loss = Callable[[Outputs, Batch], list[Tensor]]  # of each head; their sum is minimised
-
-
-def make_optimizer(
-    model: nn.Module, lr: float, *, weight_decay: float, body_lr_factor: float = 1.0
-) -> torch.optim.Optimizer:
-    """Build AdamW over the parameters that are trained; those of the body take `body_lr_factor`."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": [p for _, p in named]}]
-    if body_lr_factor != 1:
-        head = [p for name, p in named if name.startswith(HEAD_PREFIXES)]
-        body = [p for name, p in named if not name.startswith(HEAD_PREFIXES)]
-        groups = [{"params": head}, {"params": body, "lr_factor": body_lr_factor}]
-        groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 class WeightAverage:

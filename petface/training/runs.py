@@ -74,11 +74,6 @@ class RunFolder:
             rows = [[row.get(key, "") for key in history[0]] for row in history]
             files.write_csv(self.path / "metrics.csv", list(history[0]), rows)
 
-    def write_board(self, row: Mapping[str, Any]) -> None:
-        """Add an epoch's row of metrics.csv to the trackers of the run."""
-        if distributed.is_main():
-            self.tracking.write(self.path, row)
-
     def write_conflicts(self, annotations: Iterable[SpeciesAnnotations]) -> None:
         """Write `label_conflicts.csv`: rows of one animal that contradict each other."""
         if distributed.is_main():
@@ -92,7 +87,8 @@ class RunFolder:
         summary = {**summary, **self.doubts()}
         known = {k: None if isinstance(v, float) and v != v else v for k, v in summary.items()}
         files.write_json(self.path / "final.json", {**known, **details})
-        print("" if self.is_one_of_many else f"{summary_block(summary)}\n", end="")
+        for key, value in () if self.is_one_of_many else summary.items():
+            print(f"{key}: {value:.4f}" if isinstance(value, float) else f"{key}: {value}")
         print(report_line(self.path))
 
     def doubts(self) -> dict[str, str]:
@@ -303,23 +299,12 @@ class FailureLog:
 
     def rows(self) -> list[tuple[str, str]]:
         """(species, message) per image, in catalog order."""
-        species = self._catalog.classes
-        return [
-            (species[self._catalog.class_index[index]], message)
-            for index, message in sorted(self.messages.items())
-        ]
+        species, of = self._catalog.classes, self._catalog.class_index
+        return [(species[of[place]], text) for place, text in sorted(self.messages.items())]
 
     def per_species(self) -> dict[str, int]:
         """Number of unusable images per species, only those above 0."""
         return dict(Counter(species for species, _ in self.rows()))
-
-
-def summary_block(values: Mapping[str, Any]) -> str:
-    """Format the greppable `key: value` lines that a run prints last."""
-    return "\n".join(
-        f"{key}: {value:.4f}" if isinstance(value, float) else f"{key}: {value}"
-        for key, value in values.items()
-    )
 
 
 class StopRequest:

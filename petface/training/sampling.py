@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,6 @@ from petface.errors import UserError
 from petface.files import write_csv
 
 TailMode = Literal["none", "head_exclusion", "quantile", "absolute", "cumulative"]
-TAIL_MODES: Final = get_args(TailMode)
 ClassHistory = list[tuple[int, list[float], list[float]]]  # per epoch: number, recalls, weights
 _DIFFICULTY_EPSILON = 0.01  # one point of recall; used where the median difficulty is 0
 _DRAW_STREAM, _SHUFFLE_STREAM, _GROUP_STREAM = range(3)  # one seed gives unrelated orders
@@ -70,7 +69,7 @@ def write_class_history(path: Path, names: Sequence[str], history: ClassHistory)
 def tail_classes(
     counts: npt.ArrayLike,
     class_names: Sequence[str],
-    mode: str,
+    mode: TailMode,
     *,
     head_classes: Sequence[str] = ("cat", "dog"),
     head_exclusion_max: int,
@@ -88,10 +87,8 @@ def tail_classes(
     - "cumulative": the smallest classes that together hold at most the share `tail_share` of all
       images (of equally small ones the first in class order).
 
-    A class without images is never marked. Another mode raises `UserError`.
+    A class without images is never marked.
     """
-    if mode not in TAIL_MODES:
-        raise UserError(f"unknown tail mode {mode!r}: choose from {', '.join(TAIL_MODES)}")
     count = np.asarray(counts, dtype=np.int64)
     assert count.shape == (len(class_names),), (count.shape, len(class_names))
     present = count > 0
@@ -192,29 +189,22 @@ def class_weights(
     return np.where(count > 0, np.clip(ratio**alpha, *clip), 0.0)
 
 
-def balanced_weights(
-    labels: np.ndarray, alpha: float, clip: tuple[float, float]
-) -> npt.NDArray[np.float64]:
-    """Return the `class_weights` of a sample: float64 (K + 1,) from labels (N,), -1 unknown.
-
-    The last weight is for the samples with an unknown label: they come as often as in a shuffle.
-    """
-    counts = np.bincount(labels[labels >= 0])
-    weights = class_weights(counts, alpha, clip)
-    return np.append(weights, (weights * counts).sum() / counts.sum())
-
-
 def head_weights(
     samples: Samples, head: str | None, alpha: float, clip: tuple[float, float]
-) -> tuple[np.ndarray, npt.NDArray[np.int64]]:
-    """Return the `balanced_weights` of a head, and each sample's place in them; one class of all
-    without a head or a known label of it.
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Return the `class_weights` of a head, float64 (K + 1,), and each sample's place in them.
+
+    The last is for samples of unknown label: they come as often as in a shuffle. Without a head, or
+    a known label of it, all samples are one class.
     """
     labels = np.full(len(samples), -1) if head is None else samples.labels[head]
-    if not (labels >= 0).any():
+    is_known = labels >= 0
+    if not is_known.any():
         return np.ones(1), np.zeros(len(samples), np.int64)
-    weights = balanced_weights(labels, alpha, clip)
-    return weights, np.where(labels >= 0, labels, len(weights) - 1)
+    counts = np.bincount(labels[is_known])
+    weights = class_weights(counts, alpha, clip)
+    weights = np.append(weights, (weights * counts).sum() / counts.sum())
+    return weights, np.where(is_known, labels, len(counts))
 
 
 def shown_counts(

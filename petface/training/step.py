@@ -304,7 +304,8 @@ def _in_parts(
     batches, one = [batch], constant((1.0,), job.network.device)
     scale, shares = scaler.scale(one), one
     if mixed is not None:
-        batches.append(replace(batch, labels=mixed.partner_labels(batch.labels)))
+        partners = {head: label[mixed.partner] for head, label in batch.labels.items()}
+        batches.append(replace(batch, labels=partners))
         shares = to_device(torch.tensor([mixed.share, 1 - mixed.share]), one.device)
     values = []
     num = min(num, max(1, len(x) // 2))  # a small last batch: two images at least in each part
@@ -316,17 +317,15 @@ def _in_parts(
             is_one, is_whole = end - begin == 1, num == 1
             with (_one_image if is_one else _counted_together)(job.network.model):
                 outputs = job.network.forward(x if is_whole else x[begin:end])
-            own = batches if is_whole else [_rows(each, begin, end) for each in batches]
+            own = batches
+            if not is_whole:
+                labels = [{h: v[begin:end] for h, v in each.labels.items()} for each in batches]
+                own = [replace(batch, labels=part) for part in labels]
             found = tuple(output.detach() for output in outputs)
             gradients, value = _differentiate(job.loss, found, own, shares, scale)
             torch.autograd.backward(outputs, gradients)
             values.append(value)
     return sum(values[1:], values[0]) if values else one[0] * 0
-
-
-def _rows(batch: Batch, begin: int, end: int) -> Batch:
-    labels = {head: label[begin:end] for head, label in batch.labels.items()}
-    return replace(batch, labels=labels)
 
 
 @Compiled

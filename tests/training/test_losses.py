@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from petface.training.losses import (
-    known_weight,
     logit_adjustment,
     margin_logits,
     masked_focal_loss,
@@ -40,27 +39,12 @@ def random_case(seed: int, is_weighted: bool = True):
 
 
 @weighted
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
-def test_cross_entropy_and_its_gradient_equal_torch(weighted: bool, smoothing: float) -> None:
-    logits, targets, weights = random_case(0, weighted)
-    ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
-    loss = masked_focal_loss(ours, targets, 0.0, weights, smoothing)
-    expected = F.cross_entropy(
-        theirs, targets, weight=weights, ignore_index=-1, label_smoothing=smoothing
-    )
-    loss.backward()
-    expected.backward()
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(ours.grad, theirs.grad)
-
-
-@weighted
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.5, 5.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.5, 5.0])
 def test_focal_loss_and_its_gradient_equal_the_textbook_formula_in_float64(
     gamma: float, smoothing: float, weighted: bool
 ) -> None:
-    """With smoothing: the smoothed cross-entropy of each row times its factor."""
+    """Each row's cross-entropy by torch, times its factor; 1 where gamma is 0."""
     logits, targets, weights = random_case(3, weighted)
     known = targets >= 0
     ours, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_()
@@ -158,17 +142,6 @@ def test_half_precision_is_computed_in_float32_and_no_value_is_read_from_python(
     # tensors on "meta" have no values: any .item() or `if tensor` raises
     logits, targets, weights = (t.to("meta") for t in (logits, targets, weights))
     assert masked_focal_loss(logits, targets, class_weights=weights, **options).shape == ()
-
-
-def test_the_weight_of_a_head_of_one_class_counts_its_known_rows() -> None:
-    targets = torch.tensor([-1, 0, 0, -1])
-    assert known_weight(targets, torch.tensor([0.5])) == 1.0
-    assert known_weight(targets, None) == 2.0
-
-
-def test_targets_below_minus_one_are_refused() -> None:
-    with pytest.raises((IndexError, RuntimeError)):
-        masked_focal_loss(torch.zeros(1, 3), torch.tensor([-2]), 0.0)
 
 
 @pytest.mark.parametrize("kind", ["arcface", "cosface"])

@@ -25,7 +25,8 @@ from petface.training.augment.regimes import draw_parameters, regimes_of
 from petface.training.epoch import NO_MIXING, Progress, train_epoch
 from petface.training.evaluate import Job, evaluate
 from petface.training.graphs import StepGraphs
-from petface.training.recipe import WeightAverage, heads_loss, make_optimizer, margin_loss
+from petface.training.phases import make_optimizer
+from petface.training.recipe import WeightAverage, heads_loss, margin_loss
 from petface.training.schedule import EarlyStopping
 from tests import pretended_gpu as pretended
 from tests.pretended_gpu import pretended_gpu

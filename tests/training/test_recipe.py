@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from petface.data.loading import Batch
 from petface.models.architecture import Architecture, _MultiHeadModel, build_classifier, unfreeze
 from petface.training import losses
-from petface.training.recipe import WeightAverage, focal_gammas, heads_loss, make_optimizer
+from petface.training.phases import make_optimizer
+from petface.training.recipe import WeightAverage, focal_gammas, heads_loss
 from petface.training.sampling import class_weights
 
 CPU = torch.device("cpu")

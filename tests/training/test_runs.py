@@ -15,7 +15,6 @@ import torch
 from petface.data.sources.petface import scan
 from petface.errors import UserError
 from petface.models import checkpoints
-from petface.training import records, runs
 from petface.training.records import Tracking
 from petface.training.runs import FailureLog, RunFolder, StopRequest, open_run, run_path
 from tests import scripts
@@ -88,12 +87,13 @@ def test_the_hold_ends_with_its_process_although_a_worker_of_it_lives_on(folder)
         os.waitpid(worker, 0)
 
 
-def test_a_finished_run_is_refused_and_replaced_by_force_alone(folder):
+def test_a_finished_run_is_refused_and_replaced_by_force_alone(folder, capsys):
     with open_run(folder, SETTINGS) as run:
         torch.save({}, run.best)
-        run.finish({"accuracy": math.nan, "num": 3, "name": "nan"}, {"details": [1]})
+        run.finish({"accuracy": math.nan, "num": 3, "auc": 0.12345}, {"details": [1]})
+    assert capsys.readouterr().out.startswith("accuracy: nan\nnum: 3\nauc: 0.1235\n")
     final = json.loads((folder / "final.json").read_text(), parse_constant=pytest.fail)
-    assert final == {"accuracy": None, "num": 3, "name": "nan", "details": [1]}
+    assert final == {"accuracy": None, "num": 3, "auc": 0.12345, "details": [1]}
     before = {path: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
     refused("holds a finished run; choose another RUN_NAME, or --force", folder, OTHER)
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -132,16 +132,6 @@ def test_a_folder_that_cannot_be_made_is_a_message(tmp_path):
     refused("cannot write .*bytes free", tmp_path / "file" / "run")
 
 
-def test_metrics_have_a_row_per_epoch(tmp_path):
-    run = RunFolder(tmp_path)
-    run.write_metrics([])
-    assert not (tmp_path / "metrics.csv").exists()
-    run.write_metrics([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": math.nan}])
-    table = pandas.read_csv(tmp_path / "metrics.csv")
-    assert list(table.columns) == ["epoch", "loss"] and table["epoch"].tolist() == [1, 2]
-    assert table["loss"].isna().tolist() == [False, True]
-
-
 @pytest.mark.parametrize(
     ("package", "wish"),
     [("torch.utils.tensorboard", Tracking(True)), ("wandb", Tracking(wandb_project="pets"))],
@@ -156,9 +146,9 @@ def test_the_board_holds_the_numbers_of_a_row_where_one_is_wished_for(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for wished in (False, True):
-        run = RunFolder(tmp_path, tracking=Tracking(wished))
         for epoch in (1, 2):
-            run.write_board({"epoch": epoch, "loss": epoch / 2, "note": "text"})
+            row = {"epoch": epoch, "loss": epoch / 2, "note": "text"}
+            Tracking(wished).write(tmp_path, row)
         assert (tmp_path / "tensorboard").exists() == wished
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert found.Tags()["scalars"] == ["loss"]
@@ -170,20 +160,11 @@ def test_weights_and_biases_gets_the_same_numbers_in_one_run(tmp_path, monkeypat
     fake = SimpleNamespace(log=lambda figures, step: logged.append((step, figures)))
     module = SimpleNamespace(init=lambda **options: begun.append(options) or fake)
     monkeypatch.setitem(sys.modules, "wandb", module)
-    run = RunFolder(tmp_path, tracking=Tracking(wandb_project="pets"))
     for epoch in (1, 2):
-        run.write_board({"epoch": epoch, "loss": epoch / 2, "note": "text"})
+        row = {"epoch": epoch, "loss": epoch / 2, "note": "text"}
+        Tracking(wandb_project="pets").write(tmp_path, row)
     assert logged == [(1, {"loss": 0.5}), (2, {"loss": 1.0})]
     assert len(begun) == 1 and begun[0]["project"] == "pets" and begun[0]["dir"] == tmp_path
-
-
-def test_weights_and_biases_offline_leaves_its_files_without_a_network(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    run = RunFolder(tmp_path, tracking=Tracking(wandb_project="pets"))
-    run.write_board({"epoch": 1, "loss": 0.5})
-    records._wandb_run("pets", tmp_path).finish()
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
 def test_failures_are_counted_once_each_and_too_many_stop_the_run(tree, tmp_path):
@@ -210,11 +191,6 @@ def test_one_broken_photo_of_81_does_not_end_a_training(tmp_path, tree, max_bad_
     log.add([(place, "cut") for place in range(allowed)])
     with pytest.raises(UserError, match=rf"MAX_BAD_FRACTION allows \({allowed}\)"):
         log.add([(9, "cut")])
-
-
-def test_the_summary_is_greppable():
-    text = runs.summary_block({"accuracy": 0.123456, "epochs": 7, "checkpoint": "x: y/best.pt"})
-    assert text == "accuracy: 0.1235\nepochs: 7\ncheckpoint: x: y/best.pt"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

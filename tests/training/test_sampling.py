@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from petface.data.loading import Samples
 from petface.data.splits import SPLITS
 from petface.errors import UserError
 from petface.training.sampling import (
     ClassWeightedSampler,
     animal_groups,
-    balanced_weights,
     base_weights,
     class_weights,
     difficulty_weights,
+    head_weights,
     samples_by_split,
     shuffled,
     tail_classes,
@@ -59,10 +60,8 @@ def test_tail_modes_by_hand(mode: str, value: dict, marked: list[str]) -> None:
     assert tail([0] * 5, mode, 100, 1.0, 1.0) == []
 
 
-def test_a_share_is_not_lost_to_rounding_and_an_unknown_mode_names_the_choices() -> None:
+def test_a_share_is_not_lost_to_rounding() -> None:
     assert tail([71, 29, 0, 0, 0], "cumulative", share=0.29) == ["chimp"]  # 0.29 * 100 < 29
-    with pytest.raises(UserError, match="'tail'.*none, .*, absolute, cumulative"):
-        tail([0] * 5, "tail")
 
 
 def test_a_split_is_cut_out_with_its_labels_or_refused_where_it_is_too_small() -> None:
@@ -245,13 +244,17 @@ def test_tail_samples_are_those_of_the_small_training_classes():
     assert not tail_samples(np.full(5, -1), np.ones(5, bool), 0.5).any()
 
 
-def test_balanced_weights_show_classes_equally_and_unknown_ones_as_in_a_shuffle():
+def test_a_heads_weights_show_classes_equally_and_unknown_ones_as_in_a_shuffle():
     labels = np.array([0] * 8 + [1] * 2 + [-1] * 10)
-    clip = (0.2, 8.0)
-    share = balanced_weights(labels, 1.0, clip) * np.array([8, 2, 10])
-    assert np.allclose(share / share.sum(), [0.25, 0.25, 0.5])
-    share = balanced_weights(labels, 0.0, clip) * np.array([8, 2, 10])
-    assert np.allclose(share / share.sum(), [0.4, 0.1, 0.5])
+    samples = Samples(np.arange(20), {"breed": labels}, labels == 1)
+    for alpha, wanted in ((1.0, [0.25, 0.25, 0.5]), (0.0, [0.4, 0.1, 0.5])):
+        weights, places = head_weights(samples, "breed", alpha, (0.2, 8.0))
+        share = weights * np.bincount(places)
+        assert np.allclose(share / share.sum(), wanted) and (places == labels % 3).all()
+    unknown = Samples(np.arange(20), {"breed": np.full(20, -1)}, labels == 1)
+    for head, without in ((None, samples), ("breed", unknown)):
+        weights, places = head_weights(without, head, 1.0, (0.2, 8.0))
+        assert weights.tolist() == [1.0] and places.tolist() == [0] * 20
 
 
 def test_class_weights_by_hand_and_their_clip():

@@ -7,7 +7,7 @@ itself, holds for the whole batch. A loss of the mixed images is share * loss(ow
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -31,10 +31,18 @@ class Mixing:
     adapts: bool = False  # `after` changes the probability, up to what it is here
 
     def after(self, val_losses: Sequence[float]) -> Mixing:
-        """Return how the next epoch is mixed after epochs with these validation losses."""
+        """Return how the next epoch is mixed: the more the network overfits, the more often.
+
+        The probability begins at half of what it is here and goes up by a fifth of it after an
+        epoch whose validation loss was not the lowest so far, down by a tenth after one whose was.
+        """
         if not self.adapts:
             return self
-        return replace(self, probability=adapted_probability(val_losses, self.probability))
+        steps, lowest = 5, float("inf")  # in tenths
+        for loss in val_losses:
+            steps = max(steps - 1, 0) if loss < lowest else min(steps + 2, 10)
+            lowest = min(lowest, loss) if loss == loss else lowest
+        return replace(self, probability=self.probability * steps / 10)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +52,6 @@ class Mixed:
     images: Tensor
     partner: Tensor
     share: float
-
-    def partner_labels(self, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the labels (B,) of the partners, for every head."""
-        return {head: label[self.partner] for head, label in labels.items()}
 
 
 def draw_mix(
@@ -61,7 +65,8 @@ def draw_mix(
     if mixing.kind == "none" or mixing.probability == 0:
         return None
     lot, coin = torch.rand(2, generator=generator).tolist()
-    share = _draw_share(mixing.alpha, generator)
+    seed = int(torch.randint(1 << 62, (), generator=generator))  # torch's Beta takes no generator
+    share = float(np.random.default_rng(seed).beta(mixing.alpha, mixing.alpha))
     centre = torch.rand(2, generator=generator).tolist()
     if lot >= mixing.probability:
         return None
@@ -95,22 +100,3 @@ def cutmix(
     mixed = images.clone()
     mixed[:, :, inside[0], inside[1]] = images[partner, :, inside[0], inside[1]]
     return Mixed(mixed, partner, 1 - area)
-
-
-def adapted_probability(val_losses: Sequence[float], most: float) -> float:
-    """Return the probability of mixing: the more the network overfits, the higher.
-
-    It begins at half of `most` and goes up by a fifth of it after an epoch whose loss was not the
-    lowest so far, down by a tenth after one whose loss was; 0 and `most` are its bounds.
-    """
-    steps, lowest = 5, float("inf")  # in tenths of `most`
-    for loss in val_losses:
-        steps = max(steps - 1, 0) if loss < lowest else min(steps + 2, 10)
-        lowest = min(lowest, loss) if loss == loss else lowest
-    return most * steps / 10
-
-
-def _draw_share(alpha: float, generator: torch.Generator) -> float:
-    """Draw from Beta(alpha, alpha). torch's takes no generator: numpy's is seeded by it."""
-    seed = int(torch.randint(1 << 62, (), generator=generator))
-    return float(np.random.default_rng(seed).beta(alpha, alpha))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from petface.training.augment.mixing import Mixing, adapted_probability, cutmix, draw_mix, mixup
+from petface.training.augment.mixing import Mixing, cutmix, draw_mix, mixup
 
 IMAGES = torch.rand((40, 3, 11, 14), generator=torch.Generator().manual_seed(1))
 PARTNER = torch.randperm(40, generator=torch.Generator().manual_seed(2))
@@ -43,12 +43,6 @@ def test_cutmix_replaces_one_rectangle_and_counts_its_pixels(centre, wanted):
             if max(away) < -0.5 or max(away) > 0.5:  # not at the rounded border
                 assert is_own == (max(away) > 0)
     assert mixed.share == pytest.approx(kept / (11 * 14), abs=1e-6)
-
-
-def test_partners_bring_their_labels_for_every_head():
-    labels = {"one": torch.arange(40), "two": -torch.ones(40, dtype=torch.int64)}
-    found = mixup(IMAGES, PARTNER, 0.5).partner_labels(labels)
-    assert torch.equal(found["one"], PARTNER) and torch.equal(found["two"], labels["two"])
 
 
 def test_shares_follow_the_beta_distribution():
@@ -96,10 +90,18 @@ def test_processes_with_other_numbers_of_images_draw_the_same_way(kind):
         assert one is None or other is None or one.share == other.share
 
 
-def test_more_is_mixed_while_the_validation_loss_rises_and_less_while_it_falls():
-    assert adapted_probability([], 0.8) == pytest.approx(0.4)
-    assert adapted_probability([3.0, 2.0], 0.8) == pytest.approx(0.24)
-    assert adapted_probability([3.0, 2.0, 2.0], 0.8) == pytest.approx(0.4)  # not lower: more
-    assert adapted_probability([2.0, 3.0, 4.0, 5.0, 6.0], 0.8) == pytest.approx(0.8)
-    assert adapted_probability([9.0 - k for k in range(9)], 0.8) == 0.0
-    assert adapted_probability([2.0, float("nan"), 1.0], 1.0) == pytest.approx(0.5)
+@pytest.mark.parametrize(
+    ("losses", "share"),
+    [
+        ([], 0.5),
+        ([3.0, 2.0], 0.3),
+        ([3.0, 2.0, 2.0], 0.5),  # not lower: more
+        ([2.0, 3.0, 4.0, 5.0, 6.0], 1.0),
+        ([9.0 - k for k in range(9)], 0.0),
+        ([2.0, float("nan"), 1.0], 0.5),
+    ],
+)
+def test_more_is_mixed_while_the_validation_loss_rises_and_less_while_it_falls(losses, share):
+    after = Mixing("both", 0.8, adapts=True).after(losses)
+    assert after.probability == pytest.approx(0.8 * share) and after.kind == "both"
+    assert Mixing("both", 0.8).after(losses) == Mixing("both", 0.8)
