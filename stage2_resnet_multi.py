@@ -173,11 +173,10 @@ def main() -> int:
     print("\n".join(dataset.notes))
     if audit := optional_room("analysis.audit"):
         print(audit.quick_audit_line(dataset, s.ANNOTATIONS_ROOT, s.IMAGE_SIZE_PX, s.COLUMNS))
-    force, extend = (name in s.switches for name in ("force", "extend"))
     chosen, notes = choose_species(dataset, s.SPECIES, s.ANNOTATIONS_ROOT)
     print("\n".join(notes), end="\n" * bool(notes))
     folders = [runs.run_path(s.RUNS_ROOT, f"{s.RUN_NAME}/{species}") for species in chosen]
-    if force:
+    if "force" in s.switches:
         runs.replace_finished(folders)
     mine = chosen
     if s.SPREAD:
@@ -187,7 +186,8 @@ def main() -> int:
     with runs.StopRequest() as stop:
         for number, species in enumerate(mine, start=1):
             folder = folders[chosen.index(species)]
-            if len(chosen) > 1 and (folder / "final.json").exists() and not extend:
+            is_finished = (folder / "final.json").exists()
+            if len(chosen) > 1 and is_finished and "extend" not in s.switches:
                 late = runs.late_report(folder)
                 print(f"{species}: finished before, left alone ({folder}){late}")
                 continue
@@ -202,8 +202,7 @@ def main() -> int:
                 describe=partial(describe_learnt, *learnt),
                 global_batch_size=s.BATCH_SIZE * distributed.world_size(),
                 tracking=Tracking(s.TENSORBOARD, s.WANDB),
-                force=force,
-                extend=extend,
+                switches=s.switches,
                 prefix=f"{species}_",
             ) as run:
                 run.write_conflicts([dataset.annotations[species]])

@@ -141,8 +141,7 @@ def main() -> int:
             describe=lambda: describe_learnt(dataset, s.WEIGHTS, s.PRETRAINED),
             global_batch_size=s.BATCH_SIZE * distributed.world_size(),
             tracking=Tracking(s.TENSORBOARD, s.WANDB),
-            force="force" in s.switches,
-            extend="extend" in s.switches,
+            switches=s.switches,
         ) as run,
         runs.StopRequest() as stop,
     ):

@@ -42,19 +42,12 @@ class RunFolder:
 
     is_one_of_many = False  # as of stage 2: prints little, a table at the end has the metrics
     later = 0.0  # how many times its work the others of them may be that follow
+    tracking = NO_TRACKING  # the first process's alone
+    global_batch_size = 0  # images of a step over all processes
+    data: Data | None = None
 
-    def __init__(
-        self,
-        path: Path,
-        prefix: str = "",
-        *,
-        global_batch_size: int = 0,
-        tracking: Tracking = NO_TRACKING,
-        data: Data | None = None,
-    ) -> None:
-        self.path, self.data = path, data
-        self.global_batch_size = global_batch_size  # images of a step over all processes
-        self.tracking = tracking
+    def __init__(self, path: Path, prefix: str = "") -> None:
+        self.path = path
         self.last = path / f"{prefix}last.pt"
         self.best = path / f"{prefix}best.pt"
 
@@ -119,8 +112,7 @@ def open_run(
     describe: Callable[[], Data] | None = None,
     global_batch_size: int = 0,
     tracking: Tracking = NO_TRACKING,
-    force: bool = False,
-    extend: bool = False,
+    switches: Collection[str] = (),
     prefix: str = "",
 ) -> Iterator[RunFolder]:
     """Hold a run folder: create it, or resume an unfinished run of equal settings and data.
@@ -132,11 +124,14 @@ def open_run(
     processes the first one holds the folder for all.
 
     Raises `UserError`, before anything is written, where another process holds it, and for a
-    finished run (unless `extend` goes on from it) or other settings or data (`force` deletes both).
+    finished run or other settings or data, unless `switches` hold "extend", which goes on from a
+    finished one, or "force", which deletes both.
     """
+    run = RunFolder(path, prefix)
+    run.global_batch_size = global_batch_size
     if not distributed.is_main():
         distributed.barrier()
-        yield RunFolder(path, prefix, global_batch_size=global_batch_size)
+        yield run
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -144,19 +139,19 @@ def open_run(
     except OSError as error:
         raise files.write_error(path / "run.lock", error) from error
     tracking.check()
-    run = RunFolder(path, prefix, global_batch_size=global_batch_size, tracking=tracking)
+    run.tracking = tracking
     with lock:
         _hold(lock, path)
-        refuse_finished(path, ["force"] * force + ["extend"] * extend)
+        refuse_finished(path, switches)
         is_finished = (path / "final.json").exists()
         run.data = describe() if describe else None
-        if force and is_finished:
+        if "force" in switches and is_finished:
             _clear(path)
         elif is_finished or run.last.exists():
             try:
                 _refuse_another(run, settings, may_change, limits)
             except UserError:
-                if not force:
+                if "force" not in switches:
                     raise
                 _clear(path)
         (path / "final.json").unlink(missing_ok=True)

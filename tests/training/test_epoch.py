@@ -99,10 +99,8 @@ def test_a_mixed_batch_answers_for_both_labels_and_clipped_gradients_have_their_
 def test_a_parameter_group_takes_the_rate_times_its_factor(job, samples):
     one, two = job.network.model.one, job.network.model.two
     groups = [{"params": one.parameters()}, {"params": two.parameters(), "lr_factor": 0.0}]
-    before, progress = (
-        state_of(job),
-        progress_of(job, torch.optim.AdamW(groups, lr=0.01, fused=True)),
-    )
+    before, optimizer = state_of(job), torch.optim.AdamW(groups, lr=0.01, fused=True)
+    progress = progress_of(job, optimizer)
     train(job, progress, samples, ALL[:8], NONE, rate=0.1)
     after = state_of(job)
     assert torch.equal(before["two.weight"], after["two.weight"])
@@ -197,10 +195,8 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(job, samples):
 
 def test_an_infinite_gradient_is_noticed_too():
     x = nn.Parameter(torch.zeros(2))
-    optimizer, scaler = (
-        torch.optim.SGD([x], lr=1.0, fused=True),
-        torch.amp.GradScaler("cpu", enabled=False),
-    )
+    optimizer = torch.optim.SGD([x], lr=1.0, fused=True)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
     for root, finite, wanted in ((x.sqrt(), False, 0.0), (x + 1, True, -1.0)):
         loss = root.sum()  # that of the root is 0, its gradient infinite
         loss.backward()

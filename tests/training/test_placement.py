@@ -230,7 +230,7 @@ def test_the_compiler_takes_augmentation_and_losses_at_every_size_of_a_batch():
         pixels = torch.from_numpy(Pixels().read(np.arange(num)).arrays[0].numpy())
         images, is_tail = pixels.permute(0, 3, 1, 2), torch.arange(num) % 2 == 0
         p = draw_parameters(is_tail, *regimes_of("strong", "crop", 0.5), torch.Generator())
-        found = augmented(images, exact.make_table(p, SIZE, SIZE), network.prepare, True)
+        found = augmented(images, exact.Table.of(p, SIZE, SIZE, cpu).rows, network.prepare, True)
         wanted = exact.augment(images, p, network.prepare)
         torch.testing.assert_close(found, wanted, atol=2e-4 / 0.22, rtol=0)
         labels = {head: torch.arange(num) % (k + 1) - 1 for head, k in HEADS.items()}

@@ -59,34 +59,6 @@ def test_a_new_run_explains_itself(folder):
     assert all(f"\n{name}==" in required for name in facts["packages"])
 
 
-def test_a_held_folder_is_refused_by_who_holds_it_and_free_afterwards(folder):
-    with open_run(folder, SETTINGS):
-        refused(f"is in use by process {os.getpid()} on ", folder)
-        refused("is in use by", folder, force=True)  # would delete what the other one writes
-    with open_run(folder, SETTINGS):
-        pass
-
-
-def test_the_hold_ends_with_its_process_although_a_worker_of_it_lives_on(folder):
-    """A killed run leaves its loader workers behind for some seconds; they must not hold on."""
-    (here, there), (ready, tell) = os.pipe(), os.pipe()
-    with open_run(folder, SETTINGS):
-        worker = os.fork()
-        if worker == 0:
-            os.close(there)
-            os.write(tell, b"!")
-            os.read(here, 1)  # lives until the test closes its end
-            os._exit(0)
-        os.read(ready, 1)
-    try:
-        with open_run(folder, SETTINGS):
-            pass
-    finally:
-        for descriptor in (here, there, ready, tell):
-            os.close(descriptor)
-        os.waitpid(worker, 0)
-
-
 def test_a_finished_run_is_refused_and_replaced_by_force_alone(folder, capsys):
     with open_run(folder, SETTINGS) as run:
         torch.save({}, run.best)
@@ -98,7 +70,7 @@ def test_a_finished_run_is_refused_and_replaced_by_force_alone(folder, capsys):
     refused("holds a finished run; choose another RUN_NAME, or --force", folder, OTHER)
     assert all(path.read_bytes() == content for path, content in before.items())
     (folder / "notes.md").write_text("mine")
-    with open_run(folder, OTHER, force=True):
+    with open_run(folder, OTHER, switches=("force",)):
         assert not (folder / "best.pt").exists() and not (folder / "final.json").exists()
     assert (folder / "notes.md").read_text() == "mine"
 
@@ -111,7 +83,7 @@ def test_an_unfinished_run_resumes_with_its_own_settings_and_images_a_step(unfin
     may_change = ("SPECIES", "NUM_WORKERS")
     with open_run(unfinished, changed, may_change=may_change, global_batch_size=64) as run:
         assert run.last.exists()
-    with open_run(unfinished, OTHER, force=True) as run:
+    with open_run(unfinished, OTHER, switches=("force",)) as run:
         assert not run.last.exists()
     with open_run(unfinished, SETTINGS):  # nothing was saved yet
         assert (unfinished / "settings.toml").read_text() == SETTINGS
@@ -123,7 +95,7 @@ def test_an_unfinished_run_without_its_settings_is_not_guessed_at(unfinished, co
     if content is not None:
         (unfinished / "settings.toml").write_bytes(content)
     refused("last.pt but no settings.toml", unfinished)
-    with open_run(unfinished, SETTINGS, force=True) as run:
+    with open_run(unfinished, SETTINGS, switches=("force",)) as run:
         assert not run.last.exists()
 
 

@@ -96,10 +96,8 @@ def test_absent_classes_weigh_nothing_and_those_without_recall_what_they_weighed
     nothing_known = difficulty_weights([2, 3, 4], [math.nan] * 3, 99, perf_alpha=1.0, cap=99.0)
     np.testing.assert_allclose(nothing_known, [2.0, 3.0, 4.0])
     recall = [math.nan, 0.5, 0.5, math.nan, 0.5]
-    assert difficulty_weights(base, recall, 99, perf_alpha=1.0, cap=10.0)[[0, 3]].tolist() == [
-        0.0,
-        0.0,
-    ]
+    found = difficulty_weights(base, recall, 99, perf_alpha=1.0, cap=10.0)
+    assert found[[0, 3]].tolist() == [0.0, 0.0]
     assert base_weights([0, 0], alpha=1.0, cap=2.0).tolist() == [0.0, 0.0]
     assert base_weights([], alpha=1.0, cap=2.0).shape == (0,)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
@@ -24,11 +23,6 @@ def test_report(tmp_path: Path) -> None:
         "all": {"breed": breed * 2, "gender": np.diag([3, 4])},
     }
     write_specialist_report(tmp_path, NAMES, confusions, top_support=2)
-    for part, heads in confusions.items():
-        for head, confusion in heads.items():
-            table = pd.read_csv(tmp_path / f"confusion_{part}_{head}.csv", index_col=0)
-            np.testing.assert_array_equal(table.to_numpy(), confusion)
-
     text = (tmp_path / "eval_summary_stage2.txt").read_text(encoding="utf-8")
     test, every = text.split("== all ")
     assert "not held-out accuracy" in every and "gender: 2 classes, 7 images" in every
@@ -50,11 +44,8 @@ def test_report(tmp_path: Path) -> None:
 
 
 def test_what_a_head_reached_stands_beside_its_majority_baseline() -> None:
-    confusion, train, test = (
-        np.array([[3, 1], [2, 0]]),
-        np.array([1, 1, 0, -1]),
-        np.array([0, 1, 1]),
-    )
+    confusion = np.array([[3, 1], [2, 0]])
+    train, test = np.array([1, 1, 0, -1]), np.array([0, 1, 1])
     assert head_figures("breed", confusion[::-1], confusion, train, test) == {
         "val_breed_accuracy": 0.5,
         "val_breed_balanced_accuracy": 0.625,
@@ -69,13 +60,9 @@ def test_small_species_of_a_run_get_one_threshold_once_they_are_finished(tmp_pat
     entry = {"temperature": 1.0, "threshold": None, "reason": "too few animals (12; 15 needed)",
              "wanted_accuracy": 0.9, "coverage": 0.0}  # fmt: skip
     rows = [[0.5 + animal / 100, 1.0, float(animal)] for animal in range(12) for _ in range(3)]
-    for name, pool in {
-        "cat": {"breed": rows},
-        "dog": {"breed": rows},
-        "pig": {},
-        "hen": {"breed": rows},
-    }.items():
+    for name in ("cat", "dog", "pig", "hen"):
         (tmp_path / name).mkdir()
+        pool = {} if name == "pig" else {"breed": rows}
         content = {"calibration": {"breed": dict(entry)}, "pool": pool, "model": {}}
         checkpoints.save(tmp_path / name / f"{name}_best.pt", content)
         if name != "hen":

@@ -56,8 +56,36 @@ class Table:
 
     @classmethod
     def of(cls, p: AugmentParameters, height: int, width: int, device: torch.device) -> Table:
-        """Build the table of a batch from its parameters and upload it."""
-        known = make_table(p, height, width)
+        """Build the table of a batch from its parameters and upload it.
+
+        The affine takes a position of the output to the flipped image.
+        """
+        angle = torch.deg2rad(p.angle_deg.double())
+        cosine, sine = torch.cos(angle) / p.scale, torch.sin(angle) / p.scale
+        x, y = p.translate_x_frac.double() * width, p.translate_y_frac.double() * height
+        left, top, right, bottom = p.crop_box_frac.double().unbind(1)
+        # A crop enlarges its box to the whole: what moves afterwards moves in pixels of the output.
+        lean = torch.tan(torch.deg2rad(p.shear_deg.double()))
+        a, b = cosine - sine * lean, sine + cosine * lean
+        zoom_x, zoom_y = right - left, bottom - top
+        across, down = (left + right - 1) / 2 * width, (top + bottom - 1) / 2 * height
+        affine = (
+            zoom_x * a,
+            zoom_x * b,
+            zoom_x * (-a * x - b * y) + across,
+            zoom_y * -sine,
+            zoom_y * cosine,
+            zoom_y * (sine * x - cosine * y) + down,
+        )
+        box = p.erase_box_frac * torch.tensor([width, height, width, height])
+        is_cropped = (zoom_x != 1) | (zoom_y != 1)
+        columns = (
+            *affine,
+            *(p.brightness, p.contrast, p.saturation, p.hue),
+            *box.unbind(1),
+            *(is_cropped, p.flip, p.blur_px),
+        )
+        known = torch.stack([column.float() for column in columns], dim=1)
         return cls(known, to_device(known, device), bool(known[:, BLUR].any()))
 
 
@@ -203,36 +231,3 @@ def _erase(x: Tensor, rows: Tensor) -> Tensor:
     down = torch.arange(x.shape[2], device=x.device).add(0.5).view(-1, 1)
     inside = (across >= left) & (across < right) & (down >= top) & (down < bottom)
     return x.masked_fill_(inside, 0)
-
-
-def make_table(p: AugmentParameters, height: int, width: int) -> Tensor:
-    """Build the table of a batch from its parameters: (B, 17) float32 on the CPU.
-
-    The affine takes a position of the output to the flipped image.
-    """
-    angle = torch.deg2rad(p.angle_deg.double())
-    cosine, sine = torch.cos(angle) / p.scale, torch.sin(angle) / p.scale
-    x, y = p.translate_x_frac.double() * width, p.translate_y_frac.double() * height
-    left, top, right, bottom = p.crop_box_frac.double().unbind(1)
-    # A crop enlarges its box to the whole: what moves afterwards moves in pixels of the output.
-    lean = torch.tan(torch.deg2rad(p.shear_deg.double()))
-    a, b = cosine - sine * lean, sine + cosine * lean
-    zoom_x, zoom_y = right - left, bottom - top
-    across, down = (left + right - 1) / 2 * width, (top + bottom - 1) / 2 * height
-    affine = (
-        zoom_x * a,
-        zoom_x * b,
-        zoom_x * (-a * x - b * y) + across,
-        zoom_y * -sine,
-        zoom_y * cosine,
-        zoom_y * (sine * x - cosine * y) + down,
-    )
-    box = p.erase_box_frac * torch.tensor([width, height, width, height])
-    is_cropped = (zoom_x != 1) | (zoom_y != 1)
-    columns = (
-        *affine,
-        *(p.brightness, p.contrast, p.saturation, p.hue),
-        *box.unbind(1),
-        *(is_cropped, p.flip, p.blur_px),
-    )
-    return torch.stack([column.float() for column in columns], dim=1)
