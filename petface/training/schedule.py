@@ -13,7 +13,7 @@ _WARMUP_START = 0.01  # not 0: at progress 0 the first step would otherwise chan
 _ROUNDING = 1e-9  # how far a sum of step lengths may overshoot 0..1
 
 
-def lr_factor(progress: float, kind: str = "constant", warmup_frac: float = 0.0) -> float:
+def lr_factor(progress: float, kind: LrKind = "constant", warmup_frac: float = 0.0) -> float:
     """Return the factor on the learning rate at `progress` (0 first step, 1 end of training).
 
     For the first `warmup_frac` of training the factor climbs linearly from 0.01 to 1, whatever the

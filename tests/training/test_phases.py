@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pandas
@@ -73,8 +74,6 @@ def training(tmp_path):
 
 
 KNOWN = {"species": np.eye(3, dtype=np.int64)}
-
-
 GOOD = Evaluation(KNOWN, 0.5, 3, 0, 0)
 
 
@@ -139,9 +138,11 @@ def test_a_validation_split_without_a_label_chooses_by_what_is_watched(training)
 
 def test_the_best_epoch_keeps_the_average_of_the_weights_and_the_row(training):
     made, model, run = training
+    run.tracking = mock.Mock()
     with torch.no_grad():
         next(model.parameters()).add_(1)  # since the average was made
     assert end_epoch(made, 0.5)
+    run.tracking.write.assert_called_once_with(run.path, made.progress.history[0])
     best, last = checkpoints.load(run.best), checkpoints.load(run.last)
     name = next(iter(best["model"]))
     assert torch.equal(best["model"][name] + 1, last["model"][name])
