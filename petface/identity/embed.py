@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,29 +46,31 @@ class Embedder:
         batch_size: int,
         num_workers: int = 0,
         title: str = "embed",
-        with_looks: bool = False,
+        look: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> np.ndarray:
         """Embed the photos at `places` (n,) of a catalog: (n, D) float32.
 
         NaN where one is unreadable, (n, 1) where all are; infinite where the network's answer is
-        not finite. Several processes share the photos, and all get every row. `with_looks`: what
-        `quality.look_at` sees stands before it, (n, L + D), in the first process alone.
+        not finite. Several processes share the photos, and all get every row. What `look` makes of
+        pixels (B, S, S, 3) stands before the embedding, (n, L + D), in the first process alone.
         """
         slices, device = own_batches(np.arange(len(places)), batch_size), self.network.device
         read = uploaded(source, [places[part] for part in slices], num_workers, device)
         rows: list[tuple[np.ndarray, np.ndarray]] = []
-        if with_looks:
-            from petface.identity.quality import look_at
         with bar_of(title, len(places)) as bar, closing(read) as items:
             for part, item in zip(slices, items, strict=True):
                 pixels, ok = item.arrays[0], item.status == OK
                 if ok.any():
                     values = begin_copy(self.network.answer_pixels(pixels))()[0].numpy()
                     values[~np.isfinite(values).all(axis=1)] = np.inf
-                    seen = [look_at(pixels.cpu().numpy())] if with_looks else []
+                    seen = [look(pixels.cpu().numpy())] if look else []
                     rows.append((part[ok], np.concatenate([*seen, values], axis=1)))
                 bar.update(len(part) * distributed.world_size())
-        return _joined(rows, len(places), not with_looks)
+        every = [row for own in distributed.gather_objects(rows) for row in own]
+        table = np.full((len(places), every[0][1].shape[1] if every else 1), np.nan, np.float32)
+        for part, values in every:
+            table[part] = values
+        return table if look else distributed.broadcast_object(table)
 
 
 def load_embedder(path: str | Path, options: ComputeOptions) -> Embedder:
@@ -86,8 +89,12 @@ def load_embedder(path: str | Path, options: ComputeOptions) -> Embedder:
     else:
         species = content.get("species")
         found = layouts.read_stage2(path, species) if species else checkpoints.read_stage1(path)
-        model = _headless(found.model, found.architecture)
-        network = Network.for_inference(model, found.preprocessing, *how)
+        with torch.device("meta"):
+            model = EmbeddingModel(0, 0, found.architecture)
+        state = getattr(found.model, "body", found.model).state_dict()  # without its heads
+        own = {name: state[name] for name in model.body.state_dict()}
+        model.body.load_state_dict(own, assign=True)
+        network = Network.for_inference(model.eval(), found.preprocessing, *how)
     fitted = (getattr(found, name, None) for name in ("threshold", "false_match_rate"))
     return Embedder(network, str(path), sha256_of_file(file or path), found.data, *fitted)
 
@@ -103,16 +110,6 @@ def backbone_features(
     return Embedder(network, f"features of {backbone}, {origin}")
 
 
-def _headless(model: Any, architecture: Architecture) -> EmbeddingModel:
-    """Keep the body of a classifier or of a specialist."""
-    with torch.device("meta"):
-        headless = EmbeddingModel(0, 0, architecture)
-    state = getattr(model, "body", model).state_dict()
-    own = headless.body.state_dict()
-    headless.body.load_state_dict({name: state[name] for name in own}, assign=True)
-    return headless.eval()
-
-
 def checked(table: np.ndarray, name: str) -> np.ndarray:
     """Return embeddings (n, D); `UserError` where all are NaN, or one is infinite."""
     if np.isinf(table).any():
@@ -120,12 +117,3 @@ def checked(table: np.ndarray, name: str) -> np.ndarray:
     if np.isnan(table).any(axis=1).all():
         raise UserError(f"none of {len(table)} photos can be read")
     return table
-
-
-def _joined(own: list[tuple[np.ndarray, np.ndarray]], num: int, everywhere: bool) -> np.ndarray:
-    """Lay the rows of all processes into one table (num, D), NaN where none has any."""
-    every = [row for rows in distributed.gather_objects(own) for row in rows]
-    table = np.full((num, every[0][1].shape[1] if every else 1), np.nan, np.float32)
-    for part, values in every:
-        table[part] = values
-    return distributed.broadcast_object(table) if everywhere else table

@@ -10,12 +10,13 @@ from typing import Any, Final
 import numpy as np
 
 from petface import distributed, files, metrics
+from petface.analysis import duplicates
 from petface.data.catalog import Catalog
 from petface.data.dataset import Dataset
 from petface.data.fingerprint import Data, hashes_of, seen_by
 from petface.data.loading import ImageReader
 from petface.evaluation.figures import interval, points
-from petface.identity import figures, protocols, quality
+from petface.identity import figures, protocols
 from petface.identity.embed import Embedder, checked
 from petface.identity.figures import Figures
 from petface.identity.protocols import Pairs, Search
@@ -24,6 +25,7 @@ SUMMARY: Final = "identity_summary.json"
 PAIRS: Final = "identity_pairs.csv"
 QUERIES: Final = "identity_queries.csv"
 HASH: Final = "hash of the photo"
+_SIDE = duplicates.THUMBNAIL_PX
 Lists = tuple[tuple[Pairs, Search], list[str]]  # what is asked, and notes
 
 
@@ -59,7 +61,7 @@ def make_task(
     of_query = np.repeat(np.arange(len(queries)), end - begin)
     beside = np.concatenate([order[:0], *(order[b:e] for b, e in zip(begin, end, strict=True))])
     sides = np.concatenate([left, queries[of_query]]), np.concatenate([right, beside])
-    copied, found = np.split(quality.are_copies(looks, *sides), [len(left)])
+    copied, found = np.split(are_copies(looks, *sides), [len(left)])
     copied &= ~broken
     kept = Pairs(left, right, pairs.is_same, pairs.is_official).only(~broken & ~copied)
     has_copy = np.isin(np.arange(len(queries)), of_query[found])
@@ -157,15 +159,6 @@ def write_evaluation(
     return summary
 
 
-def headline(figures_of: Mapping[str, Any]) -> str:
-    """Format the figures of one network on a line."""
-    pairs, search = figures_of["verification"], figures_of["reidentification"]
-    told = {"AUC": pairs.get("auc"), "TPR at FPR 0.01": pairs.get("tpr_at_fpr_0.01")}
-    told |= {"top-1": search.get("top1"), "top-5": search.get("top5")}
-    told["mAP"] = search.get("mean_average_precision")
-    return "  ".join(f"{name} {value:.1%}" for name, value in told.items() if value is not None)
-
-
 def choose_lists(dataset: Dataset, splits_file: str, split: str, seed: int) -> Lists:
     """Take PetFace's own lists where `splits_file` is their folder, else make both of a split."""
     catalog, folder = dataset.catalog, Path(splits_file)
@@ -192,16 +185,17 @@ def run(
     **how: Any,
 ) -> tuple[Task, Figures, dict[str, Figures]] | None:
     """Embed what the lists name, and measure it; so with each baseline and the photos' hashes.
-    Of several processes the first alone measures, the others get None.
+
+    Several processes embed; the first alone measures, the others return None.
     """
     photos = np.unique(np.concatenate([pairs.left, pairs.right, search.gallery, search.queries]))
-    table = embedder.embed(source, photos, with_looks=True, **how)
+    table = embedder.embed(source, photos, look=look_at, **how)
     if not distributed.is_main():
+        assert not baselines, "one process alone embeds them"
         return None
-    table = checked(table, embedder.name)
-    looks, table = np.split(table, [quality.SIZE], axis=1)
+    looks, table = np.split(checked(table, embedder.name), [1 + _SIDE**2], axis=1)
     task = make_task(dataset.catalog, photos, pairs, search, looks)
-    found = {HASH: measure(task, quality.hash_embeddings(looks), looks, None)}
+    found = {HASH: measure(task, hash_embeddings(looks), looks, None)}
     ours = measure(task, table, looks, embedder.threshold)
     ours["learnt"] = learnt(dataset, task, embedder.data)
     for name, (other, images) in baselines.items():
@@ -219,19 +213,28 @@ def learnt(dataset: Dataset, task: Task, data: Data | None) -> dict[str, int] | 
     return {"pairs": num_pairs, "queries": int(is_met[task.search.queries].sum())}
 
 
+def _headline(figures_of: Mapping[str, Any]) -> str:
+    """Format the figures of one network on a line."""
+    pairs, search = figures_of["verification"], figures_of["reidentification"]
+    told = {"AUC": pairs.get("auc"), "TPR at FPR 0.01": pairs.get("tpr_at_fpr_0.01")}
+    told |= {"top-1": search.get("top1"), "top-5": search.get("top5")}
+    told["mAP"] = search.get("mean_average_precision")
+    return "  ".join(f"{name} {value:.1%}" for name, value in told.items() if value is not None)
+
+
 def describe(summary: Mapping[str, Any]) -> str:
     """Format a summary for the terminal: a line for each network, what was left out, and why."""
     of, asked = summary["verification"], summary["reidentification"]
     lines = [
         f"{of['num_pairs']:,} pairs of {of['num_animals']:,} animals; {asked['num_queries']:,} "
         f"photos looked up, {asked['num_animals']:,} animals",
-        f"{'this network':40s} {headline(summary)}",
+        f"{'this network':40s} {_headline(summary)}",
     ]
     for name, found in summary["baselines"].items():
         bounds = interval(found["top1_gain_interval_95"], points)
         gain = f"{points(found['top1_gain'])} points" + f" ({bounds})" * bool(bounds)
-        lines.append(f"{name[-40:]:40s} {headline(found)}  top-1 gained over it {gain}")
-    lines += [f"  {name:38s} {headline(found)}" for name, found in summary["per_species"].items()]
+        lines.append(f"{name[-40:]:40s} {_headline(found)}  top-1 gained over it {gain}")
+    lines += [f"  {name:38s} {_headline(found)}" for name, found in summary["per_species"].items()]
     if "open_set" in summary:
         rates = [(key.replace("_", " "), value) for key, value in summary["open_set"].items()]
         told = [f"{key} {value:.1%}" for key, value in rates[3:] if value is not None]
@@ -242,3 +245,57 @@ def describe(summary: Mapping[str, Any]) -> str:
         lines.append(f"NOT unseen: {met['pairs']} pairs, {met['queries']} photos of animals it met")
     lines += [f"left out, {k.replace('_', ' ')}: {n}" for k, n in summary["left_out"].items() if n]
     return "\n".join(lines)
+
+
+# ---- What a photo looks like, apart from its animal: is it a copy, how sharp is it ----
+
+
+def look_at(pixels: np.ndarray) -> np.ndarray:
+    """Reduce (B, S, S, 3) uint8 to (B, 1 + 32 * 32): sharpness, and the grey thumbnail.
+
+    Sharpness is the variance of the Laplacian (Pech-Pacheco et al. 2000), in grey levels squared.
+    """
+    grey = pixels @ duplicates.LUMA
+    edges = 4 * grey[:, 1:-1, 1:-1]
+    edges -= grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
+    small = np.stack([duplicates.thumbnail(one) for one in pixels])
+    sharpness = edges.var(axis=(1, 2))[:, None]
+    return np.concatenate([sharpness, small.reshape(len(small), -1)], axis=1, dtype=np.float32)
+
+
+def are_copies(looks: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Check which pairs (P,) are one photo, also resized, brightened, mirrored: (P,) bool."""
+    small, found = _thumbnails(looks), left == right
+    hashes, mirrored = _hashes(small), small[:, :, ::-1]
+    for first, own in ((small, hashes), (mirrored, _hashes(mirrored))):
+        bits = own[left] ^ hashes[right]
+        near = np.flatnonzero(np.bitwise_count(bits) <= duplicates.MAX_HASH_DISTANCE)
+        for part in _pieces(near):
+            unlike = duplicates.thumbnail_difference(first[left[part]], small[right[part]])
+            found[part[unlike <= duplicates.MAX_DIFFERENCE]] = True
+    return found
+
+
+def _pieces(rows: np.ndarray) -> list[np.ndarray]:
+    """Cut rows (n, ...) so that their thumbnails fit into memory as float32."""
+    return np.array_split(rows, len(rows) // 10_000 + 1)
+
+
+def _thumbnails(looks: np.ndarray) -> np.ndarray:
+    parts = [np.nan_to_num(part[:, 1:]).astype(np.uint8) for part in _pieces(looks)]
+    return np.concatenate(parts).reshape(-1, _SIDE, _SIDE)
+
+
+def _hashes(thumbnails: np.ndarray) -> np.ndarray:
+    return np.concatenate([duplicates.perceptual_hashes(part) for part in _pieces(thumbnails)])
+
+
+def hash_embeddings(looks: np.ndarray) -> np.ndarray:
+    """Turn perceptual hashes into unit vectors (n, 64): their product counts equal bits.
+
+    A baseline that knows photos, not animals. NaN where there is no photo.
+    """
+    bits = np.unpackbits(_hashes(_thumbnails(looks))[:, None].view(np.uint8), axis=1)
+    table = (bits.astype(np.float32) * 2 - 1) / 8
+    table[np.isnan(looks[:, 0])] = np.nan
+    return table

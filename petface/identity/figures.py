@@ -87,24 +87,28 @@ def ranks(
     num = len(queries)
     rank, precision = np.zeros(num, np.int64), np.full(num, np.nan)
     place, similarity = np.zeros(num, np.int64), np.full(num, np.nan, np.float32)
+    order = np.argsort(gallery_animal, kind="stable")
+    ordered = gallery_animal[order]
+    begin, end = (np.searchsorted(ordered, query_animal, side=s) for s in ("left", "right"))
     table = torch.from_numpy(gallery)
-    step = max(1, _BLOCK // max(len(gallery), 1))
+    step = max(1, _BLOCK // len(gallery))
     for start in range(0, num, step):
         part = slice(start, min(start + step, num))
         found = torch.from_numpy(queries[part]) @ table.T
         best = found.max(dim=1)
         place[part], similarity[part] = best.indices.numpy(), best.values.numpy()
-        values = found.numpy()
-        for row in range(len(values)):
-            own = values[row, gallery_animal == query_animal[start + row]]
-            if not len(own):
-                continue
-            own = np.sort(own)[::-1]
-            # equal ones of other animals stand before it; so does what is NaN
-            before = (~(values[row] < own[:, None])).sum(axis=1)
-            before = np.maximum(before, np.arange(1, len(own) + 1))
-            rank[start + row] = before[0]
-            precision[start + row] = (np.arange(1, len(own) + 1) / before).mean()
+        num_own = (end - begin)[part, None]
+        nth = np.arange(max(1, num_own.max()))  # each animal's own photos, filled up with others
+        places = order[np.minimum(begin[part, None] + nth, len(order) - 1)]
+        own = found.gather(1, torch.from_numpy(places))
+        own[torch.from_numpy(nth >= num_own)] = -torch.inf
+        own = own.sort(dim=1, descending=True).values
+        # equal ones of other animals stand before it; so does what is NaN
+        after = torch.stack([(found < one[:, None]).sum(dim=1) for one in own.T], dim=1)
+        before, is_known = len(gallery) - after.numpy(), num_own[:, 0] > 0
+        rank[part][is_known] = before[is_known, 0]
+        shares = np.where(nth < num_own, (nth + 1) / before, 0).sum(axis=1)
+        precision[part][is_known] = shares[is_known] / num_own[is_known, 0]
     return rank, precision, place, similarity
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from petface.errors import UserError
-from petface.identity import gallery, quality
+from petface.identity import evaluate, gallery
 from tests.identity.test_figures import unit
 
 
@@ -88,12 +88,12 @@ def test_copies_are_found_mirrored_and_brightened_too():
     smooth = np.kron(rng.integers(0, 200, (3, 8, 8, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
     first, other, third = smooth
     photos = np.stack([first, first[:, ::-1], first + 30, other, third])
-    looks = quality.look_at(photos)
+    looks = evaluate.look_at(photos)
     right = np.arange(5)
-    found = quality.are_copies(looks, np.zeros(5, int), right)
+    found = evaluate.are_copies(looks, np.zeros(5, int), right)
     assert found.tolist() == [True, True, True, False, False]
-    same_bits = quality.hash_embeddings(looks) @ quality.hash_embeddings(looks)[0]
+    same_bits = evaluate.hash_embeddings(looks) @ evaluate.hash_embeddings(looks)[0]
     assert same_bits[0] == pytest.approx(1) and same_bits[3] < 0.7
     sharp = looks[:, 0]
     blurred = (photos[:1].astype(int) + np.roll(photos[:1], 1, axis=1)) // 2
-    assert quality.look_at(blurred.astype(np.uint8))[0, 0] < sharp[0]
+    assert evaluate.look_at(blurred.astype(np.uint8))[0, 0] < sharp[0]
