@@ -1,9 +1,13 @@
-"""The application: its routes, what they compute, and what a failure looks like."""
+"""The application: its routes, what they compute, what a failure looks like, what is counted.
+
+Metrics and log hold nothing of a photo: no file name, no content, no address of a client.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +20,21 @@ import torch
 from fastapi import Depends, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from PIL import Image
-from prometheus_client import generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from petface.data import encoded, images
 from petface.data.images import SMALL_PIXELS, ImageError, Preprocessing
@@ -33,7 +44,6 @@ from petface.inference.stages import Photo
 from petface.inference.two_stage import TwoStageInference
 from petface.models.network import NOT_FINITE, Answerer, NonFiniteError, begin_copy
 from petface.serving.batcher import Batcher
-from petface.serving.metrics import CLIENT_GONE, Metrics, Observed
 from petface.serving.requests import (
     Budget,
     Limits,
@@ -44,11 +54,34 @@ from petface.serving.requests import (
     while_there,
 )
 
+CLIENT_GONE: Final = 499  # as nginx logs it; nobody receives it
+_LOG: Final = logging.getLogger(__name__)
 PAGE: Final = Path(__file__).parent / "page"
 Rules = Sequence[Preprocessing]
 Work = Callable[[list[Photo | ImageError]], Awaitable[Any]]
 Topk = Annotated[int, Query(ge=1, le=10, description="classes per answer")]
 Name = Annotated[str, Query(max_length=200)]
+
+
+class Metrics:
+    """The server's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        own = self.registry = CollectorRegistry()
+        ProcessCollector(registry=own)
+        self.requests = Counter(
+            "petface_requests", "Requests answered", ["route", "status"], registry=own
+        )
+        self.seconds = Histogram(
+            "petface_request_seconds", "From head to answer", ["route"], registry=own
+        )
+        self.photos = Counter(
+            "petface_photos", "Photos by the status of their answer", ["status"], registry=own
+        )
+        self.batch_photos = Histogram(
+            "petface_batch_photos", "Photos per batch", registry=own, buckets=(1, 2, 4, 8, 16, 32)
+        )
+        self.uploads = Gauge("petface_upload_bytes", "Bodies in memory", registry=own)
 
 
 class Service:
@@ -182,28 +215,11 @@ def make_app(service: Service, hosts: Collection[str] = ()) -> Observed:
     # the pages /docs and /redoc would load scripts from elsewhere
     app = FastAPI(title="PetFace", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts] or ["*"], www_redirect=False)
-    app.add_middleware(_Checked)
     _add_photo_routes(app, service)
     _add_routes(app, service)
     for kind in (HTTPException, RequestValidationError, UserError, ClientDisconnect, Exception):
         app.add_exception_handler(kind, _refuse)
     return Observed(app, service.metrics)
-
-
-class _Checked:
-    """The layer that lets through what is plain HTTP."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app
-        try:
-            if scope["type"] == "http":
-                check_protocol(scope)
-        except RefusedError as error:
-            app = await _refuse(Request(scope), error)
-        await app(scope, receive, send)
 
 
 def _add_photo_routes(app: FastAPI, service: Service) -> None:
@@ -304,6 +320,41 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return FileResponse(PAGE / "index.html")
 
     app.mount("/page", StaticFiles(directory=PAGE))
+
+
+class Observed:
+    """The outermost layer: lets through what is plain HTTP; every request is counted and logged."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status, start_s = CLIENT_GONE, time.perf_counter()
+        if scope.get("method") == "HEAD":  # uvicorn keeps its own scope and leaves the body out
+            scope = {**scope, "method": "GET"}
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        app = self._app
+        try:
+            if scope["type"] == "http":
+                check_protocol(scope)
+        except RefusedError as error:
+            app = await _refuse(Request(scope), error)
+        try:
+            await app(scope, receive, send_on)
+        finally:
+            if scope["type"] == "http":
+                # never the raw path: a stranger would write into logs and metrics
+                route = getattr(scope.get("route"), "path", "other")
+                seconds = time.perf_counter() - start_s
+                num_bytes = scope["state"].get("bytes_in", 0)
+                self._metrics.requests.labels(route, str(status)).inc()
+                self._metrics.seconds.labels(route).observe(seconds)
+                _LOG.info("%s %d %d bytes %.1f ms", route, status, num_bytes, seconds * 1000)
 
 
 async def _refuse(_: Request, error: Exception) -> JSONResponse:

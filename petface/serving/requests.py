@@ -8,10 +8,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mappi
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
-from urllib.parse import unquote
 
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import MutableHeaders, UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -83,19 +82,11 @@ class Budget:
 MAX_HEAD_BYTES: Final = 32_768
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?", re.IGNORECASE)
 _ORIGIN = re.compile(r"(null|[a-z][a-z0-9+.-]*://[^\s/,]*)?", re.IGNORECASE)
-_TARGET = re.compile(rb"(?:https?://([^/?#]*))?(.*)", re.IGNORECASE | re.DOTALL)
 
 
 def check_protocol(scope: Scope) -> None:
-    """Refuse what programs on the way may read in different ways.
-
-    A target that names its host, as for a proxy, becomes a path; its host is the one that counts.
-    """
-    host, path = _TARGET.fullmatch(scope["raw_path"]).groups()  # type: ignore[union-attr]
-    headers = MutableHeaders(scope=scope)
-    if host is not None:
-        headers["host"] = host.decode("ascii")
-        scope["raw_path"], scope["path"] = path or b"/", unquote(path.decode("ascii")) or "/"
+    """Refuse what programs on the way may read in different ways."""
+    headers = Headers(scope=scope)
     repeated = [
         name for name in ("host", "origin", "content-type") if len(headers.getlist(name)) > 1
     ]
@@ -112,8 +103,6 @@ def check_protocol(scope: Scope) -> None:
         problem = "the header origin names no origin"
     elif "content-length" in headers and "transfer-encoding" in headers:
         problem = "content-length and transfer-encoding together"
-    elif re.search(rb"%(?![0-9a-fA-F]{2})", scope["raw_path"] + b"?" + scope["query_string"]):
-        problem = "a % in the target without two hexadecimal digits"
     if problem:  # closed, because nobody knows where the next request begins
         raise RefusedError(code, "refused", problem, {"connection": "close"})
 

@@ -18,7 +18,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from petface.errors import UserError
 from petface.serving.requests import MAX_HEAD_BYTES, Limits
 
-_MAX_CHUNK_BYTES = 1 << 40  # a client that announces more has lost its place
 _SPARE_FILES = 256  # open files besides connections
 _POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
@@ -44,12 +43,6 @@ class Protocol(H11Protocol):
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
-
-    def data_received(self, data: bytes) -> None:
-        self.conn.receive_data(data)
-        self.handle_events()
-        if getattr(getattr(self.conn, "_reader", None), "_bytes_in_chunk", 0) > _MAX_CHUNK_BYTES:
-            self.send_400_response("the chunk is too long")
 
     def send_400_response(self, msg: str) -> None:
         if self.cycle is not None:  # what it still sends goes nowhere
