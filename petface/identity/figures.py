@@ -88,24 +88,23 @@ def ranks(
     rank, precision = np.zeros(num, np.int64), np.full(num, np.nan)
     place, similarity = np.zeros(num, np.int64), np.full(num, np.nan, np.float32)
     order = np.argsort(gallery_animal, kind="stable")
-    ordered = gallery_animal[order]
-    begin, end = (np.searchsorted(ordered, query_animal, side=s) for s in ("left", "right"))
+    begin, end = (
+        np.searchsorted(gallery_animal, query_animal, side, order) for side in ("left", "right")
+    )
     table = torch.from_numpy(gallery)
     step = max(1, _BLOCK // len(gallery))
     for start in range(0, num, step):
         part = slice(start, min(start + step, num))
-        found = torch.from_numpy(queries[part]) @ table.T
-        best = found.max(dim=1)
-        place[part], similarity[part] = best.indices.numpy(), best.values.numpy()
+        values = (torch.from_numpy(queries[part]) @ table.T).numpy()
+        place[part], similarity[part] = values.argmax(axis=1), values.max(axis=1)
         num_own = (end - begin)[part, None]
         nth = np.arange(max(1, num_own.max()))  # each animal's own photos, filled up with others
-        places = order[np.minimum(begin[part, None] + nth, len(order) - 1)]
-        own = found.gather(1, torch.from_numpy(places))
-        own[torch.from_numpy(nth >= num_own)] = -torch.inf
-        own = own.sort(dim=1, descending=True).values
+        own = order[np.minimum(begin[part, None] + nth, len(order) - 1)]
+        own = np.where(nth < num_own, np.take_along_axis(values, own, axis=1), -np.inf)
+        own = np.sort(own)[:, ::-1]
         # equal ones of other animals stand before it; so does what is NaN
-        after = torch.stack([(found < one[:, None]).sum(dim=1) for one in own.T], dim=1)
-        before, is_known = len(gallery) - after.numpy(), num_own[:, 0] > 0
+        after = [np.count_nonzero(values < one[:, None], axis=1) for one in own.T]
+        before, is_known = len(gallery) - np.stack(after, axis=1), num_own[:, 0] > 0
         rank[part][is_known] = before[is_known, 0]
         shares = np.where(nth < num_own, (nth + 1) / before, 0).sum(axis=1)
         precision[part][is_known] = shares[is_known] / num_own[is_known, 0]

@@ -16,10 +16,8 @@ from petface.data.dataset import load_dataset
 from petface.data.images import Preprocessing
 from petface.errors import UserError
 from petface.export import model as model_module
-from petface.export import parity
 from petface.export.bundle import describe
-from petface.export.model import ExportOptions, export_model, network_graph
-from petface.export.parity import read_photos
+from petface.export.model import ExportOptions, export_model, network_graph, read_photos
 from petface.inference.onnx_check import OPERATORS
 from petface.models import checkpoints, layouts
 from petface.models.architecture import Architecture, build_classifier
@@ -98,10 +96,10 @@ def test_photos_come_with_the_models_own_class_numbers(content, dataset) -> None
 
 def test_what_the_comparison_counts() -> None:
     one, two = (torch.tensor([[1.0, 2.0], [3.0, 0.0]]),), (torch.tensor([[1.0, 2.5], [0.0, 1.0]]),)
-    found = parity.differences(one, two, ["gender"])
+    found = model_module.differences(one, two, ["gender"])
     assert found == {"gender": {"max_logit_difference": 3.0, "equal": 0.5}}
-    assert parity.accuracies(one, {"gender": torch.tensor([1, -1])}) == {"gender": 1.0}
-    assert parity.accuracies(one, {"gender": torch.tensor([-1, -1])}) == {"gender": None}
+    assert model_module.accuracies(one, {"gender": torch.tensor([1, -1])}) == {"gender": 1.0}
+    assert model_module.accuracies(one, {"gender": torch.tensor([-1, -1])}) == {"gender": None}
 
 
 def test_an_export_that_answers_otherwise_is_refused(cat, dataset, monkeypatch) -> None:
@@ -164,7 +162,7 @@ def test_int8_is_kept_where_it_predicts_the_same_or_where_it_is_forced(
     """The networks are those of one export; what its photos showed is set here."""
     for name in ("quantise", "network_graph"):
         monkeypatch.setattr(model_module, name, _once(getattr(model_module, name)))
-    differences, sample = parity.differences, parity.read_photos
+    differences, sample = model_module.differences, model_module.read_photos
 
     def shown(one, other, heads):
         found = differences(one, other, heads)
