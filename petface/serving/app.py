@@ -16,19 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import prometheus_client as prometheus
 import torch
 from fastapi import Depends, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from PIL import Image
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -67,21 +59,21 @@ class Metrics:
     """The server's metrics, in a registry of their own."""
 
     def __init__(self) -> None:
-        own = self.registry = CollectorRegistry()
-        ProcessCollector(registry=own)
-        self.requests = Counter(
+        own = self.registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=own)
+        self.requests = prometheus.Counter(
             "petface_requests", "Requests answered", ["route", "status"], registry=own
         )
-        self.seconds = Histogram(
+        self.seconds = prometheus.Histogram(
             "petface_request_seconds", "From head to answer", ["route"], registry=own
         )
-        self.photos = Counter(
+        self.photos = prometheus.Counter(
             "petface_photos", "Photos by the status of their answer", ["status"], registry=own
         )
-        self.batch_photos = Histogram(
+        self.batch_photos = prometheus.Histogram(
             "petface_batch_photos", "Photos per batch", registry=own, buckets=(1, 2, 4, 8, 16, 32)
         )
-        self.uploads = Gauge("petface_upload_bytes", "Bodies in memory", registry=own)
+        self.uploads = prometheus.Gauge("petface_upload_bytes", "Bodies in memory", registry=own)
 
 
 class Service:
@@ -312,8 +304,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Return the server's metrics in the text format of Prometheus."""
-        found = generate_latest(service.metrics.registry)
-        return Response(found, headers={"content-type": CONTENT_TYPE_LATEST})
+        found = prometheus.generate_latest(service.metrics.registry)
+        return Response(found, headers={"content-type": prometheus.CONTENT_TYPE_LATEST})
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
