@@ -44,6 +44,10 @@ class Protocol(H11Protocol):
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
 
+    def data_received(self, data: bytes) -> None:
+        self.conn.receive_data(data)
+        self.handle_events()
+
     def send_400_response(self, msg: str) -> None:
         if self.cycle is not None:  # what it still sends goes nowhere
             self.cycle.disconnected = True
