@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
+from petface.data import dataset
 from petface.identity import embed
 from petface.inference.loading import ComputeOptions
 from petface.models import checkpoints
@@ -25,10 +27,11 @@ FLAGS = [*TINY, "--epochs", 2, "--weights", "none", "--normalize", "none", "--em
 @pytest.fixture(scope="module")
 def animals(module_folder) -> Tree:
     """The tiny tree with a split that holds more animals back."""
-    from petface.data.dataset import load_dataset
-
     tree = make_tree(module_folder / "PetFace")
-    load_dataset(tree.images, tree.annotations, fractions=(0.5, 0.25, 0.25))
+    with pytest.MonkeyPatch.context() as patch:
+        drawn = partial(dataset.make_splits, fractions=(0.5, 0.25, 0.25))
+        patch.setattr(dataset, "make_splits", drawn)
+        dataset.load_dataset(tree.images, tree.annotations)
     return tree
 
 
