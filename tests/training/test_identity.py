@@ -62,6 +62,13 @@ def another_class(tree):
         path.unlink()
 
 
+def rename_species(tree):
+    (tree.images / "cat").rename(tree.images / "zebra")
+    (tree.annotations / "cat.csv").rename(tree.annotations / "zebra.csv")
+    for path in tree.root.glob("splits.*"):
+        path.unlink()
+
+
 def new_label(tree):
     edit_labels(tree, lambda rows: rows[1].update(Breed="Aardwolf"))
 
@@ -79,6 +86,7 @@ def reorder(tree):
 BOTH = {
     "touched": (touch, ["photos of cat"]),
     "split anew": (split_anew, ["records are in another split"]),
+    "renamed": (rename_species, ["'zebra' is new", "'cat' is gone"]),
     "another class": (another_class, ["'ocelot' is new", "records: 16 are new"]),
 }
 SPECIALIST = {

@@ -15,6 +15,7 @@ import torch
 from petface.data.sources.petface import scan
 from petface.errors import UserError
 from petface.models import checkpoints
+from petface.training import records
 from petface.training.records import Tracking
 from petface.training.runs import FailureLog, RunFolder, StopRequest, open_run, run_path
 from tests import scripts
@@ -137,6 +138,14 @@ def test_weights_and_biases_gets_the_same_numbers_in_one_run(tmp_path, monkeypat
         Tracking(wandb_project="pets").write(tmp_path, row)
     assert logged == [(1, {"loss": 0.5}), (2, {"loss": 1.0})]
     assert len(begun) == 1 and begun[0]["project"] == "pets" and begun[0]["dir"] == tmp_path
+
+
+def test_weights_and_biases_offline_leaves_its_files_without_a_network(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    Tracking(wandb_project="pets").write(tmp_path, {"epoch": 1, "loss": 0.5})
+    records._wandb_run("pets", tmp_path).finish()
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
 def test_failures_are_counted_once_each_and_too_many_stop_the_run(tree, tmp_path):
