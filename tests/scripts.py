@@ -346,9 +346,10 @@ class NanLoss:
 
 @dataclass(frozen=True)
 class KillLoader:
-    """Die, in one loading process, where it reads its first photos."""
+    """Die, in a loading process, where it reads its first photos; `times` of them do."""
 
-    folder: Path  # where it leaves a mark
+    folder: Path  # where they leave their marks
+    times: int = 1
 
     def __call__(self) -> None:
         from torch.utils.data import get_worker_info
@@ -356,9 +357,9 @@ class KillLoader:
         from petface.data.loading import FileImages
 
         def around(_: int, call: Callable[[], Any]) -> Any:
-            if get_worker_info() is not None:
+            for number in range(self.times if get_worker_info() is not None else 0):
                 with suppress(FileExistsError):
-                    (self.folder / "loader").mkdir()
+                    (self.folder / f"loader{number}").mkdir()
                     _die()
             return call()
 

@@ -9,6 +9,8 @@ import io
 import json
 import os
 import threading
+from io import FileIO
+from multiprocessing import get_context
 
 import pandas as pd
 import pytest
@@ -142,3 +144,13 @@ def test_two_starts_wait_for_each_other_in_one_folder(tmp_path):
         seen.append("first")
     other.join(10)
     assert seen == ["first", "second"]
+
+
+def test_a_hold_ends_with_its_process_although_a_worker_of_it_lives_on(tmp_path):
+    """A killed run leaves its loader workers behind for some seconds."""
+    with FileIO(tmp_path / "a", "a+") as mine:
+        assert files.take(mine) == ""
+        workers = get_context("fork").Pool(1)
+        workers.apply(int)  # it is there
+    with workers, FileIO(tmp_path / "a", "a+") as other:
+        assert files.take(other) == ""

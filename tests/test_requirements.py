@@ -10,6 +10,7 @@ import tomllib
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from tests import scripts
 
@@ -70,3 +71,10 @@ def test_make_installs_from_the_lock_with_checksums(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "--require-hashes -r requirements.lock" in done.stdout
+
+
+def test_what_was_mended_for_security_is_in_the_lock():
+    floors = {"pillow": "12", "onnx": "1.16", "python-multipart": "0.0.18", "starlette": "0.49.1"}
+    for name, floor in floors.items():
+        (found,) = re.findall(rf"^{name}==([^ ;]+)", LOCK, re.M)
+        assert Version(found) >= Version(floor), name

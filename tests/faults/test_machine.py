@@ -78,6 +78,16 @@ def test_a_training_survives_a_loading_process_that_dies(script, flags, stage1_r
     assert_same(stage1_run.folder, tmp_path / "runs/run")
 
 
+def test_an_evaluation_survives_loading_processes_that_all_die(
+    script, evaluation_flags, evaluation_run, tmp_path
+):
+    flags = [*evaluation_flags, "--num-workers", 2, "--out-dir", tmp_path / "out"]
+    done = script(scripts.INFERENCE, flags, scripts.KillLoader(tmp_path, 99)).checked()
+    assert done.err.count("a loading process failed") == 2  # not for every part again
+    assert "a thread of this process continues" in done.err and "Traceback" not in done.err
+    assert_same(evaluation_run.folder, tmp_path / "out")
+
+
 # no network, packages that do not fit
 
 

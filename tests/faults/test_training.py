@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import signal
+from functools import partial
 
 import numpy as np
 import pandas
@@ -210,3 +212,23 @@ def answer_nan():
 
     logits = Network.logits
     Network.logits = lambda *a: tuple(head * math.nan for head in logits(*a))
+
+
+def have_precision(name):
+    """Have a device on which PRECISION "auto" is this one."""
+    from petface import devices
+    from petface.models import network
+
+    network.choose_precision = lambda _, device: devices.choose_precision(name, device)
+
+
+@pytest.mark.parametrize("before", [pytest.param("fp32", marks=slow), "bf16"])
+def test_a_run_goes_on_where_the_precision_needs_a_scaler(before, script, tmp_path):
+    tree = tree_of(tmp_path / "data", {"cat": [MALE] * 9, "dog": [FEMALE] * 9})
+    more = [*tree.flags, *TINY, *ONE, "--precision", "auto", "--runs-root", tmp_path]
+    start = partial(script, STAGE1, [*more, "--run-name", "run"])
+    stop = scripts.SignalAtStep(1, signal.SIGTERM)
+    assert start(partial(have_precision, before), stop).code == 143
+    done = start(partial(have_precision, "fp16")).checked()
+    assert "training on cpu in fp16" in done.out and "resuming at epoch 1, step 1" in done.out
+    assert_sound(tmp_path / "run")
