@@ -235,9 +235,9 @@ def test_shuffled_is_a_permutation_by_seed_and_epoch() -> None:
 
 
 def test_tail_samples_are_those_of_the_small_training_classes():
-    labels = np.array([0] * 6 + [1] * 3 + [2] * 2 + [-1] * 4 + [2] * 9)
-    is_train = np.arange(len(labels)) < 15  # the nine later samples of class 2 do not count
-    expected = [label == 2 for label in labels]  # counts 6, 3, 2; quantile 0.3 of them is 2.6
+    labels = np.array([2] * 6 + [1] * 3 + [0] * 2 + [-1] * 4 + [0] * 9)
+    is_train = np.arange(len(labels)) < 15  # the nine later samples of class 0 do not count
+    expected = [label == 0 for label in labels]  # counts 2, 3, 6; quantile 0.3 of them is 2.6
     assert tail_samples(labels, is_train, 0.3).tolist() == expected
     assert not tail_samples(np.full(5, -1), np.ones(5, bool), 0.5).any()
 
