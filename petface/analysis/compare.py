@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.stats import binom
 
 from petface.errors import UserError
-from petface.evaluation.details import HEADS, Evaluation, read_evaluation
+from petface.evaluation.details import HEADS, PER_IMAGE, Evaluation, read_evaluation
 from petface.evaluation.figures import interval, percent, points
 from petface.metrics import MIN_RECORDS, gain_interval
 
@@ -90,7 +90,10 @@ def _common_rows(a: Evaluation, b: Evaluation) -> tuple[pd.DataFrame, list[str]]
     rows_a, rows_b = (
         side.rows.assign(image=side.image_names(np.arange(len(side.rows)))) for side in (a, b)
     )
-    rows = rows_a.merge(rows_b, on="image", suffixes=("_a", "_b"), validate="1:1")
+    for side, own in ((a, rows_a), (b, rows_b)):
+        if not own["image"].is_unique:
+            raise UserError(f"{side.folder / PER_IMAGE} names an image twice; evaluate again")
+    rows = rows_a.merge(rows_b, on="image", suffixes=("_a", "_b"))
     if rows.empty:
         raise UserError(
             f"{a.folder} and {b.folder} have no image in common; evaluate both models on one "

@@ -103,7 +103,8 @@ def read_evaluation(folder: str | Path, per_image: Path | None = None) -> Evalua
     try:
         rows = read_rows(paths[PER_IMAGE])
     except ValueError as error:
-        raise UserError(f"{paths[PER_IMAGE]} is no table of an evaluation: {error}") from error
+        what = f"{paths[PER_IMAGE]} is no table of an evaluation of this version ({error})"
+        raise UserError(f"{what}; evaluate again with --force") from error
     details = np.load(paths[DETAILS_FILE], mmap_mode="r", allow_pickle=False)
     if details.dtype != DETAILS or len(details) != len(rows):
         raise UserError(f"{paths[DETAILS_FILE]} does not belong to the table beside it")

@@ -208,15 +208,15 @@ def worst_of(summary: dict[str, Any]) -> dict[str, str]:
     found = {}
     for head, classes in summary.get("hardest_classes", {}).items():
         places = [
-            (own[head]["accuracy"], name, own[head]["num_records"])
+            (own[head]["accuracy"], name, own[head].get("num_records"))
             for name, own in summary["per_species"]["test"].items()
             if own.get(head, {}).get("num", 0) >= MIN_PHOTOS
         ]
         worst = [min(places)] if len(places) > 1 else []
         for first in classes[:1] if head != "species" else ():
             name = f"{first['label']} of {first['species']}"
-            worst.append((first["recall"], name, first["num_records"]))
-        shown = ((percent(p), f"{name} {percent(p)} % ({n} animals)") for p, name, n in worst)
+            worst.append((first["recall"], name, first.get("num_records")))
+        shown = ((percent(p), f"{name} {percent(p)} % ({n} animals)") for p, name, n in worst if n)
         if text := ", ".join(text for written, text in shown if written != "100.0"):
             found[head] = text
     return found

@@ -224,6 +224,6 @@ def views_of(pixels: Tensor, views: Views) -> list[Tensor]:
         places = [(y, x) for y in (0, height - rows) for x in (0, width - columns)]
         x = pixels.permute(0, 3, 1, 2).float()
         crops = [x[:, :, top : top + rows, left : left + columns] for top, left in places]
-        enlarged = [functional.interpolate(c, (height, width), mode="bilinear") for c in crops]
+        enlarged = (functional.interpolate(c, (height, width), mode="bilinear") for c in crops)
         return [pixels, *(x.round().to(torch.uint8).permute(0, 2, 3, 1) for x in enlarged)]
     return [pixels]

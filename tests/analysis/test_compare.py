@@ -176,6 +176,10 @@ def test_equal_evaluations_differ_in_nothing_and_may_have_no_test_photo(tmp_path
 def test_wrong_folders_are_named_with_the_way_out(pair, tmp_path):
     other = [r | {"image": "new/" + r["image"]} for r in make_images(num_records=5)]
     strange = make_evaluation(tmp_path / "strange", other, 0.5, 1, data="d3")
+    images = make_images(num_records=5)
+    twice = make_evaluation(tmp_path / "twice", [*images, images[0]], 0.5, 1)
+    with pytest.raises(UserError, match="twice/.* names an image twice"):
+        compare_evaluations(pair[0], twice)
     with pytest.raises(UserError, match="no image in common.*--images-root"):
         compare_evaluations(pair[0], strange)
     old = make_evaluation(tmp_path / "old", other, 0.5, 1)

@@ -92,5 +92,5 @@ def test_missing_or_foreign_files_are_named(folder, tmp_path):
     with pytest.raises(UserError, match="does not belong to the table"):
         details.read_evaluation(tmp_path)
     (tmp_path / details.PER_IMAGE).write_text("image,species\n")
-    with pytest.raises(UserError, match=f"{details.PER_IMAGE} is no table of an evaluation"):
+    with pytest.raises(UserError, match=f"{details.PER_IMAGE} is no table .*; .*--force"):
         details.read_evaluation(tmp_path)

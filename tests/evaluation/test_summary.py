@@ -124,6 +124,16 @@ def test_nothing_is_worst_that_is_written_as_100_percent(recall, expected):
     assert found == expected
 
 
+def test_nothing_is_worst_where_an_earlier_version_counted_no_animals():
+    own = {"color": {"num": 99, "accuracy": 0.5}}
+    hard = {"label": "Normal", "species": "cat", "recall": 0.5}
+    summary = {
+        "hardest_classes": {"color": [hard]},
+        "per_species": {"test": {"cat": own, "dog": own}},
+    }
+    assert worst_of(summary) == {}
+
+
 @pytest.mark.parametrize(
     "row",
     [
