@@ -1,6 +1,7 @@
 """Passes that measure against scikit-learn and one image at a time."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 from torch import nn
 
+from petface import distributed
 from petface.data.loading import Samples
 from petface.training.evaluate import evaluate
 from tests import naive
@@ -88,7 +90,7 @@ def test_answers_are_kept_on_request_as_they_are_for_one_image_at_a_time(
 def test_processes_with_one_batch_less_ask_once_more_whether_to_stop(
     job, samples, num, most, monkeypatch
 ):
-    """All must ask equally often, or one waits for ever."""
+    """All must ask equally often, or one waits for ever; also where nobody says to stop."""
     labels = {head: label[:num] for head, label in samples.labels.items()}
     some = Samples(samples.images[:num], labels, samples.is_tail[:num])
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -97,6 +99,11 @@ def test_processes_with_one_batch_less_ask_once_more_whether_to_stop(
         asked = []
         stop = lambda asked=asked: asked.append(1) or len(asked) == most  # noqa: E731
         assert evaluate(job, some, "val", stop=stop) is None and len(asked) == most
+        monkeypatch.setattr(distributed, "gather_objects", mock.Mock(side_effect=EOFError))
+        never = mock.Mock(return_value=False)
+        with pytest.raises(EOFError):
+            evaluate(job, some, "val", stop=never)
+        assert never.call_count == most
 
 
 def test_a_loss_over_no_known_label_is_no_loss(job, samples, unknown):
