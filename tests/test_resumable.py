@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import threading
 import time
+from io import FileIO
 
 import numpy as np
 import pytest
@@ -157,6 +159,33 @@ def test_a_table_finished_in_the_meantime_is_left_alone(path, force, monkeypatch
         with pytest.raises(UserError, match="is being written by another process"):
             go_on(path, force=force)
     assert path.read_bytes().count(b".png") == 2
+
+
+class NearlyFull(FileIO):
+    """A file on a disk with room for some bytes, which takes three at once."""
+
+    room = 10
+
+    def write(self, data):
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left")
+        written = super().write(bytes(data)[: min(3, self.room)])
+        self.room -= written
+        return written
+
+
+def test_a_full_disk_leaves_whole_rows(path, unfinished):
+    before = unfinished.read_bytes()
+    with ResumableTable(path, HEADER, IDENTITY) as table:
+        assert table.batches_kept([2, 1, 3]) == 2
+        table._handle.close()
+        table._handle = NearlyFull(unfinished, "a+")
+        with pytest.raises(UserError, match=r"rows\.csv\.unfinished: No space left.*bytes free"):
+            table.write(BATCHES[2])
+        assert unfinished.read_bytes() == before
+        table._handle.room = 1000
+        table.write(BATCHES[2])  # in many short writes
+    assert go_on(path) == 3
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
