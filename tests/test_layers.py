@@ -191,6 +191,13 @@ def test_stage_1_loads_little():
     assert lines <= max(STAGE1_LOADS, OVER_BUDGET.get("stage 1 loads", 0))
 
 
+def test_loading_processes_do_without_pandas():
+    """30 MB and 0.2 s of each of them."""
+    paths = [NAMES[name] for name in loaded_by("petface/data/loading")]
+    assert len(paths) > 5
+    assert not [path for path in paths if "pandas" in imports_of(path, inside_functions=False)]
+
+
 def test_files_keep_a_livable_size():
     limits = dict.fromkeys(MODULES, MAX_LINES["module"])
     limits |= {REPOSITORY / f"{script}.py": MAX_LINES["script"] for script in SCRIPTS}

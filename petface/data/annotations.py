@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
 
 import numpy as np
-import pandas
 
 from petface.data.catalog import line_error, strict_rows, string_array
 from petface.files import write_csv
@@ -24,6 +23,9 @@ from petface.taxonomy import (
     columns_of,
     is_unknown,
 )
+
+if TYPE_CHECKING:  # a server does not read annotations
+    import pandas
 
 ALIAS_HEADER = ("species", "feature", "label", "alias_of")
 Aliases = Mapping[str, Mapping[str, str]]  # feature -> raw label -> the label it is merged into
@@ -82,6 +84,8 @@ def read_species(
     `UserError` with file and line unless the file is UTF-8 CSV with a `Name` column and rows as
     long as the header.
     """
+    import pandas
+
     assert set(gender_map.values()) <= set(GENDER_VOCABULARY), gender_map
     rows = strict_rows(path)
     _, header = next(rows)

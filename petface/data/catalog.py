@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import pandas
 
 from petface import files
 from petface.errors import UserError
@@ -128,6 +127,7 @@ def identical_records(catalog: Catalog) -> np.ndarray:
     links count. Ignored are empty and unreadable files, and placeholders, which are files of more
     than `MAX_SHARING` records.
     """
+    import pandas  # loading processes do not need it
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
