@@ -1,6 +1,7 @@
 """What is measured of photos; their hashes and the search for near ones, against loops."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -58,6 +59,13 @@ def test_the_search_finds_every_near_pair_of_different_records_and_no_other():
     result = duplicates.near_pairs(hashes, records)
     assert check_pairs(result, hashes, records) > 3
     assert (result.radius, result.crowded) == (6, 0)
+
+
+def test_six_bits_are_found_wherever_they_lie():
+    for equal in itertools.combinations(range(8), 2):  # the bytes that the two share
+        other = sum(1 << 8 * byte for byte in range(8) if byte not in equal)
+        result = duplicates.near_pairs(np.array([0, other], np.uint64), np.array([0, 1]))
+        assert result.distance.tolist() == [6], equal
 
 
 def test_the_search_says_where_it_is_not_complete(monkeypatch):

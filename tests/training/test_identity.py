@@ -49,6 +49,14 @@ def touch(tree):
     os.utime(tree.images / "cat/000005/01.png", ns=(1, 1))
 
 
+def grow(tree):
+    """Another photo of the same name and time."""
+    path = tree.images / "cat/000005/01.png"
+    found = path.stat()
+    path.write_bytes(path.read_bytes() + b"\0")
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
 def split_anew(tree):
     for path in tree.root.glob("splits.*"):
         path.unlink()
@@ -93,7 +101,8 @@ SPECIALIST = {
     "flipped": (lambda tree: edit_labels(tree, flip), ["labels of cat gender"]),
     "new label": (new_label, ["classes of breed", "'Aardwolf' is new"]),
     "reordered": (reorder, ["classes of color1", "'Zinc' is new", "'Black' is gone"]),
-    **{name: case for name, case in BOTH.items() if name in ("touched", "split anew")},
+    "grown": (grow, ["photos of cat"]),
+    "split anew": BOTH["split anew"],
 }
 
 
