@@ -279,6 +279,9 @@ class Training:
         if not self._run.last.exists():
             return None
         last = checkpoints.load(self._run.last)
+        if lacking := {"model", "phase", "optimizer", "scaler", "epoch_state"} - last.keys():
+            what = f"lacks {', '.join(sorted(lacking))}: of an earlier version, or no last.pt"
+            raise checkpoints.CheckpointError(self._run.last, what, "--force for a new run")
         self.index = last["phase"]
         self._model.load_state_dict(last["model"])
         self.progress = self._begin()

@@ -189,3 +189,9 @@ def test_a_run_resumes(training, capsys):
     assert made._job.failures.messages == {4: "bad"}
     assert made.index == 0 and made.rows() == [{**made.rows()[0], "phase": 1, "accuracy": 0.5}]
     assert capsys.readouterr().out.endswith("resuming at epoch 2, step 0 (phase 1 of 2)\n")
+    older = {key: v for key, v in checkpoints.load(run.last).items() if key != "phase"}
+    checkpoints.save(run.last, older)
+    with pytest.raises(
+        checkpoints.CheckpointError, match="lacks phase: of an earlier version.*--force"
+    ):
+        made.resume()
