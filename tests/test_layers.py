@@ -52,20 +52,20 @@ TEXT = {".py", ".html", ".jinja", ".j2", ".js", ".css", ".svg", ".md"}
 
 # Where the house is still too big: lines today. These only ever get fewer.
 OVER_BUDGET: dict[str, int] = {
-    "stage 1 loads": 10068,
-    "petface": 22471,
-    "foundations": 3027,
-    "petface/data": 3881,
-    "petface/models": 1876,
-    "petface/training": 3329,
-    "petface/inference": 1537,
-    "petface/evaluation": 1682,
-    "petface/analysis": 1751,
-    "petface/report": 2177,
-    "petface/export": 552,
-    "petface/serving": 1762,
-    "tools": 3085,
-    "tests": 28033,
+    "stage 1 loads": 9623,
+    "petface": 21322,
+    "foundations": 2835,
+    "petface/data": 3583,
+    "petface/models": 1816,
+    "petface/training": 3161,
+    "petface/inference": 1520,
+    "petface/evaluation": 1572,
+    "petface/analysis": 1666,
+    "petface/report": 2022,
+    "petface/export": 536,
+    "petface/serving": 1724,
+    "tools": 2817,
+    "tests": 25722,
 }
 
 
