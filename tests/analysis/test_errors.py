@@ -18,6 +18,7 @@ from petface.evaluation.details import read_evaluation
 from petface.files import plain_cell
 from petface.inference import gradcam
 from petface.metrics import accuracy_interval, gain_interval
+from petface.models.architecture import Architecture, build_classifier
 from petface.models.network import Network
 from tests.analysis.evaluations import make_evaluation, make_images, read_cells
 from tests.inference import test_gradcam
@@ -128,7 +129,7 @@ def test_a_bin_stands_out_where_its_interval_says_so():
 def test_the_maps_of_mistakes_are_those_of_each_photo_alone(tmp_path):
     """Photo 3 cannot be read; the truth of photo 4 is no class."""
     torch.manual_seed(0)
-    network = test_gradcam.network_of(test_gradcam.Tiny(), 16)
+    network = test_gradcam.network_of(build_classifier(Architecture(), 3), 16)
     for number, pixels in enumerate(test_gradcam.photos(6, 16)):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     (tmp_path / "3.png").write_bytes(b"")
