@@ -35,8 +35,7 @@ _PRELOADED = [
     "inference_engine",
     "train_resnet_minority_aug_dynamic",
     "stage2_resnet_multi",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.figure",
+    "petface.report.evaluation_page",
 ]
 PATIENCE_S = 1200  # a run takes seconds; a loaded machine takes much longer
 # One thread, so that sums are always made in the same order.

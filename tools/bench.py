@@ -258,8 +258,8 @@ def bare_steps(tree: Tree, device: torch.device, batch_size: int) -> Run:
 
 def evaluation(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
     """`evaluate_full_dataset`, whole, beside a loop over single photos with both networks."""
-    num = 48 if quick else 384 * (64 if device.type == "cuda" else 1)
-    tree, eighth = make_photos(folder, num, 224), make_photos(folder / "eighth", num // 8, 224)
+    num, side = (24, 64) if quick else (384 * (64 if device.type == "cuda" else 1), 224)
+    tree, eighth = make_photos(folder, num, side), make_photos(folder / "eighth", num // 8, side)
     rows = [(f"{n:06d}", f"B{n % 20}", "FM"[n % 2]) for n in range(len(tree.catalog))]
     for species in SPECIES:
         files.write_csv(folder / f"annotations/{species}.csv", ("Name", "Breed", "Gender"), rows)
@@ -289,7 +289,7 @@ def evaluation(folder: Path, device: torch.device, quick: bool) -> Iterator[Part
         middle, num = time.perf_counter(), whole("auto", "auto")
         return num - few, time.perf_counter() - 2 * middle + begin
 
-    photos = ImageFolder(folder / "images", v2_chain(NONE, 224))
+    photos = ImageFolder(folder / "images", v2_chain(NONE, side))
 
     def loop() -> int:
         with torch.no_grad():

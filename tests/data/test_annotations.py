@@ -63,6 +63,8 @@ def test_a_table_of_other_columns_and_fixed_classes(tmp_path):
     noted = " ".join(got.notes)
     for words in ("no column Farbe in", "NO color1 head", "ignored", "'Notes'", "1 breed cells"):
         assert words in noted
+    other = read_species(tmp_path / "x.csv", "zebra").notes  # whoever is not in PetFace
+    assert other == [f"zebra: columns ignored in {tmp_path}/x.csv: 'SEX', 'Race', 'Notes'"]
     # what a checkpoint keeps reads the same again
     again = read_species(tmp_path / "x.csv", "cat", **stored_reading({"labels": got.reading}))
     assert table_of(again) == table_of(got)

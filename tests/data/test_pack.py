@@ -123,6 +123,9 @@ def test_a_pack_that_is_cut_short_is_refused(catalog, path) -> None:
         with pytest.raises(UserError, match="is damaged"):
             PackedImages(path, catalog, RULE)
         assert module.head_length(whole[:length]) == (DATA_AT if length >= 24 else 0)
+    path.write_bytes(whole.replace(b"letterbox", b"letterbix", 1))  # every length is right
+    with pytest.raises(UserError, match="is damaged"):
+        PackedImages(path, catalog, RULE)
 
 
 def test_the_digest_of_a_class_sees_where_paths_are_cut() -> None:

@@ -98,6 +98,12 @@ def test_pickled_objects_are_refused(file: Path, content: Any) -> None:
     refused(file, "holds pickled objects (GLOBAL ", "store model.state_dict()")
 
 
+def test_entries_are_counted_in_tables_of_tables(file: Path, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoints, "MAX_ITEMS", 99)
+    torch.save({"model": [[0] * 9] * 11}, file)
+    refused(file, "more than 99 entries")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -137,6 +137,7 @@ def test_attention_is_squeeze_excitation_keeps_all_names_and_begins_as_one_scale
 
 def test_bodies_stand_side_by_side_before_every_head() -> None:
     """Against each body alone: features, maps and the heads of both stages."""
+    assert "2 bodies" in str(TWO) and str(Architecture(SMALL)) == SMALL
     classifier: Any = build_classifier(TWO, 5).eval()
     specialist = _MultiHeadModel({"breed": 4, "gender": 2}, TWO).eval()
     specialist.body.load_state_dict(

@@ -246,17 +246,17 @@ def test_a_run_whose_first_weights_know_its_test_records_says_so(
 
 
 def test_a_finished_run_goes_on_with_more_epochs(script, tree, tmp_path):
-    """Without a schedule over the epochs, 2 epochs and 1 more are 3 at once."""
-    constant = ["--schedule", "constant", "--warmup-frac", 0]
+    """Without a schedule over the epochs, 1 epoch and 1 more are 2 at once."""
+    constant = ["--schedule", "constant", "--warmup-frac", 0, "--epochs", 2]
     flags = [*tree.flags, *TINY_STAGE1, *constant, "--runs-root", tmp_path]
     run = partial(script, scripts.STAGE1)
     assert run([*flags, "--run-name", "straight"]).code == 0
-    assert run([*flags, "--run-name", "more", "--epochs", 2]).code == 0
+    assert run([*flags, "--run-name", "more", "--epochs", 1]).code == 0
     longer = [*flags, "--run-name", "more"]
     assert_refused(run(longer), "holds a finished run", "--extend")
     stop = scripts.SignalAtStep(5, signal.SIGTERM)
     done = run([*longer, "--extend"], stop)
-    assert done.code == 143 and "EPOCHS: 2 -> 3" in done.out
+    assert done.code == 143 and "EPOCHS: 1 -> 2" in done.out
     assert not (tmp_path / "more/final.json").exists()
     assert run([*longer, "--extend"]).code == 0  # the same command
     assert_same(tmp_path / "straight", tmp_path / "more")
@@ -264,14 +264,14 @@ def test_a_finished_run_goes_on_with_more_epochs(script, tree, tmp_path):
 
 def test_force_goes_on_with_its_own_work_and_never_leaves_a_finished_state(script, tree, tmp_path):
     flags = [*tree.flags, *TINY_STAGE2, "--weights", "none", "--runs-root", tmp_path,
-             "--run-name", "two", "--species", "cat", "chimp"]  # fmt: skip
+             "--run-name", "two", "--species", "cat", "chimp", "--phase-epochs", 1, 1]  # fmt: skip
     run = partial(script, scripts.STAGE2)
     assert run(flags).code == 0
     before = (tmp_path / "two/cat/cat_best.pt").stat().st_mtime_ns
     for call in (1, 2):  # killed while the old files are deleted
         kill = scripts.KillBeforeCall("petface.training.runs", "_clear", call)
         assert run([*flags, "--force"], kill).code == -9
-    done = run([*flags, "--force"], scripts.SignalAtStep(3 * 4 + 3, signal.SIGTERM))
+    done = run([*flags, "--force"], scripts.SignalAtStep(2 * 4 + 3, signal.SIGTERM))
     assert done.code == 143 and (tmp_path / "two/cat/cat_best.pt").stat().st_mtime_ns != before
     assert not (tmp_path / "two/chimp/final.json").exists()
     again = run([*flags, "--force"])

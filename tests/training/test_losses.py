@@ -55,6 +55,9 @@ def test_focal_loss_and_its_gradient_equal_the_textbook_formula_in_float64(
     p = theirs[known].softmax(1).gather(1, targets[known, None])[:, 0]
     wanted = ((1 - p) ** gamma * rows).sum() / every[targets[known]].sum()
     loss = masked_focal_loss(ours, targets, gamma, weights, smoothing)
+    if weights is not None:  # nor does their size matter
+        small = masked_focal_loss(logits, targets, gamma, weights / 1000, smoothing)
+        torch.testing.assert_close(small, loss.detach())
     wanted.backward()
     loss.backward()
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)

@@ -158,6 +158,8 @@ def test_the_rate_follows_the_schedule_over_each_phase(training):
     made, _, _ = training
     rate = made.rate()
     assert [rate(0), rate(1), rate(2)] == pytest.approx([0.2, 0.1, 0.0])
+    made._pace_s = 1200.0  # an epoch, of which five are left
+    assert made.time_left() == ", at most 1 h 40 min left"
     for accuracy in (0.5, 0.6):
         end_epoch(made, accuracy)
     assert made.has_epoch()

@@ -102,7 +102,8 @@ def test_whole_chain_equals_torchvision_in_the_same_order():
     is_tail = torch.arange(len(images)) % 2 == 1
     regimes = (replace(regime, erase_p=0.0, blur_p=0.5) for regime in (BASE, TAIL))
     parameters = draw_parameters(is_tail, *regimes, generator(3))
-    assert parameters.flip.any() and not parameters.flip.all()
+    for drawn in (parameters.flip, parameters.blur_px > 0):
+        assert drawn.any() and not drawn.all()
     found = augment(images, parameters)
     for i, image in enumerate(images):
         wanted = image / 255
