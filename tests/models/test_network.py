@@ -180,3 +180,10 @@ def test_a_compiled_network_trains_as_it_is():
     for one, other in zip(*(model.buffers() for model in models), strict=True):
         assert torch.allclose(one.float(), other.float(), atol=1e-4)
     assert models[0].state_dict().keys() == models[1].state_dict().keys()
+
+
+@pytest.mark.parametrize("rule", [RULE, Preprocessing(32)])
+def test_what_was_normalised_becomes_the_picture_again(rule: Preprocessing) -> None:
+    network = Network.for_inference(trained(build_classifier(PLAIN, 3)), rule, "cpu", "fp32")
+    picture = pixels().permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(network.unprepared(network.prepare(picture)), picture)
