@@ -204,3 +204,6 @@ def test_a_second_process_and_a_small_disk_are_refused(images, catalog, monkeypa
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"\d+ images to pack, 0\.00 GB; 0\.00 GB are free; use"):
         make_pack(path, catalog, RULE)
+    refused = pytest.raises(UserError, match="cannot write .*No space left")
+    with Path("/dev/full").open("wb", buffering=0) as full, refused:
+        module._append(path, full, b"whole")
