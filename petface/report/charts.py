@@ -171,15 +171,16 @@ def confusion(title: str, names: Sequence[str], counts: np.ndarray) -> Markup:
             if num <= _MAX_COUNTED:
                 style = {"color": "white" if share > 0.55 else INK, "fontsize": 7.5}
                 axes.text(column, row, shown[row, column], ha="center", va="center", **style)
-        axes.set(xlim=(-0.5, num - 0.5), ylim=(num - 0.5, -0.5), aspect="equal")
+        axes.set(xlim=(-0.5, num - 0.5), ylim=(num - 0.5, -0.5), aspect="equal", anchor="W")
         axes.set_xticks(range(num), labels, rotation=90)
         axes.set_yticks(range(num), labels)
         axes.tick_params(length=0)
         axes.grid(visible=False)
         _finish(axes, title, "predicted", "true")
 
-    side = num * (0.27 if num <= _MAX_COUNTED else 0.19) + 0.075 * max(map(len, labels)) + 0.5
-    return svg(draw, (max(side, 0.09 * len(title) + 0.6), side + 0.15))
+    edge = 0.075 * max(map(len, labels)) + 0.5  # for the names; the title begins after it
+    side = num * (0.27 if num <= _MAX_COUNTED else 0.19) + edge
+    return svg(draw, (max(side, 0.09 * len(title) + edge), side + 0.15))
 
 
 def intervals(title: str, rows: Iterable[Mapping[str, Any]], columns: str, label: str) -> Markup:

@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 
 INDEX: Final = "index.html"
 _EVALUATIONS, _SPECIALISTS, _OTHERS = "Evaluations", "Stage 2: attributes", "Other folders"
-_GROUPS = (
-    *(_EVALUATIONS, "Stage 1: species", _SPECIALISTS, "Identity: single animals"),
-    _OTHERS,
-)
+_GROUPS = (_EVALUATIONS, "Stage 1: species", _SPECIALISTS, "Identity: single animals", _OTHERS)
 _MAX_PAIRS, _MAX_EXAMPLES, _MAX_ISSUES, _MAX_LISTED = 8, 4, 5, 100  # the CSV files hold all
 _VIEWS = {"conditional": "species right", "end_to_end": "end to end"}
 
