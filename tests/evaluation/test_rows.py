@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from petface.data.dataset import load_dataset
 from petface.data.splits import SPLITS
 from petface.evaluation.details import HEADS, PER_IMAGE_COLUMNS, empty_details
-from petface.evaluation.rows import STATUSES, SpeciesRows
+from petface.evaluation.rows import OK, STATUSES, Predicted, SpeciesRows
 from petface.evaluation.run import plan_slices
 from petface.files import csv_line, safe_cell
 from petface.inference.loading import Stage
@@ -98,3 +99,19 @@ def test_lines_equal_rows_built_cell_by_cell(dataset, heads, tmp_path):
         assert found == cell_by_cell(dataset, names, cut, status[which], details[which], why)
         rows = list(csv.reader(io.StringIO(found)))
         assert {len(row) for row in rows} == {len(PER_IMAGE_COLUMNS)} and len(rows) == len(cut)
+
+
+def test_a_head_of_one_class_is_an_answer_where_it_is_a_number(dataset, tmp_path):
+    network = SimpleNamespace(temperatures=())
+    stage1, specialist = (
+        Stage(tmp_path, None, network, {head: (label,)}, {}, {})
+        for head, label in (("species", "cat"), ("gender", "Male"))
+    )
+    (part,) = plan_slices(dataset.catalog.class_index, 99)
+    one = np.ones((len(part), 1), np.float32)
+    gender = np.where(np.arange(len(part)) == 2, np.nan, one.T).T
+    status, right = np.full(len(part), OK, np.uint8), np.ones(len(part), bool)
+    lines = SpeciesRows(dataset, "cat", stage1, specialist)
+    text, _ = lines.build(lambda: Predicted(part, status, one, right, (gender,)))
+    found = [row[4] for row in csv.reader(io.StringIO(text))]
+    assert found == ["ok", "ok", "non_finite", *["ok"] * (len(part) - 3)]
