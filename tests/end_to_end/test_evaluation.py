@@ -110,6 +110,7 @@ def test_the_summary_is_that_of_the_files_beside_it(out, summary, expected):
 
 
 def test_what_is_printed_last_names_the_files(evaluation_run, out):
+    assert " for: yak\n" in evaluation_run.result.out  # the species without a specialist
     block = evaluation_run.result.figures()
     assert block == {
         "per_image": str(out / FILES[0]),

@@ -88,6 +88,9 @@ def test_missing_or_foreign_files_are_named(folder, tmp_path):
         with pytest.raises(UserError, match=rf"holds no {name}; run: .*evaluate"):
             details.read_evaluation(tmp_path)
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / details.MODELS).write_text('{"stage1": {}, "specialists": {"cat": 3}}')
+    with pytest.raises(UserError, match="does not describe the networks"):
+        details.read_evaluation(tmp_path)
     np.save(tmp_path / details.DETAILS_FILE, np.zeros(4, details.DETAILS))
     with pytest.raises(UserError, match="does not belong to the table"):
         details.read_evaluation(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from petface.data.loading import Decoded
-from petface.evaluation.run import own_slices, plan_slices, predict
+from petface.evaluation.run import is_answer, own_slices, plan_slices, predict
 from petface.inference.loading import Stage
 
 
@@ -86,3 +86,8 @@ def test_the_slices_of_several_processes_are_those_of_one(monkeypatch):
             own.append([int(places[0]) for places in own_slices(plan)])
         assert sum(own, []) == list(range(num_slices))
         assert max(map(len, own)) - min(map(len, own)) <= 1
+
+
+def test_a_logit_that_is_no_number_makes_no_answer():
+    logits = torch.tensor([[2.0, 1.0], [torch.nan, 1.0], [2.0, -torch.inf], [1.0, 2.0]])
+    assert is_answer(logits, 0).tolist() == [True, False, False, False]

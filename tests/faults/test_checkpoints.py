@@ -83,6 +83,8 @@ def test_planted_code_stays_asleep(file: Path, tmp_path: Path, zipped: bool) -> 
     refused(file, "holds pickled objects", "mkdir", "nothing of it was run", "state_dict()")
     file.write_bytes(pickle.dumps({"model": Planted(trace)}, protocol=2))
     refused(file, "holds pickled objects")
+    file.write_bytes(pickle.dumps({"model": Planted(trace)}, protocol=4))
+    refused(file, "holds pickled objects (GLOBAL by STACK_GLOBAL)")
     assert not trace.exists()
     pickle.loads(pickle.dumps(Planted(trace)))  # it would have worked
     assert trace.exists()
