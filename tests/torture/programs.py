@@ -266,6 +266,7 @@ def torture_resume(workshop: Workshop, what: str, num_stops: int, seed: int) -> 
     workshop.straight("stage1")
     program, _, number = what.partition(" x ")
     outcome, num_processes = Outcome("resume", what), int(number)
+    late = int(num_processes > 1)  # several stop a step after they are asked
     draw, counts = random.Random(f"{seed} {what}"), outcome.counts
     own = ["--batch-size", 16]  # more steps to be stopped at
     own += ["--species", workshop.species[0]] if program == "stage2" else []
@@ -286,11 +287,12 @@ def torture_resume(workshop: Workshop, what: str, num_stops: int, seed: int) -> 
         phases = [row.get("phase") for row in last["history"]]  # each has an optimizer of its own
         counts["steps"] = num_steps = in_last * len(phases) // max(phases.count(phases[-1]), 1)
         for pack in PACKS:
-            chosen = sorted(draw.sample(range(1, num_steps), min(num_stops, num_steps - 1)))
-            for before, step in zip([0, *chosen], chosen, strict=False):
+            steps = range(1, num_steps, 1 + late)
+            chosen = sorted(draw.sample(steps, min(num_stops, len(steps))))
+            for before, step in zip([-late, *chosen], chosen, strict=False):
                 signal_number = draw.choice([signal.SIGTERM, signal.SIGINT])
                 hooks = nothing[:]  # to ask one of the processes is enough to stop all
-                stop = scripts.SignalAtStep(step - before, signal_number)
+                stop = scripts.SignalAtStep(step - before - late, signal_number)
                 hooks[draw.randrange(num_processes)] = stop
                 _, done = run("resumed", pack, hooks)
                 if [ended.code for ended in done] != [128 + signal_number] * num_processes:
