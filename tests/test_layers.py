@@ -65,7 +65,7 @@ OVER_BUDGET: dict[str, int] = {
     "petface/export": 536,
     "petface/serving": 1724,
     "tools": 2817,
-    "tests": 25776,
+    "tests": 25775,
 }
 
 
