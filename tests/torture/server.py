@@ -55,7 +55,8 @@ HEALTH = Clients(1, {200}, [b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"])
 def floods() -> dict[str, Clients]:
     """Return what floods the server at the same time."""
     huge = []
-    bad_chunks = (b"zz\r\n", b"-5\r\n", b"3\r\nabcXX", b"F" * 20 + b"\r\n")
+    bad_chunks = (b"zz\r\n", b"-5\r\n", b"3\r\nabcXX", b"F" * 21 + b"\r\n")
+    endless = _CHUNKED + b"F" * 20 + b"\r\n"  # h11 takes a length of 20 digits, and waits
     for mode, width, height, kind in (  # the first three are refused, the others just pass
         ("L", 20_000, 20_000, "PNG"), ("1", 65_000, 900, "PNG"), ("P", 16_000, 16_000, "GIF"),
         ("RGBA", 7_000, 7_000, "PNG"), ("I;16", 20_000, 2_400, "PNG"),
@@ -67,7 +68,7 @@ def floods() -> dict[str, Clients]:
     return {
         "huge": Clients(32, {200, 413, 503}, huge),
         "slow heads": Clients(100, {0}, [_HEAD], 0.5),
-        "slow bodies": Clients(100, {0, 408, 503}, [_ANNOUNCED + form(bytes(999))], 0.5),
+        "slow bodies": Clients(100, {0, 408, 503}, [_ANNOUNCED + form(bytes(999)), endless], 0.5),
         "idle": Clients(1000, {0}, [b""]),
         "bad chunks": Clients(8, {400, 503}, [_CHUNKED + bad for bad in bad_chunks]),
         "gone": Clients(8, {0, 503}, [_ANNOUNCED + form(bytes(2_000_000))[:-9]], 0.0, 0.1),
