@@ -194,6 +194,7 @@ def _become(
         os.close(descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     multiprocessing.set_start_method(None, force=True)  # as in a fresh interpreter, not our server
+    os.fsync = lambda _: None  # waits for the disk; only a power cut would show the difference
     sys.argv = [script, *arguments]
     for hook in filter(None, hooks):
         hook()
