@@ -34,6 +34,8 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """Return numbers as float32 (N,) on a device, where they are uploaded once."""
+    if torch.compiler.is_compiling():  # an export's tensors hold no numbers: nothing to keep
+        return torch.tensor(values, device=device)
     return uploaded(values, device)  # torch's compiler sees no caches, but is told of `constant`
 
 
@@ -78,10 +80,7 @@ def num_cores() -> int:
 
 
 def _cpu_quota(mounted: Path = Path("/sys/fs/cgroup")) -> float:
-    """Return the processor time that a container's control group allows, in cores; inf = no limit.
-
-    cpu.max of version 2, or the two files of version 1.
-    """
+    """Return how many cores a container's control group (version 2, else 1) allows; inf = all."""
     for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         with suppress(OSError, ValueError, ZeroDivisionError):  # "max" is no number
             words = " ".join((mounted / n).read_text(encoding="utf-8") for n in names).split()

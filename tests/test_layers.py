@@ -53,8 +53,8 @@ TEXT = {".py", ".html", ".jinja", ".j2", ".js", ".css", ".svg", ".md"}
 # Where the house is still too big: lines today. These only ever get fewer.
 OVER_BUDGET: dict[str, int] = {
     "stage 1 loads": 9623,
-    "petface": 21320,
-    "foundations": 2835,
+    "petface": 21319,
+    "foundations": 2834,
     "petface/data": 3583,
     "petface/models": 1816,
     "petface/training": 3161,

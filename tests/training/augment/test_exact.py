@@ -194,6 +194,20 @@ def test_normalise():
     torch.testing.assert_close(half.float(), TF.normalize(images, mean, std), atol=0.03, rtol=0)
 
 
+def test_an_export_leaves_no_statistics_without_numbers_behind():
+    """What an export traces is made of tensors that have a shape alone."""
+
+    class Normalised(torch.nn.Module):
+        def forward(self, x):
+            return normalise(x, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+    images, network = pictures() / 255, Normalised()
+    exported = torch.export.export(network, (images,)).module()
+    for found in (network(images), exported(images)):
+        expected = TF.normalize(images, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        torch.testing.assert_close(found, expected)
+
+
 def test_the_memory_format_and_autocast_change_nothing_and_the_input_stays():
     images = pictures()
     before, strided = images.clone(), images.contiguous(memory_format=torch.channels_last)
