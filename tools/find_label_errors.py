@@ -18,9 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from petface.errors import SettingsError, UserError, run_script
+from petface.errors import SettingsError, UserError, run_script  # isort: split
 
-# isort: split
 import pandas as pd
 
 from petface import files

@@ -22,9 +22,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
-from petface.errors import UserError, run_script
+from petface.errors import UserError, run_script  # isort: split
 
-# isort: split
 import numpy as np
 from PIL import Image
 

@@ -21,9 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from petface.errors import SettingsError, run_script
+from petface.errors import SettingsError, run_script  # isort: split
 
-# isort: split
 import numpy as np
 import pandas
 

@@ -21,9 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from petface.errors import SettingsError, UserError, install_line, outlive_reader, run_script
+from petface.errors import SettingsError, UserError, install_line, outlive_reader, run_script  # isort: split
 
-# isort: split
 import pandas as pd
 
 from petface import files

@@ -17,9 +17,8 @@ import ipaddress
 import sys
 from typing import Literal
 
-from petface.errors import SettingsError, UserError, install_line, outlive_reader, run_script
+from petface.errors import SettingsError, UserError, install_line, outlive_reader, run_script  # isort: split
 
-# isort: split
 import torch
 
 from petface.devices import choose_device, num_cores

@@ -29,9 +29,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Final
 
-from petface.errors import ENDS_WITH_INPUT, SettingsError, UserError, outlive_reader, run_script
+from petface.errors import ENDS_WITH_INPUT, SettingsError, UserError, outlive_reader, run_script  # isort: split
 
-# isort: split
 import torch
 
 import petface

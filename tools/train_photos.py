@@ -19,9 +19,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from petface.errors import SettingsError, UserError, run_script
+from petface.errors import SettingsError, UserError, run_script  # isort: split
 
-# isort: split
 import numpy as np
 
 from petface import files
