@@ -54,16 +54,14 @@ LINK: Literal["symbolic", "hard", "copy"] = "symbolic"  # how photos get there
 SEED: Seed = 0  # of the parts that are cut from train
 
 
-def describe(found: Found, rows_shown: int = 40) -> str:
+def describe(found: Found) -> str:
     """Return a table of the photos per class and part, the notes, and what was left out."""
     photos = [(entry.species, entry.part or "photos") for entry in found.entries]
     counts = pandas.crosstab(*map(np.array, zip(*photos, strict=True)), colnames=["class"])
     counts = counts.reindex(columns=list(SPLITS) if found.parts else ["photos"], fill_value=0)
-    shown, more = counts.head(rows_shown).copy(), len(counts) - rows_shown
-    shown.loc[f"all {len(counts)} classes"] = counts.sum()
-    lines = [shown.map("{:,}".format).rename_axis(index=None).to_string()]
-    lines += [f"... {more} more, see sources.csv"] * (more > 0)
-    lines += found.notes
+    counts.loc[f"all {len(counts)} classes"] = counts.sum()
+    table = counts.map("{:,}".format).rename_axis(index=None).to_string(max_rows=40)
+    lines = [table, *found.notes]  # classes in the middle are left out: sources.csv holds all
     for reason, num in sorted(Counter(reason for _, reason in found.left_out).items()):
         examples = [what for what, why in found.left_out if why == reason][:3]
         lines.append(f"left out, {reason}: {num:,}, such as {', '.join(examples)}")
@@ -84,9 +82,7 @@ def next_commands(kind: str, out: str, found: Found, s: Settings) -> list[list[s
         ]
     run = safe_name(Path(out).name)
     checkpoint = ["--stage1-checkpoint", s.CHECKPOINT or f"runs/{run}/best.pt"]
-    specialists = ["--stage2-folder", f"runs/{run}/stage2"]  # none, until they are trained
-    out_dir = ["--out-dir", f"runs/{run}_evaluation"]
-    commands = [[*evaluate, *checkpoint, *specialists, *tree, *out_dir]]
+    commands = [[*evaluate, *checkpoint, *tree, "--out-dir", f"runs/{run}_evaluation"]]
     if not s.CHECKPOINT and ("train" in found.parts or not found.parts):
         fine_tuning = ["--config", "configs/stage1/own_photos.toml"]
         commands.insert(0, [*train, *fine_tuning, *tree, "--run-name", run])

@@ -5,19 +5,18 @@
 
 A range `a..b` of whole numbers is drawn evenly, one of other numbers by its logarithm where `a` is
 above 0; `a,b,c` are choices; `NAME=value` is the same for all trials. Each trial is a run of its
-own in OUT/<preset>/trial<n> with the preset's seed; bad ones are given up early by the median of
-the others at the same epoch. The same command resumes the study, which stands in OUT/study.db.
-Prints the best trial and its command. It was chosen by the validation split of one seed: repeat it
-with tools.sweep before you believe it.
+own in OUT/<preset>/trial<n> with the preset's seed. The same command resumes the study, which
+stands in OUT/study.db. Prints the best trial and its command. It was chosen by the validation split
+of one seed: repeat it with tools.sweep before you believe it.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,13 @@ from petface.errors import SettingsError, UserError, install_line, outlive_reade
 import pandas as pd
 
 from petface import files
-from petface.settings import Positive, Seed, Settings, read_settings
-from tools.sweep import ROOT, Trainer, flag_of_change, last_line, started, trainers_of
+from petface.settings import Positive, Seed, read_settings
+from tools.sweep import Trainer, flag_of_change, train, trainers_of
 
 # ---- Search ----
 TRIALS: Positive = 20  # all together, also over several starts
 OUT: str = "runs/search"
 SEARCH_SEED: Seed = 0
-WARMUP_EPOCHS: Positive = 3  # before these no trial is given up
 
 
 def main() -> None:
@@ -62,7 +60,6 @@ def main() -> None:
         load_if_exists=True,
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=s.SEARCH_SEED),
-        pruner=optuna.pruners.MedianPruner(n_warmup_steps=s.WARMUP_EPOCHS),
     )
     num_over = sum(trial.state.is_finished() for trial in study.trials)
     print(f"{num_over} trials so far, {max(0, s.TRIALS - num_over)} to go", flush=True)
@@ -72,12 +69,10 @@ def main() -> None:
         name = f"{trainer.preset}/trial{trial.number}"
         flags = [flag for word in drawn for flag in flag_of_change(word)]
         flags += ["--runs-root", s.OUT, "--run-name", name]
-        figure = _figure_of(trainer.settings(*flags))
-        try:
-            value = run_trial(trial, trainer, flags, out / name, figure)
-        except optuna.TrialPruned as reason:
-            print(f"trial {trial.number}: {reason}", flush=True)
-            raise
+        run = replace(trainer, flags=(*trainer.flags, *flags), folder=out / name)
+        if train(1, 0, run):
+            raise optuna.TrialPruned  # it said why
+        figure, value = best_of(run)
         print(f"trial {trial.number}: {' '.join(drawn)}: {figure} {abs(value):.4f}", flush=True)
         return value
 
@@ -114,44 +109,17 @@ def way_to_draw(word: str) -> Callable[[Any], str] | None:
     return None
 
 
-def run_trial(trial: Any, trainer: Trainer, flags: list[str], folder: Path, figure: str) -> float:
-    """Train in a process of its own and return its best `figure`; report every epoch's to `trial`.
+def best_of(run: Trainer) -> tuple[str, float]:
+    """Return the column that the kept checkpoint is chosen by and its best value; a loss negative.
 
-    Raises optuna's `TrialPruned` where the trial is given up, and for a run that failed.
+    NaN where no label is in the validation split: such a trial does not count.
     """
-    from optuna import TrialPruned
-
-    folder.mkdir(parents=True, exist_ok=True)
-    log_path, told = folder / "train.log", 0
-    script = str(ROOT / f"{trainer.script}.py")
-    with log_path.open("ab") as log, started([script, *trainer.flags, *flags], log) as run:
-        while run.poll() is None:
-            time.sleep(1.0)
-            for value in _values(folder, figure)[told:]:
-                if math.isfinite(value):
-                    trial.report(value, told)
-                told += 1
-            if trial.should_prune():
-                raise TrialPruned(f"given up after epoch {told}")
-    if run.returncode:
-        raise TrialPruned(last_line(log_path))
-    if not (values := list(filter(math.isfinite, _values(folder, figure)))):
-        raise TrialPruned(f"{figure} has no value: no label in the validation split?")
-    return max(values)
-
-
-def _values(folder: Path, figure: str) -> list[float]:
-    """Read a column of metrics.csv as far as it is written; a loss with its sign turned."""
-    for path in [*folder.glob("metrics.csv"), *folder.glob("*/metrics.csv")]:
-        table = pd.read_csv(path)
-        return (-table[figure] if figure.endswith("loss") else table[figure]).tolist()
-    return []
-
-
-def _figure_of(s: Settings) -> str:
-    """Return the column that the kept checkpoint is chosen by: of stage 2 always the loss."""
-    selects = s.as_dict().get("SELECT_BY", "loss")
-    return "val_loss" if selects == "loss" else f"val_{selects}_frac"
+    table = pd.read_csv(min(run.folder.rglob("metrics.csv")))
+    otherwise = "auc" if "val_auc_frac" in table else "loss"  # of stage 2 always the loss
+    selects = run.settings().as_dict().get("SELECT_BY", otherwise)
+    if selects == "loss":
+        return "val_loss", -table["val_loss"].min()
+    return f"val_{selects}_frac", table[f"val_{selects}_frac"].max()
 
 
 if __name__ == "__main__":

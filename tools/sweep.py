@@ -80,8 +80,7 @@ class Trainer:
         """
         found, may_change = [], importlib.import_module(self.script).MAY_CHANGE
         now = json.loads(json.dumps(self.settings().as_dict()))
-        paths = [self.folder / "final.json", *self.folder.glob("*/final.json")]
-        for path in sorted(filter(Path.exists, paths)):
+        for path in sorted(self.folder.rglob("final.json")):
             before = tomllib.loads(path.with_name("settings.toml").read_text(encoding="utf-8"))
             changed = [
                 f"{name}: {before.get(name)!r} -> {value!r}"
@@ -92,8 +91,7 @@ class Trainer:
                 what = f"{path.parent} was trained with other settings ({'; '.join(changed)})"
                 raise UserError(f"{what}; give the sweep another OUT")
             species = "" if path.parent == self.folder else path.parent.name
-            final = files.read_json(path)
-            found.append(SweepRun(self.preset, self.folder.name, species, final))
+            found.append(SweepRun(self.preset, self.folder.name, species, files.read_json(path)))
         return found
 
     def is_finished(self) -> bool:
@@ -170,8 +168,7 @@ def plan_runs(s: Settings, trainer: Trainer) -> list[Trainer]:
     for seed, (fold, split) in itertools.product(s.SEEDS, folds):
         name = f"{trainer.preset}/{fold}seed{seed}"
         own = (*split, "--seed", str(seed), "--runs-root", s.OUT, "--run-name", name)
-        flags = *trainer.flags, *own
-        found.append(replace(trainer, flags=flags, folder=Path(s.OUT) / name))
+        found.append(replace(trainer, flags=(*trainer.flags, *own), folder=Path(s.OUT) / name))
     return found
 
 
@@ -186,7 +183,8 @@ def train(num_jobs: int, number: int, run: Trainer) -> int:
         code = process.wait()
     if code == 0 and run.script == SCRIPTS["stage2"]:
         (run.folder / ALL_TRAINED).touch()
-    said = f"left with {code}: {last_line(log_path)}" if code else "finished"
+    last = log_path.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+    said = f"left with {code}: {last}" if code else "finished"
     print(f"{run.preset} {run.folder.name}: {said}", flush=True)
     return code
 
@@ -221,12 +219,6 @@ def end(process: subprocess.Popen[bytes], stop: BaseException) -> None:
     """End a script, unless it ends by itself: Ctrl-C reaches both, a signal this process alone."""
     if not isinstance(stop, KeyboardInterrupt) or stop.args:
         process.terminate()
-
-
-def last_line(path: Path) -> str:
-    """Return the last line of a log."""
-    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
 
 
 if __name__ == "__main__":

@@ -84,13 +84,14 @@ def test_without_optuna_the_way_out_is_named(monkeypatch):
         ({"SELECT_BY": "balanced_accuracy"}, "val_balanced_accuracy_frac"),
         ({"SELECT_BY": "loss"}, "val_loss"),
         ({}, "val_loss"),  # stage 2
+        ({}, "val_auc_frac"),  # identity
     ],
 )
 def test_what_is_searched_for_is_what_the_kept_checkpoint_is_chosen_by(
     constants, expected, tmp_path
 ):
-    found = search._figure_of(SimpleNamespace(as_dict=lambda: constants))
-    assert found == expected
-    (tmp_path / "metrics.csv").write_text(f"epoch,{expected}\n1,0.5\n2,0.25\n")
-    best = -0.25 if expected == "val_loss" else 0.5
-    assert max(search._values(tmp_path, found)) == best
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat/metrics.csv").write_text(f"epoch,{expected}\n1,0.5\n2,0.25\n")
+    settings = SimpleNamespace(as_dict=lambda: constants)
+    run = SimpleNamespace(folder=tmp_path, settings=lambda: settings)
+    assert search.best_of(run) == (expected, -0.25 if expected == "val_loss" else 0.5)
