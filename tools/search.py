@@ -70,7 +70,7 @@ def main() -> None:
         flags = [flag for word in drawn for flag in flag_of_change(word)]
         flags += ["--runs-root", s.OUT, "--run-name", name]
         run = replace(trainer, flags=(*trainer.flags, *flags), folder=out / name)
-        if train(1, 0, run):
+        if train(run):
             raise optuna.TrialPruned  # it said why
         figure, value = best_of(run)
         print(f"trial {trial.number}: {' '.join(drawn)}: {figure} {abs(value):.4f}", flush=True)

@@ -21,34 +21,24 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import IO, Final
-
-from petface.errors import ENDS_WITH_INPUT, SettingsError, UserError, outlive_reader, run_script  # isort: split
-
-import torch
+from typing import IO
 
 import petface
 from petface import files
 from petface.analysis.sweeps import SweepRun, write_sweep
 from petface.data.dataset import fold_files
-from petface.data.pack import image_source
-from petface.data.sources.petface import scan
-from petface.devices import num_cores
-from petface.models.backbones import input_rule
-from petface.settings import NonNegative, Positive, Seed, Settings, read_settings
+from petface.errors import ENDS_WITH_INPUT, SettingsError, UserError, outlive_reader, run_script
+from petface.settings import NonNegative, Seed, Settings, read_settings
 
 # ---- Sweep ----
 SEEDS: tuple[Seed, ...] = (42, 123, 777)
 FOLDS: NonNegative = 0  # 0 = the one split; else as many, by record, each with every seed
 FOLD_SEED: Seed = 0  # which record is in which fold
 OUT: str = "runs/sweep"
-JOBS: Positive = 1  # runs at once; they share the cores, and take the GPUs in turn
 
 SCRIPTS = {
     "stage1": "train_resnet_minority_aug_dynamic",
@@ -57,7 +47,6 @@ SCRIPTS = {
 }
 ALL_TRAINED = "sweep_finished"  # mark of a run of stage 2 whose last specialist is trained
 ROOT = Path(petface.__file__).resolve().parents[1]  # of the trainers
-RUNNING: Final = set[subprocess.Popen[bytes]]()
 
 
 @dataclass(frozen=True)
@@ -134,20 +123,10 @@ def main() -> int:
         raise SettingsError("two presets of one name, or a seed twice: their runs would mix")
     todo = [run for run in plan if not run.is_finished()]
     print(f"{len(plan)} runs, {len(plan) - len(todo)} of them finished before", flush=True)
-    packs = {(r.IMAGES_ROOT, r.PACK, input_rule(r.BACKBONE, r.IMAGE_SIZE_PX, r.RESIZE_RULE, "none"))
-             for r in (run.settings() for run in todo) if r.PACK and s.JOBS > 1}  # fmt: skip
-    for root, pack, rule in packs:  # beforehand: two runs would make one at the same time
-        image_source(scan(root).catalog, pack, rule)
-    with ThreadPoolExecutor(s.JOBS) as pool:
-        try:
-            codes = list(pool.map(partial(train, s.JOBS), itertools.count(), todo))
-        except BaseException as stop:
-            for trainer in list(RUNNING):
-                end(trainer, stop)
-            raise
+    failed = [str(run.folder) for run in todo if train(run)]
     if runs := [found for run in plan for found in run.finished()]:
         print(write_sweep(Path(s.OUT), runs))
-    if failed := [str(run.folder) for run, code in zip(todo, codes, strict=True) if code]:
+    if failed:
         names = ", ".join(failed)
         print(f"not finished: {names}; the same command resumes there", file=sys.stderr)
     return int(bool(failed))
@@ -172,14 +151,11 @@ def plan_runs(s: Settings, trainer: Trainer) -> list[Trainer]:
     return found
 
 
-def train(num_jobs: int, number: int, run: Trainer) -> int:
+def train(run: Trainer) -> int:
     """Train a run in a process of its own; its output goes to train.log in its folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, num_cores() // num_jobs))}
-    if num_jobs > 1 and torch.cuda.device_count() > 1:
-        environment["CUDA_VISIBLE_DEVICES"] = str(number % torch.cuda.device_count())
     log_path, script = run.folder / "train.log", str(ROOT / f"{run.script}.py")
-    with log_path.open("ab") as log, started([script, *run.flags], log, environment) as process:
+    with log_path.open("ab") as log, started([script, *run.flags], log) as process:
         code = process.wait()
     if code == 0 and run.script == SCRIPTS["stage2"]:
         (run.folder / ALL_TRAINED).touch()
@@ -190,9 +166,7 @@ def train(num_jobs: int, number: int, run: Trainer) -> int:
 
 
 @contextmanager
-def started(
-    command: Sequence[str], log: IO[bytes] | None, environment: Mapping[str, str] = os.environ
-) -> Iterator[subprocess.Popen[bytes]]:
+def started(command: Sequence[str], log: IO[bytes] | None) -> Iterator[subprocess.Popen[bytes]]:
     """Start a script that ends with this process, however that ends; without `log` it prints here.
 
     Its input is a pipe that nobody writes to and that closes with this process.
@@ -202,23 +176,15 @@ def started(
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT if log else None,
-        env={**environment, ENDS_WITH_INPUT: "1"},
+        env={**os.environ, ENDS_WITH_INPUT: "1"},
     ) as process:
-        RUNNING.add(process)
         try:
             yield process
         except BaseException as stop:
-            end(process, stop)
+            if not isinstance(stop, KeyboardInterrupt) or stop.args:  # Ctrl-C reaches both
+                process.terminate()
             process.wait()
             raise
-        finally:
-            RUNNING.discard(process)
-
-
-def end(process: subprocess.Popen[bytes], stop: BaseException) -> None:
-    """End a script, unless it ends by itself: Ctrl-C reaches both, a signal this process alone."""
-    if not isinstance(stop, KeyboardInterrupt) or stop.args:
-        process.terminate()
 
 
 if __name__ == "__main__":
