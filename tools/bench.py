@@ -38,21 +38,16 @@ from torchvision.transforms import InterpolationMode, v2
 
 import inference_engine
 from petface import files
+from petface.data import images, loading, pack
 from petface.data.catalog import Catalog
-from petface.data.images import Preprocessing
-from petface.data.loading import Samples, worker_count
-from petface.data.pack import image_source
 from petface.data.sources.petface import scan
 from petface.devices import choose_device, choose_precision, num_cores
-from petface.models import checkpoints
+from petface.models import checkpoints, network
 from petface.models.architecture import PLAIN, ChinchillaMultiHeadResNet18, build_classifier
-from petface.models.network import Network
 from petface.progress import progress
 from petface.settings import NonNegative, read_settings
-from petface.training import epoch, evaluate, losses
+from petface.training import epoch, evaluate, losses, runs, schedule
 from petface.training.augment.regimes import MILD, NONE, STRONG, AugmentRegime
-from petface.training.runs import FailureLog, RunFolder
-from petface.training.schedule import EarlyStopping
 
 # ---- What is measured ----
 ONLY: tuple[Literal["epochs", "host", "evaluation"], ...] = ()  # parts; () = all
@@ -80,7 +75,7 @@ class Tree:
 
     folder: Path
     catalog: Catalog
-    rule: Preprocessing
+    rule: images.Preprocessing
 
     def train_and_val(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the places to train on, and every sixth to validate on."""
@@ -107,7 +102,7 @@ def make_photos(folder: Path, num: int, size_px: int) -> Tree:
         pixels = 128 + 55 * (pixels - pixels.mean()) / pixels.std()
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
         drawn.append(path)
-    return Tree(folder, scan(folder / "images").catalog, Preprocessing(size_px))
+    return Tree(folder, scan(folder / "images").catalog, images.Preprocessing(size_px))
 
 
 # ---- The yardstick: what one writes with torchvision when speed is no subject ----
@@ -188,25 +183,25 @@ def host(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
 
 
 def our_epoch(
-    tree: Tree, pack: str, device: torch.device, batch_size: int, model: nn.Module | None = None
+    tree: Tree, packed: str, device: torch.device, batch_size: int, model: nn.Module | None = None
 ) -> Run:
     """Train and validate with the trainers' own functions on all cores; `model` trains alone."""
     own = model or build_classifier(PLAIN, len(SPECIES))
-    network = Network.build(own, tree.rule, str(device), "auto")
+    built = network.Network.build(own, tree.rule, str(device), "auto")
     optimizer = torch.optim.AdamW(own.parameters(), lr=1e-4, fused=True)
     job = evaluate.Job(
-        network=network,
+        network=built,
         num_classes={"species": len(SPECIES)},
         loss=lambda out, b: [losses.masked_focal_loss(out[0], b.labels["species"], 0.0)],
-        source=image_source(tree.catalog, pack, tree.rule),
+        source=pack.image_source(tree.catalog, packed, tree.rule),
         batch_size=batch_size,
-        num_workers=worker_count(-1),
-        failures=FailureLog(RunFolder(tree.folder), tree.catalog, len(tree.catalog), 0.0),
+        num_workers=loading.worker_count(-1),
+        failures=runs.FailureLog(runs.RunFolder(tree.folder), tree.catalog, len(tree.catalog), 0.0),
     )
-    state = epoch.Progress(optimizer, network.grad_scaler(), EarlyStopping(0, mode="max"))
+    state = epoch.Progress(optimizer, built.grad_scaler(), schedule.EarlyStopping(0, mode="max"))
     label = tree.catalog.class_index.astype(np.int64)
     train, val = (
-        Samples(places, {"species": label[places]}, label[places] == len(SPECIES) - 1)
+        loading.Samples(places, {"species": label[places]}, label[places] == len(SPECIES) - 1)
         for places in tree.train_and_val()
     )
 
@@ -342,7 +337,7 @@ def main() -> None:
     hardware, rounds = hardware_name(device), s.ROUNDS or (2 if is_quick else 5)
     out = s.OUT or ("" if is_quick or s.ONLY else f"results/bench_{hardware}.csv")
     print(f"{hardware}, torch {torch.__version__}, {num_cores()} cores, {rounds} rounds")
-    start, rows = time.perf_counter(), []
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in s.ONLY or PARTS:
             for part in PARTS[name](Path(folder) / name, device, is_quick):
@@ -352,7 +347,6 @@ def main() -> None:
     if out:
         files.write_csv(out, HEADER, rows)
         print(f"\nwritten: {out}")
-    print(f"minutes: {(time.perf_counter() - start) / 60:.1f}")
 
 
 if __name__ == "__main__":

@@ -26,13 +26,8 @@ from petface.errors import SettingsError, run_script  # isort: split
 import numpy as np
 import pandas
 
+from petface.data.sources import readers
 from petface.data.sources.layout import Found, check_out, prepare, safe_name
-from petface.data.sources.readers import (
-    download_oxford_pets,
-    read_image_folder,
-    read_inat_json,
-    read_oxford_pets,
-)
 from petface.data.splits import SPLITS
 from petface.settings import Seed, Settings, read_settings
 
@@ -98,22 +93,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = s.SOURCE or ("data/oxford" if kind == "oxford_pets" else "")
     if not source or kind == "inat_json" and not s.TRAIN:
         raise SettingsError(f"{'--train' if source else '--source'} is missing; see --help")
-    name = f"{safe_name(Path(source).resolve().name)}_petface"
-    if kind == "oxford_pets":
-        name = OXFORD_PRESETS[s.STAGES]
+    own = safe_name(Path(source).resolve().name)
+    name = OXFORD_PRESETS[s.STAGES] if kind == "oxford_pets" else f"{own}_petface"
     out, classes = str(Path(s.OUT or f"data/{name}")), None
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names that are no UTF-8
     check_out(Path(out).absolute(), Path(source).absolute())  # before anything is downloaded
     if s.CHECKPOINT:
         from petface.models import checkpoints
 
         classes = checkpoints.read_stage1(s.CHECKPOINT).heads["species"]
     if kind == "oxford_pets" and s.DOWNLOAD:
-        download_oxford_pets(source)
+        readers.download_oxford_pets(source)
     found = {
-        "image_folder": lambda: read_image_folder(source),
-        "oxford_pets": lambda: read_oxford_pets(source, s.STAGES),
-        "inat_json": lambda: read_inat_json(source, s.TRAIN, s.VAL or None),
+        "image_folder": lambda: readers.read_image_folder(source),
+        "oxford_pets": lambda: readers.read_oxford_pets(source, s.STAGES),
+        "inat_json": lambda: readers.read_inat_json(source, s.TRAIN, s.VAL or None),
     }[kind]()
     prepare(found, out, link=s.LINK, seed=s.SEED, checkpoint_classes=classes, val_as=s.VAL_AS)
     print(f"{describe(found)}\n\nnext:")

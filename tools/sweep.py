@@ -21,8 +21,7 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -127,8 +126,7 @@ def main() -> int:
     if runs := [found for run in plan for found in run.finished()]:
         print(write_sweep(Path(s.OUT), runs))
     if failed:
-        names = ", ".join(failed)
-        print(f"not finished: {names}; the same command resumes there", file=sys.stderr)
+        print(f"not finished: {', '.join(failed)}; the same command resumes", file=sys.stderr)
     return int(bool(failed))
 
 
@@ -155,8 +153,8 @@ def train(run: Trainer) -> int:
     """Train a run in a process of its own; its output goes to train.log in its folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
     log_path, script = run.folder / "train.log", str(ROOT / f"{run.script}.py")
-    with log_path.open("ab") as log, started([script, *run.flags], log) as process:
-        code = process.wait()
+    with log_path.open("ab") as log:
+        code = run_to_end([script, *run.flags], log)
     if code == 0 and run.script == SCRIPTS["stage2"]:
         (run.folder / ALL_TRAINED).touch()
     last = log_path.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
@@ -165,11 +163,11 @@ def train(run: Trainer) -> int:
     return code
 
 
-@contextmanager
-def started(command: Sequence[str], log: IO[bytes] | None) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a script that ends with this process, however that ends; without `log` it prints here.
+def run_to_end(command: Sequence[str], log: IO[bytes] | None = None) -> int:
+    """Run a script, which ends with this process at the latest, however that ends; return its code.
 
-    Its input is a pipe that nobody writes to and that closes with this process.
+    Without `log` it prints here. Its input is a pipe that nobody writes to and that closes with
+    this process.
     """
     with subprocess.Popen(
         [sys.executable, *command],
@@ -179,7 +177,7 @@ def started(command: Sequence[str], log: IO[bytes] | None) -> Iterator[subproces
         env={**os.environ, ENDS_WITH_INPUT: "1"},
     ) as process:
         try:
-            yield process
+            return process.wait()
         except BaseException as stop:
             if not isinstance(stop, KeyboardInterrupt) or stop.args:  # Ctrl-C reaches both
                 process.terminate()
