@@ -107,9 +107,6 @@ def run_networks(
             use = (predicted[0] >= 0) & (true != UNKNOWN)
             columns = predicted[:, use], confidence[:, use], true[use], records[asked[use]]
             kept[head].append(columns)
-            if use.any():
-                share = (predicted[0] == true)[use].mean()
-                print(f"{species or 'all'} {head}: {share:.1%} right of {use.sum():,} photos")
             pictures[head] |= errors.explain(work, network, head, number, names, species)
         if species is None:
             right, num_unreadable = predicted[0] == true, int((predicted[0] < 0).sum())
@@ -139,10 +136,9 @@ def load_networks(
     stage1 = Stage1Model(checked(s.STAGE1_CHECKPOINT or own["path"], own), s.DEVICE)
     yield None, stage1.network, {"species": stage1.classes}
     for species, model in evaluation.models["specialists"].items():
-        path = model["path"]
-        if s.STAGE2_FOLDER:
-            path = find_specialist(species, s.STAGE2_FOLDER) or s.STAGE2_FOLDER
-        specialist = Stage2Model.load_for_species(species, checked(path, model), s.DEVICE)
+        place = s.STAGE2_FOLDER or model["path"]
+        path = checked(find_specialist(species, place) or place, model)
+        specialist = Stage2Model.load_for_species(species, path, s.DEVICE)
         names = {head: specialist.vocabularies[head] for head in specialist.heads}
         yield species, specialist.network, names
 
