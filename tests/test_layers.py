@@ -64,8 +64,7 @@ OVER_BUDGET: dict[str, int] = {
     "petface/report": 2020,
     "petface/export": 536,
     "petface/serving": 1724,
-    "tools": 2817,
-    "tests": 25775,
+    "tests": 25659,
 }
 
 

@@ -19,11 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from petface.errors import UserError, run_script
+from petface.errors import UserError, run_script  # isort: split
 
-# isort: split
 import numpy as np
-import pandas as pd
 
 import inference_engine
 from inference_engine import Stage1Model, Stage2Model
@@ -52,8 +50,6 @@ EXAMPLES: Positive = 8  # mistakes per head in a picture
 BATCH_SIZE: Positive = 64
 WORKERS: int = -1  # decoding processes; 0 = none but this one, -1 = one per core
 
-SHOWN = ("left 10 %", "down 10 %", "outer 10 % black", "outer 10 % mean colour")  # in the terminal
-
 
 def main() -> None:
     words = "FOLDER", "the evaluation's folder, in place of OUT_DIR"
@@ -62,9 +58,8 @@ def main() -> None:
     folder = Path((s.positional or [s.OUT_DIR])[0])
     evaluation, out = read_evaluation(folder), folder / "analysis"
     root = s.IMAGES_ROOT or evaluation.models["images_root"]
-    nothing = UserError(f"no test photo below {root} can be read; set --images-root")
     if not Path(root).is_dir():
-        raise nothing
+        raise UserError(f"no test photo below {root} can be read; set --images-root")
     work = errors.choose_photos(evaluation, root, s.SAMPLE, s.EXAMPLES)
     for path in out.rglob("gradcam_*.png"):  # of an earlier analysis, of other heads
         path.unlink()
@@ -76,47 +71,30 @@ def main() -> None:
     }
     errors.write_slices(out / "slices.csv", result["slices"])
     print(f"test split: {result['num_test']:,} photos\nmistakes: {out / 'mistakes.csv'}")
-    figures, pictures, told = run_networks(evaluation, work, s)
-    if told["num_unreadable"] == len(work.sample):
-        raise nothing
+    figures, pictures, result["num_unreadable"] = run_networks(evaluation, work, s)
     errors.write_probes(out / "probes.csv", figures)
     for head, found in pictures.items():
         picture = out / "photos" / f"gradcam_{head}_mistakes.png"
         errors.draw_mistakes(picture, work.mistakes[head], found)
-    written = (p.relative_to(out) for p in out.rglob("*") if p.suffix in (".csv", ".png"))
-    result |= {**told, "probes": figures, "files": sorted(map(str, written))}
-    result["seconds"] = round(time.perf_counter() - start, 1)
+    result |= {"probes": figures, "seconds": round(time.perf_counter() - start, 1)}
     files.write_json(out / "analysis.json", result)
-    rows = {
-        head: {
-            "probed": entry["baseline"]["num"],
-            "right, %": entry["baseline"]["accuracy"] * 100,
-            **{p["name"]: p["change"] * 100 for p in entry["probes"] if p["name"] in SHOWN},
-        }
-        for head, entry in figures.items()
-    }
-    print(
-        f"probed: {len(work.sample):,} photos, {told['num_unreadable']:,} of them unreadable; "
-        "change in points:"
-    )
-    print(pd.DataFrame.from_dict(rows, orient="index").to_string(float_format="{:.1f}".format))
-    print(f"seconds: {result['seconds']}\nanalysis: {out / 'analysis.json'}")
-    print(report_line(folder))
+    unreadable = f"{result['num_unreadable']:,} of them unreadable"
+    print(f"probed: {len(work.sample):,} photos, {unreadable}\nseconds: {result['seconds']}")
+    print(f"analysis: {out / 'analysis.json'}\n{report_line(folder)}")
 
 
 def run_networks(
     evaluation: Evaluation, work: errors.Work, s: Any
-) -> tuple[dict[str, Any], dict[str, dict[int, list[np.ndarray]]], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, dict[int, list[np.ndarray]]], int]:
     """Run stage 1, then each specialist; return probes' figures and explained mistakes by head.
 
-    Then how many photos cannot be read, and the share of the others whose species was answered as
-    in the evaluation, which may have run in another precision.
+    Then how many photos cannot be read.
     """
     sample = work.sample
     species_of = np.array(work.labels("species", sample))
     records = errors.record_numbers(evaluation)[work.rows[sample]]
     kept, pictures = defaultdict(list), defaultdict[str, dict[int, list[np.ndarray]]](dict)
-    right, told = np.zeros(len(sample), bool), dict[str, Any]()
+    right, num_unreadable = np.zeros(len(sample), bool), 0
     for species, network, heads in load_networks(evaluation, s):
         asked = np.flatnonzero((species is None) | (right & (species_of == species)))
         answers = errors.predict_under_probes(
@@ -129,23 +107,16 @@ def run_networks(
             use = (predicted[0] >= 0) & (true != UNKNOWN)
             columns = predicted[:, use], confidence[:, use], true[use], records[asked[use]]
             kept[head].append(columns)
-            if use.any():
-                share = (predicted[0] == true)[use].mean()
-                print(f"{species or 'all'} {head}: {share:.1%} right of {use.sum():,} photos")
             pictures[head] |= errors.explain(work, network, head, number, names, species)
         if species is None:
-            right, answered = predicted[0] == true, predicted[0] >= 0
-            before = class_numbers(work.labels("species_pred", sample), names)
-            same = (predicted[0] == before)[answered & (before != UNKNOWN)]
-            told["num_unreadable"] = int((~answered).sum())
-            told["same_species_as_evaluation_frac"] = float(same.mean()) if len(same) else None
+            right, num_unreadable = predicted[0] == true, int((predicted[0] < 0).sum())
     figures = {}
     for head in (head for head in HEADS if head in kept):
         # each photo holds class numbers of one specialist only, so they may stand side by side
         whole = [np.concatenate(columns, axis=-1) for columns in zip(*kept[head], strict=True)]
         if len(whole[2]):
             figures[head] = errors.probe_figures(*whole)
-    return figures, pictures, told
+    return figures, pictures, num_unreadable
 
 
 def load_networks(
@@ -165,10 +136,9 @@ def load_networks(
     stage1 = Stage1Model(checked(s.STAGE1_CHECKPOINT or own["path"], own), s.DEVICE)
     yield None, stage1.network, {"species": stage1.classes}
     for species, model in evaluation.models["specialists"].items():
-        path = model["path"]
-        if s.STAGE2_FOLDER:
-            path = find_specialist(species, s.STAGE2_FOLDER) or s.STAGE2_FOLDER
-        specialist = Stage2Model.load_for_species(species, checked(path, model), s.DEVICE)
+        place = s.STAGE2_FOLDER or model["path"]
+        path = checked(find_specialist(species, place) or place, model)
+        specialist = Stage2Model.load_for_species(species, path, s.DEVICE)
         names = {head: specialist.vocabularies[head] for head in specialist.heads}
         yield species, specialist.network, names
 

@@ -1,4 +1,4 @@
-"""Measure training and evaluation beside their limits and beside plain scripts.
+"""Measure training and evaluation beside plain scripts.
 
     python -m tools.bench                          # all parts, about 15 minutes on two cores
     python -m tools.bench --quick                  # a minute: a look, no figures to quote
@@ -24,11 +24,10 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from petface.errors import SettingsError, run_script
+from petface.errors import SettingsError, run_script  # isort: split
 
-# isort: split
 import numpy as np
 import torch
 from PIL import Image
@@ -39,22 +38,16 @@ from torchvision.transforms import InterpolationMode, v2
 
 import inference_engine
 from petface import files
+from petface.data import images, loading, pack
 from petface.data.catalog import Catalog
-from petface.data.images import Preprocessing
-from petface.data.loading import FileImages, ImageReader, Samples, worker_count
-from petface.data.pack import image_source
 from petface.data.sources.petface import scan
 from petface.devices import choose_device, choose_precision, num_cores
-from petface.models import checkpoints
+from petface.models import checkpoints, network
 from petface.models.architecture import PLAIN, ChinchillaMultiHeadResNet18, build_classifier
-from petface.models.network import Network
 from petface.progress import progress
 from petface.settings import NonNegative, read_settings
-from petface.training import epoch, evaluate, losses
-from petface.training.augment.exact import augment
-from petface.training.augment.regimes import MILD, NONE, STRONG, AugmentRegime, draw_parameters
-from petface.training.runs import FailureLog, RunFolder
-from petface.training.schedule import EarlyStopping
+from petface.training import epoch, evaluate, losses, runs, schedule
+from petface.training.augment.regimes import MILD, NONE, STRONG, AugmentRegime
 
 # ---- What is measured ----
 ONLY: tuple[Literal["epochs", "host", "evaluation"], ...] = ()  # parts; () = all
@@ -82,21 +75,12 @@ class Tree:
 
     folder: Path
     catalog: Catalog
-    rule: Preprocessing
-
-    def samples(self, places: np.ndarray) -> Samples:
-        label = self.catalog.class_index[places].astype(np.int64)
-        return Samples(places, {"species": label}, label == len(SPECIES) - 1)
+    rule: images.Preprocessing
 
     def train_and_val(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the places to train on, and every sixth to validate on."""
         places = np.arange(len(self.catalog))
         return places[places % 6 != 5], places[places % 6 == 5]
-
-    def pack(self) -> ImageReader:
-        """Open the pack of these photos, made at the first call."""
-        with redirect_stdout(None), redirect_stderr(io.StringIO()):
-            return image_source(self.catalog, "auto", self.rule)
 
 
 def make_photos(folder: Path, num: int, size_px: int) -> Tree:
@@ -118,7 +102,7 @@ def make_photos(folder: Path, num: int, size_px: int) -> Tree:
         pixels = 128 + 55 * (pixels - pixels.mean()) / pixels.std()
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
         drawn.append(path)
-    return Tree(folder, scan(folder / "images").catalog, Preprocessing(size_px))
+    return Tree(folder, scan(folder / "images").catalog, images.Preprocessing(size_px))
 
 
 # ---- The yardstick: what one writes with torchvision when speed is no subject ----
@@ -178,9 +162,8 @@ def epochs(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
         batch = 16 if quick else 256 if device.type == "cuda" else 64
         tree = make_photos(folder / str(size_px), num, size_px)
         contenders = {
-            "ours, from files": our_epoch(tree, FileImages(tree.catalog, tree.rule), device, batch),
-            "ours, from a pack": our_epoch(tree, tree.pack(), device, batch),
-            "bare steps on one batch in memory": bare_steps(tree, device, batch),
+            "ours, from files": our_epoch(tree, "", device, batch),
+            "ours, from a pack": our_epoch(tree, "auto", device, batch),
             "plain torchvision script": plain_script(tree, device, batch),
         }
         yield f"epochs, {size_px} px", contenders
@@ -190,7 +173,7 @@ def host(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
     """Processor time of the main thread; without a GPU it draws and augments, too."""
     tree = make_photos(folder, 240 if quick else 7680, 8)
     nothing = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, len(SPECIES)))
-    train = our_epoch(tree, tree.pack(), device, 64, nothing)
+    train = our_epoch(tree, "auto", device, 64, nothing)
 
     def run() -> tuple[int, float]:
         begin, num = time.thread_time(), train()
@@ -199,27 +182,28 @@ def host(folder: Path, device: torch.device, quick: bool) -> Iterator[Part]:
     yield "main thread", {"steps of 64, a network that costs nothing": run}
 
 
-def build(tree: Tree, device: torch.device, model: Any) -> Any:
-    network = Network.build(model, tree.rule, str(device), "auto")
-    return network, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-
 def our_epoch(
-    tree: Tree, source: ImageReader, device: torch.device, batch_size: int, model: Any = None
+    tree: Tree, packed: str, device: torch.device, batch_size: int, model: nn.Module | None = None
 ) -> Run:
     """Train and validate with the trainers' own functions on all cores; `model` trains alone."""
-    network, optimizer = build(tree, device, model or build_classifier(PLAIN, len(SPECIES)))
+    own = model or build_classifier(PLAIN, len(SPECIES))
+    built = network.Network.build(own, tree.rule, str(device), "auto")
+    optimizer = torch.optim.AdamW(own.parameters(), lr=1e-4, fused=True)
     job = evaluate.Job(
-        network=network,
+        network=built,
         num_classes={"species": len(SPECIES)},
         loss=lambda out, b: [losses.masked_focal_loss(out[0], b.labels["species"], 0.0)],
-        source=source,
+        source=pack.image_source(tree.catalog, packed, tree.rule),
         batch_size=batch_size,
-        num_workers=worker_count(-1),
-        failures=FailureLog(RunFolder(tree.folder), tree.catalog, len(tree.catalog), 0.0),
+        num_workers=loading.worker_count(-1),
+        failures=runs.FailureLog(runs.RunFolder(tree.folder), tree.catalog, len(tree.catalog), 0.0),
     )
-    state = epoch.Progress(optimizer, network.grad_scaler(), EarlyStopping(0, mode="max"))
-    train, val = (tree.samples(places) for places in tree.train_and_val())
+    state = epoch.Progress(optimizer, built.grad_scaler(), schedule.EarlyStopping(0, mode="max"))
+    label = tree.catalog.class_index.astype(np.int64)
+    train, val = (
+        loading.Samples(places, {"species": label[places]}, label[places] == len(SPECIES) - 1)
+        for places in tree.train_and_val()
+    )
 
     def run() -> int:
         state.epoch = state.epoch.next_epoch()
@@ -229,29 +213,6 @@ def our_epoch(
             return len(train)
         evaluate.evaluate(job, val, "validate")
         return len(tree.catalog)
-
-    return run
-
-
-def bare_steps(tree: Tree, device: torch.device, batch_size: int) -> Run:
-    """Augment, forward, backward and update on one batch in memory: the limit of an epoch."""
-    images_of = FileImages(tree.catalog, tree.rule).read(np.arange(batch_size)).arrays[0]
-    pixels, samples = images_of.permute(0, 3, 1, 2).to(device), tree.samples(np.arange(batch_size))
-    label = torch.from_numpy(samples.labels["species"]).to(device)
-    is_tail, generator = torch.from_numpy(samples.is_tail), torch.Generator()
-    network, optimizer = build(tree, device, build_classifier(PLAIN, len(SPECIES)))
-    scaler = network.grad_scaler()
-    network.model.train()
-
-    def run() -> int:
-        for _ in range(len(tree.catalog) // batch_size):
-            x = augment(pixels, draw_parameters(is_tail, MILD, STRONG, generator))
-            loss = nn.functional.cross_entropy(network(x)[0].float(), label)
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-        return len(tree.catalog) // batch_size * batch_size
 
     return run
 
@@ -299,7 +260,6 @@ def evaluation(folder: Path, device: torch.device, quick: bool) -> Iterator[Part
                 [head.softmax(1).max(1) for head in heads(x)]
         return min(len(photos), 384)
 
-    tree.pack(), eighth.pack()  # made beforehand
     contenders: dict[str, Run] = {
         "PNG files, fp32": partial(whole, "", "fp32"),
         "PNG files": partial(whole, "", "auto"),
@@ -344,19 +304,18 @@ def show(part: str, rates: dict[str, list[float]], device: torch.device) -> list
     return rows
 
 
-def hardware_name(device: torch.device, cpuinfo: str | None = None) -> str:
+def hardware_name(device: torch.device, cpuinfo: str = "") -> str:
     """Return "gpu-<name>" or "cpu-<cores>core-<name>[-<microarchitecture>]" in [a-z0-9-].
 
-    `cpuinfo` is the text of /proc/cpuinfo, read from there if it is None. A virtual machine often
+    `cpuinfo` is the text of /proc/cpuinfo, read from there if it is empty. A virtual machine often
     hides the product's number, not AMD's family and model, named as in Linux' cpu/amd.c.
     """
     if device.type == "cuda":
         kind, name, zen = "gpu", torch.cuda.get_device_name(device), ""
     else:
         path, kind = Path("/proc/cpuinfo"), f"cpu-{num_cores()}core"
-        if cpuinfo is None:
-            cpuinfo = path.read_text(encoding="utf-8") if path.exists() else ""
-        facts = dict(re.findall(r"^(\w[\w ]*?)\s*: (.*)$", cpuinfo, re.MULTILINE)[::-1])
+        text = cpuinfo or (path.read_text(encoding="utf-8") if path.exists() else "")
+        facts = dict(re.findall(r"^(\w[\w ]*?)\s*: (.*)$", text, re.MULTILINE)[::-1])
         name, model = facts.get("model name", platform.machine()), int(facts.get("model", 0))
         zen = {  # no other maker has these families
             "23": "zen1" if model < 0x30 else "zen2",
@@ -378,7 +337,7 @@ def main() -> None:
     hardware, rounds = hardware_name(device), s.ROUNDS or (2 if is_quick else 5)
     out = s.OUT or ("" if is_quick or s.ONLY else f"results/bench_{hardware}.csv")
     print(f"{hardware}, torch {torch.__version__}, {num_cores()} cores, {rounds} rounds")
-    start, rows = time.perf_counter(), []
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in s.ONLY or PARTS:
             for part in PARTS[name](Path(folder) / name, device, is_quick):
@@ -388,7 +347,6 @@ def main() -> None:
     if out:
         files.write_csv(out, HEADER, rows)
         print(f"\nwritten: {out}")
-    print(f"minutes: {(time.perf_counter() - start) / 60:.1f}")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from petface.errors import SettingsError, run_script, short
+from petface.errors import SettingsError, run_script, short  # isort: split
 
-# isort: split
 import numpy as np
 
 from petface.data.loading import worker_count

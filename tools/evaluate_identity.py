@@ -14,12 +14,10 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from petface.errors import SettingsError, run_script
-
-# isort: split
 from petface.data.dataset import load_dataset
 from petface.data.loading import worker_count
 from petface.data.pack import image_source
+from petface.errors import SettingsError, run_script
 from petface.identity import embed
 from petface.identity import evaluate as evaluation
 from petface.inference.loading import ComputeOptions

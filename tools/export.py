@@ -61,9 +61,8 @@ def main() -> None:
     folder = s.own_folder("STAGE2_FOLDER", of="STAGE1_CHECKPOINT")
     dataset = load_as_trained(s, "STAGE1_CHECKPOINT")
     wanted = dataset.catalog.classes if s.STAGE1_CHECKPOINT else ()
-    found = {name: find_specialist(name, folder) for name in wanted}
-    specialists = {name: path for name, path in found.items() if path is not None}
-    if missing := [name for name in found if name not in specialists]:
+    specialists = {name: path for name in wanted if (path := find_specialist(name, folder))}
+    if missing := [name for name in wanted if name not in specialists]:
         print(f"no specialist in {folder or 'STAGE2_FOLDER, not given,'} for: {', '.join(missing)}")
     options = ExportOptions(
         precision=s.PRECISION,

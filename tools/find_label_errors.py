@@ -16,25 +16,23 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from petface.errors import SettingsError, UserError, run_script
+from petface.errors import UserError, run_script  # isort: split
 
-# isort: split
+import numpy as np
 import pandas as pd
 
 from petface import files
 from petface.analysis import label_errors
-from petface.analysis.label_errors import Head
 from petface.data.dataset import Dataset
 from petface.data.fingerprint import contaminated, hashes_of, seen_by
 from petface.data.loading import worker_count
 from petface.evaluation.details import SUMMARY
-from petface.evaluation.figures import interval, percent
 from petface.models import checkpoints
 from petface.models.network import Network
 from petface.report import report_line
-from petface.settings import Positive, PositiveFloat, Seed, Settings, read_settings
+from petface.settings import Positive, PositiveFloat, Range, Seed, Settings, read_settings
 from petface.taxonomy import FEATURES as ALL_FEATURES
 from tools.labels import load_as_trained
 
@@ -46,11 +44,11 @@ SPLIT_SEED: Seed = 0  # used when splits.csv is made, never after
 COLUMNS: tuple[str, ...] = ()  # as in stage 2: "cat.breed=Rasse"; then not as in STAGE2_FOLDER
 STAGE2_FOLDER: str = "runs/stage2"  # labels are read as its specialists were trained; "" = not
 SPECIES: str | tuple[str, ...] = "all"  # one species, several, or "all"
-FEATURES: tuple[str, ...] = ("breed", "color", "color1", "color2", "gender")
+FEATURES: tuple[Literal[ALL_FEATURES], ...] = ALL_FEATURES
 
 # ---- Judge ----
 CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"  # stage 1
-FOLDS: Positive = 5  # 2 or more; each record is judged by a model of the other folds
+FOLDS: Annotated[int, Range(2)] = 5  # each record is judged by a model of the other folds
 GRID: Positive = 2  # cells a side that feature maps are averaged over; memory grows as its square
 INVERSE_STRENGTH: PositiveFloat = 0.01  # C of the regression; smaller = smoother
 MIN_RECORDS: Positive = 3  # records of rarer classes are not judged
@@ -65,10 +63,6 @@ NUM_WORKERS: int = -1  # decoding processes; 0 = a thread, -1 = by the number of
 
 def main() -> None:
     s = read_settings(sys.modules[__name__])
-    if s.FOLDS < 2:
-        raise SettingsError(f"FOLDS must be 2 or more, not {s.FOLDS}")
-    if unknown := [name for name in s.FEATURES if name not in ALL_FEATURES]:
-        raise SettingsError(f"FEATURES: no {unknown[0]!r}; there are: {', '.join(ALL_FEATURES)}")
     start = time.perf_counter()
     dataset = load_as_trained(s, "IMAGES_ROOT", s.COLUMNS)
     names = [s.SPECIES] if isinstance(s.SPECIES, str) else list(s.SPECIES)
@@ -82,16 +76,7 @@ def main() -> None:
     network = Network.build(content.model, content.preprocessing, s.DEVICE, "fp32")
     tables, figures = [], []
     for species, own in heads.items():
-        judged = judge(s, dataset, network, content.model, species, own) if own else ()
-        for head, suspects, frozen in judged:
-            figure = label_errors.summarise_suspects(head, suspects) | {"frozen": frozen}
-            table = label_errors.suspect_rows(dataset, head, suspects)
-            table["contaminated"] = ""
-            figure["contaminated"] = "not known, the checkpoint does not say"
-            if seen is not None:
-                is_seen = seen[head.records][suspects["record"]]
-                table["contaminated"] = is_seen[suspects["margin"] < 0].astype(int)
-                figure["contaminated"] = contaminated(int(is_seen.sum()), len(is_seen))
+        for figure, table in judge(s, dataset, network, content.model, species, own, seen):
             print(describe(figure))
             tables.append(table if figure["can_judge"] else table[:0])
             figures.append(figure)
@@ -99,15 +84,9 @@ def main() -> None:
     out = Path(s.OUT)
     listed, told = out / "label_errors.csv", out / "label_errors.json"
     files.write_csv(listed, list(rows), rows.round(6).itertuples(index=False))
-    figures_and_how = {
-        "out_of_sample": "K folds over records, logistic regression on features of stage 1",
-        "criterion": "self-confidence; confident by the confident joint (arXiv 1911.00068)",
-        "settings": s.as_dict(),
-        "dataset": dataset.fingerprint(),
-        "num_records": sum(figure["num_judged"] for figure in figures),
-        "heads": figures,
-    }
-    files.write_json(told, figures_and_how)
+    facts = {"settings": s.as_dict(), "dataset": dataset.fingerprint()}
+    num_records = sum(figure["num_judged"] for figure in figures)
+    files.write_json(told, {**facts, "num_records": num_records, "heads": figures})
     print(f"suspects: {len(rows)}\nconfident: {rows['confident'].sum()}")
     print(f"list: {listed}\nfigures: {told}")
     if (out / SUMMARY).exists():  # beside an evaluation: its report shows the list
@@ -116,9 +95,16 @@ def main() -> None:
 
 
 def judge(
-    s: Settings, dataset: Dataset, network: Network, body: Any, species: str, heads: list[Head]
-) -> Iterator[tuple[Head, pd.DataFrame, dict[str, Any]]]:
-    """Compute a species' features once; rank the records of each head by models of other folds."""
+    s: Settings, dataset: Dataset, network: Network, body: Any, species: str,
+    heads: list[label_errors.Head], seen: np.ndarray | None,
+) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:  # fmt: skip
+    """Compute a species' features once; rank the records of each head by models of other folds.
+
+    Returns the figures and the suspects of a head. `seen` tells, of all records, whether the
+    features learnt from them; None where nobody knows.
+    """
+    if not heads:
+        return
     places, _ = dataset.image_labels(species)
     record = dataset.catalog.record_index[places]
     features, readable = label_errors.features_of_photos(
@@ -132,9 +118,17 @@ def judge(
             *photos, head.labels, len(head.names), num_folds=s.FOLDS,
             inverse_strength=s.INVERSE_STRENGTH, seed=s.SEED,
         )  # fmt: skip
+        suspects = label_errors.rank_suspects(p, head.labels, s.MIN_RECORDS)
+        figure = label_errors.summarise_suspects(head, suspects)
         split = dataset.record_split[head.records]
-        frozen = label_errors.frozen_baselines(*photos, head.labels, split, s.INVERSE_STRENGTH)
-        yield head, label_errors.rank_suspects(p, head.labels, s.MIN_RECORDS), frozen
+        baselines = label_errors.frozen_baselines(*photos, head.labels, split, s.INVERSE_STRENGTH)
+        table = label_errors.suspect_rows(dataset, head, suspects).assign(contaminated="")
+        told = "not known, the checkpoint does not say"
+        if seen is not None:
+            is_seen = seen[head.records][suspects["record"]]
+            table["contaminated"] = is_seen[suspects["margin"] < 0].astype(int)
+            told = contaminated(int(is_seen.sum()), len(is_seen))
+        yield figure | {"frozen": baselines, "contaminated": told}, table
 
 
 def describe(figure: dict[str, Any]) -> str:
@@ -144,10 +138,6 @@ def describe(figure: dict[str, Any]) -> str:
         return f"{name} no record to judge"
     told = f"{name} {figure['num_judged']} of {figure['num_known']} labelled records judged, "
     told += f"{figure['agreement'] * 100:.1f} % as labelled"
-    for key, own in figure["frozen"].items():
-        if key != "num":
-            limits = interval(own["interval_95"]) or "too few animals"
-            told += f", {key.replace('_', ' ')} {percent(own['accuracy'])} % of test ({limits})"
     told += f" (contaminated: {figure['contaminated']}, whose photos the features learnt from)"
     if not figure["can_judge"]:
         return f"{told}: no better than the most frequent class, so nothing is suggested"

@@ -22,9 +22,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
-from petface.errors import UserError, run_script
+from petface.errors import UserError, run_script  # isort: split
 
-# isort: split
 import numpy as np
 from PIL import Image
 
@@ -243,14 +242,14 @@ def plant_odd_files(images: Path, num_cats: int) -> None:
 
 
 def is_there(out: Path, marker: dict[str, object], *, force: bool) -> bool:
-    """Return whether `out` holds the tree of `marker` already; make it empty of an older demo.
+    """Return whether `out` holds the tree of `marker` already; an unfinished one does not count.
 
-    An unfinished tree is always taken away. Raises `UserError` for a folder that is not a demo, and
-    for another finished demo without `force`. Nothing but the demo's own three entries is deleted.
+    Raises `UserError` for a folder that is not a demo, and for another finished demo without
+    `force`.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    found, parts = dict[str, object](), [out / "images", out / "annotations"]
+    found = dict[str, object]()
     with suppress(OSError, UserError):
         found = read_json(out / MARKER)
     if found.get("tool") != marker["tool"]:
@@ -258,15 +257,12 @@ def is_there(out: Path, marker: dict[str, object], *, force: bool) -> bool:
             f"{out} is not empty and has no {MARKER} of this tool, so it is left alone, --force or "
             "not: choose another --out or delete it yourself"
         )
-    if found.get("finished") and all(part.is_dir() for part in parts) and not force:
-        if found == marker:
-            return True
+    if force or not found.get("finished"):
+        return False
+    if found != marker:
         what = f"{out} holds a demo drawn with {found.get('arguments')}"
         raise UserError(f"{what}: give --force to replace it or choose another --out")
-    write_json(out / MARKER, marker | {"finished": False})  # before the first deletion
-    for part in filter(Path.exists, parts):
-        shutil.rmtree(part)
-    return False
+    return True
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -282,7 +278,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         there = is_there(out, marker, force="force" in s.switches)
         if not there:
-            write_json(out / MARKER, marker | {"finished": False})
+            write_json(out / MARKER, marker | {"finished": False})  # before the first deletion
+            for part in filter(Path.exists, (out / "images", out / "annotations")):
+                shutil.rmtree(part)  # of an older demo; nothing else in the folder is deleted
             draw_tree(out, tree, s.SIZE, s.SEED, s.WORKERS or num_cores())
             if not is_plain:
                 plant_odd_files(out / "images", len(tree["cat"]))

@@ -21,19 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from petface.errors import SettingsError, run_script
+from petface.errors import SettingsError, run_script  # isort: split
 
-# isort: split
 import numpy as np
 import pandas
 
+from petface.data.sources import readers
 from petface.data.sources.layout import Found, check_out, prepare, safe_name
-from petface.data.sources.readers import (
-    download_oxford_pets,
-    read_image_folder,
-    read_inat_json,
-    read_oxford_pets,
-)
 from petface.data.splits import SPLITS
 from petface.settings import Seed, Settings, read_settings
 
@@ -55,16 +49,14 @@ LINK: Literal["symbolic", "hard", "copy"] = "symbolic"  # how photos get there
 SEED: Seed = 0  # of the parts that are cut from train
 
 
-def describe(found: Found, rows_shown: int = 40) -> str:
+def describe(found: Found) -> str:
     """Return a table of the photos per class and part, the notes, and what was left out."""
     photos = [(entry.species, entry.part or "photos") for entry in found.entries]
     counts = pandas.crosstab(*map(np.array, zip(*photos, strict=True)), colnames=["class"])
     counts = counts.reindex(columns=list(SPLITS) if found.parts else ["photos"], fill_value=0)
-    shown, more = counts.head(rows_shown).copy(), len(counts) - rows_shown
-    shown.loc[f"all {len(counts)} classes"] = counts.sum()
-    lines = [shown.map("{:,}".format).rename_axis(index=None).to_string()]
-    lines += [f"... {more} more, see sources.csv"] * (more > 0)
-    lines += found.notes
+    counts.loc[f"all {len(counts)} classes"] = counts.sum()
+    table = counts.map("{:,}".format).rename_axis(index=None).to_string(max_rows=40)
+    lines = [table, *found.notes]  # classes in the middle are left out: sources.csv holds all
     for reason, num in sorted(Counter(reason for _, reason in found.left_out).items()):
         examples = [what for what, why in found.left_out if why == reason][:3]
         lines.append(f"left out, {reason}: {num:,}, such as {', '.join(examples)}")
@@ -85,9 +77,7 @@ def next_commands(kind: str, out: str, found: Found, s: Settings) -> list[list[s
         ]
     run = safe_name(Path(out).name)
     checkpoint = ["--stage1-checkpoint", s.CHECKPOINT or f"runs/{run}/best.pt"]
-    specialists = ["--stage2-folder", f"runs/{run}/stage2"]  # none, until they are trained
-    out_dir = ["--out-dir", f"runs/{run}_evaluation"]
-    commands = [[*evaluate, *checkpoint, *specialists, *tree, *out_dir]]
+    commands = [[*evaluate, *checkpoint, *tree, "--out-dir", f"runs/{run}_evaluation"]]
     if not s.CHECKPOINT and ("train" in found.parts or not found.parts):
         fine_tuning = ["--config", "configs/stage1/own_photos.toml"]
         commands.insert(0, [*train, *fine_tuning, *tree, "--run-name", run])
@@ -103,22 +93,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = s.SOURCE or ("data/oxford" if kind == "oxford_pets" else "")
     if not source or kind == "inat_json" and not s.TRAIN:
         raise SettingsError(f"{'--train' if source else '--source'} is missing; see --help")
-    name = f"{safe_name(Path(source).resolve().name)}_petface"
-    if kind == "oxford_pets":
-        name = OXFORD_PRESETS[s.STAGES]
+    own = safe_name(Path(source).resolve().name)
+    name = OXFORD_PRESETS[s.STAGES] if kind == "oxford_pets" else f"{own}_petface"
     out, classes = str(Path(s.OUT or f"data/{name}")), None
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names that are no UTF-8
     check_out(Path(out).absolute(), Path(source).absolute())  # before anything is downloaded
     if s.CHECKPOINT:
         from petface.models import checkpoints
 
         classes = checkpoints.read_stage1(s.CHECKPOINT).heads["species"]
     if kind == "oxford_pets" and s.DOWNLOAD:
-        download_oxford_pets(source)
+        readers.download_oxford_pets(source)
     found = {
-        "image_folder": lambda: read_image_folder(source),
-        "oxford_pets": lambda: read_oxford_pets(source, s.STAGES),
-        "inat_json": lambda: read_inat_json(source, s.TRAIN, s.VAL or None),
+        "image_folder": lambda: readers.read_image_folder(source),
+        "oxford_pets": lambda: readers.read_oxford_pets(source, s.STAGES),
+        "inat_json": lambda: readers.read_inat_json(source, s.TRAIN, s.VAL or None),
     }[kind]()
     prepare(found, out, link=s.LINK, seed=s.SEED, checkpoint_classes=classes, val_as=s.VAL_AS)
     print(f"{describe(found)}\n\nnext:")

@@ -17,9 +17,8 @@ import ipaddress
 import sys
 from typing import Literal
 
-from petface.errors import SettingsError, UserError, install_line, outlive_reader, run_script
+from petface.errors import UserError, install_line, outlive_reader, run_script  # isort: split
 
-# isort: split
 import torch
 
 from petface.devices import choose_device, num_cores
@@ -42,10 +41,7 @@ ALLOWED_HOSTS: tuple[str, ...] = ()  # more names in Host headers; () = this mac
 MAX_BATCH: Positive = 64  # photos computed together; 1 = each alone
 MAX_QUEUE: Positive = 128  # photos taken in and not yet answered; beyond: 503
 MAX_BODY_MB: PositiveFloat = 20.0  # of 1,000,000 bytes; beyond: 413
-MAX_UPLOADS_MB: PositiveFloat = 256.0  # bodies in memory at once; beyond: 503
 MAX_PHOTOS: Positive = 8  # of one animal; never more than MAX_QUEUE
-MAX_PIXELS_PER_PHOTO: Positive = 50_000_000  # beyond: 413, before it is decoded
-MAX_PIXELS_AT_ONCE: Positive = 400_000_000  # of all photos taken in; beyond: 503
 HEAD_TIMEOUT_S: PositiveFloat = 10.0  # for the head of a request; beyond: closed
 BODY_TIMEOUT_S: PositiveFloat = 30.0  # for the whole body; beyond: 408
 ANSWER_TIMEOUT_S: PositiveFloat = 20.0  # from the body to the answer; beyond: 503
@@ -62,16 +58,12 @@ def main() -> None:
         from petface.serving.server import bind, serve
     except ImportError as error:
         raise UserError(f"the server needs {error.name}: {install_line('serve')}") from None
-    if s.MAX_UPLOADS_MB < s.MAX_BODY_MB:
-        raise SettingsError("MAX_UPLOADS_MB must be at least MAX_BODY_MB, or no such body fits")
     limits = Limits(
         max_batch=s.MAX_BATCH,
         max_queue=s.MAX_QUEUE,
         max_photos=min(s.MAX_PHOTOS, s.MAX_QUEUE),
-        max_pixels=s.MAX_PIXELS_PER_PHOTO,
-        max_pixels_at_once=max(s.MAX_PIXELS_AT_ONCE, s.MAX_PIXELS_PER_PHOTO),
         max_body_mb=s.MAX_BODY_MB,
-        max_uploads_mb=s.MAX_UPLOADS_MB,
+        max_uploads_mb=max(256.0, s.MAX_BODY_MB),
         head_timeout_s=s.HEAD_TIMEOUT_S,
         body_timeout_s=s.BODY_TIMEOUT_S,
         answer_timeout_s=s.ANSWER_TIMEOUT_S,

@@ -15,9 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from petface.errors import UserError, run_script, short
+from petface.errors import UserError, run_script, short  # isort: split
 
-# isort: split
 from PIL import Image, ImageDraw, ImageFont
 
 import inference_engine

@@ -21,35 +21,24 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import IO, Final
-
-from petface.errors import ENDS_WITH_INPUT, SettingsError, UserError, outlive_reader, run_script
-
-# isort: split
-import torch
+from typing import IO
 
 import petface
 from petface import files
 from petface.analysis.sweeps import SweepRun, write_sweep
 from petface.data.dataset import fold_files
-from petface.data.pack import image_source
-from petface.data.sources.petface import scan
-from petface.devices import num_cores
-from petface.models.backbones import input_rule
-from petface.settings import NonNegative, Positive, Seed, Settings, read_settings
+from petface.errors import ENDS_WITH_INPUT, SettingsError, UserError, outlive_reader, run_script
+from petface.settings import NonNegative, Seed, Settings, read_settings
+from petface.settings.constants import flag_of
 
 # ---- Sweep ----
 SEEDS: tuple[Seed, ...] = (42, 123, 777)
 FOLDS: NonNegative = 0  # 0 = the one split; else as many, by record, each with every seed
 FOLD_SEED: Seed = 0  # which record is in which fold
 OUT: str = "runs/sweep"
-JOBS: Positive = 1  # runs at once; they share the cores, and take the GPUs in turn
 
 SCRIPTS = {
     "stage1": "train_resnet_minority_aug_dynamic",
@@ -58,7 +47,6 @@ SCRIPTS = {
 }
 ALL_TRAINED = "sweep_finished"  # mark of a run of stage 2 whose last specialist is trained
 ROOT = Path(petface.__file__).resolve().parents[1]  # of the trainers
-RUNNING: Final = set[subprocess.Popen[bytes]]()
 
 
 @dataclass(frozen=True)
@@ -70,9 +58,9 @@ class Trainer:
     flags: tuple[str, ...]
     folder: Path = Path()
 
-    def settings(self, *more: str) -> Settings:
-        """Read the constants, with more flags behind the preset's."""
-        return read_settings(importlib.import_module(self.script), [*self.flags, *more])
+    def settings(self) -> Settings:
+        """Read the constants."""
+        return read_settings(importlib.import_module(self.script), self.flags)
 
     def finished(self) -> list[SweepRun]:
         """Read what it left: one for stage 1, one per species for stage 2; empty if unfinished.
@@ -81,8 +69,7 @@ class Trainer:
         """
         found, may_change = [], importlib.import_module(self.script).MAY_CHANGE
         now = json.loads(json.dumps(self.settings().as_dict()))
-        paths = [self.folder / "final.json", *self.folder.glob("*/final.json")]
-        for path in sorted(filter(Path.exists, paths)):
+        for path in sorted(self.folder.rglob("final.json")):
             before = tomllib.loads(path.with_name("settings.toml").read_text(encoding="utf-8"))
             changed = [
                 f"{name}: {before.get(name)!r} -> {value!r}"
@@ -93,8 +80,7 @@ class Trainer:
                 what = f"{path.parent} was trained with other settings ({'; '.join(changed)})"
                 raise UserError(f"{what}; give the sweep another OUT")
             species = "" if path.parent == self.folder else path.parent.name
-            final = files.read_json(path)
-            found.append(SweepRun(self.preset, self.folder.name, species, final))
+            found.append(SweepRun(self.preset, self.folder.name, species, files.read_json(path)))
         return found
 
     def is_finished(self) -> bool:
@@ -108,7 +94,8 @@ def trainers_of(words: Sequence[str]) -> list[Trainer]:
 
     Presets that are joined by "+" are laid over each other; the last one gives the name.
     """
-    changes = [flag for word in words if "=" in word for flag in flag_of_change(word)]
+    pairs = (word.split("=", 1) for word in words if "=" in word)
+    changes = [text for name, value in pairs for text in (flag_of(name), value)]
     found = []
     for word in (word for word in words if "=" not in word):
         paths = [Path(part) for part in word.split("+")]
@@ -118,12 +105,6 @@ def trainers_of(words: Sequence[str]) -> list[Trainer]:
         presets = [flag for path in paths for flag in ("--config", str(path))]
         found.append(Trainer(paths[-1].stem, SCRIPTS[kind], (*presets, *changes)))
     return found
-
-
-def flag_of_change(word: str) -> tuple[str, str]:
-    """Turn NAME=value into the flag that says the same."""
-    name, _, value = word.partition("=")
-    return f"--{name.lower().replace('_', '-')}", value
 
 
 def main() -> int:
@@ -137,22 +118,11 @@ def main() -> int:
         raise SettingsError("two presets of one name, or a seed twice: their runs would mix")
     todo = [run for run in plan if not run.is_finished()]
     print(f"{len(plan)} runs, {len(plan) - len(todo)} of them finished before", flush=True)
-    packs = {(r.IMAGES_ROOT, r.PACK, input_rule(r.BACKBONE, r.IMAGE_SIZE_PX, r.RESIZE_RULE, "none"))
-             for r in (run.settings() for run in todo) if r.PACK and s.JOBS > 1}  # fmt: skip
-    for root, pack, rule in packs:  # beforehand: two runs would make one at the same time
-        image_source(scan(root).catalog, pack, rule)
-    with ThreadPoolExecutor(s.JOBS) as pool:
-        try:
-            codes = list(pool.map(partial(train, s.JOBS), itertools.count(), todo))
-        except BaseException as stop:
-            for trainer in list(RUNNING):
-                end(trainer, stop)
-            raise
+    failed = [str(run.folder) for run in todo if train(run)]
     if runs := [found for run in plan for found in run.finished()]:
         print(write_sweep(Path(s.OUT), runs))
-    if failed := [str(run.folder) for run, code in zip(todo, codes, strict=True) if code]:
-        names = ", ".join(failed)
-        print(f"not finished: {names}; the same command resumes there", file=sys.stderr)
+    if failed:
+        print(f"not finished: {', '.join(failed)}; the same command resumes", file=sys.stderr)
     return int(bool(failed))
 
 
@@ -171,63 +141,44 @@ def plan_runs(s: Settings, trainer: Trainer) -> list[Trainer]:
     for seed, (fold, split) in itertools.product(s.SEEDS, folds):
         name = f"{trainer.preset}/{fold}seed{seed}"
         own = (*split, "--seed", str(seed), "--runs-root", s.OUT, "--run-name", name)
-        flags = *trainer.flags, *own
-        found.append(replace(trainer, flags=flags, folder=Path(s.OUT) / name))
+        found.append(replace(trainer, flags=(*trainer.flags, *own), folder=Path(s.OUT) / name))
     return found
 
 
-def train(num_jobs: int, number: int, run: Trainer) -> int:
+def train(run: Trainer) -> int:
     """Train a run in a process of its own; its output goes to train.log in its folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, num_cores() // num_jobs))}
-    if num_jobs > 1 and torch.cuda.device_count() > 1:
-        environment["CUDA_VISIBLE_DEVICES"] = str(number % torch.cuda.device_count())
     log_path, script = run.folder / "train.log", str(ROOT / f"{run.script}.py")
-    with log_path.open("ab") as log, started([script, *run.flags], log, environment) as process:
-        code = process.wait()
+    with log_path.open("ab") as log:
+        code = run_to_end([script, *run.flags], log)
     if code == 0 and run.script == SCRIPTS["stage2"]:
         (run.folder / ALL_TRAINED).touch()
-    said = f"left with {code}: {last_line(log_path)}" if code else "finished"
+    last = log_path.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+    said = f"left with {code}: {last}" if code else "finished"
     print(f"{run.preset} {run.folder.name}: {said}", flush=True)
     return code
 
 
-@contextmanager
-def started(
-    command: Sequence[str], log: IO[bytes] | None, environment: Mapping[str, str] = os.environ
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a script that ends with this process, however that ends; without `log` it prints here.
+def run_to_end(command: Sequence[str], log: IO[bytes] | None = None) -> int:
+    """Run a script, which ends with this process at the latest, however that ends; return its code.
 
-    Its input is a pipe that nobody writes to and that closes with this process.
+    Without `log` it prints here. Its input is a pipe that nobody writes to and that closes with
+    this process.
     """
     with subprocess.Popen(
         [sys.executable, *command],
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT if log else None,
-        env={**environment, ENDS_WITH_INPUT: "1"},
+        env={**os.environ, ENDS_WITH_INPUT: "1"},
     ) as process:
-        RUNNING.add(process)
         try:
-            yield process
+            return process.wait()
         except BaseException as stop:
-            end(process, stop)
+            if not isinstance(stop, KeyboardInterrupt) or stop.args:  # Ctrl-C reaches both
+                process.terminate()
             process.wait()
             raise
-        finally:
-            RUNNING.discard(process)
-
-
-def end(process: subprocess.Popen[bytes], stop: BaseException) -> None:
-    """End a script, unless it ends by itself: Ctrl-C reaches both, a signal this process alone."""
-    if not isinstance(stop, KeyboardInterrupt) or stop.args:
-        process.terminate()
-
-
-def last_line(path: Path) -> str:
-    """Return the last line of a log."""
-    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
 
 
 if __name__ == "__main__":

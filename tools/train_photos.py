@@ -19,21 +19,19 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from petface.errors import SettingsError, UserError, run_script
+from petface.errors import SettingsError, UserError, run_script  # isort: split
 
-# isort: split
 import numpy as np
 
 from petface import files
-from petface.data.images import ImageError, read_header
+from petface.data import images, splits
 from petface.data.sources.layout import MARKER, Found, prepare, safe_name
 from petface.data.sources.readers import read_image_folder
-from petface.data.splits import sample_evenly
 from petface.evaluation.details import SUMMARY
 from petface.models.backbones import build_body, load_torchvision_weights
 from petface.settings import NonNegative, Settings, read_settings
 from tools.prepare_data import describe
-from tools.sweep import ROOT, started
+from tools.sweep import ROOT, run_to_end
 
 # ---- Photos and folders ----
 NAME: str = ""  # data/<NAME> and runs/<NAME>; "" = the name of the folder of photos
@@ -75,9 +73,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"\n{made} is there already; left out: {shown(line)}")
             continue
         print(f"\n$ {shown(line)}", flush=True)
-        with started([str(DOOR), *map(str, line)], log=None) as process:
-            if code := process.wait():
-                return code
+        if code := run_to_end([str(DOOR), *map(str, line)]):
+            return code
     test = files.read_json(evaluation / SUMMARY)["splits"]["test"]["stage1"]["overall"]
     print(f"\ntest_images: {test['num']}\ntest_accuracy: {test['accuracy']:.4f}")
     print(f"pages: {run}/stage1/report.html, {run}/evaluation/report.html\n\nnext:")
@@ -135,10 +132,10 @@ def training_flags(s: Settings, found: Found, name: str) -> list[str]:
 
 def median_side_px(found: Found) -> int:
     """Return the median shorter side of 200 photos, spread evenly over the classes."""
-    places, sides = sample_evenly(np.array([e.species for e in found.entries]), 200), []
+    places, sides = splits.sample_evenly(np.array([e.species for e in found.entries]), 200), []
     for place in places:
-        with suppress(ImageError):  # the training counts and names it
-            sides.append(min(read_header(found.entries[place].path)[:2]))
+        with suppress(images.ImageError):  # the training counts and names it
+            sides.append(min(images.read_header(found.entries[place].path)[:2]))
     if not sides:
         raise UserError(f"{found.source}: none of {len(places)} photos can be read")
     return int(np.median(sides))

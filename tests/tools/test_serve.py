@@ -179,7 +179,6 @@ def test_an_embedding_is_that_of_the_library_and_the_card_names_no_folder(
     ("flags", "words"),
     [
         (["--stage1-checkpoint", "none.pt", "--port", 0], "none.pt"),
-        (["--max-uploads-mb", 1, "--max-body-mb", 2], "MAX_UPLOADS_MB"),
         (["--port", "TAKEN"], "port {} of 127.0.0.1: "),
         ([], 'uvicorn: python -m pip install ".[serve]"'),
     ],

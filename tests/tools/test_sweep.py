@@ -65,11 +65,11 @@ def test_a_sweep_is_taken_up_compared_and_refused_and_names_what_failed(tree, tm
 
 
 @pytest.mark.slow
-def test_specialists_over_folds_two_at_once(tree, stage1_run, tmp_path, script):
+def test_specialists_over_folds(tree, stage1_run, tmp_path, script):
     flags = [*tree.flags, *TINY_STAGE2, "--weights", stage1_run.folder / "best.pt"]
     preset = preset_of(tmp_path, "stage2", [*flags, "--species", "cat"])
     out = tmp_path / "sweep"
-    script(SWEEP, [preset, "--folds", 2, "--seeds", 3, "--out", out, "--jobs", 2]).checked()
+    script(SWEEP, [preset, "--folds", 2, "--seeds", 3, "--out", out]).checked()
     runs = [(row["variant"], row["species"]) for row in rows_of(out / "runs.csv")]
     assert runs == [("fold1_seed3", "cat"), ("fold2_seed3", "cat")]
     tested = [
@@ -103,7 +103,7 @@ def test_what_is_finished_is_left_alone_and_what_failed_is_named(tmp_path, monke
     """The real plan, with a trainer that writes what a finished run has."""
     trained = []
 
-    def fake(_, __, run):
+    def fake(run):
         trained.append(run.folder.name)
         if run.folder.name == "seed2" and len(trained) < 3:
             return 1
@@ -126,20 +126,6 @@ def test_what_is_finished_is_left_alone_and_what_failed_is_named(tmp_path, monke
     monkeypatch.setattr(sys, "argv", [*command[:2], "LR=0.25", *command[3:], "1"])
     with pytest.raises(UserError, match=r"trained with other settings \(LR: 0.5 -> 0.25\)"):
         tool.main()
-
-
-def test_a_pack_is_made_once_before_runs_that_begin_together(tree, tmp_path, monkeypatch):
-    own = tree.copy(tmp_path / "own")
-    preset = preset_of(tmp_path, "stage1", [*own.flags, *TINY_STAGE1, "--pack", "auto"])
-    seen = []
-    monkeypatch.setattr(
-        tool, "train", lambda *_: seen.append(list(own.root.glob("pack*.bin"))) or 1
-    )
-    for jobs in ("1", "2"):
-        words = ["sweep", str(preset), "--out", str(tmp_path / jobs), "--jobs", jobs]
-        monkeypatch.setattr(sys, "argv", words)
-        assert tool.main() == 1
-    assert [len(packs) for packs in seen] == [0, 0, 0, 1, 1, 1]
 
 
 def run_of(preset: str, seed: int, val: float, test: float, minutes: float = 2.0) -> SweepRun:
