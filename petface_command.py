@@ -37,6 +37,7 @@ COMMANDS = {
     "compare": ("compare", "which of two evaluations is better, and how surely"),
     "cards": ("cards", "write a model card and a data card"),
     "sweep": ("sweep", "train presets with several seeds or folds"),
+    "search": ("search", "look for good constants"),
     "export": ("export", "write ONNX files"),
     "serve": ("serve", "answer photos over HTTP, with a page"),
     "bench": ("bench", "measure the speed of this machine"),

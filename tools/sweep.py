@@ -32,7 +32,6 @@ from petface.analysis.sweeps import SweepRun, write_sweep
 from petface.data.dataset import fold_files
 from petface.errors import ENDS_WITH_INPUT, SettingsError, UserError, outlive_reader, run_script
 from petface.settings import NonNegative, Seed, Settings, read_settings
-from petface.settings.constants import flag_of
 
 # ---- Sweep ----
 SEEDS: tuple[Seed, ...] = (42, 123, 777)
@@ -58,9 +57,9 @@ class Trainer:
     flags: tuple[str, ...]
     folder: Path = Path()
 
-    def settings(self) -> Settings:
-        """Read the constants."""
-        return read_settings(importlib.import_module(self.script), self.flags)
+    def settings(self, *more: str) -> Settings:
+        """Read the constants, with more flags behind the preset's."""
+        return read_settings(importlib.import_module(self.script), [*self.flags, *more])
 
     def finished(self) -> list[SweepRun]:
         """Read what it left: one for stage 1, one per species for stage 2; empty if unfinished.
@@ -94,8 +93,7 @@ def trainers_of(words: Sequence[str]) -> list[Trainer]:
 
     Presets that are joined by "+" are laid over each other; the last one gives the name.
     """
-    pairs = (word.split("=", 1) for word in words if "=" in word)
-    changes = [text for name, value in pairs for text in (flag_of(name), value)]
+    changes = [flag for word in words if "=" in word for flag in flag_of_change(word)]
     found = []
     for word in (word for word in words if "=" not in word):
         paths = [Path(part) for part in word.split("+")]
@@ -105,6 +103,12 @@ def trainers_of(words: Sequence[str]) -> list[Trainer]:
         presets = [flag for path in paths for flag in ("--config", str(path))]
         found.append(Trainer(paths[-1].stem, SCRIPTS[kind], (*presets, *changes)))
     return found
+
+
+def flag_of_change(word: str) -> tuple[str, str]:
+    """Turn NAME=value into the flag that says the same."""
+    name, _, value = word.partition("=")
+    return f"--{name.lower().replace('_', '-')}", value
 
 
 def main() -> int:
