@@ -4,98 +4,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
+import pandas as pd
 
 from petface import metrics
-from petface.calibration import expected_calibration_error, null_calibration_error
-from petface.evaluation.details import TOP, HeadAnswers, Whole, share
-from petface.sureness import Truths
-from petface.taxonomy import UNKNOWN
-
-NUM_PHOTOS = {"1": 1, "2": 2, "3": 3, "4-5": 5, "6-9": 9, "10+": math.inf}  # of an animal, at most
-_OF_SEVERAL_CLASSES = (
-    *("balanced_accuracy", "macro_precision", "macro_recall", "macro_f1", "kappa"),
-    "majority_baseline",
+from petface.calibration import (
+    OVERCONFIDENT,
+    coverage_rows,
+    expected_calibration_error,
+    null_calibration_error,
+    reliability_rows,
 )
-CONFUSIONS = "confusion"  # the folder of the matrices, of these splits
-WRITTEN = ("test", "all")
+from petface.evaluation.details import TOP, Evaluation, HeadAnswers, share
+from petface.sureness import Truths
+
+CONFUSIONS = "confusion"  # the folder of the matrices
 NUM_LISTED = 20
 MIN_PHOTOS = 5  # of a class that can be called hard
 _VOTES = 2.0**40  # probabilities are summed as whole numbers: no sum depends on the order of rows
+WANTED_ACCURACY = 0.9  # where the file does not say: nothing else was ever fitted by default
+_TOLERANCE = 1e-6  # as `HeadCalibration.is_sure`
 
 
 def figures(answers: HeadAnswers, *, intervals: bool) -> dict[str, Any]:
     """Count the metrics of one head over some photos; None where nothing is defined.
 
     Of the photos that it predicted: `num`, `correct`, `accuracy`; `top3`, `top5`, None where no
-    network has more classes than that, and how many photos they count; macro averages over the
-    classes that occur; kappa, where chance knows the species of an attribute as the specialist
-    does; `rescued_by_top5`, the share of the errors with the truth among the five best; losses and
-    calibration at the fitted temperature and (`raw_*`) at 1; `num_not_a_class`, labels that the
-    network cannot answer, which count as wrong; `known_classes` is the count without them.
+    network has more classes than that; macro averages over the classes that occur; kappa, where
+    chance knows the species of an attribute as the specialist does; losses and calibration at the
+    fitted temperature; `num_not_a_class`, labels that the network cannot answer, which count as
+    wrong; `known_classes` is the count without them.
 
     Of heads other than the species also over all photos with a label: `end_to_end`, where a wrong
-    species counts as wrong, and which share of all was lost in which stage, so that
-    accuracy + lost_in_stage1 + lost_in_stage2 = 1.
+    species counts as wrong.
 
     `majority_baseline` is the score of always giving the commonest training label of the species.
     `interval_95` (`<figure>_interval_95` of averages over classes) is over animals, None where they
     are too few: see `metrics.cluster_interval`; only with `intervals`.
     """
     own = answers.predicted()
-    (top3, num_top3), (top5, num_top5) = _best_share(own, 3), _best_share(own, 5)
-    commonest = answers.commonest[answers.group]
-    is_class = own.details["rank"] <= own.num_classes[own.group]
+    rank = own.details["rank"]
+    is_class = rank <= own.num_classes
     found: dict[str, Any] = {
-        **_accuracy(own, own.is_right, intervals=intervals),
-        "top3": top3,
-        "num_top3": num_top3,
-        "top5": top5,
-        "num_top5": num_top5,
-        "rescued_by_top5": _best_share(own.where(~own.is_right), 5)[0],
+        **accuracy(own, intervals=intervals),
+        # among no more classes the truth cannot be missed
+        "top3": share(rank[own.num_classes > 3] <= 3),
+        "top5": share(rank[own.num_classes > 5] <= 5),
         "num_not_a_class": int((~is_class).sum()),
         "known_classes": {} if is_class.all() else count(own.is_right[is_class]),
-        "num_classes": int(own.num_classes[np.unique(own.group)].sum()),
         **_class_averages(own, intervals=intervals),
-        "majority_baseline": share((answers.true == commonest) & (commonest != UNKNOWN)),
+        "majority_baseline": share(answers.is_commonest),
         **_losses(own),
     }
     if answers.head != "species":
-        found["end_to_end"] = _accuracy(answers, answers.is_right, intervals=intervals)
-        found["lost_in_stage1"] = share(~answers.is_species_right)
-        found["lost_in_stage2"] = share(answers.is_species_right & ~answers.is_right)
-    return found
-
-
-def figures_by_species(answers: HeadAnswers, *, intervals: bool) -> dict[str, dict[str, Any]]:
-    """Count `figures` per true species.
-
-    Of the head "species" one species is one class: its `recall` (the accuracy), and the `precision`
-    and `f1` among all these photos; what compares classes is None.
-    """
-    found = {name: figures(own, intervals=intervals) for name, own in answers.per_species().items()}
-    if answers.head == "species":
-        scores = metrics.class_scores(*class_counts(answers))
-        for name, entry in found.items():
-            k = answers.classes.index((name, name))
-            entry |= dict.fromkeys(_OF_SEVERAL_CLASSES)
-            entry["recall"], entry["precision"] = entry["accuracy"], float(scores.precision[k])
-            entry["f1"] = float(scores.f1[k])
-    return found
-
-
-def _best_share(answers: HeadAnswers, k: int) -> tuple[float | None, int]:
-    """Return the share of predictions with the truth among the `k` best, and their number.
-
-    Of networks with more than `k` classes alone: among no more, the truth cannot be missed.
-    """
-    assert k <= TOP, k
-    counted = answers.is_predicted & (answers.num_classes[answers.group] > k)
-    return share(answers.details["rank"][counted] <= k), int(counted.sum())
+        found["end_to_end"] = accuracy(answers, intervals=intervals)
+    return {key: None if value != value else value for key, value in found.items()}  # JSON: no NaN
 
 
 def class_counts(own: HeadAnswers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -110,50 +76,44 @@ def class_counts(own: HeadAnswers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _class_averages(own: HeadAnswers, *, intervals: bool) -> dict[str, Any]:
     hits, support, predicted = class_counts(own)
     scores = metrics.class_scores(hits, support, predicted)
-    group = np.searchsorted(own.first_class, np.arange(len(hits)), side="right") - 1  # (K,)
-    bounds: dict[str, Any] = {}
+    names = ["" if own.head == "species" else name for name, _ in own.classes]
+    group = np.unique(names, return_inverse=True)[1]  # (K,)
+    found: dict[str, Any] = {}
     if intervals:
-        labels = own.true, own.top[:, 0]
         balanced = metrics.balanced_accuracy_interval(own.true, own.is_right, own.record)
-        bounds["balanced_accuracy_interval_95"] = balanced
-        bounds["macro_f1_interval_95"] = metrics.macro_f1_interval(*labels, own.record)
+        found["balanced_accuracy_interval_95"] = balanced
+        macro_f1 = metrics.macro_f1_interval(own.true, own.top[:, 0], own.record)
+        found["macro_f1_interval_95"] = macro_f1
     return {
-        **bounds,
+        **found,
         "balanced_accuracy": share(scores.recall[support > 0]),
-        "macro_precision": _known(scores.macro_precision),
-        "macro_recall": _known(scores.macro_recall),
-        "macro_f1": _known(scores.macro_f1),
-        "kappa": _known(metrics.cohen_kappa(hits, support, predicted, group)),
+        "macro_precision": scores.macro_precision,
+        "macro_recall": scores.macro_recall,
+        "macro_f1": scores.macro_f1,
+        "kappa": metrics.cohen_kappa(hits, support, predicted, group),
     }
 
 
 def _losses(own: HeadAnswers) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
-    for prefix in ("", "raw_"):
-        for name in (f"{prefix}nll", f"{prefix}brier"):
-            values = own.details[name]
-            found[name] = share(values[np.isfinite(values)])
-        confidence = own.details["raw_prob"] if prefix else own.details["top_prob"][:, 0]
-        order = np.argsort(confidence, kind="stable")  # five times as fast for a million photos
-        error = expected_calibration_error(confidence[order], own.is_right[order])
-        found[f"{prefix}ece"] = _known(error)
-        found[f"{prefix}ece_null"] = _known(null_calibration_error(confidence[order]))
-    return found
+    known = own.details[np.isfinite(own.details["nll"])]
+    confidence = own.details["top_prob"][:, 0]
+    order = np.argsort(confidence, kind="stable")  # five times as fast for a million photos
+    return {
+        "nll": share(known["nll"]),
+        "brier": share(known["brier"]),
+        "ece": expected_calibration_error(confidence[order], own.is_right[order]),
+        "ece_null": null_calibration_error(confidence[order]),
+    }
 
 
-def _accuracy(answers: HeadAnswers, is_right: Truths, *, intervals: bool) -> dict[str, Any]:
+def accuracy(answers: HeadAnswers, *, intervals: bool) -> dict[str, Any]:
     """Count photos into num, correct, accuracy and, where wanted, the interval over animals."""
-    found = count(is_right)
+    found = count(answers.is_right)
     if len(answers):
         found["num_records"] = len(np.unique(answers.record))
         if intervals:
-            found["interval_95"] = metrics.accuracy_interval(is_right, answers.record)
+            found["interval_95"] = metrics.accuracy_interval(answers.is_right, answers.record)
     return found
-
-
-def _known(value: float) -> float | None:
-    """Return None for NaN, which JSON does not know."""
-    return None if math.isnan(value) else float(value)
 
 
 # ---- What is taken for what ----
@@ -169,7 +129,7 @@ def matrices(answers: HeadAnswers) -> Iterator[tuple[str, list[str], np.ndarray]
     groups = {"": predicted} if answers.head == "species" else predicted.per_species()
     for species, own in groups.items():
         if len(own):
-            first = int(own.first_class[own.group[0]])
+            first = int(own.first_class[0])
             names = [label for name, label in own.classes if species in ("", name)]
             counts = metrics.confusion_matrix(own.true - first, own.top[:, 0] - first, len(names))
             yield species, names, counts
@@ -185,102 +145,78 @@ def top_confusions(answers: HeadAnswers) -> list[dict[str, Any]]:
     return sorted(found, key=lambda entry: -entry["num"])[:NUM_LISTED]
 
 
-def hardest_classes(answers: HeadAnswers) -> list[dict[str, Any]]:
+def hardest_classes(answers: HeadAnswers) -> list[dict[Any, Any]]:
     """List the classes of `MIN_PHOTOS` or more with the lowest recall, then the lowest F1."""
-    counts = class_counts(answers.predicted())
+    own = answers.predicted()
+    counts = class_counts(own)
     scores = metrics.class_scores(*counts)
-    tested = np.flatnonzero(counts[1] >= MIN_PHOTOS)
-    pairs = np.unique(np.stack([answers.true, answers.record])[:, answers.is_predicted], axis=1)
-    animals = np.bincount(pairs[0], minlength=len(answers.classes))
-    order = np.lexsort((scores.f1[tested], scores.recall[tested]))
-    return [
-        {
-            "species": answers.classes[k][0],
-            "label": answers.classes[k][1],
-            "num": int(counts[1][k]),
-            "num_records": int(animals[k]),
-            "recall": float(scores.recall[k]),
-            "f1": float(scores.f1[k]),
-        }
-        for k in tested[order][:NUM_LISTED].tolist()
-    ]
+    pairs = np.unique(np.stack([own.true, own.record]), axis=1)
+    table = pd.DataFrame(list(own.classes), columns=["species", "label"]).assign(
+        num=counts[1],
+        num_records=np.bincount(pairs[0], minlength=len(own.classes)),
+        recall=scores.recall,
+        f1=scores.f1,
+    )
+    tested = table[table["num"] >= MIN_PHOTOS].sort_values(["recall", "f1"], kind="stable")
+    return tested.head(NUM_LISTED).to_dict("records")
 
 
 def write_confusions(heads: Mapping[str, HeadAnswers], folder: Path) -> None:
-    """Write `<split>_<head>[_<species>].csv` for the test split and all images.
-
-    Files of an earlier evaluation that are not written again are removed.
-    """
-    kept = set()
-    for split in WRITTEN:
-        for head, answers in heads.items():
-            for species, names, counts in matrices(answers.of_split(split)):
-                path = folder / f"{'_'.join(filter(None, (split, head, species)))}.csv"
-                metrics.write_confusion(path, counts, names)
-                kept.add(path.name)
-    for path in [path for split in WRITTEN for path in folder.glob(f"{split}_*.csv")]:
-        if path.name not in kept:
-            path.unlink()
+    """Write `test_<head>[_<species>].csv`; those of an earlier evaluation are removed."""
+    for path in [*folder.glob("test_*.csv"), *folder.glob("all_*.csv")]:
+        path.unlink()
+    for head, answers in heads.items():
+        for species, names, counts in matrices(answers.of_split("test")):
+            name = "_".join(filter(None, ("test", head, species)))
+            metrics.write_confusion(folder / f"{name}.csv", counts, names)
 
 
 # ---- Several photos of one animal answered as one ----
 
 
-@dataclass(frozen=True, eq=False)
-class Fused:
-    """R animals, arrays (R,)."""
-
-    record: Whole  # the number of each
-    num_photos: Whole
-    share_right: np.ndarray  # float64, of its photos
-    is_right: Truths  # all its photos together
-
-
-def fuse(answers: HeadAnswers) -> Fused:
+def fuse(answers: HeadAnswers) -> pd.DataFrame:
     """Let the predicted photos of each animal answer together.
 
     Each photo gives its five best classes their probabilities; the class with the largest sum is
-    the answer, of equal ones the first. Labels that differ within an animal make it two.
+    the answer, of equal ones the first. Labels that differ within an animal make it two. A row per
+    animal: `record`, `one_photo` (the share of its photos that are right), `is_right`.
     """
     own = answers.predicted()
-    num_classes = max(len(own.classes), 1)
-    labelled = own.record * num_classes + own.true
-    first, animal = np.unique(labelled, return_index=True, return_inverse=True)[1:]
-    num_photos = np.bincount(animal, minlength=len(first))
-    num_right = np.bincount(animal[own.is_right], minlength=len(first))
-    top, probability = own.top.ravel(), own.details["top_prob"].ravel()
-    given = top >= 0
-    key = (np.repeat(animal, own.top.shape[1]) * num_classes + top)[given]
-    voted, place = np.unique(key, return_inverse=True)  # by animal, then by class
-    sums = np.zeros(len(voted), np.int64)
-    np.add.at(sums, place, np.rint(probability[given] * _VOTES).astype(np.int64))
-    by_animal, candidate = np.divmod(voted, num_classes)
-    best = np.lexsort((candidate, -sums, by_animal))
-    winner = candidate[best[np.unique(by_animal[best], return_index=True)[1]]]
-    share_right = num_right / np.maximum(num_photos, 1)
-    return Fused(own.record[first], num_photos, share_right, winner == own.true[first])
+    top = own.top
+    photos = pd.DataFrame({"record": own.record, "true": own.true, "one_photo": own.is_right * 1.0})
+    animals, given = photos.groupby(["record", "true"]), top >= 0
+    votes = pd.DataFrame(
+        {
+            "animal": np.repeat(animals.ngroup().to_numpy(), TOP)[given.ravel()],
+            "answer": top[given],
+            "votes": np.rint(own.details["top_prob"][given] * _VOTES).astype(np.int64),
+        }
+    )
+    sums = votes.groupby(["animal", "answer"])["votes"].sum().reset_index()
+    best = sums.sort_values("votes", ascending=False, kind="stable").drop_duplicates("animal")
+    fused = animals["one_photo"].mean().reset_index()
+    answer = best.sort_values("animal")["answer"].to_numpy()
+    return fused.assign(is_right=answer == fused["true"].to_numpy())
 
 
-def describe_fusion(fused: Fused) -> dict[str, Any]:
-    """Compare photos answered one by one with all of an animal's photos fused.
+def describe_fusion(fused: pd.DataFrame) -> dict[str, Any]:
+    """Compare the photos of each animal answered one by one with all of them fused.
 
-    `accuracy_per_photo` is over photos. `accuracy_one_photo` is over animals, as the fused one is:
-    what one photo drawn from each gives. Their difference is what fusing gains. `interval_95` is
-    that of the fused accuracy, `gain_interval_95` that of the gain, in -1..1.
+    `accuracy_one_photo` is over animals, as the fused one is: what one photo drawn from each gives.
+    Their difference is what fusing gains. `interval_95` is that of the fused accuracy,
+    `gain_interval_95` that of the gain, in -1..1.
     """
-    groups, low = [], 0.0
-    for name, high in NUM_PHOTOS.items():
-        inside = (fused.num_photos > low) & (fused.num_photos <= high)
-        if inside.any():
-            groups.append({"photos": name, **_compare(fused, inside)})
-        low = high
-    every = _compare(fused, np.ones(len(fused.num_photos), bool))
-    bounds = {
-        "interval_95": metrics.accuracy_interval(fused.is_right, fused.record),
-        "gain": share(fused.is_right - fused.share_right),
-        "gain_interval_95": metrics.gain_interval(fused.is_right - fused.share_right, fused.record),
+    record, one_photo, is_right = (
+        fused[name].to_numpy() for name in ("record", "one_photo", "is_right")
+    )
+    return {
+        "num_records": len(fused),
+        "accuracy_one_photo": share(one_photo),
+        "accuracy_fused": share(is_right),
+        "interval_95": metrics.accuracy_interval(is_right, record),
+        "gain": share(is_right - one_photo),
+        "gain_interval_95": metrics.gain_interval(is_right - one_photo, record),
     }
-    return {"num_records": every.pop("records"), **every, **bounds, "by_num_photos": groups}
 
 
 def count(is_right: Truths) -> dict[str, Any]:
@@ -288,15 +224,58 @@ def count(is_right: Truths) -> dict[str, Any]:
     return {"num": len(is_right), "correct": int(is_right.sum()), "accuracy": share(is_right)}
 
 
-def _compare(fused: Fused, inside: Truths) -> dict[str, Any]:
-    photos = fused.num_photos[inside]
-    num_right = float((fused.share_right[inside] * photos).sum())
-    return {
-        "records": int(inside.sum()),
-        "accuracy_per_photo": num_right / photos.sum() if len(photos) else None,
-        "accuracy_one_photo": share(fused.share_right[inside]),
-        "accuracy_fused": share(fused.is_right[inside]),
+# ---- How far answers can be believed ----
+
+
+def describe_reliability(evaluation: Evaluation, answers: HeadAnswers) -> dict[str, Any]:
+    """Measure the confidence of one head on the photos it predicted: "all", and by species.
+
+    In "all" each photo is judged by what was fitted for its own species; `threshold` and what was
+    wanted are None there where they differ. `num_fitted` photos are of species whose head was
+    fitted at all: `coverage` is the share of these at or above the threshold; without one, no
+    answer counts as sure, and `reason` says why a species has none.
+
+    Of "all" alone: `curve` has the rows [coverage, accuracy, threshold] of one threshold for all,
+    `reliability` [mean confidence, accuracy, photos, low, high], a 95 % interval that takes photos
+    for independent; `raw_reliability` at temperature 1.
+    """
+    own = answers.predicted()
+    if not len(own):
+        return {}
+    confidence, raw = own.details["top_prob"][:, 0].astype(np.float64), own.details["raw_prob"]
+    every = _describe(evaluation, own) | {
+        "curve": coverage_rows(confidence, own.is_right, 100),
+        "reliability": reliability_rows(confidence, own.is_right),
+        "raw_reliability": reliability_rows(raw, own.is_right),
     }
+    by_species = {} if own.head == "species" else own.per_species()
+    return {"all": every} | {name: _describe(evaluation, o) for name, o in by_species.items()}
+
+
+def _describe(evaluation: Evaluation, own: HeadAnswers) -> dict[str, Any]:
+    numbers, place = np.unique(own.species, return_inverse=True)
+    fitted = [evaluation.fitted(own.head, own.species_names[k]) for k in numbers.tolist()]
+    threshold = np.array([entry.get("threshold") for entry in fitted], np.float64)[place]  # or NaN
+    confidence, right = own.details["top_prob"][:, 0].astype(np.float64), own.is_right
+    judged = np.array([bool(entry) for entry in fitted])[place]
+    is_one = len(fitted) == 1 or own.head == "species"  # what was fitted
+    is_sure = judged & (confidence >= threshold - _TOLERANCE)
+    return {
+        "num": len(own),
+        "num_fitted": int(judged.sum()),
+        "threshold": _common(fitted, "threshold", None),
+        "reason": fitted[0].get("reason", "") if is_one else "",
+        "wanted_accuracy": _common(fitted, "wanted_accuracy", WANTED_ACCURACY),
+        "coverage": share(is_sure[judged]),
+        "accuracy_of_answered": share(right[is_sure]),
+        "overconfident_error_share": share(confidence[~right] >= OVERCONFIDENT),
+    }
+
+
+def _common(fitted: list[dict[str, Any]], key: str, otherwise: float | None) -> float | None:
+    """Return what the species were fitted with; None where that differs between them."""
+    given = {entry.get(key, otherwise) for entry in fitted if entry}
+    return given.pop() if len(given) == 1 else None if given else otherwise
 
 
 # ---- How shares are written ----

@@ -25,8 +25,6 @@ from petface.taxonomy import FEATURES, UNKNOWN
 
 STATUSES = ("ok", "unreadable", "too_large", "non_finite", "no_specialist")  # as numbered in rows
 _NON_FINITE, _NO_SPECIALIST = STATUSES.index("non_finite"), STATUSES.index("no_specialist")
-_IS_CORRECT = np.array(["0", "1", ""], object)
-_NOTHING = 2  # the place of "" there
 
 
 class Predicted(NamedTuple):
@@ -155,12 +153,12 @@ class SpeciesRows:
                 columns.append(true)
             best = details[head]["top"][:, 0]
             answer = self._answers[head][best]
-            is_right = np.where((best >= 0) & (true != ""), answer == true, _NOTHING)
+            is_right = np.where(answer == true, "1", "0")
             probability = [
                 f"{value:.6f}" if value == value else ""  # NaN stands where nothing was
                 for value in details[head]["top_prob"][:, 0].tolist()
             ]
-            columns += [answer, probability, _IS_CORRECT[is_right]]
+            columns += [answer, probability, np.where((best >= 0) & (true != ""), is_right, "")]
         columns.append(self._contaminated[records - self._first_record])
         columns.append(text.strip() for text in self._unknown[of_species])
         why = {

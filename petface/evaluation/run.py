@@ -106,12 +106,7 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
     image_source(dataset.catalog, options.pack, rule)  # a pack is made by one process
     if not distributed.is_main():
         distributed.barrier()  # until the first has kept models and the table, and has not refused
-
-    def load(species: str) -> Stage | None:
-        model = models["specialists"].get(species)
-        return load_stage(model["path"], species, how, options.annotations_root) if model else None
-
-    stage1 = load_stage(models["stage1"]["path"], None, how)
+    stage1 = load_stage(models["stage1"]["path"], None, how)  # before anything is replaced
     plan = own_slices(plan_slices(dataset.catalog.class_index, options.batch_size))
     records = ResumableRecords(own_details, DETAILS)
     table = ResumableTable(
@@ -129,15 +124,7 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
         if distributed.is_main():
             files.write_json(out / MODELS, models)
             distributed.barrier()
-        slices = predict_slices(
-            dataset,
-            stage1,
-            load,
-            plan[num_done:],
-            num_workers=worker_count(options.num_workers),
-            pack=options.pack,
-            is_alone=options.stage2_folder is None and not models["specialists"],
-        )
+        slices = predict_slices(dataset, models, stage1, plan[num_done:], options, how)
         num_rows = _write(slices, records, table, num_rows, sum(map(len, plan)))
         distributed.barrier()
         summary = {}
@@ -217,30 +204,32 @@ def plan_slices(class_index: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 def predict_slices(
     dataset: Dataset,
+    models: Models,
     stage1: Stage,
-    load: Callable[[str], Stage | None],  # the specialist of a species, if there is one
     plan: Sequence[np.ndarray],
-    *,
-    num_workers: int,
-    pack: str,
-    is_alone: bool,
+    options: EvaluationOptions,
+    how: ComputeOptions,
 ) -> Generator[Callable[[], Rows], None, None]:
     """Predict each slice of `plan`; yield what builds its rows, in order.
 
     A slice holds images of one species; one specialist at a time is on the device. Rows are built
     by whoever writes them, while the device works on the next slice.
     """
-    catalog = dataset.catalog
-    opened = cache(partial(image_source, catalog, pack, together=False))  # workers stay
+    catalog, specialists = dataset.catalog, models["specialists"]
+    is_alone = options.stage2_folder is None and not specialists
+    opened = cache(partial(image_source, catalog, options.pack, together=False))  # workers stay
     for number, group in groupby(plan, lambda places: int(catalog.class_index[places[0]])):
         species, slices = catalog.classes[number], list(group)
-        specialist = load(species)
+        specialist = None
+        if model := specialists.get(species):
+            specialist = load_stage(model["path"], species, how, options.annotations_root)
         rules = [stage.network.preprocessing for stage in (stage1, specialist) if stage]
         # the same pixels for both stages are made once
         by_size = {(rule.size_px, rule.resize): rule for rule in rules}
         source = opened(*by_size.values())
         rows = SpeciesRows(dataset, species, stage1, specialist, is_alone)
-        with closing(uploaded(source, slices, num_workers, stage1.network.device)) as items:
+        workers = worker_count(options.num_workers)
+        with closing(uploaded(source, slices, workers, stage1.network.device)) as items:
             for places, item in zip(slices, items, strict=True):
                 predicted = predict(places, item, stage1, specialist, rows.species_number)
                 yield partial(rows.build, predicted)
@@ -291,18 +280,14 @@ def _write(
     num_planned: int,
 ) -> int:
     """Write slices behind the `num_rows` that are there; return how many there are then."""
-    num_right = num_answered = 0
     bar = progress(shown=distributed.shows(), total=num_planned, initial=num_rows, desc="evaluate")
 
     def write(build: Callable[[], Rows]) -> None:
-        nonlocal num_rows, num_right, num_answered
+        nonlocal num_rows
         lines, details = build()
         records.write(num_rows, details)  # before the rows: those without details are cut off
         table.write_lines(lines)
         num_rows += len(details)
-        num_answered += int((details["species"]["rank"] > 0).sum())
-        num_right += int((details["species"]["rank"] == 1).sum())
-        bar.set_postfix_str(f"species {num_right / max(num_answered, 1):.4f}", refresh=False)
         bar.update(len(details))
 
     with bar, closing(slices):
@@ -315,9 +300,8 @@ def _write(
 
 def own_slices(plan: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
     """Return this process's slices of a plan, neighbours; slices are of about the same size."""
-    limits = len(plan) * np.arange(distributed.world_size() + 1) // distributed.world_size()
-    begin, end = limits[distributed.rank() :][:2].tolist()
-    return plan[begin:end]
+    parts = np.array_split(np.arange(len(plan)), distributed.world_size())
+    return [plan[k] for k in parts[distributed.rank()]]
 
 
 def own_path(path: Path, rank: int | None = None) -> Path:
@@ -330,12 +314,9 @@ def own_path(path: Path, rank: int | None = None) -> Path:
 def take_in_parts(table: ResumableTable, records: ResumableRecords, num_rows: int) -> None:
     """Append what the others have written to the `num_rows` of the first process."""
     for rank in range(1, distributed.world_size()):
-        rows, details = (
-            f"{own_path(path, rank)}.unfinished" for path in (table.path, records.path)
-        )
-        found = np.fromfile(details, DETAILS)
+        found = np.fromfile(f"{own_path(records.path, rank)}.unfinished", DETAILS)
         records.write(num_rows, found)
-        table.take_in(Path(rows))
+        table.take_in(Path(f"{own_path(table.path, rank)}.unfinished"))
         num_rows += len(found)
 
 

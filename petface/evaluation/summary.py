@@ -14,21 +14,20 @@ from petface.data.annotations import spelling
 from petface.data.dataset import Dataset
 from petface.data.fingerprint import contaminated
 from petface.data.splits import SPLITS
-from petface.evaluation.details import Evaluation, HeadAnswers, read_heads
+from petface.evaluation.details import HEADS, Evaluation, HeadAnswers, read_heads
 from petface.evaluation.figures import (
     MIN_PHOTOS,
+    accuracy,
     count,
     describe_fusion,
+    describe_reliability,
     figures,
-    figures_by_species,
     fuse,
     hardest_classes,
     interval,
     percent,
     top_confusions,
 )
-from petface.evaluation.reliability import describe_reliability
-from petface.taxonomy import FEATURES
 
 _NAMED = 5  # classes of a head that are named in a line
 _WITH_INTERVALS = ("val", "test")  # those of photos that were trained on would promise too much
@@ -39,46 +38,43 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the summary of an evaluation as a dictionary ready for JSON.
 
-    Counts over all images and the same tree per split, and, under `test`, what a held-out claim
-    needs, all from the table alone. Then with the details: `figures` and `per_species` (see
-    `figures.figures`), `per_record` (`figures.describe_fusion`), and of the test split
-    `confidence` (`reliability.describe_reliability`), `top_confusions` and `hardest_classes`.
-    `heads` as `read_heads` returns them, where they are there already.
+    Counts over all images and the same tree per split, from the table alone. `figures` of each
+    split (see `figures.figures`); images that were not answered (unreadable) are left out. Of the
+    test split alone: `test`, what a held-out claim needs, `per_species`, `per_record`
+    (`figures.describe_fusion`), `confidence` (`figures.describe_reliability`), `top_confusions`
+    and `hardest_classes`. `heads` as `read_heads` returns them, where they are there already.
     """
     rows = evaluation.rows
     heads = read_heads(evaluation) if heads is None else heads
-    found: dict[str, Any] = {split: {} for split in (*SPLITS, "all")}
-    per_species: dict[str, Any] = {split: {} for split in found}
-    per_record: dict[str, Any] = {split: {} for split in found}
-    for split in found:
-        intervals = split in _WITH_INTERVALS
-        for head, answers in heads.items():
-            own = answers.of_split(split)
-            if not len(own) and head != "species":
-                continue
-            found[split][head] = figures(own, intervals=intervals)
-            for name, entry in figures_by_species(own, intervals=intervals).items():
-                per_species[split].setdefault(name, {})[head] = entry
-            per_record[split][head] = describe_fusion(fuse(own))
+    found = {
+        split: {
+            head: figures(own, intervals=split in _WITH_INTERVALS)
+            for head, answers in heads.items()
+            if len(own := answers.of_split(split)) or head == "species"
+        }
+        for split in (*SPLITS, "all")
+    }
     test = {head: answers.of_split("test") for head, answers in heads.items()}
-    status = rows["status"].value_counts()
+    per_species: dict[str, Any] = {}
+    for head, answers in test.items():
+        count_metrics = accuracy if head == "species" else figures  # one species is one class
+        for name, own in answers.per_species().items():
+            per_species.setdefault(name, {})[head] = count_metrics(own, intervals=True)
     return {
         "num_images": len(rows),
         "contamination": describe_contamination(rows),
         "class_differences": evaluation.models.get("class_differences", {}),
-        "status_counts": {str(name): int(num) for name, num in sorted(status.items())},
+        "status_counts": rows.groupby("status", observed=True).size().to_dict(),
         **_tree(rows),
         "splits": {
-            split: {
-                "num_images": int((rows["split"] == split).sum()),
-                **_tree(rows[rows["split"] == split]),
-            }
+            split: {"num_images": len(own), **_tree(own)}
             for split in SPLITS
+            for own in [rows[rows["split"] == split]]
         },
-        "test": _held_out(test, found["test"], per_species["test"]),
+        "test": _held_out(test, found["test"], per_species),
         "figures": found,
-        "per_species": per_species,
-        "per_record": per_record,
+        "per_species": {"test": per_species},
+        "per_record": {"test": {head: describe_fusion(fuse(test[head])) for head in found["test"]}},
         "confidence": {head: describe_reliability(evaluation, own) for head, own in test.items()},
         "top_confusions": {head: top_confusions(own) for head, own in test.items()},
         "hardest_classes": {head: hardest_classes(own) for head, own in test.items()},
@@ -87,23 +83,19 @@ def summarise(
 
 def _tree(rows: pd.DataFrame) -> dict[str, Any]:
     """Count right answers per stage, feature and species; NaN, not predicted, does not count."""
-    species = {str(name): own for name, own in rows.groupby("species", observed=True)}
 
-    def counted(own: pd.DataFrame, head: str) -> dict[str, Any]:
-        return count((own[f"{head}_correct"].dropna() == 1.0).to_numpy())
+    def counted(own: pd.DataFrame) -> dict[str, dict[str, Any]]:
+        right = {head: own[f"{head}_correct"].dropna().to_numpy() == 1.0 for head in HEADS}
+        return {head: count(truths) for head, truths in right.items()}
 
-    features = {
-        name: {f: entry for f in FEATURES if (entry := counted(own, f))["num"]}
-        for name, own in species.items()
-    }
+    species = {str(name): counted(own) for name, own in rows.groupby("species", observed=True)}
+    stage1, every = {name: own.pop("species") for name, own in species.items()}, counted(rows)
+    answered = {n: {f: own[f] for f in own if own[f]["num"]} for n, own in species.items()}
     return {
-        "stage1": {
-            "overall": counted(rows, "species"),
-            "per_species": {name: counted(own, "species") for name, own in species.items()},
-        },
+        "stage1": {"overall": every.pop("species"), "per_species": stage1},
         "stage2": {
-            "per_feature": {f: counted(rows, f) for f in FEATURES},
-            "per_species": {name: entry for name, entry in features.items() if entry},
+            "per_feature": every,
+            "per_species": {name: own for name, own in answered.items() if own},
         },
     }
 
@@ -111,15 +103,14 @@ def _tree(rows: pd.DataFrame) -> dict[str, Any]:
 def _held_out(
     test: dict[str, HeadAnswers], found: dict[str, Any], per_species: dict[str, Any]
 ) -> dict[str, Any]:
-    """Describe the test split; images that were not answered (unreadable) are left out.
+    """Pick from the metrics of the test split what a claim needs.
 
     For the species and for each feature, pooled and per species: `conditional` (stage 2 where
     stage 1 was right) and `end_to_end` (a wrong species counts as a wrong attribute), each with a
-    95 % interval over animals; `per_record`, all photos of an animal fused, its
-    `end_to_end` right where the fused species is right too;
-    `majority_baseline`, the score of always giving the commonest training label of that species;
-    and `balanced_accuracy`, the mean recall over the true classes.
+    95 % interval over animals; `per_record`, all photos of an animal fused, its `end_to_end` right
+    where the fused species is right too; `balanced_accuracy` and `majority_baseline`.
     """
+    species = fuse(test["species"])
 
     def claim(figure: dict[str, Any]) -> dict[str, Any]:
         keys = ("num", "correct", "accuracy", "interval_95", "num_records")
@@ -130,30 +121,26 @@ def _held_out(
 
     def described(answers: HeadAnswers, figure: dict[str, Any]) -> dict[str, Any]:
         claims, fused = claim(figure), fuse(answers)
-        of_records = per_record(fused.is_right, fused.record)
+        of_records = per_record(fused["is_right"].to_numpy(), fused["record"].to_numpy())
         if answers.head != "species":
             claims = {"conditional": claims, "end_to_end": claim(figure["end_to_end"])}
             every = np.unique(answers.record)
-            right = [np.isin(every, f.record[f.is_right]) for f in (fused, species)]
+            right = [
+                np.isin(every, table["record"][table["is_right"]]) for table in (fused, species)
+            ]
             of_records["end_to_end"] = per_record(right[0] & right[1], every)
-        return {
-            **claims,
-            "per_record": of_records,
-            "balanced_accuracy": figure["balanced_accuracy"],
-            "balanced_accuracy_interval_95": figure.get("balanced_accuracy_interval_95"),
-            "majority_baseline": figure["majority_baseline"],
-        }
+        keys = ("balanced_accuracy", "balanced_accuracy_interval_95", "majority_baseline")
+        return {**claims, "per_record": of_records, **{key: figure.get(key) for key in keys}}
 
-    species = fuse(test["species"])
-    of_species: dict[str, Any] = {}
-    features = {f: test[f] for f in FEATURES if f in found}
-    for f, answers in features.items():
+    by_species: dict[str, Any] = {}
+    features = {head: own for head, own in test.items() if head != "species" and head in found}
+    for head, answers in features.items():
         for name, own in answers.per_species().items():
-            of_species.setdefault(name, {})[f] = described(own, per_species[name][f])
+            by_species.setdefault(name, {})[head] = described(own, per_species[name][head])
     return {
         "species": described(test["species"], found["species"]),
-        "features": {f: described(answers, found[f]) for f, answers in features.items()},
-        "per_species": of_species,
+        "features": {head: described(own, found[head]) for head, own in features.items()},
+        "per_species": by_species,
     }
 
 
@@ -163,22 +150,22 @@ def describe_summary(summary: dict[str, Any]) -> str:
     "sure" is the share of predictions at or above the threshold fitted for their species, "right if
     sure" their accuracy.
     """
-    test, found = summary["test"], summary["figures"]["test"]
+    found, fused = summary["figures"]["test"], summary["per_record"]["test"]
     table = {
         name: {
-            "images": f"{found[name]['num']:,}",
-            "accuracy": percent(found[name]["accuracy"]),
-            "95 % interval": interval(found[name].get("interval_95")) or "too few",
-            "top 5": percent(found[name]["top5"]),
-            "end to end": percent(found[name].get("end_to_end", {}).get("accuracy")),
-            "per record": percent(entry["per_record"]["accuracy"]),
-            "balanced": percent(entry["balanced_accuracy"]),
-            "majority": percent(entry["majority_baseline"]),
+            "images": f"{figure['num']:,}",
+            "accuracy": percent(figure["accuracy"]),
+            "95 % interval": interval(figure.get("interval_95")) or "too few",
+            "top 5": percent(figure["top5"]),
+            "end to end": percent(figure.get("end_to_end", {}).get("accuracy")),
+            "per record": percent(fused[name]["accuracy_fused"]),
+            "balanced": percent(figure["balanced_accuracy"]),
+            "majority": percent(figure["majority_baseline"]),
             "sure": percent(sure.get("coverage")),
             "right if sure": percent(sure.get("accuracy_of_answered")),
-            "kappa": "" if found[name]["kappa"] is None else f"{found[name]['kappa']:.2f}",
+            "kappa": "" if figure["kappa"] is None else f"{figure['kappa']:.2f}",
         }
-        for name, entry in [("species", test["species"]), *test["features"].items()]
+        for name, figure in found.items()
         for sure in [summary["confidence"][name].get("all", {})]
     }
     num_test = summary["splits"]["test"]["num_images"]
@@ -213,9 +200,8 @@ def worst_of(summary: dict[str, Any]) -> dict[str, str]:
             if own.get(head, {}).get("num", 0) >= MIN_PHOTOS
         ]
         worst = [min(places)] if len(places) > 1 else []
-        for first in classes[:1] if head != "species" else ():
-            name = f"{first['label']} of {first['species']}"
-            worst.append((first["recall"], name, first.get("num_records")))
+        for k in classes[:1] if head != "species" else ():
+            worst.append((k["recall"], f"{k['label']} of {k['species']}", k.get("num_records")))
         shown = ((percent(p), f"{name} {percent(p)} % ({n} animals)") for p, name, n in worst if n)
         if text := ", ".join(text for written, text in shown if written != "100.0"):
             found[head] = text

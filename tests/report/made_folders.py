@@ -70,24 +70,22 @@ def figure(num: int, accuracy: float, **more: Any) -> dict[str, Any]:
         "num": num, "num_records": num // 2, "accuracy": accuracy, "top3": 0.9317, "top5": 0.9719,
         "balanced_accuracy": 0.5011, "macro_f1": 0.4913, "kappa": 0.3141,
         "majority_baseline": 0.2223, "interval_95": [accuracy - 0.05, accuracy + 0.05],
-        "rescued_by_top5": 0.8383, "ece": 0.031, **more,
+        "ece": 0.031, **more,
     }  # fmt: skip
 
 
 def make_summary(names: list[str]) -> dict[str, Any]:
     """A summary of the species `names[0]` and "dog" and the heads species and breed."""
-    ends = {"end_to_end": {"num": 110, "accuracy": 0.5757, "interval_95": [0.5, 0.65]},
-            "lost_in_stage1": 0.0707, "lost_in_stage2": 0.3536}  # fmt: skip
+    ends = {"end_to_end": {"num": 110, "accuracy": 0.5757, "interval_95": [0.5, 0.65]}}
     heads = {"species": figure(120, 0.9191), "breed": figure(100, 0.6161, **ends)}
     curve = {
         "num": 100, "threshold": 0.6789, "wanted_accuracy": 0.9, "coverage": 0.4848,
-        "accuracy_of_answered": 0.9292, "conformal": {"alpha": 0.1, "coverage": 0.9119},
+        "accuracy_of_answered": 0.9292,
         "curve": [[0.1, 1.0, 0.99], [0.5, 0.9, 0.6], [1.0, 0.6161, 0.1]],
         "reliability": [[0.3, 0.25, 50, 0.15, 0.4], [0.8, 0.85, 50, 0.7, 0.95]],
     }  # fmt: skip
-    fused = {"accuracy_fused": 0.7373, "by_num_photos": [
-        {"photos": "2", "records": 30, "accuracy_per_photo": 0.65, "accuracy_fused": 0.8484}
-    ]}  # fmt: skip
+    fused = {"num_records": 30, "accuracy_one_photo": 0.65, "accuracy_fused": 0.7373,
+             "interval_95": None, "gain": 0.0873, "gain_interval_95": [0.01, 0.15]}  # fmt: skip
     return {
         "contamination": {"contaminated": "0 of 30 records", "num": 0, "not_known": 0},
         "num_images": 1234, "status_counts": {"ok": 1230, "unreadable": 4},
