@@ -198,7 +198,6 @@ class HeadAnswers:
     is_commonest: Truths  # the label most frequent among the training labels of the species
     is_predicted: Truths  # not where the species was wrong
     is_right: Truths  # false where nothing was predicted
-    is_species_right: Truths
     details: np.ndarray  # of `HEAD_DETAILS`
 
     def __len__(self) -> int:
@@ -271,7 +270,6 @@ def _read_head(evaluation: Evaluation, head: str) -> HeadAnswers:
         is_commonest=true == commonest,
         is_predicted=~np.isnan(right),
         is_right=right == 1.0,
-        is_species_right=species_right == 1.0,
         details=evaluation.details[head],
     )
     return answers.where(is_known & ~np.isnan(species_right))
