@@ -120,7 +120,7 @@ def test_what_is_printed_last_names_the_files(evaluation_run, out):
     names = sorted((*FILES, *BESIDE, CONFUSIONS, "report.html"))
     assert sorted(path.name for path in out.iterdir()) == names
     matrices = {path.stem for path in (out / CONFUSIONS).glob("*.csv")}
-    assert {"test_species", "test_breed_cat", "test_color1_cat"} <= matrices
+    assert "test_species" in matrices and any(name.startswith("test_breed_") for name in matrices)
 
 
 def test_the_details_agree_with_the_table(out, rows):
