@@ -280,14 +280,18 @@ def _write(
     num_planned: int,
 ) -> int:
     """Write slices behind the `num_rows` that are there; return how many there are then."""
+    num_right = num_answered = 0
     bar = progress(shown=distributed.shows(), total=num_planned, initial=num_rows, desc="evaluate")
 
     def write(build: Callable[[], Rows]) -> None:
-        nonlocal num_rows
+        nonlocal num_rows, num_right, num_answered
         lines, details = build()
         records.write(num_rows, details)  # before the rows: those without details are cut off
         table.write_lines(lines)
         num_rows += len(details)
+        num_answered += int((details["species"]["rank"] > 0).sum())
+        num_right += int((details["species"]["rank"] == 1).sum())
+        bar.set_postfix_str(f"species {num_right / max(num_answered, 1):.4f}", refresh=False)
         bar.update(len(details))
 
     with bar, closing(slices):

@@ -49,7 +49,7 @@ _NAMES = {
 }
 _SHARES = re.compile(
     "accuracy|recall|precision|f1|auc|top[135]|share|frac|probability|agreement|baseline|coverage|"
-    "in_stage|impossible|equal|found|mistaken|accepted"
+    "impossible|equal|found|mistaken|accepted"
 )
 
 
