@@ -53,7 +53,7 @@ TEXT = {".py", ".html", ".jinja", ".j2", ".js", ".css", ".svg", ".md"}
 # Where the house is still too big: lines today. These only ever get fewer.
 OVER_BUDGET: dict[str, int] = {
     "stage 1 loads": 9623,
-    "petface": 21320,
+    "petface": 21266,
     "foundations": 2835,
     "petface/data": 3583,
     "petface/models": 1816,
@@ -62,10 +62,9 @@ OVER_BUDGET: dict[str, int] = {
     "petface/evaluation": 1572,
     "petface/analysis": 1666,
     "petface/report": 2020,
-    "petface/export": 536,
     "petface/serving": 1724,
     "tools": 2817,
-    "tests": 25775,
+    "tests": 25760,
 }
 
 
