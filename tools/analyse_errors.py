@@ -4,10 +4,10 @@ whether they lean on how photos are cut.
     python -m tools.analyse_errors runs/evaluation
     python -m tools.analyse_errors --config configs/eval/demo.toml
 
-Writes into OUT_DIR/analysis, for the test split: analysis.json; mistakes.csv, every wrong answer,
-the surest first; slices.csv, accuracy by how often the label was trained on;
-probes.csv, answers to shifted photos and to those with a painted border. Grad-CAM pictures of the
-surest mistakes, which show photos, are in analysis/photos.
+Writes into OUT_DIR/analysis, for the test split: mistakes.csv, every wrong answer, the surest
+first; analysis.json: accuracy by how often the label was trained on, and answers to shifted photos
+and to those with a painted border. Grad-CAM pictures of the surest mistakes, which show photos, are
+in analysis/photos.
 """
 
 from __future__ import annotations
@@ -65,26 +65,24 @@ def main() -> None:
     nothing = UserError(f"no test photo below {root} can be read; set --images-root")
     if not Path(root).is_dir():
         raise nothing
-    work = errors.choose_photos(evaluation, root, s.SAMPLE, s.EXAMPLES)
+    mistakes = errors.worst_mistakes(evaluation)
+    work = errors.choose_photos(evaluation, root, mistakes, s.SAMPLE, s.EXAMPLES)
     for path in out.rglob("gradcam_*.png"):  # of an earlier analysis, of other heads
         path.unlink()
     result: dict[str, Any] = {
         "num_test": int((evaluation.rows["split"] == "test").sum()),
         "sample": len(work.sample),
-        "mistakes": errors.write_mistakes(out / "mistakes.csv", evaluation),
+        "mistakes": errors.write_mistakes(out / "mistakes.csv", mistakes),
         "slices": errors.make_slices(evaluation),
     }
-    errors.write_slices(out / "slices.csv", result["slices"])
     print(f"test split: {result['num_test']:,} photos\nmistakes: {out / 'mistakes.csv'}")
     figures, pictures, told = run_networks(evaluation, work, s)
     if told["num_unreadable"] == len(work.sample):
         raise nothing
-    errors.write_probes(out / "probes.csv", figures)
-    for head, found in pictures.items():
+    for head, own in work.mistakes.groupby("head"):
         picture = out / "photos" / f"gradcam_{head}_mistakes.png"
-        errors.draw_mistakes(picture, work.mistakes[head], found)
-    written = (p.relative_to(out) for p in out.rglob("*") if p.suffix in (".csv", ".png"))
-    result |= {**told, "probes": figures, "files": sorted(map(str, written))}
+        errors.draw_mistakes(picture, own, pictures[str(head)])
+    result |= {**told, "probes": figures}
     result["seconds"] = round(time.perf_counter() - start, 1)
     files.write_json(out / "analysis.json", result)
     rows = {
@@ -114,7 +112,7 @@ def run_networks(
     """
     sample = work.sample
     species_of = np.array(work.labels("species", sample))
-    records = errors.record_numbers(evaluation)[work.rows[sample]]
+    records = errors.record_numbers(work.answers)[sample]
     kept, pictures = defaultdict(list), defaultdict[str, dict[int, list[np.ndarray]]](dict)
     right, told = np.zeros(len(sample), bool), dict[str, Any]()
     for species, network, heads in load_networks(evaluation, s):
@@ -124,11 +122,10 @@ def run_networks(
             num_workers=worker_count(s.WORKERS), description=f"probes, {species or 'species'}",
         )  # fmt: skip
         for number, (head, names) in enumerate(heads.items()):
-            predicted, confidence = (a[:, :, number] for a in answers)
+            predicted = answers[:, :, number]
             true = class_numbers(work.labels(errors.true_column(head), sample[asked]), names)
             use = (predicted[0] >= 0) & (true != UNKNOWN)
-            columns = predicted[:, use], confidence[:, use], true[use], records[asked[use]]
-            kept[head].append(columns)
+            kept[head].append((predicted[:, use], true[use], records[asked[use]]))
             if use.any():
                 share = (predicted[0] == true)[use].mean()
                 print(f"{species or 'all'} {head}: {share:.1%} right of {use.sum():,} photos")
@@ -143,7 +140,7 @@ def run_networks(
     for head in (head for head in HEADS if head in kept):
         # each photo holds class numbers of one specialist only, so they may stand side by side
         whole = [np.concatenate(columns, axis=-1) for columns in zip(*kept[head], strict=True)]
-        if len(whole[2]):
+        if len(whole[1]):
             figures[head] = errors.probe_figures(*whole)
     return figures, pictures, told
 
