@@ -133,7 +133,7 @@ def judge(
             inverse_strength=s.INVERSE_STRENGTH, seed=s.SEED,
         )  # fmt: skip
         split = dataset.record_split[head.records]
-        frozen = label_errors.frozen_baselines(*photos, head.labels, split, s.INVERSE_STRENGTH)
+        frozen = label_errors.frozen_baseline(*photos, head.labels, split, s.INVERSE_STRENGTH)
         yield head, label_errors.rank_suspects(p, head.labels, s.MIN_RECORDS), frozen
 
 
