@@ -53,18 +53,17 @@ TEXT = {".py", ".html", ".jinja", ".j2", ".js", ".css", ".svg", ".md"}
 # Where the house is still too big: lines today. These only ever get fewer.
 OVER_BUDGET: dict[str, int] = {
     "stage 1 loads": 9623,
-    "petface": 21266,
+    "petface": 21098,
     "foundations": 2835,
     "petface/data": 3583,
     "petface/models": 1816,
     "petface/training": 3161,
     "petface/inference": 1520,
     "petface/evaluation": 1572,
-    "petface/analysis": 1666,
     "petface/report": 2020,
     "petface/serving": 1724,
-    "tools": 2817,
-    "tests": 25760,
+    "tools": 2814,
+    "tests": 25740,
 }
 
 
