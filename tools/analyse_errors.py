@@ -4,10 +4,10 @@ whether they lean on how photos are cut.
     python -m tools.analyse_errors runs/evaluation
     python -m tools.analyse_errors --config configs/eval/demo.toml
 
-Writes into OUT_DIR/analysis, for the test split: analysis.json; mistakes.csv, every wrong answer,
-the surest first; slices.csv, accuracy by how often the label was trained on;
-probes.csv, answers to shifted photos and to those with a painted border. Grad-CAM pictures of the
-surest mistakes, which show photos, are in analysis/photos.
+Writes into OUT_DIR/analysis, for the test split: mistakes.csv, every wrong answer, the surest
+first; analysis.json: accuracy by how often the label was trained on, and answers to shifted photos
+and to those with a painted border. Grad-CAM pictures of the surest mistakes, which show photos, are
+in analysis/photos.
 """
 
 from __future__ import annotations
@@ -58,24 +58,26 @@ def main() -> None:
     folder = Path((s.positional or [s.OUT_DIR])[0])
     evaluation, out = read_evaluation(folder), folder / "analysis"
     root = s.IMAGES_ROOT or evaluation.models["images_root"]
+    nothing = UserError(f"no test photo below {root} can be read; set --images-root")
     if not Path(root).is_dir():
-        raise UserError(f"no test photo below {root} can be read; set --images-root")
-    work = errors.choose_photos(evaluation, root, s.SAMPLE, s.EXAMPLES)
+        raise nothing
+    mistakes = errors.worst_mistakes(evaluation)
+    work = errors.choose_photos(evaluation, root, mistakes, s.SAMPLE, s.EXAMPLES)
     for path in out.rglob("gradcam_*.png"):  # of an earlier analysis, of other heads
         path.unlink()
     result: dict[str, Any] = {
         "num_test": int((evaluation.rows["split"] == "test").sum()),
         "sample": len(work.sample),
-        "mistakes": errors.write_mistakes(out / "mistakes.csv", evaluation),
+        "mistakes": errors.write_mistakes(out / "mistakes.csv", mistakes),
         "slices": errors.make_slices(evaluation),
     }
-    errors.write_slices(out / "slices.csv", result["slices"])
     print(f"test split: {result['num_test']:,} photos\nmistakes: {out / 'mistakes.csv'}")
     figures, pictures, result["num_unreadable"] = run_networks(evaluation, work, s)
-    errors.write_probes(out / "probes.csv", figures)
-    for head, found in pictures.items():
+    if result["num_unreadable"] == len(work.sample):
+        raise nothing
+    for head, own in work.mistakes.groupby("head"):
         picture = out / "photos" / f"gradcam_{head}_mistakes.png"
-        errors.draw_mistakes(picture, work.mistakes[head], found)
+        errors.draw_mistakes(picture, own, pictures[str(head)])
     result |= {"probes": figures, "seconds": round(time.perf_counter() - start, 1)}
     files.write_json(out / "analysis.json", result)
     unreadable = f"{result['num_unreadable']:,} of them unreadable"
@@ -92,7 +94,7 @@ def run_networks(
     """
     sample = work.sample
     species_of = np.array(work.labels("species", sample))
-    records = errors.record_numbers(evaluation)[work.rows[sample]]
+    records = errors.record_numbers(work.answers)[sample]
     kept, pictures = defaultdict(list), defaultdict[str, dict[int, list[np.ndarray]]](dict)
     right, num_unreadable = np.zeros(len(sample), bool), 0
     for species, network, heads in load_networks(evaluation, s):
@@ -102,11 +104,10 @@ def run_networks(
             num_workers=worker_count(s.WORKERS), description=f"probes, {species or 'species'}",
         )  # fmt: skip
         for number, (head, names) in enumerate(heads.items()):
-            predicted, confidence = (a[:, :, number] for a in answers)
+            predicted = answers[:, :, number]
             true = class_numbers(work.labels(errors.true_column(head), sample[asked]), names)
             use = (predicted[0] >= 0) & (true != UNKNOWN)
-            columns = predicted[:, use], confidence[:, use], true[use], records[asked[use]]
-            kept[head].append(columns)
+            kept[head].append((predicted[:, use], true[use], records[asked[use]]))
             pictures[head] |= errors.explain(work, network, head, number, names, species)
         if species is None:
             right, num_unreadable = predicted[0] == true, int((predicted[0] < 0).sum())
@@ -114,7 +115,7 @@ def run_networks(
     for head in (head for head in HEADS if head in kept):
         # each photo holds class numbers of one specialist only, so they may stand side by side
         whole = [np.concatenate(columns, axis=-1) for columns in zip(*kept[head], strict=True)]
-        if len(whole[2]):
+        if len(whole[1]):
             figures[head] = errors.probe_figures(*whole)
     return figures, pictures, num_unreadable
 

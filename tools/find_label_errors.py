@@ -121,14 +121,14 @@ def judge(
         suspects = label_errors.rank_suspects(p, head.labels, s.MIN_RECORDS)
         figure = label_errors.summarise_suspects(head, suspects)
         split = dataset.record_split[head.records]
-        baselines = label_errors.frozen_baselines(*photos, head.labels, split, s.INVERSE_STRENGTH)
+        frozen = label_errors.frozen_baseline(*photos, head.labels, split, s.INVERSE_STRENGTH)
         table = label_errors.suspect_rows(dataset, head, suspects).assign(contaminated="")
         told = "not known, the checkpoint does not say"
         if seen is not None:
             is_seen = seen[head.records][suspects["record"]]
             table["contaminated"] = is_seen[suspects["margin"] < 0].astype(int)
             told = contaminated(int(is_seen.sum()), len(is_seen))
-        yield figure | {"frozen": baselines, "contaminated": told}, table
+        yield figure | {"frozen": frozen, "contaminated": told}, table
 
 
 def describe(figure: dict[str, Any]) -> str:

@@ -7,8 +7,8 @@
 
 Each run has its own folder, OUT/<preset>/seed42 or OUT/<preset>/fold1_seed42. The same command
 resumes a sweep: finished runs stay as they are, and those of other settings are refused. Writes
-runs.csv (a row per run), summary.csv (mean and standard deviation) and accuracy_time.png into OUT.
-The best preset is named by the validation split.
+runs.csv (a row per run) and summary.csv (mean and standard deviation) into OUT. The best preset is
+named by the validation split.
 With --folds every record is in the test split of one fold; splits.csv is left alone.
 """
 

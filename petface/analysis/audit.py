@@ -41,7 +41,7 @@ class Audit:
 
     summary: dict[str, Any]
     issues: pd.DataFrame  # kind, path_or_record (below the images folder), detail
-    duplicates: pd.DataFrame  # pairs of photos of different records; distance in bits
+    duplicates: pd.DataFrame  # pairs of photos of different records
     classes: pd.DataFrame  # records with photos of each class, in all and per split
     examples: dict[str, list[int]]  # kind of odd photo -> places in the catalog
 
@@ -49,7 +49,7 @@ class Audit:
 def make_audit(dataset: Dataset, scan: Scan, photos: Photos) -> Audit:
     """Return what the tree, the labels and the photos show."""
     catalog, odd = dataset.catalog, _odd_photos(photos.seen)
-    found = list(_issues(dataset, scan, photos, odd))
+    found = _issues(dataset, scan, photos, odd)
     issues = pd.DataFrame(found, columns=["kind", "path_or_record", "detail"])
     pairs, search = find_duplicates(dataset, photos)
     classes = count_classes(dataset)
@@ -103,24 +103,16 @@ def find_duplicates(dataset: Dataset, photos: Photos) -> tuple[pd.DataFrame, dic
     _, first = np.unique(digests, return_index=True)  # copies are found already
     shown = first[seen["contrast"][usable[first]] >= duplicates.MIN_CONTRAST]
     own = seen[usable[shown]]
-    near = duplicates.near_or_mirrored_pairs(own["hash"], own["mirrored"], records[shown])
+    near = duplicates.near_pairs(own["hash"], own["mirrored"], records[shown])
     rows = usable[shown[near.pairs]]
     difference = _differences(dataset, photos.places[rows])
     alike = difference <= duplicates.MAX_DIFFERENCE
     places = photos.places[np.concatenate((exact, rows[alike]))]
-    paths = [[path_text(dataset, place) for place in side] for side in places.T]
-    splits, zeros = np.array(SPLITS)[dataset.image_split[places]], np.zeros(len(exact), np.int64)
-    pairs = pd.DataFrame(
-        {
-            "kind": np.repeat(["exact", "near"], [len(exact), alike.sum()]),
-            "path_a": paths[0],
-            "split_a": splits[:, 0],
-            "path_b": paths[1],
-            "split_b": splits[:, 1],
-            "distance": np.append(zeros, near.distance[alike]),
-            "difference": np.append(zeros, difference[alike]).round(3),
-        }
-    )
+    pairs = pd.DataFrame({"kind": np.repeat(["exact", "near"], [len(exact), alike.sum()])})
+    for side, own_places in zip("ab", places.T, strict=True):
+        pairs[f"path_{side}"] = [path_text(dataset, place) for place in own_places]
+        pairs[f"split_{side}"] = np.array(SPLITS)[dataset.image_split[own_places]]
+    pairs["difference"] = np.pad(difference[alike].round(3), (len(exact), 0))  # of exact ones 0
     inside, counts = pairs["split_a"] == pairs["split_b"], dict[str, int]()
     for kind in ("exact", "near"):
         counts[kind] = int((pairs["kind"] == kind).sum())
@@ -215,11 +207,8 @@ def _odd_photos(seen: np.ndarray) -> dict[str, dict[int, str]]:
 def count_classes(dataset: Dataset) -> pd.DataFrame:
     """Count the records with photos of every class, in the order of species, heads and names."""
     catalog, rows = dataset.catalog, []
-    for number, species in enumerate(catalog.classes):
-        if species not in dataset.annotations:
-            continue
-        table = dataset.annotations[species]
-        own = catalog.record_class == number
+    for species, table in sorted(dataset.annotations.items()):
+        own = catalog.record_class == catalog.classes.index(species)
         split = dataset.record_split[own]
         for feature, labels in table.align(catalog.record_names[own]).items():
             for k, name in enumerate(table.vocabularies[feature]):
@@ -230,10 +219,9 @@ def count_classes(dataset: Dataset) -> pd.DataFrame:
 
 def _head_summary(dataset: Dataset, classes: pd.DataFrame) -> dict[str, dict[str, dict[str, Any]]]:
     """Count classes, rare and untestable ones and unknown labels of each head of each species."""
-    catalog, found = dataset.catalog, dict[str, dict[str, dict[str, Any]]]()
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for species, table in sorted(dataset.annotations.items()):
-        num_records = int((catalog.record_class == catalog.classes.index(species)).sum())
-        found[species] = {}
+        num_records, found[species] = len(dataset.catalog.records_of(species)), {}
         for feature in table.features:
             own = classes[(classes["species"] == species) & (classes["feature"] == feature)]
             known = int(own["records"].sum())
@@ -259,7 +247,6 @@ def _species_summary(dataset: Dataset, photos: Photos) -> dict[str, dict[str, An
             "photos": int((catalog.class_index == number).sum()),
             "records": int(own.sum()),
             "records_per_split": dict(zip(SPLITS, split, strict=True)),
-            "has_annotations": name in dataset.annotations,
             "looked_at": len(seen),
             **_failures_and_brightness(seen),
         }
@@ -276,17 +263,13 @@ def _failures_and_brightness(seen: np.ndarray) -> dict[str, Any]:
 
 
 def _photo_summary(seen: np.ndarray) -> dict[str, Any]:
-    """Describe the readable ones of the photos that were looked at: sizes, modes, brightness."""
+    """Describe the readable ones of the photos that were looked at: common sizes, brightness."""
     own = seen[seen["status"] == OK]
-    sizes, counts = np.unique(own[["width_px", "height_px"]], return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:_MOST_SIZES]
-    modes = Counter(own["mode"].tolist())
+    sizes = Counter(sorted(own[["width_px", "height_px"]].tolist())).most_common(_MOST_SIZES)
     bins, _ = np.histogram(own["brightness"], BRIGHTNESS_BINS, range=(0, 256))
     return {
         **_failures_and_brightness(seen),
-        "num_sizes": len(sizes),
-        "sizes": {f"{sizes[k][0]}x{sizes[k][1]}": int(counts[k]) for k in order},
-        "modes": dict(sorted(modes.items(), key=lambda item: (-item[1], item[0]))),
+        "sizes": {f"{width}x{height}": num for (width, height), num in sizes},
         "brightness_histogram": bins.tolist(),
     }
 
@@ -298,20 +281,12 @@ def describe_audit(summary: dict[str, Any]) -> str:
     """Format the main counts as the text that an audit prints."""
     species = pd.DataFrame.from_dict(summary["per_species"], orient="index")
     shown = ["records", "photos", "looked_at", "unreadable", "too_large"]
-    heads = {
-        f"{name} {feature}": own
-        for name, features in summary["heads"].items()
-        for feature, own in features.items()
-    }
-    pairs = summary["duplicates"]
+    heads = {f"{s} {head}": own for s, of in summary["heads"].items() for head, own in of.items()}
     counts = {
         **{name: summary[name] for name in shown},
         "strays": sum(summary["strays"].values()),
         "label_conflicts": summary["issues"].get("label_conflict", 0),
-        "exact_duplicates_across_splits": pairs["exact_across_splits"],
-        "exact_duplicates": pairs["exact"],
-        "near_duplicates_across_splits": pairs["near_across_splits"],
-        "near_duplicates": pairs["near"],
+        **{f"duplicates_{name}": num for name, num in summary["duplicates"].items()},
     }
     lines = [species[shown].to_string(), ""]
     lines += [pd.DataFrame.from_dict(heads, orient="index").to_string(), ""] if heads else []
@@ -320,37 +295,32 @@ def describe_audit(summary: dict[str, Any]) -> str:
 
 
 def quick_audit_line(
-    dataset: Dataset, annotations_root: str = "", size_px: int = 0, columns: Sequence[str] = ()
+    dataset: Dataset, annotations_root: str, size_px: int, columns: Sequence[str] = ()
 ) -> str:
     """Return in one line, in under two seconds, what a first look at the data shows.
 
     Another line follows where the photos are much smaller than the `size_px` of the training.
     Photos are looked at in random order until there were `QUICK_SAMPLE` of them or time is up.
     """
-    start, looked_at, bad, catalog = time.perf_counter(), 0, 0, dataset.catalog
-    places, sides = sample_evenly(catalog.class_index, QUICK_SAMPLE), list[int]()
+    start, bad, sides, catalog = time.perf_counter(), 0, list[int](), dataset.catalog
+    places = sample_evenly(catalog.class_index, QUICK_SAMPLE)
     for place in np.random.default_rng(0).permutation(places).tolist():
-        if looked_at and time.perf_counter() - start > QUICK_LIMIT_S:
+        if len(sides) + bad and time.perf_counter() - start > QUICK_LIMIT_S:
             break
-        looked_at += 1
         try:
             sides.append(min(images.decode(catalog.path(place)).shape[:2]))
         except images.ImageError:
             bad += 1
-    root = Path(os.fsdecode(catalog.root))
-    labels = annotations_root or root.parent / "annotations"
-    flags = f"--images-root {shlex.quote(str(root))} --annotations-root {shlex.quote(str(labels))}"
-    flags += f" --columns {shlex.join(columns)}" if columns else ""
-    strays = [note.split()[0] for note in dataset.notes if " entries of the tree are no " in note]
+    flags = ["--images-root", os.fsdecode(catalog.root), "--annotations-root", annotations_root]
+    flags += ["--columns", *columns] if columns else []
     own_px = int(np.median(sides)) if sides else size_px
     hint = ""
     if size_px > 1.5 * own_px:
         faster = f"trains {(size_px / own_px) ** 2:.0f} times as fast as {size_px}"
         hint = f"\nphotos are {own_px} px: --image-size-px {own_px} {faster}"
     return (
-        f"data: {catalog.num_records:,} records, {len(catalog):,} photos, "
-        f"{strays[0] if strays else 0} strays; "
-        f"{bad:,} of {looked_at:,} sampled photos cannot be read; "
+        f"data: {catalog.num_records:,} records, {len(catalog):,} photos; "
+        f"{bad:,} of {len(sides) + bad:,} sampled photos cannot be read; "
         f"{(count_classes(dataset)['test'] == 0).sum():,} classes have no test record; "
-        f"full audit: python -m tools.audit --all {flags}{hint}"
+        f"full audit: python -m tools.audit --all {shlex.join(flags)}{hint}"
     )

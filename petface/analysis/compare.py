@@ -39,31 +39,23 @@ def compare_evaluations(
     figures: dict[str, dict[str, Any]] = {part: {} for part in TESTED_PARTS}
     changed = []
     for head in HEADS:
-        table, head_notes = _predictions(a, b, rows, head)
-        notes += head_notes
+        table = _predictions(a, b, rows, head, notes)
         for part in TESTED_PARTS:
             own = table[table["part"] == part]
             if views := {view: _figure(own[own[view]]) for view in VIEWS if own[view].any()}:
                 figures[part][head] = views
         changed.append(_changed(rows, head, table))
-    num_tests = {part: len(_adjust(figures[part])) for part in TESTED_PARTS}
+    for heads in figures.values():
+        _adjust(heads)
     if unanswered := int((~rows["answered"]).sum()):
         what = "have no answer in A or in B (unreadable, or not finite) and count nowhere"
         notes.append(f"{unanswered:,} images {what}")
-    images = {
-        "common": len(rows),
-        "only_a": len(a.rows) - len(rows),
-        "only_b": len(b.rows) - len(rows),
-        **{part: int((rows["part"] == part).sum()) for part in PARTS},
-        "no_part": int((rows["part"] == "").sum()),
-    }
+    counts = {part: int((rows["part"] == part).sum()) for part in PARTS}
     comparison = {
-        "kind": "evaluations",
         "a": _side(a),
         "b": _side(b),
         "notes": notes,
-        "images": images,
-        "num_tests": num_tests,
+        "images": {"common": len(rows), **counts},
         "figures": figures,
     }
     return comparison, pd.concat(changed)
@@ -133,13 +125,12 @@ def _side(side: Evaluation) -> dict[str, Any]:
 
 
 def _predictions(
-    a: Evaluation, b: Evaluation, rows: pd.DataFrame, head: str
-) -> tuple[pd.DataFrame, list[str]]:
-    """Return a row per image with the truth and both answers, "" where there is none, and notes.
+    a: Evaluation, b: Evaluation, rows: pd.DataFrame, head: str, notes: list[str]
+) -> pd.DataFrame:
+    """Return a row per image with the truth and both answers, "" where there is none; add notes.
 
     `conditional` and `end_to_end` mark the images that each view counts.
     """
-    notes = []
     column = "species" if head == "species" else f"{head}_true"
     names = (f"{column}_a", f"{column}_b", f"{head}_pred_a", f"{head}_pred_b")
     truth, other, answer_a, answer_b = (rows[name].astype(str) for name in names)
@@ -174,7 +165,7 @@ def _predictions(
         "conditional": known & (answer_a != "") & (answer_b != ""),
         "end_to_end": end_to_end,
     }
-    return pd.DataFrame(table), notes
+    return pd.DataFrame(table)
 
 
 def _figure(table: pd.DataFrame) -> dict[str, Any]:
@@ -184,7 +175,6 @@ def _figure(table: pd.DataFrame) -> dict[str, Any]:
     return {
         "num": len(table),
         "num_records": len(gain),
-        "num_records_changed": int((gain != 0).sum()),
         "accuracy_a": float(right_a.mean()),
         "accuracy_b": float(right_b.mean()),
         "difference": float(table["gain"].mean()),
@@ -244,21 +234,18 @@ def holm(p_values: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6(2).
     """
-    p = np.asarray(p_values, np.float64)
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    return np.minimum(adjusted, 1.0)
+    p = pd.Series(p_values, dtype=np.float64).sort_values(kind="stable")
+    adjusted = (p * np.arange(len(p), 0, -1)).cummax().clip(upper=1.0)
+    return np.asarray(adjusted.sort_index(), np.float64)
 
 
-def _adjust(heads: dict[str, Any]) -> list[dict[str, Any]]:
+def _adjust(heads: dict[str, Any]) -> None:
     """Add to each test of a part the p-value adjusted for all of them, and a verdict."""
     tests = [test for _, test in _named_tests(heads)]
     for test, p in zip(tests, holm([t["p_value"] for t in tests]).tolist(), strict=True):
         test["p_holm"] = p
         better = "B better" if test["difference"] > 0 else "A better"
         test["verdict"] = better if p < SIGNIFICANT else "no difference shown"
-    return tests
 
 
 def describe_comparison(comparison: dict[str, Any]) -> str:
@@ -271,9 +258,8 @@ def describe_comparison(comparison: dict[str, Any]) -> str:
             "A": percent(test["accuracy_a"]),
             "B": percent(test["accuracy_b"]),
             "B - A": points(test["difference"]),
-            "95 % interval": interval_of(test),
-            "p": f"{test['p_value']:.2g}",
-            "adj.": f"{test['p_holm']:.2g}",
+            "95 % interval": interval(test["interval_95"], points) or "too few",
+            "p, adjusted": f"{test['p_holm']:.2g}",
             "verdict": test["verdict"],
         }
         for name, test in _named_tests(comparison["figures"]["test"])
@@ -284,12 +270,11 @@ def describe_comparison(comparison: dict[str, Any]) -> str:
         f"{images['common']:,} common images: "
         + ", ".join(f"{images[part]:,} {part}" for part in PARTS),
         "",
-        f"test split, in %; p by flipping whole records, {len(rows)} tests, adj. by Holm:",
+        f"test split, in %; p by flipping whole records, adjusted for {len(rows)} tests by Holm:",
         table if rows else "no photo that both answered has a known label",
         "",
         "conditional: photos whose species both got right; end to end: a wrong species counts as a "
-        f"wrong answer; too few: fewer than {MIN_RECORDS} records; *: B has more or fewer photos "
-        f"right than A in fewer than {MIN_RECORDS} records, so the interval is too narrow; go by p",
+        f"wrong answer; too few: fewer than {MIN_RECORDS} records",
         *(f"note: {note}" for note in comparison["notes"]),
     ]
     return "\n".join(lines)
@@ -299,10 +284,3 @@ def _named_tests(heads: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for head, views in heads.items():
         for view, test in views.items():
             yield head if head == "species" else f"{head}, {view.replace('_', ' ')}", test
-
-
-def interval_of(test: dict[str, Any]) -> str:
-    """Format a test's interval, with a star where too few records differ for it to hold."""
-    if test["interval_95"] is None:
-        return "too few"
-    return interval(test["interval_95"], points) + "*" * (test["num_records_changed"] < MIN_RECORDS)

@@ -34,13 +34,12 @@ LUMA: Final = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 _WINDOW = 100  # neighbours that a hash is compared with in each sorted order
 _MAX_CANDIDATES = 4_000_000  # 100 MB while they are merged
-# What is kept of a photo, 73 bytes; zeros where it cannot be read.
+# What is kept of a photo, 41 bytes; zeros where it cannot be read.
 SEEN: Final = np.dtype(
     [
         ("status", "u1"),  # OK, UNREADABLE, TOO_LARGE
-        ("width_px", "i4"),  # as the file says, before EXIF rotation
+        ("width_px", "i4"),  # as it is shown, after EXIF rotation
         ("height_px", "i4"),
-        ("mode", "U8"),  # Pillow's name of the pixel layout: RGB, L, I;16, P ...
         ("digest", "u8"),  # of the decoded pixels
         ("hash", "u8"),  # perceptual
         ("mirrored", "u8"),  # the same of the mirrored photo
@@ -105,18 +104,16 @@ class _Looked:
     def _look(self, place: int) -> tuple[Any, ...]:
         """Return the fields of `SEEN`; the status is OK."""
         pixels = decode_listed(self.catalog, place)
-        header = images.read_header(self.catalog.path(place))
+        height, width, _ = pixels.shape
         grey = thumbnail(pixels)
         both = perceptual_hashes(np.stack((grey, grey[:, ::-1])))
-        hashes = pixel_digest(pixels), *both
-        return OK, *header, *hashes, grey.mean(), grey.std()
+        return OK, width, height, pixel_digest(pixels), *both, grey.mean(), grey.std()
 
 
 # ---- What is alike ----
 
 
-@dataclass(frozen=True, eq=False)
-class NearPairs:
+class NearPairs(NamedTuple):
     """P pairs of places; `distance` in bits. Complete up to `radius` bits, but for `crowded`."""
 
     pairs: np.ndarray  # (P, 2) int64, the smaller place first
@@ -183,18 +180,20 @@ def exact_pairs(digests: np.ndarray, records: np.ndarray, splits: np.ndarray) ->
     return np.sort(np.stack((before[links], after[links]), axis=1), axis=1)
 
 
-def near_pairs(hashes: np.ndarray, records: np.ndarray) -> NearPairs:
-    """Find the pairs of different records whose (n,) uint64 hashes differ in few bits.
+def near_pairs(hashes: np.ndarray, mirrored: np.ndarray, records: np.ndarray) -> NearPairs:
+    """Find the pairs of different records whose hashes differ in few bits, as they are or one
+    photo mirrored; of the two ways the nearer one counts.
 
-    Two hashes within 6 bits agree in two whole bytes of eight (pigeonhole). So for each two of the
-    bytes the hashes are sorted with these in front, and each is compared with those that follow
-    it with the same two: n log n, in memory a few times that of the hashes. A bucket beyond the
-    window is not searched whole; its neighbours agree in the next bytes too.
+    `hashes` (n,) uint64, `mirrored` (n,) those of the mirrored thumbnails. Two hashes within 6 bits
+    agree in two whole bytes of eight (pigeonhole). So for each two of the bytes the hashes are
+    sorted with these in front, and each is compared with those that follow it with the same two:
+    n log n, in memory a few times that of the hashes. A bucket beyond the window is not searched
+    whole; its neighbours agree in the next bytes too.
     """
     num, radius, crowded = max(len(hashes), 1), MAX_HASH_DISTANCE, 0
     # (first * num + second, bits) of the pairs met so far
     found = [(np.empty(0, np.int64), np.empty(0, np.uint8))]
-    table = hashes.astype("<u8").view(np.uint8).reshape(-1, 8)
+    table = np.append(hashes, mirrored).astype("<u8").view(np.uint8).reshape(-1, 8)
     for front in combinations(range(8), 2):
         rest = [band for band in range(8) if band not in front]
         turned = np.ascontiguousarray(table[:, [*rest, *front]]).view("<u8")[:, 0]  # front highest
@@ -202,14 +201,14 @@ def near_pairs(hashes: np.ndarray, records: np.ndarray) -> NearPairs:
         turned, buckets = turned[order], turned[order] >> np.uint64(48)
         ends = np.searchsorted(buckets, buckets, side="right")
         crowded = max(crowded, int((ends - np.arange(len(ends))).max(initial=0)) - _WINDOW - 1)
-        active = np.arange(len(hashes))
+        active = np.arange(len(turned))
         for offset in range(1, _WINDOW + 1):
             active = active[active + offset < ends[active]]
             if not len(active):
                 break
             bits = np.bitwise_count(turned[active] ^ turned[active + offset])
             near = active[bits <= radius]
-            pairs = np.sort(order[np.stack((near, near + offset))], axis=0)
+            pairs = np.sort(order[np.stack((near, near + offset))] % num, axis=0)
             other = records[pairs[0]] != records[pairs[1]]
             found.append(((pairs[0] * num + pairs[1])[other], bits[bits <= radius][other]))
             if sum(len(codes) for codes, _ in found) > 2 * _MAX_CANDIDATES:
@@ -218,28 +217,14 @@ def near_pairs(hashes: np.ndarray, records: np.ndarray) -> NearPairs:
     return NearPairs(np.stack(np.divmod(codes, num), axis=1), distance, radius, crowded)
 
 
-def near_or_mirrored_pairs(
-    hashes: np.ndarray, mirrored: np.ndarray, records: np.ndarray
-) -> NearPairs:
-    """Find pairs as `near_pairs` does, also where one of two photos is mirrored.
-
-    `mirrored` (n,) uint64 are the hashes of the mirrored thumbnails.
-    """
-    num = max(len(hashes), 1)
-    found = near_pairs(np.concatenate((hashes, mirrored)), np.concatenate((records, records)))
-    pairs = np.sort(found.pairs % num, axis=1)
-    order = np.argsort(found.distance, kind="stable")  # of the two ways the nearer one is kept
-    _, first = np.unique(pairs[order] @ np.array([num, 1]), return_index=True)
-    kept = order[first]
-    return NearPairs(pairs[kept], found.distance[kept], found.radius, found.crowded)
-
-
 def _merge(
     found: list[tuple[np.ndarray, np.ndarray]], radius: int
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
-    """Keep each pair once, and shrink the radius where they would be too many."""
-    codes, rows = np.unique(np.concatenate([codes for codes, _ in found]), return_index=True)
-    distance = np.concatenate([bits for _, bits in found])[rows]
+    """Keep each pair once, the nearer way, and shrink the radius where they would be too many."""
+    codes, distance = map(np.concatenate, zip(*found, strict=True))
+    order = np.argsort(distance, kind="stable")
+    codes, first = np.unique(codes[order], return_index=True)
+    distance = distance[order][first]
     while len(codes) > _MAX_CANDIDATES and radius > 0:
         radius -= 1
         codes, distance = codes[distance <= radius], distance[distance <= radius]

@@ -4,11 +4,10 @@ accuracy by kind of animal, and whether answers lean on how photos are cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,8 +22,9 @@ from petface.errors import UserError
 from petface.evaluation.details import HEADS, Evaluation, class_numbers
 from petface.inference.gradcam import finest_useful_layer, gradcams, overlay
 from petface.metrics import accuracy_interval, gain_interval
-from petface.models.network import Network, tempered
+from petface.models.network import Network
 from petface.progress import progress
+from petface.taxonomy import UNKNOWN
 
 PICTURE_PX: Final = 128
 _FONT_PX, _TEXT_PX = 11, 512
@@ -44,99 +44,81 @@ def true_column(head: str) -> str:
     return "species" if head == "species" else f"{head}_true"
 
 
-def record_numbers(evaluation: Evaluation) -> np.ndarray:
-    """Number the records from 0, each (species, record) once: (N,) int64."""
-    return evaluation.rows.groupby(["species", "record"], observed=True).ngroup().to_numpy()
-
-
-def write_intervals(path: Path, rows: Iterable[Mapping[str, Any]], columns: str) -> None:
-    """Write rows as a CSV of some columns; their `interval_95` stands in `low_95` and `high_95`."""
-    names, cells = columns.split(), []
-    for row in rows:
-        low, high = row["interval_95"] or ("", "")
-        found = {**row, "low_95": low, "high_95": high}
-        cells.append([found[name] for name in names])
-    files.write_csv(path, names, cells)
+def record_numbers(rows: pd.DataFrame) -> np.ndarray:
+    """Number the records of rows (N,) from 0, each (species, record) once: (N,) int64."""
+    return rows.groupby(["species", "record"], observed=True).ngroup().to_numpy()
 
 
 # ---- Mistakes ----
 
 
-def worst_mistakes(evaluation: Evaluation, head: str, num: int | None = None) -> pd.DataFrame:
-    """Return a head's wrong answers in the test split, the most confident first.
+def worst_mistakes(evaluation: Evaluation) -> pd.DataFrame:
+    """Return every wrong answer of the test split by row of the evaluation: head by head, the most
+    confident first, equally confident ones in the order of the evaluation.
 
-    `place` is the row of the evaluation. `true_probability` is exp(-nll), NaN where the network has
-    no class of that name; `rank` is the place of the truth among the answers, 1 = first. `num` of
-    them or all; equally confident ones in the order of the evaluation.
+    `true_probability` is exp(-nll), NaN where the network has no class of that name; `rank` is the
+    place of the truth among the answers, 1 = first.
     """
-    own = evaluation.rows.iloc[asked_places(evaluation, head)]
-    own = own[own[f"{head}_correct"] == 0]
-    own = own.sort_values(f"{head}_prob", ascending=False, kind="stable")[:num]
-    place = own.index.to_numpy()
-    details = evaluation.details[head][place]
-    found = {
-        "image": evaluation.image_names(place),
-        "species": own["species"].astype(str),
-        "record": own["record"].astype(str),
-        "head": head,
-        "true": own[true_column(head)].astype(str),
-        "predicted": own[f"{head}_pred"].astype(str),
-        "probability": own[f"{head}_prob"].astype(np.float64),
-        "true_probability": np.exp(-details["nll"].astype(np.float64)),
-        "rank": details["rank"].astype(np.int64),
-        "place": place,
-    }
-    return pd.DataFrame(found)
+    found = []
+    for head in HEADS:
+        own = evaluation.rows.iloc[asked_places(evaluation, head)]
+        own = own[own[f"{head}_correct"] == 0]
+        own = own.sort_values(f"{head}_prob", ascending=False, kind="stable")
+        details = evaluation.details[head][own.index.to_numpy()]
+        more = {
+            "head": head,
+            "true": own[true_column(head)].astype(str),
+            "predicted": own[f"{head}_pred"].astype(str),
+            "probability": own[f"{head}_prob"].astype(np.float64),
+            "true_probability": np.exp(-details["nll"].astype(np.float64)),
+            "rank": details["rank"].astype(np.int64),
+        }
+        found.append(own[["species", "record"]].astype(str).assign(**more))
+    every = pd.concat(found)
+    every.insert(0, "image", evaluation.image_names(every.index.to_numpy()))
+    return every
 
 
-def write_mistakes(path: Path, evaluation: Evaluation, num_kept: int = 20) -> dict[str, Any]:
-    """Write every wrong answer of the test split as a CSV; return the worst per head, for JSON."""
-    every = pd.concat([worst_mistakes(evaluation, head) for head in HEADS], ignore_index=True)
-    every = every.drop(columns="place").round(6).astype(object)
+def write_mistakes(path: Path, mistakes: pd.DataFrame, num_kept: int = 20) -> dict[str, Any]:
+    """Write all `worst_mistakes` as a CSV; return the worst per head, for JSON."""
+    every = mistakes.round(6).astype(object)
     every = every.where(every.notna(), None)
     files.write_csv(path, every.columns.tolist(), every.itertuples(index=False))
-    return {
-        head: every[every["head"] == head].head(num_kept).to_dict("records")
-        for head in HEADS
-        if len(asked_places(evaluation, head))
-    }
+    heads = every.groupby("head", sort=False)
+    return {str(head): own.head(num_kept).to_dict("records") for head, own in heads}
 
 
-@dataclass(frozen=True, eq=False)
-class Work:
-    """The M test photos of an analysis, by their places in the catalog of their files."""
+class Work(NamedTuple):
+    """The M test photos of an evaluation, by their places in the catalog of their files."""
 
     catalog: Catalog
-    rows: np.ndarray  # (M,) int64 of the evaluation, ascending
-    answers: pd.DataFrame  # (M,) these rows
+    answers: pd.DataFrame  # (M,) rows of the evaluation
     sample: np.ndarray  # (S,) places of those that stand for the whole test split
-    mistakes: dict[str, pd.DataFrame]  # per head, of `worst_mistakes`, by place
+    mistakes: pd.DataFrame  # the worst of each head, by place
 
     def labels(self, column: str, places: np.ndarray) -> list[str]:
         """Return the texts of some photos in a column of the evaluation; "" where unknown."""
         return self.answers[column].iloc[places].astype(str).tolist()
 
 
-def choose_photos(evaluation: Evaluation, root: str, num_sampled: int, num_mistakes: int) -> Work:
-    """Choose the photos to look at, and list their files below `root`.
+def choose_photos(
+    evaluation: Evaluation, root: str, mistakes: pd.DataFrame, num_sampled: int, num_mistakes: int
+) -> Work:
+    """Choose the photos to look at, and list the files of the test split below `root`.
 
     The sample is `num_sampled` rows of the test split at equal distances, 0 = all, so that species
-    keep their shares; of each head `num_mistakes` of the surest mistakes.
+    keep their shares; of each head `num_mistakes` of its `worst_mistakes`.
     """
     test = np.flatnonzero(evaluation.rows["split"] == "test")
     if not len(test):
         raise UserError(f"{evaluation.folder} has no photo in the test split")
-    worst = {head: worst_mistakes(evaluation, head, num_mistakes) for head in HEADS}
-    sample = test
-    if 0 < num_sampled < len(test):
-        sample = test[np.arange(num_sampled) * len(test) // num_sampled]
-    rows = np.unique(np.concatenate([sample, *(table["place"] for table in worst.values())]))
+    num = min(num_sampled or len(test), len(test))
+    worst = mistakes.groupby("head", sort=False).head(num_mistakes)
     return Work(
-        listed_files(root, evaluation.image_names(rows)),
-        rows,
-        evaluation.rows.iloc[rows],
-        np.searchsorted(rows, sample),
-        {head: own.set_index(np.searchsorted(rows, own["place"])) for head, own in worst.items()},
+        listed_files(root, evaluation.image_names(test)),
+        evaluation.rows.iloc[test],
+        np.arange(num) * len(test) // num,
+        worst.set_index(np.searchsorted(test, worst.index)),
     )
 
 
@@ -150,8 +132,8 @@ def explain(
     """
     source, found = FileImages(work.catalog, network.preprocessing), {}
     layer, _ = finest_useful_layer(network)
-    mistakes = work.mistakes[head]
-    own = mistakes[(mistakes["species"] == species) | (species is None)]
+    own = work.mistakes[work.mistakes["head"] == head]
+    own = own[(own["species"] == species) | (species is None)]
     answered = list(own[["predicted", "true"]].itertuples(name=None))
     for place, *answers in progress(answered, desc=f"Grad-CAM, {head}", leave=False):
         classes = class_numbers(answers, names)
@@ -221,13 +203,12 @@ def bin_figures(
 def make_slices(evaluation: Evaluation) -> dict[str, Any]:
     """Cut every head's test answers by how often their label was trained on, in thirds of classes.
 
-    {head: {slice: {"unit", "num", "accuracy", "bins"}}}; a bin holds its upper end.
+    {head: {slice: {"bins"}}}; a bin holds its upper end.
     """
-    rows, records = evaluation.rows, record_numbers(evaluation)
+    rows, records = evaluation.rows, record_numbers(evaluation.rows)
     result: dict[str, Any] = {}
     for head in HEADS:
-        asked = asked_places(evaluation, head)
-        if not len(asked):
+        if not len(asked := asked_places(evaluation, head)):
             continue
         # classes of an attribute are (species, label); those that were asked for are cut
         label = rows.groupby(["species", true_column(head)], observed=True).ngroup().to_numpy()
@@ -237,27 +218,9 @@ def make_slices(evaluation: Evaluation) -> dict[str, Any]:
         names = [*(f"up to {end:,}" for end in ends), f"above {ends[-1]:,}"]
         cut = pd.cut(trained[label[asked]], [-np.inf, *ends, np.inf], labels=names)
         right = rows[f"{head}_correct"].to_numpy()[asked]
-        result[head] = {
-            "training_photos_of_label": {
-                "unit": "photos, thirds of the classes",
-                "num": len(asked),
-                "accuracy": float(right.mean()),
-                "bins": bin_figures(right, records[asked], cut),
-            }
-        }
+        bins = bin_figures(right, records[asked], cut)
+        result[head] = {"training_photos_of_label": {"bins": bins}}
     return result
-
-
-def write_slices(path: Path, slices: Mapping[str, Any]) -> None:
-    """Write every bin as a row of a CSV."""
-    rows = (
-        {**b, "head": head, "slice": name, "unit": cut["unit"], "stands_out": int(b["stands_out"])}
-        for head, cuts in slices.items()
-        for name, cut in cuts.items()
-        for b in cut["bins"]
-    )
-    columns = "head slice unit bin num num_records accuracy low_95 high_95 stands_out"
-    write_intervals(path, rows, columns)
 
 
 # ---- Probes: small changes to photos that leave the animal what it is ----
@@ -306,51 +269,39 @@ PROBES: Final[Mapping[tuple[str, str], Callable[[Tensor], Tensor]]] = {
 def predict_under_probes(
     network: Network, catalog: Catalog, places: np.ndarray, num_heads: int, *, batch_size: int,
     num_workers: int, description: str = "probes",
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+) -> np.ndarray:  # fmt: skip
     """Predict the photos at `places` (M,) of a catalog as they are, then under P `PROBES`.
 
-    Returns class numbers, -1 where a photo cannot be read or an answer is not finite, and their
-    probabilities, NaN likewise: (1 + P, M, heads) int16 and float32. A probe changes the resized
-    pixels on the device. A bar shows predictions per second.
+    Returns class numbers (1 + P, M, heads) int16, -1 where a photo cannot be read or an answer is
+    not finite. A probe changes the resized pixels on the device. A bar shows predictions per
+    second.
     """
-    shape = 1 + len(PROBES), len(places), num_heads
-    predicted, confidence = np.full(shape, -1, np.int16), np.full(shape, np.nan, np.float32)
+    predicted = np.full((1 + len(PROBES), len(places), num_heads), UNKNOWN, np.int16)
     slices = even_slices(np.arange(len(places)), batch_size)
     source = FileImages(catalog, network.preprocessing)
     decoded = read_ahead(source, [places[part] for part in slices], num_workers)
-    with progress(total=shape[0] * len(places), desc=description) as bar:
+    with progress(total=len(predicted) * len(places), desc=description) as bar:
         for part, item in zip(slices, decoded, strict=True):
             rows = part[item.status == OK]
             photos = item.arrays[0].permute(0, 3, 1, 2).to(network.device)
             for k, change in enumerate([Tensor.clone, *PROBES.values()]):
                 bar.update(len(part))
-                if not len(rows):
-                    continue
-                heads = tempered(network.logits(change(photos)), network.temperatures)
-                for head, p in enumerate(heads):
-                    best, number = p.cpu().max(dim=1)
-                    confidence[k, rows, head] = best.numpy()
-                    predicted[k, rows, head] = np.where(best.isfinite(), number, -1)
-    return predicted, confidence
+                for head, logits in enumerate(network.logits(change(photos)) if len(rows) else ()):
+                    is_finite = logits.isfinite().all(dim=1)
+                    best = torch.where(is_finite, logits.argmax(dim=1), UNKNOWN)
+                    predicted[k, rows, head] = best.cpu().numpy()
+    return predicted
 
 
-def probe_figures(
-    predicted: np.ndarray, confidence: np.ndarray, true: np.ndarray, records: np.ndarray
-) -> dict[str, Any]:
+def probe_figures(predicted: np.ndarray, true: np.ndarray, records: np.ndarray) -> dict[str, Any]:
     """Describe the answers of one head to M photos: as they are, and under P probes.
 
-    predicted and confidence (1 + P, M), the first row without a change; true (M,) in numbers that
-    compare with predicted, records (M,) numbers. Change is in accuracy, with a 95 % interval of the
-    paired difference. Agreement is the share of unchanged answers.
+    predicted (1 + P, M), the first row without a change; true (M,) in numbers that compare with
+    predicted, records (M,) numbers. Change is in accuracy, with a 95 % interval of the paired
+    difference. Agreement is the share of unchanged answers.
     """
     right = predicted == true
-    accuracy, confidence = right.mean(axis=1).tolist(), np.nanmean(confidence, axis=1).tolist()
-    baseline = {
-        "num": len(true),
-        "num_records": len(np.unique(records)),
-        "accuracy": accuracy[0],
-        "confidence": confidence[0],
-    }
+    accuracy = right.mean(axis=1).tolist()
     found = [
         {
             "name": name,
@@ -359,19 +310,7 @@ def probe_figures(
             "change": accuracy[k] - accuracy[0],
             "interval_95": gain_interval(right[k].astype(np.int64) - right[0], records),
             "agreement": float((predicted[k] == predicted[0]).mean()),
-            "confidence": confidence[k],
         }
         for k, (group, name) in enumerate(PROBES, start=1)
     ]
-    return {"baseline": baseline, "probes": found}
-
-
-def write_probes(path: Path, figures: Mapping[str, Any]) -> None:
-    """Write every head's answer to every probe as a row of a CSV."""
-    rows = (
-        {**p, "head": head, "probe": p["name"]}
-        for head, entry in figures.items()
-        for p in entry["probes"]
-    )
-    columns = "head group probe accuracy change low_95 high_95 agreement confidence"
-    write_intervals(path, rows, columns)
+    return {"baseline": {"num": len(true), "accuracy": accuracy[0]}, "probes": found}

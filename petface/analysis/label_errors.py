@@ -13,24 +13,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import adaptive_avg_pool2d
 
+from petface.calibration import Floats, softmax
 from petface.data.dataset import Dataset
 from petface.data.images import normalise, to_float
 from petface.data.loading import OK, FileImages, even_slices, read_ahead
 from petface.data.splits import SPLITS, shuffled_by_class
+from petface.files import readable_name
 from petface.metrics import accuracy_interval
 from petface.models.architecture import forward_with_maps
 from petface.models.network import Network
 from petface.progress import progress
 from petface.taxonomy import UNKNOWN
 
-Floats = npt.NDArray[np.float64]
 NUM_STAGES = 3  # of four: the last one knows the species and little else
 _LEAST_P = 1e-6  # a photo's veto must not be absolute when a record's photos are fused
 _MAX_ITERATIONS = 300
@@ -118,42 +117,36 @@ def predict_out_of_sample(
         held_out, learnt = fold == number, (fold >= 0) & (fold != number)
         if not held_out.any():
             continue
-        classes = np.unique(truth[learnt])
-        probabilities[held_out] = 0.0
-        if len(classes) == 1:
-            probabilities[np.ix_(held_out, classes)] = 1.0
-        elif len(classes):
+        classes, found = np.unique(truth[learnt]), np.ones(1)  # of one class alone
+        if len(classes) > 1:
             model = LogisticRegression(C=inverse_strength, max_iter=_MAX_ITERATIONS)
             model.fit(scaled[learnt], truth[learnt])
-            probabilities[np.ix_(held_out, classes)] = model.predict_proba(scaled[held_out])
+            found = model.predict_proba(scaled[held_out])
+        probabilities[held_out] = 0.0
+        probabilities[np.ix_(held_out, classes)] = found
     return fuse_photos(probabilities, photo_record, len(labels))
 
 
-def frozen_baselines(
+def frozen_baseline(
     features: np.ndarray, photo_record: np.ndarray, labels: np.ndarray, split: np.ndarray,
     inverse_strength: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure what frozen features alone tell of the test split's photos: a network must beat it.
 
-    A logistic regression and the five nearest photos, learnt from the train split. Features (M, D)
-    of the photos of record `photo_record` (M,), labels (R,), `split` (R,) places in `SPLITS`. Empty
-    where a split has no label, or the train split a single one.
+    By a logistic regression learnt from the train split. Features (M, D) of the photos of record
+    `photo_record` (M,), labels (R,), `split` (R,) places in `SPLITS`. Empty where a split has no
+    label, or the train split a single one.
     """
     scaled = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6)
     truth, part = labels[photo_record], split[photo_record]
     train, test = ((truth != UNKNOWN) & (part == SPLITS.index(name)) for name in ("train", "test"))
     if not test.any() or len(np.unique(truth[train])) < 2:
         return {}
-    found: dict[str, Any] = {"num": int(test.sum())}
-    models = {
-        "logistic_regression": LogisticRegression(C=inverse_strength, max_iter=_MAX_ITERATIONS),
-        "nearest_photos": KNeighborsClassifier(min(5, int(train.sum()))),
-    }
-    for name, model in models.items():
-        right = model.fit(scaled[train], truth[train]).predict(scaled[test]) == truth[test]
-        bounds = accuracy_interval(right, photo_record[test])
-        found[name] = {"accuracy": float(right.mean()), "interval_95": bounds}
-    return found
+    model = LogisticRegression(C=inverse_strength, max_iter=_MAX_ITERATIONS)
+    right = model.fit(scaled[train], truth[train]).predict(scaled[test]) == truth[test]
+    bounds = accuracy_interval(right, photo_record[test])
+    figure = {"accuracy": float(right.mean()), "interval_95": bounds}
+    return {"num": len(right), "logistic_regression": figure}
 
 
 def fuse_photos(probabilities: Floats, photo_record: np.ndarray, num_records: int) -> Floats:
@@ -163,9 +156,8 @@ def fuse_photos(probabilities: Floats, photo_record: np.ndarray, num_records: in
     """
     usable = np.isfinite(probabilities).all(axis=1)
     log_p = pd.DataFrame(np.log(np.maximum(probabilities[usable], _LEAST_P)))
-    mean = log_p.groupby(photo_record[usable]).mean().reindex(range(num_records)).to_numpy()
-    fused = np.exp(mean - mean.max(axis=1, keepdims=True))
-    return fused / fused.sum(axis=1, keepdims=True)
+    mean = log_p.groupby(photo_record[usable]).mean().reindex(range(num_records))
+    return softmax(mean.to_numpy())
 
 
 def rank_suspects(probabilities: Floats, labels: np.ndarray, min_records: int) -> pd.DataFrame:
@@ -186,10 +178,9 @@ def rank_suspects(probabilities: Floats, labels: np.ndarray, min_records: int) -
     is_judged = (labels != UNKNOWN) & (counts[labels] >= min_records)
     record = np.flatnonzero(is_judged & np.isfinite(probabilities).all(axis=1))
     p, given, rows = probabilities[record], labels[record], np.arange(len(record))
-    own, num = p[rows, given], np.bincount(given, minlength=num_classes)
-    sums = np.bincount(given, own, num_classes)
-    threshold = np.divide(sums, num, out=np.full(num_classes, np.inf), where=num > 0)
-    reached = np.where(p >= threshold, p, -1.0)
+    own = p[rows, given]
+    threshold = pd.Series(own).groupby(given).mean().reindex(range(num_classes), fill_value=np.inf)
+    reached = np.where(p >= threshold.to_numpy(), p, -1.0)
     others = p.copy()
     others[rows, given] = -1.0
     suggested = others.argmax(axis=1)
@@ -212,7 +203,6 @@ def suspect_rows(dataset: Dataset, head: Head, suspects: pd.DataFrame) -> pd.Dat
     catalog, own = dataset.catalog, suspects[suspects["margin"] < 0]
     places = own["record"].to_numpy() + head.records.start
     first = np.searchsorted(catalog.record_index, places)  # the photos of a record are consecutive
-    paths = (catalog.relative_path(place) for place in first.tolist())
     names = np.array(head.names, object)
     return pd.DataFrame(
         {
@@ -225,7 +215,7 @@ def suspect_rows(dataset: Dataset, head: Head, suspects: pd.DataFrame) -> pd.Dat
             **{name: own[name] for name in ("p_label", "p_suggested", "margin")},
             "confident": own["confident"].astype(int),
             "num_photos": np.searchsorted(catalog.record_index, places + 1) - first,
-            "image": [path.decode("utf-8", "backslashreplace") for path in paths],
+            "image": [readable_name(catalog.relative_path(place)) for place in first.tolist()],
         }
     )
 

@@ -1,4 +1,4 @@
-"""Repeated runs as tables: a row per run, mean and standard deviation per preset, one picture."""
+"""Repeated runs as tables: a row per run, mean and standard deviation per preset."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pandas as pd
 
 from petface import files
-from petface.errors import install_line
-
-RULE: Final = "Chosen by the validation split alone: mean - standard deviation, of all heads."
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class SweepRun:
 
 
 def write_sweep(folder: Path, runs: Sequence[SweepRun]) -> str:
-    """Write runs.csv, summary.csv and, with matplotlib, accuracy_time.png into `folder`.
+    """Write runs.csv and summary.csv into `folder`.
 
     Return the comparison as text, the best preset of each species first: by the validation figures
     of all heads, the balanced ones where there are any. A preset that lacks one that another has is
@@ -46,42 +43,40 @@ def write_sweep(folder: Path, runs: Sequence[SweepRun]) -> str:
     """
     rows = [
         {"preset": run.preset, "variant": run.variant, "species": run.species,
-         "train_minutes": float(run.final["train_minutes"]), **run.figures}
+         "train_minutes": float(run.final["train_minutes"]),
+         # what the first weights learnt from of the test split
+         "contaminated": str(run.final.get("contaminated", "")), **run.figures}
         for run in runs
     ]  # fmt: skip
     table = pd.DataFrame(rows)
-    keys = list(table.columns[4:])
+    keys = list(table.columns[5:])
     groups = table.groupby(["preset", "species"], sort=False)
-    summary = groups.agg(runs=("variant", "size"), train_minutes=("train_minutes", "mean"))
+    summary = groups.agg(
+        runs=("variant", "size"),
+        contaminated_runs=("contaminated", lambda own: (own != "").sum()),
+        train_minutes=("train_minutes", "mean"),
+    )
     for key in keys:
         mean = summary[f"{key}_mean"] = groups[key].mean()
         # of a sample; one run has no spread
         summary[f"{key}_std"] = groups[key].std().fillna(0.0).where(mean.notna())
-    # what the first weights learnt from of the test split
-    table["contaminated"] = told = [str(run.final.get("contaminated", "")) for run in runs]
-    marked = table.assign(n=table["contaminated"] != "").groupby(["preset", "species"], sort=False)
-    summary = summary.assign(contaminated_runs=marked["n"].sum()).reset_index()
+    summary = summary.reset_index()
     for name, found in (("runs.csv", table), ("summary.csv", summary)):
-        cells = found.copy()
-        for column in found.select_dtypes("float"):
-            digits = "{:.2f}" if column == "train_minutes" else "{:.4f}"
-            cells[column] = found[column].map(digits.format).where(found[column].notna(), "")
+        cells = found.round(4).astype(object).where(found.notna(), "")
         files.write_csv(folder / name, cells.columns.tolist(), cells.itertuples(index=False))
     own = [key for key in keys if key.startswith("val_")]
     watched = [key for key in own if key.endswith("balanced_accuracy")] or own
-    _draw(folder / "accuracy_time.png", table, [*watched, ""][0].replace("val_", "test_"))
     summary["score"] = math.nan
-    for _, presets in summary.groupby("species"):
-        of_species = table[table["species"] == presets["species"].iloc[0]]
+    for species, presets in summary.groupby("species"):
+        of_species = table[table["species"] == species]
         heads = [key for key in watched if of_species[key].notna().any()]
         by_preset = of_species[heads].mean(axis=1, skipna=False).groupby(of_species["preset"])
         deviation = by_preset.std()
         deviation = deviation.fillna(deviation.max()).fillna(0.0)
         score = by_preset.apply(lambda own: own.mean(skipna=False)) - deviation
         summary.loc[presets.index, "score"] = presets["preset"].map(score)
-    lines = [
-        f"contaminated: {t}: {r.preset} {r.variant}" for r, t in zip(runs, told, strict=True) if t
-    ]
+    told = table[table["contaminated"] != ""].itertuples()
+    lines = [f"contaminated: {run.contaminated}: {run.preset} {run.variant}" for run in told]
     return "\n".join([_text(summary, keys, watched), *lines])
 
 
@@ -102,30 +97,5 @@ def _text(summary: pd.DataFrame, keys: Sequence[str], watched: Sequence[str]) ->
             "-" if math.isnan(m) else f"{m:.1f} ± {s:.1f}" if num > 1 else f"{m:.1f}"
             for (m, s), num in rows
         ]
-    return f"{shown.set_index('preset').rename_axis(None).to_string()}\n\n{way}. {RULE}"
-
-
-def _draw(path: Path, table: pd.DataFrame, figure_name: str) -> None:
-    """Draw a test accuracy against minutes of training: each run, and mean ± deviation of each."""
-    try:
-        from matplotlib.figure import Figure  # needs no window
-    except ImportError:
-        print(f"{path.name} is not drawn: matplotlib is missing ({install_line('report')})")
-        return
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    if figure_name in table:
-        groups = table.dropna(subset=[figure_name]).groupby(["preset", "species"], sort=False)
-        for number, (name, own) in enumerate(groups):
-            style: Any = {"fmt": "os^Dv<>Pp*"[number % 10], "color": f"C{number % 10}"}
-            minutes, accuracy = own["train_minutes"], own[figure_name] * 100
-            axes.errorbar(minutes, accuracy, alpha=0.25, **style)
-            style["label"] = " ".join(map(str, name)).strip()
-            axes.errorbar(minutes.mean(), accuracy.mean(), accuracy.std(), capsize=4, **style)
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    axes.set(xlabel="minutes of training", ylabel=f"{figure_name.replace('_', ' ')}, %")
-    axes.set_title("mean ± standard deviation, and each run", fontsize=9, loc="left")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    with files.atomic_write(path) as handle:
-        figure.savefig(handle, format="png", dpi=120)
+    rule = "Chosen by the validation split alone: mean - standard deviation, of all heads."
+    return f"{shown.set_index('preset').rename_axis(None).to_string()}\n\n{way}. {rule}"

@@ -58,9 +58,6 @@ def write_bundle(
             {
                 "format": onnx_models.FORMAT,
                 "specialists": sorted(specialists),
-                "precision": {name: card["precision"] for name, card in cards.items()},
-                "megabytes": round(sum(path.stat().st_size for path in listed) / 1e6, 1),
-                "packages": card["packages"],
                 "files": sums,
             },
         )

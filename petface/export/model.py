@@ -21,11 +21,10 @@ from petface.data import images
 from petface.data.dataset import Dataset, sample_places, species_of_records
 from petface.data.fingerprint import contaminated, hashes_of, seen_by, to_json
 from petface.data.images import Preprocessing, normalise
-from petface.data.loading import OK, even_slices
+from petface.data.loading import even_slices
 from petface.data.pack import image_source
 from petface.data.splits import TRAIN
 from petface.errors import UserError
-from petface.evaluation.details import class_numbers
 from petface.export.int8 import quantise
 from petface.files import sha256_of_file
 from petface.inference import onnx_models
@@ -35,7 +34,6 @@ from petface.models import checkpoints, layouts
 from petface.models.checkpoints import Checkpoint, Described
 from petface.models.embedding import IdentityCheckpoint, read_identity
 from petface.models.network import Network, Outputs
-from petface.taxonomy import UNKNOWN
 
 OPSET = 18  # the lowest that torch's exporter writes by itself
 IR_VERSION = 8  # the lowest that holds it: older runtimes refuse a newer one
@@ -79,14 +77,7 @@ def export_model(
     stays in float32: its threshold was not found for 8 bits.
     """
     path = Path(path)
-    checkpoint: Checkpoint
-    if is_identity:
-        checkpoint = read_identity(path, checkpoints.load(path))
-    elif species is None:
-        checkpoint = checkpoints.read_stage1(path)
-    else:
-        names = getattr(dataset.annotations.get(species), "vocabularies", {})
-        checkpoint = layouts.read_stage2(path, species, lambda: names)
+    checkpoint = _read(path, species, dataset, is_identity)
     for split in ("val", "train"):
         photos = read_photos(dataset, options.pack, species, checkpoint, split, options.num_parity)
         if len(photos):
@@ -95,34 +86,22 @@ def export_model(
         raise UserError(f"{path}: the dataset has no photo to measure it on")
     rule, heads = checkpoint.preprocessing, list(checkpoint.heads)
     torch_network = Network.for_inference(checkpoint.model, rule, "cpu", "fp32")  # folds BatchNorm
-    exact = torch_network.answer_pixels(photos.pixels)
-    graph = network_graph(checkpoint.model, rule, heads)
-    answered = _opened(graph, checkpoint).answer_pixels(photos.pixels)
-    found = differences(answered, exact, heads)
-    if is_identity:  # what counts is how near two photos are, not which number is the largest
-        moved = (answered[0] @ answered[0].T - exact[0] @ exact[0].T).abs().max()
-        found["embedding"]["max_similarity_difference"] = float(moved)
-        del found["embedding"]["equal"]
-    for head, values in found.items():
-        largest = values["max_logit_difference"]
-        if not largest <= options.max_logit_difference:  # NaN is refused, too
-            raise UserError(
-                f"{path}: logits of head {head} differ by {largest:.3g} from torch's, more than "
-                f"MAX_LOGIT_DIFFERENCE = {options.max_logit_difference:g}; nothing was exported"
-            )
+    exact = torch_network.answer_pixels(photos)
+    graph, precision = network_graph(checkpoint.model, rule, heads), "fp32"
+    answered = _opened(graph, checkpoint).answer_pixels(photos)
+    found = _parity(path, answered, exact, checkpoint, options.max_logit_difference)
     measured: dict[str, Any] = {
         "parity": {"num_photos": len(photos), "heads": found, "part": split},
         "contaminated": _contaminated(dataset, species, checkpoint),
     }
-    precision = "fp32"
     if options.precision == "int8" and not is_identity:
         num = options.num_calibration
         train = read_photos(dataset, options.pack, species, checkpoint, "train", num)
         if not len(train):
             raise UserError(f"{path}: the dataset has no training photo to quantise it by")
-        small = quantise(graph, train.pixels)
-        rounded = _opened(small, checkpoint).answer_pixels(photos.pixels)
-        verdict = _judge(rounded, exact, photos, split == "val", options)
+        small = quantise(graph, train)
+        rounded = _opened(small, checkpoint).answer_pixels(photos)
+        verdict = _judge(differences(rounded, exact, heads), split == "val", options)
         measured["int8"] = {**verdict, "num_calibration": len(train)}
         if verdict["kept"]:
             graph, precision = small, "int8"
@@ -138,6 +117,29 @@ def export_model(
     }
     onnx_models.check_model(path, content, card)
     return content, card
+
+
+def _read(path: Path, species: str | None, dataset: Dataset, is_identity: bool) -> Checkpoint:
+    if is_identity:
+        return read_identity(path, checkpoints.load(path))
+    if species is None:
+        return checkpoints.read_stage1(path)
+    names = getattr(dataset.annotations.get(species), "vocabularies", {})
+    return layouts.read_stage2(path, species, lambda: names)
+
+
+def read_photos(
+    dataset: Dataset, pack: str, species: str | None, model: Described, split: str, most: int
+) -> Tensor:
+    """Draw a stratified sample of a split for stage 1 (`species` None) or a specialist.
+
+    At most `most` photos, always the same ones; those that can be read, (N, S, S, 3) uint8.
+    """
+    rule = model.preprocessing
+    places = sample_places(dataset, split, species, most)
+    reader = image_source(dataset.catalog, pack, rule)
+    pixels = [torch.empty(0, rule.size_px, rule.size_px, 3, dtype=torch.uint8)]
+    return torch.cat(pixels + [reader.read(part).arrays[0] for part in even_slices(places, 32)])
 
 
 def _contaminated(dataset: Dataset, species: str | None, checkpoint: Checkpoint) -> str:
@@ -191,11 +193,41 @@ def network_graph(model: nn.Module, rule: Preprocessing, heads: Sequence[str]) -
     return graph
 
 
-def _judge(
-    answered: Outputs, exact: Outputs, photos: Photos, may_judge: bool, options: ExportOptions
-) -> dict[str, Any]:
-    """Compare int8 with float32; it is "kept" where every head agrees often enough, or by force."""
-    found = differences(answered, exact, list(photos.labels))
+def differences(one: Outputs, other: Outputs, heads: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Compare logits per head: the largest difference, and the share of equal predictions."""
+    return {
+        head: {
+            "max_logit_difference": float((a - b).abs().max()),
+            "equal": float((a.argmax(dim=1) == b.argmax(dim=1)).double().mean()),
+        }
+        for head, a, b in zip(heads, one, other, strict=True)
+    }
+
+
+def _parity(
+    path: Path, answered: Outputs, exact: Outputs, checkpoint: Checkpoint, most: float
+) -> dict[str, dict[str, Any]]:
+    """Return the `differences` from a checkpoint; `UserError` where one is more than `most`."""
+    found = differences(answered, exact, list(checkpoint.heads))
+    if isinstance(checkpoint, IdentityCheckpoint):  # what counts is how near two photos are
+        moved = (answered[0] @ answered[0].T - exact[0] @ exact[0].T).abs().max()
+        found["embedding"]["max_similarity_difference"] = float(moved)
+        del found["embedding"]["equal"]
+    for head, values in found.items():
+        largest = values["max_logit_difference"]
+        if not largest <= most:  # NaN is refused, too
+            raise UserError(
+                f"{path}: logits of head {head} differ by {largest:.3g} from torch's, more than "
+                f"MAX_LOGIT_DIFFERENCE = {most:g}; nothing was exported"
+            )
+    return found
+
+
+def _judge(found: Mapping[str, Any], may_judge: bool, options: ExportOptions) -> dict[str, Any]:
+    """Judge int8 by its `differences` from float32.
+
+    It is "kept" where every head agrees often enough, or by force.
+    """
     equal = {head: one["equal"] for head, one in found.items()}
     agrees = may_judge and min(equal.values()) >= options.int8_agreement
     return {
@@ -204,11 +236,6 @@ def _judge(
         "wanted_agreement": options.int8_agreement,
         "agreement": equal,
         "max_logit_difference": {h: one["max_logit_difference"] for h, one in found.items()},
-        "num_photos": len(photos),
-        "accuracy": {
-            "fp32": accuracies(exact, photos.labels),
-            "int8": accuracies(answered, photos.labels),
-        },
     }
 
 
@@ -276,81 +303,3 @@ def _test_vector(network: OnnxNetwork, heads: Sequence[str]) -> dict[str, Any]:
         },
         "logits": {head: row[0].tolist() for head, row in zip(heads, logits, strict=True)},
     }
-
-
-# ---- Photos that an export is measured on, and how equal its predictions are ----
-
-
-@dataclass(frozen=True, eq=False)
-class Photos:
-    """Readable photos of a split: prepared pixels, and the class numbers of each head."""
-
-    pixels: Tensor  # (N, S, S, 3) uint8
-    labels: dict[str, Tensor]  # head -> (N,) int64, numbered as the model does, -1 unknown
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-
-def read_photos(
-    dataset: Dataset, pack: str, species: str | None, model: Described, split: str, most: int
-) -> Photos:
-    """Draw a stratified sample of a split for stage 1 (`species` None) or a specialist.
-
-    At most `most` photos, always the same ones.
-    """
-    rule = model.preprocessing
-    places = sample_places(dataset, split, species, most)
-    reader = image_source(dataset.catalog, pack, rule)
-    pixels = [torch.empty(0, rule.size_px, rule.size_px, 3, dtype=torch.uint8)]
-    kept = [places[:0]]
-    for piece in even_slices(places, 32) if len(places) else ():
-        found = reader.read(piece)
-        pixels.append(found.arrays[0])
-        kept.append(piece[found.status == OK])
-    labels = _labels(dataset, species, model.heads, np.concatenate(kept))
-    return Photos(torch.cat(pixels), labels)
-
-
-def _labels(
-    dataset: Dataset, species: str | None, heads: Mapping[str, Sequence[str]], places: np.ndarray
-) -> dict[str, Tensor]:
-    """Number the classes of each head as the model does, whatever the dataset's order is."""
-    if species is None:
-        numbers = {"species": dataset.catalog.class_index[places]}
-        names = {"species": dataset.catalog.classes}
-    else:
-        of_species, columns = dataset.image_labels(species)
-        rows = np.searchsorted(of_species, places)
-        numbers = {head: column[rows] for head, column in columns.items()}
-        names = {head: dataset.annotations[species].vocabularies[head] for head in columns}
-    found = {}
-    for head, wanted in heads.items():
-        number = numbers.get(head, np.full(len(places), UNKNOWN))
-        place = class_numbers([*names.get(head, ()), ""], wanted)  # -1, unknown, finds the last
-        found[head] = torch.from_numpy(np.maximum(place, UNKNOWN)[number])
-    return found
-
-
-def differences(one: Outputs, other: Outputs, heads: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Compare logits per head: the largest difference, and the share of equal predictions."""
-    return {
-        head: {
-            "max_logit_difference": float((a - b).abs().max()),
-            "equal": float((a.argmax(dim=1) == b.argmax(dim=1)).double().mean()),
-        }
-        for head, a, b in zip(heads, one, other, strict=True)
-    }
-
-
-def accuracies(outputs: Outputs, labels: Mapping[str, Tensor]) -> dict[str, float | None]:
-    """Return the accuracy of each head on known labels; None where none is known.
-
-    `labels` are in the order of the outputs.
-    """
-    found: dict[str, float | None] = {}
-    for logits, (head, wanted) in zip(outputs, labels.items(), strict=True):
-        known = wanted >= 0
-        right = logits.argmax(dim=1)[known] == wanted[known]
-        found[head] = float(right.double().mean()) if len(right) else None
-    return found

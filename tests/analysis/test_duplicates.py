@@ -56,7 +56,7 @@ def clustered_hashes(num: int, seed: int) -> np.ndarray:
 def test_the_search_finds_every_near_pair_of_different_records_and_no_other():
     hashes = clustered_hashes(250, seed=1)
     records = np.random.default_rng(2).integers(0, 60, 250)
-    result = duplicates.near_pairs(hashes, records)
+    result = duplicates.near_pairs(hashes, hashes, records)
     assert check_pairs(result, hashes, records) > 3
     assert (result.radius, result.crowded) == (6, 0)
 
@@ -64,19 +64,20 @@ def test_the_search_finds_every_near_pair_of_different_records_and_no_other():
 def test_six_bits_are_found_wherever_they_lie():
     for equal in itertools.combinations(range(8), 2):  # the bytes that the two share
         other = sum(1 << 8 * byte for byte in range(8) if byte not in equal)
-        result = duplicates.near_pairs(np.array([0, other], np.uint64), np.array([0, 1]))
+        hashes = np.array([0, other], np.uint64)
+        result = duplicates.near_pairs(hashes, hashes, np.array([0, 1]))
         assert result.distance.tolist() == [6], equal
 
 
 def test_the_search_says_where_it_is_not_complete(monkeypatch):
     hashes, records = clustered_hashes(250, seed=1), np.arange(250)
-    num = len(duplicates.near_pairs(hashes, records).pairs)
+    num = len(duplicates.near_pairs(hashes, hashes, records).pairs)
     monkeypatch.setattr(duplicates, "_MAX_CANDIDATES", num // 3)
-    result = duplicates.near_pairs(hashes, records)
+    result = duplicates.near_pairs(hashes, hashes, records)
     assert result.radius < 6 and 0 < check_pairs(result, hashes, records) <= num // 3
     monkeypatch.setattr(duplicates, "_WINDOW", 10)
-    result = duplicates.near_pairs(np.full(30, 7, np.uint64), np.arange(30))
-    assert result.crowded == 30 - 10 - 1 and 0 < len(result.pairs) < 30 * 29 // 2
+    result = duplicates.near_pairs(*np.full((2, 30), 7, np.uint64), np.arange(30))
+    assert result.crowded == 2 * 30 - 10 - 1 and 0 < len(result.pairs) < 30 * 29 // 2
 
 
 def test_records_with_equal_pixels_form_a_chain_that_crosses_the_splits():
@@ -138,11 +139,11 @@ def test_mirrored_copies_are_pairs_once_and_strangers_are_none():
     small = np.array([duplicates.thumbnail(photo(seed)) for seed in range(8)])
     copies_of = np.concatenate((small, small[:3, :, ::-1], small[3:5]))
     straight, mirrored = (duplicates.perceptual_hashes(copies_of[:, :, ::step]) for step in (1, -1))
-    found = duplicates.near_or_mirrored_pairs(straight, mirrored, np.arange(len(copies_of)))
+    found = duplicates.near_pairs(straight, mirrored, np.arange(len(copies_of)))
     expected = [(0, 8), (1, 9), (2, 10), (3, 11), (4, 12)]
     assert sorted(map(tuple, found.pairs.tolist())) == expected and not found.distance.any()
     none = np.zeros(0, np.uint64)
-    assert duplicates.near_or_mirrored_pairs(none, none, np.zeros(0, int)).pairs.shape == (0, 2)
+    assert duplicates.near_pairs(none, none, np.zeros(0, int)).pairs.shape == (0, 2)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

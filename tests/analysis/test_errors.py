@@ -44,8 +44,9 @@ def test_every_wrong_answer_of_the_test_part_the_surest_first(made, head):
     assert errors.asked_places(evaluation, head).tolist() == asked
     wrong = [k for k in asked if rows[k][f"{head}_correct"] == "0"]
     wrong.sort(key=lambda k: -float(rows[k][f"{head}_prob"]))
-    found = errors.worst_mistakes(evaluation, head)
-    assert found["place"].tolist() == wrong and len(wrong) > 10
+    found = errors.worst_mistakes(evaluation)
+    found = found[found["head"] == head]
+    assert found.index.tolist() == wrong and len(wrong) > 10
     for column, key in (("image", "image"), ("predicted", f"{head}_pred")):
         assert found[column].tolist() == [rows[k][key] for k in wrong]
     true = "species" if head == "species" else "breed_true"
@@ -57,12 +58,12 @@ def test_every_wrong_answer_of_the_test_part_the_surest_first(made, head):
             details = evaluation.details[head][k]
             assert rank == 1 + details["top"].tolist().index(names.index(rows[k][true])) > 1
             assert p == pytest.approx(details["top_prob"][rank - 1], rel=1e-4)
-    assert errors.worst_mistakes(evaluation, head, 3)["place"].tolist() == wrong[:3]
 
 
 def test_the_files_of_mistakes(made, tmp_path):
     evaluation, rows = made
-    worst = errors.write_mistakes(tmp_path / "mistakes.csv", evaluation, 5)
+    every = errors.worst_mistakes(evaluation)
+    worst = errors.write_mistakes(tmp_path / "mistakes.csv", every, 5)
     with (tmp_path / "mistakes.csv").open(newline="", encoding="utf-8") as handle:
         table = list(csv.DictReader(handle))
     assert list(worst) == ["species", "breed"]  # heads that were never asked are left out
@@ -73,14 +74,14 @@ def test_the_files_of_mistakes(made, tmp_path):
     assert any(row["predicted"] == "'=Mix" for row in table)
     for head, entries in worst.items():
         own = [r for r in table if r["head"] == head]
-        assert len(entries) == 5 and len(own) == len(errors.worst_mistakes(evaluation, head))
+        assert len(entries) == 5 and len(own) == (every["head"] == head).sum()
         for entry, row in zip(entries, own[:5], strict=True):
             cells = ["" if v is None else str(v) for v in entry.values()]
             assert cells == [plain_cell(v) for v in row.values()]
 
 
 @pytest.mark.parametrize("head", ["species", "breed"])
-def test_slices_by_training_photos_of_the_label(made, head, tmp_path):
+def test_slices_by_training_photos_of_the_label(made, head):
     rows, result = made[1], errors.make_slices(made[0])
     assert list(result) == ["species", "breed"]  # heads that were not asked have none
     true = "species" if head == "species" else "breed_true"
@@ -103,11 +104,6 @@ def test_slices_by_training_photos_of_the_label(made, head, tmp_path):
         lowest, highest = interval or (0, 1)
         assert entry["stands_out"] == (not lowest <= every <= highest)
         start = end
-    errors.write_slices(tmp_path / "slices.csv", {head: result[head]})
-    with (tmp_path / "slices.csv").open(newline="") as handle:
-        table = list(csv.DictReader(handle))
-    assert [int(row["num"]) for row in table] == [b["num"] for b in bins]
-    assert [row["low_95"] == "" for row in table] == [b["interval_95"] is None for b in bins]
 
 
 def test_a_bin_stands_out_where_its_interval_says_so():
@@ -135,14 +131,15 @@ def test_the_maps_of_mistakes_are_those_of_each_photo_alone(tmp_path):
     (tmp_path / "3.png").write_bytes(b"")
     catalog = listed_files(tmp_path, [f"{number}.png" for number in range(6)])
     columns = {
-        "species": ["cat", "cat", "cat", "cat", "dog"], "predicted": "Other", "probability": 0.75,
+        "species": ["cat", "cat", "cat", "cat", "dog"], "head": "breed",
+        "predicted": "Other", "probability": 0.75,
         "true": ["Plain", "Tabby", "Plain", "Unheard", "Plain"],
         "true_probability": [0.25, 0.25, 0.25, np.nan, 0.25],
         "image": "a very long name " * 20 + "two\nlines \u202eright to left",
     }  # fmt: skip
     mistakes = pd.DataFrame(columns, index=[2, 1, 3, 4, 0])
-    every = np.arange(6)
-    work = errors.Work(catalog, every, pd.DataFrame(), every, {"breed": mistakes})
+    other = mistakes.assign(head="gender")
+    work = errors.Work(catalog, pd.DataFrame(), np.arange(6), pd.concat([other, mistakes]))
     classes = ["Plain", "Tabby", "Other"]
     found = errors.explain(work, network, "breed", 0, classes, "cat")
     assert {place: len(own) for place, own in found.items()} == {2: 3, 1: 3, 4: 2}
@@ -257,15 +254,13 @@ def predicted_by(model, catalog, places, num_heads=1):
 
 def figures_of(model, catalog, num_heads=1):
     places = np.arange(30)
-    predicted, confidence = (a[:, :, 0] for a in predicted_by(model, catalog, places, num_heads))
+    predicted = predicted_by(model, catalog, places, num_heads)[:, :, 0]
     kept = predicted[0] >= 0
     assert kept.tolist() == [k != 7 for k in range(30)]
-    return errors.probe_figures(
-        predicted[:, kept], confidence[:, kept], places[kept] % 2, places[kept]
-    )
+    return errors.probe_figures(predicted[:, kept], places[kept] % 2, places[kept])
 
 
-def test_a_planted_shortcut_is_exposed_and_the_middle_is_none(catalog, tmp_path):
+def test_a_planted_shortcut_is_exposed_and_the_middle_is_none(catalog):
     found = figures_of(BorderReader(), catalog)
     assert found["baseline"]["accuracy"] == 1.0 and found["baseline"]["num"] == 29
     by_name = {p["name"]: p for p in found["probes"]}
@@ -274,13 +269,6 @@ def test_a_planted_shortcut_is_exposed_and_the_middle_is_none(catalog, tmp_path)
         assert change == pytest.approx(-14 / 29) and low < change < high < -0.2
         assert by_name[name]["agreement"] == pytest.approx(15 / 29)
     assert by_name["left 10 %"]["change"] == 0 and by_name["left 10 %"]["agreement"] == 1
-    errors.write_probes(tmp_path / "probes.csv", {"species": found})
-    with (tmp_path / "probes.csv").open(newline="") as handle:
-        table = list(csv.DictReader(handle))
-    for key in ("change", "accuracy", "agreement"):
-        assert [float(row[key]) for row in table] == [p[key] for p in found["probes"]]
-    ends = [[float(row["low_95"]), float(row["high_95"])] for row in table]
-    assert ends == [p["interval_95"] for p in found["probes"]]
     by_name = {p["name"]: p for p in figures_of(CentreReader(), catalog, 3)["probes"]}
     assert by_name["outer 15 % black"]["change"] == 0
     assert by_name["down 20 %"]["change"] == pytest.approx(-14 / 29)
@@ -288,13 +276,12 @@ def test_a_planted_shortcut_is_exposed_and_the_middle_is_none(catalog, tmp_path)
 
 def test_every_head_predicts_the_photos_in_their_order(catalog):
     places = np.array([3, 7, 4, 12, 1])
-    predicted, confidence = predicted_by(CentreReader(), catalog, places, 3)
+    predicted = predicted_by(CentreReader(), catalog, places, 3)
     assert predicted.shape == (1 + len(errors.PROBES), 5, 3) and (predicted[:, :, 2] == -1).all()
     assert predicted[0, :, 0].tolist() == [1, -1, 0, 0, 1]
     assert predicted[0, :, 1].tolist() == [2, -1, 2, 2, 2]
-    np.testing.assert_allclose(confidence[0, 0, 1], np.exp(5) / (np.exp(5) + 2), rtol=1e-5)
-    assert np.isnan(confidence[:, 1]).all()
-    assert predicted_by(CentreReader(), catalog, places[:0], 3)[0].shape[1:] == (0, 3)
+    assert (predicted[:, 1] == -1).all()
+    assert predicted_by(CentreReader(), catalog, places[:0], 3).shape[1:] == (0, 3)
 
 
 def test_figures_against_a_loop():
@@ -302,12 +289,12 @@ def test_figures_against_a_loop():
     num_rows, records = 1 + len(errors.PROBES), draw.integers(0, 40, num)
     true, predicted = draw.integers(0, 3, num), draw.integers(0, 3, (num_rows, num))
     predicted[0] = np.where(draw.random(num) < 0.5, true, predicted[0])
-    confidence = draw.random((num_rows, num))
-    found = errors.probe_figures(predicted, confidence, true, records)
+    found = errors.probe_figures(predicted, true, records)
     right = [[int(p == t) for p, t in zip(row, true, strict=True)] for row in predicted]
-    assert found["baseline"]["num_records"] == len(set(records.tolist()))
+    assert found["baseline"] == {"num": num, "accuracy": sum(right[0]) / num}
     for k, probe in list(enumerate(found["probes"], start=1))[::6]:
         gain = np.array(right[k]) - right[0]
         assert probe["change"] == pytest.approx(sum(gain) / num)
-        assert probe["confidence"] == pytest.approx(sum(confidence[k]) / num)
+        same = sum(a == b for a, b in zip(predicted[k], predicted[0], strict=True))
+        assert probe["agreement"] == pytest.approx(same / num)
         assert probe["interval_95"] == pytest.approx(gain_interval(gain, records))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,31 +74,17 @@ def test_a_graph_of_any_architecture_answers_as_torch_does(architecture: Archite
         np.testing.assert_allclose(found, expected[:num], rtol=1e-3, atol=1e-4)
 
 
-def test_photos_come_with_the_models_own_class_numbers(content, dataset) -> None:
-    turned = replace(content, heads={head: names[::-1] for head, names in content.heads.items()})
-    one, other = (
-        read_photos(dataset, "", "cat", model, "train", 100) for model in (content, turned)
-    )
-    assert torch.equal(one.pixels, other.pixels) and len(one) > 10
-    columns = dataset.image_labels("cat")[1]
-    for head, names in content.heads.items():
-        known = one.labels[head] >= 0
-        assert 0 < known.sum() < len(known) or head == "breed"
-        assert torch.equal(one.labels[head][known], len(names) - 1 - other.labels[head][known])
-        own = dataset.annotations["cat"].vocabularies[head]
-        possible = {own[number] for number in columns[head] if number >= 0}
-        assert {names[number] for number in one.labels[head][known]} <= possible
-    few = replace(content, heads={"breed": content.heads["breed"][:1]})
-    labels = read_photos(dataset, "", "cat", few, "train", 100).labels["breed"]
-    assert set(labels.tolist()) == {-1, 0}, "a class that the model does not know is unknown"
+def test_photos_are_a_sample_of_their_split_the_same_each_time(content, dataset) -> None:
+    few, again, more = (read_photos(dataset, "", "cat", content, "train", n) for n in (6, 6, 100))
+    assert 0 < len(few) <= 6 and torch.equal(few, again)  # those that can be read
+    assert more.shape[1:] == (32, 32, 3) and more.dtype == torch.uint8 and len(more) > 10
+    assert read_photos(dataset, "", "cat", content, "train", 0).shape == (0, 32, 32, 3)
 
 
 def test_what_the_comparison_counts() -> None:
     one, two = (torch.tensor([[1.0, 2.0], [3.0, 0.0]]),), (torch.tensor([[1.0, 2.5], [0.0, 1.0]]),)
     found = model_module.differences(one, two, ["gender"])
     assert found == {"gender": {"max_logit_difference": 3.0, "equal": 0.5}}
-    assert model_module.accuracies(one, {"gender": torch.tensor([1, -1])}) == {"gender": 1.0}
-    assert model_module.accuracies(one, {"gender": torch.tensor([-1, -1])}) == {"gender": None}
 
 
 def test_an_export_that_answers_otherwise_is_refused(cat, dataset, monkeypatch) -> None:
@@ -196,11 +181,10 @@ def test_8_bits_answer_nearly_as_floats_do(cat, content, dataset) -> None:
         if node.op_type in weights:
             weights[node.op_type].add(made.get(node.input[1]))
     assert weights == {"Conv": {"DequantizeLinear"}, "Gemm": {None}}, "heads stay in float"
-    photos = read_photos(dataset, "", "cat", content, "val", 24).pixels
+    photos = read_photos(dataset, "", "cat", content, "val", 24)
     expected = Network.for_inference(content.model, content.preprocessing, "cpu", "fp32")
     x = {"image": photos.permute(0, 3, 1, 2).numpy().astype(np.float32) / 255}
     found = onnxruntime.InferenceSession(written).run(list(content.heads), x)
     for one, other in zip(found, expected.answer_pixels(photos), strict=True):
         error = np.abs(one - other.numpy()).mean()
         assert 0 < error < 0.25 * other.std()
-    assert card["measured"]["int8"]["accuracy"].keys() == {"fp32", "int8"}

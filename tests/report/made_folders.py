@@ -180,7 +180,7 @@ def make_comparison(names: list[str]) -> dict[str, Any]:
     test = {"num": 4, "num_records": 3, "accuracy_a": 0.5, "accuracy_b": 0.75, "difference": 0.25,
             "interval_95": [0.1, 0.4], "p_holm": 0.04, "verdict": "B better"}  # fmt: skip
     return {
-        "kind": "evaluations", "a": {"folder": names[0]}, "b": {"folder": names[-1]},
+        "a": {"folder": names[0]}, "b": {"folder": names[-1]},
         "notes": names, "num_changed": 7, "images": {"common": 1234},
         "figures": {"test": {"species": {"conditional": test}}, "val": {}},
     }  # fmt: skip

@@ -50,14 +50,17 @@ def test_what_it_counts_is_in_the_evaluation(done, held_out):
     for head in ("species", "breed", "gender"):
         asked = [row for row in held_out if row[f"{head}_correct"] != ""]
         right = sum(row[f"{head}_correct"] == "1" for row in asked)
+        if not asked:  # which animals the tiny stage 1 gets right depends on the processor
+            assert head not in found["probes"] and head not in found["slices"]
+            continue
         baseline = found["probes"][head]["baseline"]
         assert baseline["num"] == len(asked)
         assert baseline["accuracy"] == pytest.approx(right / len(asked))
         for entry in found["slices"][head].values():
-            assert sum(b["num"] for b in entry["bins"]) == len(asked) == entry["num"]
+            assert sum(b["num"] for b in entry["bins"]) == len(asked)
             correct = sum(b["num"] * b["accuracy"] for b in entry["bins"])
             assert correct == pytest.approx(right)
-        assert len(found["mistakes"][head]) == min(20, len(asked) - right)
+        assert len(found["mistakes"].get(head, [])) == min(20, len(asked) - right)
         assert len(found["probes"][head]["probes"]) == len(PROBES)
         assert {"name", "change", "interval_95"} < set(found["probes"][head]["probes"][0])
 
@@ -68,9 +71,9 @@ def test_its_files_can_be_opened_and_photos_lie_apart(done, out, evaluation_run)
     for path in evaluation_run.folder.glob("petface_eval_*"):  # it changes nothing of these
         assert (out / path.name).read_bytes() == path.read_bytes()
     on_disk = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert {"analysis.json", "mistakes.csv", "slices.csv", "probes.csv"} <= on_disk
-    assert not any(name.endswith("_of_old.png") for name in on_disk)  # of an earlier analysis
-    pictures = [name for name in on_disk if name.endswith(".png")]
+    pictures = {name for name in on_disk if name.endswith(".png")}
+    assert on_disk - pictures == {"analysis.json", "mistakes.csv"}
+    assert not any(name.endswith("_of_old.png") for name in pictures)  # of an earlier analysis
     assert "photos/gradcam_breed_mistakes.png" in pictures
     for name in pictures:
         assert name.startswith("photos/") and np.asarray(Image.open(folder / name)).std() > 5

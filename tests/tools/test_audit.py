@@ -40,7 +40,7 @@ def test_it_writes_its_five_files_and_prints_the_figures(flags, tmp_path, script
     summary = json.loads((out / "audit.json").read_text(encoding="utf-8"))
     assert summary["looked_at"] == summary["photos"] == 12
     assert [row["kind"] for row in rows_of(out / "duplicates.csv")] == ["exact"] * 5
-    assert "exact_duplicates: 5\n" in done.out
+    assert "duplicates_exact: 5\n" in done.out
     page = (out / "audit.html").read_text(encoding="utf-8")
     check_page(page)
     assert page.count("<img ") == 1 + 2 * 5  # of the one species, of each pair
