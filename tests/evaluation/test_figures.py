@@ -90,6 +90,8 @@ def test_ranks_and_losses(summary, answers):
             assert found[f"top{k}"] == mean(own["rank"][size > k] <= k)
         known = own[own["rank"] <= size]
         assert found["num_not_a_class"] == len(own) - len(known)
+        is_less = len(known) < len(own)
+        assert found["known_classes"].get("num") == (len(known) if is_less else None)
         nll, brier = [], []
         for p, names, true in known[["p", "names", "true"]].itertuples(index=False):
             nll.append(-math.log(p[names.index(true)]))

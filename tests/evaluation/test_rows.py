@@ -8,12 +8,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from petface.data.dataset import load_dataset
+from petface.data.fingerprint import record_hashes
 from petface.data.splits import SPLITS
 from petface.evaluation.details import HEADS, PER_IMAGE_COLUMNS, empty_details
-from petface.evaluation.rows import OK, STATUSES, Predicted, SpeciesRows
+from petface.evaluation.rows import OK, STATUSES, Predicted, SpeciesRows, mark_contaminated
 from petface.evaluation.run import plan_slices
 from petface.files import csv_line, safe_cell
 from petface.inference.loading import Stage
@@ -115,3 +117,15 @@ def test_a_head_of_one_class_is_an_answer_where_it_is_a_number(dataset, tmp_path
     text, _ = lines.build(lambda: Predicted(part, status, one, right, (gender,)))
     found = [row[4] for row in csv.reader(io.StringIO(text))]
     assert found == ["ok", "ok", "non_finite", *["ok"] * (len(part) - 3)]
+
+
+def test_records_that_a_network_knows_as_another_part_are_marked():
+    """A test record also where it chose the network, a validation record only if learnt from."""
+    names, parts = list("abcdefgh"), ["test", "test", "test", "test", "val", "val", "val", "train"]
+    split = np.array([SPLITS.index(part) for part in parts])
+    hashes = torch.from_numpy(record_hashes(["cat"] * 8, names).copy())
+    records = {"train": hashes[[0, 4, 7]], "val": hashes[[1, 5]], "test": hashes[[2]]}
+    data = {"records": records, "inherited": hashes[[3, 6]], "unknown": []}
+    for learnt, not_seen in (([data], "0"), ([data, None], ""), ([data | {"unknown": ["x"]}], "")):
+        found = mark_contaminated(learnt, "cat", np.array(names), split)
+        assert found.tolist() == ["1", "1", not_seen, "1", "1", not_seen, "1", "0"]

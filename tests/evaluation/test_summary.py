@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from petface import files
 from petface.evaluation import details
+from petface.evaluation import summary as summary_module
 from petface.evaluation.summary import describe_summary, summarise, worst_of
 from petface.taxonomy import FEATURES
 from tests.evaluation.made_evaluation import SPECIES, write_models
@@ -123,6 +126,50 @@ def test_nothing_is_worst_that_is_written_as_100_percent(recall, expected):
     hard = {"label": "Normal", "species": "javasparrow", "recall": recall, "num_records": 9}
     found = worst_of({"hardest_classes": {"color": [hard]}, "per_species": {"test": {}}})
     assert found == expected
+
+
+def test_the_only_species_is_not_the_worst():
+    own = {"breed": {"num": 99, "accuracy": 0.5, "num_records": 9}}
+    few = {"breed": {"num": 4, "accuracy": 0.1, "num_records": 2}}
+    for others, expected in (
+        ({"few": few}, {}),
+        ({"dog": own}, {"breed": "cat 50.0 % (9 animals)"}),
+    ):
+        found = {"hardest_classes": {"breed": []}, "per_species": {"test": {"cat": own, **others}}}
+        assert worst_of(found) == expected
+
+
+def test_what_networks_have_seen_is_counted_by_animals_and_told():
+    columns = ["split", "species", "record", "contaminated"]
+    marks = [("test", "1"), ("test", "1"), ("test", ""), ("test", "0"), ("val", "1"), ("val", "")]
+    rows = [(split, "cat", str(max(k, 1)), mark) for k, (split, mark) in enumerate(marks)]
+    found = summary_module.describe_contamination(pd.DataFrame(rows, columns=columns))
+    assert found == {"contaminated": "1 of 3 records", "num": 1, "not_known": 1}
+    told = summary_module.contamination_lines({"contamination": found})
+    assert [line.partition(" ")[0] for line in told] == ["contaminated:", "not"]
+    clean = {"contaminated": "0 of 3 records", "num": 0, "not_known": 0}
+    assert summary_module.contamination_lines({"contamination": clean}) == []
+
+
+def test_classes_that_only_the_data_or_the_network_has_are_told_with_the_nearest():
+    dataset = SimpleNamespace(
+        catalog=SimpleNamespace(classes=["cat", "dog"]),
+        annotations={"cat": SimpleNamespace(vocabularies={"breed": ["Manx", "Persian"]})},
+    )
+    heads = {"breed": ["Manx", "Persan", "Siamese"]}
+    models = {"stage1": {"heads": {"species": ["cat", "dog"]}}}
+    models["specialists"] = {"cat": {"heads": heads}, "yak": {"heads": heads}}
+    found = summary_module.class_differences(dataset, models)
+    assert found == {
+        "cat breed": {
+            "not_in_the_network": {"Persian": "Persan"},
+            "not_in_the_data": {"Persan": "Persian", "Siamese": ""},
+        }
+    }
+    assert summary_module.difference_lines(found) == [
+        "cat breed: not in the network: 'Persian' (nearest: 'Persan')",
+        "cat breed: not in the data: 'Persan' (nearest: 'Persian'), 'Siamese'",
+    ]
 
 
 def test_nothing_is_worst_where_an_earlier_version_counted_no_animals():
