@@ -42,6 +42,8 @@ MAX_BATCH: Positive = 64  # photos computed together; 1 = each alone
 MAX_QUEUE: Positive = 128  # photos taken in and not yet answered; beyond: 503
 MAX_BODY_MB: PositiveFloat = 20.0  # of 1,000,000 bytes; beyond: 413
 MAX_PHOTOS: Positive = 8  # of one animal; never more than MAX_QUEUE
+MAX_PIXELS_PER_PHOTO: Positive = 50_000_000  # beyond: 413, before it is decoded
+MAX_PIXELS_AT_ONCE: Positive = 400_000_000  # of all photos taken in; beyond: 503
 HEAD_TIMEOUT_S: PositiveFloat = 10.0  # for the head of a request; beyond: closed
 BODY_TIMEOUT_S: PositiveFloat = 30.0  # for the whole body; beyond: 408
 ANSWER_TIMEOUT_S: PositiveFloat = 20.0  # from the body to the answer; beyond: 503
@@ -62,6 +64,8 @@ def main() -> None:
         max_batch=s.MAX_BATCH,
         max_queue=s.MAX_QUEUE,
         max_photos=min(s.MAX_PHOTOS, s.MAX_QUEUE),
+        max_pixels=s.MAX_PIXELS_PER_PHOTO,
+        max_pixels_at_once=max(s.MAX_PIXELS_AT_ONCE, s.MAX_PIXELS_PER_PHOTO),
         max_body_mb=s.MAX_BODY_MB,
         max_uploads_mb=max(256.0, s.MAX_BODY_MB),
         head_timeout_s=s.HEAD_TIMEOUT_S,
