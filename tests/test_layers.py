@@ -62,8 +62,8 @@ OVER_BUDGET: dict[str, int] = {
     "petface/evaluation": 1358,
     "petface/report": 2018,
     "petface/serving": 1724,
-    "tools": 2628,
-    "tests": 25680,
+    "tools": 2632,
+    "tests": 25748,
 }
 
 

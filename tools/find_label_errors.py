@@ -25,7 +25,6 @@ import pandas as pd
 
 from petface import files
 from petface.analysis import label_errors
-from petface.analysis.label_errors import Head
 from petface.data.dataset import Dataset
 from petface.data.fingerprint import contaminated, hashes_of, seen_by
 from petface.data.loading import worker_count
@@ -96,8 +95,8 @@ def main() -> None:
 
 
 def judge(
-    s: Settings, dataset: Dataset, network: Network, body: Any, species: str, heads: list[Head],
-    seen: np.ndarray | None,
+    s: Settings, dataset: Dataset, network: Network, body: Any, species: str,
+    heads: list[label_errors.Head], seen: np.ndarray | None,
 ) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:  # fmt: skip
     """Compute a species' features once; rank the records of each head by models of other folds.
 
