@@ -1,6 +1,6 @@
 """Measure training and evaluation beside plain scripts.
 
-    python -m tools.bench                          # all parts, about 15 minutes on two cores
+    python -m tools.bench                          # all parts, 15 to 40 minutes on two cores
     python -m tools.bench --quick                  # a minute: a look, no figures to quote
     python -m tools.bench --gpu                    # on a GPU: more photos, beside goals in img/s
 

@@ -49,4 +49,4 @@ def test_a_million_photos_take_two_minutes_and_three_gigabytes(folder, photos, t
     measured = json.loads(done.stdout.splitlines()[-1])
     print(measured)
     assert measured["seconds"] < 120 and measured["peak_gib"] < 3
-    assert len(list((tmp_path / "confusion").glob("*.csv"))) > 10
+    assert len(list((tmp_path / "confusion").glob("*.csv"))) > 5
