@@ -53,14 +53,8 @@ def write_bundle(
             print(describe(species or place, card), flush=True)
         listed = sorted(path for path in folder.rglob("*") if path.is_file())
         sums = {p.relative_to(folder).as_posix(): files.sha256_of_file(p) for p in listed}
-        files.write_json(
-            folder / onnx_models.BUNDLE,
-            {
-                "format": onnx_models.FORMAT,
-                "specialists": sorted(specialists),
-                "files": sums,
-            },
-        )
+        about = {"format": onnx_models.FORMAT, "specialists": sorted(specialists), "files": sums}
+        files.write_json(folder / onnx_models.BUNDLE, about)
     return cards
 
 

@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from petface.data import images
 from petface.data.dataset import Dataset, sample_places, species_of_records
 from petface.data.fingerprint import contaminated, hashes_of, seen_by, to_json
 from petface.data.images import Preprocessing, normalise
-from petface.data.loading import even_slices
+from petface.data.loading import OK, even_slices
 from petface.data.pack import image_source
 from petface.data.splits import TRAIN
 from petface.errors import UserError
+from petface.evaluation.details import class_numbers, share
 from petface.export.int8 import quantise
 from petface.files import sha256_of_file
 from petface.inference import onnx_models
@@ -35,6 +37,7 @@ from petface.models.checkpoints import Checkpoint, Described
 from petface.models.embedding import IdentityCheckpoint, read_identity
 from petface.models.network import Network, Outputs
 
+Heads = Mapping[str, Sequence[str]]  # the classes of each
 OPSET = 18  # the lowest that torch's exporter writes by itself
 IR_VERSION = 8  # the lowest that holds it: older runtimes refuse a newer one
 _PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript")
@@ -78,8 +81,9 @@ def export_model(
     """
     path = Path(path)
     checkpoint = _read(path, species, dataset, is_identity)
+    read = partial(read_photos, dataset, options.pack, species, checkpoint)
     for split in ("val", "train"):
-        photos = read_photos(dataset, options.pack, species, checkpoint, split, options.num_parity)
+        photos, places = read(split, options.num_parity)
         if len(photos):
             break
     else:
@@ -88,21 +92,24 @@ def export_model(
     torch_network = Network.for_inference(checkpoint.model, rule, "cpu", "fp32")  # folds BatchNorm
     exact = torch_network.answer_pixels(photos)
     graph, precision = network_graph(checkpoint.model, rule, heads), "fp32"
-    answered = _opened(graph, checkpoint).answer_pixels(photos)
+    answered = OnnxNetwork(graph.SerializeToString(), checkpoint).answer_pixels(photos)
     found = _parity(path, answered, exact, checkpoint, options.max_logit_difference)
     measured: dict[str, Any] = {
         "parity": {"num_photos": len(photos), "heads": found, "part": split},
         "contaminated": _contaminated(dataset, species, checkpoint),
     }
     if options.precision == "int8" and not is_identity:
-        num = options.num_calibration
-        train = read_photos(dataset, options.pack, species, checkpoint, "train", num)
+        train, _ = read("train", options.num_calibration)
         if not len(train):
             raise UserError(f"{path}: the dataset has no training photo to quantise it by")
         small = quantise(graph, train)
-        rounded = _opened(small, checkpoint).answer_pixels(photos)
+        rounded = OnnxNetwork(small.SerializeToString(), checkpoint).answer_pixels(photos)
         verdict = _judge(differences(rounded, exact, heads), split == "val", options)
-        measured["int8"] = {**verdict, "num_calibration": len(train)}
+        accuracy = {
+            name: accuracies(logits, dataset, species, checkpoint.heads, places)
+            for name, logits in (("fp32", exact), ("int8", rounded))
+        }
+        measured["int8"] = {**verdict, "accuracy": accuracy, "num_calibration": len(train)}
         if verdict["kept"]:
             graph, precision = small, "int8"
     content, about = _finish(graph, path, species, checkpoint, precision)
@@ -112,7 +119,7 @@ def export_model(
         "bytes": len(content),
         "data": to_json(checkpoint.data),
         "labels": reading_of(species, path) if species else {},
-        "test_vector": _test_vector(_opened(graph, checkpoint), heads),
+        "test_vector": _test_vector(OnnxNetwork(content, checkpoint), heads),
         "measured": measured,
     }
     onnx_models.check_model(path, content, card)
@@ -130,16 +137,37 @@ def _read(path: Path, species: str | None, dataset: Dataset, is_identity: bool) 
 
 def read_photos(
     dataset: Dataset, pack: str, species: str | None, model: Described, split: str, most: int
-) -> Tensor:
+) -> tuple[Tensor, np.ndarray]:
     """Draw a stratified sample of a split for stage 1 (`species` None) or a specialist.
 
-    At most `most` photos, always the same ones; those that can be read, (N, S, S, 3) uint8.
+    At most `most` photos, always the same ones; those that can be read, (N, S, S, 3) uint8, and
+    their places in the catalog (N,).
     """
     rule = model.preprocessing
     places = sample_places(dataset, split, species, most)
     reader = image_source(dataset.catalog, pack, rule)
-    pixels = [torch.empty(0, rule.size_px, rule.size_px, 3, dtype=torch.uint8)]
-    return torch.cat(pixels + [reader.read(part).arrays[0] for part in even_slices(places, 32)])
+    found = [reader.read(part) for part in even_slices(places, 32)]
+    none = torch.empty(0, rule.size_px, rule.size_px, 3, dtype=torch.uint8)
+    status = np.concatenate([np.empty(0, np.uint8), *(item.status for item in found)])
+    return torch.cat([none, *(item.arrays[0] for item in found)]), places[status == OK]
+
+
+def accuracies(
+    outputs: Outputs, dataset: Dataset, species: str | None, heads: Heads, places: np.ndarray
+) -> dict[str, float | None]:
+    """Return the accuracy of each head on the photos with a known label; None without any."""
+    rows, columns = places, {"species": dataset.catalog.class_index}
+    listed: Heads = {"species": dataset.catalog.classes}
+    if species is not None:
+        images_of, columns = dataset.image_labels(species)
+        rows = np.searchsorted(images_of, places)
+        listed = {head: dataset.annotations[species].vocabularies[head] for head in columns}
+    found = dict[str, float | None].fromkeys(heads)
+    for (head, names), logits in zip(heads.items(), outputs, strict=True):
+        if head in columns:
+            true = class_numbers([*listed[head], ""], names)[columns[head][rows]]
+            found[head] = share(logits.argmax(dim=1).numpy()[true >= 0] == true[true >= 0])
+    return found
 
 
 def _contaminated(dataset: Dataset, species: str | None, checkpoint: Checkpoint) -> str:
@@ -151,10 +179,6 @@ def _contaminated(dataset: Dataset, species: str | None, checkpoint: Checkpoint)
         own &= species_of_records(dataset.catalog) == species
     marked = seen_by(checkpoint.data, hashes_of(dataset)[own], chosen=False)
     return contaminated(int(marked.sum()), len(marked)) if marked.any() else ""
-
-
-def _opened(graph: ModelProto, checkpoint: Checkpoint) -> OnnxNetwork:
-    return OnnxNetwork(graph.SerializeToString(), checkpoint)
 
 
 class _Normalised(nn.Module):
@@ -224,10 +248,7 @@ def _parity(
 
 
 def _judge(found: Mapping[str, Any], may_judge: bool, options: ExportOptions) -> dict[str, Any]:
-    """Judge int8 by its `differences` from float32.
-
-    It is "kept" where every head agrees often enough, or by force.
-    """
+    """Judge int8 by its `differences`: "kept" where every head agrees often enough, or by force."""
     equal = {head: one["equal"] for head, one in found.items()}
     agrees = may_judge and min(equal.values()) >= options.int8_agreement
     return {

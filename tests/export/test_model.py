@@ -13,10 +13,17 @@ import torch
 
 from petface.data.dataset import load_dataset
 from petface.data.images import Preprocessing
+from petface.data.pack import image_source
 from petface.errors import UserError
 from petface.export import model as model_module
 from petface.export.bundle import describe
-from petface.export.model import ExportOptions, export_model, network_graph, read_photos
+from petface.export.model import (
+    ExportOptions,
+    accuracies,
+    export_model,
+    network_graph,
+    read_photos,
+)
 from petface.inference.onnx_check import OPERATORS
 from petface.models import checkpoints, layouts
 from petface.models.architecture import Architecture, build_classifier
@@ -75,10 +82,38 @@ def test_a_graph_of_any_architecture_answers_as_torch_does(architecture: Archite
 
 
 def test_photos_are_a_sample_of_their_split_the_same_each_time(content, dataset) -> None:
-    few, again, more = (read_photos(dataset, "", "cat", content, "train", n) for n in (6, 6, 100))
+    (few, places), (again, _), (more, _) = (
+        read_photos(dataset, "", "cat", content, "train", n) for n in (6, 6, 100)
+    )
     assert 0 < len(few) <= 6 and torch.equal(few, again)  # those that can be read
     assert more.shape[1:] == (32, 32, 3) and more.dtype == torch.uint8 and len(more) > 10
-    assert read_photos(dataset, "", "cat", content, "train", 0).shape == (0, 32, 32, 3)
+    reader = image_source(dataset.catalog, "", content.preprocessing)
+    assert torch.equal(reader.read(places).arrays[0], few)
+    none, places = read_photos(dataset, "", "cat", content, "train", 0)
+    assert none.shape == (0, 32, 32, 3) and len(places) == 0
+
+
+def test_accuracy_is_counted_by_the_models_own_class_numbers(content, dataset) -> None:
+    _, places = read_photos(dataset, "", "cat", content, "train", 100)
+    images, columns = dataset.image_labels("cat")
+    heads, draw = content.heads, torch.Generator().manual_seed(0)
+    logits = tuple(torch.rand(len(places), len(n), generator=draw) for n in heads.values())
+    found = accuracies(logits, dataset, "cat", heads, places)
+    for (head, names), answers in zip(heads.items(), logits, strict=True):
+        vocabulary, marks = dataset.annotations["cat"].vocabularies[head], []
+        for place, answer in zip(places.tolist(), answers, strict=True):
+            label = columns[head][images.tolist().index(place)]
+            if label >= 0 and vocabulary[label] in names:
+                marks.append(names[int(answer.argmax())] == vocabulary[label])
+        assert found[head] == pytest.approx(sum(marks) / len(marks)) and 0 < sum(marks) < len(marks)
+    turned = {head: names[::-1] for head, names in heads.items()}
+    assert accuracies(tuple(z.flip(1) for z in logits), dataset, "cat", turned, places) == found
+    few = {"breed": heads["breed"][:1], "tail": ["long"]}  # other labels are unknown to it
+    zeros = (torch.zeros(len(places), 1),) * 2
+    assert accuracies(zeros, dataset, "cat", few, places) == {"breed": 1.0, "tail": None}
+    right = torch.eye(len(dataset.catalog.classes))[dataset.catalog.class_index[places]]
+    species = {"species": dataset.catalog.classes}
+    assert accuracies((right,), dataset, None, species, places) == {"species": 1.0}
 
 
 def test_what_the_comparison_counts() -> None:
@@ -164,6 +199,8 @@ def test_int8_is_kept_where_it_predicts_the_same_or_where_it_is_forced(
     int8, is_small = card["measured"]["int8"], card["precision"] == "int8"
     assert int8["kept"] == is_small == verdict.startswith("int8 kept") and int8["forced"] == forced
     assert int8["agreement"] == {"breed": equal, "gender": equal}
+    assert int8["accuracy"].keys() == {"fp32", "int8"}
+    assert int8["accuracy"]["fp32"].keys() == {"breed", "gender"}
     assert card["measured"]["parity"]["part"] == split
     assert verdict in describe("cat", card)
     stored = onnx.ModelProto.FromString(content).graph
@@ -181,7 +218,7 @@ def test_8_bits_answer_nearly_as_floats_do(cat, content, dataset) -> None:
         if node.op_type in weights:
             weights[node.op_type].add(made.get(node.input[1]))
     assert weights == {"Conv": {"DequantizeLinear"}, "Gemm": {None}}, "heads stay in float"
-    photos = read_photos(dataset, "", "cat", content, "val", 24)
+    photos, _ = read_photos(dataset, "", "cat", content, "val", 24)
     expected = Network.for_inference(content.model, content.preprocessing, "cpu", "fp32")
     x = {"image": photos.permute(0, 3, 1, 2).numpy().astype(np.float32) / 255}
     found = onnxruntime.InferenceSession(written).run(list(content.heads), x)
