@@ -63,7 +63,7 @@ OVER_BUDGET: dict[str, int] = {
     "petface/report": 2018,
     "petface/serving": 1724,
     "tools": 2632,
-    "tests": 25785,
+    "tests": 25774,
 }
 
 

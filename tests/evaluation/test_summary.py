@@ -128,15 +128,14 @@ def test_nothing_is_worst_that_is_written_as_100_percent(recall, expected):
     assert found == expected
 
 
-def test_the_only_species_is_not_the_worst():
-    own = {"breed": {"num": 99, "accuracy": 0.5, "num_records": 9}}
-    few = {"breed": {"num": 4, "accuracy": 0.1, "num_records": 2}}
-    for others, expected in (
-        ({"few": few}, {}),
-        ({"dog": own}, {"breed": "cat 50.0 % (9 animals)"}),
-    ):
-        found = {"hardest_classes": {"breed": []}, "per_species": {"test": {"cat": own, **others}}}
-        assert worst_of(found) == expected
+def test_the_worst_species_is_one_of_several_whose_animals_are_counted():
+    own = {"color": {"num": 99, "accuracy": 0.5, "num_records": 9}}
+    few = {"color": {"num": 4, "accuracy": 0.1, "num_records": 2}}
+    old = {"color": {"num": 99, "accuracy": 0.5}}  # an earlier version counted no animals
+    found = {"hardest_classes": {"color": [{"label": "x", "species": "cat", "recall": 0.5}]}}
+    for other, expected in ((few, {}), (own, {"color": "cat 50.0 % (9 animals)"}), (old, {})):
+        species = {"cat": old if other is old else own, "dog": other}
+        assert worst_of(found | {"per_species": {"test": species}}) == expected
 
 
 def test_what_networks_have_seen_is_counted_by_animals_and_told():
@@ -170,16 +169,6 @@ def test_classes_that_only_the_data_or_the_network_has_are_told_with_the_nearest
         "cat breed: not in the network: 'Persian' (nearest: 'Persan')",
         "cat breed: not in the data: 'Persan' (nearest: 'Persian'), 'Siamese'",
     ]
-
-
-def test_nothing_is_worst_where_an_earlier_version_counted_no_animals():
-    own = {"color": {"num": 99, "accuracy": 0.5}}
-    hard = {"label": "Normal", "species": "cat", "recall": 0.5}
-    summary = {
-        "hardest_classes": {"color": [hard]},
-        "per_species": {"test": {"cat": own, "dog": own}},
-    }
-    assert worst_of(summary) == {}
 
 
 @pytest.mark.parametrize(
