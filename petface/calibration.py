@@ -133,15 +133,15 @@ def reliability_rows(confidence: np.ndarray, correct: Truths) -> list[list[float
     return _rows(mean, accuracy, num, low, high)
 
 
-def coverage_rows(confidence: np.ndarray, correct: Truths, num_steps: int) -> list[list[float]]:
-    """Return [coverage, accuracy, threshold] of `num_steps` steps at most, as a JSON file holds it.
+def coverage_rows(confidence: np.ndarray, correct: Truths) -> list[list[float]]:
+    """Return [coverage, accuracy, threshold] of 100 steps at most, as a JSON file holds it.
 
     The accuracy of fewer than ten answers jumps up and down and is left out.
     """
     thresholds, coverage, accuracy = coverage_curve(confidence, correct)
     num = len(correct)
     steps = np.flatnonzero(coverage * num >= min(_MIN_ANSWERED, num))
-    shown = steps[np.linspace(0, len(steps) - 1, min(len(steps), num_steps)).astype(int)]
+    shown = steps[np.linspace(0, len(steps) - 1, min(len(steps), 100)).astype(int)]
     return _rows(coverage[shown], accuracy[shown], thresholds[shown])
 
 
@@ -305,7 +305,7 @@ def measure_head(
     values["conformal_coverage"] = None if q is None else _mean(_at(sets, y))
     values["conformal_mean_size"] = None if q is None else _mean(sets.sum(axis=1))
     values["reliability"], values["raw_reliability"] = reliability["after"], reliability["before"]
-    values["curve"] = coverage_rows(confidence, correct, 100)
+    values["curve"] = coverage_rows(confidence, correct)
     return {k: None if v != v else v for k, v in values.items()}
 
 

@@ -244,8 +244,7 @@ def plant_odd_files(images: Path, num_cats: int) -> None:
 def is_there(out: Path, marker: dict[str, object], *, force: bool) -> bool:
     """Return whether `out` holds the tree of `marker` already; an unfinished one does not count.
 
-    Raises `UserError` for a folder that is not a demo, and for another finished demo without
-    `force`.
+    Raises `UserError` for a folder that is no demo, and for another demo without `force`.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
@@ -257,7 +256,8 @@ def is_there(out: Path, marker: dict[str, object], *, force: bool) -> bool:
             f"{out} is not empty and has no {MARKER} of this tool, so it is left alone, --force or "
             "not: choose another --out or delete it yourself"
         )
-    if force or not found.get("finished"):
+    is_whole = all((out / part).is_dir() for part in ("images", "annotations"))
+    if force or not (is_whole and found.get("finished")):
         return False
     if found != marker:
         what = f"{out} holds a demo drawn with {found.get('arguments')}"

@@ -135,7 +135,7 @@ def median_side_px(found: Found) -> int:
     places, sides = splits.sample_evenly(np.array([e.species for e in found.entries]), 200), []
     for place in places:
         with suppress(images.ImageError):  # the training counts and names it
-            sides.append(min(images.read_header(found.entries[place].path)[:2]))
+            sides.append(min(images.read_header(found.entries[place].path)))
     if not sides:
         raise UserError(f"{found.source}: none of {len(places)} photos can be read")
     return int(np.median(sides))

@@ -261,10 +261,10 @@ def read_photo(path: str | os.PathLike[str], name: str) -> bytes:
         raise MissingError(f"{name}: no such file") from error
 
 
-def read_header(path: str | os.PathLike[str]) -> tuple[int, int, str]:
-    """Return width, height and Pillow's mode from the header of a photo that can be decoded."""
+def read_header(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return width and height from the header of a photo that can be decoded."""
     data = files.patiently(partial(read_photo, path, name_of(path)), name_of(path))
-    return _first_that_works(data, lambda image, _: (image.width, image.height, image.mode))
+    return _first_that_works(data, lambda image, _: image.size)
 
 
 def _decode_bytes(data: bytes, name: str, max_pixels: int) -> np.ndarray:

@@ -230,16 +230,17 @@ class HeadAnswers:
 
 def read_heads(evaluation: Evaluation) -> dict[str, HeadAnswers]:
     """Gather every head's answers; heads without any label or specialist have no photo."""
-    return {head: _read_head(evaluation, head) for head in HEADS}
+    animals = evaluation.rows.groupby(["species", "record"], observed=True)  # not by record alone
+    record = animals.ngroup().to_numpy().astype(np.int64)
+    return {head: _read_head(evaluation, head, record) for head in HEADS}
 
 
-def _read_head(evaluation: Evaluation, head: str) -> HeadAnswers:
+def _read_head(evaluation: Evaluation, head: str, record: Whole) -> HeadAnswers:
     rows, is_species = evaluation.rows, head == "species"
     names = tuple(map(str, rows["species"].cat.categories))
     labels = rows["species" if is_species else f"{head}_true"]
     species = rows["species"].cat.codes.to_numpy().astype(np.int64)
     split = rows["split"].cat.set_categories(SPLITS).cat.codes.to_numpy().astype(np.int64)
-    animals = rows.groupby(["species", "record"], observed=True).ngroup()  # not by record alone
     # also of a species that stage 1 never knew: its photos are lost, not left out
     has_head = np.array([is_species or bool(evaluation.class_names(head, n)) for n in names], bool)
     is_known = has_head[species] & (labels != "").to_numpy()
@@ -263,7 +264,7 @@ def _read_head(evaluation: Evaluation, head: str) -> HeadAnswers:
         classes=tuple(classes),
         species=species,
         split=split,
-        record=animals.to_numpy().astype(np.int64),
+        record=record,
         true=true,
         first_class=first_class,
         num_classes=num_classes,

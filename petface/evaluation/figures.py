@@ -206,9 +206,8 @@ def describe_fusion(fused: pd.DataFrame) -> dict[str, Any]:
     Their difference is what fusing gains. `interval_95` is that of the fused accuracy,
     `gain_interval_95` that of the gain, in -1..1.
     """
-    record, one_photo, is_right = (
-        fused[name].to_numpy() for name in ("record", "one_photo", "is_right")
-    )
+    record, is_right = fused["record"].to_numpy(), fused["is_right"].to_numpy()
+    one_photo = fused["one_photo"].to_numpy()
     return {
         "num_records": len(fused),
         "accuracy_one_photo": share(one_photo),
@@ -244,7 +243,7 @@ def describe_reliability(evaluation: Evaluation, answers: HeadAnswers) -> dict[s
         return {}
     confidence, raw = own.details["top_prob"][:, 0].astype(np.float64), own.details["raw_prob"]
     every = _describe(evaluation, own) | {
-        "curve": coverage_rows(confidence, own.is_right, 100),
+        "curve": coverage_rows(confidence, own.is_right),
         "reliability": reliability_rows(confidence, own.is_right),
         "raw_reliability": reliability_rows(raw, own.is_right),
     }

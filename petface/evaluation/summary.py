@@ -29,6 +29,7 @@ from petface.evaluation.figures import (
     top_confusions,
 )
 
+Table = dict[str, Any]  # values ready for JSON
 _NAMED = 5  # classes of a head that are named in a line
 _WITH_INTERVALS = ("val", "test")  # those of photos that were trained on would promise too much
 
@@ -55,6 +56,7 @@ def summarise(
         for split in (*SPLITS, "all")
     }
     test = {head: answers.of_split("test") for head, answers in heads.items()}
+    fused = {head: fuse(test[head]) for head in found["test"]}
     per_species: dict[str, Any] = {}
     for head, answers in test.items():
         count_metrics = accuracy if head == "species" else figures  # one species is one class
@@ -71,10 +73,10 @@ def summarise(
             for split in SPLITS
             for own in [rows[rows["split"] == split]]
         },
-        "test": _held_out(test, found["test"], per_species),
+        "test": _held_out(test, fused, found["test"], per_species),
         "figures": found,
         "per_species": {"test": per_species},
-        "per_record": {"test": {head: describe_fusion(fuse(test[head])) for head in found["test"]}},
+        "per_record": {"test": {head: describe_fusion(table) for head, table in fused.items()}},
         "confidence": {head: describe_reliability(evaluation, own) for head, own in test.items()},
         "top_confusions": {head: top_confusions(own) for head, own in test.items()},
         "hardest_classes": {head: hardest_classes(own) for head, own in test.items()},
@@ -101,8 +103,8 @@ def _tree(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _held_out(
-    test: dict[str, HeadAnswers], found: dict[str, Any], per_species: dict[str, Any]
-) -> dict[str, Any]:
+    test: dict[str, HeadAnswers], tables: dict[str, pd.DataFrame], found: Table, per_species: Table
+) -> Table:
     """Pick from the metrics of the test split what a claim needs.
 
     For the species and for each feature, pooled and per species: `conditional` (stage 2 where
@@ -110,37 +112,35 @@ def _held_out(
     95 % interval over animals; `per_record`, all photos of an animal fused, its `end_to_end` right
     where the fused species is right too; `balanced_accuracy` and `majority_baseline`.
     """
-    species = fuse(test["species"])
 
-    def claim(figure: dict[str, Any]) -> dict[str, Any]:
+    def claim(figure: Table) -> Table:
         keys = ("num", "correct", "accuracy", "interval_95", "num_records")
         return {key: figure[key] for key in keys if key in figure}
 
-    def per_record(is_right: np.ndarray, record: np.ndarray) -> dict[str, Any]:
+    def per_record(is_right: np.ndarray, record: np.ndarray) -> Table:
         return {**count(is_right), "interval_95": metrics.accuracy_interval(is_right, record)}
 
-    def described(answers: HeadAnswers, figure: dict[str, Any]) -> dict[str, Any]:
-        claims, fused = claim(figure), fuse(answers)
+    def described(answers: HeadAnswers, fused: pd.DataFrame, figure: Table) -> Table:
+        claims = claim(figure)
         of_records = per_record(fused["is_right"].to_numpy(), fused["record"].to_numpy())
         if answers.head != "species":
             claims = {"conditional": claims, "end_to_end": claim(figure["end_to_end"])}
             every = np.unique(answers.record)
-            right = [
-                np.isin(every, table["record"][table["is_right"]]) for table in (fused, species)
-            ]
+            both = fused, tables["species"]
+            right = [np.isin(every, table["record"][table["is_right"]]) for table in both]
             of_records["end_to_end"] = per_record(right[0] & right[1], every)
         keys = ("balanced_accuracy", "balanced_accuracy_interval_95", "majority_baseline")
         return {**claims, "per_record": of_records, **{key: figure.get(key) for key in keys}}
 
-    by_species: dict[str, Any] = {}
+    species: Table = {}
     features = {head: own for head, own in test.items() if head != "species" and head in found}
     for head, answers in features.items():
         for name, own in answers.per_species().items():
-            by_species.setdefault(name, {})[head] = described(own, per_species[name][head])
+            species.setdefault(name, {})[head] = described(own, fuse(own), per_species[name][head])
     return {
-        "species": described(test["species"], found["species"]),
-        "features": {head: described(own, found[head]) for head, own in features.items()},
-        "per_species": by_species,
+        "species": described(test["species"], tables["species"], found["species"]),
+        "features": {h: described(own, tables[h], found[h]) for h, own in features.items()},
+        "per_species": species,
     }
 
 
