@@ -94,7 +94,7 @@ def run_networks(
     """
     sample = work.sample
     species_of = np.array(work.labels("species", sample))
-    records = errors.record_numbers(work.answers)[sample]
+    records = evaluation.records[work.answers.index[sample]]
     kept, pictures = defaultdict(list), defaultdict[str, dict[int, list[np.ndarray]]](dict)
     right, num_unreadable = np.zeros(len(sample), bool), 0
     for species, network, heads in load_networks(evaluation, s):

@@ -44,11 +44,6 @@ def true_column(head: str) -> str:
     return "species" if head == "species" else f"{head}_true"
 
 
-def record_numbers(rows: pd.DataFrame) -> np.ndarray:
-    """Number the records of rows (N,) from 0, each (species, record) once: (N,) int64."""
-    return rows.groupby(["species", "record"], observed=True).ngroup().to_numpy()
-
-
 # ---- Mistakes ----
 
 
@@ -205,7 +200,7 @@ def make_slices(evaluation: Evaluation) -> dict[str, Any]:
 
     {head: {slice: {"bins"}}}; a bin holds its upper end.
     """
-    rows, records = evaluation.rows, record_numbers(evaluation.rows)
+    rows, records = evaluation.rows, evaluation.records
     result: dict[str, Any] = {}
     for head in HEADS:
         if not len(asked := asked_places(evaluation, head)):

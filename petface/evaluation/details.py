@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,17 @@ class Evaluation:
         path = self.folder / PER_IMAGE
         names = pd.read_csv(path, usecols=["image"], dtype=str, keep_default_na=False)["image"]
         return [plain_cell(name) for name in names.iloc[places]]
+
+    @cached_property
+    def records(self) -> Whole:
+        """Number the animals of the rows from 0, each (species, record) once: (N,)."""
+        animals = self.rows.groupby(["species", "record"], observed=True)  # not by record alone
+        return animals.ngroup().to_numpy(np.int64)
+
+    @cached_property
+    def heads(self) -> dict[str, HeadAnswers]:
+        """Gather every head's answers; heads without any label or specialist have no photo."""
+        return {head: _read_head(self, head) for head in HEADS}
 
 
 def read_evaluation(folder: str | Path, per_image: Path | None = None) -> Evaluation:
@@ -228,14 +240,7 @@ class HeadAnswers:
         return {self.species_names[k]: self.where(self.species == k) for k in present}
 
 
-def read_heads(evaluation: Evaluation) -> dict[str, HeadAnswers]:
-    """Gather every head's answers; heads without any label or specialist have no photo."""
-    animals = evaluation.rows.groupby(["species", "record"], observed=True)  # not by record alone
-    record = animals.ngroup().to_numpy().astype(np.int64)
-    return {head: _read_head(evaluation, head, record) for head in HEADS}
-
-
-def _read_head(evaluation: Evaluation, head: str, record: Whole) -> HeadAnswers:
+def _read_head(evaluation: Evaluation, head: str) -> HeadAnswers:
     rows, is_species = evaluation.rows, head == "species"
     names = tuple(map(str, rows["species"].cat.categories))
     labels = rows["species" if is_species else f"{head}_true"]
@@ -264,7 +269,7 @@ def _read_head(evaluation: Evaluation, head: str, record: Whole) -> HeadAnswers:
         classes=tuple(classes),
         species=species,
         split=split,
-        record=record,
+        record=evaluation.records,
         true=true,
         first_class=first_class,
         num_classes=num_classes,

@@ -33,7 +33,6 @@ from petface.evaluation.details import (
     PER_IMAGE_COLUMNS,
     SUMMARY,
     read_evaluation,
-    read_heads,
 )
 from petface.evaluation.figures import CONFUSIONS, write_confusions
 from petface.evaluation.rows import Predicted, SpeciesRows
@@ -183,9 +182,8 @@ def _finish(out: Path, table: ResumableTable, records: ResumableRecords) -> dict
     """
     records.finish()
     evaluation = read_evaluation(out, table.unfinished)
-    heads = read_heads(evaluation)
-    summary = summarise(evaluation, heads)
-    write_confusions(heads, out / CONFUSIONS)
+    summary = summarise(evaluation)
+    write_confusions(evaluation.heads, out / CONFUSIONS)
     files.write_json(out / SUMMARY, summary)
     table.finish()
     remove_parts(table.path, records.path)

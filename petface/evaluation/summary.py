@@ -14,7 +14,7 @@ from petface.data.annotations import spelling
 from petface.data.dataset import Dataset
 from petface.data.fingerprint import contaminated
 from petface.data.splits import SPLITS
-from petface.evaluation.details import HEADS, Evaluation, HeadAnswers, read_heads
+from petface.evaluation.details import HEADS, Evaluation, HeadAnswers
 from petface.evaluation.figures import (
     MIN_PHOTOS,
     accuracy,
@@ -34,19 +34,16 @@ _NAMED = 5  # classes of a head that are named in a line
 _WITH_INTERVALS = ("val", "test")  # those of photos that were trained on would promise too much
 
 
-def summarise(
-    evaluation: Evaluation, heads: dict[str, HeadAnswers] | None = None
-) -> dict[str, Any]:
+def summarise(evaluation: Evaluation) -> dict[str, Any]:
     """Return the summary of an evaluation as a dictionary ready for JSON.
 
     Counts over all images and the same tree per split, from the table alone. `figures` of each
     split (see `figures.figures`); images that were not answered (unreadable) are left out. Of the
     test split alone: `test`, what a held-out claim needs, `per_species`, `per_record`
     (`figures.describe_fusion`), `confidence` (`figures.describe_reliability`), `top_confusions`
-    and `hardest_classes`. `heads` as `read_heads` returns them, where they are there already.
+    and `hardest_classes`.
     """
-    rows = evaluation.rows
-    heads = read_heads(evaluation) if heads is None else heads
+    rows, heads = evaluation.rows, evaluation.heads
     found = {
         split: {
             head: figures(own, intervals=split in _WITH_INTERVALS)

@@ -18,14 +18,13 @@ _MEASURE = r"""
 import json, re, sys, time
 from pathlib import Path
 from petface import files
-from petface.evaluation.details import SUMMARY, read_evaluation, read_heads
+from petface.evaluation.details import SUMMARY, read_evaluation
 from petface.evaluation.figures import write_confusions
 from petface.evaluation.summary import summarise
 folder, began = Path(sys.argv[1]), time.process_time()
 evaluation = read_evaluation(folder)
-heads = read_heads(evaluation)
-files.write_json(folder / SUMMARY, summarise(evaluation, heads))
-write_confusions(heads, folder / "confusion")
+files.write_json(folder / SUMMARY, summarise(evaluation))
+write_confusions(evaluation.heads, folder / "confusion")
 # not ru_maxrss, which begins with the peak of the process that started this one
 peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20
 print(json.dumps({"seconds": time.process_time() - began, "peak_gib": peak}))

@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
 from petface import metrics
-from petface.evaluation.details import HEADS, read_evaluation, read_heads
+from petface.evaluation.details import HEADS, read_evaluation
 from petface.evaluation.figures import interval, percent, points, write_confusions
 from tests.evaluation.made_evaluation import CLASSES, SPECIES, fitted
 
@@ -253,7 +253,7 @@ def test_matrices_are_written_with_their_names(folder, answers, tmp_path):
     for part in ("test", "all"):
         (tmp_path / f"{part}_breed_gone.csv").write_text("of an earlier evaluation")
     (tmp_path / "notes.txt").write_text("mine")
-    write_confusions(read_heads(read_evaluation(folder)), tmp_path)
+    write_confusions(read_evaluation(folder).heads, tmp_path)
     written = {"notes.txt"}
     for head in HEADS:
         asked = of_test(answers, head)
