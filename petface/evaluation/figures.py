@@ -42,8 +42,8 @@ def figures(answers: HeadAnswers, *, intervals: bool) -> dict[str, Any]:
     species counts as wrong.
 
     `majority_baseline` is the score of always giving the commonest training label of the species.
-    `interval_95` (`<figure>_interval_95` of averages over classes) is over animals, None where they
-    are too few: see `metrics.cluster_interval`; only with `intervals`.
+    `interval_95` and `balanced_accuracy_interval_95` are over animals, None where they are too few:
+    see `metrics.cluster_interval`; only with `intervals`.
     """
     own = answers.predicted()
     rank = own.details["rank"]
@@ -78,20 +78,17 @@ def _class_averages(own: HeadAnswers, *, intervals: bool) -> dict[str, Any]:
     scores = metrics.class_scores(hits, support, predicted)
     names = ["" if own.head == "species" else name for name, _ in own.classes]
     group = np.unique(names, return_inverse=True)[1]  # (K,)
-    found: dict[str, Any] = {}
-    if intervals:
-        balanced = metrics.balanced_accuracy_interval(own.true, own.is_right, own.record)
-        found["balanced_accuracy_interval_95"] = balanced
-        macro_f1 = metrics.macro_f1_interval(own.true, own.top[:, 0], own.record)
-        found["macro_f1_interval_95"] = macro_f1
-    return {
-        **found,
+    found = {
         "balanced_accuracy": share(scores.recall[support > 0]),
         "macro_precision": scores.macro_precision,
         "macro_recall": scores.macro_recall,
         "macro_f1": scores.macro_f1,
         "kappa": metrics.cohen_kappa(hits, support, predicted, group),
     }
+    if intervals:
+        balanced = metrics.balanced_accuracy_interval(own.true, own.is_right, own.record)
+        found["balanced_accuracy_interval_95"] = balanced
+    return found
 
 
 def _losses(own: HeadAnswers) -> dict[str, float | None]:
@@ -230,9 +227,9 @@ def describe_reliability(evaluation: Evaluation, answers: HeadAnswers) -> dict[s
     """Measure the confidence of one head on the photos it predicted: "all", and by species.
 
     In "all" each photo is judged by what was fitted for its own species; `threshold` and what was
-    wanted are None there where they differ. `num_fitted` photos are of species whose head was
-    fitted at all: `coverage` is the share of these at or above the threshold; without one, no
-    answer counts as sure, and `reason` says why a species has none.
+    wanted are None there where they differ. `coverage` is the share at or above the threshold of
+    the photos of species whose head was fitted at all; without one, no answer counts as sure, and
+    `reason` says why a species has none.
 
     Of "all" alone: `curve` has the rows [coverage, accuracy, threshold] of one threshold for all,
     `reliability` [mean confidence, accuracy, photos, low, high], a 95 % interval that takes photos
@@ -261,7 +258,6 @@ def _describe(evaluation: Evaluation, own: HeadAnswers) -> dict[str, Any]:
     is_sure = judged & (confidence >= threshold - _TOLERANCE)
     return {
         "num": len(own),
-        "num_fitted": int(judged.sum()),
         "threshold": _common(fitted, "threshold", None),
         "reason": fitted[0].get("reason", "") if is_one else "",
         "wanted_accuracy": _common(fitted, "wanted_accuracy", WANTED_ACCURACY),

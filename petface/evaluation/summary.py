@@ -28,6 +28,7 @@ from petface.evaluation.figures import (
     percent,
     top_confusions,
 )
+from petface.taxonomy import FEATURES
 
 Table = dict[str, Any]  # values ready for JSON
 _NAMED = 5  # classes of a head that are named in a line
@@ -102,43 +103,39 @@ def _tree(rows: pd.DataFrame) -> dict[str, Any]:
 def _held_out(
     test: dict[str, HeadAnswers], tables: dict[str, pd.DataFrame], found: Table, per_species: Table
 ) -> Table:
-    """Pick from the metrics of the test split what a claim needs.
+    """Pick from the metrics of the test split what a claim needs, pooled and per species."""
+    named = tables["species"]
+    claims = {head: _claim(test[head], table, named, found[head]) for head, table in tables.items()}
+    by_species: Table = {}
+    for head in FEATURES:
+        for name, own in test[head].per_species().items():
+            claim = _claim(own, fuse(own), named, per_species[name][head])
+            by_species.setdefault(name, {})[head] = claim
+    return {"species": claims.pop("species"), "features": claims, "per_species": by_species}
 
-    For the species and for each feature, pooled and per species: `conditional` (stage 2 where
-    stage 1 was right) and `end_to_end` (a wrong species counts as a wrong attribute), each with a
-    95 % interval over animals; `per_record`, all photos of an animal fused, its `end_to_end` right
-    where the fused species is right too; `balanced_accuracy` and `majority_baseline`.
+
+def _claim(answers: HeadAnswers, fused: pd.DataFrame, named: pd.DataFrame, figure: Table) -> Table:
+    """Pick what a claim needs of a head; `named` is the fused species.
+
+    For attributes `conditional` (stage 2 where stage 1 was right) and `end_to_end` (a wrong species
+    counts as a wrong attribute), each with a 95 % interval over animals; `per_record`, all photos
+    of an animal fused, its `end_to_end` right where the fused species is right too;
+    `balanced_accuracy` and `majority_baseline`.
     """
-
-    def claim(figure: Table) -> Table:
-        keys = ("num", "correct", "accuracy", "interval_95", "num_records")
-        return {key: figure[key] for key in keys if key in figure}
 
     def per_record(is_right: np.ndarray, record: np.ndarray) -> Table:
         return {**count(is_right), "interval_95": metrics.accuracy_interval(is_right, record)}
 
-    def described(answers: HeadAnswers, fused: pd.DataFrame, figure: Table) -> Table:
-        claims = claim(figure)
-        of_records = per_record(fused["is_right"].to_numpy(), fused["record"].to_numpy())
-        if answers.head != "species":
-            claims = {"conditional": claims, "end_to_end": claim(figure["end_to_end"])}
-            every = np.unique(answers.record)
-            both = fused, tables["species"]
-            right = [np.isin(every, table["record"][table["is_right"]]) for table in both]
-            of_records["end_to_end"] = per_record(right[0] & right[1], every)
-        keys = ("balanced_accuracy", "balanced_accuracy_interval_95", "majority_baseline")
-        return {**claims, "per_record": of_records, **{key: figure.get(key) for key in keys}}
-
-    species: Table = {}
-    features = {head: own for head, own in test.items() if head != "species" and head in found}
-    for head, answers in features.items():
-        for name, own in answers.per_species().items():
-            species.setdefault(name, {})[head] = described(own, fuse(own), per_species[name][head])
-    return {
-        "species": described(test["species"], tables["species"], found["species"]),
-        "features": {h: described(own, tables[h], found[h]) for h, own in features.items()},
-        "per_species": species,
-    }
+    counts = ("num", "correct", "accuracy", "interval_95", "num_records")
+    claim = {key: figure[key] for key in counts if key in figure}
+    of_records = per_record(fused["is_right"].to_numpy(), fused["record"].to_numpy())
+    if answers.head != "species":
+        claim = {"conditional": claim, "end_to_end": figure["end_to_end"]}
+        every = np.unique(answers.record)
+        right = [np.isin(every, table["record"][table["is_right"]]) for table in (fused, named)]
+        of_records["end_to_end"] = per_record(right[0] & right[1], every)
+    keys = ("balanced_accuracy", "balanced_accuracy_interval_95", "majority_baseline")
+    return {**claim, "per_record": of_records, **{key: figure[key] for key in keys}}
 
 
 def describe_summary(summary: dict[str, Any]) -> str:
