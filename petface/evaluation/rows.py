@@ -72,20 +72,18 @@ class SpeciesRows:
         specialist: Stage | None,
         is_alone: bool = False,  # stage 1: no specialist is missed
     ) -> None:
-        self._dataset, self._stage1, self._specialist = dataset, stage1, specialist
+        self._catalog, self._stage1, self._specialist = dataset.catalog, stage1, specialist
         self._without = OK if is_alone else _NO_SPECIALIST
-        names = {**stage1.names, **(_named(specialist) if specialist else {})}
+        names = self._names = {**stage1.names, **(_named(specialist) if specialist else {})}
         (self.species_number,) = class_numbers([species], names["species"]).tolist()
         images, labels = dataset.image_labels(species)
         self._first = int(images[0])
-        records = dataset.catalog.record_index[images[[0, -1]]]
-        self._first_record = int(records[0])
-        names_of = dataset.catalog.record_names[records[0] : records[1] + 1]
+        records, own = np.unique(dataset.catalog.record_index[images], return_inverse=True)
+        names_of, split = dataset.catalog.record_names[records], dataset.record_split[records]
         learnt = [stage.data for stage in (stage1, specialist) if stage]
-        self._contaminated = mark_contaminated(
-            learnt, species, names_of, dataset.record_split[records[0] : records[1] + 1]
-        )
-        self._records = _cells(names_of.tolist())
+        self._contaminated = mark_contaminated(learnt, species, names_of, split)[own]
+        self._records = _cells(names_of.tolist())[own]
+        self._split = np.array(SPLITS, object)[split[own]]
         # the last of each is "": no answer, no label
         self._answers = {head: _cells([*names.get(head, ()), ""]) for head in HEADS}
         self._true = {"species": np.full(len(images), self.species_number)}  # class numbers
@@ -119,11 +117,10 @@ class SpeciesRows:
             of_species = predicted.places[rows] - self._first
             temperatures = stage.network.temperatures or (1.0,) * len(stage.names)
             for head, z, t in zip(stage.names, logits, temperatures, strict=True):
-                if head not in _named(stage):
-                    continue
-                found = describe_answers(z, self._true[head][of_species], t)
-                details[head][rows] = found
-                status[rows[found["top"][:, 0] < 0]] = _NON_FINITE
+                if head in self._names:
+                    found = describe_answers(z, self._true[head][of_species], t)
+                    details[head][rows] = found
+                    status[rows[found["top"][:, 0] < 0]] = _NON_FINITE
         return self.lay_out(predicted.places, status, details, predicted.failures), details
 
     def lay_out(
@@ -138,13 +135,12 @@ class SpeciesRows:
         In the order of `PER_IMAGE_COLUMNS`. `status` (n,) numbers `STATUSES`; `details` (n,) of
         `DETAILS`.
         """
-        catalog, of_species = self._dataset.catalog, places - self._first
-        records = catalog.record_index[places]
+        catalog, of_species = self._catalog, places - self._first
         columns: list[Iterable[str]] = [
             _cells(os.fsdecode(catalog.relative_path(place)) for place in places.tolist()),
             self._labels["species"][of_species],
-            self._records[records - self._first_record],
-            np.array(SPLITS, object)[self._dataset.record_split[records]],
+            self._records[of_species],
+            self._split[of_species],
             np.array(STATUSES, object)[status],
         ]
         for head in HEADS:
@@ -159,7 +155,7 @@ class SpeciesRows:
                 for value in details[head]["top_prob"][:, 0].tolist()
             ]
             columns += [answer, probability, np.where((best >= 0) & (true != ""), is_right, "")]
-        columns.append(self._contaminated[records - self._first_record])
+        columns.append(self._contaminated[of_species])
         columns.append(text.strip() for text in self._unknown[of_species])
         why = {
             place: text.removeprefix(f"{readable_name(catalog.path(place))}: ")

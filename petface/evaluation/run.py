@@ -118,17 +118,16 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
     with table:
         # both files are cut back to whole slices
         num_done = table.batches_kept([len(places) for places in plan], records.num_kept())
-        num_rows = sum(map(len, plan[:num_done]))
-        records.write(num_rows, np.empty(0, DETAILS))
+        records.write(sum(map(len, plan[:num_done])), np.empty(0, DETAILS))
         if distributed.is_main():
             files.write_json(out / MODELS, models)
             distributed.barrier()
         slices = predict_slices(dataset, models, stage1, plan[num_done:], options, how)
-        num_rows = _write(slices, records, table, num_rows, sum(map(len, plan)))
+        _write(slices, records, table, sum(map(len, plan)))
         distributed.barrier()
         summary = {}
         if distributed.is_main():
-            take_in_parts(table, records, num_rows)
+            take_in_parts(table, records)
             summary = _finish(out, table, records)
     return distributed.broadcast_object(summary)
 
@@ -250,8 +249,7 @@ def predict(
     if specialist is not None:
         pixels = item.arrays[-1]
         if not is_of_all:
-            own = is_answer(outputs[0].cpu(), species_number)
-            pixels = pixels if own.all() else pixels[own]
+            pixels = pixels[is_answer(outputs[0], species_number)]
         if len(pixels):
             outputs += specialist.network.answer_pixels(pixels)
     arrive = begin_copy(outputs)
@@ -274,19 +272,19 @@ def _write(
     slices: Generator[Callable[[], Rows], None, None],
     records: ResumableRecords,
     table: ResumableTable,
-    num_rows: int,
     num_planned: int,
-) -> int:
-    """Write slices behind the `num_rows` that are there; return how many there are then."""
+) -> None:
+    """Write slices behind the rows that are there, until there are `num_planned`."""
     num_right = num_answered = 0
+    num_rows = records.num_kept()
     bar = progress(shown=distributed.shows(), total=num_planned, initial=num_rows, desc="evaluate")
 
     def write(build: Callable[[], Rows]) -> None:
-        nonlocal num_rows, num_right, num_answered
+        nonlocal num_right, num_answered
         lines, details = build()
-        records.write(num_rows, details)  # before the rows: those without details are cut off
+        # before the rows: those without details are cut off
+        records.write(records.num_kept(), details)
         table.write_lines(lines)
-        num_rows += len(details)
         num_answered += int((details["species"]["rank"] > 0).sum())
         num_right += int((details["species"]["rank"] == 1).sum())
         bar.set_postfix_str(f"species {num_right / max(num_answered, 1):.4f}", refresh=False)
@@ -294,7 +292,6 @@ def _write(
 
     with bar, closing(slices):
         write_behind(slices, write)
-    return num_rows
 
 
 # ---- Several processes ----
@@ -313,13 +310,12 @@ def own_path(path: Path, rank: int | None = None) -> Path:
     return path.with_name(name) if rank else path
 
 
-def take_in_parts(table: ResumableTable, records: ResumableRecords, num_rows: int) -> None:
-    """Append what the others have written to the `num_rows` of the first process."""
+def take_in_parts(table: ResumableTable, records: ResumableRecords) -> None:
+    """Append what the others have written to the rows of the first process."""
     for rank in range(1, distributed.world_size()):
         found = np.fromfile(f"{own_path(records.path, rank)}.unfinished", DETAILS)
-        records.write(num_rows, found)
+        records.write(records.num_kept(), found)
         table.take_in(Path(f"{own_path(table.path, rank)}.unfinished"))
-        num_rows += len(found)
 
 
 def remove_parts(*paths: Path) -> None:
