@@ -90,7 +90,7 @@ class Evaluation:
     def records(self) -> Whole:
         """Number the animals of the rows from 0, each (species, record) once: (N,)."""
         animals = self.rows.groupby(["species", "record"], observed=True)  # not by record alone
-        return animals.ngroup().to_numpy(np.int64)
+        return animals.ngroup().to_numpy().astype(np.int64)
 
     @cached_property
     def heads(self) -> dict[str, HeadAnswers]:

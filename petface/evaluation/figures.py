@@ -64,13 +64,12 @@ def figures(answers: HeadAnswers, *, intervals: bool) -> dict[str, Any]:
     return {key: None if value != value else value for key, value in found.items()}  # JSON: no NaN
 
 
-def class_counts(own: HeadAnswers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Count per class (K,) the photos predicted rightly, those of the class, and those predicted
+def class_counts(own: HeadAnswers) -> np.ndarray:
+    """Count per class (3, K) the photos predicted rightly, those of the class, and those predicted
     so; of predicted photos alone.
     """
     counted = own.true[own.is_right], own.true, own.top[:, 0]
-    hits, support, predicted = (np.bincount(k, minlength=len(own.classes)) for k in counted)
-    return hits, support, predicted
+    return np.stack([np.bincount(k, minlength=len(own.classes)) for k in counted])
 
 
 def _class_averages(own: HeadAnswers, *, intervals: bool) -> dict[str, Any]:
@@ -78,7 +77,7 @@ def _class_averages(own: HeadAnswers, *, intervals: bool) -> dict[str, Any]:
     scores = metrics.class_scores(hits, support, predicted)
     names = ["" if own.head == "species" else name for name, _ in own.classes]
     group = np.unique(names, return_inverse=True)[1]  # (K,)
-    found = {
+    found: dict[str, Any] = {
         "balanced_accuracy": share(scores.recall[support > 0]),
         "macro_precision": scores.macro_precision,
         "macro_recall": scores.macro_recall,

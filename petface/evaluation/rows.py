@@ -121,27 +121,21 @@ class SpeciesRows:
                     found = describe_answers(z, self._true[head][of_species], t)
                     details[head][rows] = found
                     status[rows[found["top"][:, 0] < 0]] = _NON_FINITE
-        return self.lay_out(predicted.places, status, details, predicted.failures), details
+        return self.lay_out(predicted._replace(status=status), details), details
 
-    def lay_out(
-        self,
-        places: np.ndarray,
-        status: np.ndarray,
-        details: np.ndarray,
-        failures: Sequence[tuple[int, str]] = (),
-    ) -> str:
-        """Format the lines of images, `places` (n,) in the catalog, each with its LF.
+    def lay_out(self, predicted: Predicted, details: np.ndarray) -> str:
+        """Format the lines of n images, each with its LF; `details` (n,) of `DETAILS`.
 
-        In the order of `PER_IMAGE_COLUMNS`. `status` (n,) numbers `STATUSES`; `details` (n,) of
-        `DETAILS`.
+        In the order of `PER_IMAGE_COLUMNS`; from the prediction places, status and failures alone.
         """
-        catalog, of_species = self._catalog, places - self._first
+        catalog, places = self._catalog, predicted.places
+        of_species = places - self._first
         columns: list[Iterable[str]] = [
             _cells(os.fsdecode(catalog.relative_path(place)) for place in places.tolist()),
             self._labels["species"][of_species],
             self._records[of_species],
             self._split[of_species],
-            np.array(STATUSES, object)[status],
+            np.array(STATUSES, object)[predicted.status],
         ]
         for head in HEADS:
             true = self._labels[head][of_species]
@@ -159,7 +153,7 @@ class SpeciesRows:
         columns.append(text.strip() for text in self._unknown[of_species])
         why = {
             place: text.removeprefix(f"{readable_name(catalog.path(place))}: ")
-            for place, text in failures
+            for place, text in predicted.failures
         }
         columns.append(_cells(why.get(place, "") for place in places.tolist()))
         return "".join(map(csv_line, zip(*columns, strict=True)))

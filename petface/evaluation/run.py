@@ -125,10 +125,7 @@ def evaluate_dataset(options: EvaluationOptions, how: ComputeOptions) -> dict[st
         slices = predict_slices(dataset, models, stage1, plan[num_done:], options, how)
         _write(slices, records, table, sum(map(len, plan)))
         distributed.barrier()
-        summary = {}
-        if distributed.is_main():
-            take_in_parts(table, records)
-            summary = _finish(out, table, records)
+        summary = _finish(out, table, records) if distributed.is_main() else {}
     return distributed.broadcast_object(summary)
 
 
@@ -175,10 +172,11 @@ def _identity(models: Models) -> Models:
 
 
 def _finish(out: Path, table: ResumableTable, records: ResumableRecords) -> dict[str, Any]:
-    """Write what is computed from the rows; the table has its final name last.
+    """Gather the rows of all and write what is computed from them; the table is named last.
 
     A table with that name is refused, so that nothing behind it would be made again.
     """
+    take_in_parts(table, records)
     records.finish()
     evaluation = read_evaluation(out, table.unfinished)
     summary = summarise(evaluation)

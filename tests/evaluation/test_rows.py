@@ -97,7 +97,9 @@ def test_lines_equal_rows_built_cell_by_cell(dataset, heads, tmp_path):
         which = cut - part[0]
         why = {int(cut[0]): "=cut short"}
         failures = [(i, f"{dataset.catalog.path(i)}: {text}") for i, text in why.items()]
-        found = lines.lay_out(cut, status[which], details[which], failures)
+        nothing = np.empty(0)
+        predicted = Predicted(cut, status[which], nothing, nothing, (), failures)
+        found = lines.lay_out(predicted, details[which])
         assert found == cell_by_cell(dataset, names, cut, status[which], details[which], why)
         rows = list(csv.reader(io.StringIO(found)))
         assert {len(row) for row in rows} == {len(PER_IMAGE_COLUMNS)} and len(rows) == len(cut)
