@@ -165,7 +165,7 @@ class ResumableRecords:
         self.unfinished = path.with_name(path.name + ".unfinished")
 
     def num_kept(self) -> int:
-        """Count the whole records of an earlier start."""
+        """Count the whole records that are there."""
         with suppress(FileNotFoundError):
             return self.unfinished.stat().st_size // self.dtype.itemsize
         return 0

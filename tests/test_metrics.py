@@ -192,7 +192,7 @@ def test_clopper_and_pearsons_bounds_are_scipys(right, num):
 
 
 def test_the_spread_of_an_average_is_that_of_a_bootstrap_over_animals():
-    """The width of the interval, against 2000 draws of whole animals scored by scikit-learn."""
+    """The width of the interval, against 400 draws of whole animals scored by scikit-learn."""
     draw = np.random.default_rng(3)
     true, predicted, record = simulations.answers(draw, 3, 0.8, 0.4, 150)
     score = sklearn.metrics.balanced_accuracy_score
