@@ -200,6 +200,21 @@ def balanced_accuracy_interval(
     return cluster_interval(value, moved, weight, record, num_classes=len(support))
 
 
+def macro_f1_interval(
+    true: np.ndarray, predicted: np.ndarray, record: np.ndarray
+) -> list[float] | None:
+    """Bound the macro F1 of the classes that occur in either (M,), as the balanced accuracy."""
+    both = np.unique(np.concatenate([true, predicted]), return_inverse=True)[1]
+    t, p = both[: len(true)], both[len(true) :]
+    seen = np.bincount(both)
+    f1 = 2.0 * np.bincount(t[t == p], minlength=len(seen)) / seen
+    value = float(f1.mean()) if len(f1) else 0.0
+    centre = np.where(_is_lonely(both, np.tile(record, 2)), value, f1)
+    share = 1.0 / (seen * len(seen))  # of a photo in its class; photos are in two
+    moved = 2.0 * (t == p) * share[t] - centre[t] * share[t] - centre[p] * share[p]
+    return cluster_interval(value, moved, share[t] + share[p], record, num_classes=len(seen))
+
+
 def _is_lonely(k: np.ndarray, record: np.ndarray) -> npt.NDArray[np.bool_]:
     """Mark the classes (K,) that one animal alone shows; rows (M,)."""
     pairs = np.unique(np.stack([k, record]), axis=1)

@@ -104,10 +104,16 @@ def averages(runs: int, seed: int) -> Iterator[dict[str, Any]]:
         lambda t, p, r: metrics.balanced_accuracy_interval(t, t == p, r),
         lambda t, p, _: metrics.balanced_accuracy(metrics.confusion_matrix(t, p, 8)),
     )
+    f1 = (
+        metrics.macro_f1_interval,
+        lambda t, p, _: metrics.precision_recall_f1(metrics.confusion_matrix(t, p, 8)).macro_f1,
+    )
     gain = metrics.gain_interval, lambda gain, _: float(gain.mean())
     kinds: dict[str, tuple[Callable[..., Any], ...]] = {
         "balanced_accuracy of 2": (partial(answers, num_classes=2), *balanced),
         "balanced_accuracy of 8": (partial(answers, num_classes=8), *balanced),
+        "macro_f1 of 2": (partial(answers, num_classes=2), *f1),
+        "macro_f1 of 8": (partial(answers, num_classes=8), *f1),
         "fusion_gain": (fused, *gain),
         "paired_gain": (paired, *gain),
     }

@@ -174,6 +174,7 @@ def test_fewer_than_ten_animals_are_too_few(num):
         metrics.accuracy_interval(right, record) is metrics.gain_interval(right * 1, record) is None
     )
     assert metrics.balanced_accuracy_interval(right, right, record) is None
+    assert metrics.macro_f1_interval(right, right, record) is None
     assert metrics.accuracy_interval(np.ones(10, bool), np.arange(10)) is not None
     two = np.arange(19) % 2
     assert (
@@ -191,17 +192,27 @@ def test_clopper_and_pearsons_bounds_are_scipys(right, num):
     assert metrics.clopper_pearson(right, num, 0.025) == pytest.approx(expected)
 
 
-def test_the_spread_of_an_average_is_that_of_a_bootstrap_over_animals():
+@pytest.mark.parametrize("name", ["balanced_accuracy", "macro_f1"])
+def test_the_spread_of_an_average_is_that_of_a_bootstrap_over_animals(name):
     """The width of the interval, against 400 draws of whole animals scored by scikit-learn."""
     draw = np.random.default_rng(3)
     true, predicted, record = simulations.answers(draw, 3, 0.8, 0.4, 150)
-    score = sklearn.metrics.balanced_accuracy_score
+
+    def figure(t, p):
+        if name == "macro_f1":
+            return float(sklearn.metrics.f1_score(t, p, average="macro"))
+        return float(sklearn.metrics.balanced_accuracy_score(t, p))
+
     rows, shares = [np.flatnonzero(record == k) for k in range(150)], []
     for _ in range(400):
         drawn = np.concatenate([rows[k] for k in draw.integers(0, 150, 150)])
-        shares.append(score(true[drawn], predicted[drawn]))
-    found = metrics.balanced_accuracy_interval(true, true == predicted, record)
-    assert found is not None and found[0] < score(true, predicted) < found[1]
+        shares.append(figure(true[drawn], predicted[drawn]))
+    found = (
+        metrics.macro_f1_interval(true, predicted, record)
+        if name == "macro_f1"
+        else metrics.balanced_accuracy_interval(true, true == predicted, record)
+    )
+    assert found is not None and found[0] < figure(true, predicted) < found[1]
     assert np.diff(found)[0] == pytest.approx(
         np.diff(np.quantile(shares, (0.025, 0.975)))[0], rel=0.2
     )

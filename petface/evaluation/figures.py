@@ -42,8 +42,8 @@ def figures(answers: HeadAnswers, *, intervals: bool) -> dict[str, Any]:
     species counts as wrong.
 
     `majority_baseline` is the score of always giving the commonest training label of the species.
-    `interval_95` and `balanced_accuracy_interval_95` are over animals, None where they are too few:
-    see `metrics.cluster_interval`; only with `intervals`.
+    `interval_95` (`<figure>_interval_95` of averages over classes) is over animals, None where they
+    are too few: see `metrics.cluster_interval`; only with `intervals`.
     """
     own = answers.predicted()
     rank = own.details["rank"]
@@ -87,6 +87,8 @@ def _class_averages(own: HeadAnswers, *, intervals: bool) -> dict[str, Any]:
     if intervals:
         balanced = metrics.balanced_accuracy_interval(own.true, own.is_right, own.record)
         found["balanced_accuracy_interval_95"] = balanced
+        macro_f1 = metrics.macro_f1_interval(own.true, own.top[:, 0], own.record)
+        found["macro_f1_interval_95"] = macro_f1
     return found
 
 
