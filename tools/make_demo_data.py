@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 from petface.errors import UserError, run_script  # isort: split
@@ -239,7 +240,7 @@ def plant_odd_files(images: Path, num_cats: int) -> None:
 
 
 def is_there(out: Path, marker: dict[str, object], *, force: bool) -> bool:
-    """Return whether `out` holds the tree of `marker` already; an unfinished one does not count.
+    """Return whether `out` holds the tree of `marker` already; one that lost a part does not count.
 
     Raises `UserError` for a folder that is no demo, and for another demo without `force`.
     """
@@ -253,10 +254,9 @@ def is_there(out: Path, marker: dict[str, object], *, force: bool) -> bool:
             f"{out} is not empty and has no {MARKER} of this tool, so it is left alone, --force or "
             "not: choose another --out or delete it yourself"
         )
-    is_whole = all((out / part).is_dir() for part in ("images", "annotations"))
-    if force or not (is_whole and found.get("finished")):
+    if force or not all((out / part).is_dir() for part in ("images", "annotations")):
         return False
-    if found != marker:
+    if not marker.items() <= found.items():
         what = f"{out} holds a demo drawn with {found.get('arguments')}"
         raise UserError(f"{what}: give --force to replace it or choose another --out")
     return True
@@ -271,17 +271,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = {"records": s.RECORDS, "size": s.SIZE, "seed": s.SEED}
     arguments |= {"no_odd_files": is_plain, "mislabelled": s.MISLABELLED}
     # "format" is raised when the same arguments would draw another tree
-    marker = {"tool": "tools.make_demo_data", "format": 1, "arguments": arguments, "finished": True}
+    marker = {"tool": "tools.make_demo_data", "format": 1, "arguments": arguments}
     try:
-        there = is_there(out, marker, force="force" in s.switches)
-        if not there:
-            write_json(out / MARKER, marker | {"finished": False})  # before the first deletion
-            for part in filter(Path.exists, (out / "images", out / "annotations")):
-                shutil.rmtree(part)  # of an older demo; nothing else in the folder is deleted
-            draw_tree(out, tree, s.SIZE, s.SEED, s.WORKERS or num_cores())
-            if not is_plain:
-                plant_odd_files(out / "images", len(tree["cat"]))
-            write_json(out / MARKER, marker)
+        if not (there := is_there(out, marker, force="force" in s.switches)):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.unfinished-") as folder:
+                draw_tree(Path(folder), tree, s.SIZE, s.SEED, s.WORKERS or num_cores())
+                if not is_plain:
+                    plant_odd_files(Path(folder, "images"), len(tree["cat"]))
+                write_json(out / MARKER, marker)
+                for part in ("images", "annotations"):
+                    shutil.rmtree(out / part, ignore_errors=True)  # of an older demo, nothing else
+                    Path(folder, part).rename(out / part)
     except OSError as error:
         raise write_error(error.filename or out, error) from error
     print(f"folder: {out}{' (already there)' if there else ''}\nrecords: {s.RECORDS}")

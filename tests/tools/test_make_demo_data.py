@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -170,23 +170,32 @@ def test_a_second_call_draws_nothing_and_other_folders_are_refused(demo, tmp_pat
         main(["--records", "5", "--out", str(tmp_path / "new")])
 
 
-def test_an_interrupted_drawing_is_drawn_anew(demo, tmp_path, monkeypatch):
-    out = tmp_path / "tree"
-
-    def stop(*_: object) -> None:
-        (out / "images" / "cat" / "000000").mkdir(parents=True)
-        (out / "images" / "cat" / "000000" / "09.png").write_bytes(b"half")
+def test_a_drawing_that_is_stopped_leaves_what_was_there_and_forced_anew_replaces_it_alone(
+    demo, tmp_path, monkeypatch
+):
+    def stop(folder: Path, *_: object) -> None:
+        (folder / "images" / "cat" / "000000").mkdir(parents=True)
+        (folder / "images" / "cat" / "000000" / "09.png").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(make_demo_data, "draw_tree", stop)
-        with pytest.raises(KeyboardInterrupt):
-            main([*SMALL, "--out", str(out)])
-    assert json.loads((out / "demo.json").read_text())["finished"] is False
-    (out / "mine.txt").write_text("kept")
+    def stopped(*flags: str) -> None:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(make_demo_data, "draw_tree", stop)
+            main([*flags, "--out", str(out)])
+
+    out = tmp_path / "new/tree"
+    stopped(*SMALL)
+    assert [*tmp_path.iterdir()] == [out.parent] and not [*out.parent.iterdir()]
     main([*SMALL, "--out", str(out), "--workers", "1"])
+    stopped("--records", "61", "--force")
+    assert hash_of_tree(out) == hash_of_tree(demo)
+    (out / "mine.txt").write_text("kept")
+    (out / "images/cat/000000/09.png").write_bytes(b"of another demo")
+    main([*SMALL, "--out", str(out), "--workers", "1", "--force"])
     assert (out / "mine.txt").read_text() == "kept"
     (out / "mine.txt").unlink()
+    shutil.rmtree(out / "annotations")  # a demo that lost a part is drawn anew
+    main([*SMALL, "--out", str(out), "--workers", "1"])
     assert hash_of_tree(out) == hash_of_tree(demo)
 
 
