@@ -62,7 +62,7 @@ OVER_BUDGET: dict[str, int] = {
     "petface/evaluation": 1358,
     "petface/report": 2018,
     "petface/serving": 1724,
-    "tools": 2632,
+    "tools": 2609,
     "tests": 25774,
 }
 

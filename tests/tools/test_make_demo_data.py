@@ -170,32 +170,23 @@ def test_a_second_call_draws_nothing_and_other_folders_are_refused(demo, tmp_pat
         main(["--records", "5", "--out", str(tmp_path / "new")])
 
 
-def test_a_drawing_that_is_stopped_leaves_what_was_there_and_forced_anew_replaces_it_alone(
-    demo, tmp_path, monkeypatch
-):
+def test_a_stopped_drawing_changes_nothing_and_another_the_demo_alone(demo, tmp_path, monkeypatch):
     def stop(folder: Path, *_: object) -> None:
-        (folder / "images" / "cat" / "000000").mkdir(parents=True)
-        (folder / "images" / "cat" / "000000" / "09.png").write_bytes(b"half")
+        (folder / "images").mkdir()
         raise KeyboardInterrupt
 
-    def stopped(*flags: str) -> None:
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(make_demo_data, "draw_tree", stop)
-            main([*flags, "--out", str(out)])
-
-    out = tmp_path / "new/tree"
-    stopped(*SMALL)
-    assert [*tmp_path.iterdir()] == [out.parent] and not [*out.parent.iterdir()]
-    main([*SMALL, "--out", str(out), "--workers", "1"])
-    stopped("--records", "61", "--force")
-    assert hash_of_tree(out) == hash_of_tree(demo)
-    (out / "mine.txt").write_text("kept")
+    out = shutil.copytree(demo, tmp_path / "tree")
     (out / "images/cat/000000/09.png").write_bytes(b"of another demo")
-    main([*SMALL, "--out", str(out), "--workers", "1", "--force"])
+    (out / "mine.txt").write_text("kept")
+    before, arguments = hash_of_tree(out), [*SMALL, "--out", str(out), "--workers", "1"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(make_demo_data, "draw_tree", stop)
+        main([*arguments, "--force"])
+    assert [*tmp_path.iterdir()] == [out] and hash_of_tree(out) == before
+    shutil.rmtree(out / "annotations")
+    main(arguments)  # a demo that lost a part is drawn anew
     assert (out / "mine.txt").read_text() == "kept"
     (out / "mine.txt").unlink()
-    shutil.rmtree(out / "annotations")  # a demo that lost a part is drawn anew
-    main([*SMALL, "--out", str(out), "--workers", "1"])
     assert hash_of_tree(out) == hash_of_tree(demo)
 
 
