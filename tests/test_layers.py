@@ -62,8 +62,8 @@ OVER_BUDGET: dict[str, int] = {
     "petface/evaluation": 1336,
     "petface/report": 2018,
     "petface/serving": 1724,
-    "tools": 2632,
-    "tests": 25775,
+    "tools": 2609,
+    "tests": 25774,
 }
 
 

@@ -24,13 +24,11 @@ from petface.errors import UserError, run_script  # isort: split
 import numpy as np
 
 import inference_engine
-from inference_engine import Stage1Model, Stage2Model
 from petface import files
 from petface.analysis import errors
 from petface.data.loading import worker_count
 from petface.evaluation.details import HEADS, Evaluation, class_numbers, read_evaluation
-from petface.inference.loading import find_specialist
-from petface.models.network import Network
+from petface.inference.loading import ComputeOptions, Stage, find_model, load_stage
 from petface.report import report_line
 from petface.settings import NonNegative, Positive, read_settings
 from petface.taxonomy import UNKNOWN
@@ -97,13 +95,14 @@ def run_networks(
     records = evaluation.records[work.answers.index[sample]]
     kept, pictures = defaultdict(list), defaultdict[str, dict[int, list[np.ndarray]]](dict)
     right, num_unreadable = np.zeros(len(sample), bool), 0
-    for species, network, heads in load_networks(evaluation, s):
+    for stage in load_networks(evaluation, s):
+        species, network = stage.species, stage.network
         asked = np.flatnonzero((species is None) | (right & (species_of == species)))
         answers = errors.predict_under_probes(
-            network, work.catalog, sample[asked], len(heads), batch_size=s.BATCH_SIZE,
+            network, work.catalog, sample[asked], len(stage.names), batch_size=s.BATCH_SIZE,
             num_workers=worker_count(s.WORKERS), description=f"probes, {species or 'species'}",
         )  # fmt: skip
-        for number, (head, names) in enumerate(heads.items()):
+        for number, (head, names) in enumerate(stage.names.items()):
             predicted = answers[:, :, number]
             true = class_numbers(work.labels(errors.true_column(head), sample[asked]), names)
             use = (predicted[0] >= 0) & (true != UNKNOWN)
@@ -120,28 +119,18 @@ def run_networks(
     return figures, pictures, num_unreadable
 
 
-def load_networks(
-    evaluation: Evaluation, s: Any
-) -> Iterator[tuple[str | None, Network, dict[str, tuple[str, ...]]]]:
-    """Load the networks that were evaluated, from where they are now: stage 1 as None first."""
-
-    def checked(path: str | Path, model: dict[str, Any]) -> str | Path:
-        if Path(path).is_file() and files.sha256_of_file(path) != model["sha256"]:
+def load_networks(evaluation: Evaluation, s: Any) -> Iterator[Stage]:
+    """Load the networks that were evaluated, from where they are now: stage 1 first."""
+    models = {None: evaluation.models["stage1"], **evaluation.models["specialists"]}
+    for species, model in models.items():
+        place = s.STAGE1_CHECKPOINT if species is None else s.STAGE2_FOLDER
+        path = find_model(place or model["path"], species)
+        if path.is_file() and files.sha256_of_file(path) != model["sha256"]:
             raise UserError(
                 f"{path} is not the checkpoint that was evaluated, {model['path']}; evaluate "
                 "again, or set --stage1-checkpoint and --stage2-folder"
             )
-        return path
-
-    own = evaluation.models["stage1"]
-    stage1 = Stage1Model(checked(s.STAGE1_CHECKPOINT or own["path"], own), s.DEVICE)
-    yield None, stage1.network, {"species": stage1.classes}
-    for species, model in evaluation.models["specialists"].items():
-        place = s.STAGE2_FOLDER or model["path"]
-        path = checked(find_specialist(species, place) or place, model)
-        specialist = Stage2Model.load_for_species(species, path, s.DEVICE)
-        names = {head: specialist.vocabularies[head] for head in specialist.heads}
-        yield species, specialist.network, names
+        yield load_stage(path, species, ComputeOptions.choose(s.DEVICE))
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def make_photos(folder: Path, num: int, size_px: int) -> Tree:
 
 
 def v2_chain(regime: AugmentRegime, size_px: int) -> v2.Compose:
-    """Build torchvision's transforms of a regime: PIL image -> (3, H, W) float32 in [0, 1]."""
+    """Build a regime that erases nothing: PIL image -> (3, H, W) float32 in [0, 1]."""
     r, chain = regime, [v2.Resize((size_px, size_px))]
     if r != NONE:  # a validation loop does not draw what changes nothing
         shift, zoom = (r.translate_frac, r.translate_frac), (r.scale_min, r.scale_max)
@@ -118,9 +118,6 @@ def v2_chain(regime: AugmentRegime, size_px: int) -> v2.Compose:
         chain.append(v2.RandomAffine(r.rotate_deg, shift, zoom, interpolation=bilinear))
         chain.append(v2.ColorJitter(r.brightness, r.contrast, r.saturation, r.hue))
     chain += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    if r.erase_p:
-        area = r.erase_area_max_frac
-        chain.append(v2.RandomErasing(r.erase_p, (area / 10, area)))
     return v2.Compose(chain)
 
 

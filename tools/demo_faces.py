@@ -130,10 +130,8 @@ def draw_photo(who: Individual, size_px: int, rng: np.random.Generator) -> Image
         out = np.array([np.cos(angle), np.sin(angle)])
         along = np.array([-out[1], out[0]])
         edge = 0.5 + out * rng.uniform(0.47, 0.72)
-        corners = [
-            edge + 2 * x * along + 2 * y * out for x, y in ((-1, 0), (1, 0), (1, 1), (-1, 1))
-        ]
-        sketch.draw.polygon((np.array(corners) * side).ravel().tolist(), fill=(0, 0, 0))
+        corners = edge + 2 * np.array([-along, along, along + out, out - along])
+        sketch.draw.polygon((corners * side).ravel().tolist(), fill=(0, 0, 0))
     return develop(sketch.image, size_px, rng)
 
 

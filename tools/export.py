@@ -21,7 +21,7 @@ from typing import Literal
 
 from petface.errors import UserError, run_script
 from petface.inference.loading import find_specialist
-from petface.settings import Fraction, Positive, PositiveFloat, Seed, read_settings
+from petface.settings import Fraction, PositiveFloat, Seed, read_settings
 from tools.labels import load_as_trained
 
 # ---- What is exported ----
@@ -36,13 +36,11 @@ ANNOTATIONS_ROOT: str = "data/PetFace/annotations"  # <species>.csv
 SPLITS_FILE: str = ""  # "" = splits.csv beside the images, the one the models were trained with
 SPLIT_SEED: Seed = 0  # used when splits.csv is made, never after
 PACK: str = ""  # "" = decode the files; auto = a pack beside the images, made once; or its path
-NUM_PARITY: Positive = 512  # validation photos at most, per model
 MAX_LOGIT_DIFFERENCE: PositiveFloat = 1e-3  # to torch in fp32; float sums in another order: 1e-5
 
 # ---- int8 ----
 PRECISION: Literal["fp32", "int8"] = "fp32"  # int8: a quarter of the size, faster on a CPU
 INT8_AGREEMENT: Fraction = 0.99  # least share of fp32's predictions; else the model stays in fp32
-NUM_CALIBRATION: Positive = 256  # training photos that show the ranges
 
 
 def main() -> None:
@@ -67,10 +65,8 @@ def main() -> None:
     options = ExportOptions(
         precision=s.PRECISION,
         max_logit_difference=s.MAX_LOGIT_DIFFERENCE,
-        num_parity=s.NUM_PARITY,
         int8_agreement=s.INT8_AGREEMENT,
         force_int8=force_int8,
-        num_calibration=s.NUM_CALIBRATION,
         pack=s.PACK,
     )
     start, models = time.perf_counter(), (s.STAGE1_CHECKPOINT, specialists)

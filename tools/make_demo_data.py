@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 from petface.errors import UserError, run_script  # isort: split
@@ -31,7 +32,7 @@ from petface.devices import num_cores
 from petface.files import read_json, write_csv, write_error, write_json
 from petface.progress import progress
 from petface.settings import Fraction, NonNegative, Range, Seed, read_settings
-from petface.taxonomy import SPECIES_FEATURES
+from petface.taxonomy import FEATURES, SPECIES_FEATURES
 from tools.demo_animals import BREEDS, COLOURS, REAL
 from tools.demo_faces import draw_individual, draw_photo
 
@@ -51,7 +52,6 @@ UNKNOWN_FRAC = 0.05  # of breeds and colours
 PHOTOS, PHOTOS_P = (2, 3, 4, 5, 6), (0.12, 0.25, 0.33, 0.20, 0.10)  # a record; mean 3.91
 TOKENS = ("", "unknown", "Unknown", "unk", "UNK", "NA", "n/a", "N/A", "nan", "NaN")
 SPARROW_COLOR1 = {"Normal": "Gray", "Silver": "Gray", "White": "White", "Cinnamon": "Brown"}
-TITLES = {"breed": "Breed", "color": "Color", "color1": "Color1", "color2": "Color2"}
 NO_VALID_COLOR2 = ("ferret", "hedgehog")
 
 
@@ -108,7 +108,7 @@ def long_tailed(
 def columns_of(species: str) -> tuple[str, ...]:
     """Return the header of a species' annotation file."""
     features = SPECIES_FEATURES[species] + ("color2",) * (species in NO_VALID_COLOR2)
-    return ("Name", "Gender", *(title for key, title in TITLES.items() if key in features))
+    return ("Name", "Gender", *(f.title() for f in FEATURES if f in features and f != "gender"))
 
 
 def plan_species(species: str, count: int, seed: int, mislabelled: float) -> list[Record]:
@@ -187,16 +187,15 @@ def annotation_rows(records: list[Record]) -> list[tuple[str, ...]]:
     return rows
 
 
-def draw_records(images: Path, size_px: int, seed: int, records: list[Record]) -> int:
-    """Draw the photos of `records`; return their number. Runs in a worker process."""
-    for record in records:
-        rng = np.random.default_rng([seed, SPECIES.index(record.species), record.number])
-        who = draw_individual(record.species, *record.look, rng)
-        folder = images / record.species / f"{record.number:06d}"
-        folder.mkdir(parents=True)
-        for photo in range(record.num_photos):
-            draw_photo(who, size_px, rng).save(folder / f"{photo:02d}.png", compress_level=4)
-    return sum(record.num_photos for record in records)
+def draw_record(images: Path, size_px: int, seed: int, record: Record) -> int:
+    """Draw the photos of one animal; return their number. Runs in a worker process."""
+    rng = np.random.default_rng([seed, SPECIES.index(record.species), record.number])
+    who = draw_individual(record.species, *record.look, rng)
+    folder = images / record.species / f"{record.number:06d}"
+    folder.mkdir(parents=True)
+    for photo in range(record.num_photos):
+        draw_photo(who, size_px, rng).save(folder / f"{photo:02d}.png", compress_level=4)
+    return record.num_photos
 
 
 def draw_tree(
@@ -204,16 +203,15 @@ def draw_tree(
 ) -> None:
     """Draw all photos with a progress bar and write the annotation files, one a species."""
     everyone = [record for records in tree.values() for record in records]
-    parts = [everyone[start : start + 12] for start in range(0, len(everyone), 12)]
-    draw = partial(draw_records, out / "images", size_px, seed)
+    draw = partial(draw_record, out / "images", size_px, seed)
     ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, which ends the pool
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore)
-    try:
-        with progress(total=num_photos(tree), unit="photo", desc="drawing") as bar:
-            for drawn in map(draw, parts) if workers == 1 else pool.map(draw, parts):
-                bar.update(drawn)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with (
+        ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore) as pool,
+        progress(total=num_photos(tree), unit="photo", desc="drawing") as bar,
+    ):
+        each = map if workers == 1 else partial(pool.map, chunksize=12)
+        for num in each(draw, everyone):  # what ends the loop early cancels the rest
+            bar.update(num)
     for species, records in tree.items():
         path = out / "annotations" / f"{species}.csv"
         write_csv(path, columns_of(species), annotation_rows(records))
@@ -242,7 +240,7 @@ def plant_odd_files(images: Path, num_cats: int) -> None:
 
 
 def is_there(out: Path, marker: dict[str, object], *, force: bool) -> bool:
-    """Return whether `out` holds the tree of `marker` already; an unfinished one does not count.
+    """Return whether `out` holds the tree of `marker` already; one that lost a part does not count.
 
     Raises `UserError` for a folder that is no demo, and for another demo without `force`.
     """
@@ -256,10 +254,9 @@ def is_there(out: Path, marker: dict[str, object], *, force: bool) -> bool:
             f"{out} is not empty and has no {MARKER} of this tool, so it is left alone, --force or "
             "not: choose another --out or delete it yourself"
         )
-    is_whole = all((out / part).is_dir() for part in ("images", "annotations"))
-    if force or not (is_whole and found.get("finished")):
+    if force or not all((out / part).is_dir() for part in ("images", "annotations")):
         return False
-    if found != marker:
+    if not marker.items() <= found.items():
         what = f"{out} holds a demo drawn with {found.get('arguments')}"
         raise UserError(f"{what}: give --force to replace it or choose another --out")
     return True
@@ -274,17 +271,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = {"records": s.RECORDS, "size": s.SIZE, "seed": s.SEED}
     arguments |= {"no_odd_files": is_plain, "mislabelled": s.MISLABELLED}
     # "format" is raised when the same arguments would draw another tree
-    marker = {"tool": "tools.make_demo_data", "format": 1, "arguments": arguments, "finished": True}
+    marker = {"tool": "tools.make_demo_data", "format": 1, "arguments": arguments}
     try:
-        there = is_there(out, marker, force="force" in s.switches)
-        if not there:
-            write_json(out / MARKER, marker | {"finished": False})  # before the first deletion
-            for part in filter(Path.exists, (out / "images", out / "annotations")):
-                shutil.rmtree(part)  # of an older demo; nothing else in the folder is deleted
-            draw_tree(out, tree, s.SIZE, s.SEED, s.WORKERS or num_cores())
-            if not is_plain:
-                plant_odd_files(out / "images", len(tree["cat"]))
-            write_json(out / MARKER, marker)
+        if not (there := is_there(out, marker, force="force" in s.switches)):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.unfinished-") as folder:
+                draw_tree(Path(folder), tree, s.SIZE, s.SEED, s.WORKERS or num_cores())
+                if not is_plain:
+                    plant_odd_files(Path(folder, "images"), len(tree["cat"]))
+                write_json(out / MARKER, marker)
+                for part in ("images", "annotations"):
+                    shutil.rmtree(out / part, ignore_errors=True)  # of an older demo, nothing else
+                    Path(folder, part).rename(out / part)
     except OSError as error:
         raise write_error(error.filename or out, error) from error
     print(f"folder: {out}{' (already there)' if there else ''}\nrecords: {s.RECORDS}")

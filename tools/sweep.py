@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -67,7 +66,7 @@ class Trainer:
         Results that were made with other settings are refused.
         """
         found, may_change = [], importlib.import_module(self.script).MAY_CHANGE
-        now = json.loads(json.dumps(self.settings().as_dict()))
+        now = tomllib.loads(self.settings().as_toml())
         for path in sorted(self.folder.rglob("final.json")):
             before = tomllib.loads(path.with_name("settings.toml").read_text(encoding="utf-8"))
             changed = [

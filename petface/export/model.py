@@ -59,10 +59,10 @@ class ExportOptions:
 
     precision: str = "fp32"
     max_logit_difference: float = 1e-3
-    num_parity: int = 512
+    num_parity: int = 512  # validation photos at most, per model
     int8_agreement: float = 0.99
     force_int8: bool = False
-    num_calibration: int = 256
+    num_calibration: int = 256  # training photos that show the ranges of int8
     pack: str = ""
 
 

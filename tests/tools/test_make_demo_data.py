@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -170,21 +170,21 @@ def test_a_second_call_draws_nothing_and_other_folders_are_refused(demo, tmp_pat
         main(["--records", "5", "--out", str(tmp_path / "new")])
 
 
-def test_an_interrupted_drawing_is_drawn_anew(demo, tmp_path, monkeypatch):
-    out = tmp_path / "tree"
-
-    def stop(*_: object) -> None:
-        (out / "images" / "cat" / "000000").mkdir(parents=True)
-        (out / "images" / "cat" / "000000" / "09.png").write_bytes(b"half")
+def test_a_stopped_drawing_changes_nothing_and_another_the_demo_alone(demo, tmp_path, monkeypatch):
+    def stop(folder: Path, *_: object) -> None:
+        (folder / "images").mkdir()
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(make_demo_data, "draw_tree", stop)
-        with pytest.raises(KeyboardInterrupt):
-            main([*SMALL, "--out", str(out)])
-    assert json.loads((out / "demo.json").read_text())["finished"] is False
+    out = shutil.copytree(demo, tmp_path / "tree")
+    (out / "images/cat/000000/09.png").write_bytes(b"of another demo")
     (out / "mine.txt").write_text("kept")
-    main([*SMALL, "--out", str(out), "--workers", "1"])
+    before, arguments = hash_of_tree(out), [*SMALL, "--out", str(out), "--workers", "1"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(make_demo_data, "draw_tree", stop)
+        main([*arguments, "--force"])
+    assert [*tmp_path.iterdir()] == [out] and hash_of_tree(out) == before
+    shutil.rmtree(out / "annotations")
+    main(arguments)  # a demo that lost a part is drawn anew
     assert (out / "mine.txt").read_text() == "kept"
     (out / "mine.txt").unlink()
     assert hash_of_tree(out) == hash_of_tree(demo)
