@@ -97,8 +97,7 @@ def test_lines_equal_rows_built_cell_by_cell(dataset, heads, tmp_path):
         which = cut - part[0]
         why = {int(cut[0]): "=cut short"}
         failures = [(i, f"{dataset.catalog.path(i)}: {text}") for i, text in why.items()]
-        nothing = np.empty(0)
-        predicted = Predicted(cut, status[which], nothing, nothing, (), failures)
+        predicted = Predicted(cut, status[which], np.empty(0), np.empty(0), (), failures)
         found = lines.lay_out(predicted, details[which])
         assert found == cell_by_cell(dataset, names, cut, status[which], details[which], why)
         rows = list(csv.reader(io.StringIO(found)))

@@ -224,7 +224,7 @@ def test_every_tool_refuses_a_place_it_cannot_write(script, tree, tmp_path):
         (scripts.PACK, "--images-root", tree.images, "--out", out / "a.bin"),
         (scripts.PACK, "--images-root", tree.images, "--out", "/proc/x/a.bin"),
         ("tools/audit.py", *tree.flags, "--out", out),
-        ("tools/make_demo_data.py", "--records", 5, "--size", 32, "--out", out),
+        ("tools/make_demo_data.py", "--records", 60, "--size", 32, "--out", out),
         ("tools/prepare_data.py", "image_folder", "--source", tree.images, "--out", out),
     ]:
         done = script(name, arguments)
