@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Literal
 
-from petface.errors import optional_room, run_script  # isort: split
+from petface.errors import SettingsError, optional_room, run_script  # isort: split
 
 import numpy as np
 import torch
@@ -163,6 +163,8 @@ def main() -> int:
     s = read_settings(sys.modules[__name__], switches=runs.SWITCHES)
     distributed.start(s.DEVICE)
     print(s.provenance())
+    if s.WEIGHT_CLIP[0] > s.WEIGHT_CLIP[1]:
+        raise SettingsError(f"WEIGHT_CLIP must ascend, not {s.WEIGHT_CLIP}")
     phases_of(s)  # refused before anything is read
     if isinstance(s.SPECIES, str) and s.SPECIES != "all":
         runs.refuse_finished(runs.run_path(s.RUNS_ROOT, f"{s.RUN_NAME}/{s.SPECIES}"), s.switches)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
-from petface.errors import UserError, optional_room, run_script  # isort: split
+from petface.errors import SettingsError, optional_room, run_script  # isort: split
 
 import numpy as np
 import torch
@@ -142,7 +142,8 @@ def main() -> int:
     distributed.start(s.DEVICE)
     print(s.provenance())
     if s.MIN_WEIGHT_PER_CLASS > s.MAX_UPWEIGHT_PER_CLASS:
-        raise UserError("MIN_WEIGHT_PER_CLASS must not exceed MAX_UPWEIGHT_PER_CLASS")
+        pair = f"{s.MIN_WEIGHT_PER_CLASS} exceeds {s.MAX_UPWEIGHT_PER_CLASS}"
+        raise SettingsError(f"MIN_WEIGHT_PER_CLASS {pair} of MAX_UPWEIGHT_PER_CLASS")
     phases_of(s)  # refused before anything is read
     folder = runs.run_path(s.RUNS_ROOT, s.RUN_NAME)
     runs.refuse_finished(folder, s.switches)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ipaddress
 import sys
-from typing import Literal
+from typing import Annotated, Literal
 
 from petface.errors import UserError, install_line, outlive_reader, run_script  # isort: split
 
@@ -23,7 +23,7 @@ import torch
 
 from petface.devices import choose_device, num_cores
 from petface.inference.two_stage import TwoStageInference
-from petface.settings import NonNegative, Positive, PositiveFloat, read_settings
+from petface.settings import NonNegative, Positive, PositiveFloat, Range, read_settings
 
 # ---- Models ----
 STAGE1_CHECKPOINT: str = "runs/cnn_folder_224_raw_aug/best.pt"  # or a bundle of exported models
@@ -34,7 +34,7 @@ PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  # fp32 = as inferen
 
 # ---- Address ----
 HOST: str = "127.0.0.1"  # this machine alone; 0.0.0.0 = every network, without authentication
-PORT: NonNegative = 8000  # 0 = a free one, printed
+PORT: Annotated[int, Range(0, 65_535)] = 8000  # 0 = a free one, printed
 ALLOWED_HOSTS: tuple[str, ...] = ()  # more names in Host headers; () = this machine's, else any
 
 # ---- Limits ----

@@ -16,6 +16,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +26,8 @@ import numpy as np
 
 from petface import files
 from petface.data import images, splits
+from petface.data.catalog import build_catalog
+from petface.data.fingerprint import describe_photos
 from petface.data.sources.layout import MARKER, Found, prepare, safe_name
 from petface.data.sources.readers import read_image_folder
 from petface.evaluation.details import SUMMARY
@@ -46,6 +49,7 @@ DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1, mps
 
 BACKBONE = "mobilenet_v2"  # of the fine-tuning preset
 DOOR = ROOT / "petface_command.py"
+PHOTOS = "photos.json"  # in the tree: a hash of each class's photos in the source
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     tree, run = Path(s.DATA_ROOT, name), Path(s.RUNS_ROOT, name)
     roots = ["--images-root", f"{tree}/images", "--annotations-root", f"{tree}/annotations"]
     models = ["--stage1-checkpoint", f"{run}/stage1/best.pt"]
-    lay_out(found, tree)
+    lay_out(found, tree, run)
     audit, evaluation = run / "audit", run / "evaluation"
     for made, line in (
         (audit / "audit.html", ["audit", *roots, "--out", audit]),
@@ -85,20 +89,42 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def lay_out(found: Found, tree: Path) -> None:
-    """Write the photos as a PetFace tree, unless it is there; one of other photos is refused."""
+def lay_out(found: Found, tree: Path, run: Path) -> None:
+    """Write the photos as a PetFace tree, unless it is there.
+
+    Raises `UserError` for a tree of other photos, and for a run on a tree that is gone.
+    """
     command = shown(["prepare", "image_folder", "--source", found.source, "--out", tree])
+    way_out = f"choose another --name, or remove {tree} and {run}"
+    listed, photos = tree / PHOTOS, describe_source(found)
     if not (tree / MARKER).exists():
+        if run.exists():
+            raise UserError(f"{run} was made of {tree}, which is not there: {way_out}")
         print(f"\n$ {command}", flush=True)
         prepare(found, tree)
+        files.write_json(listed, photos)
         print(describe(found))
         return
     before, num_now = files.read_json(tree / MARKER), len(found.entries) + len(found.left_out)
     num, source = before.get("photos", 0) + before.get("left_out", 0), before.get("source")
     if (source, num) != (str(found.source), num_now):
         what = f"{tree} was made of {num} files of {source}, not of these {num_now}"
-        raise UserError(f"{what} of {found.source}: choose another --name, or remove it")
+        raise UserError(f"{what} of {found.source}: {way_out}")
+    then = files.read_json(listed) if listed.exists() else photos
+    if changed := sorted(name for name, _ in then.items() ^ photos.items()):
+        what = f"photos of {', '.join(dict.fromkeys(changed))} have changed since {tree} was made"
+        raise UserError(f"{what}: {way_out}")
     print(f"\n{tree} is there already; left out: {command}")
+
+
+def describe_source(found: Found) -> dict[str, str]:
+    """Hash names, sizes and times of the photos as they lie in the source; hex digest per class."""
+    paths = defaultdict[str, list[bytes]](list)
+    for entry in found.entries:
+        paths[entry.species].append(os.fsencode(os.path.relpath(entry.path, found.source)))
+    everything = ((name, name, sorted(own)) for name, own in sorted(paths.items()))
+    catalog = build_catalog(found.source, everything)
+    return describe_photos(catalog, catalog.classes)
 
 
 def training_flags(s: Settings, found: Found, name: str) -> list[str]:

@@ -198,7 +198,7 @@ def _read_annotations(
             annotations[name] = read_species(path, name, **how)
             notes += annotations[name].notes
         else:
-            alike = {spelling(stem): found.name for stem, found in tables.items()}
+            alike = {spelling(s): found.name for s, found in tables.items() if found.exists()}
             near = difflib.get_close_matches(spelling(name), list(alike), n=1, cutoff=0.8)
             hint = f" (there is {alike[near[0]]}: rename it if it belongs here)" if near else ""
             what = f"{name}: no {path}{files.dead_link(path)}{hint}"

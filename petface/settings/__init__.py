@@ -162,9 +162,9 @@ def _read_preset(path: str) -> dict[str, tuple[str, Any]]:
     except UnicodeDecodeError as error:
         raise SettingsError(f"{name}: not UTF-8: {error}") from None
     except ValueError as error:  # a number of too many digits has no place
-        said = re.search(r"at line (\d+)", str(error))
-        line = said[1] if said else text.count("\n") + 1
-        raise SettingsError(f"{name}:{line}: not valid TOML: {str(error)[:300]}") from None
+        place = re.search(r"at (?:line (\d+)|end)", str(error))
+        where = f"{name}:{place[1] or text.count(chr(10)) + 1}" if place else name
+        raise SettingsError(f"{where}: not valid TOML: {str(error).split(';')[0][:300]}") from None
     if not is_preset:
         what = f"no file of at most {MAX_PRESET_BYTES:,} bytes, as a preset is"
         raise SettingsError(f"--config {name}: {what}; write its lines into one")

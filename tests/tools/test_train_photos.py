@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 import petface_command
+from petface.data.sources.readers import read_image_folder
 from petface.errors import UserError
 from tests import scripts
 from tools import train_photos
@@ -125,6 +127,30 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match="made of 3 files of /other, not of these 25"):
         train_photos.main([str(photos), "--name", "pets"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "one"]
+
+
+def test_photos_that_changed_meanwhile_are_refused_by_class(photos, tmp_path):
+    mine, tree, run = tmp_path / "mine", tmp_path / "tree", tmp_path / "run"
+    shutil.copytree(photos, mine)
+
+    def lay_out():
+        train_photos.lay_out(read_image_folder(mine), tree, run)
+
+    def refused(what):
+        with pytest.raises(UserError, match=f"{what}.*remove {tree} and {run}"):
+            lay_out()
+
+    lay_out()
+    lay_out()
+    (mine / "cat/3.jpg").rename(mine / "dog/moved.jpg")
+    refused("photos of cat, dog have changed")
+    (mine / "dog/moved.jpg").rename(mine / "cat/3.jpg")
+    lay_out()
+    (mine / "dog/4.jpg").write_bytes((mine / "dog/5.jpg").read_bytes())
+    refused("photos of dog have changed")
+    run.mkdir()
+    shutil.rmtree(tree)
+    refused(f"{run} was made of {tree}, which is not there")
 
 
 def test_every_tool_and_script_has_a_door():
