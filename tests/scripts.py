@@ -231,16 +231,9 @@ class Place:
         os.environ["MASTER_ADDR"] = "127.0.0.1"
 
 
-@dataclass(frozen=True)
-class SetConstant:
+def set_constant(module: str, name: str, value: object) -> None:
     """Give a module's constant another value, such as a batch that a small dataset fills twice."""
-
-    module: str
-    name: str
-    value: object
-
-    def __call__(self) -> None:
-        setattr(importlib.import_module(self.module), self.name, self.value)
+    setattr(importlib.import_module(module), name, value)
 
 
 def wrap(owner: Any, function: str, around: Callable[..., Any]) -> None:
@@ -283,16 +276,9 @@ class SignalAtStep:
         wrap(importlib.import_module(self.module), self.function, around)
 
 
-@dataclass(frozen=True)
-class KillBeforeCall:
+def kill_before_call(module: str, function: str, call: int = 1) -> SignalAtStep:
     """Die where `module.function` is called for the `call`-th time."""
-
-    module: str
-    function: str
-    call: int = 1
-
-    def __call__(self) -> None:
-        SignalAtStep(self.call, signal.SIGKILL, 1, self.function, self.module)()
+    return SignalAtStep(call, signal.SIGKILL, 1, function, module)
 
 
 @dataclass(frozen=True)
@@ -340,41 +326,30 @@ class KillWhileWritingRows:
         wrap(ResumableTable, "write_lines", around)
 
 
-@dataclass(frozen=True)
-class NanLoss:
+def nan_loss(calls: Collection[int]) -> None:
     """Make the focal loss NaN in these calls, counted from 1."""
+    from petface.training import losses
 
-    calls: Collection[int]
+    def around(number: int, call: Callable[[], Any]) -> Any:
+        return call() * (float("nan") if number in calls else 1)
 
-    def __call__(self) -> None:
-        from petface.training import losses
-
-        def around(number: int, call: Callable[[], Any]) -> Any:
-            return call() * (float("nan") if number in self.calls else 1)
-
-        wrap(losses, "masked_focal_loss", around)
+    wrap(losses, "masked_focal_loss", around)
 
 
-@dataclass(frozen=True)
-class KillLoader:
-    """Die, in a loading process, where it reads its first photos; `times` of them do."""
+def kill_loader(folder: Path, times: int = 1) -> None:
+    """Die, in a loading process, where it reads its first photos; `times` do, with marks there."""
+    from torch.utils.data import get_worker_info
 
-    folder: Path  # where they leave their marks
-    times: int = 1
+    from petface.data.loading import FileImages
 
-    def __call__(self) -> None:
-        from torch.utils.data import get_worker_info
+    def around(_: int, call: Callable[[], Any]) -> Any:
+        for number in range(times if get_worker_info() is not None else 0):
+            with suppress(FileExistsError):
+                (folder / f"loader{number}").mkdir()
+                _die()
+        return call()
 
-        from petface.data.loading import FileImages
-
-        def around(_: int, call: Callable[[], Any]) -> Any:
-            for number in range(self.times if get_worker_info() is not None else 0):
-                with suppress(FileExistsError):
-                    (self.folder / f"loader{number}").mkdir()
-                    _die()
-            return call()
-
-        wrap(FileImages, "read", around)
+    wrap(FileImages, "read", around)
 
 
 @dataclass(frozen=True)
@@ -399,14 +374,8 @@ class Cramped:
         ResNet.forward = cramped
 
 
-@dataclass(frozen=True)
-class FullDisk:
-    """Have a disk that takes no file above `num_bytes`."""
+def limit(name: str, value: int) -> None:
+    """Have a limit of the system, as `ulimit` sets it; RLIMIT_FSIZE is as a disk that fills."""
+    import resource
 
-    num_bytes: int
-
-    def __call__(self) -> None:
-        import resource
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.num_bytes, resource.RLIM_INFINITY))
+    resource.setrlimit(getattr(resource, name), (value, value))

@@ -290,6 +290,7 @@ def test_lines_of_keys_are_exact(module):
         ("SPLIT_FRACTIONS = [0.9, 0.1]", ["a.toml:1: SPLIT_FRACTIONS must be a list of 3"]),
         ("SEED = 1\n[Recipe]\nLR = 1", ["a.toml:2: [Recipe] is a table"]),
         ("LR = 1\nLR = 2", ["a.toml:2: not valid TOML", "overwrite"]),
+        (f"SEED = {'9' * 5000}", ["a.toml: not valid TOML", "Exceeds the limit"]),
         ("SEED = 1\nLR = \nBATCH_SIZE = 1", ["a.toml:2: not valid TOML", "line 2"]),
     ],
 )

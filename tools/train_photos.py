@@ -49,7 +49,6 @@ DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1, mps
 
 BACKBONE = "mobilenet_v2"  # of the fine-tuning preset
 DOOR = ROOT / "petface_command.py"
-PHOTOS = "photos.json"  # in the tree: a hash of each class's photos in the source
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -92,39 +91,33 @@ def main(argv: list[str] | None = None) -> int:
 def lay_out(found: Found, tree: Path, run: Path) -> None:
     """Write the photos as a PetFace tree, unless it is there.
 
-    Raises `UserError` for a tree of other photos, and for a run on a tree that is gone.
+    Raises `UserError` for a tree of other photos, and for a run whose tree is gone.
     """
     command = shown(["prepare", "image_folder", "--source", found.source, "--out", tree])
+    listed, now = tree.with_name(f"{tree.name}.photos.json"), describe_photos_of(found)
     way_out = f"choose another --name, or remove {tree} and {run}"
-    listed, photos = tree / PHOTOS, describe_source(found)
     if not (tree / MARKER).exists():
         if run.exists():
             raise UserError(f"{run} was made of {tree}, which is not there: {way_out}")
+        files.write_json(listed, now)  # first, as the tree is there whole or not at all
         print(f"\n$ {command}", flush=True)
         prepare(found, tree)
-        files.write_json(listed, photos)
         print(describe(found))
         return
-    before, num_now = files.read_json(tree / MARKER), len(found.entries) + len(found.left_out)
-    num, source = before.get("photos", 0) + before.get("left_out", 0), before.get("source")
-    if (source, num) != (str(found.source), num_now):
-        what = f"{tree} was made of {num} files of {source}, not of these {num_now}"
-        raise UserError(f"{what} of {found.source}: {way_out}")
-    then = files.read_json(listed) if listed.exists() else photos
-    if changed := sorted(name for name, _ in then.items() ^ photos.items()):
-        what = f"photos of {', '.join(dict.fromkeys(changed))} have changed since {tree} was made"
-        raise UserError(f"{what}: {way_out}")
+    before = files.read_json(listed) if listed.exists() else {}
+    if changed := sorted({name for name, _ in before.items() ^ now.items()}):
+        what = f"{tree} was made of other photos of {', '.join(changed)}"
+        raise UserError(f"{what} than {found.source} holds now: {way_out}")
     print(f"\n{tree} is there already; left out: {command}")
 
 
-def describe_source(found: Found) -> dict[str, str]:
-    """Hash names, sizes and times of the photos as they lie in the source; hex digest per class."""
+def describe_photos_of(found: Found) -> dict[str, str]:
+    """Hash paths, sizes and times of the photos as they lie in the source; hex digest per class."""
     paths = defaultdict[str, list[bytes]](list)
     for entry in found.entries:
-        paths[entry.species].append(os.fsencode(os.path.relpath(entry.path, found.source)))
+        paths[entry.species].append(os.fsencode(entry.path))
     everything = ((name, name, sorted(own)) for name, own in sorted(paths.items()))
-    catalog = build_catalog(found.source, everything)
-    return describe_photos(catalog, catalog.classes)
+    return describe_photos(build_catalog(found.source, everything), found.classes)
 
 
 def training_flags(s: Settings, found: Found, name: str) -> list[str]:

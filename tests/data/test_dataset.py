@@ -271,6 +271,8 @@ def test_a_file_nearly_of_the_name_is_named(tmp_path):
     (root / "annotations/zebra.csv").write_text("Name\n")
     text = noted(load(root))
     assert "there is Cat.csv: rename it" in text and "there is dogs.csv" in text
+    (root / "annotations/dog.csv").symlink_to("/nowhere.csv")
+    assert "there is dog.csv" not in noted(load(root))
 
 
 def test_equal_spellings_and_labels_that_look_unknown_are_listed_and_aliases_merge(tmp_path):

@@ -165,8 +165,8 @@ def test_kills_at_any_row_change_no_byte(out, evaluate, tmp_path):
         scripts.KillWhileWritingRows(3, 1.0),  # after two whole batches
         scripts.KillWhileWritingRows(2, 0.4),  # one batch more, and a torn one
         scripts.KillWhileWritingRows(4, 0.0),
-        scripts.KillBeforeCall("petface.files", "write_json", 3),  # rows whole, no summary yet
-        scripts.KillBeforeCall("petface.files", "write_csv", 3),  # after two of the matrices
+        scripts.kill_before_call("petface.files", "write_json", 3),  # rows whole, no summary yet
+        scripts.kill_before_call("petface.files", "write_csv", 3),  # after two of the matrices
     ]
     sizes = []
     for hook in hooks:

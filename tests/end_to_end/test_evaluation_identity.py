@@ -113,7 +113,7 @@ def test_what_replaces_a_finished_evaluation_is_not_taken_for_it_and_knows_its_p
     os.utime(photo, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert_refused(done, "begun with other checkpoints, data or settings (photos)")
     assert unfinished.read_bytes() == before
-    hook = scripts.KillBeforeCall("petface.files", "write_csv")
+    hook = scripts.kill_before_call("petface.files", "write_csv")
     assert run("--force", hook=hook).code == -9  # goes on with its own rows
     assert not (out / TABLE).exists() and unfinished.read_bytes().startswith(before)
     run().checked()

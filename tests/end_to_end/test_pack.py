@@ -19,7 +19,7 @@ def pack(tree, tmp_path_factory):
     flags = ["--images-root", tree.images, "--image-size-px", 32, "--num-workers", 2]
     flags += ["--out", path]
     killed = scripts.run_forked(
-        PACK_TOOL, flags, folder, scripts.KillBeforeCall("petface.data.pack", "_append", 3)
+        PACK_TOOL, flags, folder, scripts.kill_before_call("petface.data.pack", "_append", 3)
     )
     assert killed.code == -9 and not path.exists()
     done = scripts.run_forked(PACK_TOOL, flags, folder).checked()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tests.conftest import BOMB, EMPTY, TRUNCATED
 from tests.naive import rows_of
 
 BAD = {TRUNCATED: "unreadable", EMPTY: "unreadable", BOMB: "too_large"}
-SMALL_SLICES = scripts.SetConstant("petface.inference.predict", "SLICE_PHOTOS", 16)
+SMALL_SLICES = partial(scripts.set_constant, "petface.inference.predict", "SLICE_PHOTOS", 16)
 
 
 @pytest.fixture(scope="module")

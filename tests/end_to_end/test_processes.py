@@ -80,7 +80,7 @@ def test_a_run_of_one_process_goes_on_in_two_with_as_many_images_a_step(
 
 
 def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_both(together, tmp_path):
-    done = together("nan", "--epochs", 1, hooks=(None, scripts.NanLoss([3, 4])))
+    done = together("nan", "--epochs", 1, hooks=(None, partial(scripts.nan_loss, [3, 4])))
     assert [one.code for one in done] == [0, 0], done[0].err
     assert rows_of(tmp_path / "runs/nan/metrics.csv")[0]["num_skipped_steps"] == "2"
     last = torch.load(tmp_path / "runs/nan/last.pt", weights_only=True)
@@ -176,7 +176,7 @@ def test_an_evaluation_by_several_processes_is_that_of_one(
 
     kills = scripts.KillWhileWritingRows(3, 0.5), scripts.KillWhileWritingRows(5, 0.7)
     assert run("broken", kills) == [-9, -9]
-    kill = scripts.KillBeforeCall("petface.evaluation.run", "remove_parts")
+    kill = scripts.kill_before_call("petface.evaluation.run", "remove_parts")
     assert run("broken", (kill, None))[0] == -9
     table = tmp_path / "broken/petface_eval_per_image.csv"
     table.rename(table.with_name(table.name + ".unfinished"))

@@ -11,7 +11,7 @@ import torch
 from tests import naive, scripts
 from tests.conftest import TINY_STAGE1
 from tests.sameness import assert_same
-from tests.scripts import KillBeforeCall, KillWhileSaving
+from tests.scripts import KillWhileSaving, kill_before_call
 from tests.scripts import SignalAtStep as AtStep
 
 TIMINGS = {"train_images_per_s", "train_s"}
@@ -44,12 +44,12 @@ STARTS = {
         (KillWhileSaving("last.pt"), -9, (1, 0), ""),  # of epoch 2
         (AtStep(2, SIGTERM, **BATCH), 143, (1, 12), "stopped in epoch 2; "),
         (AtStep(1, SIGHUP, **BATCH), 129, (1, 12), "resuming at epoch 2, step 12"),
-        (KillBeforeCall("petface.files", "write_csv", 3), -9, (3, 0), ""),  # metrics of epoch 3
+        (kill_before_call("petface.files", "write_csv", 3), -9, (3, 0), ""),  # metrics of epoch 3
         (KillWhileSaving("best.pt"), -9, (3, 0), ""),  # with its calibration
         (AtStep(3 + 2, SIGTERM, **BATCH), 143, (3, 0), "stopped in the last passes"),
         # the test split was measured: what is left is short
         (AtStep(1, SIGINT, **CONFUSION), 130, (3, 0), "the same command resumes there"),
-        (KillBeforeCall("petface.files", "write_json", 2), -9, (3, 0), ""),
+        (kill_before_call("petface.files", "write_json", 2), -9, (3, 0), ""),
     ],
     "specialists": [  # cat takes 4 steps an epoch, two epochs in phase 1, one in phase 2
         (AtStep(2, SIGTERM), 143, (0, 2), ""),

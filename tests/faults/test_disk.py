@@ -273,7 +273,7 @@ def test_a_file_system_without_locks_costs_one_warning(
 def test_a_disk_that_fills_while_saving_leaves_whole_files(script, command, tmp_path):
     """best.pt takes 45 MB, last.pt with the optimizer's state 134 MB."""
     folder, (name, *flags) = tmp_path / "run", command("stage1", tmp_path / "run")
-    full = partial(script, name, flags, scripts.FullDisk(60_000_000))
+    full = partial(script, name, flags, partial(scripts.limit, "RLIMIT_FSIZE", 60_000_000))
     scripts.assert_refused(full(), f"error: cannot write {folder / 'last.pt'}: ", "bytes free")
     assert not list(folder.glob("*.partial-write")) and not (folder / "last.pt").exists()
     torch.load(folder / "best.pt", weights_only=True)
@@ -288,7 +288,7 @@ def test_a_disk_that_fills_while_rows_are_written_leaves_whole_rows(
 ):
     """The table takes 15 kB."""
     name, *flags = command("evaluate", tmp_path / "out")
-    done = script(name, flags, scripts.FullDisk(8_000))
+    done = script(name, flags, partial(scripts.limit, "RLIMIT_FSIZE", 8_000))
     scripts.assert_refused(done, "error: cannot write ", "bytes free")
     kept = (tmp_path / "out/petface_eval_per_image.csv.unfinished").read_bytes()
     whole = (evaluation_run.folder / "petface_eval_per_image.csv").read_bytes()

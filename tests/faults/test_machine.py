@@ -71,7 +71,7 @@ def test_an_evaluation_halves_the_batch_and_writes_the_same(
 
 
 def test_a_training_survives_a_loading_process_that_dies(script, flags, stage1_run, tmp_path):
-    hook = scripts.KillLoader(tmp_path)
+    hook = partial(scripts.kill_loader, tmp_path)
     done = script(scripts.STAGE1, [*flags, "--num-workers", 2], hook).checked()
     assert done.err.count("a loading process failed") == 1 and "1 workers continue" in done.err
     assert "Traceback" not in done.err
@@ -82,7 +82,7 @@ def test_an_evaluation_survives_loading_processes_that_all_die(
     script, evaluation_flags, evaluation_run, tmp_path
 ):
     flags = [*evaluation_flags, "--num-workers", 2, "--out-dir", tmp_path / "out"]
-    done = script(scripts.INFERENCE, flags, scripts.KillLoader(tmp_path, 99)).checked()
+    done = script(scripts.INFERENCE, flags, partial(scripts.kill_loader, tmp_path, 99)).checked()
     assert done.err.count("a loading process failed") == 2  # not for every part again
     assert "a thread of this process continues" in done.err and "Traceback" not in done.err
     assert_same(evaluation_run.folder, tmp_path / "out")

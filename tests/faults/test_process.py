@@ -232,17 +232,10 @@ def test_every_tool_refuses_a_place_it_cannot_write(script, tree, tmp_path):
         assert done.err.count("error: ") == 1, (name, done.err)
 
 
-def limit(name, value):
-    """Have a limit of the system, as `ulimit` sets it."""
-    import resource
-
-    resource.setrlimit(getattr(resource, name), (value, value))
-
-
 @pytest.mark.parametrize(("name", "value"), [("RLIMIT_FSIZE", 20_000), ("RLIMIT_NOFILE", 24)])
 def test_limits_of_the_system_are_one_line(script, tree, tmp_path, name, value):
     flags = [*tree.flags, *TINY_STAGE1, "--epochs", 1, "--runs-root", tmp_path]
-    done = script(scripts.STAGE1, flags, partial(limit, name, value))
+    done = script(scripts.STAGE1, flags, partial(scripts.limit, name, value))
     assert "Traceback" not in done.err
     assert done.code == 0 or done.message, done
 

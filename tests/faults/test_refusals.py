@@ -127,6 +127,12 @@ CASES = {  # commands, flags, exit code, damage, words of the line
         "stage1", ["--bodies", 2, "--weights", "a.pt,b.pt,c.pt"], 2, None,
         ["WEIGHTS is a list of 3, but BODIES is 2"],
     ),
+    "limits that descend": (
+        "stage2", ["--weight-clip", 8, 0.2], 2, None, ["WEIGHT_CLIP must ascend, not (8.0, 0.2)"],
+    ),
+    "a floor above its cap": (
+        "stage1", ["--min-weight-per-class", 5], 2, None, ["5.0 exceeds 3.0 of MAX_UPWEIGHT"],
+    ),
     "too many bodies": ("stage1", ["--bodies", 9], 1, None, ["bodies is 9, not a whole number"]),
     "an unknown backbone": ("stage2", ["--backbone", "vgg"], 1, None, ["resnet18, resnet34"]),
     "a level too high": (

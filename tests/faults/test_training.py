@@ -182,7 +182,7 @@ def test_no_validation_split_is_refused_in_words(script, tmp_path):
 
 def test_losses_that_stay_nan_stop_the_run_and_best_stays_whole(stage1, tmp_path):
     """Epoch 1 calls the loss 12 times for training and 3 times for validation."""
-    done = stage1("--mix", "none", hook=scripts.NanLoss([3, 4, 5, *range(16, 99)]))
+    done = stage1("--mix", "none", hook=partial(scripts.nan_loss, [3, 4, 5, *range(16, 99)]))
     assert_refused(
         done, "not finite in 10 steps in a row", "epoch 2, step 9", "loss nan", "lower LR"
     )

@@ -56,7 +56,7 @@ def test_an_identity_network_is_exported_alone(tree, runs, tmp_path, script) -> 
 def test_an_export_that_is_killed_leaves_no_bundle(tree, runs, tmp_path, script) -> None:
     """Killed where the second model begins; the next start makes it whole."""
     arguments = flags(tree, runs, tmp_path / "bundle")
-    kill = scripts.KillBeforeCall("petface.export.bundle", "export_model", 2)
+    kill = scripts.kill_before_call("petface.export.bundle", "export_model", 2)
     assert script(EXPORT, arguments, kill).code == -9
     left = tmp_path / "bundle.unfinished"
     assert not (tmp_path / "bundle").exists() and (left / "stage1.onnx").is_file()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,7 +127,7 @@ class Space:
 
     @property
     def hook(self) -> scripts.Hook | None:
-        return None if self.is_mounted else scripts.FullDisk(self.num_bytes)
+        return None if self.is_mounted else partial(scripts.limit, "RLIMIT_FSIZE", self.num_bytes)
 
 
 @contextmanager

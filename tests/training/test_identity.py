@@ -269,7 +269,7 @@ def test_force_goes_on_with_its_own_work_and_never_leaves_a_finished_state(scrip
     assert run(flags).code == 0
     before = (tmp_path / "two/cat/cat_best.pt").stat().st_mtime_ns
     for call in (1, 2):  # killed while the old files are deleted
-        kill = scripts.KillBeforeCall("petface.training.runs", "_clear", call)
+        kill = scripts.kill_before_call("petface.training.runs", "_clear", call)
         assert run([*flags, "--force"], kill).code == -9
     done = run([*flags, "--force"], scripts.SignalAtStep(2 * 4 + 3, signal.SIGTERM))
     assert done.code == 143 and (tmp_path / "two/cat/cat_best.pt").stat().st_mtime_ns != before
