@@ -62,7 +62,7 @@ OVER_BUDGET: dict[str, int] = {
     "petface/evaluation": 1336,
     "petface/report": 2018,
     "petface/serving": 1724,
-    "tools": 2628,
+    "tools": 2631,
     "tests": 25774,
 }
 

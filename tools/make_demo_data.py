@@ -28,7 +28,6 @@ from petface.errors import UserError, run_script  # isort: split
 import numpy as np
 from PIL import Image
 
-from petface.devices import num_cores
 from petface.files import read_json, write_csv, write_error, write_json
 from petface.progress import progress
 from petface.settings import Fraction, NonNegative, Range, Seed, read_settings
@@ -204,13 +203,15 @@ def draw_tree(
     """Draw all photos with a progress bar and write the annotation files, one a species."""
     everyone = [record for records in tree.values() for record in records]
     draw = partial(draw_record, out / "images", size_px, seed)
-    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, which ends the pool
     with (
-        ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore) as pool,
+        ProcessPoolExecutor(workers, get_context("spawn")) as pool,
         progress(total=num_photos(tree), unit="photo", desc="drawing") as bar,
     ):
         each = map if workers == 1 else partial(pool.map, chunksize=12)
-        for num in each(draw, everyone):  # what ends the loop early cancels the rest
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # by the workers, from their start on
+        drawn = each(draw, everyone)
+        signal.signal(signal.SIGINT, heard)  # Ctrl-C is for this process, which ends them
+        for num in drawn:  # what ends the loop early cancels the rest
             bar.update(num)
     for species, records in tree.items():
         path = out / "annotations" / f"{species}.csv"
@@ -275,6 +276,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if not (there := is_there(out, marker, force="force" in s.switches)):
             out.parent.mkdir(parents=True, exist_ok=True)
+            from petface.devices import num_cores  # loads torch, which the workers do without
+
             with TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.unfinished-") as folder:
                 draw_tree(Path(folder), tree, s.SIZE, s.SEED, s.WORKERS or num_cores())
                 if not is_plain:
