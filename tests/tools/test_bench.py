@@ -87,6 +87,7 @@ def test_the_main_thread_is_timed_without_what_others_do(tmp_path, monkeypatch):
     assert run() == (200, 2.0) and (part, name) in bench.GOALS
 
 
+@pytest.mark.slow
 def test_a_quick_part_prints_its_table_and_writes_a_csv(tmp_path, monkeypatch, capsys):
     out = tmp_path / "bench.csv"
     flags = ["--quick", "--only", "evaluation", "--rounds", "1", "--out", str(out)]

@@ -137,7 +137,7 @@ def test_photos_that_changed_meanwhile_are_refused_by_class(photos, tmp_path):
         train_photos.lay_out(read_image_folder(mine), tree, run)
 
     for old, new, changed in [
-        ("cat/3.jpg", "dog/x.jpg", "cat, dog"),
+        ("cat/3.jpg", "dog/3.jpg", "cat, dog"),
         ("cat/4.jpg", "cat/5.jpg", "cat"),
     ]:
         lay_out()
@@ -145,7 +145,6 @@ def test_photos_that_changed_meanwhile_are_refused_by_class(photos, tmp_path):
         with pytest.raises(UserError, match=f"other photos of {changed} than .* remove {tree} and"):
             lay_out()
         shutil.copytree(photos, mine, dirs_exist_ok=True)
-        (mine / "dog/x.jpg").unlink(missing_ok=True)
     run.mkdir()
     shutil.rmtree(tree)
     with pytest.raises(UserError, match=f"{run} was made of {tree}, which is not there"):
