@@ -153,7 +153,7 @@ def median_side_px(found: Found) -> int:
     """Return the median shorter side of 200 photos, spread evenly over the classes."""
     places, sides = splits.sample_evenly(np.array([e.species for e in found.entries]), 200), []
     for place in places:
-        with suppress(images.ImageError):  # the training counts and names it
+        with suppress(Exception):  # of any kind; the training counts and names it
             sides.append(min(images.read_header(found.entries[place].path)))
     if not sides:
         raise UserError(f"{found.source}: none of {len(places)} photos can be read")
