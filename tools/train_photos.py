@@ -89,10 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def lay_out(found: Found, tree: Path, run: Path) -> None:
-    """Write the photos as a PetFace tree, unless it is there.
-
-    Raises `UserError` for a tree of other photos, and for a run whose tree is gone.
-    """
+    """Write the photos as a PetFace tree, unless it is there; one of other photos is refused."""
     command = shown(["prepare", "image_folder", "--source", found.source, "--out", tree])
     listed, now = tree.with_name(f"{tree.name}.photos.json"), describe_photos_of(found)
     way_out = f"choose another --name, or remove {tree} and {run}"
@@ -104,7 +101,10 @@ def lay_out(found: Found, tree: Path, run: Path) -> None:
         prepare(found, tree)
         print(describe(found))
         return
-    before = files.read_json(listed) if listed.exists() else {}
+    marker, num = files.read_json(tree / MARKER), len(found.entries) + len(found.left_out)
+    made_of = marker.get("source"), marker.get("photos", 0) + marker.get("left_out", 0)
+    before = now if made_of == (str(found.source), num) else {}  # where `prepare` was given alone
+    before = files.read_json(listed) if listed.exists() else before
     if changed := sorted({name for name, _ in before.items() ^ now.items()}):
         what = f"{tree} was made of other photos of {', '.join(changed)}"
         raise UserError(f"{what} than {found.source} holds now: {way_out}")

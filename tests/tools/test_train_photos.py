@@ -143,6 +143,8 @@ def test_photos_that_changed_meanwhile_are_refused_by_class(photos, tmp_path):
         with pytest.raises(UserError, match=f"other photos of {changed} than .* remove {tree} and"):
             lay_out()
         shutil.copytree(photos, mine, dirs_exist_ok=True)
+    (tmp_path / "data/tree.photos.json").unlink()
+    lay_out()  # as where `petface prepare` was given alone
     run.mkdir()
     shutil.rmtree(tree)
     with pytest.raises(UserError, match=f"{run} was made of {tree}, which is not there"):

@@ -147,9 +147,7 @@ def wait_in_vain(sleep_s):
 
 @pytest.mark.parametrize(("sleep_s", "reason"), [(0, "tcp"), (4, "timed out")])
 def test_a_process_that_ends_or_hangs_is_told_in_one_line(sleep_s, reason):
-    limit = partial(
-        scripts.set_constant, "petface.distributed", "STEP_TIMEOUT", timedelta(seconds=2)
-    )
+    limit = partial(scripts.set_constant, "petface.distributed", "STEP_TIMEOUT", timedelta(0, 2))
     said, _ = together(2, wait_in_vain, sleep_s, hook=limit)
     assert "process 0 of 2 lost the others: one has ended or hangs" in said
     assert reason in said and "\n" not in said
